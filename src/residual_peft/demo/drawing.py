@@ -1,0 +1,263 @@
+"""Draws scenes: signed distances of shapes and glyphs, warped, textured and set on a background.
+
+Everything is batched tensor arithmetic, so that drawing a million images costs minutes.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from .world import ATTRIBUTES, COLORS, Scene
+
+IMAGE_SIZE = 40
+"""Pixels per side."""
+
+FONTS = (
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique",
+    "DejaVuSansMono-BoldOblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic",
+    "DejaVuSerif-BoldItalic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic",
+    "STIXGeneralBolIta", "cmb10", "cmr10", "cmss10", "cmtt10",
+)  # fmt: skip
+"""Fonts that matplotlib ships."""
+
+_CELL = 64  # pixels per side of one stored distance field; the object fills the inner half
+_SHAPES = ATTRIBUTES["shape"]
+_GLYPHS = ATTRIBUTES["digit"] + ATTRIBUTES["letter"]
+
+
+def _polygon(points: list[tuple[float, float]], size: int) -> Image.Image:
+    image = Image.new("L", (size, size))
+    ImageDraw.Draw(image).polygon([(x * size, y * size) for x, y in points], fill=255)
+    return image
+
+
+def _turned(count: int, radii: tuple[float, ...], start: float) -> list[tuple[float, float]]:
+    angles = np.deg2rad(start) + np.arange(count) * 2 * np.pi / count
+    return [
+        (0.5 + radii[i % len(radii)] * np.cos(a) / 2, 0.5 + radii[i % len(radii)] * np.sin(a) / 2)
+        for i, a in enumerate(angles)
+    ]
+
+
+def _discs(size: int, *discs: tuple[float, float, float, int]) -> Image.Image:
+    image = Image.new("L", (size, size))
+    draw = ImageDraw.Draw(image)
+    for x, y, radius, fill in discs:
+        box = [(x - radius) * size, (y - radius) * size, (x + radius) * size, (y + radius) * size]
+        draw.ellipse(box, fill=fill)
+    return image
+
+
+def _heart(size: int) -> Image.Image:
+    t = np.linspace(0, 2 * np.pi, 200)
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return _polygon(list(zip(0.5 + x / 34, 0.47 - y / 34, strict=True)), size)
+
+
+def _shape(name: str, size: int = 256) -> Image.Image:
+    third = [(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67), (0.67, 1),
+             (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)]  # fmt: skip
+    arrow = [(0, 0.34), (0.5, 0.34), (0.5, 0.05), (1, 0.5), (0.5, 0.95), (0.5, 0.66), (0, 0.66)]
+    drawings = {
+        "circle": lambda: _discs(size, (0.5, 0.5, 0.5, 255)),
+        "square": lambda: _polygon([(0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)], size),
+        "triangle": lambda: _polygon([(0.5, 0.04), (1, 0.94), (0, 0.94)], size),
+        "star": lambda: _polygon(_turned(10, (1.0, 0.42), -90), size),
+        "heart": lambda: _heart(size),
+        "cross": lambda: _polygon(third, size),
+        "ring": lambda: _discs(size, (0.5, 0.5, 0.5, 255), (0.5, 0.5, 0.27, 0)),
+        "crescent": lambda: _discs(size, (0.5, 0.5, 0.5, 255), (0.74, 0.5, 0.42, 0)),
+        "arrow": lambda: _polygon(arrow, size),
+        "diamond": lambda: _polygon([(0.5, 0), (0.86, 0.5), (0.5, 1), (0.14, 0.5)], size),
+    }
+    return drawings[name]()
+
+
+def _glyph(character: str, font: str) -> Image.Image:
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    face = ImageFont.truetype(str(folder / f"{font}.ttf"), 256)
+    image = Image.new("L", (512, 512))
+    ImageDraw.Draw(image).text((128, 64), character, font=face, fill=255)
+    return image.crop(image.getbbox())
+
+
+def _distance(image: Image.Image) -> np.ndarray:
+    """Signed distance to the outline, positive inside, in units of the object's longer side."""
+    mask = np.asarray(image) > 127
+    side = max(mask.shape)
+    room = np.zeros((2 * side, 2 * side), bool)
+    top, left = side - mask.shape[0] // 2, side - mask.shape[1] // 2
+    room[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    signed = (distance_transform_edt(room) - distance_transform_edt(~room)) / side
+    small = Image.fromarray(signed.astype(np.float32), mode="F")
+    return np.asarray(small.resize((_CELL, _CELL), Image.Resampling.BOX))
+
+
+@lru_cache(maxsize=1)
+def _atlas() -> tuple[Tensor, Tensor]:
+    """Distance fields of the shapes (10, 64, 64) and of the glyphs (34, fonts, 64, 64)."""
+    shapes = np.stack([_distance(_shape(name)) for name in _SHAPES])
+    glyphs = np.stack([[_distance(_glyph(c, font)) for font in FONTS] for c in _GLYPHS])
+    return torch.from_numpy(shapes), torch.from_numpy(glyphs)
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _pixel_grid() -> tuple[Tensor, Tensor]:
+    line = torch.arange(IMAGE_SIZE) + 0.5
+    return line[None, :].expand(IMAGE_SIZE, -1), line[:, None].expand(-1, IMAGE_SIZE)
+
+
+def _fields(scene: Scene, generator: torch.Generator) -> Tensor:
+    shapes, glyphs = _atlas()
+    font = torch.randint(len(FONTS), (len(scene),), generator=generator)
+    digit, letter = scene.values["digit"], scene.values["letter"]
+    glyph = torch.where(digit >= 0, digit, 10 + letter).clamp(min=0)
+    shape = scene.values["shape"]
+    chosen = torch.where((shape >= 0)[:, None, None], shapes[shape], glyphs[glyph, font])
+    return chosen[:, None]
+
+
+def _centers(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Object sizes (B,) and centres (B, 3, 2) in pixels; the second and third are for counts."""
+    size, position, several = (scene.values[k] for k in ("size", "position", "count"))
+    batch = len(scene)
+    side = torch.where(size == 1, _uniform((batch,), 27, 30, generator),
+                       _uniform((batch,), 17, 20, generator))  # fmt: skip
+    side = torch.where(several > 0, _uniform((batch,), 14, 16, generator), side)
+    away = (IMAGE_SIZE - side) / 2 - 0.5  # to the edge of the frame, not past it
+    steps = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1], [0, 0]])[position]
+    jitter = _uniform((batch, 2), -1.2, 1.2, generator)
+    single = IMAGE_SIZE / 2 + steps * away[:, None] + jitter * (steps == 0)
+    corners = torch.tensor([[10.5, 10.5], [29.5, 10.5], [10.5, 29.5], [29.5, 29.5]])
+    order = torch.rand(batch, 4, generator=generator).argsort(1)[:, :3]
+    grid = corners[order] + _uniform((batch, 3, 2), -1.5, 1.5, generator)
+    centers = torch.where((several > 0)[:, None, None], grid, single[:, None])
+    return side, centers
+
+
+def _silhouettes(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Coverage (B, H, W) of the objects in [0, 1], and their sizes in pixels (B,)."""
+    batch, fields = len(scene), _fields(scene, generator)
+    side, centers = _centers(scene, generator)
+    glyph = scene.values["shape"] < 0
+    angle = _uniform((batch,), -0.16, 0.16, generator)
+    shear = _uniform((batch,), -0.25, 0.25, generator) * glyph
+    aspect = 1 + _uniform((batch,), -0.15, 0.15, generator) * glyph
+    thicker = torch.where(glyph, _uniform((batch,), -0.2, 1.2, generator), 0.0)
+    warp = torch.randn(batch, 2, 4, 4, generator=generator) * 0.035 * glyph[:, None, None, None]
+    warp = F.interpolate(warp, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=True)
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    across, down = _pixel_grid()
+    result = torch.zeros(batch, IMAGE_SIZE, IMAGE_SIZE)
+    for index in range(3):
+        rows = (scene.values["count"] >= index).nonzero()[:, 0]
+        scale = side[rows, None, None]
+        x = (across - centers[rows, index, 0, None, None]) / scale
+        y = (down - centers[rows, index, 1, None, None]) / scale
+        c, s = cos[rows], sin[rows]
+        u = (c * x + s * y) * aspect[rows, None, None]
+        v = (c * y - s * x) / aspect[rows, None, None]
+        u = u + shear[rows, None, None] * v + warp[rows, 0]
+        v = v + warp[rows, 1]
+        # a stored field covers twice the object, so its half width is one object side
+        distance = F.grid_sample(
+            fields[rows], torch.stack([u, v], -1), padding_mode="border", align_corners=False
+        )[:, 0]
+        cover = (0.5 + distance * scale + thicker[rows, None, None]).clamp(0, 1)
+        result[rows] = torch.maximum(result[rows], cover)
+    return result, side
+
+
+def _pattern(scene: Scene, generator: torch.Generator) -> Tensor:
+    """Which pixels show the second tone (B, H, W), 0 or 1, smoothed at its edges."""
+    batch = len(scene)
+    across, down = _pixel_grid()
+    angle = _uniform((batch, 1, 1), -0.5, 0.5, generator)
+    shift = _uniform((batch, 2, 1, 1), 0, 6, generator)
+    period = _uniform((batch, 1, 1), 5.0, 6.0, generator)
+    u = (angle.cos() * across + angle.sin() * down + shift[:, 0]) * (2 * torch.pi / period)
+    v = (angle.cos() * down - angle.sin() * across + shift[:, 1]) * (2 * torch.pi / period)
+    waves = torch.stack(
+        [
+            torch.full_like(u, -1.0),
+            u.sin(),
+            (u.cos() + v.cos()) * 0.8 - 0.45,
+            (u * 0.8).sin() * (v * 0.8).sin() * 1.6,
+        ]
+    )
+    texture = scene.values["texture"].clamp(min=0)
+    chosen = waves[texture, torch.arange(batch)]
+    return (0.5 + chosen * 1.6).clamp(0, 1)
+
+
+def _backgrounds(scene: Scene, generator: torch.Generator) -> Tensor:
+    batch = len(scene)
+    across, down = _pixel_grid()
+    noise = torch.rand(batch, 1, IMAGE_SIZE // 2, IMAGE_SIZE // 2, generator=generator)
+    noise = F.interpolate(noise, scale_factor=2.0, mode="nearest")[:, 0]
+    turn = _uniform((batch, 1, 1), 0, 2 * torch.pi, generator)
+    ramp = (turn.cos() * (across - 20) + turn.sin() * (down - 20)) / 50
+    shift = torch.randint(8, (batch, 2, 1, 1), generator=generator)
+    grid = ((across.long() + shift[:, 0]) % 8 == 0) | ((down.long() + shift[:, 1]) % 8 == 0)
+    plain = _uniform((batch, 1, 1), -0.03, 0.03, generator).expand(-1, IMAGE_SIZE, IMAGE_SIZE)
+    looks = torch.stack(
+        [
+            0.03 + plain,
+            0.97 + plain,
+            0.5 + 2 * plain,
+            0.33 + 0.34 * noise,
+            0.5 + 0.75 * ramp,
+            0.62 - 0.3 * grid.float(),
+        ]
+    )
+    gray = looks[scene.values["background"], torch.arange(batch)]
+    return gray[:, None].expand(-1, 3, -1, -1)
+
+
+def _blurred(images: Tensor, scene: Scene, side: Tensor, generator: torch.Generator) -> Tensor:
+    """Some large glyphs lose resolution, as in a small or unsharp photograph."""
+    glyph = (scene.values["shape"] < 0) & (side > 25)
+    lottery = torch.rand(len(scene), generator=generator)
+    for resolution, low in ((10, 0.0), (14, 0.15), (20, 0.3)):
+        rows = (glyph & (lottery >= low) & (lottery < low + 0.15)).nonzero()[:, 0]
+        if len(rows):
+            small = F.interpolate(images[rows], (resolution, resolution), mode="area")
+            images[rows] = F.interpolate(
+                small, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False
+            )
+    return images
+
+
+def draw(scene: Scene, generator: torch.Generator) -> Tensor:
+    """Draw scenes.
+
+    Args:
+        scene: what B images show.
+        generator: the source of all that the scene leaves open (font, jitter, noise).
+
+    Returns:
+        (B, 3, 40, 40) uint8 RGB.
+    """
+    cover, side = _silhouettes(scene, generator)
+    base = COLORS[scene.values["color"]] + _uniform((len(scene), 3), -0.04, 0.04, generator)
+    light = base.mean(1, keepdim=True)
+    second = torch.where(light > 0.3, base * 0.4, base * 0.4 + 0.5)
+    second = torch.where(light > 0.15, second, base + 0.3)  # black stays darker than gray
+    tone = _pattern(scene, generator)[:, None]
+    paint = base[:, :, None, None] * (1 - tone) + second[:, :, None, None] * tone
+    images = _backgrounds(scene, generator) * (1 - cover[:, None]) + paint * cover[:, None]
+    images = _blurred(images, scene, side, generator)
+    images = images + torch.randn(images.shape, generator=generator) * 0.015
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

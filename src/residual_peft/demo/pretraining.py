@@ -1,0 +1,246 @@
+"""Pretrains the bundled CLIP from scratch on its drawn world: `python -m residual_peft.demo.pretraining`.
+
+The loss is contrastive between images and captions. A caption is a positive of every image that it is
+true of, so equal captions are positives of each other's images and short captions have many. Besides
+captions that name several attributes, every step shows all values of each attribute in one prompt.
+The learning rate is constant and decays linearly in the last steps; a run that stopped goes on from its
+last checkpoint and draws the images that it would have drawn.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from ..files import atomic_file
+from .drawing import IMAGE_SIZE, draw
+from .world import (
+    ATTRIBUTES,
+    TEMPLATES,
+    Scene,
+    caption_truth,
+    captions,
+    prompts,
+    sample_scenes,
+    vocabulary_text,
+)
+
+CAPTIONS_PER_STEP = 96
+CONTEXT_LENGTH = 32
+
+
+def build_tokenizer(merges: int = 160) -> CLIPTokenizer:
+    """A byte-level CLIP tokenizer: all bytes, so that it reads any text, and the world's words."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    shell = CLIPTokenizer()
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = shell.backend_tokenizer.normalizer
+    learner.pre_tokenizer = shell.backend_tokenizer.pre_tokenizer
+    learner.train_from_iterator(
+        vocabulary_text(),
+        trainers.BpeTrainer(
+            vocab_size=2 * len(alphabet) + merges,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
+    learned = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    tokens = alphabet + [byte + "</w>" for byte in alphabet]
+    tokens += list(dict.fromkeys(left + right for left, right in learned))
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=learned,
+        model_max_length=CONTEXT_LENGTH,
+    )
+
+
+def build_model(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
+    """The untrained model: 6 layers of 8 heads for images, 3 layers for text."""
+    config = CLIPConfig(
+        projection_dim=128,
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+            "projection_dim": 128,
+        },
+        text_config={
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "projection_dim": 128,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+    )
+    torch.manual_seed(seed)
+    return CLIPModel(config)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W) -> pixel values in [-1, 1], as the bundled image processor gives."""
+    return images.float() / 127.5 - 1
+
+
+def image_embeddings(model: CLIPModel, images: Tensor) -> Tensor:
+    """Unit-norm readouts (B, d) of uint8 images."""
+    readout = model.get_image_features(pixel_values=pixels(images)).pooler_output
+    return F.normalize(readout, dim=-1)
+
+
+def text_embeddings(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Unit-norm embeddings (M, d) of texts."""
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    return F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+
+
+def _several_positives(logits: Tensor, truth: Tensor) -> Tensor:
+    """Mean over rows of the mean log-probability of a row's positives (Khosla et al. 2020, L_out)."""
+    weight = truth / truth.sum(1, keepdim=True).clamp(min=1)
+    rows = truth.any(1)
+    return -(weight * logits.log_softmax(1)).sum(1)[rows].mean()
+
+
+def loss(
+    model: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    scene: Scene,
+    images: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """The contrastive loss of one batch."""
+    captioned = scene[:CAPTIONS_PER_STEP]
+    share = 0.2 + 0.7 * torch.rand(CAPTIONS_PER_STEP, 1, generator=generator)
+    named = torch.rand(CAPTIONS_PER_STEP, len(ATTRIBUTES), generator=generator) < share
+    texts = captions(captioned, named, generator)
+    truth = caption_truth(scene, captioned, named)
+    lists = []
+    for name, templates in TEMPLATES.items():
+        pick = int(torch.randint(len(templates), (1,), generator=generator))
+        lists.append(prompts(name, templates[pick]))
+    scale = model.logit_scale.exp()
+    image = image_embeddings(model, images)
+    long = scale * image @ text_embeddings(model, tokenizer, texts).T
+    short = scale * image @ text_embeddings(model, tokenizer, sum(lists, [])).T
+    total = (_several_positives(long, truth) + _several_positives(long.T, truth.T)) / 2
+    start, terms = 0, []
+    for name, group in zip(TEMPLATES, lists, strict=True):
+        labels = scene.values[name]
+        if (labels >= 0).any():
+            logits = short[:, start : start + len(group)]
+            terms.append(F.cross_entropy(logits, labels, ignore_index=-1))
+        start += len(group)
+    return total + 2 * torch.stack(terms).mean()
+
+
+@torch.no_grad()
+def zero_shot_accuracy(
+    model: CLIPModel, tokenizer: CLIPTokenizer, *, images_per_task: int = 1000, seed: int = 10**9
+) -> dict[str, float]:
+    """Zero-shot accuracy per attribute on held-out images, with the ensemble of its templates."""
+    model.eval()
+    result = {}
+    for index, (name, templates) in enumerate(TEMPLATES.items()):
+        generator = torch.Generator().manual_seed(seed + index)
+        scene = sample_scenes(images_per_task, generator, only=name)
+        drawn = draw(scene, generator)
+        image = torch.cat([image_embeddings(model, part) for part in drawn.split(500)])
+        text = sum(text_embeddings(model, tokenizer, prompts(name, t)) for t in templates)
+        found = (image @ F.normalize(text, dim=-1).T).argmax(1)
+        result[name] = (found == scene.values[name]).float().mean().item()
+    return result
+
+
+def _rate(step: int, steps: int, decay: int, peak: float, warmup: int = 400) -> float:
+    return peak * min(1.0, (step + 1) / warmup, (steps - step) / max(decay, 1))
+
+
+def _save_checkpoint(path: Path, step: int, model: CLIPModel, optimizer: torch.optim.Optimizer) -> None:
+    with atomic_file(path) as temporary:
+        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(state, temporary)
+
+
+def pretrain(
+    out: Path, *, steps: int, decay: int, batch: int, rate: float, seed: int, every: int = 1000
+) -> CLIPModel:
+    """Train, with a checkpoint and a line in `log.jsonl` every `every` steps.
+
+    A checkpoint taken before the decay began also serves a longer run: `steps` may grow.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    checkpoint, first = out / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    started, mean = time.perf_counter(), 0.0
+    for step in range(first, steps):
+        model.train()
+        generator = torch.Generator().manual_seed(seed * 10**7 + step)
+        scene = sample_scenes(batch, generator)
+        value = loss(model, tokenizer, scene, draw(scene, generator), generator)
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(step, steps, decay, rate)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.6)
+        mean += (value.item() - mean) / min(step - first + 1, 100)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            line = {
+                "step": step + 1,
+                "images": (step + 1) * batch,
+                "loss": round(mean, 4),
+                "images_per_second": round((step + 1 - first) * batch / (time.perf_counter() - started)),
+                "scale": round(model.logit_scale.exp().item(), 1),
+                "zero_shot": {k: round(v, 3) for k, v in zero_shot_accuracy(model, tokenizer).items()},
+            }
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+            _save_checkpoint(checkpoint, step + 1, model, optimizer)
+    return model
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("pretraining"))
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--decay", type=int, default=2_500, help="steps of linear decay at the end")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    options = vars(parser.parse_args())
+    pretrain(options.pop("out"), **options)
+
+
+if __name__ == "__main__":
+    main()
