@@ -1,0 +1,82 @@
+"""The one-way import rule: a room imports only from rooms above it in the list."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import residual_peft
+
+ROOT = Path(residual_peft.__file__).parent
+
+ROOMS = [
+    "errors",
+    "files",
+    "hub",
+    "anatomy",
+    "decomposition",
+    "moments",
+    "bases",
+    "tuner.config",
+    "tuner.readout",
+    "tuner.model",
+    "tuner",
+    "metrics",
+    "zero_shot",
+    "data",
+    "training",
+    "coordinates",
+    "evaluation",
+    "reporting",
+    "demo",
+    "cli",
+]
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] == "tuner" and parts[-1] != "__init__":
+        return "tuner." + parts[1]
+    return parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    package = ("residual_peft", *path.relative_to(ROOT).parent.parts)
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.startswith("residual_peft.")}
+
+
+def rooms_imported(path: Path) -> set[str]:
+    rooms = set()
+    for name in imported(path):
+        tail = name.removeprefix("residual_peft.")
+        matches = [room for room in ROOMS if tail == room or tail.startswith(room + ".")]
+        if matches:
+            rooms.add(max(matches, key=len))
+    return rooms
+
+
+FILES = sorted(p for p in ROOT.rglob("*.py") if "metric_modules" not in p.parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_from_above(path: Path) -> None:
+    if path == ROOT / "__init__.py":
+        return
+    room = room_of(path)
+    assert room in ROOMS, f"{room} has no place in the list"
+    below = {other for other in rooms_imported(path) if ROOMS.index(other) > ROOMS.index(room)}
+    assert not below, f"{room} imports from {sorted(below)}, which stand below it"
+
+
+def test_the_rule_sees_relative_imports(tmp_path: Path) -> None:
+    demo = ROOT / "demo" / "drawing.py"
+    assert "demo" in rooms_imported(demo)
+    assert {"files", "demo"} <= rooms_imported(ROOT / "demo" / "pretraining.py")
