@@ -1,0 +1,129 @@
+"""Accuracy, top-k accuracy, mean per-class recall and calibration: pure functions of arrays.
+
+Everything here takes scores (N, C), one row per image and one column per class, and labels (N,).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from .errors import ResiDualError
+
+Array = npt.NDArray[Any]
+ArrayLike = npt.ArrayLike | Tensor
+
+EVALUATE_MODULE = Path(__file__).parent / "metric_modules" / "residual_accuracy"
+
+
+def evaluate_module_path() -> str:
+    """Where the package's `evaluate` module lies: `evaluate.load(evaluate_module_path())`."""
+    return str(EVALUATE_MODULE)
+
+
+def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Share of images whose highest score is that of their label; equal scores go to the first."""
+    return top_k_accuracy(scores, labels, 1)
+
+
+def top_k_accuracy(scores: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
+    """Share of images whose label is among the `k` highest scores (all of them when C <= k).
+
+    Equal scores are ranked by class index, so that `k=1` is exactly the accuracy of `argmax`.
+    """
+    if k < 1:
+        raise ResiDualError(f"wanted k of at least 1 for a top-k accuracy, got {k}.")
+    values, targets = _checked(scores, labels)
+    own = np.take_along_axis(values, targets[:, None], axis=1)
+    earlier = np.arange(values.shape[1])[None] < targets[:, None]
+    rank = ((values > own) | ((values == own) & earlier)).sum(axis=1)
+    return float((rank < k).mean())
+
+
+def per_class_recall(scores: ArrayLike, labels: ArrayLike) -> Array:
+    """Share of each class's images that are recognised (C,); NaN for a class with no images."""
+    values, targets = _checked(scores, labels)
+    classes = values.shape[1]
+    images = np.bincount(targets, minlength=classes)
+    hits = np.bincount(targets[values.argmax(axis=1) == targets], minlength=classes)
+    return np.divide(hits, images, out=np.full(classes, np.nan), where=images > 0)
+
+
+def mean_per_class_recall(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Mean of the recalls of those classes that occur in `labels` (balanced accuracy)."""
+    return float(np.nanmean(per_class_recall(scores, labels)))
+
+
+def confusion_matrix(scores: ArrayLike, labels: ArrayLike) -> Array:
+    """Counts (C, C): row = label, column = prediction."""
+    values, targets = _checked(scores, labels)
+    classes = values.shape[1]
+    flat = np.bincount(targets * classes + values.argmax(axis=1), minlength=classes * classes)
+    return flat.reshape(classes, classes)
+
+
+def expected_calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3) over `bins` equal bins ((0, 1/b], ...].
+
+    Args:
+        probabilities: (N, C), rows that sum to one.
+        labels: (N,).
+        bins: how many bins of confidence.
+    """
+    if bins < 1:
+        raise ResiDualError(f"wanted at least one bin for the calibration error, got {bins}.")
+    values, targets = _checked(probabilities, labels)
+    if values.min() < 0 or np.abs(values.sum(axis=1) - 1).max() > 1e-3:
+        raise ResiDualError(
+            "wanted probabilities (rows >= 0 that sum to 1) for the calibration error, got other "
+            "scores; pass logits through a softmax first."
+        )
+    confidence = values.max(axis=1)
+    correct = values.argmax(axis=1) == targets
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(targets))
+
+
+def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """`accuracy`, `top5_accuracy` and `mean_per_class_recall` of scores (N, C)."""
+    return {
+        "accuracy": accuracy(scores, labels),
+        "top5_accuracy": top_k_accuracy(scores, labels, 5),
+        "mean_per_class_recall": mean_per_class_recall(scores, labels),
+    }
+
+
+def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    values, targets = _numpy(scores), _numpy(labels)
+    if values.ndim != 2 or targets.ndim != 1 or len(values) != len(targets):
+        raise ResiDualError(
+            "wanted scores (images, classes) and one label per image, got shapes "
+            f"{tuple(values.shape)} and {tuple(targets.shape)}."
+        )
+    if len(targets) == 0:
+        raise ResiDualError("wanted at least one image to compute a metric, got none.")
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise ResiDualError(f"wanted finite scores, got NaN or infinity for image {row}.")
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise ResiDualError(f"wanted whole numbers as labels, got {targets.dtype}.")
+    outside = np.flatnonzero((targets < 0) | (targets >= values.shape[1]))
+    if len(outside):
+        raise ResiDualError(
+            f"wanted labels from 0 to {values.shape[1] - 1}, got {int(targets[outside[0]])} for "
+            f"image {int(outside[0])}; unlabelled images cannot be scored."
+        )
+    return values, targets.astype(np.int64)
+
+
+def _numpy(value: ArrayLike) -> Array:
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        # numpy knows no bfloat16
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return np.asarray(value)

@@ -1,0 +1,111 @@
+import evaluate
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+
+from residual_peft import metrics
+from residual_peft.errors import ResiDualError
+
+
+def random_scores(seed=0, images=200, classes=8):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, images)
+    scores = generator.normal(size=(images, classes))
+    scores[np.arange(images), labels] += generator.normal(1.0, 1.0, images)
+    return scores, labels
+
+
+def softmax(scores):
+    powers = np.exp(scores - scores.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def test_accuracy_and_recall_are_those_of_scikit_learn():
+    scores, labels = random_scores()
+    predictions = scores.argmax(1)
+    assert metrics.accuracy(scores, labels) == sklearn.metrics.accuracy_score(labels, predictions)
+    expected = sklearn.metrics.balanced_accuracy_score(labels, predictions)
+    assert metrics.mean_per_class_recall(scores, labels) == pytest.approx(expected, abs=1e-12)
+    matrix = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(8))
+    np.testing.assert_array_equal(metrics.confusion_matrix(scores, labels), matrix)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 8, 100])
+def test_top_k_is_that_of_scikit_learn_and_of_a_loop(k):
+    scores, labels = random_scores(k)
+    slow = np.mean([y in np.argsort(-row)[:k] for row, y in zip(scores, labels, strict=True)])
+    assert metrics.top_k_accuracy(scores, labels, k) == pytest.approx(slow, abs=1e-12)
+    if k < 8:
+        expected = sklearn.metrics.top_k_accuracy_score(labels, scores, k=k, labels=range(8))
+        assert metrics.top_k_accuracy(scores, labels, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_equal_scores_go_to_the_first_class_as_argmax_has_it():
+    scores = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    labels = np.array([0, 1, 2])
+    assert metrics.accuracy(scores, labels) == pytest.approx(1 / 3)
+    assert metrics.top_k_accuracy(scores, labels, 2) == pytest.approx(2 / 3)
+
+
+def test_classes_without_images_do_not_count_in_the_mean_recall():
+    scores = np.eye(4)[[0, 1, 1]]
+    labels = np.array([0, 1, 0])
+    assert np.isnan(metrics.per_class_recall(scores, labels)[2:]).all()
+    assert metrics.mean_per_class_recall(scores, labels) == pytest.approx(0.75)
+
+
+def test_calibration_error_equals_a_loop_over_bins():
+    scores, labels = random_scores(3, images=500)
+    probabilities = softmax(scores)
+    confidence, predictions = probabilities.max(1), probabilities.argmax(1)
+    expected, bins = 0.0, 10
+    for b in range(bins):
+        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        if inside.any():
+            gap = (predictions == labels)[inside].mean() - confidence[inside].mean()
+            expected += inside.mean() * abs(gap)
+    measured = metrics.expected_calibration_error(probabilities, labels, bins)
+    assert measured == pytest.approx(expected, abs=1e-12)
+    assert expected > 0.01
+
+
+def test_tensors_of_any_dtype_are_taken():
+    scores, labels = random_scores()
+    tensor = torch.tensor(scores).to(torch.bfloat16)
+    expected = metrics.accuracy(tensor.float().numpy(), labels)
+    assert metrics.accuracy(tensor, torch.tensor(labels)) == expected
+    assert metrics.accuracy(scores.tolist(), labels.tolist()) == metrics.accuracy(scores, labels)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (np.zeros((0, 3)), np.zeros(0, int), "at least one image"),
+        (np.zeros((2, 3)), np.zeros(3, int), r"got shapes \(2, 3\) and \(3,\)"),
+        (np.array([[0.0, 1], [np.nan, 0]]), np.zeros(2, int), "infinity for image 1"),
+        (np.zeros((2, 3)), np.array([0, 3]), "from 0 to 2, got 3 for image 1"),
+        (np.zeros((2, 3)), np.array([-1, 0]), "got -1 for image 0; unlabelled"),
+        (np.zeros((2, 3)), np.array([0.0, 1.0]), "whole numbers as labels"),
+    ],
+)
+def test_bad_scores_and_labels_are_refused(scores, labels, message):
+    with pytest.raises(ResiDualError, match=message):
+        metrics.classification_metrics(scores, labels)
+
+
+def test_logits_are_refused_where_probabilities_are_wanted():
+    scores, labels = random_scores()
+    with pytest.raises(ResiDualError, match="softmax first"):
+        metrics.expected_calibration_error(scores, labels)
+
+
+def test_evaluate_loads_the_module_from_the_package_offline(monkeypatch, tmp_path):
+    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
+    module = evaluate.load(metrics.evaluate_module_path(), cache_dir=str(tmp_path))
+    scores, labels = random_scores(5)
+    result = module.compute(predictions=scores, references=labels)
+    assert result == metrics.classification_metrics(scores, labels)
+    for batch in (slice(0, 50), slice(50, 200)):
+        module.add_batch(predictions=scores[batch], references=labels[batch])
+    assert module.compute() == result
