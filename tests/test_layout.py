@@ -22,6 +22,7 @@ ROOMS = [
     "tuner.model",
     "tuner",
     "metrics",
+    "images",
     "zero_shot",
     "data",
     "training",

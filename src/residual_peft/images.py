@@ -1,0 +1,177 @@
+"""Whatever a user calls an image -> PIL in RGB, and the image processor -> pixel values.
+
+Transparency is laid on white, 16-bit greys are scaled (PIL alone would clip them), EXIF orientation
+is applied, palettes and CMYK are converted.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoImageProcessor
+
+from .errors import ResiDualError
+from .hub import local_directory
+
+ImageLike = Image.Image | npt.NDArray[Any] | Tensor | str | os.PathLike[str] | Mapping[str, Any]
+_WHITE = (255, 255, 255, 255)
+
+
+def load_image_processor(name_or_path: str | os.PathLike[str]) -> Any:
+    """The image processor of a directory or Hub id, always the PIL one.
+
+    Pixels then are the same with and without torchvision, so accuracies can be compared.
+    """
+    directory = local_directory(
+        name_or_path, what="image processor", allow_patterns=["*processor_config.json"]
+    )
+    try:
+        return AutoImageProcessor.from_pretrained(directory, backend="pil")
+    except (OSError, ValueError) as error:
+        raise ResiDualError(
+            f"wanted an image processor in '{directory}' (preprocessor_config.json), got none that "
+            f"loads ({str(error).splitlines()[0]}); save one there or name another directory."
+        ) from error
+
+
+def pixel_values(processor: Any, images: Iterable[Image.Image]) -> Tensor:
+    """RGB images -> what the model takes, (B, 3, H, W)."""
+    return processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+
+def to_rgb(image: ImageLike, name: str = "the image") -> Image.Image:
+    """One image of any kind -> PIL in RGB, upright.
+
+    Args:
+        image: PIL, a path, an array (H, W), (H, W, 1 | 3 | 4) or a tensor (1 | 3 | 4, H, W), whole
+            numbers from 0 (uint8, or uint16 up to 65535) or floats from 0 to 1; or a dict with
+            `bytes` or `path` as `datasets` stores undecoded images.
+        name: what to call it in a message.
+
+    Raises:
+        ResiDualError: it cannot be read, is empty, or has NaN, infinite or impossible values.
+    """
+    if isinstance(image, str | os.PathLike):
+        image, name = _open(Path(image), f"'{image}'"), f"'{image}'"
+    elif isinstance(image, Mapping):
+        image = _open_stored(image, name)
+    elif isinstance(image, Tensor):
+        array = image.detach().cpu()
+        array = array.float() if array.dtype == torch.bfloat16 else array
+        image = _from_array(
+            array.permute(1, 2, 0).numpy() if array.ndim == 3 else array.numpy(), name
+        )
+    elif isinstance(image, np.ndarray):
+        image = _from_array(image, name)
+    if not isinstance(image, Image.Image):
+        raise ResiDualError(
+            f"wanted {name} as a PIL image, a path, an array or a tensor, got "
+            f"{type(image).__name__}."
+        )
+    try:
+        image.load()
+        return _pil_to_rgb(ImageOps.exif_transpose(image), name)
+    except ResiDualError:
+        raise
+    except Exception as error:  # PIL's decoders raise many kinds
+        raise _unreadable(name, error) from error
+
+
+def image_list(images: ImageLike | Iterable[ImageLike]) -> tuple[list[ImageLike], bool]:
+    """One or many images -> a list, and whether it was one.
+
+    An array (N, H, W, C) or a tensor (N, C, H, W) is many.
+    """
+    if isinstance(images, np.ndarray | Tensor):
+        return (list(images), False) if images.ndim == 4 else ([images], True)
+    if isinstance(images, Image.Image | str | os.PathLike | Mapping):
+        return [images], True
+    return list(images), False
+
+
+def _open(path: Path, name: str) -> Image.Image:
+    if not path.is_file():
+        raise ResiDualError(f"wanted the image {name}, but there is no such file.")
+    return _open_stream(io.BytesIO(path.read_bytes()), name)
+
+
+def _open_stored(stored: Mapping[str, Any], name: str) -> Image.Image:
+    data, path = stored.get("bytes"), stored.get("path")
+    if data is not None:
+        return _open_stream(io.BytesIO(data), name)
+    if not path:
+        raise ResiDualError(f"wanted {name} as bytes or a path, got neither.")
+    return _open(Path(path), f"'{path}'")
+
+
+def _open_stream(stream: io.BytesIO, name: str) -> Image.Image:
+    try:
+        image = Image.open(stream)
+        image.load()
+        return image
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> ResiDualError:
+    # PIL's own text names a BytesIO by its address
+    detail = "not an image that PIL knows" if "cannot identify" in str(error) else str(error)
+    return ResiDualError(f"could not read {name} ({detail}); repair, replace or remove it.")
+
+
+def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)  # channels first
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ResiDualError(
+            f"wanted {name} as (height, width) or (height, width, 1, 3 or 4 channels), got an "
+            f"array of shape {tuple(array.shape)}."
+        )
+    if array.size == 0:
+        raise ResiDualError(f"wanted {name} with at least one pixel, got {tuple(array.shape)}.")
+    array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return Image.fromarray(np.ascontiguousarray(_to_bytes(array, name)))
+
+
+def _to_bytes(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
+    """Any numbers -> 0..255: uint8 as they are, uint16 from 0..65535, floats from 0..1."""
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ResiDualError(f"{name} has NaN or infinite pixels; wanted finite numbers.")
+    if np.issubdtype(array.dtype, np.integer):
+        scale, limit = (1 / 257, 65535) if array.dtype == np.uint16 or high > 255 else (1.0, 255)
+    else:
+        scale, limit = 255.0, 1
+    if low < 0 or high > limit:
+        raise ResiDualError(
+            f"wanted {name} with whole numbers (0 to 255, or 0 to 65535) or floats from 0 to 1, "
+            f"got {array.dtype} from {low:g} to {high:g}; pixel values that a processor has "
+            "already normalized go to the model, not here."
+        )
+    return np.rint(array * scale).astype(np.uint8)
+
+
+def _pil_to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise ResiDualError(f"wanted {name} with at least one pixel, got size {image.size}.")
+    if image.mode.startswith("I") or image.mode == "F":
+        array = np.asarray(image)
+        # a 16-bit file stays 16-bit however dark it is; mode I and F say nothing of their range
+        if image.mode.startswith("I;16"):
+            array = array.astype(np.uint16)
+        elif image.mode == "F" and np.isfinite(array).all() and array.max() > 1:
+            array = np.rint(array).astype(np.int64)
+        image = Image.fromarray(_to_bytes(array, name))
+    if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
