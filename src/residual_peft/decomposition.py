@@ -1,0 +1,453 @@
+"""One forward pass -> what every unit wrote to the readout, and the proof that nothing is missing.
+
+The taps keep no state on the modules: while a tower runs, what they saw lies in a thread-local
+frame, and when the final norm has run it is attached to that norm's output tensor. Two threads in
+one model never meet, and a block that raises leaves nothing behind.
+"""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .anatomy import TowerAnatomy, Unit, base_model, find_tower
+from .errors import ResiDualError
+
+CAPTURE_ATTRIBUTE = "_residual_capture"
+
+
+@dataclass
+class Capture:
+    """What the taps saw in one forward pass at the readout token, detached, in the model's dtype.
+
+    Entries that were not asked for are None.
+    """
+
+    heads: list[Tensor | None]  # per layer (B, H·e): the input of the output projection
+    mlps: list[Tensor | None]  # per layer (B, D): the MLP's output, before any layer scale
+    layers: list[Tensor | None]  # per layer (B, D): the block's output
+    embed: Tensor | None = None  # (B, D)
+    stream: Tensor | None = None  # (B, D): h, the input of the final norm
+
+    def sigma(self, eps: float) -> Tensor:
+        """σ = sqrt(var(h) + eps) of the stream, (B, 1), in float32 or better."""
+        assert self.stream is not None
+        stream = self.stream.to(torch.promote_types(self.stream.dtype, torch.float32))
+        return (stream.var(dim=-1, correction=0, keepdim=True) + eps).sqrt()
+
+    def absorb(self, other: "Capture") -> None:
+        """Fill in from another capture of the same forward pass what is missing in this one."""
+        for mine, theirs in ((self.heads, other.heads), (self.mlps, other.mlps)):
+            mine[:] = [a if a is not None else b for a, b in zip(mine, theirs, strict=True)]
+        self.layers = [
+            a if a is not None else b for a, b in zip(self.layers, other.layers, strict=True)
+        ]
+        self.embed = other.embed if self.embed is None else self.embed
+
+
+class _Frames(threading.local):
+    """Per thread: the captures being filled, by installation, and those just finished."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, Capture] = {}
+        self.finished: dict[str, Capture] = {}
+
+
+_frames = _Frames()
+
+
+def capture_of(tensor: Tensor) -> Capture | None:
+    """Return the capture that travels with the final norm's output, if taps were installed."""
+    return getattr(tensor, CAPTURE_ATTRIBUTE, None)
+
+
+@dataclass(frozen=True)
+class _Hook:
+    """A hook without state: `key` names the installation, so that overlapping ones do not mix.
+
+    Plain data, so that a tapped model can be copied and pickled.
+    """
+
+    key: str
+    token: int = 0
+    slot: str = ""
+    layer: int = 0
+
+    def read(self, value: Any) -> Tensor:
+        """Clone the readout token of (B, T, D), or of (B, D) where it was picked already."""
+        tensor = value[0] if isinstance(value, tuple | list) else value
+        tensor = tensor[:, self.token] if tensor.ndim == 3 else tensor
+        return tensor.detach().clone()
+
+
+class _Open(_Hook):
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        _frames.open[self.key] = Capture(
+            heads=[None] * self.layer, mlps=[None] * self.layer, layers=[None] * self.layer
+        )
+
+
+class _Close(_Hook):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        _frames.open.pop(self.key, None)
+
+
+class _TapInput(_Hook):
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        # no frame: the tower is not running, as when checkpointing runs a block again
+        if (capture := _frames.open.get(self.key)) is not None:
+            getattr(capture, self.slot)[self.layer] = self.read(args)
+
+
+class _TapOutput(_Hook):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if (capture := _frames.open.get(self.key)) is None:
+            return
+        if self.slot == "embed":
+            capture.embed = self.read(output)
+        else:
+            getattr(capture, self.slot)[self.layer] = self.read(output)
+
+
+class _Finish(_Hook):
+    """On the final norm: read the stream and let the capture travel on with the output."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if (capture := _frames.open.get(self.key)) is None:
+            return
+        capture.stream = self.read(args)
+        if self.slot == "keep":
+            _frames.finished[self.key] = capture
+        if (earlier := capture_of(output)) is None:
+            setattr(output, CAPTURE_ATTRIBUTE, capture)
+        else:
+            earlier.absorb(capture)
+
+
+def install_taps(
+    anatomy: TowerAnatomy,
+    *,
+    heads: bool = True,
+    mlps: bool = True,
+    embed: bool = True,
+    layers: bool = False,
+) -> list[RemovableHandle]:
+    """Install permanent taps; `capture_of(output of the final norm)` then holds the capture.
+
+    They survive `copy.deepcopy` and pickling, may overlap with others, and are taken away again by
+    calling `remove()` on each handle.
+    """
+    return _install(anatomy, _Hook(uuid.uuid4().hex), heads, mlps, embed, layers)
+
+
+def _install(
+    anatomy: TowerAnatomy, hook: _Hook, heads: bool, mlps: bool, embed: bool, layers: bool
+) -> list[RemovableHandle]:
+    key, token = hook.key, anatomy.readout_token
+    depth = len(anatomy.layers)
+    handles = [
+        anatomy.tower.register_forward_pre_hook(_Open(key, layer=depth)),
+        # always_call: a tower that raises must not leave its frame behind
+        anatomy.tower.register_forward_hook(_Close(key), always_call=True),
+        anatomy.final_norm.register_forward_hook(_Finish(key, token, hook.slot)),
+    ]
+    if embed:
+        tap = _TapOutput(key, token, "embed")
+        handles.append(anatomy.embedding.register_forward_hook(tap))
+    for index, layer in enumerate(anatomy.layers):
+        if heads:
+            before = _TapInput(key, token, "heads", index)
+            handles.append(layer.output_projection.register_forward_pre_hook(before))
+        if mlps:
+            tap = _TapOutput(key, token, "mlps", index)
+            handles.append(layer.mlp.register_forward_hook(tap))
+        if layers:
+            tap = _TapOutput(key, token, "layers", index)
+            handles.append(layer.module.register_forward_hook(tap))
+    return handles
+
+
+@dataclass
+class Tap:
+    """Handle on temporary taps: `take()` gives this thread's last finished capture, once."""
+
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def take(self) -> Capture:
+        """Return the capture of this thread's last forward pass.
+
+        Raises:
+            RuntimeError: no tower has run to its end since the last call.
+        """
+        if (capture := _frames.finished.pop(self.key, None)) is None:
+            raise RuntimeError("no forward pass of the tapped tower has finished in this thread")
+        return capture
+
+
+@contextmanager
+def tapped(
+    model: nn.Module | TowerAnatomy,
+    *,
+    heads: bool = True,
+    mlps: bool = True,
+    embed: bool = True,
+    layers: bool = False,
+) -> Iterator[Tap]:
+    """Tap a tower while the block runs; the hooks go away even when it raises."""
+    anatomy = model if isinstance(model, TowerAnatomy) else find_tower(model)
+    tap = Tap()
+    handles = _install(anatomy, _Hook(tap.key, slot="keep"), heads, mlps, embed, layers)
+    try:
+        yield tap
+    finally:
+        for handle in handles:
+            handle.remove()
+        _frames.open.pop(tap.key, None)
+        _frames.finished.pop(tap.key, None)
+
+
+@contextmanager
+def unadapted(model: nn.Module) -> Iterator[None]:
+    """Run a model without its adapters, dropout off, while the block runs.
+
+    Merged adapters are part of the weights and stay. Not for a model that other threads are using:
+    they would lose their adapters for as long.
+    """
+    adapted = [
+        module
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer) and not (module.disable_adapters or module.merged)
+    ]
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    for module in adapted:
+        # not enable_adapters(False): that would also switch requires_grad, and not switch it back
+        module._disable_adapters = True
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module._disable_adapters = False
+        for module in training:
+            module.training = True
+
+
+def run_tower(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Run the model's own image readout, unnormalized and with its adapters: (B, d)."""
+    anatomy = find_tower(model)
+    model = base_model(model)
+    if (features := getattr(model, "get_image_features", None)) is not None:
+        output = features(pixel_values=pixel_values)
+        return output if isinstance(output, Tensor) else output.pooler_output
+    output = model(pixel_values=pixel_values)
+    return output.pooler_output if anatomy.projection is None else output.image_embeds
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """`contributions.sum(1) + bias == readout`, each unit's share in what the model said."""
+
+    units: list[Unit]
+    contributions: Tensor  # (B, U, d)
+    bias: Tensor  # (d,)
+    readout: Tensor  # (B, d)
+
+
+def decompose(model: nn.Module, pixel_values: Tensor) -> Decomposition:
+    """Split the readout of the unadapted model into the contributions of its units.
+
+    Returned in float32 or, for a float64 model, in float64; summed in float64 inside. The sum is
+    checked against the model's own output on every call.
+
+    Raises:
+        ResiDualError: unknown architecture, pixels that are not finite, or a sum that leaves the
+            model's own output (the message names the layer).
+    """
+    anatomy = find_tower(model)
+    capture, readout = checked_capture(model, anatomy, pixel_values)
+    units = anatomy.units()
+    parts = contributions(anatomy, capture, units)
+    dtype = torch.promote_types(readout.dtype, torch.float32)
+    return Decomposition(
+        units=units,
+        contributions=parts.to(readout.device, dtype),
+        bias=anatomy.readout_bias().to(readout.device, dtype),
+        readout=readout.to(dtype),
+    )
+
+
+def checked_capture(
+    model: nn.Module, anatomy: TowerAnatomy, pixel_values: Tensor
+) -> tuple[Capture, Tensor]:
+    """Run the unadapted model once: what every unit wrote, and the readout (B, d), checked.
+
+    Raises:
+        ResiDualError: as `decompose`.
+    """
+    weight = anatomy.layers[0].output_projection.weight
+    check_pixels(pixel_values)
+    with torch.no_grad(), unadapted(model), tapped(anatomy, layers=True) as tap:
+        readout = run_tower(model, pixel_values.to(weight.device))
+        capture = tap.take()
+    check_exact(anatomy, capture, readout)
+    return capture, readout
+
+
+def check_pixels(pixel_values: Tensor) -> None:
+    """Refuse pixels that are not a (B, C, H, W) floating point tensor of finite numbers.
+
+    Raises:
+        ResiDualError: names the images of the batch that are at fault.
+    """
+    if not isinstance(pixel_values, Tensor):
+        raise ResiDualError(
+            f"wanted pixel_values as a tensor (images, channels, height, width), got "
+            f"{type(pixel_values).__name__}: run the images through the model's image processor."
+        )
+    if pixel_values.ndim != 4 or not pixel_values.is_floating_point() or not len(pixel_values):
+        raise ResiDualError(
+            "wanted pixel_values as floats of shape (images, channels, height, width), got "
+            f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}: run the images through "
+            "the model's image processor."
+        )
+    finite = pixel_values.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ResiDualError(
+            f"pixel_values hold NaN or infinite values in {len(bad)} of {len(finite)} images of "
+            f"the batch (first: image {bad[0]}); look at how they were decoded and normalized."
+        )
+
+
+def contributions(anatomy: TowerAnatomy, capture: Capture, units: list[Unit]) -> Tensor:
+    """x_u = R u / σ of each unit, (B, U, d), float64: method.md, section 1.
+
+    `output` stands for the readout without its bias: the sum of all others, R h / σ.
+    """
+    matrix = anatomy.readout_matrix()
+    streams = _Streams(anatomy, capture)
+    parts: list[Tensor] = []
+    heads: dict[int, Tensor] = {}
+    for unit in units:
+        if unit.kind == "head":
+            assert unit.layer is not None
+            if unit.layer not in heads:
+                heads = {unit.layer: head_inputs(anatomy, capture, unit.layer)}
+                factor = anatomy.head_factor(unit.layer, matrix)
+            parts.append(heads[unit.layer][:, unit.head] @ factor[unit.head].T)
+        else:
+            parts.append(streams.of(unit) @ matrix.T / streams.sigma)
+    return torch.stack(parts, dim=1)
+
+
+def head_inputs(anatomy: TowerAnatomy, capture: Capture, layer: int) -> Tensor:
+    """ẑ = [z/σ ; 1/σ] of every head of a layer: (B, H, e + 1), float64."""
+    seen = capture.heads[layer]
+    assert seen is not None
+    sigma = anatomy.float64(capture.sigma(anatomy.final_norm.eps)).unsqueeze(2)
+    heads = anatomy.float64(seen).unflatten(1, (anatomy.num_heads, -1))
+    return torch.cat([heads / sigma, (1 / sigma).expand(-1, anatomy.num_heads, 1)], dim=2)
+
+
+class _Streams:
+    """What each unit wrote to the stream, (B, D) in float64, read from a capture."""
+
+    def __init__(self, anatomy: TowerAnatomy, capture: Capture) -> None:
+        self.anatomy, self.capture = anatomy, capture
+        self.sigma = anatomy.float64(capture.sigma(anatomy.final_norm.eps))
+
+    def of(self, unit: Unit) -> Tensor:
+        """Return what embed, an MLP or output (the whole stream) wrote."""
+        tensor = {"embed": self.capture.embed, "output": self.capture.stream}.get(unit.kind)
+        if unit.kind != "mlp":
+            assert tensor is not None
+            return self.anatomy.float64(tensor)
+        assert unit.layer is not None
+        tensor = self.capture.mlps[unit.layer]
+        scale = self.anatomy.layers[unit.layer].mlp_scale
+        assert tensor is not None
+        written = self.anatomy.float64(tensor)
+        return written if scale is None else written * self.anatomy.float64(scale)
+
+    def attention(self, layer: int) -> Tensor:
+        """Return what all heads of a layer wrote together."""
+        seen = self.capture.heads[layer]
+        assert seen is not None
+        weight, bias = self.anatomy.stream_weight(layer)
+        return self.anatomy.float64(seen) @ weight.transpose(1, 2).flatten(0, 1) + bias
+
+
+def check_exact(anatomy: TowerAnatomy, capture: Capture, readout: Tensor) -> None:
+    """Check that the units sum to the stream, layer by layer, and to the model's own readout.
+
+    Each block's output is compared with embed + Σ of what the units up to it wrote, relative to the
+    larger of the stream and the largest term: rounding is proportional to the terms, not to what is
+    left when they cancel.
+
+    Raises:
+        ResiDualError: names the first layer whose sum leaves the stream, or says that the stream is
+            whole and the readout differs.
+    """
+    streams = _Streams(anatomy, capture)
+    tolerance = _tolerance(capture, readout, len(anatomy.layers))
+    terms = [streams.of(Unit("embed"))]
+    total = terms[0]
+    _check_close("the embedding", total, total, terms, tolerance)
+    for index, output in enumerate(capture.layers):
+        assert output is not None
+        terms += [streams.attention(index), streams.of(Unit("mlp", index))]
+        total = total + terms[-2] + terms[-1]
+        _check_close(f"layer {index}", total, anatomy.float64(output), terms, tolerance)
+    stream = streams.of(Unit("output"))
+    _check_close("the final norm's input", total, stream, terms, tolerance)
+    matrix = anatomy.readout_matrix()
+    summed = total @ matrix.T / streams.sigma + anatomy.readout_bias()
+    terms = [term @ matrix.T / streams.sigma for term in terms]
+    _check_close("the readout", summed, anatomy.float64(readout), terms, tolerance)
+
+
+def _check_close(
+    where: str, summed: Tensor, seen: Tensor, terms: list[Tensor], tolerance: float
+) -> None:
+    """Compare a sum of terms (B, n) with what the model computed, sample by sample."""
+    if not bool(seen.isfinite().all() and summed.isfinite().all()):
+        raise ResiDualError(
+            f"the model computes NaN or infinite values, first seen at {where}: load it in float32 "
+            "or bfloat16, and look at its weights and at the images."
+        )
+    error = (summed - seen).norm(dim=1)
+    scale = torch.stack([seen, *terms]).norm(dim=2).amax(0)
+    worst = float((error / scale.clamp_min(torch.finfo(scale.dtype).tiny)).max())
+    if worst > tolerance:
+        raise ResiDualError(
+            f"the units do not add up to the model's own output: at {where} their sum is off by "
+            f"{worst:.1e} of its size, where {tolerance:.0e} is allowed. Something other than the "
+            "plain blocks writes there: a hook, an adapter, or a changed forward. Take it off, or "
+            "load the model afresh."
+        )
+
+
+def _tolerance(capture: Capture, readout: Tensor, depth: int) -> float:
+    """The largest error that rounding explains in the lowest precision that was seen.
+
+    float64 and float32 are fixed (1e-10, 1e-5). Below that the stream is rounded twice per layer,
+    half an ulp each: errors add up like sqrt(2L) of those, and four times as much is allowed.
+    """
+    seen = [readout, capture.stream, *capture.heads, *capture.mlps]
+    dtypes = {tensor.dtype for tensor in seen if tensor is not None}
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    if readout.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        eps = max(eps, 2**-10)  # products are rounded to ten bits
+    if eps <= torch.finfo(torch.float64).eps:
+        return 1e-10
+    if eps <= torch.finfo(torch.float32).eps:
+        return 1e-5
+    return float(4 * eps / 2 * (2 * depth + 1) ** 0.5)

@@ -1,0 +1,118 @@
+"""Tiny CLIP models whose every weight is random, so that a forgotten bias is seen."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a tiny tower; the defaults are head_dim 12, d < D."""
+
+    width: int = 24
+    heads: int = 2
+    layers: int = 2
+    readout: int = 16
+    image: int = 16
+    patch: int = 8
+
+
+SIZES = {
+    "usual": Size(),
+    "one layer": Size(layers=1),
+    "one head": Size(heads=1, width=20),
+    "d > D": Size(width=18, heads=3, readout=29),
+    "d = D": Size(readout=24),
+    "d < e + 1": Size(width=32, heads=2, readout=7),
+    "many heads": Size(width=40, heads=8, layers=3, readout=20, image=24),
+}
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw every parameter afresh: random biases, and LayerNorm weights that are not ones."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if "logit_scale" in name:
+                continue
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.4 * noise)
+            elif parameter.ndim > 1 and "embedding" not in name:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise * 1.5 * fan_in**-0.5)
+            else:
+                parameter.copy_(0.3 * noise)
+    return model.eval()
+
+
+def vision_config(size: Size) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=size.width,
+        intermediate_size=size.width + 5,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        projection_dim=size.readout,
+        image_size=size.image,
+        patch_size=size.patch,
+    )
+
+
+def text_config(size: Size, vocab_size: int = 64) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=20,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        projection_dim=size.readout,
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=vocab_size - 1,
+        pad_token_id=1,
+    )
+
+
+def clip_model(size: Size | None = None, seed: int = 0, vocab_size: int = 64) -> CLIPModel:
+    """Build a whole dual encoder."""
+    size = size or Size()
+    config = CLIPConfig(
+        text_config=text_config(size, vocab_size).to_dict(),
+        vision_config=vision_config(size).to_dict(),
+        projection_dim=size.readout,
+    )
+    return randomize(CLIPModel(config), seed)
+
+
+def clip_vision_model_with_projection(
+    size: Size | None = None, seed: int = 0
+) -> CLIPVisionModelWithProjection:
+    return randomize(CLIPVisionModelWithProjection(vision_config(size or Size())), seed)
+
+
+def clip_vision_model(size: Size | None = None, seed: int = 0) -> CLIPVisionModel:
+    """Build a tower without a projection: its readout is the final norm's output."""
+    return randomize(CLIPVisionModel(vision_config(size or Size())), seed)
+
+
+BUILDERS = {
+    "CLIPModel": clip_model,
+    "CLIPVisionModelWithProjection": clip_vision_model_with_projection,
+    "CLIPVisionModel": clip_vision_model,
+}
+
+
+def pixels(count: int = 5, size: Size | None = None, seed: int = 0) -> Tensor:
+    """Draw random pixel_values (count, 3, image, image)."""
+    image = (size or Size()).image
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return torch.randn(count, 3, image, image, generator=generator)
