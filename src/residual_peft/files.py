@@ -18,6 +18,14 @@ from .errors import ResiDualError
 PathLike = str | os.PathLike[str]
 
 
+def _reveal(source: Path, destination: Path) -> None:
+    """Rename, with the rights that the user's umask gives (temporary files are private)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    source.chmod(0o666 & ~mask)
+    os.replace(source, destination)
+
+
 @contextmanager
 def atomic_file(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place once the block has succeeded."""
@@ -28,11 +36,7 @@ def atomic_file(path: PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes private files; what users write should follow their umask
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, target)
+        _reveal(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,7 +60,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         for source in sorted(p for p in temporary.rglob("*") if p.is_file()):
             destination = target / source.relative_to(temporary)
             destination.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(source, destination)
+            _reveal(source, destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -8,6 +8,7 @@ last checkpoint and draws the images that it would have drawn.
 """
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -16,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from ..files import atomic_file
+from ..files import atomic_directory, atomic_file, read_json, write_json
 from .drawing import IMAGE_SIZE, draw
 from .world import (
     ATTRIBUTES,
@@ -228,6 +229,26 @@ def pretrain(
     return model
 
 
+def export(model: CLIPModel, tokenizer: CLIPTokenizer, directory: Path) -> None:
+    """Save the model as transformers loads it: weights in half precision, used in float32."""
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    with atomic_directory(directory) as temporary:
+        copy.deepcopy(model).half().save_pretrained(temporary)
+        config = read_json(temporary / "config.json")
+        # half precision is for the wheel's sake only; arithmetic on CPUs wants float32
+        for part in (config, config["text_config"], config["vision_config"]):
+            part.pop("torch_dtype", None)
+            part["dtype"] = "float32"
+        write_json(temporary / "config.json", config)
+        tokenizer.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -238,8 +259,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--export", type=Path, help="save the finished model in this directory")
     options = vars(parser.parse_args())
-    pretrain(options.pop("out"), **options)
+    directory = options.pop("export")
+    model = pretrain(options.pop("out"), **options)
+    if directory is not None:
+        export(model, build_tokenizer(), directory)
 
 
 if __name__ == "__main__":
