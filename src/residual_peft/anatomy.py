@@ -80,6 +80,7 @@ class LayerAnatomy:
     module: nn.Module
     output_projection: nn.Linear
     mlp: nn.Module
+    mlp_projection: nn.Linear  # the MLP's last linear map
     attention_scale: Tensor | None = None  # layer scale (D,), folded into the output projection
     mlp_scale: Tensor | None = None  # layer scale (D,)
 
@@ -247,6 +248,7 @@ def _clip(model: Any) -> TowerAnatomy:
             module=layer,
             output_projection=unwrapped(layer.self_attn.out_proj),
             mlp=unwrapped(layer.mlp),
+            mlp_projection=unwrapped(unwrapped(layer.mlp).fc2),
         )
         for layer in tower.encoder.layers
     )
