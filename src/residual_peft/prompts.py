@@ -1,0 +1,141 @@
+"""Class names and prompt templates -> class embeddings W_text, the ensemble rule of CLIP."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .anatomy import base_model
+from .errors import ResiDualError
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+def check_class_names(class_names: Iterable[str]) -> tuple[str, ...]:
+    """Class names as a tuple.
+
+    Raises:
+        ResiDualError: fewer than two, one that is empty or no text, or one that occurs twice.
+    """
+    names = tuple(class_names)
+    if isinstance(class_names, str) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ResiDualError(
+            f"wanted a list of class names, none of them empty, got {class_names!r}."
+        )
+    if len(names) < 2:
+        raise ResiDualError(f"wanted at least two classes to tell apart, got {list(names)}.")
+    spoken = [_spoken(name) for name in names]
+    if len(set(spoken)) < len(names):
+        twice = next(name for name in spoken if spoken.count(name) > 1)
+        raise ResiDualError(
+            f"the class name '{twice}' occurs {spoken.count(twice)} times (underscores count as "
+            "spaces); give each class its own name."
+        )
+    return names
+
+
+def check_templates(templates: Iterable[str]) -> tuple[str, ...]:
+    """Prompt templates as a tuple; one string counts as one template.
+
+    Raises:
+        ResiDualError: none, or one without `{}`.
+    """
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    if not templates:
+        raise ResiDualError("wanted at least one prompt template such as 'a photo of a {}.'.")
+    for template in templates:
+        if "{}" not in template:
+            raise ResiDualError(
+                f"the prompt template {template!r} has no '{{}}' where the class name goes."
+            )
+    return templates
+
+
+def embed_classes(
+    text_model: nn.Module,
+    tokenizer: Any,
+    class_names: Iterable[str],
+    templates: Iterable[str] = DEFAULT_TEMPLATES,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """Class embeddings W_text (C, d), unit norm, float32 or better, on the text tower's device.
+
+    Each prompt is embedded and normalized, the prompts of a class are averaged, and the mean is
+    normalized again (Radford et al. 2021, section 3.1.4). Underscores in names become spaces.
+
+    Args:
+        text_model: a CLIPModel (or one that PEFT has wrapped), or a CLIPTextModelWithProjection.
+        tokenizer: its tokenizer, or a processor that has one.
+        class_names: C names.
+        templates: texts with `{}` where the name goes.
+        batch_size: prompts per forward pass.
+
+    Raises:
+        ResiDualError: bad names or templates; a prompt longer than the context (names the class);
+            a tokenizer that does not fit the model.
+    """
+    names, templates = check_class_names(class_names), check_templates(templates)
+    prompts = [t.replace("{}", _spoken(name)) for name in names for t in templates]
+    model: Any = base_model(text_model)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    tokens = [list(ids) for ids in tokenizer(prompts)["input_ids"]]
+    config = getattr(model.config, "text_config", model.config)
+    _check_tokens(tokens, prompts, names, config)
+    padding = getattr(tokenizer, "pad_token_id", None)
+    padding = tokenizer.eos_token_id if padding is None else padding
+    device = next(model.parameters()).device
+    features = []
+    with torch.no_grad():
+        for start in range(0, len(tokens), batch_size):
+            ids, mask = _pad(tokens[start : start + batch_size], padding)
+            features.append(_text_features(model, ids.to(device), mask.to(device)))
+    embeddings = torch.cat(features)
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    embeddings = functional.normalize(embeddings, dim=-1).view(len(names), len(templates), -1)
+    return functional.normalize(embeddings.mean(1), dim=-1)
+
+
+def _text_features(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    if hasattr(model, "get_text_features"):
+        output = model.get_text_features(input_ids=ids, attention_mask=mask)
+        return output if isinstance(output, Tensor) else output.pooler_output
+    return model(input_ids=ids, attention_mask=mask).text_embeds
+
+
+def _pad(tokens: list[list[int]], padding: int) -> tuple[Tensor, Tensor]:
+    # by hand, since a tokenizer may lack a padding token; what follows the end is never read
+    longest = max(map(len, tokens))
+    ids = [row + [padding] * (longest - len(row)) for row in tokens]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in tokens]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _check_tokens(
+    tokens: list[list[int]], prompts: list[str], names: tuple[str, ...], config: Any
+) -> None:
+    context, vocabulary = config.max_position_embeddings, config.vocab_size
+    for index, row in enumerate(tokens):
+        name = names[index * len(names) // len(tokens)]
+        if len(row) > context:
+            raise ResiDualError(
+                f"the prompt {prompts[index]!r} of class '{name}' has {len(row)} tokens, the text "
+                f"tower reads at most {context}; shorten the class name or the template."
+            )
+        if not row or max(row) >= vocabulary:
+            raise ResiDualError(
+                f"the tokenizer does not belong to this text tower: it gave {row} for the prompt "
+                f"{prompts[index]!r} of class '{name}', wanted numbers below {vocabulary}."
+            )
+        # eos 2 marks old configs, with which CLIP reads the highest token instead
+        if config.eos_token_id not in (None, 2) and config.eos_token_id not in row:
+            raise ResiDualError(
+                f"the tokenizer does not end a prompt with token {config.eos_token_id}, where this "
+                f"text tower reads it (class '{name}'); use the model's own tokenizer."
+            )
+
+
+def _spoken(name: str) -> str:
+    return " ".join(name.replace("_", " ").split())

@@ -1,0 +1,395 @@
+"""Class names and prompt templates -> class embeddings -> logits, loss and predictions.
+
+A `ZeroShotClassifier` is a model with W_text (C, d) beside it. Names, templates and embeddings are
+stored in the adapter's directory, so that one call brings all of it back.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .anatomy import base_model, find_tower
+from .decomposition import run_tower
+from .errors import ResiDualError
+from .files import atomic_directory, read_json, read_tensors, write_json, write_tensors
+from .hub import BUNDLED_DIRECTORY, DEMO_MODEL, local_directory
+from .images import ImageLike, image_list, load_image_processor, pixel_values, to_rgb
+from .prompts import DEFAULT_TEMPLATES, check_class_names, check_templates, embed_classes
+
+CLASSIFIER_JSON = "residual_classifier.json"
+CLASSIFIER_TENSORS = "residual_classifier.safetensors"
+ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
+USUAL_LOGIT_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image."""
+
+    label: str
+    index: int
+    score: float  # the label's probability
+    probabilities: tuple[float, ...]  # of every class, in the order of the class names
+
+
+class ZeroShotClassifier:
+    """A model whose readout is compared with one embedding per class.
+
+    Attributes:
+        model: the (adapted) model.
+        class_names: C names.
+        templates: the prompt templates that they were put in; empty when unknown.
+        class_embeddings: W_text (C, d), rows of unit norm.
+        logit_scale: the factor of the cosine.
+        image_processor: what turns images into pixel values; needed by `predict` only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        class_names: Iterable[str],
+        class_embeddings: Tensor,
+        *,
+        logit_scale: float | None = None,
+        templates: Sequence[str] = (),
+        image_processor: Any = None,
+    ) -> None:
+        self.model: Any = model
+        self.class_names = check_class_names(class_names)
+        self.templates = tuple(templates)
+        self.image_processor = image_processor
+        self.logit_scale = _logit_scale(model) if logit_scale is None else float(logit_scale)
+        width = find_tower(model).readout_width
+        if class_embeddings.shape != (len(self.class_names), width):
+            raise ResiDualError(
+                f"wanted class embeddings of shape {(len(self.class_names), width)}, one row "
+                f"of the readout's width per class, got {tuple(class_embeddings.shape)}; the text "
+                "tower must belong to this image tower."
+            )
+        if not class_embeddings.isfinite().all():
+            raise ResiDualError("the class embeddings hold NaN or infinite values.")
+        embeddings = class_embeddings.detach()
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        self.class_embeddings = functional.normalize(embeddings, dim=-1).to(self.device)
+
+    @classmethod
+    def from_text(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        class_names: Iterable[str],
+        templates: Iterable[str] = DEFAULT_TEMPLATES,
+        *,
+        text_model: nn.Module | None = None,
+        logit_scale: float | None = None,
+        image_processor: Any = None,
+        batch_size: int = 256,
+    ) -> "ZeroShotClassifier":
+        """Classify with the embeddings of class names put in prompt templates.
+
+        Args:
+            model: the image tower, or a dual encoder; adapted or not.
+            tokenizer: the text tower's tokenizer, or a processor (its image processor is used too).
+            class_names: one name per class, in the order of the labels.
+            templates: texts with `{}` where the name goes.
+            text_model: the text tower, where `model` has none.
+            logit_scale: factor of the cosine; the dual encoder's own when None, else 100.
+            image_processor: for `predict`.
+            batch_size: prompts per forward pass.
+
+        Raises:
+            ResiDualError: as `embed_classes`; no text tower; towers of different width.
+        """
+        text_model = model if text_model is None else text_model
+        if not _has_text(text_model):
+            raise ResiDualError(
+                f"{type(base_model(text_model)).__name__} has no text tower to embed class names "
+                "with; pass text_model=CLIPTextModelWithProjection.from_pretrained(...)."
+            )
+        if logit_scale is None:
+            logit_scale = _logit_scale(model, text_model)
+        names, templates = check_class_names(class_names), check_templates(templates)
+        embeddings = embed_classes(text_model, tokenizer, names, templates, batch_size=batch_size)
+        return cls(
+            model,
+            names,
+            embeddings,
+            logit_scale=logit_scale,
+            templates=templates,
+            image_processor=image_processor or getattr(tokenizer, "image_processor", None),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> "ZeroShotClassifier":
+        """Move model and class embeddings; returns itself."""
+        self.model.to(device)
+        self.class_embeddings = self.class_embeddings.to(device)
+        return self
+
+    def logits(self, outputs: Any) -> Tensor:
+        """logit_scale · normalize(y') · W_textᵀ, (B, C) in float32 or better.
+
+        Args:
+            outputs: readouts (B, d), normalized or not, or a model output that has them as
+                `image_embeds` or, without a projection, as `pooler_output`.
+        """
+        readout = readout_of(outputs)
+        readout = readout.to(torch.promote_types(readout.dtype, self.class_embeddings.dtype))
+        weights = self.class_embeddings.to(readout.device, readout.dtype)
+        return self.logit_scale * functional.normalize(readout, dim=-1) @ weights.T
+
+    def loss(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Cross-entropy of the logits; fits the Trainer's `compute_loss_func`.
+
+        Args:
+            outputs: as for `logits`.
+            labels: (B,) from 0 to C - 1.
+            num_items_in_batch: images in the whole accumulated batch, whose mean is wanted.
+
+        Raises:
+            ResiDualError: no labels, or labels outside the classes (-1 and -100 included).
+        """
+        self.check_labels(labels)
+        logits = self.logits(outputs)
+        labels = labels.to(logits.device)
+        if num_items_in_batch is None:
+            return functional.cross_entropy(logits, labels)
+        total = functional.cross_entropy(logits, labels, reduction="sum")
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.to(total.device)
+        return total / num_items_in_batch
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raise a ResiDualError unless every label belongs to a class."""
+        if labels is None:
+            raise ResiDualError(
+                "wanted labels beside the images, got none; with the Trainer, set "
+                "label_names=['labels'] and remove_unused_columns=False."
+            )
+        outside = (labels < 0) | (labels >= len(self.class_names))
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ResiDualError(
+                f"wanted labels from 0 to {len(self.class_names) - 1} ({len(self.class_names)} "
+                f"classes), got {int(labels[row])} for image {row} of the batch."
+            )
+
+    @torch.no_grad()
+    def predict_logits(
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64
+    ) -> Tensor:
+        """Logits (N, C) of one or many images, on the CPU.
+
+        Args:
+            images: as for `predict`.
+            batch_size: images per forward pass.
+        """
+        items, _ = image_list(images)
+        if not items:
+            raise ResiDualError("wanted at least one image to classify, got none.")
+        if self.image_processor is None:
+            raise ResiDualError(
+                "this classifier has no image processor to prepare images with; pass "
+                "image_processor=... when making it."
+            )
+        training, logits = self.model.training, []
+        if training:  # dropout off; an untouched model is left alone, other threads may use it
+            self.model.eval()
+        try:
+            for start in range(0, len(items), batch_size):
+                batch = items[start : start + batch_size]
+                pixels = pixel_values(
+                    self.image_processor,
+                    [to_rgb(item, f"image {start + i}") for i, item in enumerate(batch)],
+                )
+                logits.append(self.logits(run_tower(self.model, pixels.to(self.device))).cpu())
+        finally:
+            if training:
+                self.model.train()
+        return torch.cat(logits)
+
+    def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64) -> Any:
+        """Classify images.
+
+        Args:
+            images: PIL images, paths, arrays (H, W, C) or tensors (C, H, W), whole numbers from 0
+                or floats from 0 to 1; one, a list, or an array of many.
+            batch_size: images per forward pass.
+
+        Returns:
+            A `Prediction` for one image, a list of them for many.
+
+        Raises:
+            ResiDualError: no images, or one that cannot be read (names it).
+        """
+        items, single = image_list(images)
+        rows = self.predict_logits(items, batch_size=batch_size).softmax(-1)
+        predictions = []
+        for row in rows:
+            index = int(row.argmax())
+            predictions.append(
+                Prediction(self.class_names[index], index, float(row[index]), tuple(row.tolist()))
+            )
+        return predictions[0] if single else predictions
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
+        """Write adapter, classes and image processor into `directory`, whole or not at all."""
+        target, (name, kind) = Path(directory), _origin(self.model)
+        adapted = isinstance(self.model, PeftModel)
+        with atomic_directory(target) as temporary:
+            if adapted:
+                readme = target / "README.md"
+                if readme.is_file():  # PEFT adds to a card that is there
+                    (temporary / "README.md").write_bytes(readme.read_bytes())
+                self.model.save_pretrained(temporary)
+            if self.image_processor is not None:
+                self.image_processor.save_pretrained(temporary)
+            write_tensors(
+                temporary / CLASSIFIER_TENSORS, {"class_embeddings": self.class_embeddings}
+            )
+            record = {
+                "class_names": list(self.class_names),
+                "templates": list(self.templates),
+                "logit_scale": self.logit_scale,
+                "base_model": name,
+                "base_class": kind,
+                "dtype": str(next(base_model(self.model).parameters()).dtype).split(".")[-1],
+                "adapted": adapted,
+            }
+            write_json(temporary / CLASSIFIER_JSON, record)
+        return target
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        model: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        is_trainable: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> "ZeroShotClassifier":
+        """Load base model, adapter, classes and image processor, ready to predict.
+
+        Args:
+            name_or_path: a directory that `save_pretrained` wrote, or a Hub id.
+            model: the base model, where it is in hand already; else it is loaded by its name, in
+                the dtype that the adapter was made with.
+            device: where to.
+            is_trainable: whether the gains are to be trained further.
+            revision: branch, tag or commit of the adapter on the Hub.
+            token: for private repositories.
+
+        Raises:
+            ResiDualError: a directory, file or base model is missing, cut short or of another kind.
+        """
+        directory = local_directory(name_or_path, what="adapter", revision=revision, token=token)
+        record, embeddings = _read_classifier(directory)
+        if model is None:
+            model = _load_base(record, token)
+        if record["adapted"]:
+            read_json(directory / ADAPTER_CONFIG)
+            read_tensors(directory / ADAPTER_TENSORS)  # PEFT has no clear word for a file cut short
+            model = PeftModel.from_pretrained(model, directory, is_trainable=is_trainable)
+        processor = None
+        if any(directory.glob("*processor_config.json")):
+            processor = load_image_processor(directory)
+        classifier = cls(
+            model.train(is_trainable),
+            record["class_names"],
+            embeddings,
+            logit_scale=record["logit_scale"],
+            templates=record["templates"],
+            image_processor=processor,
+        )
+        return classifier if device is None else classifier.to(device)
+
+
+def readout_of(outputs: Any) -> Tensor:
+    """The readouts (B, d) in a model's output, or the tensor that they are already."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    for name in ("image_embeds", "pooler_output"):
+        value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(value, Tensor):
+            return value
+    raise ResiDualError(
+        f"wanted a model output with image_embeds or pooler_output, got {type(outputs).__name__}; "
+        "a bare CLIPModel needs texts to run, an adapted one does not."
+    )
+
+
+def _has_text(model: nn.Module) -> bool:
+    model = base_model(model)
+    return hasattr(model, "get_text_features") or hasattr(model, "text_projection")
+
+
+def _logit_scale(*models: nn.Module) -> float:
+    for model in models:
+        scale = getattr(base_model(model), "logit_scale", None)
+        if isinstance(scale, Tensor):
+            return float(scale.detach().double().exp())
+    return USUAL_LOGIT_SCALE
+
+
+def _origin(model: nn.Module) -> tuple[str | None, str]:
+    base: Any = base_model(model)
+    name = getattr(base.config, "_name_or_path", "") or None
+    if name and Path(name).is_dir():
+        path = Path(name).resolve()
+        name = DEMO_MODEL if path == BUNDLED_DIRECTORY.resolve() else str(path)
+    return name, type(base).__name__
+
+
+def _read_classifier(directory: Path) -> tuple[dict[str, Any], Tensor]:
+    path = directory / CLASSIFIER_JSON
+    if not path.is_file():
+        raise ResiDualError(
+            f"'{directory}' has no {CLASSIFIER_JSON}: it holds no classes. Load the adapter with "
+            "PeftModel.from_pretrained and name the classes with ZeroShotClassifier.from_text."
+        )
+    record = read_json(path)
+    wanted = {"class_names", "templates", "logit_scale", "base_model", "base_class", "dtype"}
+    if not isinstance(record, dict) or not wanted | {"adapted"} <= record.keys():
+        raise ResiDualError(f"'{path}' is not a classifier that save_pretrained wrote.")
+    tensors, _ = read_tensors(directory / CLASSIFIER_TENSORS)
+    if "class_embeddings" not in tensors:
+        raise ResiDualError(f"'{directory / CLASSIFIER_TENSORS}' holds no class_embeddings.")
+    return record, tensors["class_embeddings"]
+
+
+def _load_base(record: dict[str, Any], token: str | None) -> nn.Module:
+    name, kind = record["base_model"], record["base_class"]
+    cls = getattr(transformers, str(kind), None)
+    if not name or not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ResiDualError(
+            f"the adapter does not say which base model to load (name {name!r}, class {kind!r}); "
+            "pass it: from_pretrained(directory, model=...)."
+        )
+    directory = local_directory(name, what="base model", token=token)
+    try:
+        loader: Any = cls
+        model = loader.from_pretrained(directory, dtype=getattr(torch, record["dtype"]))
+    except (OSError, ValueError) as error:
+        raise ResiDualError(
+            f"could not load the base model '{name}' as {kind} ({str(error).splitlines()[0]})."
+        ) from error
+    # not the cache's path: what is saved next must name the model as other machines know it
+    model.name_or_path = model.config._name_or_path = name
+    return model
