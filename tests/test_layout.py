@@ -17,6 +17,8 @@ ROOMS = [
     "taps",
     "decomposition",
     "moments",
+    "fingerprint",
+    "spectra",
     "bases",
     "tuner.config",
     "tuner.readout",

@@ -148,7 +148,7 @@ def check_pixels(pixel_values: Tensor) -> None:
 def contributions(anatomy: TowerAnatomy, capture: Capture, units: list[Unit]) -> Tensor:
     """x_u = R u / σ of each unit, (B, U, d), float64: method.md, section 1.
 
-    `output` stands for the readout without its bias: the sum of all others, R h / σ.
+    `output` stands for the readout itself, P β included: y = R h / σ + P β.
     """
     matrix = anatomy.readout_matrix()
     streams = _Streams(anatomy, capture)
@@ -162,7 +162,8 @@ def contributions(anatomy: TowerAnatomy, capture: Capture, units: list[Unit]) ->
                 factor = anatomy.head_factor(unit.layer, matrix)
             parts.append(heads[unit.layer][:, unit.head] @ factor[unit.head].T)
         else:
-            parts.append(streams.of(unit) @ matrix.T / streams.sigma)
+            part = streams.of(unit) @ matrix.T / streams.sigma
+            parts.append(part + anatomy.readout_bias() if unit.kind == "output" else part)
     return torch.stack(parts, dim=1)
 
 

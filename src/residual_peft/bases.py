@@ -1,0 +1,342 @@
+"""`SpectralBasis`: mean, directions and eigenvalues of each unit; fit, cut, save, load, share."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor, nn
+
+from .anatomy import Unit, find_tower
+from .errors import ResiDualError
+from .files import atomic_directory, read_json, read_tensors, write_json, write_tensors
+from .fingerprint import Fingerprint
+from .hub import local_directory, push_directory
+from .spectra import (
+    BasisAccumulator,
+    Components,
+    UnitBasis,
+    check_components,
+    pixels_of,
+    weight_spectra,
+)
+
+__all__ = [
+    "BasisAccumulator",
+    "Components",
+    "Fingerprint",
+    "SpectralBasis",
+    "UnitBasis",
+    "check_components",
+    "pixels_of",
+]
+
+TENSORS_FILE = "residual_basis.safetensors"
+METADATA_FILE = "residual_basis.json"
+
+
+@dataclass(frozen=True)
+class SpectralBasis:
+    """The bases of a model's units, and the weights that they belong to.
+
+    ```python
+    basis = SpectralBasis.fit(model, loader)          # one streaming pass
+    basis["layer3.head5"].components                  # (k, d), orthonormal rows
+    basis.truncate(0.9).select(["head"]).save_pretrained("my-basis")
+    ```
+
+    U units, d the width of the readout, k_u directions of unit u. The unit `output` is the readout
+    itself, bias included.
+    """
+
+    units: tuple[Unit, ...]
+    means: Tensor  # (U, d)
+    components: list[Tensor]  # U of (k_u, d)
+    eigenvalues: list[Tensor]  # U of (k_u,), decreasing
+    total_variance: Tensor  # (U,), truncated directions included
+    num_samples: int | None  # None: from the weights alone
+    source: str  # "data" or "weights"
+    fingerprint: Fingerprint
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Any],
+        units: Iterable[str] = ("head", "mlp"),
+        components: Components = None,
+        progress: bool | Callable[[int], object] = False,
+    ) -> "SpectralBasis":
+        """Fit bases of the unadapted model in one streaming pass, constant memory.
+
+        Args:
+            model: a model with a known image tower, adapted or not; its mode is left as it was.
+            batches: `pixel_values` tensors (B, C, H, W), or mappings that hold them. One such
+                batch by itself will do, too.
+            units: kinds of units: "head", "mlp", "embed", "output".
+            components: None all directions with variance, int the first k, float the fewest that
+                reach a share of the variance.
+            progress: True for a bar, or what to call after each batch with its number of images.
+
+        Raises:
+            ResiDualError: no images, pixels that are not finite, too few images for the components,
+                an unknown architecture, or units that do not add up to the model's own output.
+        """
+        check_components(components)
+        accumulator = BasisAccumulator(model, units)
+        if isinstance(batches, Tensor | Mapping):
+            batches = [batches]
+        with tqdm(desc="Fitting bases", unit="image", disable=progress is not True) as bar:
+            for batch in batches:
+                accumulator.update(batch)
+                seen = len(pixels_of(batch))
+                bar.update(seen)
+                if callable(progress):
+                    progress(seen)
+        return cls.from_accumulator(accumulator, components)
+
+    @classmethod
+    def from_accumulator(
+        cls, accumulator: BasisAccumulator, components: Components = None
+    ) -> "SpectralBasis":
+        """Read out an accumulator, such as one merged from several processes.
+
+        Raises:
+            ResiDualError: it has seen no images, or too few for the components.
+        """
+        return cls._of(
+            accumulator.units,
+            accumulator.finish(components),
+            num_samples=accumulator.count,
+            source="data",
+            fingerprint=accumulator.fingerprint,
+        )
+
+    @classmethod
+    def from_weights(
+        cls,
+        model: nn.Module,
+        units: Iterable[str] = ("head", "mlp"),
+        components: Components = None,
+    ) -> "SpectralBasis":
+        """Take bases from the weights alone: SVD of each unit's map to the readout, means 0.
+
+        Raises:
+            ResiDualError: an unknown architecture, unknown units or bad `components`.
+        """
+        check_components(components)
+        anatomy = find_tower(model)
+        chosen = tuple(anatomy.units(units))
+        return cls._of(
+            chosen,
+            [found.truncate(components) for found in weight_spectra(anatomy, chosen)],
+            num_samples=None,
+            source="weights",
+            fingerprint=Fingerprint.of(model),
+        )
+
+    @classmethod
+    def _of(cls, units: Iterable[Unit], bases: list[UnitBasis], **metadata: Any) -> "SpectralBasis":
+        units = tuple(units)
+        if not units:
+            raise ResiDualError("a basis of no unit at all was asked for; name at least one unit.")
+        return cls(
+            units=units,
+            means=torch.stack([basis.mean for basis in bases]),
+            components=[basis.components for basis in bases],
+            eigenvalues=[basis.eigenvalues for basis in bases],
+            total_variance=torch.stack([basis.total_variance for basis in bases]),
+            **metadata,
+        )
+
+    @property
+    def width(self) -> int:
+        """The width d of the readout."""
+        return int(self.means.shape[1])
+
+    @property
+    def component_counts(self) -> list[int]:
+        """The number of directions k_u of each unit."""
+        return [len(components) for components in self.components]
+
+    def __getitem__(self, unit: Unit | str) -> UnitBasis:
+        unit = Unit.parse(unit) if isinstance(unit, str) else unit
+        if unit not in self.units:
+            raise ResiDualError(
+                f"the basis has no unit {unit}; it has {len(self.units)}, {self.units[0]} to "
+                f"{self.units[-1]}."
+            )
+        index = self.units.index(unit)
+        return UnitBasis(
+            self.means[index],
+            self.components[index],
+            self.eigenvalues[index],
+            self.total_variance[index],
+        )
+
+    def truncate(self, components: Components) -> "SpectralBasis":
+        """Keep all (None), the first k (int), or the fewest that reach a share of variance (float).
+
+        Raises:
+            ResiDualError: `components` is none of these, or more than the basis holds; names the
+                unit.
+        """
+        check_components(components)
+        if isinstance(components, int) and self.num_samples is not None:
+            self._check_samples(components)
+        kept = []
+        for unit in self.units:
+            try:
+                kept.append(self[unit].truncate(components))
+            except ResiDualError as error:
+                raise ResiDualError(f"{unit}: {error}") from None
+        return replace(
+            self,
+            components=[basis.components for basis in kept],
+            eigenvalues=[basis.eigenvalues for basis in kept],
+        )
+
+    def _check_samples(self, components: int) -> None:
+        # only where the images ran out: a unit may also have fewer dimensions than was asked for
+        assert self.num_samples is not None
+        limited = self.num_samples - 1 in self.component_counts
+        if limited and components >= self.num_samples:
+            raise ResiDualError(
+                f"too few images: components={components} needs at least {components + 1}, this "
+                f"basis has seen {self.num_samples}. Fit it on more images or ask for fewer."
+            )
+
+    def select(
+        self, units: Iterable[Unit | str], layers: Iterable[int] | None = None
+    ) -> "SpectralBasis":
+        """Keep the given units, named by kind ("head"), by name ("layer3.head5") or as `Unit`.
+
+        Args:
+            units: what to keep; the order stays the basis's own.
+            layers: keep heads and MLPs of these layers only.
+
+        Raises:
+            ResiDualError: the basis has none of one of them.
+        """
+        wanted = [units] if isinstance(units, str | Unit) else list(units)
+        for name in wanted:
+            if not any(_is(unit, name) for unit in self.units):
+                raise ResiDualError(
+                    f"the basis has no unit {name}; it has {len(self.units)}, {self.units[0]} to "
+                    f"{self.units[-1]}. Fit one that has it."
+                )
+        inside = None if layers is None else set(layers)
+        depth = {unit.layer for unit in self.units}
+        if inside is not None and (missing := sorted(inside - depth, key=str)):
+            raise ResiDualError(f"the basis has no units in the layers {missing}.")
+        kept = [
+            unit
+            for unit in self.units
+            if any(_is(unit, name) for name in wanted)
+            and (inside is None or unit.layer is None or unit.layer in inside)
+        ]
+        return self._of(
+            kept,
+            [self[unit] for unit in kept],
+            num_samples=self.num_samples,
+            source=self.source,
+            fingerprint=self.fingerprint,
+        )
+
+    def check_belongs_to(self, model: nn.Module) -> None:
+        """Refuse a model with other weights or another width, whatever its precision.
+
+        Raises:
+            ResiDualError: with the names of both models.
+        """
+        self.fingerprint.check(model, "the basis")
+
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write `residual_basis.safetensors` and `residual_basis.json`, whole or not at all.
+
+        Args:
+            directory: made if missing.
+            dtype: of the stored tensors; torch.float64 keeps every digit.
+        """
+        with atomic_directory(directory) as folder:
+            tensors = {
+                "means": self.means,
+                "components": torch.cat(self.components),
+                "eigenvalues": torch.cat(self.eigenvalues),
+                "total_variance": self.total_variance,
+            }
+            tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            write_tensors(folder / TENSORS_FILE, tensors, {"format": "pt"})
+            write_json(
+                folder / METADATA_FILE,
+                {
+                    "format_version": 1,
+                    "source": self.source,
+                    "num_samples": self.num_samples,
+                    "fingerprint": self.fingerprint.to_dict(),
+                    "units": [str(unit) for unit in self.units],
+                    "component_counts": self.component_counts,
+                },
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], **hub_options: Any
+    ) -> "SpectralBasis":
+        """Load a basis from a directory or a Hub id; `hub_options`: revision, token.
+
+        Raises:
+            ResiDualError: not found, a file is missing, cut short or of another kind, or the two
+                files do not belong together.
+        """
+        patterns = [TENSORS_FILE, METADATA_FILE]
+        folder = local_directory(name_or_path, what="basis", allow_patterns=patterns, **hub_options)
+        metadata = read_json(folder / METADATA_FILE)
+        tensors, _ = read_tensors(folder / TENSORS_FILE)
+        try:
+            return cls._from_files(metadata, tensors)
+        except ResiDualError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ResiDualError(
+                f"'{folder}' holds no whole basis: {METADATA_FILE} and {TENSORS_FILE} do not "
+                f"belong together or lack a field ({error!r}). Save or download it again."
+            ) from None
+
+    @classmethod
+    def _from_files(cls, metadata: Any, tensors: dict[str, Tensor]) -> "SpectralBasis":
+        units = tuple(Unit.parse(name) for name in metadata["units"])
+        counts = [int(count) for count in metadata["component_counts"]]
+        components = tensors["components"].split(counts)
+        eigenvalues = tensors["eigenvalues"].split(counts)
+        fingerprint = Fingerprint.from_dict(metadata["fingerprint"])
+        shape = (len(units), fingerprint.width)
+        if tensors["means"].shape != shape or tensors["total_variance"].shape != shape[:1]:
+            raise ValueError(f"means of shape {tuple(tensors['means'].shape)} for {shape}")
+        if components[0].shape[1] != fingerprint.width or len(counts) != len(units):
+            raise ValueError(f"components of width {components[0].shape[1]} for {shape}")
+        return cls(
+            units=units,
+            means=tensors["means"],
+            components=list(components),
+            eigenvalues=list(eigenvalues),
+            total_variance=tensors["total_variance"],
+            num_samples=metadata["num_samples"],
+            source=metadata["source"],
+            fingerprint=fingerprint,
+        )
+
+    def push_to_hub(self, repo_id: str, **hub_options: Any) -> Any:
+        """Upload the basis to a Hub repository; `hub_options`: commit_message, private, token."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_directory(folder, repo_id, **hub_options)
+
+
+def _is(unit: Unit, name: Unit | str) -> bool:
+    return unit == name or unit.kind == name or str(unit) == name

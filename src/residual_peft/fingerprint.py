@@ -1,0 +1,128 @@
+"""Which weights a basis belongs to: digests that a copy in another precision still matches."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import TowerAnatomy, find_tower
+from .errors import ResiDualError
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Name, class, readout width d and weight digests of an image tower.
+
+    `digests` holds the sha256 of the tower's and its projection's weights, cast to each precision,
+    so that a half-precision copy of the same weights is known as such.
+    """
+
+    name: str
+    architecture: str
+    width: int
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, precisions: Iterable[str] = tuple(PRECISIONS)) -> "Fingerprint":
+        """Compute a model's fingerprint; adapters around its layers are left out.
+
+        Raises:
+            ResiDualError: the architecture is not known.
+        """
+        anatomy = find_tower(model)
+        name = getattr(getattr(anatomy.model, "config", None), "_name_or_path", "")
+        return cls(
+            name=name or anatomy.architecture,
+            architecture=anatomy.architecture,
+            width=anatomy.readout_width,
+            digests={name: _digest(anatomy, PRECISIONS[name]) for name in precisions},
+        )
+
+    def matches(self, other: "Fingerprint") -> bool:
+        """Say whether both are of the same weights, in whatever precision."""
+        shared = self.digests.keys() & other.digests.keys()
+        return self.width == other.width and any(
+            self.digests[name] == other.digests[name] for name in shared
+        )
+
+    def check(self, model: nn.Module, what: str = "the basis") -> None:
+        """Refuse a model of other weights.
+
+        Raises:
+            ResiDualError: another width, or other weights; names both models.
+        """
+        theirs = Fingerprint.of(model, ())
+        if theirs.width != self.width:
+            raise ResiDualError(
+                f"{what} belongs to {self} with a readout of width {self.width}, but this model, "
+                f"{theirs}, has a readout of width {theirs.width}: load it onto the model that it "
+                "was fitted on, or fit a new one."
+            )
+        # float32 alone nearly always settles it: the other two are for copies in half precision
+        for precision in PRECISIONS:
+            if self.matches(Fingerprint.of(model, (precision,))):
+                return
+        raise ResiDualError(
+            f"{what} belongs to the weights of {self}, and this model, {theirs}, has others: load "
+            "it onto the model that it was fitted on, or fit a new one."
+        )
+
+    def __str__(self) -> str:
+        same = self.name == self.architecture
+        return self.architecture if same else f"{self.name} ({self.architecture})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Fingerprint":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ResiDualError: a field is missing or of another kind.
+        """
+        try:
+            return cls(
+                name=str(data["name"]),
+                architecture=str(data["architecture"]),
+                width=int(data["width"]),
+                digests={str(key): str(value) for key, value in data["digests"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResiDualError(
+                f"a fingerprint has name, architecture, width and digests; got {data!r} "
+                f"({error!r})."
+            ) from None
+
+
+def _weights(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named parameters of a module tree as it was before PEFT wrapped parts of it."""
+    if isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        yield from _weights(inner, prefix)
+        return
+    for name, parameter in module.named_parameters(recurse=False):
+        yield f"{prefix}.{name}", parameter
+    for name, child in module.named_children():
+        yield from _weights(child, f"{prefix}.{name}")
+
+
+def _digest(anatomy: TowerAnatomy, dtype: torch.dtype) -> str:
+    weights = list(_weights(anatomy.tower, "tower"))
+    if anatomy.projection is not None:
+        weights += _weights(anatomy.projection, "projection")
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights, key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        cast = weight.detach().to("cpu", dtype).contiguous().flatten()
+        digest.update(cast.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""Streaming mean and second moment in float64, mergeable in any order; knows no model."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def _empty() -> Tensor:
+    return torch.zeros(0, dtype=torch.float64)
+
+
+@dataclass
+class Moments:
+    """Mean (*S, n) and sum of centred outer products (*S, n, n) of what was added so far.
+
+    Starts empty; the first batch gives it its shape. Sums are float64 whatever the input. The
+    update is the pairwise one of Chan, Golub & LeVeque (1979), which does not lose digits where the
+    mean is large against the spread, and does not care about batch sizes and order.
+
+    >>> moments = Moments()
+    >>> moments.update(torch.tensor([[0.0], [2.0]]))
+    >>> moments.update(torch.tensor([[4.0]]))
+    >>> moments.count, moments.mean.tolist(), moments.covariance().tolist()
+    (3, [2.0], [[4.0]])
+    """
+
+    count: int = 0
+    mean: Tensor = field(default_factory=_empty)
+    m2: Tensor = field(default_factory=_empty)
+
+    def update(self, batch: Tensor) -> None:
+        """Add a batch (B, *S, n); an empty one changes nothing."""
+        if len(batch) == 0:
+            return
+        batch = batch.detach().double()
+        mean = batch.mean(0)
+        centred = batch - mean
+        m2 = centred.movedim(0, -1) @ centred.movedim(0, -2)
+        self.merge(Moments(len(batch), mean, m2))
+
+    def merge(self, other: "Moments") -> None:
+        """Add what another has seen, as if its samples had been added here; `other` stays.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if other.count == 0:
+            return
+        if self.count == 0:
+            self.count, self.mean, self.m2 = other.count, other.mean.clone(), other.m2.clone()
+            return
+        if other.mean.shape != self.mean.shape:
+            raise ValueError(
+                f"cannot merge moments of shape {tuple(other.mean.shape)} into "
+                f"{tuple(self.mean.shape)}"
+            )
+        count = self.count + other.count
+        delta = other.mean.to(self.mean.device) - self.mean
+        outer = delta.unsqueeze(-1) * delta.unsqueeze(-2)
+        self.m2 = self.m2 + other.m2.to(self.m2.device) + outer * (self.count * other.count / count)
+        self.mean = self.mean + delta * (other.count / count)
+        self.count = count
+
+    def covariance(self) -> Tensor:
+        """Return the unbiased covariance (*S, n, n): divided by count − 1.
+
+        Raises:
+            ValueError: fewer than two samples were added.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs two samples, got {self.count}")
+        return self.m2 / (self.count - 1)
