@@ -76,7 +76,9 @@ def read_json(path: PathLike) -> Any:
     except FileNotFoundError:
         raise ResiDualError(f"wanted the file '{path}', which is missing.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResiDualError(f"'{path}' is not JSON ({error}); it may have been cut short.") from None
+        raise ResiDualError(
+            f"'{path}' is not JSON ({error}); it may have been cut short."
+        ) from None
 
 
 def write_json(path: PathLike, value: Any) -> None:

@@ -85,7 +85,9 @@ def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [
         (
             item.method,
-            f"{item.accuracy:.3f} ± {item.spread:.3f}" if item.parameters else f"{item.accuracy:.3f}",
+            f"{item.accuracy:.3f} ± {item.spread:.3f}"
+            if item.parameters
+            else f"{item.accuracy:.3f}",
             f"{item.parameters:,}",
             f"{item.seconds:.1f}" if item.parameters else "–",
             readable_bytes(item.bytes),

@@ -1,0 +1,1 @@
+"""The bundled small CLIP, the world that it was trained on, and the demo."""

@@ -1,16 +1,17 @@
-"""Pretrains the bundled CLIP from scratch on its drawn world: `python -m residual_peft.demo.pretraining`.
+"""Pretrains the bundled CLIP from scratch: `python -m residual_peft.demo.pretraining`.
 
-The loss is contrastive between images and captions. A caption is a positive of every image that it is
-true of, so equal captions are positives of each other's images and short captions have many. Besides
-captions that name several attributes, every step shows all values of each attribute in one prompt.
-The learning rate is constant and decays linearly in the last steps; a run that stopped goes on from its
-last checkpoint and draws the images that it would have drawn.
+The loss is contrastive between images and captions of the drawn world. A caption is a positive of
+every image that it is true of, so equal captions are positives of each other's images and short
+captions have many. Besides captions that name several attributes, every step shows all values of
+each attribute in one prompt. The learning rate is constant and decays linearly in the last steps; a
+run that stopped goes on from its last checkpoint and draws the images that it would have drawn.
 """
 
 import argparse
 import copy
 import json
 import time
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 from ..files import atomic_directory, atomic_file, read_json, write_json
 from .drawing import IMAGE_SIZE, draw
+from .measuring import image_embeddings, text_embeddings, zero_shot_accuracy
 from .world import (
     ATTRIBUTES,
     TEMPLATES,
@@ -55,7 +57,7 @@ def build_tokenizer(merges: int = 160) -> CLIPTokenizer:
     learned = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     tokens = alphabet + [byte + "</w>" for byte in alphabet]
     tokens += list(dict.fromkeys(left + right for left, right in learned))
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
         merges=learned,
@@ -93,25 +95,8 @@ def build_model(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
     return CLIPModel(config)
 
 
-def pixels(images: Tensor) -> Tensor:
-    """uint8 images (B, 3, H, W) -> pixel values in [-1, 1], as the bundled image processor gives."""
-    return images.float() / 127.5 - 1
-
-
-def image_embeddings(model: CLIPModel, images: Tensor) -> Tensor:
-    """Unit-norm readouts (B, d) of uint8 images."""
-    readout = model.get_image_features(pixel_values=pixels(images)).pooler_output
-    return F.normalize(readout, dim=-1)
-
-
-def text_embeddings(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Unit-norm embeddings (M, d) of texts."""
-    tokens = tokenizer(texts, padding=True, return_tensors="pt")
-    return F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
-
-
 def _several_positives(logits: Tensor, truth: Tensor) -> Tensor:
-    """Mean over rows of the mean log-probability of a row's positives (Khosla et al. 2020, L_out)."""
+    """Minus the mean log-probability of each row's positives (Khosla et al. 2020, L_out)."""
     weight = truth / truth.sum(1, keepdim=True).clamp(min=1)
     rows = truth.any(1)
     return -(weight * logits.log_softmax(1)).sum(1)[rows].mean()
@@ -137,7 +122,7 @@ def loss(
     scale = model.logit_scale.exp()
     image = image_embeddings(model, images)
     long = scale * image @ text_embeddings(model, tokenizer, texts).T
-    short = scale * image @ text_embeddings(model, tokenizer, sum(lists, [])).T
+    short = scale * image @ text_embeddings(model, tokenizer, list(chain.from_iterable(lists))).T
     total = (_several_positives(long, truth) + _several_positives(long.T, truth.T)) / 2
     start, terms = 0, []
     for name, group in zip(TEMPLATES, lists, strict=True):
@@ -149,29 +134,13 @@ def loss(
     return total + 2 * torch.stack(terms).mean()
 
 
-@torch.no_grad()
-def zero_shot_accuracy(
-    model: CLIPModel, tokenizer: CLIPTokenizer, *, images_per_task: int = 1000, seed: int = 10**9
-) -> dict[str, float]:
-    """Zero-shot accuracy per attribute on held-out images, with the ensemble of its templates."""
-    model.eval()
-    result = {}
-    for index, (name, templates) in enumerate(TEMPLATES.items()):
-        generator = torch.Generator().manual_seed(seed + index)
-        scene = sample_scenes(images_per_task, generator, only=name)
-        drawn = draw(scene, generator)
-        image = torch.cat([image_embeddings(model, part) for part in drawn.split(500)])
-        text = sum(text_embeddings(model, tokenizer, prompts(name, t)) for t in templates)
-        found = (image @ F.normalize(text, dim=-1).T).argmax(1)
-        result[name] = (found == scene.values[name]).float().mean().item()
-    return result
-
-
 def _rate(step: int, steps: int, decay: int, peak: float, warmup: int = 400) -> float:
     return peak * min(1.0, (step + 1) / warmup, (steps - step) / max(decay, 1))
 
 
-def _save_checkpoint(path: Path, step: int, model: CLIPModel, optimizer: torch.optim.Optimizer) -> None:
+def _save_checkpoint(
+    path: Path, step: int, model: CLIPModel, optimizer: torch.optim.Optimizer
+) -> None:
     with atomic_file(path) as temporary:
         state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save(state, temporary)
@@ -214,13 +183,15 @@ def pretrain(
             model.logit_scale.clamp_(max=4.6)
         mean += (value.item() - mean) / min(step - first + 1, 100)
         if (step + 1) % every == 0 or step + 1 == steps:
+            seconds = time.perf_counter() - started
+            scores = zero_shot_accuracy(model, tokenizer)
             line = {
                 "step": step + 1,
                 "images": (step + 1) * batch,
                 "loss": round(mean, 4),
-                "images_per_second": round((step + 1 - first) * batch / (time.perf_counter() - started)),
+                "images_per_second": round((step + 1 - first) * batch / seconds),
                 "scale": round(model.logit_scale.exp().item(), 1),
-                "zero_shot": {k: round(v, 3) for k, v in zero_shot_accuracy(model, tokenizer).items()},
+                "zero_shot": {name: round(score, 3) for name, score in scores.items()},
             }
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")

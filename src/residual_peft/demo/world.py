@@ -13,7 +13,9 @@ from torch import Tensor
 from ..errors import ResiDualError
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "color": ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black"),
+    "color": (
+        "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black",
+    ),
     "background": ("black", "white", "gray", "noisy", "gradient", "gridded"),
     "position": ("left", "right", "top", "bottom", "center"),
     "size": ("small", "large"),
@@ -86,9 +88,7 @@ def _draw(size: int, generator: torch.Generator, high: int) -> Tensor:
     return torch.randint(high, (size,), generator=generator)
 
 
-def sample_scenes(
-    size: int, generator: torch.Generator, *, only: str | None = None
-) -> Scene:
+def sample_scenes(size: int, generator: torch.Generator, *, only: str | None = None) -> Scene:
     """Draw what `size` images show.
 
     Args:
