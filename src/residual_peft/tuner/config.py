@@ -1,0 +1,229 @@
+"""What a user says about an adapter, checked when it is said; the paper's presets."""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from peft import PeftConfig
+
+from ..anatomy import UNIT_KINDS
+from ..bases import check_components
+from ..errors import ResiDualError
+
+MODES = ("readout", "stream")
+REMAINDERS = ("keep", "drop")
+GRANULARITIES = ("component", "unit")
+GAIN_INITS = ("ones", "normal")
+
+
+class ResiDualType(str, Enum):
+    """The adapter's `peft_type`.
+
+    Member name and value are equal, so that members and plain strings find the same entry in PEFT's
+    tables. The value names the package: PEFT answers an unknown type with a bare
+    `KeyError: 'RESIDUAL_PEFT'`, which then says what to import.
+    """
+
+    RESIDUAL_PEFT = "RESIDUAL_PEFT"
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "residual": {"units": ("head", "mlp")},
+    "residual_star": {"units": ("head",), "components": 0.9, "remainder": "drop"},
+    "coarse": {"units": ("head",), "granularity": "unit", "remainder": "drop"},
+    "rd_y": {"units": ("output",)},  # scaling all d directions leaves no remainder
+}
+"""The table of `method.md`, section 3; all start at N(1, 1) and restore no mean."""
+
+
+@dataclass
+class ResiDualConfig(PeftConfig):
+    """Which units of an image tower get gains, in which basis, and what becomes of the rest.
+
+    `y' = Σ_{u adapted} T_u(x_u) + remainder` with
+    `T_u(x) = Φ_uᵀ diag(λ_u) Φ_u (x − μ_u) (+ μ_u)` (ResiDual, arXiv 2411.00246; `method.md`,
+    section 3). The default is the identity until the gains are trained.
+
+    Args:
+        mode: "readout" puts the gains on each unit's direct contribution to the readout.
+        units: kinds of adapted units, of "head", "mlp", "embed", or "output" alone.
+        components: directions kept per unit: None all, an int the first so many, a float in (0, 1]
+            the fewest that explain this share of the variance.
+        remainder: "keep" adds all that is not scaled as it is, "drop" leaves it out.
+        restore_mean: whether each adapted unit's mean is added again after scaling.
+        granularity: "component", one gain per direction; "unit", one per unit, on the whole of what
+            the unit contributes (no basis is needed unless `restore_mean`).
+        gain_init: "ones", or "normal": drawn from N(1, 1).
+        seed: of the draw.
+        basis: a directory or Hub id of a saved `SpectralBasis`; None takes one from the weights
+            alone, until `fit_bases` fits one from data.
+        save_basis: whether the adapter's file holds its basis, or only its gains.
+        layers_to_transform: layers whose heads and MLPs are adapted; None all.
+        modules_to_save: PEFT's, other modules to train and save in full.
+        target_modules: written back: the path of the readout in the model.
+        component_counts: written back: directions of each unit, in the order of the units.
+        fingerprint: written back: the weights that the basis belongs to.
+        basis_source: written back: "data", "weights", or None where there is no basis.
+        num_samples: written back: images that the basis was fitted on.
+
+    Raises:
+        ResiDualError: unknown or contradictory options.
+    """
+
+    mode: str = "readout"
+    units: tuple[str, ...] = ("head", "mlp")
+    components: int | float | None = None
+    remainder: str = "keep"
+    restore_mean: bool = True
+    granularity: str = "component"
+    gain_init: str = "ones"
+    seed: int = 0
+    basis: str | None = None
+    save_basis: bool = True
+    layers_to_transform: list[int] | None = None
+    modules_to_save: list[str] | None = None
+    target_modules: list[str] | None = field(default=None)
+    component_counts: list[int] | None = None
+    fingerprint: dict[str, Any] | None = None
+    basis_source: str | None = None
+    num_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = ResiDualType.RESIDUAL_PEFT
+        # only a saved adapter's config comes with these; its weights are about to follow
+        self._awaits_weights = self.component_counts is not None
+        self._directory: str | None = None
+        self._normalize()
+        self._check_values()
+        self._check_combinations()
+
+    @classmethod
+    def paper(cls, name: str, **options: Any) -> "ResiDualConfig":
+        """Give one of the paper's methods: "residual", "residual_star", "coarse" or "rd_y".
+
+        `options` (seed, basis, save_basis ...) are passed on and override the preset.
+
+        >>> ResiDualConfig.paper("residual_star").components
+        0.9
+
+        Raises:
+            ResiDualError: the name is unknown.
+        """
+        if name not in PRESETS:
+            raise ResiDualError(f"unknown method {name!r}; wanted one of {', '.join(PRESETS)}.")
+        paper = {"restore_mean": False, "gain_init": "normal"}
+        return cls(**{**paper, **PRESETS[name], **options})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> "ResiDualConfig":
+        """Read `adapter_config.json`, as PEFT does before it loads the weights beside it.
+
+        An adapter that is made from the result waits for those weights, instead of computing a
+        basis that they would replace.
+        """
+        config = super().from_pretrained(
+            pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+        )
+        if isinstance(config, ResiDualConfig) and config._awaits_weights:
+            config._directory = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        return config
+
+    def fresh(self) -> "ResiDualConfig":
+        """Copy the user's settings without what a fitted or saved adapter wrote back."""
+        changes: dict[str, Any] = {"inference_mode": False, "num_samples": None}
+        written = ("target_modules", "component_counts", "fingerprint", "basis_source")
+        changes |= dict.fromkeys(written)
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def needs_basis(self) -> bool:
+        """Whether directions or means have to be known; whole contributions need neither."""
+        return self.granularity == "component" or self.restore_mean
+
+    def _normalize(self) -> None:
+        """Accept what JSON makes of tuples and paths, and one kind or layer by itself."""
+        if isinstance(self.units, str):
+            self.units = (self.units,)
+        if not isinstance(self.units, Iterable):
+            raise ResiDualError(f"units: wanted a tuple of {UNIT_KINDS}, got {self.units!r}.")
+        self.units = tuple(self.units)
+        if isinstance(self.layers_to_transform, int):
+            self.layers_to_transform = [self.layers_to_transform]
+        if self.layers_to_transform is not None:
+            self.layers_to_transform = sorted(set(self.layers_to_transform))
+        if isinstance(self.target_modules, str):
+            self.target_modules = [self.target_modules]
+        elif self.target_modules is not None:
+            self.target_modules = sorted(self.target_modules)
+        if self.basis is not None:
+            self.basis = os.fspath(self.basis)
+
+    def _check_values(self) -> None:
+        """Refuse values that no option knows."""
+        unknown = [kind for kind in self.units if kind not in UNIT_KINDS]
+        if unknown or not self.units:
+            raise ResiDualError(
+                f"units: wanted a tuple of {', '.join(UNIT_KINDS)}; got {unknown or 'none'}."
+            )
+        self.units = tuple(kind for kind in UNIT_KINDS if kind in self.units)
+        _check_choice("mode", self.mode, MODES)
+        _check_choice("remainder", self.remainder, REMAINDERS)
+        _check_choice("granularity", self.granularity, GRANULARITIES)
+        _check_choice("gain_init", self.gain_init, GAIN_INITS)
+        for name in ("restore_mean", "save_basis"):
+            if not isinstance(getattr(self, name), bool):
+                raise ResiDualError(f"{name}: wanted True or False, got {getattr(self, name)!r}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ResiDualError(f"seed: wanted a whole number from 0 up, got {self.seed!r}.")
+        check_components(self.components)
+        layers = self.layers_to_transform
+        if layers is not None and (not layers or any(layer < 0 for layer in layers)):
+            raise ResiDualError(
+                f"layers_to_transform: wanted None or layers counted from 0, got {layers}."
+            )
+
+    def _check_combinations(self) -> None:
+        """Refuse options that contradict each other."""
+        if self.mode == "stream":
+            raise ResiDualError(
+                "mode='stream' is not in this release; use mode='readout', the paper's own."
+            )
+        if "output" in self.units and len(self.units) > 1:
+            raise ResiDualError(
+                f"units={self.units}: 'output' is the sum of all the others, which would be scaled "
+                "twice; name 'output' alone or leave it out."
+            )
+        if self.layers_to_transform is not None and not {"head", "mlp"} & set(self.units):
+            raise ResiDualError(
+                f"layers_to_transform={self.layers_to_transform} with units={self.units}, which "
+                "lie in no layer; drop it, or add 'head' or 'mlp' to the units."
+            )
+        if self.granularity == "component":
+            return
+        if self.components is not None:
+            raise ResiDualError(
+                f"components={self.components} with granularity='unit', whose gains act on whole "
+                "contributions; drop it, or take granularity='component'."
+            )
+        if self.restore_mean and self.basis is None and self.basis_source is None:
+            raise ResiDualError(
+                "restore_mean=True with granularity='unit' and no basis, so there is no mean to "
+                "restore; set restore_mean=False, or name a fitted basis with basis=."
+            )
+        if self.basis is not None and not self.restore_mean:
+            raise ResiDualError(
+                f"basis={self.basis!r} with granularity='unit' and restore_mean=False, which use "
+                "no basis; drop it, or set restore_mean=True."
+            )
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        wanted = " or ".join(repr(choice) for choice in choices)
+        raise ResiDualError(f"{name}: wanted {wanted}, got {value!r}.")

@@ -1,0 +1,61 @@
+"""A dual encoder that takes images alone, so that the Trainer needs no text beside them."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+
+class ImagesOnlyForward:
+    """Stands in for a dual encoder's `forward`: images without text give `image_embeds` alone.
+
+    The image embeddings are the readout as it is, unnormalized, as `CLIPVisionModelWithProjection`
+    gives it; with text, the model's own forward runs. PEFT calls the base model and never the
+    tuner's forward, which is why this sits on the base model. Survives copying and pickling.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self.before = model.__dict__.get("forward")  # such as accelerate's
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The model's own: the Trainer picks columns by it."""
+        signature = inspect.signature(type(self.model).forward)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the image side alone where there is no text."""
+        names = list(self.__signature__.parameters)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if given.get("input_ids") is not None or given.get("pixel_values") is None:
+            if self.before is not None:
+                return self.before(*args, **kwargs)
+            return type(self.model).forward(self.model, *args, **kwargs)
+        options = {
+            name: value
+            for name, value in given.items()
+            if value is not None
+            and name not in ("attention_mask", "position_ids", "return_loss", "return_dict")
+        }
+        features: Any = self.model.get_image_features(**options)
+        embeds = getattr(features, "pooler_output", features)
+        output = CLIPOutput(image_embeds=embeds)
+        return output.to_tuple() if given.get("return_dict") is False else output
+
+
+def accept_images_alone(model: nn.Module) -> None:
+    """Let a dual encoder's forward take images alone; other models are left as they are."""
+    dual = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+    if dual and not isinstance(model.__dict__.get("forward"), ImagesOnlyForward):
+        model.forward = ImagesOnlyForward(model)
+
+
+def restore_forward(model: nn.Module) -> None:
+    """Undo `accept_images_alone`."""
+    forward = model.__dict__.get("forward")
+    if isinstance(forward, ImagesOnlyForward):
+        del model.forward
+        if forward.before is not None:
+            model.forward = forward.before

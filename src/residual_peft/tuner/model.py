@@ -1,0 +1,169 @@
+"""`ResiDualModel`: the tuner that PEFT drives, and the checks that PEFT leaves out."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from ..anatomy import find_tower
+from ..errors import ResiDualError
+from ..fingerprint import Fingerprint
+from .config import ResiDualConfig
+from .images_only import accept_images_alone, restore_forward
+from .placement import place
+from .readout import BASIS, GAINS, MERGE_REFUSED, ResiDualReadout, readouts
+
+PREFIX = "residual_peft_"
+
+
+class ResiDualModel(BaseTuner):
+    """ResiDual as a PEFT tuner (arXiv 2411.00246): gains on the units of an image tower.
+
+    `peft.get_peft_model(model, ResiDualConfig())` makes one; works with every model whose
+    architecture `find_tower` knows.
+    """
+
+    prefix = PREFIX
+    tuner_layer_cls = ResiDualReadout
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  as PEFT's own tuners have it
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Put an adapter in; what is written back goes to a copy, never to the user's config."""
+        self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _prepare_adapter_config(
+        self, peft_config: ResiDualConfig, model_config: dict[str, Any]
+    ) -> ResiDualConfig:
+        """Write down where this model computes its readout."""
+        anatomy = find_tower(self.model)
+        path, given = anatomy.projection_path, peft_config.target_modules
+        if peft_config._awaits_weights and given not in (None, [path]):
+            Fingerprint.from_dict(peft_config.fingerprint or {}).check(self.model, "the adapter")
+        if given not in (None, [path]):
+            raise ResiDualError(
+                f"target_modules={given}: readout mode adapts the readout of "
+                f"{anatomy.architecture}, which is computed at {path!r}; leave it out."
+            )
+        peft_config.target_modules = [path]
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(config: ResiDualConfig, key: str) -> bool:
+        return key in (config.target_modules or [])
+
+    def _create_and_replace(
+        self,
+        peft_config: ResiDualConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        anatomy = find_tower(self.model)
+        trusted = [
+            config.fingerprint
+            for name, config in self.peft_config.items()
+            if name != adapter_name and config.fingerprint is not None
+        ]
+        # may refuse, so it comes before the first change to the model
+        placement = place(peft_config, self.model, anatomy, trusted)
+        if not isinstance(target, ResiDualReadout):
+            layer = ResiDualReadout(target, anatomy)
+            self._replace_module(parent, target_name, layer, target)
+            accept_images_alone(self.model)
+            target = layer
+        placement.put(target, adapter_name)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse what PEFT would ignore in silence."""
+        if kwargs.get("adapter_names") is not None:
+            raise ResiDualError(
+                "adapter_names=: one adapter per sample is not in this release; call the model "
+                "once per adapter, after set_adapter(name)."
+            )
+        yield
+
+    def _check_merge_allowed(self) -> None:
+        raise ResiDualError(MERGE_REFUSED)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        unloaded = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        restore_forward(self.model)
+        return unloaded
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: ResiDualConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """Refuse to save gains without the basis that they belong to."""
+        for layer in readouts(model):
+            if adapter_name in layer.adapter_settings:
+                layer.state(adapter_name)
+        fitted = config.needs_basis and config.basis_source == "data"
+        if fitted and config.basis is None and not config.save_basis:
+            raise ResiDualError(
+                f"the adapter {adapter_name!r} has save_basis=False, and its basis was fitted from "
+                "data: without it the gains mean nothing. Set save_basis=True, or save the basis "
+                "(SpectralBasis.save_pretrained) and make the adapter with basis=<that directory>."
+            )
+        return super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: ResiDualConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Check an adapter's weights before PEFT loads them: it only warns of what is missing."""
+        mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        for name, layer in model.named_modules():
+            if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
+                _check_loaded(layer, f"{name}.", adapter_name, mapped)
+        return mapped
+
+
+def _check_loaded(
+    layer: ResiDualReadout, prefix: str, adapter_name: str, tensors: dict[str, Tensor]
+) -> None:
+    """Refuse weights that lack a tensor, hold one of another shape, or are not finite."""
+    wanted: dict[str, Tensor] = {GAINS: layer.residual_peft_gains[adapter_name]}
+    for name in BASIS:
+        buffers = getattr(layer, name)
+        if adapter_name not in buffers._non_persistent_buffers_set:
+            wanted[name] = buffers[adapter_name]
+    what = f"the weights for the adapter {adapter_name!r}"
+    found = {name: tensors.get(f"{prefix}{name}.{adapter_name}") for name in wanted}
+    if missing := [name for name, tensor in found.items() if tensor is None]:
+        raise ResiDualError(
+            f"{what} lack {', '.join(missing)}: the file was changed or belongs to another "
+            "adapter. Save or download it again."
+        )
+    for name, tensor in found.items():
+        assert tensor is not None
+        if tensor.shape != wanted[name].shape:
+            raise ResiDualError(
+                f"{what} have {name} of shape {tuple(tensor.shape)}, and the adapter in the model "
+                f"has {tuple(wanted[name].shape)}: its basis is another one. Load them with "
+                "PeftModel.from_pretrained on the bare model (is_trainable=True to train on), or "
+                "fit the same basis first."
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ResiDualError(f"{what} hold NaN or infinite values in {name}: save it again.")

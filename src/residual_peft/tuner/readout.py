@@ -1,0 +1,308 @@
+"""The paper's mode as a PEFT layer: gains on each unit's direct contribution to the readout."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..anatomy import TowerAnatomy
+from ..errors import ResiDualError
+from ..taps import capture_of, install_taps
+from .gains import ReadoutState, Settings, base_of, compose, coordinates_of, derive
+
+GAINS = "residual_peft_gains"
+COMPONENTS = "residual_peft_components"
+MEANS = "residual_peft_means"
+EIGENVALUES = "residual_peft_eigenvalues"
+TOTAL_VARIANCE = "residual_peft_total_variance"
+BASIS = (COMPONENTS, MEANS, EIGENVALUES, TOTAL_VARIANCE)
+
+MERGE_REFUSED = (
+    "an adapter in readout mode cannot be merged: its gains act on what each unit contributes to "
+    "the readout, given the unadapted model's final LayerNorm, and no change of weights does the "
+    "same. Keep the adapter beside the model, or take it off with unload()."
+)
+
+
+@dataclass(frozen=True)
+class StoredBasis:
+    """The tensors of one adapter's basis, as they are kept: U units, K components."""
+
+    components: Tensor  # (K, d)
+    means: Tensor  # (U, d)
+    eigenvalues: Tensor  # (K,)
+    total_variance: Tensor  # (U,)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """In the order of `BASIS`."""
+        return (self.components, self.means, self.eigenvalues, self.total_variance)
+
+
+class ResiDualReadout(nn.Module, BaseTunerLayer):
+    """Stands where a tower's readout is computed, and adds what the gains change.
+
+    The taps' capture travels with the final norm's output tensor, so that the forward keeps no
+    state: any number of threads may share one model.
+
+    Everything stays in float32 or better under `.to(torch.bfloat16)`; adapters with equal bases
+    share their tensors.
+    """
+
+    adapter_layer_names = (GAINS,)
+    other_param_names = (*BASIS, "adapter_settings", "adapter_counts", "adapter_states")
+
+    def __init__(self, base_layer: nn.Module, anatomy: TowerAnatomy) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.residual_peft_gains = nn.ParameterDict()
+        self.residual_peft_components = BufferDict(persistent=True)
+        self.residual_peft_means = BufferDict(persistent=True)
+        self.residual_peft_eigenvalues = BufferDict(persistent=True)
+        self.residual_peft_total_variance = BufferDict(persistent=True)
+        self.adapter_settings: dict[str, Settings] = {}
+        self.adapter_counts: dict[str, tuple[int, ...]] = {}
+        # derived from the above and the tower's weights; absent until the weights are there
+        self.adapter_states: dict[str, ReadoutState] = {}
+        self.anatomy = anatomy  # no module itself, so the tower is not registered twice
+        self.taps: list[RemovableHandle] = install_taps(anatomy)
+        self._active_adapter: list[str] = []
+        self.merged_adapters: list[str] = []
+        self._loaded: set[str] = set()
+        self.register_load_state_dict_post_hook(_after_load)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all that is kept and computed here: the base layer's, but at least float32."""
+        return torch.promote_types(self._base_weight.dtype, torch.float32)
+
+    @property
+    def _base_weight(self) -> Tensor:
+        weight: Any = self.weight  # of the base layer, by PEFT's mixin
+        return weight
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        settings: Settings,
+        counts: tuple[int, ...],
+        basis: StoredBasis,
+        gains: Tensor,
+        *,
+        save_basis: bool,
+        ready: bool = True,
+    ) -> None:
+        """Put an adapter in, or give it another basis and gains.
+
+        Args:
+            adapter_name: its name.
+            settings: what it adapts.
+            counts: directions per unit.
+            basis: its basis; where `ready` is False, only the shapes count until a file is loaded.
+            gains: their initial value.
+            save_basis: whether the basis belongs to the adapter's state.
+            ready: whether the tensors hold values.
+        """
+        self.adapter_settings[adapter_name] = settings
+        self.adapter_counts[adapter_name] = counts
+        self.adapter_states.pop(adapter_name, None)
+        device = self._base_weight.device
+        for name, tensor in zip(BASIS, basis.tensors, strict=True):
+            getattr(self, name).register_buffer(
+                adapter_name, tensor.detach().to(device, self.dtype), persistent=save_basis
+            )
+        gains = gains.to(device, torch.float32)
+        old: Any = self.residual_peft_gains.get(adapter_name)
+        if old is not None and old.shape == gains.shape and old.device == gains.device:
+            old.data.copy_(gains)  # an optimizer may hold it
+        else:
+            trainable = False if old is None else old.requires_grad
+            self.residual_peft_gains[adapter_name] = nn.Parameter(gains, requires_grad=trainable)
+        if ready:
+            self.refresh(adapter_name)
+
+    def refresh(self, adapter_name: str) -> None:
+        """Derive what the forward needs from the stored basis and the tower's weights."""
+        for name in BASIS:
+            buffers = getattr(self, name)
+            tensor = buffers[adapter_name].to(self._base_weight.device, self.dtype)
+            buffers._buffers[adapter_name] = self._shared(name, adapter_name, tensor)
+        self.adapter_states[adapter_name] = self._twin(adapter_name) or derive(
+            self.anatomy,
+            self.adapter_settings[adapter_name],
+            self.adapter_counts[adapter_name],
+            self.residual_peft_components[adapter_name],
+            self.residual_peft_means[adapter_name],
+            self.dtype,
+        )
+
+    def state(self, adapter_name: str) -> ReadoutState:
+        """What leads from a capture to y' for one adapter.
+
+        Raises:
+            ResiDualError: the adapter's weights were never loaded.
+        """
+        if adapter_name not in self.adapter_states:
+            raise ResiDualError(
+                f"the adapter {adapter_name!r} was made from a saved adapter's config and waits "
+                "for the weights beside it; load both with PeftModel.from_pretrained, or start "
+                "anew from config.fresh()."
+            )
+        return self.adapter_states[adapter_name]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """y' (B, d): the base layer's output and, for each active adapter, what its gains change.
+
+        Raises:
+            ResiDualError: the input did not come from the tapped tower, an adapter's weights were
+                never loaded, or adapters that drop the remainder are active with others.
+        """
+        y = self.base_layer(x, *args, **kwargs)
+        chosen: Any = self.active_adapters
+        active = [name for name in chosen if name in self.residual_peft_gains]
+        if self.disable_adapters or not active:
+            return y
+        capture = capture_of(y if self.anatomy.projection is None else x)
+        if capture is None or capture.stream is None:
+            raise ResiDualError(
+                f"{self.anatomy.projection_path} got an input that the final norm of the image "
+                "tower did not just compute, so the contributions of its units are not known; call "
+                "the model as a whole, or turn the adapter off with disable_adapter()."
+            )
+        states = [self.state(name) for name in active]
+        if len(states) > 1 and not all(state.settings.keep for state in states):
+            raise ResiDualError(
+                f"the adapters {active} are active together and at least one has remainder='drop', "
+                "whose readout replaces the others'; activate one of them at a time."
+            )
+        # no gradient enters the backbone: y' is affine in the gains
+        base = y.detach()
+        with torch.autocast(y.device.type, enabled=False):
+            result = base.to(self.dtype)
+            for name, state in zip(active, states, strict=True):
+                coordinates = coordinates_of(state, capture)
+                gains = self.residual_peft_gains[name]
+                adapted = compose(state, base_of(state, base), coordinates, gains)
+                result = adapted if len(active) == 1 else result + (adapted - base)
+        return result.to(y.dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse: see `MERGE_REFUSED`."""
+        raise ResiDualError(MERGE_REFUSED)
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """Take the taps off the tower and give the base layer back."""
+        if merge:
+            raise ResiDualError(MERGE_REFUSED)
+        for tap in self.taps:
+            tap.remove()
+        base: nn.Module = self.base_layer
+        return base
+
+    def stored(self, adapter_name: str) -> StoredBasis:
+        """The tensors of an adapter's basis."""
+        return StoredBasis(*(getattr(self, name)[adapter_name] for name in BASIS))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Readout mode changes no weight that LoRA could stand for."""
+        return False
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Move the adapter, but never round it: PEFT's own casts bases to the base's dtype."""
+        if adapter_name in self.residual_peft_gains and adapter_name in self.adapter_states:
+            self.refresh(adapter_name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResiDualReadout":
+        """Let `.to()` move everything, but round nothing below float32, and keep sharing."""
+        seen: dict[int, tuple[Tensor, Tensor]] = {}  # the first keeps its id from being reused
+        before = self.dtype
+
+        def apply(tensor: Tensor) -> Tensor:
+            if id(tensor) not in seen:
+                result = fn(tensor)
+                if result.is_floating_point() and result.element_size() < 4:
+                    result = tensor.to(result.device)
+                seen[id(tensor)] = tensor, result
+            return seen[id(tensor)][1]
+
+        if recurse:
+            for name, child in self.named_children():
+                child._apply(fn if name == "base_layer" else apply)
+            for name, state in list(self.adapter_states.items()):
+                self.adapter_states[name] = state.map(apply)
+                if self.dtype != before:  # a float64 model wants more digits than were kept
+                    self.refresh(name)
+        return self
+
+    def _shared(self, buffers: str, adapter_name: str, tensor: Tensor) -> Tensor:
+        """Another adapter's tensor, where one holds the same values, or the given one."""
+        for name, other in getattr(self, buffers).items():
+            if name != adapter_name and name in self.adapter_states and _same(other, tensor):
+                return other
+        return tensor
+
+    def _twin(self, adapter_name: str) -> ReadoutState | None:
+        """The state of another adapter with the same settings over the same tensors."""
+        mine = self.stored(adapter_name)
+        for name, state in self.adapter_states.items():
+            if (
+                name != adapter_name
+                and self.adapter_settings[name] == self.adapter_settings[adapter_name]
+                and self.adapter_counts[name] == self.adapter_counts[adapter_name]
+                and self.stored(name).components is mine.components
+                and self.stored(name).means is mine.means
+            ):
+                return state
+        return None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Give adapters that are about to be loaded tensors of their own: loading is in place."""
+        for name in self.adapter_settings:
+            for buffers in BASIS:
+                if f"{prefix}{buffers}.{name}" in state_dict:
+                    own = getattr(self, buffers)._buffers
+                    own[name] = own[name].clone()
+                    self._loaded.add(name)
+            if f"{prefix}{GAINS}.{name}" in state_dict:
+                self._loaded.add(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"residual_peft.{super().__repr__()}"
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and one.device == other.device
+        and torch.equal(one, other)
+    )
+
+
+def _after_load(layer: ResiDualReadout, _: Any) -> None:
+    """Derive anew what depends on the tensors that were just loaded."""
+    loaded, layer._loaded = layer._loaded, set()
+    for name in loaded:
+        layer.adapter_states.pop(name, None)
+    for name in sorted(loaded):
+        layer.refresh(name)
+
+
+def readouts(model: nn.Module) -> Iterator[ResiDualReadout]:
+    """The ResiDual layers of a model."""
+    yield from (module for module in model.modules() if isinstance(module, ResiDualReadout))
