@@ -1,0 +1,80 @@
+"""Slow, obvious twins in float64: loops over layers and heads, no hooks, nothing of the package."""
+
+import torch
+from torch import Tensor, nn
+
+from residual_peft.anatomy import Unit
+
+
+def tower_of(model: nn.Module) -> nn.Module:
+    return getattr(model, "vision_model", model)
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    sigma = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    return centred / sigma * norm.weight.double() + norm.bias.double()
+
+
+def linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    return x @ layer.weight.double().T + layer.bias.double()
+
+
+@torch.no_grad()
+def slow_streams(model: nn.Module, pixel_values: Tensor) -> tuple[dict[Unit, Tensor], Tensor]:
+    """What each unit writes to the stream at the class token, (B, D), and the stream's end."""
+    tower = tower_of(model)
+    embeddings = tower.embeddings
+    patches = nn.functional.conv2d(
+        pixel_values.double(),
+        embeddings.patch_embedding.weight.double(),
+        stride=embeddings.patch_size,
+    )
+    patches = patches.flatten(2).transpose(1, 2)
+    token = embeddings.class_embedding.double().expand(len(patches), 1, -1)
+    stream = torch.cat([token, patches], 1) + embeddings.position_embedding.weight.double()
+    stream = layer_norm(stream, tower.pre_layrnorm)
+    written = {Unit("embed"): stream[:, 0]}
+    for index, layer in enumerate(tower.encoder.layers):
+        attention, normed = layer.self_attn, layer_norm(stream, layer.layer_norm1)
+        heads, size = attention.num_heads, attention.head_dim
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            query, key, value = (
+                linear(normed, projection)[..., part]
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            mixed = (query @ key.mT / size**0.5).softmax(-1) @ value
+            weight = attention.out_proj.weight.double()[:, part]
+            out = mixed @ weight.T + attention.out_proj.bias.double() / heads
+            written[Unit("head", index, head)] = out[:, 0]
+            stream = stream + out
+        hidden = linear(layer_norm(stream, layer.layer_norm2), layer.mlp.fc1)
+        out = linear(hidden * torch.sigmoid(1.702 * hidden), layer.mlp.fc2)
+        written[Unit("mlp", index)] = out[:, 0]
+        stream = stream + out
+    return written, stream[:, 0]
+
+
+@torch.no_grad()
+def slow_contributions(model: nn.Module, pixel_values: Tensor) -> dict[Unit, Tensor]:
+    """x_u of every unit (B, d), and the readout itself under `output`; method.md, section 1."""
+    written, stream = slow_streams(model, pixel_values)
+    norm = tower_of(model).post_layernorm
+    projection = torch.eye(stream.shape[1], dtype=torch.float64)
+    if hasattr(model, "visual_projection"):
+        projection = model.visual_projection.weight.double()
+    sigma = (stream.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
+    found = {}
+    for unit, value in written.items():
+        centred = value - value.mean(1, keepdim=True)
+        found[unit] = (centred * norm.weight.double() / sigma) @ projection.T
+    found[Unit("output")] = layer_norm(stream, norm) @ projection.T
+    return found
+
+
+def slow_pca(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (d,), directions (r, d) and eigenvalues (r,) by one full SVD of all samples."""
+    mean = samples.mean(0)
+    _, singular, directions = torch.linalg.svd(samples - mean, full_matrices=False)
+    return mean, directions, singular.square() / (len(samples) - 1)
