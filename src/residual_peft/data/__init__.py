@@ -1,0 +1,17 @@
+"""A Hub id, a folder of class folders or a `datasets.Dataset` -> labelled splits of images.
+
+Whatever comes in, what goes out has a column `image` (datasets.Image), a column `label`
+(ClassLabel) and class names; missing splits are cut from the training split, stratified and seeded.
+"""
+
+from .batches import ProcessedImages, batches, collate
+from .loading import ImageData, load_data, stratified_split
+
+__all__ = [
+    "ImageData",
+    "ProcessedImages",
+    "batches",
+    "collate",
+    "load_data",
+    "stratified_split",
+]

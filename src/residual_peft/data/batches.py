@@ -1,0 +1,61 @@
+"""A split -> what the model, the Trainer and the passes over images take."""
+
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import ResiDualError
+from ..images import pixel_values, to_rgb
+
+
+class ProcessedImages(torch.utils.data.Dataset):
+    """A split as the model and the Trainer take it: item -> `pixel_values` (3, H, W), `labels`.
+
+    Images are decoded when they are asked for; an image that cannot be read is a ResiDualError
+    with its path or row.
+    """
+
+    def __init__(self, dataset: Dataset, image_processor: Any, name: str = "the dataset") -> None:
+        self.dataset = dataset.cast_column("image", datasets.Image(decode=False)).with_format(None)
+        self.image_processor = image_processor
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[int(index)]
+        stored = row["image"]
+        path = stored.get("path") if stored else None
+        title = f"image {index} of {self.name}" + (f" ('{path}')" if path else "")
+        if stored is None:
+            raise ResiDualError(f"{title} is missing (empty row); remove it.")
+        pixels = pixel_values(self.image_processor, [to_rgb(stored, title)])[0]
+        item = {"pixel_values": pixels}
+        return item | {"labels": row["label"]} if "label" in row else item
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Items of `ProcessedImages` -> a batch: `pixel_values` (B, 3, H, W) and `labels` (B,)."""
+    batch = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
+    if "labels" in items[0]:
+        batch["labels"] = torch.tensor([item["labels"] for item in items])
+    return batch
+
+
+def batches(
+    dataset: Dataset | ProcessedImages,
+    image_processor: Any = None,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    name: str = "the dataset",
+) -> DataLoader:
+    """The split's batches in order, for `fit_bases`, for coordinates and for evaluation."""
+    if not isinstance(dataset, ProcessedImages):
+        dataset = ProcessedImages(dataset, image_processor, name)
+    return DataLoader(dataset, batch_size, collate_fn=collate, num_workers=num_workers)

@@ -1,0 +1,162 @@
+"""Which column holds the images, which the labels, and what the labels mean."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+from datasets import ClassLabel, Dataset, Features
+
+from ..errors import ResiDualError
+from ..prompts import check_class_names
+
+IMAGE_COLUMNS = ("image", "img", "webp", "jpg", "jpeg", "png", "picture", "photo")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+
+
+def standard_columns(
+    dataset: Dataset, image_column: str | None, label_column: str | None, name: str
+) -> Dataset:
+    """The dataset with nothing but a column `image` (datasets.Image) and a column `label`.
+
+    Raises:
+        ResiDualError: no rows, no such column, or several that could be meant.
+    """
+    if len(dataset) == 0:
+        raise ResiDualError(f"found no images in {name}: it has no rows.")
+    features = dataset.features
+    image = image_column or _image_column(features, name)
+    label = label_column or _label_column(features, image, name)
+    for column in (image, label):
+        if column not in features:
+            raise ResiDualError(
+                f"{name} has no column '{column}', only {', '.join(features)}; name another."
+            )
+    if image == label:
+        raise ResiDualError(f"the column '{image}' of {name} cannot be both image and label.")
+    dataset = dataset.select_columns([image, label]).with_format(None)
+    dataset = dataset.rename_columns({image: "_image", label: "_label"})
+    dataset = dataset.rename_columns({"_image": "image", "_label": "label"})
+    try:
+        return dataset.cast_column("image", datasets.Image())
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ResiDualError(
+            f"the column '{image}' of {name} holds {features[image]}, which is no image; name the "
+            "image column."
+        ) from error
+
+
+def _image_column(features: Features, name: str) -> str:
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    candidates = typed or list(features)
+    if len(typed) == 1:
+        return typed[0]
+    by_name = [column for column in IMAGE_COLUMNS if column in candidates]
+    if not by_name:
+        what = f"several image columns ({', '.join(typed)})" if typed else "no image column"
+        raise ResiDualError(
+            f"{name} has {what} among {', '.join(features)}; name it with image_column=..."
+        )
+    return by_name[0]
+
+
+def _label_column(features: Features, image: str, name: str) -> str:
+    typed = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    candidates = typed or [column for column in features if column != image]
+    if len(typed) == 1:
+        return typed[0]
+    by_name = [column for column in LABEL_COLUMNS if column in candidates]
+    if not by_name:
+        what = f"several label columns ({', '.join(typed)})" if typed else "no label column"
+        raise ResiDualError(
+            f"{name} has {what} among {', '.join(features)}; name it with label_column=..."
+        )
+    return by_name[0]
+
+
+def with_class_labels(
+    parts: dict[str, Dataset], class_names: Iterable[str] | None, name: str
+) -> tuple[tuple[str, ...], dict[str, Dataset]]:
+    """Class names, and the parts with their labels as ClassLabel of these names.
+
+    Raises:
+        ResiDualError: labels of another kind, missing, outside the classes or without a meaning;
+            bad class names.
+    """
+    feature = parts[next(iter(parts))].features["label"]
+    kind = getattr(feature, "dtype", None)
+    if kind not in ("string", "large_string") and not str(kind).startswith(("int", "uint")):
+        raise ResiDualError(
+            f"the labels of {name} are {feature}; wanted one class per image, as a number or text."
+        )
+    own = list(feature.names) if isinstance(feature, ClassLabel) else None
+    if own is None and str(kind).endswith("string"):
+        own = sorted({text for part in parts.values() for text in _column(part)} - {None})
+        if class_names is not None and set(own) - set(given := list(class_names)):
+            raise ResiDualError(
+                f"{name} has the label '{min(set(own) - set(given))}', which is none of the class "
+                "names given."
+            )
+        own = list(class_names := given) if class_names is not None else own
+    if own is None and class_names is None:
+        raise ResiDualError(
+            f"the labels of {name} are bare numbers; say what they mean with class_names=[...]."
+        )
+    names = check_class_names(own or [] if class_names is None else class_names)
+    if own is not None and len(own) != len(names):
+        raise ResiDualError(f"{name} has {len(own)} classes, got {len(names)} class names.")
+    return names, {split: _as_class_label(d, names, split, name) for split, d in parts.items()}
+
+
+def _as_class_label(dataset: Dataset, names: tuple[str, ...], split: str, name: str) -> Dataset:
+    feature = dataset.features["label"]
+    labels = _column(dataset)
+    if None in labels:
+        raise ResiDualError(
+            f"row {labels.index(None)} of {name}, split {split}, has no label; remove it."
+        )
+    if str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
+        _check_range(np.asarray(labels), names, split, name)
+    if isinstance(feature, ClassLabel) and tuple(feature.names) == names:
+        return dataset  # a cast would write every image anew
+    return dataset.cast_column("label", ClassLabel(names=list(names)))
+
+
+def _column(dataset: Dataset) -> list[Any]:
+    return dataset.select_columns(["label"])[:]["label"]
+
+
+def _check_range(
+    labels: npt.NDArray[np.int64], names: tuple[str, ...], split: str, name: str
+) -> None:
+    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(outside):
+        every = " (as all of that split: it is unlabelled)" if (labels == -1).all() else ""
+        raise ResiDualError(
+            f"row {outside[0]} of {name}, split {split}, has the label {labels[outside[0]]}{every};"
+            f" wanted 0 to {len(names) - 1} ({len(names)} classes). Correct or remove it, or "
+            "choose other splits with splits={...}."
+        )
+
+
+def check_labels(
+    dataset: Dataset, names: tuple[str, ...], split: str, name: str
+) -> npt.NDArray[np.int64]:
+    """The labels (N,) of a split; a ResiDualError names the first row outside the classes."""
+    labels = np.asarray(_column(dataset), dtype=np.int64)
+    _check_range(labels, names, split, name)
+    return labels
+
+
+def check_classes(
+    labels: Mapping[str, npt.NDArray[np.int64]], names: tuple[str, ...], source: str
+) -> None:
+    """Raise a ResiDualError that names the classes with no image in any split."""
+    counts = np.bincount(np.concatenate(list(labels.values())), minlength=len(names))
+    if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
+        listed = ", ".join(f"'{name}'" for name in empty[:5])
+        raise ResiDualError(
+            f"{source} has no images of {len(empty)} of its {len(names)} classes ({listed}"
+            f"{', ...' if len(empty) > 5 else ''}); add images or leave the class out."
+        )

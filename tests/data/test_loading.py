@@ -1,0 +1,305 @@
+import logging
+
+import numpy as np
+import pytest
+import sklearn.model_selection
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    Sequence,
+    Value,
+    concatenate_datasets,
+)
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from residual_peft.data import load_data, stratified_split
+from residual_peft.errors import ResiDualError
+
+
+def image(value=0, size=4):
+    return Image.new("RGB", (size, size), (value, value, value))
+
+
+def write(folder, count, value=0):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        image(value + i).save(folder / f"{i:02}.png")
+
+
+def rows(count=30, label=lambda i: i % 3, names=("a", "b", "c"), columns=("image", "label")):
+    features = Features({columns[0]: ImageFeature(), columns[1]: ClassLabel(names=list(names))})
+    data = {
+        columns[0]: [image(i) for i in range(count)],
+        columns[1]: list(map(label, range(count))),
+    }
+    return Dataset.from_dict(data, features=features)
+
+
+def values(dataset):
+    return [(row["image"].getpixel((0, 0))[0], row["label"]) for row in dataset]
+
+
+def check(data, names, sizes):
+    assert data.class_names == tuple(names)
+    assert {split: len(d) for split, d in data.splits.items()} == sizes
+    for dataset in data.splits.values():
+        assert dataset.column_names == ["image", "label"]
+        assert isinstance(dataset.features["image"], ImageFeature)
+        assert dataset.features["label"].names == list(names)
+
+
+def test_a_folder_of_class_folders_is_split(tmp_path):
+    for k, name in enumerate(("cat", "dog")):
+        write(tmp_path / name, 10, 100 * k)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "notes.txt").write_text("not an image")
+    data = load_data(str(tmp_path))
+    check(data, ("cat", "dog"), {"train": 16, "validation": 2, "test": 2})
+    everything = [value for d in data.splits.values() for value in values(d)]
+    assert sorted(everything) == [(100 * k + i, k) for k in range(2) for i in range(10)]
+    assert load_data(tmp_path).test[:]["label"] == data.test[:]["label"] == [0, 1]
+
+
+def test_split_folders_are_kept_and_nested_images_found(tmp_path):
+    for split, count in (("train", 8), ("VAL", 3), ("testing", 2)):
+        for name in ("cat", "dog"):
+            write(tmp_path / split / name / "deeper", count)
+    check(load_data(tmp_path), ("cat", "dog"), {"train": 16, "validation": 6, "test": 4})
+
+
+def test_only_a_test_folder_is_only_tested(tmp_path):
+    for name in ("cat", "dog"):
+        write(tmp_path / "test" / name, 2)
+    data = load_data(tmp_path)
+    check(data, ("cat", "dog"), {"test": 4})
+    with pytest.raises(ResiDualError, match="has no split 'train', only test"):
+        data.train  # noqa: B018
+
+
+def test_datasets_saved_copies_and_hub_copies_are_the_same(tmp_path):
+    dataset = rows()
+    expected = {split: values(d) for split, d in load_data(dataset).splits.items()}
+    assert sum(map(len, expected.values())) == 30
+    dataset.save_to_disk(tmp_path / "one")
+    DatasetDict(train=dataset).save_to_disk(tmp_path / "many")
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    dataset.to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    for source in (
+        DatasetDict(train=dataset),
+        tmp_path / "one",
+        tmp_path / "many",
+        tmp_path / "hub",
+    ):
+        data = load_data(source)
+        assert {split: values(d) for split, d in data.splits.items()} == expected
+    assert load_data(data) is data
+
+
+def test_missing_splits_are_cut_from_train_stratified_and_seeded():
+    dataset = rows(100, label=lambda i: int(i % 10 > 2) + int(i % 10 > 6))
+    data = load_data(dataset, validation=0.2, test=0.1)
+    check(data, "abc", {"train": 70, "validation": 20, "test": 10})
+    assert np.bincount(data.validation[:]["label"]).tolist() == [6, 8, 6]
+    seen = [v for d in data.splits.values() for v, _ in values(d)]
+    assert sorted(seen) == list(range(100))
+    assert values(load_data(dataset, validation=0.2, test=0.1).test) == values(data.test)
+    assert values(load_data(dataset, validation=0.2, test=0.1, seed=1).test) != values(data.test)
+    check(load_data(dataset, validation=0, test=0), "abc", {"train": 100})
+    both = DatasetDict(train=dataset, test=rows(6))
+    check(load_data(both), "abc", {"train": 90, "validation": 10, "test": 6})
+
+
+def test_stratified_shares_are_those_of_scikit_learn():
+    labels = np.random.default_rng(0).choice(4, 400, p=[0.55, 0.25, 0.15, 0.05])
+    parts = stratified_split(labels, {"validation": 0.25}, seed=3)
+    _, held_out = sklearn.model_selection.train_test_split(
+        labels, test_size=0.25, stratify=labels, random_state=0
+    )
+    ours = np.bincount(labels[parts["validation"]], minlength=4)
+    assert np.abs(ours - np.bincount(held_out, minlength=4)).max() <= 1
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(400))
+
+
+def test_small_classes_are_in_every_part_or_refused():
+    labels = np.array([0] * 30 + [1] * 3)
+    parts = stratified_split(labels, {"validation": 0.1, "test": 0.1}, seed=0)
+    assert all((labels[rows] == 1).sum() == 1 for rows in parts.values())
+    message = r"class 'b' has 2 image\(s\), too few to give one each to train, validation and test"
+    with pytest.raises(ResiDualError, match=message):
+        load_data(rows(32, label=lambda i: int(i > 29), names="ab"))
+    for shares in ({"test": 0.6, "validation": 0.4}, {"test": 1.5}, {"test": -0.1}):
+        with pytest.raises(ResiDualError, match="wanted shares between 0 and 1"):
+            stratified_split(labels, shares, seed=0)
+    high = stratified_split(labels, {"validation": 0.49, "test": 0.49}, seed=0)
+    assert all((labels[rows] == 1).sum() == 1 for rows in high.values())
+
+
+@pytest.mark.parametrize("columns", [("img", "fine_label"), ("webp", "cls"), ("jpg", "label")])
+def test_columns_are_found_by_type_and_name(columns):
+    check(load_data(rows(columns=columns), validation=0, test=0), "abc", {"train": 30})
+
+
+def test_of_several_columns_the_usual_one_or_the_named_one_is_taken():
+    dataset = rows(columns=("img", "fine_label"))
+    dataset = dataset.add_column("coarse_label", [0] * 15 + [1] * 15)
+    dataset = dataset.cast_column("coarse_label", ClassLabel(names=["x", "y"]))
+    thumbnails = Dataset.from_dict({"thumbnail": [image(7)] * 30})
+    dataset = concatenate_datasets([dataset, thumbnails], axis=1)
+    assert load_data(dataset).class_names == ("a", "b", "c")
+    data = load_data(dataset, label_column="coarse_label", image_column="thumbnail", test=0)
+    assert data.class_names == ("x", "y")
+    assert values(data.train)[0] == (7, 0)
+    strange = dataset.rename_columns({"img": "left", "thumbnail": "right"})
+    with pytest.raises(ResiDualError, match=r"several image columns \(left, right\)"):
+        load_data(strange)
+    strange = dataset.rename_columns({"fine_label": "fine", "coarse_label": "coarse"})
+    with pytest.raises(ResiDualError, match=r"several label columns \(fine, coarse\)"):
+        load_data(strange)
+    with pytest.raises(ResiDualError, match="no column 'species', only img, fine_label"):
+        load_data(dataset, label_column="species")
+    with pytest.raises(ResiDualError, match="cannot be both"):
+        load_data(dataset, label_column="img")
+
+
+def test_untyped_columns_of_text_numbers_and_bytes_are_typed():
+    plain = rows()
+    texts = plain.cast_column("label", Value("int64")).map(
+        lambda row: {"label": "zyx"[row["label"]]},
+        features=Features({"image": ImageFeature(), "label": Value("string")}),
+    )
+    data = load_data(texts, validation=0, test=0)
+    check(data, ("x", "y", "z"), {"train": 30})
+    assert data.train[:]["label"] == [2 - i % 3 for i in range(30)]
+    data = load_data(texts, class_names=("z", "y", "x"), validation=0, test=0)
+    assert data.train[:]["label"] == [i % 3 for i in range(30)]
+    numbers = plain.cast_column("label", Value("int32"))
+    with pytest.raises(ResiDualError, match="bare numbers; say what they mean with class_names"):
+        load_data(numbers)
+    check(
+        load_data(numbers, class_names=("x", "y", "z")),
+        "xyz",
+        {"train": 24, "validation": 3, "test": 3},
+    )
+
+
+def test_class_names_can_be_replaced_by_better_ones():
+    data = load_data(rows(), class_names=("ant", "bee", "cow"))
+    assert data.train.features["label"].names == ["ant", "bee", "cow"]
+    with pytest.raises(ResiDualError, match="has 3 classes, got 2 class names"):
+        load_data(rows(), class_names=("ant", "bee"))
+
+
+def test_splits_are_chosen_by_name_and_the_others_left(caplog):
+    source = DatasetDict(train=rows(), extra=rows(3), corrupted=rows(3))
+    with caplog.at_level(logging.INFO, "residual_peft.data"):
+        assert set(load_data(source).splits) == {"train", "validation", "test"}
+    assert "extra, corrupted" in caplog.text
+    data = load_data(source, splits={"train": "train", "test": "corrupted"})
+    assert len(data.test) == 3
+    with pytest.raises(ResiDualError, match="no split 'absent', only train, extra, corrupted"):
+        load_data(source, splits={"test": "absent"})
+    with pytest.raises(ResiDualError, match="wanted splits for train, validation, test, got"):
+        load_data(source, splits={"exam": "train"})
+    with pytest.raises(ResiDualError, match="has the splits extra, corrupted; say which"):
+        load_data(DatasetDict(extra=source["extra"], corrupted=source["corrupted"]))
+    assert len(load_data(DatasetDict(all=rows())).splits) == 3
+
+
+def bad_folder(tmp_path, kind):
+    if kind == "no folders":
+        image().save(tmp_path / "a.png")
+        return r"found no images in .* one folder of images per class"
+    write(tmp_path / "cat", 3)
+    if kind == "one class":
+        return r"at least two classes to tell apart, got \['cat'\]"
+    if kind == "empty class":
+        (tmp_path / "dog").mkdir()
+        (tmp_path / "dog" / "readme.txt").write_text("none yet")
+        return r"^the class folder '.*dog' holds no images"
+    for split, names in (("train", ("cat", "dog")), ("test", ("cat", "cow"))):
+        for name in names:
+            write(tmp_path / "all" / split / name, 3)
+    return "cow' is a class that '.*train' does not have"
+
+
+@pytest.mark.parametrize("kind", ["no folders", "one class", "empty class", "unknown class"])
+def test_bad_folders_are_refused(tmp_path, kind):
+    message = bad_folder(tmp_path, kind)
+    with pytest.raises(ResiDualError, match=message):
+        load_data(tmp_path / "all" if kind == "unknown class" else tmp_path)
+
+
+def test_no_images_at_all_are_refused(tmp_path):
+    with pytest.raises(ResiDualError, match="found no images in"):
+        load_data(tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(ResiDualError, match=r"found no images in any class folder.*cat"):
+        load_data(tmp_path)
+    (tmp_path / "file.png").touch()
+    with pytest.raises(ResiDualError, match="got the file"):
+        load_data(tmp_path / "file.png")
+    with pytest.raises(ResiDualError, match="split train: it has no rows"):
+        load_data(rows(0))
+
+
+def unlabelled(label):
+    """Bytes on disk can hold labels that a ClassLabel refuses to encode."""
+    dataset = rows(30).cast_column("label", Value("int64"))
+    labels = [i % 3 for i in range(30)]
+    labels[4] = label
+    return dataset.remove_columns("label").add_column("label", labels)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 99])
+def test_labels_outside_the_classes_are_named_by_row(label):
+    message = rf"row 4 of the dataset, split train, has the label {label}; wanted 0 to 2"
+    with pytest.raises(ResiDualError, match=message):
+        load_data(unlabelled(label), class_names=("a", "b", "c"))
+
+
+def test_an_unlabelled_split_says_so():
+    source = DatasetDict(train=rows(), test=rows(3, label=lambda i: -1))
+    with pytest.raises(ResiDualError, match=r"label -1 \(as all of that split: it is unlabelled\)"):
+        load_data(source)
+    assert len(load_data(source, splits={"train": "train"}).test) == 3
+
+
+def test_missing_and_impossible_labels_are_refused():
+    with pytest.raises(ResiDualError, match="row 4 of the dataset, split train, has no label"):
+        load_data(unlabelled(None), class_names=("a", "b", "c"))
+    features = Features({"image": ImageFeature(), "label": Sequence(Value("int64"))})
+    many = Dataset.from_dict({"image": [image()], "label": [[1, 2]]}, features=features)
+    with pytest.raises(ResiDualError, match="wanted one class per image"):
+        load_data(many, label_column="label")
+    with pytest.raises(ResiDualError, match="no label column among image"):
+        load_data(rows().remove_columns("label"))
+    with pytest.raises(ResiDualError, match="no image column among label"):
+        load_data(rows().remove_columns("image"))
+    numbers = rows().remove_columns("image").add_column("image", list(range(30)))
+    with pytest.raises(ResiDualError, match=r"holds Value.*which is no image"):
+        load_data(numbers)
+
+
+def test_classes_without_images_and_single_classes_are_refused():
+    with pytest.raises(ResiDualError, match=r"no images of 2 of its 5 classes \('d', 'e'\)"):
+        load_data(rows(names="abcde"))
+    with pytest.raises(ResiDualError, match="at least two classes"):
+        load_data(rows(names="a", label=lambda i: 0))
+    with pytest.raises(ResiDualError, match="'a b' occurs 2 times"):
+        load_data(rows(), class_names=("a_b", "a b", "c"))
+
+
+def test_other_sources_are_refused():
+    stream = IterableDataset.from_generator(lambda: iter([{"image": None, "label": 0}]))
+    for source in (stream, 7):
+        with pytest.raises(ResiDualError, match="wanted a folder, a Hub id"):
+            load_data(source)
+
+
+def test_an_unreachable_hub_id_says_what_could_not_be_reached():
+    with pytest.raises(ResiDualError, match="could not load the data 'nobody/nothing': it is no f"):
+        load_data("nobody/nothing")
