@@ -34,7 +34,6 @@ from .world import (
     vocabulary_text,
 )
 
-CAPTIONS_PER_STEP = 96
 CONTEXT_LENGTH = 32
 
 
@@ -110,9 +109,10 @@ def loss(
     generator: torch.Generator,
 ) -> Tensor:
     """The contrastive loss of one batch."""
-    captioned = scene[:CAPTIONS_PER_STEP]
-    share = 0.2 + 0.7 * torch.rand(CAPTIONS_PER_STEP, 1, generator=generator)
-    named = torch.rand(CAPTIONS_PER_STEP, len(ATTRIBUTES), generator=generator) < share
+    count = 3 * len(scene) // 8  # every image has a caption in mind; so many are spelled out
+    captioned = scene[:count]
+    share = 0.2 + 0.7 * torch.rand(count, 1, generator=generator)
+    named = torch.rand(count, len(ATTRIBUTES), generator=generator) < share
     texts = captions(captioned, named, generator)
     truth = caption_truth(scene, captioned, named)
     lists = []
@@ -139,10 +139,15 @@ def _rate(step: int, steps: int, decay: int, peak: float, warmup: int = 400) -> 
 
 
 def _save_checkpoint(
-    path: Path, step: int, model: CLIPModel, optimizer: torch.optim.Optimizer
+    path: Path, step: int, images: int, model: CLIPModel, optimizer: torch.optim.Optimizer
 ) -> None:
     with atomic_file(path) as temporary:
-        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {
+            "step": step,
+            "images": images,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
         torch.save(state, temporary)
 
 
@@ -161,12 +166,12 @@ def pretrain(
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
-    checkpoint, first = out / "checkpoint.pt", 0
+    checkpoint, first, images = out / "checkpoint.pt", 0, 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        first, images = state["step"], state["images"]
     started, mean = time.perf_counter(), 0.0
     for step in range(first, steps):
         model.train()
@@ -179,6 +184,7 @@ def pretrain(
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        images += batch
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6)
         mean += (value.item() - mean) / min(step - first + 1, 100)
@@ -187,7 +193,7 @@ def pretrain(
             scores = zero_shot_accuracy(model, tokenizer)
             line = {
                 "step": step + 1,
-                "images": (step + 1) * batch,
+                "images": images,
                 "loss": round(mean, 4),
                 "images_per_second": round((step + 1 - first) * batch / seconds),
                 "scale": round(model.logit_scale.exp().item(), 1),
@@ -196,7 +202,7 @@ def pretrain(
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
-            _save_checkpoint(checkpoint, step + 1, model, optimizer)
+            _save_checkpoint(checkpoint, step + 1, images, model, optimizer)
     return model
 
 

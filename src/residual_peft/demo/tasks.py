@@ -19,6 +19,14 @@ def _dataset(images: list[PillowImage.Image], labels: list[int], names: list[str
     return Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
+# pretraining draws with seeds from 0 up, its own measurements with 10^9 and up
+_HELD_OUT = 2 * 10**9
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_HELD_OUT + seed)
+
+
 def world_task(attribute: str, size: int = 1000, *, seed: int = 0) -> Dataset:
     """Images of the world, labelled with one attribute.
 
@@ -26,7 +34,7 @@ def world_task(attribute: str, size: int = 1000, *, seed: int = 0) -> Dataset:
         attribute: one of `ATTRIBUTES`: color, background, position, size, texture, shape, digit,
             letter or count.
         size: how many images.
-        seed: of the drawing; the same seed draws the same images.
+        seed: of the drawing; the same seed draws the same images, none of them seen in training.
 
     Returns:
         A dataset with the columns `image` (40 x 40 RGB) and `label` (ClassLabel).
@@ -40,7 +48,7 @@ def world_task(attribute: str, size: int = 1000, *, seed: int = 0) -> Dataset:
     """
     if size < 1:
         raise ResiDualError(f"wanted at least one image, got size={size}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     scene = sample_scenes(size, generator, only=attribute)
     arrays = draw(scene, generator).permute(0, 2, 3, 1).numpy()
     images = [PillowImage.fromarray(array) for array in arrays]
@@ -49,7 +57,7 @@ def world_task(attribute: str, size: int = 1000, *, seed: int = 0) -> Dataset:
 
 def world_images(size: int = 2000, *, seed: int = 0) -> Dataset:
     """Unlabelled images of the whole world, to fit a basis on (column `image`)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     arrays = draw(sample_scenes(size, generator), generator).permute(0, 2, 3, 1).numpy()
     images = [PillowImage.fromarray(array) for array in arrays]
     return Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
