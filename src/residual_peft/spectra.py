@@ -170,7 +170,7 @@ class BasisAccumulator:
             warnings.warn(
                 f"{count} images span at most {count - 1} of the {dimension} directions that a "
                 "unit may have: the basis holds no more than that.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def __getstate__(self) -> dict[str, Any]:
