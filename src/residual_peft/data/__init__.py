@@ -4,7 +4,7 @@ Whatever comes in, what goes out has a column `image` (datasets.Image), a column
 (ClassLabel) and class names; missing splits are cut from the training split, stratified and seeded.
 """
 
-from .batches import ProcessedImages, batches, collate
+from .batches import ProcessedImages, batches, collate, with_progress
 from .loading import ImageData, load_data, stratified_split
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "collate",
     "load_data",
     "stratified_split",
+    "with_progress",
 ]

@@ -1,0 +1,98 @@
+"""Predictions and metrics of one adapter over a data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from .data import ProcessedImages, batches, with_progress
+from .decomposition import run_tower
+from .errors import ResiDualError
+from .metrics import Array, classification_metrics, confusion_matrix, per_class_recall
+from .zero_shot import ZeroShotClassifier
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a classifier said of N images, and how good it was."""
+
+    class_names: tuple[str, ...]
+    logits: Tensor  # (N, C)
+    labels: Tensor  # (N,)
+
+    @property
+    def predictions(self) -> Tensor:
+        """The class of the highest logit, (N,)."""
+        return self.logits.argmax(-1)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Accuracy, top-5 accuracy and mean per-class recall."""
+        return classification_metrics(self.logits, self.labels)
+
+    @property
+    def recalls(self) -> dict[str, float]:
+        """Recall of each class that has images."""
+        recalls = per_class_recall(self.logits, self.labels)
+        pairs = zip(self.class_names, recalls, strict=True)
+        return {name: float(recall) for name, recall in pairs if not np.isnan(recall)}
+
+    @property
+    def confusion(self) -> Array:
+        """Counts (C, C): row = label, column = prediction."""
+        return confusion_matrix(self.logits, self.labels)
+
+
+@torch.no_grad()
+def evaluate(
+    classifier: ZeroShotClassifier,
+    dataset: Dataset | ProcessedImages,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    name: str = "the dataset",
+    progress: bool | Callable[[int], object] = False,
+) -> Evaluation:
+    """Classify every image of a split with the model as it is, its active adapter included.
+
+    Args:
+        classifier: what to evaluate; its model is put into eval mode meanwhile.
+        dataset: a split of `load_data`, or its `ProcessedImages`.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images.
+        name: what to call the split in messages.
+        progress: True for a bar, or what to call after each batch with its number of images.
+
+    Raises:
+        ResiDualError: no images, no image processor, an image that cannot be read (names it), or
+            labels outside the classes.
+    """
+    if len(dataset) == 0:
+        raise ResiDualError(f"wanted images to evaluate on, {name} has none.")
+    if not isinstance(dataset, ProcessedImages) and classifier.image_processor is None:
+        raise ResiDualError("wanted a classifier with an image processor to evaluate on images.")
+    loader = batches(
+        dataset,
+        classifier.image_processor,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        name=name,
+    )
+    training = classifier.model.training
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    if training:
+        classifier.model.eval()
+    try:
+        for batch in with_progress(loader, "Classifying", progress):
+            classifier.check_labels(batch.get("labels"))
+            readout = run_tower(classifier.model, batch["pixel_values"].to(classifier.device))
+            logits.append(classifier.logits(readout).cpu())
+            labels.append(batch["labels"].cpu())
+    finally:
+        if training:
+            classifier.model.train()
+    return Evaluation(classifier.class_names, torch.cat(logits), torch.cat(labels))

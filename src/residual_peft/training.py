@@ -1,0 +1,175 @@
+"""What the Hugging Face Trainer needs: arguments, data, loss, metrics, early stopping.
+
+    Trainer(**trainer_kwargs(classifier, data, training_arguments("out"))).train()
+
+Everything in it can also be passed piece by piece, as users write it.
+"""
+
+import os
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from .data import ImageData, ProcessedImages, collate
+from .errors import ResiDualError
+from .metrics import classification_metrics
+from .zero_shot import ZeroShotClassifier, readout_of
+
+LEARNING_RATE, BATCH_SIZE, EPOCHS, PATIENCE = 0.8, 64, 30, 5
+"""The paper's settings for gains (`paper-facts.md`)."""
+
+
+def training_arguments(output_dir: str | os.PathLike[str], **options: Any) -> TrainingArguments:
+    """The paper's settings as `TrainingArguments`; any of them can be overridden by name.
+
+    Schedule-free AdamW at 0.8 without a schedule or clipping, batches of 64, at most 30 epochs, one
+    evaluation and one checkpoint per epoch, the best by validation accuracy loaded at the end.
+
+    Three settings are not a matter of taste: the images must not be removed as an unused column,
+    labels must be named since CLIP's forward has none, and early stopping must remember its count
+    when a run is resumed.
+    """
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "optim": "schedule_free_adamw",
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "per_device_eval_batch_size": BATCH_SIZE,
+        "num_train_epochs": EPOCHS,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+        "greater_is_better": True,
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "restore_callback_states_from_checkpoint": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none",
+    }
+    return TrainingArguments(**(settings | options))
+
+
+def trainer_kwargs(
+    classifier: ZeroShotClassifier,
+    data: ImageData,
+    args: TrainingArguments,
+    *,
+    patience: int | None = PATIENCE,
+) -> dict[str, Any]:
+    """All that the Trainer takes to train a classifier's adapter on a data set.
+
+    Args:
+        classifier: its model is trained, its image processor prepares the images.
+        data: its training split, and its validation split where there is one.
+        args: from `training_arguments`, or your own.
+        patience: evaluations without a better accuracy before it stops; None never.
+
+    Raises:
+        ResiDualError: no image processor, other classes, or an evaluation without validation data.
+    """
+    if classifier.image_processor is None:
+        raise ResiDualError("wanted a classifier with an image processor to train on images.")
+    if len(data.class_names) != len(classifier.class_names):
+        raise ResiDualError(
+            f"the data have {len(data.class_names)} classes, the classifier "
+            f"{len(classifier.class_names)}; make it from data.class_names."
+        )
+    evaluated = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    if evaluated and "validation" not in data.splits:
+        raise ResiDualError(
+            f"'{data.source}' has no validation split to evaluate on; load it with validation=0.1, "
+            "or train with eval_strategy='no' and load_best_model_at_end=False."
+        )
+    callbacks: list[TrainerCallback] = [AveragedGains()]
+    if evaluated and patience is not None:
+        callbacks.append(EarlyStoppingCallback(patience))
+    return {
+        "model": classifier.model,
+        "args": args,
+        "train_dataset": _processed(classifier, data.train, "the split 'train'"),
+        "eval_dataset": (
+            _processed(classifier, data.validation, "the split 'validation'") if evaluated else None
+        ),
+        "data_collator": collate,
+        "compute_loss_func": classifier.loss,
+        "compute_metrics": compute_metrics,
+        "preprocess_logits_for_metrics": LogitsForMetrics(classifier),
+        "callbacks": callbacks,
+    }
+
+
+class AveragedGains(TrainerCallback):
+    """Puts a schedule-free optimizer into eval mode wherever weights are saved or training ends.
+
+    Schedule-free optimizers evaluate the average x of the iterates and train at another point, y.
+    The Trainer switches to x when it evaluates, and not when it saves: without this, a checkpoint
+    between evaluations, and the last weights of a run that ends between two, would be y. The next
+    training step switches back by itself.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before a checkpoint that is due."""
+        if control.should_save:
+            _average(kwargs.get("optimizer"))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before what follows an epoch, which may be the end of training.
+
+        After `load_best_model_at_end` it would be too late: switching then would move the weights
+        that were just loaded.
+        """
+        _average(kwargs.get("optimizer"))
+
+
+class LogitsForMetrics:
+    """For `preprocess_logits_for_metrics`: the model's outputs -> logits (B, C).
+
+    The Trainer hands over all tensors of a model's output; keeping the last hidden states of a
+    whole evaluation set would fill the memory.
+    """
+
+    def __init__(self, classifier: ZeroShotClassifier) -> None:
+        self.classifier = classifier
+
+    def __call__(self, outputs: Any, labels: Tensor | None = None) -> Tensor:
+        """Find the readouts among the outputs and compare them with the classes."""
+        width = self.classifier.class_embeddings.shape[1]
+        parts = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        for part in parts:
+            if isinstance(part, Tensor) and part.ndim == 2 and part.shape[1] == width:
+                return self.classifier.logits(part)
+        return self.classifier.logits(readout_of(outputs))
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, top-5 accuracy and mean per-class recall of logits (N, C), for the Trainer."""
+    return classification_metrics(prediction.predictions, prediction.label_ids)
+
+
+def _processed(classifier: ZeroShotClassifier, dataset: Dataset, name: str) -> ProcessedImages:
+    return ProcessedImages(dataset, classifier.image_processor, name)
+
+
+def _average(optimizer: Any) -> None:
+    # what the Trainer itself asks before it evaluates; other optimizers have no eval mode
+    if callable(evaluate := getattr(optimizer, "eval", None)):
+        evaluate()

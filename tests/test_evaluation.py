@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+
+from residual_peft.coordinates import collect_coordinates, fit_gains
+from residual_peft.data import ProcessedImages, batches
+from residual_peft.errors import ResiDualError
+from residual_peft.evaluation import evaluate
+from residual_peft.metrics import classification_metrics
+from residual_peft.tuner import gains_of
+from residual_peft.zero_shot import ZeroShotClassifier
+
+from .models import clip_model
+from .tokenizers import VOCABULARY
+from .training_case import NAMES, adapted_classifier, task
+
+
+def fitted():
+    classifier, data = adapted_classifier(), task()
+    parts = [
+        collect_coordinates(classifier.model, batches(data[s], classifier.image_processor))
+        for s in ("train", "validation")
+    ]
+    fit_gains(classifier, *parts, learning_rate=0.1, batch_size=16, epochs=8)
+    return classifier
+
+
+def test_evaluation_is_that_of_one_image_at_a_time():
+    classifier, data = fitted(), task()
+    result = evaluate(classifier, data.test, batch_size=5)
+    single = [classifier.predict(row["image"]) for row in data.test]
+    assert result.predictions.tolist() == [p.index for p in single]
+    assert result.labels.tolist() == data.test[:]["label"]
+    np.testing.assert_allclose(
+        result.logits.softmax(-1), [p.probabilities for p in single], atol=1e-5
+    )
+    assert result.metrics == classification_metrics(result.logits, result.labels)
+    assert result.confusion.sum() == len(data.test)
+    assert list(result.recalls) == list(NAMES)
+    mean = sum(result.recalls.values()) / 3
+    assert mean == pytest.approx(result.metrics["mean_per_class_recall"])
+
+
+def test_the_active_adapter_counts():
+    classifier, data = fitted(), task()
+    assert not gains_of(classifier.model).eq(1).all()
+    adapted = evaluate(classifier, data.test)
+    with classifier.model.disable_adapter():
+        bare = evaluate(classifier, data.test)
+    zero_shot = ZeroShotClassifier(
+        clip_model(vocab_size=VOCABULARY),
+        NAMES,
+        classifier.class_embeddings,
+        logit_scale=classifier.logit_scale,
+        image_processor=classifier.image_processor,
+    )
+    torch.testing.assert_close(bare.logits, evaluate(zero_shot, data.test).logits)
+    assert adapted.metrics["accuracy"] > bare.metrics["accuracy"]
+
+
+def test_a_fitted_adapter_is_loaded_in_one_call_and_says_the_same(tmp_path):
+    base, data = clip_model(vocab_size=VOCABULARY), task()
+    base.save_pretrained(tmp_path / "base")
+    classifier = adapted_classifier(model=type(base).from_pretrained(tmp_path / "base"))
+    with torch.no_grad():
+        gains_of(classifier.model).mul_(torch.linspace(0, 2, gains_of(classifier.model).numel()))
+    classifier.save_pretrained(tmp_path / "adapter")
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter")
+    classifier.model.eval()
+    expected = evaluate(classifier, data.test).logits
+    torch.testing.assert_close(evaluate(loaded, data.test).logits, expected, atol=0, rtol=0)
+    trainable = ZeroShotClassifier.from_pretrained(tmp_path / "adapter", is_trainable=True)
+    assert gains_of(trainable.model).requires_grad
+    assert trainable.model.training
+    assert not gains_of(loaded.model).requires_grad
+
+
+def test_progress_and_mode():
+    classifier, data, seen = adapted_classifier(), task(), []
+    classifier.model.train()
+    items = ProcessedImages(data.test, classifier.image_processor)
+    evaluate(classifier, items, batch_size=5, progress=seen.append)
+    assert seen == [5, 5, 2]
+    assert classifier.model.training
+
+
+def test_bad_data_are_refused():
+    classifier, data = adapted_classifier(), task()
+    with pytest.raises(ResiDualError, match="the exam has none"):
+        evaluate(classifier, data.test.select([]), name="the exam")
+    classifier.image_processor = None
+    with pytest.raises(ResiDualError, match="with an image processor"):
+        evaluate(classifier, data.test)
+    wrong = ProcessedImages(data.test, adapted_classifier().image_processor)
+    wrong.dataset = [{**row, "label": 3} for row in wrong.dataset]
+    with pytest.raises(ResiDualError, match=r"got 3 for image 0 of the batch"):
+        evaluate(classifier, wrong)
