@@ -1,6 +1,8 @@
 """Tiny CLIP models whose every weight is random, so that a forgotten bias is seen."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ SIZES = {
 }
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int = 0) -> Any:
     """Draw every parameter afresh: random biases, and LayerNorm weights that are not ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -104,7 +106,7 @@ def clip_vision_model(size: Size | None = None, seed: int = 0) -> CLIPVisionMode
     return randomize(CLIPVisionModel(vision_config(size or Size())), seed)
 
 
-BUILDERS = {
+BUILDERS: dict[str, Callable[..., Any]] = {
     "CLIPModel": clip_model,
     "CLIPVisionModelWithProjection": clip_vision_model_with_projection,
     "CLIPVisionModel": clip_vision_model,

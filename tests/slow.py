@@ -1,12 +1,14 @@
 """Slow, obvious twins in float64: loops over layers and heads, no hooks, nothing of the package."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from residual_peft.anatomy import Unit
 
 
-def tower_of(model: nn.Module) -> nn.Module:
+def tower_of(model: nn.Module) -> Any:
     return getattr(model, "vision_model", model)
 
 
@@ -57,7 +59,7 @@ def slow_streams(model: nn.Module, pixel_values: Tensor) -> tuple[dict[Unit, Ten
 
 
 @torch.no_grad()
-def slow_contributions(model: nn.Module, pixel_values: Tensor) -> dict[Unit, Tensor]:
+def slow_contributions(model: Any, pixel_values: Tensor) -> dict[Unit, Tensor]:
     """x_u of every unit (B, d), and the readout itself under `output`; method.md, section 1."""
     written, stream = slow_streams(model, pixel_values)
     norm = tower_of(model).post_layernorm

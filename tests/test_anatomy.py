@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from residual_peft.anatomy import (
     ARCHITECTURES,
+    TowerAnatomy,
     Unit,
     base_model,
     find_tower,
@@ -22,7 +24,7 @@ from .models import BUILDERS, SIZES, Size, clip_model, clip_vision_model, pixels
 ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
 
 
-def vision(model: nn.Module) -> nn.Module:
+def vision(model: nn.Module) -> Any:
     return getattr(model, "vision_model", model)
 
 
@@ -179,7 +181,10 @@ def test_others_can_register_an_architecture(monkeypatch: pytest.MonkeyPatch) ->
             super().__init__()
             self.inner = clip_vision_model()
 
-    register_architecture("Wrapper")(lambda model: find_tower(model.inner))
+    @register_architecture("Wrapper")
+    def inner(model: Any) -> TowerAnatomy:
+        return find_tower(model.inner)
+
     assert find_tower(Wrapper()).width == 24
 
 

@@ -2,6 +2,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ from .slow import slow_contributions, slow_streams
 ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
 
 
-def vision(model: nn.Module) -> nn.Module:
+def vision(model: nn.Module) -> Any:
     return getattr(model, "vision_model", model)
 
 
@@ -292,12 +293,13 @@ def test_a_capture_holds_only_what_was_asked_for_and_no_graph() -> None:
     assert capture.embed is None
     assert seen[0].requires_grad
     for tensor in (capture.stream, *capture.mlps):
+        assert tensor is not None
         assert not tensor.requires_grad
         assert tensor.untyped_storage().nbytes() == tensor.numel() * 4  # not the whole sequence
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_taps_survive_copying(how: Callable[[nn.Module], nn.Module]) -> None:
+def test_taps_survive_copying(how: Callable[[Any], Any]) -> None:
     model = clip_model().double()
     install_taps(find_tower(model))
     twin = how(model)
@@ -329,11 +331,12 @@ def test_two_threads_in_one_model_get_what_they_would_get_alone() -> None:
     model = clip_model(Size(layers=3)).double()
     install_taps(find_tower(model))
     batches = [pixels(3 + number, seed=number).double() for number in range(2)]
-    alone = [captured(model, images)[1] for images in batches]
+    alone: list[Any] = [captured(model, images)[1] for images in batches]
     barrier = threading.Barrier(2, timeout=20)
     for block in model.vision_model.encoder.layers:  # both stand inside the tower at once
         block.self_attn.out_proj.register_forward_pre_hook(lambda m, a: void(barrier.wait()))
-    norm, seen = find_tower(model).final_norm, {}
+    norm = find_tower(model).final_norm
+    seen: dict[int, Any] = {}
     norm.register_forward_hook(lambda m, a, out: void(seen.update({len(out): capture_of(out)})))
     threads = [threading.Thread(target=run_tower, args=(model, images)) for images in batches]
     for thread in threads:
