@@ -4,8 +4,10 @@ import pickle
 
 import pytest
 import torch
+from peft import get_peft_model
 
 from residual_peft.decomposition import run_tower
+from residual_peft.tuner import ResiDualConfig
 from tests.models import clip_model, clip_vision_model_with_projection, pixels
 from tests.tuner.twin import adapted
 
@@ -55,10 +57,6 @@ def test_a_forward_that_others_set_is_kept() -> None:
         return own(*args, **kwargs)
 
     base.forward = forward
-    from peft import get_peft_model
-
-    from residual_peft.tuner import ResiDualConfig
-
     model = get_peft_model(base, ResiDualConfig())
     model(input_ids=TEXT, pixel_values=pixels())
     assert calls == [1]
@@ -71,3 +69,11 @@ def test_image_towers_keep_their_forward() -> None:
     output = model(pixel_values=pixels())
     assert type(output) is type(clip_vision_model_with_projection()(pixels()))
     assert torch.equal(output.image_embeds, run_tower(model, pixels()))
+
+
+@pytest.mark.parametrize("builder", ["CLIPModel", "CLIPVisionModelWithProjection"])
+def test_pefts_class_for_feature_extraction_takes_images(builder: str) -> None:
+    model = adapted(ResiDualConfig(task_type="FEATURE_EXTRACTION"), builder=builder)
+    assert type(model).__name__ == "PeftModelForFeatureExtraction"
+    found = model(pixel_values=pixels()).image_embeds
+    assert torch.equal(found, run_tower(model, pixels()))

@@ -20,8 +20,10 @@ from residual_peft.tuner import (
     compose,
     coordinates_of,
     fit_bases,
+    gains_by_unit,
     gains_of,
     readout_state,
+    restart_gains,
 )
 from tests.models import BUILDERS, SIZES, Size, clip_model, clip_vision_model, pixels
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
@@ -384,6 +386,28 @@ def test_fitting_restarts_the_gains_and_keeps_the_parameter_where_it_fits() -> N
     assert config.component_counts == basis.component_counts
     assert (config.basis_source, config.num_samples) == ("data", IMAGES)
     assert relative(torch.cat(adapter_basis(model).components), torch.cat(basis.components)) < 1e-6
+
+
+def test_gains_by_unit_follow_the_units() -> None:
+    model = adapted(ResiDualConfig(components=3))
+    found = gains_by_unit(model)
+    assert list(found) == layer_of(model).anatomy.units(("head", "mlp"))
+    assert torch.equal(torch.cat(list(found.values())), gains_of(model).detach())
+    assert {len(values) for values in found.values()} == {3}
+    coarse = gains_by_unit(adapted(ResiDualConfig.paper("coarse")))
+    assert {len(values) for values in coarse.values()} == {1}
+
+
+def test_gains_restart_with_the_same_or_another_seed() -> None:
+    model = get_peft_model(clip_model(), ResiDualConfig.paper("residual", seed=2))
+    parameter, start = gains_of(model), gains_of(model).detach().clone()
+    restart_gains(model, 3)
+    other = get_peft_model(clip_model(), ResiDualConfig.paper("residual", seed=3))
+    assert torch.equal(parameter.detach(), gains_of(other).detach())
+    assert model.peft_config["default"].seed == 3
+    restart_gains(model, 2)
+    assert gains_of(model) is parameter
+    assert torch.equal(parameter.detach(), start)
 
 
 def test_fitting_coarse_reads_no_image_and_restarts_the_gains() -> None:

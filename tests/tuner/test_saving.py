@@ -193,6 +193,14 @@ def test_a_config_read_by_peft_itself_will_do(saved: Path) -> None:
     assert torch.equal(run_tower(loaded, pixels()), run_tower(adapted(), pixels()))
 
 
+def test_the_config_of_a_loaded_adapter_makes_a_new_one(saved: Path) -> None:
+    loaded = PeftModel.from_pretrained(clip_model(), saved, is_trainable=True)
+    model = get_peft_model(clip_model(seed=1), loaded.peft_config["default"])
+    wanted = run_tower(clip_model(seed=1), pixels())
+    assert relative(run_tower(model, pixels()), wanted) < 1e-6
+    assert model.peft_config["default"].fingerprint != loaded.peft_config["default"].fingerprint
+
+
 # --- with and without the basis in the file
 
 

@@ -6,7 +6,15 @@ from typing import Any
 from peft import mapping
 
 from ..errors import ResiDualError
-from .adapters import active_adapter, adapter_basis, fit_bases, gains_of, readout_state
+from .adapters import (
+    active_adapter,
+    adapter_basis,
+    fit_bases,
+    gains_by_unit,
+    gains_of,
+    readout_state,
+    restart_gains,
+)
 from .config import PRESETS, ResiDualConfig, ResiDualType
 from .gains import ReadoutState, base_of, compose, coordinates_of
 from .loading import load_adapter
@@ -26,9 +34,11 @@ __all__ = [
     "compose",
     "coordinates_of",
     "fit_bases",
+    "gains_by_unit",
     "gains_of",
     "load_adapter",
     "readout_state",
+    "restart_gains",
 ]
 
 

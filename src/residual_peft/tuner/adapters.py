@@ -5,14 +5,15 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from torch import Tensor, nn
 
+from ..anatomy import Unit
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .config import ResiDualConfig
 from .gains import ReadoutState
-from .placement import initial_gains, settings_of, with_basis
+from .placement import initial_gains, with_basis
 from .readout import ResiDualReadout, readouts
 
 
@@ -41,11 +42,10 @@ def fit_bases(
             finite, or units that do not add up to the model's own output.
     """
     layer, config = _adapter(peft_model, adapter_name)
-    settings = settings_of(config, layer.anatomy)
     if not config.needs_basis:
-        gains = layer.residual_peft_gains[adapter_name]
-        gains.data.copy_(initial_gains(config, settings, []))
+        restart_gains(peft_model, adapter_name=adapter_name)
         return None
+    settings = layer.adapter_settings[adapter_name]
     basis = SpectralBasis.fit(peft_model, batches, config.units, config.components, progress)
     basis = basis.select(config.units, config.layers_to_transform)
     config.basis = None  # the one it named is replaced
@@ -75,6 +75,36 @@ def gains_of(peft_model: nn.Module, adapter_name: str | None = None) -> nn.Param
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     return _adapter(peft_model, name)[0].residual_peft_gains[name]
+
+
+def gains_by_unit(peft_model: nn.Module, adapter_name: str | None = None) -> dict[Unit, Tensor]:
+    """The gains of an adapter sorted by unit: unit -> (k_u,), or (1,) with one gain per unit.
+
+    Raises:
+        ResiDualError: no such adapter, or several are active.
+    """
+    name = active_adapter(peft_model) if adapter_name is None else adapter_name
+    layer, _ = _adapter(peft_model, name)
+    settings, counts = layer.adapter_settings[name], list(layer.adapter_counts[name])
+    gains = layer.residual_peft_gains[name].detach()
+    parts = gains.split([1] * len(settings.units) if settings.per_unit else counts)
+    return dict(zip(settings.units, parts, strict=True))
+
+
+def restart_gains(
+    peft_model: nn.Module, seed: int | None = None, adapter_name: str | None = None
+) -> None:
+    """Set an adapter's gains to their initial value again, drawn with another seed if one is given.
+
+    Raises:
+        ResiDualError: no such adapter, or several are active.
+    """
+    name = active_adapter(peft_model) if adapter_name is None else adapter_name
+    layer, config = _adapter(peft_model, name)
+    if seed is not None:
+        config.seed = seed
+    settings, counts = layer.adapter_settings[name], list(layer.adapter_counts[name])
+    layer.residual_peft_gains[name].data.copy_(initial_gains(config, settings, counts))
 
 
 def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> SpectralBasis:

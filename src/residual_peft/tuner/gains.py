@@ -8,6 +8,7 @@ taken away (`method.md`, section 3).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -31,6 +32,21 @@ class Settings:
     def neutral(self) -> float:
         """The gain at which a unit adds nothing to `base`."""
         return 1.0 if self.keep else 0.0
+
+
+@dataclass(frozen=True)
+class StoredBasis:
+    """The tensors of one adapter's basis, as they are kept: U units, K components."""
+
+    components: Tensor  # (K, d)
+    means: Tensor  # (U, d)
+    eigenvalues: Tensor  # (K,)
+    total_variance: Tensor  # (U,)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All four, in this order."""
+        return (self.components, self.means, self.eigenvalues, self.total_variance)
 
 
 @dataclass(frozen=True)
@@ -135,7 +151,7 @@ def coordinates_of(state: ReadoutState, capture: Capture) -> Tensor:
     dtype = state.directions.dtype
     sigma = capture.sigma(state.eps).to(dtype)
     parts = [_head_coordinates(state, capture, sigma)]
-    ends = torch.tensor(state.counts).cumsum(0).tolist()
+    ends = accumulate(state.counts)
     for unit, count, end in zip(state.settings.units, state.counts, ends, strict=True):
         if unit.kind != "head":
             written = _written(state, capture, unit).to(dtype) / sigma

@@ -30,6 +30,11 @@ class ResiDualModel(BaseTuner):
     tuner_layer_cls = ResiDualReadout
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  as PEFT's own tuners have it
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base model; PEFT's classes for a task pass None for all that was not given."""
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        return self.model(*args, **given)
+
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
@@ -137,6 +142,7 @@ class ResiDualModel(BaseTuner):
         for name, layer in model.named_modules():
             if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
                 _check_loaded(layer, f"{name}.", adapter_name, mapped)
+                config._awaits_weights = False
         return mapped
 
 

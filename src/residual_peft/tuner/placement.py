@@ -12,9 +12,9 @@ from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .config import ResiDualConfig
-from .gains import Settings
+from .gains import Settings, StoredBasis
 from .loading import check_weights_file
-from .readout import ResiDualReadout, StoredBasis
+from .readout import ResiDualReadout
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The paper's mode as a PEFT layer: gains on each unit's direct contribution to the readout."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,35 +12,26 @@ from torch.utils.hooks import RemovableHandle
 from ..anatomy import TowerAnatomy
 from ..errors import ResiDualError
 from ..taps import capture_of, install_taps
-from .gains import ReadoutState, Settings, base_of, compose, coordinates_of, derive
+from .gains import (
+    ReadoutState,
+    Settings,
+    StoredBasis,
+    base_of,
+    compose,
+    coordinates_of,
+    derive,
+)
 
 GAINS = "residual_peft_gains"
-COMPONENTS = "residual_peft_components"
-MEANS = "residual_peft_means"
-EIGENVALUES = "residual_peft_eigenvalues"
-TOTAL_VARIANCE = "residual_peft_total_variance"
-BASIS = (COMPONENTS, MEANS, EIGENVALUES, TOTAL_VARIANCE)
+BASIS = tuple(
+    f"residual_peft_{name}" for name in ("components", "means", "eigenvalues", "total_variance")
+)
 
 MERGE_REFUSED = (
     "an adapter in readout mode cannot be merged: its gains act on what each unit contributes to "
-    "the readout, given the unadapted model's final LayerNorm, and no change of weights does the "
-    "same. Keep the adapter beside the model, or take it off with unload()."
+    "the readout, given the unadapted model's final LayerNorm, which changed weights would change. "
+    "Keep the adapter beside the model, or take it off with unload()."
 )
-
-
-@dataclass(frozen=True)
-class StoredBasis:
-    """The tensors of one adapter's basis, as they are kept: U units, K components."""
-
-    components: Tensor  # (K, d)
-    means: Tensor  # (U, d)
-    eigenvalues: Tensor  # (K,)
-    total_variance: Tensor  # (U,)
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """In the order of `BASIS`."""
-        return (self.components, self.means, self.eigenvalues, self.total_variance)
 
 
 class ResiDualReadout(nn.Module, BaseTunerLayer):
@@ -221,7 +211,14 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         """Move the adapter, but never round it: PEFT's own casts bases to the base's dtype."""
-        if adapter_name in self.residual_peft_gains and adapter_name in self.adapter_states:
+        if adapter_name not in self.residual_peft_gains:
+            return
+        device = self._base_weight.device if device is None else device
+        gains = self.residual_peft_gains[adapter_name]
+        if not gains.is_meta:
+            gains.data = gains.data.to(device)
+        state = self.adapter_states.get(adapter_name)
+        if state is not None and state.directions.device != device:
             self.refresh(adapter_name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResiDualReadout":
@@ -255,15 +252,13 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
 
     def _twin(self, adapter_name: str) -> ReadoutState | None:
         """The state of another adapter with the same settings over the same tensors."""
-        mine = self.stored(adapter_name)
+        mine, settings = self.stored(adapter_name), self.adapter_settings[adapter_name]
+        counts = self.adapter_counts[adapter_name]
         for name, state in self.adapter_states.items():
-            if (
-                name != adapter_name
-                and self.adapter_settings[name] == self.adapter_settings[adapter_name]
-                and self.adapter_counts[name] == self.adapter_counts[adapter_name]
-                and self.stored(name).components is mine.components
-                and self.stored(name).means is mine.means
-            ):
+            same = self.adapter_settings[name] == settings and self.adapter_counts[name] == counts
+            other = self.stored(name)
+            shared = other.components is mine.components and other.means is mine.means
+            if name != adapter_name and same and shared:
                 return state
         return None
 
