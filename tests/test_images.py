@@ -60,8 +60,10 @@ def test_grey_of_8_and_16_bits_keeps_its_brightness(through_file):
 
 
 def test_a_dark_16_bit_image_stays_dark():
-    image = Image.fromarray(np.full((4, 4), 200, np.uint16))
-    assert rgb(stored(image)).max() == 1
+    array = np.full((4, 4), 200, np.uint16)
+    assert rgb(stored(Image.fromarray(array))).max() == 1
+    other_order = Image.frombytes("I;16B", (4, 4), array.astype(">u2").tobytes())
+    assert rgb(other_order).max() == 1
 
 
 def test_wide_integer_and_float_images_are_scaled_not_clipped():

@@ -358,4 +358,6 @@ def test_the_papers_settings_can_be_overridden(tmp_path):
     assert usual.optim == "schedule_free_adamw"
     assert (usual.learning_rate, usual.num_train_epochs) == (0.8, 30)
     assert usual.per_device_train_batch_size == 64
+    assert (usual.max_grad_norm, usual.weight_decay, usual.warmup_steps) == (0, 0, 0)
+    assert usual.lr_scheduler_type == "constant"
     assert training_arguments(tmp_path, learning_rate=0.1).learning_rate == 0.1

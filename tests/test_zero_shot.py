@@ -215,6 +215,37 @@ def test_one_call_loads_base_adapter_classes_and_processor(tmp_path):
     assert record["base_model"] == str(tmp_path / "base")
 
 
+def test_the_base_model_keeps_its_hub_name(tmp_path, monkeypatch):
+    base = saved_base(tmp_path)
+    base.config._name_or_path = "me/clip"
+    classifier(lora(base)).save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(
+        "residual_peft.zero_shot.local_directory",
+        lambda name, **options: tmp_path / "base" if name == "me/clip" else name,
+    )
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter")
+    loaded.save_pretrained(tmp_path / "again")
+    record = json.loads((tmp_path / "again" / "residual_classifier.json").read_text())
+    assert record["base_model"] == "me/clip"
+
+
+def test_the_bundled_model_goes_by_its_name(tmp_path, monkeypatch):
+    base = saved_base(tmp_path)
+    for module in ("hub", "zero_shot"):
+        monkeypatch.setattr(f"residual_peft.{module}.BUNDLED_DIRECTORY", tmp_path / "base")
+    made = classifier(lora(base))
+    made.save_pretrained(tmp_path / "adapter")
+    for file, key in (
+        ("residual_classifier", "base_model"),
+        ("adapter_config", "base_model_name_or_path"),
+    ):
+        record = json.loads((tmp_path / "adapter" / f"{file}.json").read_text())
+        assert record[key] == "residual_peft/demo-clip"
+    made.model.eval()
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter")
+    assert loaded.predict(photographs()) == made.predict(photographs())
+
+
 def test_a_given_base_model_is_used_instead_of_a_missing_one(tmp_path):
     made = classifier(lora(saved_base(tmp_path)))
     made.save_pretrained(tmp_path / "adapter")

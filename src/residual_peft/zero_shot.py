@@ -257,6 +257,10 @@ class ZeroShotClassifier:
                 if readme.is_file():  # PEFT adds to a card that is there
                     (temporary / "README.md").write_bytes(readme.read_bytes())
                 self.model.save_pretrained(temporary)
+                if name == DEMO_MODEL:  # its path says nothing to other machines
+                    config = read_json(temporary / ADAPTER_CONFIG)
+                    config["base_model_name_or_path"] = name
+                    write_json(temporary / ADAPTER_CONFIG, config)
             if self.image_processor is not None:
                 self.image_processor.save_pretrained(temporary)
             write_tensors(
