@@ -79,7 +79,10 @@ class ZeroShotClassifier:
             raise ResiDualError("the class embeddings hold NaN or infinite values.")
         embeddings = class_embeddings.detach()
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        self.class_embeddings = functional.normalize(embeddings, dim=-1).to(self.device)
+        lengths = embeddings.norm(dim=-1, keepdim=True)
+        if (lengths - 1).abs().max() > 1e-5:  # else they stay bit for bit what was saved
+            embeddings = functional.normalize(embeddings, dim=-1)
+        self.class_embeddings = embeddings.to(self.device)
 
     @classmethod
     def from_text(
