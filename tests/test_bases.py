@@ -16,6 +16,7 @@ from residual_peft.anatomy import Unit, find_tower
 from residual_peft.bases import BasisAccumulator, Fingerprint, SpectralBasis, UnitBasis
 from residual_peft.errors import ResiDualError
 from residual_peft.files import read_tensors, write_tensors
+from residual_peft.spectra import _spectrum
 
 from .models import (
     BUILDERS,
@@ -283,6 +284,19 @@ def test_a_unit_that_never_changes_has_no_directions() -> None:
         assert basis.truncate(2)["layer0.mlp"].eigenvalues.shape == (0,)
 
 
+def test_the_whole_share_keeps_a_direction_too_small_to_count() -> None:
+    eigenvalues = torch.tensor([1.0, 1e-14], dtype=torch.float64)
+    unit = UnitBasis(torch.zeros(3), torch.eye(3)[:2], eigenvalues, eigenvalues.sum())
+    assert len(unit.truncate(1.0).eigenvalues) == 2
+    assert len(unit.truncate(0.9).eigenvalues) == 1
+
+
+def test_n_images_have_at_most_n_minus_1_directions() -> None:
+    # rounding can lift the others above zero
+    found = _spectrum(torch.zeros(5), torch.eye(5, dtype=torch.float64), None, count=4)
+    assert found.components.shape == (3, 5)
+
+
 # selection
 
 
@@ -426,6 +440,13 @@ def test_a_merged_adapter_changes_the_weights() -> None:
     get_peft_model(model, config).merge_adapter()
     with pytest.raises(ResiDualError, match="has others"):
         basis.check_belongs_to(model)
+
+
+def test_the_same_digests_of_another_width_are_no_match() -> None:
+    fingerprint = Fingerprint.of(clip_model())
+    assert fingerprint.matches(replace(fingerprint, name="another", architecture="another"))
+    assert not fingerprint.matches(replace(fingerprint, width=17))
+    assert not fingerprint.matches(replace(fingerprint, digests={}))
 
 
 def test_a_fingerprint_with_fields_missing_is_refused() -> None:

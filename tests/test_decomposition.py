@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from residual_peft.anatomy import Unit, find_tower
 from residual_peft.decomposition import (
     Capture,
+    _check_close,
     capture_of,
     check_exact,
     checked_capture,
@@ -170,6 +171,13 @@ def test_one_bad_sample_in_a_batch_is_enough() -> None:
     capture.layers[1][17] *= 1 + 1e-4
     with pytest.raises(ResiDualError, match="at layer 1 "):
         check_exact(anatomy, capture, readout)
+
+
+def test_a_large_sample_does_not_hide_the_error_of_a_small_one() -> None:
+    seen = torch.tensor([[1.0, 0.0], [1e6, 0.0]], dtype=torch.float64)
+    _check_close("layer 0", seen, seen, [seen], 1e-5)
+    with pytest.raises(ResiDualError, match=r"off by 1\.4e-03"):
+        _check_close("layer 0", seen + torch.tensor([[1e-3], [0.0]]), seen, [seen * 0], 1e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

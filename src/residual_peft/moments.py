@@ -48,7 +48,7 @@ class Moments:
         if other.count == 0:
             return
         if self.count == 0:
-            self.count, self.mean, self.m2 = other.count, other.mean.clone(), other.m2.clone()
+            self.count, self.mean, self.m2 = other.count, other.mean, other.m2
             return
         if other.mean.shape != self.mean.shape:
             raise ValueError(
