@@ -31,6 +31,7 @@ ROOMS = [
     "tuner",
     "metrics",
     "images",
+    "backbones",
     "prompts",
     "zero_shot",
     "data",

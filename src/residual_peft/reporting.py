@@ -1,9 +1,7 @@
 """Results -> tables, the picture of the gains, the model card; reads results, never models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -14,53 +12,8 @@ from matplotlib.figure import Figure
 
 from .anatomy import Unit
 from .errors import ResiDualError
+from .experiments import Row, summarize
 from .files import PathLike, atomic_file
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method with one seed."""
-
-    method: str
-    seed: int
-    test_accuracy: float
-    trainable_parameters: int
-    fit_seconds: float
-    adapter_bytes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row as `results.json` holds it."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One method over its seeds."""
-
-    method: str
-    accuracy: float
-    spread: float
-    parameters: int
-    seconds: float
-    bytes: int
-
-
-def summarize(rows: Sequence[Row]) -> list[Summary]:
-    """Mean accuracy and its sample standard deviation per method, in the order of appearance."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.method, []).append(row)
-    return [
-        Summary(
-            method=name,
-            accuracy=mean(row.test_accuracy for row in group),
-            spread=stdev(row.test_accuracy for row in group) if len(group) > 1 else 0.0,
-            parameters=round(mean(row.trainable_parameters for row in group)),
-            seconds=mean(row.fit_seconds for row in group),
-            bytes=round(mean(row.adapter_bytes for row in group)),
-        )
-        for name, group in groups.items()
-    ]
 
 
 def readable_bytes(size: int) -> str:
@@ -80,11 +33,18 @@ def readable_bytes(size: int) -> str:
 HEADERS = ("method", "test accuracy", "trained numbers", "seconds to fit", "adapter")
 
 
-def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """What the results table shows, a tuple of texts per method (see `HEADERS`)."""
+def table_cells(
+    rows: Sequence[Row], labels: Mapping[str, str] | None = None
+) -> list[tuple[str, ...]]:
+    """What the results table shows, a tuple of texts per method (see `HEADERS`).
+
+    Args:
+        rows: one per method and seed; accuracies become mean ± standard deviation over seeds.
+        labels: method -> what to call it.
+    """
     return [
         (
-            item.method,
+            (labels or {}).get(item.method, item.method),
             f"{item.accuracy:.3f} ± {item.spread:.3f}"
             if item.parameters
             else f"{item.accuracy:.3f}",

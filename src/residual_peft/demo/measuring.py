@@ -1,5 +1,7 @@
 """The bundled model on its own world: embeddings, zero-shot accuracy per attribute."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,9 +30,22 @@ def text_embeddings(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]
 
 @torch.no_grad()
 def zero_shot_accuracy(
-    model: CLIPModel, tokenizer: CLIPTokenizer, *, images_per_task: int = 1000, seed: int = 10**9
+    model: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    *,
+    images_per_task: int = 1000,
+    seed: int = 10**9,
+    report: Callable[[str], object] = lambda name: None,
 ) -> dict[str, float]:
-    """Zero-shot accuracy per attribute on held-out images, with the ensemble of its templates."""
+    """Zero-shot accuracy per attribute on held-out images, with the ensemble of its templates.
+
+    Args:
+        model: the dual encoder.
+        tokenizer: its tokenizer.
+        images_per_task: images drawn for each attribute.
+        seed: of the drawing; pretraining uses small ones.
+        report: called with each attribute's name when it is done.
+    """
     model.eval()
     result = {}
     for index, (name, templates) in enumerate(TEMPLATES.items()):
@@ -42,4 +57,5 @@ def zero_shot_accuracy(
         text = torch.stack(each).mean(0)
         found = (image @ F.normalize(text, dim=-1).T).argmax(1)
         result[name] = (found == scene.values[name]).float().mean().item()
+        report(name)
     return result

@@ -1,0 +1,50 @@
+"""The methods that a comparison knows, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..coordinates import LINEAR_LEARNING_RATE
+from ..training import LEARNING_RATE
+from ..tuner import ResiDualConfig
+
+RD_Y_LEARNING_RATE = 1e-3
+"""The paper's first release trains RD^y at this rate, 1/800 of the others' (`paper-facts.md`)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to adapt a model.
+
+    Attributes:
+        name: as in `results.json`.
+        label: for people.
+        kind: "none", "gains", "linear" or "lora".
+        config: seed -> the adapter's config, for gains.
+        learning_rate: of the optimizer.
+    """
+
+    name: str
+    label: str
+    kind: str
+    config: Callable[[int], ResiDualConfig] | None = None
+    learning_rate: float = LEARNING_RATE
+
+
+def _paper(name: str) -> Callable[[int], ResiDualConfig]:
+    return lambda seed: ResiDualConfig.paper(name, seed=seed)
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("zero_shot", "zero-shot", "none"),
+        Method("coarse", "coarse (paper)", "gains", _paper("coarse")),
+        Method("residual_star", "ResiDual* (paper)", "gains", _paper("residual_star")),
+        Method("residual", "ResiDual (paper)", "gains", _paper("residual")),
+        Method("default", "ResiDual, our default", "gains", lambda seed: ResiDualConfig(seed=seed)),
+        Method("rd_y", "RD^y (paper)", "gains", _paper("rd_y"), RD_Y_LEARNING_RATE),
+        Method("linear", "linear map", "linear", learning_rate=LINEAR_LEARNING_RATE),
+        Method("lora", "LoRA r=8 on q, v", "lora", learning_rate=5e-3),
+    )
+}
+"""name -> method, in the order of a table."""

@@ -1,0 +1,195 @@
+"""One method on one task with several seeds -> rows of a results table."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from ..backbones import Backbone, load_image_tower
+from ..coordinates import (
+    collect_coordinates,
+    collect_readouts,
+    fit_gains,
+    fit_linear,
+    linear_readout,
+)
+from ..decomposition import run_tower
+from ..errors import ResiDualError
+from ..files import write_tensors
+from ..metrics import accuracy
+from ..tuner import fit_bases, gains_of, restart_gains
+from ..zero_shot import ZeroShotClassifier
+from .lora import LoraSettings, fit_lora
+from .methods import Method
+from .results import Row
+
+Report = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images ready for the model, by split, and what they are classified as.
+
+    Attributes:
+        backbone: the model to adapt; an adapter that was put in is taken out again.
+        class_names: one per label.
+        templates: prompt templates.
+        train: batches of `pixel_values` and `labels` to fit; may be iterated again and again.
+        validation: to choose by.
+        test: to report on; never used for a choice.
+        basis: batches of `pixel_values` to fit the bases on.
+    """
+
+    backbone: Backbone
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    train: Iterable[dict[str, Tensor]]
+    validation: Iterable[dict[str, Tensor]]
+    test: Iterable[dict[str, Tensor]]
+    basis: Iterable[dict[str, Tensor]]
+
+    def classifier(self, model: nn.Module | None = None) -> ZeroShotClassifier:
+        """The task's classifier around the backbone's model or another with the same readout."""
+        return ZeroShotClassifier.from_text(
+            self.backbone.model if model is None else model,
+            self.backbone.tokenizer,
+            self.class_names,
+            self.templates,
+            text_model=self.backbone.model,
+            image_processor=self.backbone.image_processor,
+        )
+
+
+def run_method(
+    task: Task,
+    method: Method,
+    seeds: Sequence[int] = (0,),
+    *,
+    report: Report = lambda text: None,
+    keep: Path | None = None,
+    lora: LoraSettings | None = None,
+) -> list[Row]:
+    """Fit a method on a task, once per seed, and measure it on the test images.
+
+    An adapter is measured by running the adapted model. What a method needs once for all seeds (the
+    passes over the images) counts in full for each of them.
+
+    Args:
+        task: the images and classes.
+        method: one of `METHODS`.
+        seeds: of the gains' or LoRA's start and of the order of the images.
+        report: called with a few words as the work goes on.
+        keep: where to save the first seed's adapter with its classes; nowhere when None.
+        lora: LoRA's settings; its defaults with the method's learning rate when None.
+
+    Returns:
+        One row per seed; one row for zero-shot, which has no seed.
+
+    Raises:
+        ResiDualError: an unknown kind of method, or data that the fit refuses.
+    """
+    if method.kind == "none":
+        report("classifying")
+        return [Row(method.name, 0, _test_accuracy(task.classifier(), task), 0, 0.0, 0)]
+    if method.kind == "gains":
+        return _run_gains(task, method, seeds, report, keep)
+    if method.kind == "linear":
+        return _run_linear(task, method, seeds, report)
+    if method.kind == "lora":
+        settings = lora or LoraSettings(learning_rate=method.learning_rate)
+        return [_run_lora(task, method, seed, settings, report) for seed in seeds]
+    raise ResiDualError(
+        f"wanted a method of kind none, gains, linear or lora; got {method.kind!r}."
+    )
+
+
+def _run_gains(
+    task: Task, method: Method, seeds: Sequence[int], report: Report, keep: Path | None
+) -> list[Row]:
+    """Bases and coordinates once; gains once per seed."""
+    assert method.config is not None
+    started = time.perf_counter()
+    model = get_peft_model(task.backbone.model, method.config(seeds[0]))
+    try:
+        report("fitting the bases")
+        fit_bases(model, task.basis)
+        classifier = task.classifier(model)
+        report("reading the images")
+        train = collect_coordinates(model, task.train)
+        validation = collect_coordinates(model, task.validation)
+        once, rows = time.perf_counter() - started, []
+        for seed in seeds:
+            report(f"fitting the gains, seed {seed}")
+            restart_gains(model, seed)
+            fit = fit_gains(
+                classifier, train, validation, learning_rate=method.learning_rate, seed=seed
+            )
+            score = _test_accuracy(classifier, task)
+            size = _adapter_bytes(model)
+            rows.append(
+                Row(method.name, seed, score, gains_of(model).numel(), once + fit.seconds, size)
+            )
+            if keep is not None and seed == seeds[0]:
+                classifier.save_pretrained(keep)
+        return rows
+    finally:
+        model.unload()
+
+
+def _run_linear(task: Task, method: Method, seeds: Sequence[int], report: Report) -> list[Row]:
+    """The paper's linear map on cached readouts."""
+    started = time.perf_counter()
+    classifier = task.classifier()
+    report("reading the images")
+    train = collect_readouts(task.backbone.model, task.train)
+    validation = collect_readouts(task.backbone.model, task.validation)
+    once = time.perf_counter() - started
+    test, rows = collect_readouts(task.backbone.model, task.test), []
+    for seed in seeds:
+        report(f"fitting the map, seed {seed}")
+        fit = fit_linear(
+            classifier, train, validation, learning_rate=method.learning_rate, seed=seed
+        )
+        logits = classifier.logits(linear_readout(fit, test.readout))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "linear.safetensors"
+            write_tensors(path, fit.parameters)
+            size = path.stat().st_size
+        count = sum(tensor.numel() for tensor in fit.parameters.values())
+        score = accuracy(logits, test.labels)
+        rows.append(Row(method.name, seed, score, count, once + fit.seconds, size))
+    return rows
+
+
+def _run_lora(task: Task, method: Method, seed: int, settings: LoraSettings, report: Report) -> Row:
+    """LoRA on the image tower, by the HF Trainer with a backward pass through the backbone."""
+    classifier = task.classifier(load_image_tower(task.backbone.name))
+    report(f"training, seed {seed}")
+    started = time.perf_counter()
+    model = fit_lora(classifier, task.train, task.validation, settings, seed, report)
+    seconds = time.perf_counter() - started
+    count, _ = model.get_nb_trainable_parameters()
+    score = _test_accuracy(classifier, task)
+    return Row(method.name, seed, score, count, seconds, _adapter_bytes(model))
+
+
+def _adapter_bytes(model: PeftModel) -> int:
+    """The size of the adapter's weights as saved, in a file that needs only the base model."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return (Path(folder) / "adapter_model.safetensors").stat().st_size
+
+
+@torch.no_grad()
+def _test_accuracy(classifier: ZeroShotClassifier, task: Task) -> float:
+    classifier.model.eval()
+    logits, labels = [], []
+    for batch in task.test:
+        logits.append(classifier.logits(run_tower(classifier.model, batch["pixel_values"])))
+        labels.append(batch["labels"])
+    return accuracy(torch.cat(logits), torch.cat(labels))
