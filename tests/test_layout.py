@@ -38,6 +38,7 @@ ROOMS = [
     "training",
     "coordinates",
     "evaluation",
+    "fitting",
     "experiments",
     "reporting",
     "demo",
