@@ -1,0 +1,59 @@
+"""The command line: fit, then eval, on a folder; one line for what can be mended."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from residual_peft import cli
+from residual_peft.demo.tasks import world_task
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    task = world_task("size", 60, seed=5)
+    names = task.features["label"].names
+    for index, row in enumerate(task):
+        path = root / names[row["label"]]
+        path.mkdir(exist_ok=True)
+        row["image"].save(path / f"{index}.png")
+    return root
+
+
+def run(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["residual-peft", *arguments])
+    cli.main()
+
+
+def test_fit_then_eval(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "adapter"
+    with pytest.raises(SystemExit) as stopped:
+        run(
+            monkeypatch,
+            "fit",
+            "--data",
+            str(folder),
+            "--out",
+            str(out),
+            "--template",
+            "a {} object",
+        )
+    assert stopped.value.code == 0
+    assert "adapted" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "eval", "--adapter", str(out), "--data", str(folder))
+    assert stopped.value.code == 0
+    assert '"accuracy"' in capsys.readouterr().out
+
+
+def test_a_mistake_is_one_line_and_status_2(tmp_path):
+    command = [sys.executable, "-m", "residual_peft.cli", "fit", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--data", "nobody/nothing-here"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "nobody/nothing-here" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
