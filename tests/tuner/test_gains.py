@@ -76,6 +76,15 @@ def test_equals_the_definition_without_data(name: str) -> None:
     assert relative(run_tower(model, images), wanted) < 1e-10
 
 
+def test_components_are_cut_with_and_without_data() -> None:
+    for fit in (False, True):
+        model = adapted(ResiDualConfig(components=3), fit=fit)
+        assert model.peft_config["default"].component_counts == [3] * 6
+        share = adapted(ResiDualConfig(components=0.5), fit=fit).peft_config["default"]
+        every = adapted(ResiDualConfig(), fit=fit).peft_config["default"]
+        assert 6 <= sum(share.component_counts) < 0.6 * sum(every.component_counts)
+
+
 @pytest.mark.parametrize("remainder", ["keep", "drop"])
 def test_one_gain_per_unit_with_means_restored(tmp_path, remainder: str) -> None:
     base = clip_model().double()

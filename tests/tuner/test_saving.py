@@ -109,8 +109,13 @@ def test_the_file_decides_and_nothing_is_computed_again(saved: Path) -> None:
     assert relative(run_tower(loaded, pixels()), run_tower(adapted(), pixels())) > 1e-2
 
 
-def test_loaded_onto_half_precision_of_the_same_weights(saved: Path) -> None:
-    loaded = PeftModel.from_pretrained(clip_model().bfloat16(), saved)
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_loaded_onto_half_precision_of_the_same_weights(
+    saved: Path, low_cpu_mem_usage: bool
+) -> None:
+    loaded = PeftModel.from_pretrained(
+        clip_model().bfloat16(), saved, low_cpu_mem_usage=low_cpu_mem_usage
+    )
     layer = next(m for m in loaded.modules() if isinstance(m, ResiDualReadout))
     tensors = load_file(saved / WEIGHTS)
     assert torch.equal(layer.stored("default").components, tensors[PREFIX + "components"])
@@ -158,6 +163,8 @@ def test_loading_into_a_shared_basis_leaves_the_others(tmp_path: Path) -> None:
     edit_weights(tmp_path / "b", components=-tensors[PREFIX + "components"] * 0.5)
     model.load_adapter(tmp_path / "b", "b")
     assert torch.equal(run_tower(model, pixels()), wanted)
+    layer = next(m for m in model.modules() if isinstance(m, ResiDualReadout))
+    assert torch.equal(layer.stored("default").components, tensors[PREFIX + "components"])
 
 
 def test_training_resumes_where_it_was_saved(saved: Path) -> None:
@@ -222,10 +229,15 @@ def test_a_basis_by_its_path(tmp_path: Path, save_basis: bool) -> None:
     basis = SpectralBasis.fit(clip_model(), [pixels(40, seed=2)], ("embed", "head", "mlp"))
     basis.save_pretrained(tmp_path / "basis")
     config = ResiDualConfig(
-        basis=tmp_path / "basis", save_basis=save_basis, components=5, layers_to_transform=1
+        units=("embed", "head", "mlp"),
+        basis=tmp_path / "basis",
+        save_basis=save_basis,
+        components=5,
+        layers_to_transform=1,
     )
     model = adapted(config, fit=False)
     assert model.peft_config["default"].num_samples == 40
+    assert model.peft_config["default"].component_counts == [1, 5, 5, 5]
     wanted = expected(clip_model(), model, pixels())
     assert relative(run_tower(model, pixels()), wanted) < 1e-5
     model.save_pretrained(tmp_path / "adapter")
@@ -252,6 +264,13 @@ def test_gains_without_a_basis_that_can_be_had_again_are_not_saved(tmp_path: Pat
         ResiDualError, match="'default' has save_basis=False, and its basis was fit"
     ):
         model.save_pretrained(tmp_path)
+
+
+def test_a_fitted_basis_takes_the_place_of_the_one_by_its_path(tmp_path: Path) -> None:
+    SpectralBasis.fit(clip_model(), [pixels(40)]).save_pretrained(tmp_path / "basis")
+    model = adapted(ResiDualConfig(basis=tmp_path / "basis", save_basis=False))
+    with pytest.raises(ResiDualError, match="its basis was fitted from data"):
+        model.save_pretrained(tmp_path / "adapter")
 
 
 def test_a_basis_of_other_weights_or_units_is_refused(tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def derive(
     return ReadoutState(
         settings=settings,
         counts=tuple(counts),
-        directions=torch.cat(blocks).to(device, dtype),
+        # the stored tensor itself where it can be: it is the largest of all
+        directions=(torch.cat(blocks) if settings.per_unit else components).to(device, dtype),
         shift=torch.cat(shift).to(device, dtype),
         constant=_constant(settings, total).to(device, dtype),
         head_maps=_pad(maps, anatomy.head_dim + 1).to(device, dtype),

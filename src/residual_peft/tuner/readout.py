@@ -237,9 +237,11 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
         if recurse:
             for name, child in self.named_children():
                 child._apply(fn if name == "base_layer" else apply)
-            for name, state in list(self.adapter_states.items()):
-                self.adapter_states[name] = state.map(apply)
-                if self.dtype != before:  # a float64 model wants more digits than were kept
+            ready = list(self.adapter_states)
+            self.adapter_states = {n: s.map(apply) for n, s in self.adapter_states.items()}
+            if self.dtype != before:  # a float64 model wants more digits than were kept
+                self.adapter_states.clear()  # all, or one would be taken for another's twin
+                for name in ready:
                     self.refresh(name)
         return self
 
