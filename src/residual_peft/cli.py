@@ -2,12 +2,14 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from .demo.run import run_demo
 from .errors import ResiDualError
@@ -95,8 +97,16 @@ def evaluate(
     print(json.dumps(scores, indent=2))
 
 
+def _quiet() -> None:
+    """Leave the terminal to this program's own bars and messages."""
+    transformers_logging.disable_progress_bar()
+    # transformers' and PEFT's notices to each other about names that will change
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+
+
 def main() -> None:
     """Run a command; what a user can mend becomes one line and exit status 2."""
+    _quiet()
     try:
         app()
     except ResiDualError as error:

@@ -85,7 +85,8 @@ class Fit:
         parameters: the fitted tensors: `gains`, or `weight` (d, d) and `bias` (d,).
         history: per epoch `epoch`, `loss` (mean over its steps) and, with validation data,
             `accuracy`.
-        best_epoch: whose parameters these are, counted from 1.
+        best_epoch: whose parameters these are, counted from 1; 0 where the start was never
+            bettered on the validation data.
         accuracy: on the validation data at that epoch; None without.
         seconds: how long it took.
     """
@@ -183,7 +184,8 @@ def fit_gains(
     """Fit an adapter's gains as the Trainer would, from coordinates, and write them into it.
 
     Schedule-free AdamW on the classifier's cross-entropy (`method.md`, section 4). With validation
-    data, the gains of the epoch with the best accuracy are taken, the first of equals.
+    data, the gains of the epoch with the best accuracy are taken, the first of equals; the start
+    counts as one of them.
 
     Args:
         classifier: its model has the adapter that the coordinates are of.
@@ -294,8 +296,9 @@ def _fit(
     optimizer = AdamWScheduleFree(parameters.values(), lr=settings.learning_rate)
     generator = torch.Generator().manual_seed(settings.seed)
     history: list[dict[str, float]] = []
-    best: dict[str, Tensor] = {}
-    best_epoch, best_accuracy = 0, float("-inf")
+    best, best_epoch, best_accuracy = _copied(parameters), 0, float("-inf")
+    if validation is not None:  # what does not help the held-out images is not kept
+        best_accuracy = _accuracy(classifier, adapted, validation)
     epochs = range(1, settings.epochs + 1)
     for epoch in tqdm(epochs, "Fitting", unit="epoch", disable=not settings.progress):
         loss = _epoch(classifier, adapted, train, optimizer, settings.batch_size, generator)
@@ -303,11 +306,9 @@ def _fit(
         history.append(record)
         optimizer.eval()  # the averaged parameters are what is measured and kept
         if validation is not None:
-            with torch.no_grad():
-                logits = classifier.logits(adapted(validation))
-            record["accuracy"] = accuracy(logits, validation.labels)
+            record["accuracy"] = _accuracy(classifier, adapted, validation)
         if validation is None or record["accuracy"] > best_accuracy:
-            best = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+            best = _copied(parameters)
             best_epoch, best_accuracy = epoch, record.get("accuracy", best_accuracy)
         elif settings.patience is not None and epoch - best_epoch >= settings.patience:
             break
@@ -318,6 +319,17 @@ def _fit(
         None if validation is None else best_accuracy,
         time.perf_counter() - started,
     )
+
+
+def _copied(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in parameters.items()}
+
+
+@torch.no_grad()
+def _accuracy(
+    classifier: ZeroShotClassifier, adapted: Callable[[Any], Tensor], rows: Readouts
+) -> float:
+    return accuracy(classifier.logits(adapted(rows)), rows.labels)
 
 
 def _epoch(

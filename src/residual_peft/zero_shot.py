@@ -259,7 +259,8 @@ class ZeroShotClassifier:
                 readme = target / "README.md"
                 if readme.is_file():  # PEFT adds to a card that is there
                     (temporary / "README.md").write_bytes(readme.read_bytes())
-                self.model.save_pretrained(temporary)
+                # no vocabulary is adapted, and looking for one asks the Hub
+                self.model.save_pretrained(temporary, save_embedding_layers=False)
                 if name == DEMO_MODEL:  # its path says nothing to other machines
                     config = read_json(temporary / ADAPTER_CONFIG)
                     config["base_model_name_or_path"] = name

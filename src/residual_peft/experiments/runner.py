@@ -181,7 +181,7 @@ def _run_lora(task: Task, method: Method, seed: int, settings: LoraSettings, rep
 def _adapter_bytes(model: PeftModel) -> int:
     """The size of the adapter's weights as saved, in a file that needs only the base model."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)
         return (Path(folder) / "adapter_model.safetensors").stat().st_size
 
 
