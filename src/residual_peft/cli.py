@@ -100,8 +100,11 @@ def evaluate(
 def _quiet() -> None:
     """Leave the terminal to this program's own bars and messages."""
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     # transformers' and PEFT's notices to each other about names that will change
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    # PEFT asks the Hub for the bundled model's vocabulary, which no method here changes
+    warnings.filterwarnings("ignore", message="Could not find a config file")
 
 
 def main() -> None:
