@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
 
 from .backbones import load_backbone
+from .cards import CardFacts
 from .coordinates import collect_coordinates, fit_gains
 from .data import batches, load_data
 from .errors import ResiDualError
@@ -26,8 +28,9 @@ def fit_adapter(
     image_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
+    license: str | None = None,
 ) -> dict[str, float]:
-    """Fit an adapter to labelled images and save it with its classes.
+    """Fit an adapter to labelled images and save it with its classes and a model card.
 
     Args:
         model: a CLIP's directory or Hub id.
@@ -38,6 +41,7 @@ def fit_adapter(
         image_column: of the data, found when None.
         label_column: likewise.
         seed: of the splits and the order of the images.
+        license: of the adapter, for its card.
 
     Returns:
         Test accuracy `zero_shot` and `adapted`.
@@ -67,7 +71,18 @@ def fit_adapter(
         progress=True,
     )
     after = evaluate(plain, images.test, name="the test split", progress=True)
-    plain.save_pretrained(out)
+    on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
+    facts = CardFacts(
+        dataset=Path(images.source).name if on_disk else str(images.source),
+        dataset_id=None if on_disk else data,
+        metrics=after.metrics,
+        metrics_before=before.metrics,
+        test_images=len(images.test),
+        training_data=f"{len(images.train):,} images, {len(images.validation):,} to choose by",
+        seed=seed,
+        license=license,
+    )
+    plain.save_pretrained(out, card=facts)
     return {"zero_shot": before.metrics["accuracy"], "adapted": after.metrics["accuracy"]}
 
 
