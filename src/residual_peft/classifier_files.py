@@ -8,7 +8,7 @@ import transformers
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .anatomy import Unit, base_model
+from .anatomy import base_model
 from .cards import MARK, CardFacts, SavedAdapter, adapter_card
 from .errors import ResiDualError
 from .figures import gains_figure
@@ -98,7 +98,7 @@ def write_card(
         config = model.peft_config[saved]
         adapter = {"method": getattr(config.peft_type, "value", config.peft_type)}
         if isinstance(config, ResiDualConfig):
-            adapter |= _describe(gains_by_unit(model, saved), config, folder)
+            adapter |= _describe(model, saved, config, folder)
     card = adapter_card(
         SavedAdapter(
             location=location,
@@ -113,21 +113,32 @@ def write_card(
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _describe(gains: dict[Unit, Tensor], config: ResiDualConfig, folder: Path) -> dict[str, Any]:
-    placed = any(unit.layer is not None for unit in gains)
-    if placed:
-        gains_figure({u: values.tolist() for u, values in gains.items()}, folder / FIGURE)
-    what = "what " + " or ".join(_WRITERS[kind] for kind in config.units if kind in _WRITERS)
-    what = "the image embedding" if "output" in config.units else f"{what} writes"
-    what += "" if "output" in config.units else " to the image embedding"
-    part = "one principal component of " if config.granularity == "component" else ""
+def _describe(model: PeftModel, name: str, config: ResiDualConfig, folder: Path) -> dict[str, Any]:
+    """What a card says of an adapter of ours; draws the picture of its gains if they have places."""
+    suffix = f"residual_peft_gains.{name}"
+    gains = sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix))
+    figure = None
+    if config.mode == "readout" and {"head", "mlp"} & set(config.units):
+        values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
+        gains_figure(values, folder / FIGURE)
+        figure = FIGURE
     images = "" if config.num_samples is None else f"{config.num_samples:,} images"
     return {
-        "gains": sum(len(values) for values in gains.values()),
-        "effect": part + what,
+        "gains": gains,
+        "effect": _effect_of(config),
         "basis": images or ("the weights alone" if config.basis_source else None),
-        "figure": FIGURE if placed else None,
+        "figure": figure,
     }
+
+
+def _effect_of(config: ResiDualConfig) -> str:
+    part = "one principal component of " if config.granularity == "component" else ""
+    if config.mode == "stream":
+        return f"{part}what one head of an adapted Linear writes to the residual stream"
+    if "output" in config.units:
+        return f"{part}the image embedding"
+    writers = " or ".join(_WRITERS[kind] for kind in config.units)
+    return f"{part}what {writers} writes to the image embedding"
 
 
 def load_base(record: dict[str, Any], token: str | None) -> nn.Module:
