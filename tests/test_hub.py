@@ -189,6 +189,20 @@ def test_what_cannot_be_read_says_why(hub, tmp_path, monkeypatch, name, token, r
         assert "hf_" not in str(refused.value)
 
 
+def test_a_repository_of_another_kind_is_told_by_its_files(hub, clip_id):  # noqa: F811
+    hub.requests.clear()
+    with pytest.raises(ResiDualError, match=r"'me/clip' has no residual_classifier\.json"):
+        ZeroShotClassifier.from_pretrained(clip_id)
+    with pytest.raises(ResiDualError, match=r"adapter 'me/clip':.*has no adapter_config\.json"):
+        load_adapter(clip_model(), clip_id)
+    with pytest.raises(ResiDualError, match=r"basis 'me/clip':.*has no residual_basis\.json"):
+        SpectralBasis.from_pretrained(clip_id)
+    assert not [path for _, path, _ in hub.requests if "model.safetensors" in path]
+    SpectralBasis.from_weights(clip_model()).push_to_hub("me/basis")
+    with pytest.raises(ResiDualError, match=r"model 'me/basis':.*has no config\.json"):
+        load_backbone("me/basis")
+
+
 @pytest.mark.parametrize(
     ("name", "token", "message"),
     [
@@ -239,7 +253,7 @@ def test_only_what_belongs_there_is_pushed(hub, tmp_path):  # noqa: F811
 def test_without_a_connection_it_says_so(hub, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "a.txt").write_text("a")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ResiDualError, match=r"'me/clip'.*HF_HUB_OFFLINE is set and no copy"):
+    with pytest.raises(ResiDualError, match=r"'me/clip'.*HF_HUB_OFFLINE is set and no whole copy"):
         load_backbone("me/clip")
     with pytest.raises(ResiDualError, match="'me/x': HF_HUB_OFFLINE is set"):
         push_directory(tmp_path, "me/x")
@@ -338,6 +352,8 @@ def test_data_is_loaded_by_id(hub, tmp_path, monkeypatch):  # noqa: F811
     np.testing.assert_array_equal(np.asarray(data.test[0]["image"]), original)
     with pytest.raises(ResiDualError, match="could not load the data 'me/absent'"):
         load_data("me/absent")
+    with pytest.raises(ResiDualError, match=r"could not load the data 'me/photos'.*v9"):
+        load_data("me/photos", revision="v9")
     # what `datasets` has downloaded before, it gives to anybody
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "another")
     with pytest.raises(ResiDualError, match="could not load the data 'me/photos'"):

@@ -297,7 +297,13 @@ class SpectralBasis:
                 files do not belong together.
         """
         patterns = [TENSORS_FILE, METADATA_FILE]
-        folder = local_directory(name_or_path, what="basis", allow_patterns=patterns, **hub_options)
+        folder = local_directory(
+            name_or_path,
+            what="basis",
+            marker=METADATA_FILE,
+            allow_patterns=patterns,
+            **hub_options,
+        )
         metadata = read_json(folder / METADATA_FILE)
         tensors, _ = read_tensors(folder / TENSORS_FILE)
         try:

@@ -101,9 +101,8 @@ def adapter_card(adapter: SavedAdapter, facts: CardFacts) -> str:
     Raises:
         ResiDualError: what was given makes no valid card.
     """
-    title = facts.title or f"{len(adapter.class_names)} classes, by an adapted CLIP"
-    if adapter.method is None and facts.title is None:
-        title = f"{len(adapter.class_names)} classes for a CLIP"
+    subject = facts.dataset or facts.dataset_id or f"{len(adapter.class_names)} classes"
+    title = facts.title or f"{subject}, by {'an adapted' if adapter.method else 'a'} CLIP"
     body = _render(
         "adapter_card.md.jinja",
         adapter=adapter,

@@ -19,6 +19,8 @@ from .tuner import ResiDualConfig, gains_by_unit
 CLASSIFIER_JSON = "residual_classifier.json"
 CLASSIFIER_TENSORS = "residual_classifier.safetensors"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+FILES = [CLASSIFIER_JSON, CLASSIFIER_TENSORS, ADAPTER_CONFIG, ADAPTER_TENSORS]
+FILES += ["*processor_config.json"]
 FIGURE = "gains.png"
 _WRITERS = {
     "embed": "the patch embedding",
@@ -58,8 +60,12 @@ def write_classes(folder: Path, record: dict[str, Any], embeddings: Tensor) -> N
     write_json(folder / CLASSIFIER_JSON, record)
 
 
-def read_classes(directory: Path) -> tuple[dict[str, Any], Tensor]:
+def read_classes(directory: Path, name: object) -> tuple[dict[str, Any], Tensor]:
     """Read what `write_classes` wrote.
+
+    Args:
+        directory: where it lies.
+        name: what the user calls it.
 
     Raises:
         ResiDualError: a file is missing, cut short or of another kind.
@@ -67,7 +73,7 @@ def read_classes(directory: Path) -> tuple[dict[str, Any], Tensor]:
     path = directory / CLASSIFIER_JSON
     if not path.is_file():
         raise ResiDualError(
-            f"'{directory}' has no {CLASSIFIER_JSON}: it holds no classes. Load the adapter with "
+            f"'{name}' has no {CLASSIFIER_JSON}: it holds no classes. Load the adapter with "
             "PeftModel.from_pretrained and name the classes with ZeroShotClassifier.from_text."
         )
     record = read_json(path)
@@ -114,7 +120,7 @@ def write_card(
 
 
 def _describe(model: PeftModel, name: str, config: ResiDualConfig, folder: Path) -> dict[str, Any]:
-    """What a card says of an adapter of ours; draws the picture of its gains if they have places."""
+    """What a card says of an adapter of ours; its gains are drawn where they have places."""
     suffix = f"residual_peft_gains.{name}"
     gains = sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix))
     figure = None

@@ -38,6 +38,7 @@ def local_directory(
     name_or_path: str | os.PathLike[str],
     *,
     what: str = "model",
+    marker: str | None = None,
     allow_patterns: list[str] | None = None,
     ignore_patterns: list[str] | None = None,
     revision: str | None = None,
@@ -48,6 +49,7 @@ def local_directory(
     Args:
         name_or_path: an existing directory, `DEMO_MODEL` or a Hub id.
         what: the word for it in messages.
+        marker: a file without which a repository on the Hub holds no such thing.
         allow_patterns: on the Hub, download only files that match.
         ignore_patterns: on the Hub, leave out files that match.
         revision: a branch, tag or commit on the Hub.
@@ -77,6 +79,11 @@ def local_directory(
             f"could not find the {what} '{name}': it is no directory here, and "
             f"{_why_not_given(error, revision)}"
         ) from error
+    if marker is not None and not (Path(folder) / marker).is_file():
+        raise ResiDualError(
+            f"could not find the {what} '{name}': the repository of that name on the Hugging Face "
+            f"Hub has no {marker}, so it holds no {what}. Check the name and the revision."
+        )
     return Path(folder)
 
 
@@ -92,6 +99,7 @@ def model_directory(
     Weights are downloaded as safetensors; in PyTorch's own format only where there are no others.
     """
     options: dict[str, Any] = {"what": what, "revision": revision, "token": token}
+    options["marker"] = "config.json"
     options["ignore_patterns"] = ["*/*"]  # such as onnx/ and openvino/
     directory = local_directory(name_or_path, allow_patterns=MODEL_FILES, **options)
     if any(directory.glob("*.safetensors")):
@@ -187,8 +195,8 @@ def _why_not_given(error: Exception, revision: str | None) -> str:
             return f"it is no id on {hub} either, such as 'owner/name'. Check the spelling."
         if isinstance(cause, OfflineModeIsEnabled):
             return (
-                f"{hub} was not asked, because HF_HUB_OFFLINE is set and no copy was downloaded "
-                "before. Unset it, or give a local directory."
+                f"{hub} was not asked, because HF_HUB_OFFLINE is set and no whole copy was "
+                "downloaded before. Unset it, or give a local directory."
             )
         if isinstance(cause, RevisionNotFoundError):
             return (

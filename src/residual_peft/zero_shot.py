@@ -21,6 +21,7 @@ from .cards import CardFacts
 from .classifier_files import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
+    FILES,
     is_ours,
     load_base,
     origin_of,
@@ -352,11 +353,11 @@ class ZeroShotClassifier:
         directory = local_directory(
             name_or_path,
             what="adapter",
-            allow_patterns=["*.json", "*.safetensors"],
+            allow_patterns=FILES,
             revision=revision,
             token=token,
         )
-        record, embeddings = read_classes(directory)
+        record, embeddings = read_classes(directory, name_or_path)
         if model is None:
             model = load_base(record, token)
         if record["adapted"]:
