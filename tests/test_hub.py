@@ -61,10 +61,10 @@ def adapted(model, seed=1, **options):
     return peft_model.eval()
 
 
-def classifier_on(name, seed=1):
+def classifier_on(name, seed=1, **options):
     backbone = load_backbone(name)
     return ZeroShotClassifier.from_text(
-        adapted(backbone.model, seed),
+        adapted(backbone.model, seed, **options),
         backbone.tokenizer,
         NAMES,
         ["a {}."],
@@ -135,7 +135,7 @@ def test_a_basis_goes_to_the_hub_and_serves_adapters_there(hub, clip_id):  # noq
 
 
 def test_revisions_are_pushed_to_and_loaded_from(hub, clip_id):  # noqa: F811
-    first, second = classifier_on(clip_id, 1), classifier_on(clip_id, 2)
+    first, second = (classifier_on(clip_id, seed, units="output") for seed in (1, 2))
     first.push_to_hub("me/birds")
     HfApi().create_tag("me/birds", tag="v1")
     second.push_to_hub("me/birds", revision="trial")
@@ -267,7 +267,7 @@ def test_without_a_connection_it_says_so(hub, tmp_path, monkeypatch):  # noqa: F
 
 
 def test_an_upload_that_is_cut_leaves_the_old_commit(hub, clip_id):  # noqa: F811
-    first, second = classifier_on(clip_id, 1), classifier_on(clip_id, 2)
+    first, second = (classifier_on(clip_id, seed, units="output") for seed in (1, 2))
     first.push_to_hub("me/birds")
     before, titles = hub.repositories["me/birds"].files(), hub.repositories["me/birds"].titles[:]
     hub.cut = Cut("upload", after=1000, times=100)
