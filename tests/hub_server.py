@@ -268,7 +268,8 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 files.pop(value["path"])
         commit = found.commit(revision, files, lines[0]["value"]["summary"])
-        self.answer({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})
+        name = repo.removeprefix("models/")
+        self.answer({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit})
 
     def do_resolve(self, repo: str, revision: str, path: str) -> None:
         """One file; a large one is redirected to the CDN with its size and name in the headers."""

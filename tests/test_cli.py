@@ -49,6 +49,10 @@ def test_fit_then_eval(folder, tmp_path, monkeypatch, capsys):
     data = ModelCard.load(out / "README.md").data
     assert data.license == "mit"
     found = {result.metric_type: result for result in data.eval_results}
+    assert set(found) == {
+        "accuracy",
+        "mean_per_class_recall",
+    }  # of four classes all are in the top 5
     assert found["accuracy"].dataset_name == folder.name
     assert f"adapted {found['accuracy'].metric_value:.3f}" in printed
     assert str(folder.parent) not in (out / "README.md").read_text()

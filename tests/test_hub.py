@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
 from peft import PeftModel, get_peft_model
 from PIL import Image
 
@@ -96,6 +96,16 @@ def test_a_classifier_goes_to_the_hub_and_back(hub, clip_id):  # noqa: F811
         assert (scores(loaded) - scores(made)).abs().max() > 0.01
     config = json.loads(repository.files()["adapter_config.json"])
     assert config["base_model_name_or_path"] == "me/clip"
+
+
+def test_one_token_reads_a_private_adapter_and_its_private_base(hub, clip_files, monkeypatch):  # noqa: F811
+    push_directory(clip_files, "me/clip", private=True)
+    made = classifier_on("me/clip", units="output")
+    made.push_to_hub("me/birds", private=True)
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    monkeypatch.delenv("HF_TOKEN")
+    loaded = ZeroShotClassifier.from_pretrained("me/birds", token=OWNER)
+    torch.testing.assert_close(scores(loaded), scores(made))
 
 
 def test_peft_pushes_and_loads_by_id(hub, clip_id):  # noqa: F811
@@ -376,7 +386,7 @@ def test_the_command_pushes_an_adapter_with_its_card(hub, tmp_path, monkeypatch,
     (folder / "README.md").write_text(card + "\nMy own words.\n")
     arguments = ["push", "--adapter", str(folder), "--repo", "me/digits"]
     assert run(monkeypatch, *arguments, "--private", "--revision", "main") == 0
-    assert "me/digits" in capsys.readouterr().out
+    assert f"{hub.url}/me/digits/commit/" in capsys.readouterr().out
     assert hub.repositories["me/digits"].private
     text = hub.repositories["me/digits"].files()["README.md"].decode()
     assert 'from_pretrained("me/digits")' in text

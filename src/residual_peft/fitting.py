@@ -10,7 +10,7 @@ from peft import get_peft_model
 from .backbones import load_backbone
 from .cards import CardFacts
 from .coordinates import collect_coordinates, fit_gains
-from .data import batches, load_data
+from .data import ImageData, batches, load_data
 from .errors import ResiDualError
 from .evaluation import evaluate
 from .prompts import DEFAULT_TEMPLATES
@@ -71,19 +71,32 @@ def fit_adapter(
         progress=True,
     )
     after = evaluate(plain, images.test, name="the test split", progress=True)
+    facts = _facts_of(data, images, before.metrics, after.metrics, seed, license)
+    plain.save_pretrained(out, card=facts)
+    return {"zero_shot": before.metrics["accuracy"], "adapted": after.metrics["accuracy"]}
+
+
+def _facts_of(
+    data: Any,
+    images: ImageData,
+    before: dict[str, float],
+    after: dict[str, float],
+    seed: int,
+    license: str | None,
+) -> CardFacts:
+    """What the card says of a fit; of a path only the end, which is all that others can use."""
     on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
-    facts = CardFacts(
-        dataset=Path(images.source).name if on_disk else str(images.source),
+    of_five = len(images.class_names) <= 5  # then every class is among the top five
+    return CardFacts(
+        dataset=Path(images.source).name if on_disk else images.source,
         dataset_id=None if on_disk else data,
-        metrics=after.metrics,
-        metrics_before=before.metrics,
+        metrics={k: value for k, value in after.items() if not (of_five and k == "top5_accuracy")},
+        metrics_before=before,
         test_images=len(images.test),
         training_data=f"{len(images.train):,} images, {len(images.validation):,} to choose by",
         seed=seed,
         license=license,
     )
-    plain.save_pretrained(out, card=facts)
-    return {"zero_shot": before.metrics["accuracy"], "adapted": after.metrics["accuracy"]}
 
 
 def evaluate_adapter(

@@ -306,7 +306,15 @@ class ZeroShotClassifier:
         revision: str | None = None,
         token: str | None = None,
     ) -> Any:
-        """Upload what `save_pretrained` writes, in one commit; the others of `push_directory`.
+        """Upload what `save_pretrained` writes, in one commit.
+
+        Args:
+            repo_id: "owner/name", or a name in the token's own namespace; made when missing.
+            card: as for `save_pretrained`.
+            commit_message: the title of the commit.
+            private: True makes a private repository, and refuses a public one that is there.
+            revision: the branch to push to, made when missing; None for the main one.
+            token: of an account that may write there; the one that is logged in when None.
 
         Returns:
             The Hub client's `CommitInfo`.
