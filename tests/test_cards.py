@@ -118,7 +118,9 @@ def test_what_is_not_known_is_not_said():
     assert "An adapter of type LORA for me/clip" in "".join(other.texts)
 
 
-@pytest.mark.parametrize("name", ["/home/someone/models/clip-9", "C:\\users\\clip-9", None])
+@pytest.mark.parametrize(
+    "name", ["/home/someone/models/clip-9", "C:\\users\\clip-9", "clip-9", None]
+)
 def test_a_path_is_no_name_for_others(name):
     card = adapter_card(adapter(base_model=name), CardFacts())
     assert "base_model" not in ModelCard(card).data.to_dict()

@@ -1,0 +1,114 @@
+"""Every script in examples/ runs offline as it stands, says what it promises, and nothing else."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+# one process per script, forked from one that has done the imports, which take longer than a script
+RUN = """
+import os, runpy, sys
+import residual_peft.demo.run
+out, *scripts = sys.argv[1:]
+for script in scripts:
+    name = os.path.join(out, os.path.basename(script))
+    if os.fork() == 0:
+        os.dup2(os.open(name + ".out", os.O_CREAT | os.O_WRONLY), 1)
+        os.dup2(os.open(name + ".err", os.O_CREAT | os.O_WRONLY), 2)
+        sys.argv = [script]
+        runpy.run_path(script, run_name="__main__")
+        sys.exit()
+    os.wait()
+"""
+
+
+def numbers(text: str) -> list[float]:
+    return [float(found) for found in re.findall(r"\b\d+\.\d+(?:e-\d+)?\b", text)]
+
+
+def check_trainer(lines: list[str]) -> None:
+    zero_shot, adapted = numbers(lines[0])
+    assert adapted > max(zero_shot + 0.15, 0.8)
+    assert re.fullmatch(r"the first test image: \d \(\d\.\d\d\)", lines[1])
+    assert len(lines) == 2
+
+
+def check_coordinates(lines: list[str]) -> None:
+    assert lines[0].startswith("images read in ")
+    assert [line.split(":")[0] for line in lines[1:4]] == [
+        "learning rate 0.03",
+        "learning rate 0.1",
+        "learning rate 0.8",
+    ]
+    validation = [float(re.search(r"validation (\S+),", line)[1]) for line in lines[1:4]]
+    zero_shot, adapted = numbers(lines[4])
+    assert adapted > max(zero_shot + 0.2, 0.85)
+    # the best fit is the one in the adapter, not the last that was tried
+    assert abs(adapted - max(validation)) < 0.06
+    assert len(lines) == 5
+
+
+def check_prediction(lines: list[str]) -> None:
+    found = [re.fullmatch(r"\d\d-(\w+)\.png: (\w+) \(\d\.\d\d\)", line) for line in lines]
+    assert len(found) == 10
+    assert sum(match[1] == match[2] for match in found) >= 8
+
+
+def check_decomposition(lines: list[str]) -> None:
+    assert lines[0] == "32 images, 55 units, embeddings of width 128"
+    assert numbers(lines[1])[0] < 1e-5
+    rows = [re.fullmatch(r" *(\S+)  size +(\S+)  share +(\S+)%", line) for line in lines[2:]]
+    sizes = [float(row[2]) for row in rows]
+    assert len(rows) == 8
+    assert sizes == sorted(sizes, reverse=True)
+    assert len({row[1] for row in rows}) == 8
+
+
+def check_two_adapters(lines: list[str]) -> None:
+    none, upright, turned = numbers(lines[0])
+    assert lines[0].startswith("digits upright: no adapter")
+    assert upright > max(none, turned) + 0.2
+    none, upright, turned = numbers(lines[1])
+    assert lines[1].startswith("digits upside down: no adapter")
+    assert turned > max(none, upright) + 0.2
+    assert len(lines) == 2
+
+
+CHECKS = {
+    "decompose.py": check_decomposition,
+    "fit_folder_with_trainer.py": check_trainer,
+    "fit_from_coordinates.py": check_coordinates,
+    "load_and_predict.py": check_prediction,
+    "two_adapters.py": check_two_adapters,
+}
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    scripts = [str(FOLDER / name) for name in CHECKS]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", RUN, str(folder), *scripts]
+    subprocess.run(command, env=environment, cwd=folder, check=True, timeout=300)
+    return folder
+
+
+def test_every_example_is_checked() -> None:
+    assert set(CHECKS) == {path.name for path in FOLDER.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_an_example_says_what_it_promises_and_nothing_else(output: Path, name: str) -> None:
+    assert (output / f"{name}.err").read_text() == ""
+    CHECKS[name]((output / f"{name}.out").read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_docstring_shows_how_to_run_it_and_readme_names_it(name: str) -> None:
+    assert f"    python examples/{name}" in (FOLDER / name).read_text().split('"""')[1]
+    assert f"examples/{name}" in (FOLDER.parent / "README.md").read_text()
