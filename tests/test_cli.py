@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from residual_peft import cli
 from residual_peft.demo.tasks import world_task
@@ -39,9 +40,22 @@ def test_fit_then_eval(folder, tmp_path, monkeypatch, capsys):
             str(out),
             "--template",
             "a {} object",
+            "--license",
+            "mit",
         )
     assert stopped.value.code == 0
-    assert "adapted" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "adapted" in printed
+    data = ModelCard.load(out / "README.md").data
+    assert data.license == "mit"
+    found = {result.metric_type: result for result in data.eval_results}
+    assert set(found) == {
+        "accuracy",
+        "mean_per_class_recall",
+    }  # of four classes all are in the top 5
+    assert found["accuracy"].dataset_name == folder.name
+    assert f"adapted {found['accuracy'].metric_value:.3f}" in printed
+    assert str(folder.parent) not in (out / "README.md").read_text()
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "eval", "--adapter", str(out), "--data", str(folder))
     assert stopped.value.code == 0

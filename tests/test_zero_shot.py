@@ -238,7 +238,7 @@ def test_the_base_model_keeps_its_hub_name(tmp_path, monkeypatch):
     base.config._name_or_path = "me/clip"
     classifier(lora(base)).save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr(
-        "residual_peft.zero_shot.local_directory",
+        "residual_peft.classifier_files.model_directory",
         lambda name, **options: tmp_path / "base" if name == "me/clip" else name,
     )
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter")
@@ -249,8 +249,7 @@ def test_the_base_model_keeps_its_hub_name(tmp_path, monkeypatch):
 
 def test_the_bundled_model_goes_by_its_name(tmp_path, monkeypatch):
     base = saved_base(tmp_path)
-    for module in ("hub", "zero_shot"):
-        monkeypatch.setattr(f"residual_peft.{module}.BUNDLED_DIRECTORY", tmp_path / "base")
+    monkeypatch.setattr("residual_peft.hub.BUNDLED_DIRECTORY", tmp_path / "base")
     made = classifier(lora(base))
     made.save_pretrained(tmp_path / "adapter")
     for file, key in (

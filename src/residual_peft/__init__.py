@@ -5,6 +5,7 @@ Importing this package registers the method with PEFT, and changes nothing else.
 
 from .anatomy import TowerAnatomy, Unit, find_tower
 from .bases import SpectralBasis
+from .cards import CardFacts
 from .coordinates import Coordinates, collect_coordinates, fit_gains
 from .data import load_data
 from .decomposition import Decomposition, decompose
@@ -17,6 +18,7 @@ from .zero_shot import ZeroShotClassifier
 __version__ = "0.1.0"
 
 __all__ = [
+    "CardFacts",
     "Coordinates",
     "Decomposition",
     "ResiDualConfig",

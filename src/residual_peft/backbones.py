@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
 
 from .errors import ResiDualError
-from .hub import DEMO_MODEL, local_directory
+from .hub import DEMO_MODEL, model_directory
 from .images import load_image_processor
 
 
@@ -24,14 +24,17 @@ class Backbone:
 
 
 def load_backbone(
-    name_or_path: str | os.PathLike[str] = DEMO_MODEL, *, token: str | None = None
+    name_or_path: str | os.PathLike[str] = DEMO_MODEL,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Backbone:
     """Load a CLIP, in float32 and eval mode; the default is the bundled one.
 
     Raises:
         ResiDualError: nothing there or nothing reachable, or it is no CLIP that loads.
     """
-    directory = local_directory(name_or_path, token=token)
+    directory = model_directory(name_or_path, revision=revision, token=token)
     try:
         model = CLIPModel.from_pretrained(directory, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -47,14 +50,17 @@ def load_backbone(
 
 
 def load_image_tower(
-    name_or_path: str | os.PathLike[str] = DEMO_MODEL, *, token: str | None = None
+    name_or_path: str | os.PathLike[str] = DEMO_MODEL,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> CLIPVisionModelWithProjection:
     """Load the image tower alone, in float32 and eval mode, for methods that need no text.
 
     Raises:
         ResiDualError: nothing there or nothing reachable.
     """
-    directory = local_directory(name_or_path, token=token)
+    directory = model_directory(name_or_path, revision=revision, token=token)
     model = CLIPVisionModelWithProjection.from_pretrained(directory, dtype=torch.float32)
     _rename(model, str(name_or_path))
     return model.eval()

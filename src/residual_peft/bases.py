@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
 from .anatomy import Unit, find_tower
+from .cards import basis_card
 from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors, write_json, write_tensors
 from .fingerprint import Fingerprint
-from .hub import local_directory, push_directory
+from .hub import CARD, known_name, local_directory, push_directory
 from .spectra import (
     BasisAccumulator,
     Components,
@@ -295,7 +297,13 @@ class SpectralBasis:
                 files do not belong together.
         """
         patterns = [TENSORS_FILE, METADATA_FILE]
-        folder = local_directory(name_or_path, what="basis", allow_patterns=patterns, **hub_options)
+        folder = local_directory(
+            name_or_path,
+            what="basis",
+            marker=METADATA_FILE,
+            allow_patterns=patterns,
+            **hub_options,
+        )
         metadata = read_json(folder / METADATA_FILE)
         tensors, _ = read_tensors(folder / TENSORS_FILE)
         try:
@@ -332,9 +340,26 @@ class SpectralBasis:
         )
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> Any:
-        """Upload the basis to a Hub repository; `hub_options`: commit_message, private, token."""
+        """Upload the basis with a card; `hub_options`: commit_message, private, revision, token.
+
+        Returns:
+            The Hub client's `CommitInfo`.
+
+        Raises:
+            ResiDualError: no right to write there, or the connection broke off; names the id.
+        """
+        kinds = [unit.kind for unit in self.units]
+        images = "the weights alone" if self.num_samples is None else f"{self.num_samples:,} images"
+        card = basis_card(
+            location=repo_id,
+            model=known_name(self.fingerprint.name),
+            units={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+            components=sum(self.component_counts),
+            basis=images,
+        )
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            (Path(folder) / CARD).write_text(card, encoding="utf-8")
             return push_directory(folder, repo_id, **hub_options)
 
 

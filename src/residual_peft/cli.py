@@ -15,8 +15,9 @@ from .demo.run import run_demo
 from .errors import ResiDualError
 from .experiments import METHODS, Row
 from .fitting import evaluate_adapter, fit_adapter
-from .hub import DEMO_MODEL
+from .hub import DEMO_MODEL, push_directory
 from .reporting import HEADERS, table_cells
+from .tuner import check_directory
 
 app = typer.Typer(
     help="Adapt CLIP with one gain per spectral component of each attention head.",
@@ -61,6 +62,9 @@ def fit(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     seed: Annotated[int, typer.Option(help="Of the splits and the order of the images.")] = 0,
+    license: Annotated[
+        str | None, typer.Option(help="Of the adapter, such as apache-2.0, for its card.")
+    ] = None,
 ) -> None:
     """Fit an adapter to labelled images: one pass over them, then seconds."""
     scores = fit_adapter(
@@ -71,9 +75,23 @@ def fit(
         image_column=image_column,
         label_column=label_column,
         seed=seed,
+        license=license,
     )
     print(f"zero-shot {scores['zero_shot']:.3f} -> adapted {scores['adapted']:.3f} (test images)")
     print(f"The adapter is in {out}.")
+
+
+@app.command()
+def push(
+    adapter: Annotated[Path, typer.Option(help="The directory of a saved adapter.")],
+    repo: Annotated[str, typer.Option(help="Where to on the Hub: OWNER/NAME.")],
+    private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch, made when missing.")] = None,
+) -> None:
+    """Upload an adapter with its card to the Hub, in one commit; `hf auth login` comes first."""
+    check_directory(adapter)
+    done = push_directory(adapter, repo, private=private or None, revision=revision)
+    print(f"The adapter is at {done.commit_url}")
 
 
 @app.command("eval")

@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
 
 from .backbones import load_backbone
+from .cards import CardFacts
 from .coordinates import collect_coordinates, fit_gains
-from .data import batches, load_data
+from .data import ImageData, batches, load_data
 from .errors import ResiDualError
 from .evaluation import evaluate
 from .prompts import DEFAULT_TEMPLATES
@@ -26,8 +28,9 @@ def fit_adapter(
     image_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
+    license: str | None = None,
 ) -> dict[str, float]:
-    """Fit an adapter to labelled images and save it with its classes.
+    """Fit an adapter to labelled images and save it with its classes and a model card.
 
     Args:
         model: a CLIP's directory or Hub id.
@@ -38,6 +41,7 @@ def fit_adapter(
         image_column: of the data, found when None.
         label_column: likewise.
         seed: of the splits and the order of the images.
+        license: of the adapter, for its card.
 
     Returns:
         Test accuracy `zero_shot` and `adapted`.
@@ -67,8 +71,32 @@ def fit_adapter(
         progress=True,
     )
     after = evaluate(plain, images.test, name="the test split", progress=True)
-    plain.save_pretrained(out)
+    facts = _facts_of(data, images, before.metrics, after.metrics, seed, license)
+    plain.save_pretrained(out, card=facts)
     return {"zero_shot": before.metrics["accuracy"], "adapted": after.metrics["accuracy"]}
+
+
+def _facts_of(
+    data: Any,
+    images: ImageData,
+    before: dict[str, float],
+    after: dict[str, float],
+    seed: int,
+    license: str | None,
+) -> CardFacts:
+    """What the card says of a fit; of a path only the end, which is all that others can use."""
+    on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
+    of_five = len(images.class_names) <= 5  # then every class is among the top five
+    return CardFacts(
+        dataset=Path(images.source).name if on_disk else images.source,
+        dataset_id=None if on_disk else data,
+        metrics={k: value for k, value in after.items() if not (of_five and k == "top5_accuracy")},
+        metrics_before=before,
+        test_images=len(images.test),
+        training_data=f"{len(images.train):,} images, {len(images.validation):,} to choose by",
+        seed=seed,
+        license=license,
+    )
 
 
 def evaluate_adapter(

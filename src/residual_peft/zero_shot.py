@@ -5,28 +5,38 @@ stored in the adapter's directory, so that one call brings all of it back.
 """
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .anatomy import base_model, find_tower
+from .cards import CardFacts
+from .classifier_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_TENSORS,
+    FILES,
+    is_ours,
+    load_base,
+    origin_of,
+    read_classes,
+    write_adapter,
+    write_card,
+    write_classes,
+)
 from .decomposition import run_tower
 from .errors import ResiDualError
-from .files import atomic_directory, read_json, read_tensors, write_json, write_tensors
-from .hub import BUNDLED_DIRECTORY, DEMO_MODEL, local_directory
+from .files import atomic_directory, read_json, read_tensors
+from .hub import CARD, local_directory, push_directory
 from .images import ImageLike, image_list, load_image_processor, pixel_values, to_rgb
 from .prompts import DEFAULT_TEMPLATES, check_class_names, check_templates, embed_classes
 
-CLASSIFIER_JSON = "residual_classifier.json"
-CLASSIFIER_TENSORS = "residual_classifier.safetensors"
-ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
 USUAL_LOGIT_SCALE = 100.0
 
@@ -250,37 +260,78 @@ class ZeroShotClassifier:
             )
         return predictions[0] if single else predictions
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
-        """Write adapter, classes and image processor into `directory`, whole or not at all."""
-        target, (name, kind) = Path(directory), _origin(self.model)
-        adapted = isinstance(self.model, PeftModel)
-        with atomic_directory(target) as temporary:
-            if adapted:
-                readme = target / "README.md"
-                if readme.is_file():  # PEFT adds to a card that is there
-                    (temporary / "README.md").write_bytes(readme.read_bytes())
-                # no vocabulary is adapted, and looking for one asks the Hub
-                self.model.save_pretrained(temporary, save_embedding_layers=False)
-                if name == DEMO_MODEL:  # its path says nothing to other machines
-                    config = read_json(temporary / ADAPTER_CONFIG)
-                    config["base_model_name_or_path"] = name
-                    write_json(temporary / ADAPTER_CONFIG, config)
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        card: CardFacts | None = None,
+        location: str | None = None,
+    ) -> Path:
+        """Write adapter, classes, image processor and model card, whole or not at all.
+
+        Args:
+            directory: made if missing. A README.md there that somebody wrote or changed is kept.
+            card: what the model card says beyond what the adapter knows: dataset, metrics, licence.
+            location: what the card's example loads from; the directory's name when None.
+        """
+        target, (name, kind) = Path(directory), origin_of(self.model)
+        record = {
+            "class_names": list(self.class_names),
+            "templates": list(self.templates),
+            "logit_scale": self.logit_scale,
+            "base_model": name,
+            "base_class": kind,
+            "dtype": str(next(base_model(self.model).parameters()).dtype).split(".")[-1],
+            "adapted": isinstance(self.model, PeftModel),
+        }
+        there = target / CARD
+        with atomic_directory(target) as folder:
+            if isinstance(self.model, PeftModel):
+                write_adapter(self.model, folder, there)
             if self.image_processor is not None:
-                self.image_processor.save_pretrained(temporary)
-            write_tensors(
-                temporary / CLASSIFIER_TENSORS, {"class_embeddings": self.class_embeddings}
-            )
-            record = {
-                "class_names": list(self.class_names),
-                "templates": list(self.templates),
-                "logit_scale": self.logit_scale,
-                "base_model": name,
-                "base_class": kind,
-                "dtype": str(next(base_model(self.model).parameters()).dtype).split(".")[-1],
-                "adapted": adapted,
-            }
-            write_json(temporary / CLASSIFIER_JSON, record)
+                self.image_processor.save_pretrained(folder)
+            write_classes(folder, record, self.class_embeddings)
+            if not there.is_file() or is_ours(there):
+                where = location or target.resolve().name
+                write_card(self.model, folder, record, card or CardFacts(), where)
         return target
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: CardFacts | None = None,
+        commit_message: str = "Upload classifier",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Any:
+        """Upload what `save_pretrained` writes, in one commit.
+
+        Args:
+            repo_id: "owner/name", or a name in the token's own namespace; made when missing.
+            card: as for `save_pretrained`.
+            commit_message: the title of the commit.
+            private: True makes a private repository, and refuses a public one that is there.
+            revision: the branch to push to, made when missing; None for the main one.
+            token: of an account that may write there; the one that is logged in when None.
+
+        Returns:
+            The Hub client's `CommitInfo`.
+
+        Raises:
+            ResiDualError: no right to write there, or the connection broke off; names the id.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card, location=repo_id)
+            return push_directory(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                revision=revision,
+                token=token,
+            )
 
     @classmethod
     def from_pretrained(
@@ -307,10 +358,16 @@ class ZeroShotClassifier:
         Raises:
             ResiDualError: a directory, file or base model is missing, cut short or of another kind.
         """
-        directory = local_directory(name_or_path, what="adapter", revision=revision, token=token)
-        record, embeddings = _read_classifier(directory)
+        directory = local_directory(
+            name_or_path,
+            what="adapter",
+            allow_patterns=FILES,
+            revision=revision,
+            token=token,
+        )
+        record, embeddings = read_classes(directory, name_or_path)
         if model is None:
-            model = _load_base(record, token)
+            model = load_base(record, token)
         if record["adapted"]:
             read_json(directory / ADAPTER_CONFIG)
             read_tensors(directory / ADAPTER_TENSORS)  # PEFT has no clear word for a file cut short
@@ -354,50 +411,3 @@ def _logit_scale(*models: nn.Module) -> float:
         if isinstance(scale, Tensor):
             return float(scale.detach().double().exp())
     return USUAL_LOGIT_SCALE
-
-
-def _origin(model: nn.Module) -> tuple[str | None, str]:
-    base: Any = base_model(model)
-    name = getattr(base.config, "_name_or_path", "") or None
-    if name and Path(name).is_dir():
-        path = Path(name).resolve()
-        name = DEMO_MODEL if path == BUNDLED_DIRECTORY.resolve() else str(path)
-    return name, type(base).__name__
-
-
-def _read_classifier(directory: Path) -> tuple[dict[str, Any], Tensor]:
-    path = directory / CLASSIFIER_JSON
-    if not path.is_file():
-        raise ResiDualError(
-            f"'{directory}' has no {CLASSIFIER_JSON}: it holds no classes. Load the adapter with "
-            "PeftModel.from_pretrained and name the classes with ZeroShotClassifier.from_text."
-        )
-    record = read_json(path)
-    wanted = {"class_names", "templates", "logit_scale", "base_model", "base_class", "dtype"}
-    if not isinstance(record, dict) or not wanted | {"adapted"} <= record.keys():
-        raise ResiDualError(f"'{path}' is not a classifier that save_pretrained wrote.")
-    tensors, _ = read_tensors(directory / CLASSIFIER_TENSORS)
-    if "class_embeddings" not in tensors:
-        raise ResiDualError(f"'{directory / CLASSIFIER_TENSORS}' holds no class_embeddings.")
-    return record, tensors["class_embeddings"]
-
-
-def _load_base(record: dict[str, Any], token: str | None) -> nn.Module:
-    name, kind = record["base_model"], record["base_class"]
-    cls = getattr(transformers, str(kind), None)
-    if not name or not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ResiDualError(
-            f"the adapter does not say which base model to load (name {name!r}, class {kind!r}); "
-            "pass it: from_pretrained(directory, model=...)."
-        )
-    directory = local_directory(name, what="base model", token=token)
-    try:
-        loader: Any = cls
-        model = loader.from_pretrained(directory, dtype=getattr(torch, record["dtype"]))
-    except (OSError, ValueError) as error:
-        raise ResiDualError(
-            f"could not load the base model '{name}' as {kind} ({str(error).splitlines()[0]})."
-        ) from error
-    # not the cache's path: what is saved next must name the model as other machines know it
-    model.name_or_path = model.config._name_or_path = name
-    return model

@@ -10,11 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backbones import Backbone, load_backbone
+from ..cards import CardFacts
 from ..data import batches
 from ..experiments import METHODS, Row, Task, run_method
 from ..files import PathLike, atomic_directory, write_json
-from ..reporting import HEADERS, gains_figure, markdown_table, model_card, table_cells, write_card
-from ..tuner import gains_by_unit
+from ..reporting import HEADERS, markdown_table, table_cells
 from ..zero_shot import ZeroShotClassifier
 from .measuring import zero_shot_accuracy
 from .tasks import HANDWRITING_TEMPLATES, handwriting, world_images
@@ -22,7 +22,7 @@ from .world import TEMPLATES
 
 BASIS_IMAGES = 2000
 WORLD_IMAGES_PER_TASK = 1000
-FIGURE, RESULTS, CARD = "gains.png", "results.json", "README.md"
+RESULTS = "results.json"
 
 
 def handwriting_task(backbone: Backbone, *, basis_images: int = BASIS_IMAGES) -> Task:
@@ -94,31 +94,20 @@ def run_demo(
 def _write_adapter(
     adapter: Path, directory: Path, location: str, rows: Sequence[Row], task: Task, seed: int
 ) -> None:
-    """Move the adapter to its place, and put the picture and the card beside it."""
-    for file in adapter.iterdir():
-        file.rename(directory / file.name)
-    classifier = ZeroShotClassifier.from_pretrained(directory)
-    gains = gains_by_unit(classifier.model)
-    gains_figure(
-        {unit: values.tolist() for unit, values in gains.items()},
-        directory / FIGURE,
-        title="ResiDual on handwritten digits",
-    )
+    """Save the adapter in its place, with a card that knows the results."""
     labels = {name: method.label for name, method in METHODS.items()}
     sizes = [sum(len(batch["labels"]) for batch in part) for part in (task.train, task.test)]
-    card = model_card(
+    kept = next(row for row in rows if row.method == "default" and row.seed == seed)
+    facts = CardFacts(
         title="Handwritten digits, by a CLIP that was never shown any",
-        base_model=task.backbone.name,
-        gains_count=f"{sum(len(values) for values in gains.values()):,}",
-        units=sorted({unit.kind for unit in gains}),
-        table=markdown_table(HEADERS, table_cells(rows, labels)),
+        dataset="scikit-learn's handwritten digits",
+        metrics={"accuracy": kept.test_accuracy},
         test_images=sizes[1],
-        figure=FIGURE,
-        location=location,
-        class_names=task.class_names,
-        templates=task.templates,
         training_data=f"{sizes[0]:,} of scikit-learn's handwritten digits",
         basis_data="images of the bundled model's drawn world, no handwriting",
         seed=seed,
+        license="apache-2.0",
+        table=markdown_table(HEADERS, table_cells(rows, labels)),
     )
-    write_card(directory / CARD, card)
+    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    classifier.save_pretrained(directory, card=facts, location=location)

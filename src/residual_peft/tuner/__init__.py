@@ -17,7 +17,7 @@ from .adapters import (
 )
 from .config import PRESETS, ResiDualConfig, ResiDualType
 from .gains import ReadoutState, base_of, compose, coordinates_of
-from .loading import load_adapter
+from .loading import check_directory, load_adapter
 from .model import PREFIX, ResiDualModel
 from .readout import ResiDualReadout
 
@@ -31,6 +31,7 @@ __all__ = [
     "active_adapter",
     "adapter_basis",
     "base_of",
+    "check_directory",
     "compose",
     "coordinates_of",
     "fit_bases",

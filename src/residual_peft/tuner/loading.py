@@ -42,7 +42,12 @@ def load_adapter(
     """
     patterns = ["adapter_config.json", "adapter_model.*"]
     directory = local_directory(
-        name_or_path, what="adapter", allow_patterns=patterns, revision=revision, token=token
+        name_or_path,
+        what="adapter",
+        marker=CONFIG_NAME,
+        allow_patterns=patterns,
+        revision=revision,
+        token=token,
     )
     check_directory(directory)
     if isinstance(model, PeftModel):

@@ -1,0 +1,173 @@
+"""What a saved classifier consists of, and the base model that it names."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor, nn
+
+from .anatomy import base_model
+from .cards import MARK, CardFacts, SavedAdapter, adapter_card
+from .errors import ResiDualError
+from .figures import gains_figure
+from .files import read_json, read_tensors, write_json, write_tensors
+from .hub import CARD, DEMO_MODEL, known_name, model_directory
+from .tuner import ResiDualConfig, gains_by_unit
+
+CLASSIFIER_JSON = "residual_classifier.json"
+CLASSIFIER_TENSORS = "residual_classifier.safetensors"
+ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+FILES = [CLASSIFIER_JSON, CLASSIFIER_TENSORS, ADAPTER_CONFIG, ADAPTER_TENSORS]
+FILES += ["*processor_config.json"]
+FIGURE = "gains.png"
+_WRITERS = {
+    "embed": "the patch embedding",
+    "head": "one attention head",
+    "mlp": "one MLP",
+}
+
+
+def origin_of(model: nn.Module) -> tuple[str | None, str]:
+    """Name and class of the base model, as other machines know them."""
+    base: Any = base_model(model)
+    name = getattr(base.config, "_name_or_path", "") or None
+    return name and known_name(name), type(base).__name__
+
+
+def write_adapter(model: PeftModel, folder: Path, card_there: Path) -> None:
+    """Let PEFT write its files; a card that a user wrote is kept, and PEFT adds to it."""
+    if card_there.is_file() and not is_ours(card_there):
+        (folder / CARD).write_bytes(card_there.read_bytes())
+    # no vocabulary is adapted, and looking for one asks the Hub
+    model.save_pretrained(folder, save_embedding_layers=False)
+    name, _ = origin_of(model)
+    if name == DEMO_MODEL:  # its path says nothing to other machines
+        config = read_json(folder / ADAPTER_CONFIG)
+        config["base_model_name_or_path"] = name
+        write_json(folder / ADAPTER_CONFIG, config)
+
+
+def is_ours(card: Path) -> bool:
+    """Whether a card bears this package's mark, so that it may be written again."""
+    return MARK in card.read_text(encoding="utf-8", errors="replace")
+
+
+def write_classes(folder: Path, record: dict[str, Any], embeddings: Tensor) -> None:
+    """Write class names, templates and embeddings."""
+    write_tensors(folder / CLASSIFIER_TENSORS, {"class_embeddings": embeddings})
+    write_json(folder / CLASSIFIER_JSON, record)
+
+
+def read_classes(directory: Path, name: object) -> tuple[dict[str, Any], Tensor]:
+    """Read what `write_classes` wrote.
+
+    Args:
+        directory: where it lies.
+        name: what the user calls it.
+
+    Raises:
+        ResiDualError: a file is missing, cut short or of another kind.
+    """
+    path = directory / CLASSIFIER_JSON
+    if not path.is_file():
+        raise ResiDualError(
+            f"'{name}' has no {CLASSIFIER_JSON}: it holds no classes. Load the adapter with "
+            "PeftModel.from_pretrained and name the classes with ZeroShotClassifier.from_text."
+        )
+    record = read_json(path)
+    wanted = {"class_names", "templates", "logit_scale", "base_model", "base_class", "dtype"}
+    if not isinstance(record, dict) or not wanted | {"adapted"} <= record.keys():
+        raise ResiDualError(f"'{path}' is not a classifier that save_pretrained wrote.")
+    tensors, _ = read_tensors(directory / CLASSIFIER_TENSORS)
+    if "class_embeddings" not in tensors:
+        raise ResiDualError(f"'{directory / CLASSIFIER_TENSORS}' holds no class_embeddings.")
+    return record, tensors["class_embeddings"]
+
+
+def write_card(
+    model: nn.Module, folder: Path, record: dict[str, Any], facts: CardFacts, location: str
+) -> None:
+    """Write README.md and, for gains that lie in layers, the picture of them beside it.
+
+    Args:
+        model: the model, adapted or not.
+        folder: where to.
+        record: as `write_classes` takes it.
+        facts: what the user knows of the adapter.
+        location: directory or Hub id that the card's example loads from.
+    """
+    adapter: dict[str, Any] = {"method": None}
+    if isinstance(model, PeftModel):
+        saved = "default" if "default" in model.peft_config else next(iter(model.peft_config))
+        config = model.peft_config[saved]
+        adapter = {"method": getattr(config.peft_type, "value", config.peft_type)}
+        if isinstance(config, ResiDualConfig):
+            adapter |= _describe(model, saved, config, folder)
+    card = adapter_card(
+        SavedAdapter(
+            location=location,
+            base_model=record["base_model"],
+            base_class=record["base_class"],
+            class_names=record["class_names"],
+            templates=record["templates"],
+            **adapter,
+        ),
+        facts,
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _describe(model: PeftModel, name: str, config: ResiDualConfig, folder: Path) -> dict[str, Any]:
+    """What a card says of an adapter of ours; its gains are drawn where they have places."""
+    suffix = f"residual_peft_gains.{name}"
+    gains = sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix))
+    figure = None
+    if config.mode == "readout" and {"head", "mlp"} & set(config.units):
+        values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
+        gains_figure(values, folder / FIGURE)
+        figure = FIGURE
+    images = "" if config.num_samples is None else f"{config.num_samples:,} images"
+    return {
+        "gains": gains,
+        "effect": _effect_of(config),
+        "basis": images or ("the weights alone" if config.basis_source else None),
+        "figure": figure,
+    }
+
+
+def _effect_of(config: ResiDualConfig) -> str:
+    part = "one principal component of " if config.granularity == "component" else ""
+    if config.mode == "stream":
+        return f"{part}what one head of an adapted Linear writes to the residual stream"
+    if "output" in config.units:
+        return f"{part}the image embedding"
+    writers = " or ".join(_WRITERS[kind] for kind in config.units)
+    return f"{part}what {writers} writes to the image embedding"
+
+
+def load_base(record: dict[str, Any], token: str | None) -> nn.Module:
+    """Load the base model that a record names, in the dtype that it names.
+
+    Raises:
+        ResiDualError: it names none, or none that is there.
+    """
+    name, kind = record["base_model"], record["base_class"]
+    cls = getattr(transformers, str(kind), None)
+    if not name or not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ResiDualError(
+            f"the adapter does not say which base model to load (name {name!r}, class {kind!r}); "
+            "pass it: from_pretrained(directory, model=...)."
+        )
+    directory = model_directory(name, what="base model", token=token)
+    try:
+        loader: Any = cls
+        model = loader.from_pretrained(directory, dtype=getattr(torch, record["dtype"]))
+    except (OSError, ValueError) as error:
+        raise ResiDualError(
+            f"could not load the base model '{name}' as {kind} ({str(error).splitlines()[0]})."
+        ) from error
+    # not the cache's path: what is saved next must name the model as other machines know it
+    model.name_or_path = model.config._name_or_path = name
+    return model
