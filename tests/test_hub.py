@@ -388,6 +388,8 @@ def test_the_command_pushes_an_adapter_with_its_card(hub, tmp_path, monkeypatch,
     assert run(monkeypatch, *arguments, "--private", "--revision", "main") == 0
     assert f"{hub.url}/me/digits/commit/" in capsys.readouterr().out
     assert hub.repositories["me/digits"].private
+    config = json.loads(hub.repositories["me/digits"].files()["adapter_config.json"])
+    assert config["base_model_name_or_path"] == DEMO_MODEL  # not where it lies on this machine
     text = hub.repositories["me/digits"].files()["README.md"].decode()
     assert 'from_pretrained("me/digits")' in text
     assert "My own words." in text

@@ -252,12 +252,10 @@ def test_the_bundled_model_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr("residual_peft.hub.BUNDLED_DIRECTORY", tmp_path / "base")
     made = classifier(lora(base))
     made.save_pretrained(tmp_path / "adapter")
-    for file, key in (
-        ("residual_classifier", "base_model"),
-        ("adapter_config", "base_model_name_or_path"),
-    ):
-        record = json.loads((tmp_path / "adapter" / f"{file}.json").read_text())
-        assert record[key] == "residual_peft/demo-clip"
+    record = json.loads((tmp_path / "adapter" / "residual_classifier.json").read_text())
+    assert record["base_model"] == "residual_peft/demo-clip"
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")  # PEFT finds it by that
     made.model.eval()
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter")
     assert agree(loaded.predict(photographs()), made.predict(photographs()))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .anatomy import base_model
@@ -13,12 +14,12 @@ from .cards import MARK, CardFacts, SavedAdapter, adapter_card
 from .errors import ResiDualError
 from .figures import gains_figure
 from .files import read_json, read_tensors, write_json, write_tensors
-from .hub import CARD, DEMO_MODEL, known_name, model_directory
+from .hub import ADAPTER_CONFIG, CARD, DEMO_MODEL, known_name, model_directory
 from .tuner import ResiDualConfig, gains_by_unit
 
 CLASSIFIER_JSON = "residual_classifier.json"
 CLASSIFIER_TENSORS = "residual_classifier.safetensors"
-ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_TENSORS = "adapter_model.safetensors"
 FILES = [CLASSIFIER_JSON, CLASSIFIER_TENSORS, ADAPTER_CONFIG, ADAPTER_TENSORS]
 FILES += ["*processor_config.json"]
 FIGURE = "gains.png"
@@ -42,11 +43,6 @@ def write_adapter(model: PeftModel, folder: Path, card_there: Path) -> None:
         (folder / CARD).write_bytes(card_there.read_bytes())
     # no vocabulary is adapted, and looking for one asks the Hub
     model.save_pretrained(folder, save_embedding_layers=False)
-    name, _ = origin_of(model)
-    if name == DEMO_MODEL:  # its path says nothing to other machines
-        config = read_json(folder / ADAPTER_CONFIG)
-        config["base_model_name_or_path"] = name
-        write_json(folder / ADAPTER_CONFIG, config)
 
 
 def is_ours(card: Path) -> bool:
@@ -164,10 +160,10 @@ def load_base(record: dict[str, Any], token: str | None) -> nn.Module:
     try:
         loader: Any = cls
         model = loader.from_pretrained(directory, dtype=getattr(torch, record["dtype"]))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ResiDualError(
             f"could not load the base model '{name}' as {kind} ({str(error).splitlines()[0]})."
         ) from error
-    # not the cache's path: what is saved next must name the model as other machines know it
-    model.name_or_path = model.config._name_or_path = name
+    if name != DEMO_MODEL:  # as in `load_backbone`
+        model.name_or_path = model.config._name_or_path = name
     return model

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import ResiDualError
+from .files import read_json
 
 DEMO_MODEL = "residual_peft/demo-clip"
 """The name under which the bundled model goes; it never leaves this machine."""
@@ -26,6 +27,7 @@ BUNDLED_DIRECTORY = Path(__file__).parent / "demo" / "clip"
 
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 CARD = "README.md"
+ADAPTER_CONFIG = "adapter_config.json"
 _LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass token="
 _EXAMPLE = re.compile(
     r"((?:ZeroShotClassifier|SpectralBasis)\.from_pretrained\(|PeftModel\.from_pretrained\(base, |"
@@ -173,11 +175,21 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
 
 
 def _addition(path: Path, place: str, repo_id: str) -> CommitOperationAdd:
+    if place == ADAPTER_CONFIG:
+        return CommitOperationAdd(place, _with_known_base(path))
     if place != CARD:
         return CommitOperationAdd(place, path)
     text = path.read_text(encoding="utf-8")
     text = _EXAMPLE.sub(lambda found: found[1] + json.dumps(repo_id), text)
     return CommitOperationAdd(place, text.encode())
+
+
+def _with_known_base(path: Path) -> bytes:
+    """An adapter's config that names the bundled model, not the place where it lies here."""
+    config, key = read_json(path), "base_model_name_or_path"
+    if not isinstance(config, dict) or known_name(config.get(key) or "") != DEMO_MODEL:
+        return path.read_bytes()
+    return json.dumps({**config, key: DEMO_MODEL}, indent=2).encode()
 
 
 def _files_of(root: Path) -> Iterator[Path]:

@@ -19,7 +19,6 @@ from torch.nn import functional
 from .anatomy import base_model, find_tower
 from .cards import CardFacts
 from .classifier_files import (
-    ADAPTER_CONFIG,
     ADAPTER_TENSORS,
     FILES,
     is_ours,
@@ -33,7 +32,7 @@ from .classifier_files import (
 from .decomposition import run_tower
 from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors
-from .hub import CARD, local_directory, push_directory
+from .hub import ADAPTER_CONFIG, CARD, local_directory, push_directory
 from .images import ImageLike, image_list, load_image_processor, pixel_values, to_rgb
 from .prompts import DEFAULT_TEMPLATES, check_class_names, check_templates, embed_classes
 

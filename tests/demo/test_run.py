@@ -9,18 +9,32 @@ import pytest
 from residual_peft.demo.run import run_demo
 
 SECOND = """
-import sys, torch
+import json, sys, torch
 import residual_peft
-from peft import PeftModel
-from transformers import CLIPModel
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, CLIPModel
 from residual_peft.demo.tasks import handwriting
+
+out = sys.argv[1]
+clip = CLIPModel.from_pretrained(PeftConfig.from_pretrained(out).base_model_name_or_path)
+adapted = PeftModel.from_pretrained(clip, out).eval()
+processor = AutoImageProcessor.from_pretrained(out, backend="pil")
+classes = load_file(f"{out}/residual_classifier.safetensors")["class_embeddings"]
+test = handwriting()["test"]
+images = [image.convert("RGB") for image in test["image"]]
+with torch.no_grad():
+    readout = adapted(**processor(images, return_tensors="pt")).image_embeds
+found = (readout @ classes.T).argmax(1)
+print((found == torch.tensor(test["label"])).double().mean().item())
+"""
+
+CLASSIFIER = """
+import sys
 from residual_peft import ZeroShotClassifier, evaluate
-from residual_peft.hub import DEMO_MODEL, local_directory
-clip = CLIPModel.from_pretrained(local_directory(DEMO_MODEL))
-adapted = PeftModel.from_pretrained(clip, sys.argv[1]).eval()
-saved = ZeroShotClassifier.from_pretrained(sys.argv[1], model=None)
-saved.model = adapted
-print(evaluate(saved, handwriting()["test"]).metrics["accuracy"])
+from residual_peft.demo.tasks import handwriting
+classifier = ZeroShotClassifier.from_pretrained(sys.argv[1])
+print(evaluate(classifier, handwriting()["test"]).metrics["accuracy"])
 """
 
 
@@ -47,9 +61,10 @@ def test_the_default_beats_zero_shot_by_far(results):
     assert "residual_peft" in (out / "README.md").read_text()
 
 
-def test_a_second_process_reproduces_the_accuracy(results):
+@pytest.mark.parametrize("program", [SECOND, CLASSIFIER], ids=["PEFT", "classifier"])
+def test_a_second_process_reproduces_the_accuracy(results, program):
     out, found = results
     run = subprocess.run(
-        [sys.executable, "-c", SECOND, str(out)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, str(out)], capture_output=True, text=True, check=True
     )
     assert float(run.stdout.split()[-1]) == found["rows"][1]["test_accuracy"]
