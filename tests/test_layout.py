@@ -22,6 +22,7 @@ ROOMS = [
     "bases",
     "tuner.config",
     "tuner.gains",
+    "tuner.mixing",
     "tuner.loading",
     "tuner.readout",
     "tuner.placement",

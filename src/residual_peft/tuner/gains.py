@@ -173,11 +173,11 @@ def compose(state: ReadoutState, base: Tensor, coordinates: Tensor, gains: Tenso
         state: the adapter's.
         base: `base_of` the readout (B, d).
         coordinates: `coordinates_of` the capture (B, K).
-        gains: λ, one per component (K,) or per unit (U,).
+        gains: λ, one per component (K,) or per unit (U,), or a row of them per sample (B, ...).
     """
     gains = gains.to(state.directions.dtype) - state.settings.neutral
     if state.settings.per_unit:
-        gains = gains.index_select(0, state.gain_index)
+        gains = gains.index_select(-1, state.gain_index)
     return base + (coordinates * gains) @ state.directions
 
 

@@ -13,6 +13,7 @@ from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
+from .mixing import check_names, check_weighted, giving_names, layers_with
 from .placement import place
 from .readout import BASIS, GAINS, MERGE_REFUSED, ResiDualReadout, readouts
 
@@ -89,13 +90,50 @@ class ResiDualModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Refuse what PEFT would ignore in silence."""
-        if kwargs.get("adapter_names") is not None:
-            raise ResiDualError(
-                "adapter_names=: one adapter per sample is not in this release; call the model "
-                "once per adapter, after set_adapter(name)."
-            )
-        yield
+        """Give the layers `adapter_names`, one adapter per sample, for one call of the model.
+
+        Raises:
+            ResiDualError: the names are no list, some have no adapter, or the model is in training
+                mode.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        check_names(self, names, self.peft_config)
+        with giving_names(self.model, names):
+            yield
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str
+    ) -> None:
+        """Add an adapter that changes what others change, weighted and summed.
+
+        With y' = base + (c ⊙ (λ − n)) Φ, n = 1 for `remainder="keep"` and 0 for "drop"
+        (`method.md`, section 3), adapters over one basis share base, c and Φ, so that
+
+            λ = n + Σ_i w_i (λ_i − n)   gives   y' − base = Σ_i w_i (y'_i − base)
+
+        exactly: deviations from the identity are summed for "keep" (1 + Σ w_i (λ_i − 1)), the gains
+        themselves for "drop" (Σ w_i λ_i). Weights need not add up to one; a single adapter of
+        weight 1 is that adapter, of weight 0 what it leaves alone. The new one is not active.
+
+        Args:
+            adapters: names of adapters over one basis, with equal settings.
+            weights: a number for each.
+            adapter_name: the new adapter's name.
+
+        Raises:
+            ResiDualError: lengths that differ, unknown names, a name that is taken, different
+                bases or settings, or `modules_to_save`.
+        """
+        check_weighted(self.peft_config, adapters, weights, adapter_name)
+        layers = layers_with(self.model, "combine")
+        for layer in layers:  # all are asked before the first is changed
+            layer.check_one_basis(list(adapters))
+        for layer in layers:
+            layer.combine(list(adapters), list(weights), adapter_name)
+        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapters[0]])
 
     def _check_merge_allowed(self) -> None:
         raise ResiDualError(MERGE_REFUSED)
