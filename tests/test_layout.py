@@ -22,6 +22,7 @@ ROOMS = [
     "bases",
     "tuner.config",
     "tuner.gains",
+    "tuner.head_space",
     "tuner.mixing",
     "tuner.loading",
     "tuner.readout",

@@ -197,8 +197,8 @@ def _check_loaded(
     found = {name: tensors.get(f"{prefix}{name}.{adapter_name}") for name in wanted}
     if missing := [name for name, tensor in found.items() if tensor is None]:
         raise ResiDualError(
-            f"{what} lack {', '.join(missing)}: the file was changed or belongs to another "
-            "adapter. Save or download it again."
+            f"{what} lack {', '.join(missing)}: the file was changed, belongs to another adapter, "
+            "or was written before heads were stored in head space. Save or download it again."
         )
     for name, tensor in found.items():
         assert tensor is not None

@@ -1,6 +1,7 @@
 """The paper's mode as a PEFT layer: gains on each unit's direct contribution to the readout."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -21,12 +22,11 @@ from .gains import (
     coordinates_of,
     derive,
 )
+from .head_space import HeadSpace
 from .mixing import each_its_own, weighted_gains
 
 GAINS = "residual_peft_gains"
-BASIS = tuple(
-    f"residual_peft_{name}" for name in ("components", "means", "eigenvalues", "total_variance")
-)
+BASIS = tuple(f"residual_peft_{field.name}" for field in fields(StoredBasis))
 
 MERGE_REFUSED = (
     "an adapter in readout mode cannot be merged: its gains act on what each unit contributes to "
@@ -52,10 +52,8 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.residual_peft_gains = nn.ParameterDict()
-        self.residual_peft_components = BufferDict(persistent=True)
-        self.residual_peft_means = BufferDict(persistent=True)
-        self.residual_peft_eigenvalues = BufferDict(persistent=True)
-        self.residual_peft_total_variance = BufferDict(persistent=True)
+        for name in BASIS:
+            setattr(self, name, BufferDict(persistent=True))
         self.adapter_settings: dict[str, Settings] = {}
         self.adapter_counts: dict[str, tuple[int, ...]] = {}
         # derived from the above and the tower's weights; absent until the weights are there
@@ -123,14 +121,14 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
             buffers = getattr(self, name)
             tensor = buffers[adapter_name].to(self._base_weight.device, self.dtype)
             buffers._buffers[adapter_name] = self._shared(name, adapter_name, tensor)
-        self.adapter_states[adapter_name] = self._twin(adapter_name) or derive(
-            self.anatomy,
-            self.adapter_settings[adapter_name],
-            self.adapter_counts[adapter_name],
-            self.residual_peft_components[adapter_name],
-            self.residual_peft_means[adapter_name],
-            self.dtype,
-        )
+        self.adapter_states[adapter_name] = self._twin(adapter_name) or self._derived(adapter_name)
+
+    def _derived(self, adapter_name: str) -> ReadoutState:
+        settings = self.adapter_settings[adapter_name]
+        counts = self.adapter_counts[adapter_name]
+        space = HeadSpace(self.anatomy, settings.units)
+        components, means = space.unpack(self.stored(adapter_name), counts)
+        return derive(self.anatomy, settings, counts, components, means, space.factors, self.dtype)
 
     def state(self, adapter_name: str) -> ReadoutState:
         """What leads from a capture to y' for one adapter.
@@ -229,7 +227,7 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
             self.adapter_counts[first],
             self.stored(first),
             weighted_gains(gains, weights, settings.neutral),
-            save_basis=first not in self.residual_peft_means._non_persistent_buffers_set,
+            save_basis=first not in getattr(self, BASIS[0])._non_persistent_buffers_set,
         )
         self.residual_peft_gains[adapter_name].requires_grad_(False)
 
