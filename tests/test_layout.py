@@ -30,6 +30,7 @@ ROOMS = [
     "tuner.images_only",
     "tuner.model",
     "tuner.adapters",
+    "tuner.hotswap",
     "tuner",
     "metrics",
     "images",

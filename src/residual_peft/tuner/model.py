@@ -49,9 +49,12 @@ class ResiDualModel(BaseTuner):
         """Write down where this model computes its readout."""
         anatomy = find_tower(self.model)
         path, given = anatomy.projection_path, peft_config.target_modules
-        if peft_config._awaits_weights and given not in (None, [path]):
-            Fingerprint.from_dict(peft_config.fingerprint or {}).check(self.model, "the adapter")
-        if given not in (None, [path]):
+        if peft_config._awaits_weights:
+            if given not in (None, [path]):  # another class may hold the same tower elsewhere
+                Fingerprint.from_dict(peft_config.fingerprint or {}).check(
+                    self.model, "the adapter"
+                )
+        elif given not in (None, [path]):
             raise ResiDualError(
                 f"target_modules={given}: readout mode adapts the readout of "
                 f"{anatomy.architecture}, which is computed at {path!r}; leave it out."
@@ -175,13 +178,25 @@ class ResiDualModel(BaseTuner):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Check an adapter's weights before PEFT loads them: it only warns of what is missing."""
+        """Check an adapter's weights before PEFT loads them: it only warns of what is missing.
+
+        They may come from another class with the same tower, which has its readout elsewhere.
+        """
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
             if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
+                mapped = _at_path(mapped, name)
                 _check_loaded(layer, f"{name}.", adapter_name, mapped)
                 config._awaits_weights = False
         return mapped
+
+
+def _at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Name the tensors of the readout's layer, of which a model has one, after where it is."""
+    marked = {key: key.rpartition(f".{PREFIX}") for key in tensors}
+    return {
+        f"{path}{dot}{rest}" if dot else key: tensors[key] for key, (_, dot, rest) in marked.items()
+    }
 
 
 def _check_loaded(
