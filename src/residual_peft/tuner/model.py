@@ -182,10 +182,12 @@ class ResiDualModel(BaseTuner):
 
         They may come from another class with the same tower, which has its readout elsewhere.
         """
+        for name, layer in model.named_modules():
+            if isinstance(layer, ResiDualReadout):
+                state_dict = _at_path(state_dict, name)
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
             if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
-                mapped = _at_path(mapped, name)
                 _check_loaded(layer, f"{name}.", adapter_name, mapped)
                 config._awaits_weights = False
         return mapped
