@@ -12,7 +12,14 @@ from .decomposition import Decomposition, decompose
 from .errors import ResiDualError
 from .evaluation import evaluate
 from .training import trainer_kwargs, training_arguments
-from .tuner import ResiDualConfig, ResiDualModel, adapter_basis, fit_bases, gains_of
+from .tuner import (
+    ResiDualConfig,
+    ResiDualModel,
+    adapter_basis,
+    fit_bases,
+    gains_of,
+    hotswap_adapter,
+)
 from .zero_shot import ZeroShotClassifier
 
 __version__ = "0.1.0"
@@ -36,6 +43,7 @@ __all__ = [
     "fit_bases",
     "fit_gains",
     "gains_of",
+    "hotswap_adapter",
     "load_data",
     "trainer_kwargs",
     "training_arguments",

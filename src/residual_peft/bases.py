@@ -1,5 +1,6 @@
 """`SpectralBasis`: mean, directions and eigenvalues of each unit; fit, cut, save, load, share."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -163,6 +164,19 @@ class SpectralBasis:
     def component_counts(self) -> list[int]:
         """The number of directions k_u of each unit."""
         return [len(components) for components in self.components]
+
+    @property
+    def digest(self) -> str:
+        """What tells this basis from another of the same weights: the sha256 of its float32 values.
+
+        Equal however precisely the basis was stored.
+        """
+        digest = hashlib.sha256(" ".join(map(str, self.units)).encode())
+        for tensor in (self.means, *self.components):
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            values = tensor.detach().to("cpu", torch.float32).contiguous()
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
 
     def __getitem__(self, unit: Unit | str) -> UnitBasis:
         unit = Unit.parse(unit) if isinstance(unit, str) else unit

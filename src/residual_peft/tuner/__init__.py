@@ -17,6 +17,7 @@ from .adapters import (
 )
 from .config import PRESETS, ResiDualConfig, ResiDualType
 from .gains import ReadoutState, base_of, compose, coordinates_of
+from .hotswap import hotswap_adapter
 from .loading import check_directory, load_adapter
 from .model import PREFIX, ResiDualModel
 from .readout import ResiDualReadout
@@ -37,6 +38,7 @@ __all__ = [
     "fit_bases",
     "gains_by_unit",
     "gains_of",
+    "hotswap_adapter",
     "load_adapter",
     "readout_state",
     "restart_gains",

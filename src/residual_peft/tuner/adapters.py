@@ -49,7 +49,7 @@ def fit_bases(
     basis = SpectralBasis.fit(peft_model, batches, config.units, config.components, progress)
     basis = basis.select(config.units, config.layers_to_transform)
     config.basis = None  # the one it named is replaced
-    with_basis(config, settings, basis).put(layer, adapter_name)
+    with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
     return basis
 
 
@@ -116,15 +116,15 @@ def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> Spe
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     layer, config = _adapter(peft_model, name)
-    layer.state(name)
-    settings, counts = layer.adapter_settings[name], list(layer.adapter_counts[name])
+    state, settings = layer.state(name), layer.adapter_settings[name]
+    counts = list(layer.adapter_counts[name])
     if settings.per_unit:
         raise ResiDualError(f"the adapter {name!r} has granularity='unit' and keeps no directions.")
     stored = layer.stored(name)
     return SpectralBasis(
         units=settings.units,
-        means=stored.means.cpu(),
-        components=list(stored.components.cpu().split(counts)),
+        means=state.means.cpu(),
+        components=list(state.directions.cpu().split(counts)),
         eigenvalues=list(stored.eigenvalues.cpu().split(counts)),
         total_variance=stored.total_variance.cpu(),
         num_samples=config.num_samples,

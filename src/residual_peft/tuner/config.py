@@ -66,6 +66,7 @@ class ResiDualConfig(PeftConfig):
         target_modules: written back: the path of the readout in the model.
         component_counts: written back: directions of each unit, in the order of the units.
         fingerprint: written back: the weights that the basis belongs to.
+        basis_digest: written back: what tells the basis from another of the same weights.
         basis_source: written back: "data", "weights", or None where there is no basis.
         num_samples: written back: images that the basis was fitted on.
 
@@ -88,6 +89,7 @@ class ResiDualConfig(PeftConfig):
     target_modules: list[str] | None = field(default=None)
     component_counts: list[int] | None = None
     fingerprint: dict[str, Any] | None = None
+    basis_digest: str | None = None
     basis_source: str | None = None
     num_samples: int | None = None
 
@@ -138,7 +140,7 @@ class ResiDualConfig(PeftConfig):
         """Copy the user's settings without what a fitted or saved adapter wrote back."""
         changes: dict[str, Any] = {"inference_mode": False, "num_samples": None}
         written = ("target_modules", "component_counts", "fingerprint", "basis_source")
-        changes |= dict.fromkeys(written)
+        changes |= dict.fromkeys([*written, "basis_digest"])
         return dataclasses.replace(self, **changes)
 
     @property

@@ -7,7 +7,7 @@ taken away (`method.md`, section 3).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -36,17 +36,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class StoredBasis:
-    """The tensors of one adapter's basis, as they are kept: U units, K components."""
+    """The tensors of one adapter's basis as they are kept and stored: see `head_space`.
 
-    components: Tensor  # (K, d)
-    means: Tensor  # (U, d)
+    U units, of which some are heads, K components; w = e + 1, or d where that is less.
+    """
+
+    head_components: Tensor  # G of the heads (K_heads, w)
+    head_means: Tensor  # m of the heads (U_heads, w)
+    components: Tensor  # Φ of the other units (K_others, d)
+    means: Tensor  # μ of the other units (U_others, d)
     eigenvalues: Tensor  # (K,)
     total_variance: Tensor  # (U,)
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All four, in this order."""
-        return (self.components, self.means, self.eigenvalues, self.total_variance)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in this order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class ReadoutState:
     settings: Settings
     counts: tuple[int, ...]  # k_u of each unit
     directions: Tensor  # Φ (K, d)
+    means: Tensor  # μ (U, d)
     shift: Tensor  # Φ_u μ_u, for the output Φ_u (μ_u − P β) (K,)
     constant: Tensor  # the means that are added or taken away, whatever the gains (d,)
     head_maps: Tensor  # A_u = Φ_u B_u (heads, k_max, e + 1), rows of zeros below k_u
@@ -89,6 +95,7 @@ def derive(
     counts: Sequence[int],
     components: Tensor,
     means: Tensor,
+    factors: dict[Unit, Tensor],
     dtype: torch.dtype,
 ) -> ReadoutState:
     """Prepare one adapter for a tower, in float64, and cast to `dtype`.
@@ -99,10 +106,10 @@ def derive(
         counts: directions of each unit (ignored with one gain per unit).
         components: Φ (K, d) of all units, one below the other (ignored likewise).
         means: μ (U, d).
+        factors: B_u (d, e + 1) of every head among the units, float64.
         dtype: of the result.
     """
     matrix = anatomy.readout_matrix()
-    factors = _head_factors(anatomy, settings.units, matrix)
     means = anatomy.float64(means)
     if settings.per_unit:
         blocks = [_whole_space(anatomy, unit, factors) for unit in settings.units]
@@ -129,8 +136,8 @@ def derive(
     return ReadoutState(
         settings=settings,
         counts=tuple(counts),
-        # the stored tensor itself where it can be: it is the largest of all
-        directions=(torch.cat(blocks) if settings.per_unit else components).to(device, dtype),
+        directions=torch.cat(blocks).to(device, dtype),
+        means=means.to(device, dtype),
         shift=torch.cat(shift).to(device, dtype),
         constant=_constant(settings, total).to(device, dtype),
         head_maps=_pad(maps, anatomy.head_dim + 1).to(device, dtype),
@@ -173,27 +180,12 @@ def compose(state: ReadoutState, base: Tensor, coordinates: Tensor, gains: Tenso
         state: the adapter's.
         base: `base_of` the readout (B, d).
         coordinates: `coordinates_of` the capture (B, K).
-        gains: λ, one per component (K,) or per unit (U,).
+        gains: λ, one per component (K,) or per unit (U,), or a row of them per sample (B, ...).
     """
     gains = gains.to(state.directions.dtype) - state.settings.neutral
     if state.settings.per_unit:
-        gains = gains.index_select(0, state.gain_index)
+        gains = gains.index_select(-1, state.gain_index)
     return base + (coordinates * gains) @ state.directions
-
-
-def _head_factors(
-    anatomy: TowerAnatomy, units: Sequence[Unit], matrix: Tensor
-) -> dict[Unit, Tensor]:
-    """B_u = [R W_u, R b/H] (d, e + 1) of every adapted head."""
-    layers = sorted(
-        {unit.layer for unit in units if unit.kind == "head" and unit.layer is not None}
-    )
-    found = {layer: anatomy.head_factor(layer, matrix) for layer in layers}
-    return {
-        unit: found[unit.layer][unit.head]
-        for unit in units
-        if unit.kind == "head" and unit.layer is not None
-    }
 
 
 def _whole_space(anatomy: TowerAnatomy, unit: Unit, factors: dict[Unit, Tensor]) -> Tensor:
