@@ -10,6 +10,7 @@ from .adapters import (
     active_adapter,
     adapter_basis,
     fit_bases,
+    gains_by_module,
     gains_by_unit,
     gains_of,
     readout_state,
@@ -20,13 +21,17 @@ from .gains import ReadoutState, base_of, compose, coordinates_of
 from .loading import load_adapter
 from .model import PREFIX, ResiDualModel
 from .readout import ResiDualReadout
+from .stream import ResiDualStreamLinear
+from .stream_basis import LinearBasis
 
 __all__ = [
     "PRESETS",
+    "LinearBasis",
     "ReadoutState",
     "ResiDualConfig",
     "ResiDualModel",
     "ResiDualReadout",
+    "ResiDualStreamLinear",
     "ResiDualType",
     "active_adapter",
     "adapter_basis",
@@ -34,6 +39,7 @@ __all__ = [
     "compose",
     "coordinates_of",
     "fit_bases",
+    "gains_by_module",
     "gains_by_unit",
     "gains_of",
     "load_adapter",

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,8 +20,8 @@ from .gains import (
     coordinates_of,
     derive,
 )
+from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
 
-GAINS = "residual_peft_gains"
 BASIS = tuple(
     f"residual_peft_{name}" for name in ("components", "means", "eigenvalues", "total_variance")
 )
@@ -30,11 +29,11 @@ BASIS = tuple(
 MERGE_REFUSED = (
     "an adapter in readout mode cannot be merged: its gains act on what each unit contributes to "
     "the readout, given the unadapted model's final LayerNorm, which changed weights would change. "
-    "Keep the adapter beside the model, or take it off with unload()."
+    "Keep the adapter beside the model or take it off with unload(); mode='stream' merges."
 )
 
 
-class ResiDualReadout(nn.Module, BaseTunerLayer):
+class ResiDualReadout(nn.Module, ResiDualLayer):
     """Stands where a tower's readout is computed, and adds what the gains change.
 
     The taps' capture travels with the final norm's output tensor, so that the forward keeps no
@@ -138,11 +137,7 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
             ResiDualError: the adapter's weights were never loaded.
         """
         if adapter_name not in self.adapter_states:
-            raise ResiDualError(
-                f"the adapter {adapter_name!r} was made from a saved adapter's config and waits "
-                "for the weights beside it; load both with PeftModel.from_pretrained, or start "
-                "anew from config.fresh()."
-            )
+            raise ResiDualError(WAITS.format(adapter_name))
         return self.adapter_states[adapter_name]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -223,17 +218,7 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResiDualReadout":
         """Let `.to()` move everything, but round nothing below float32, and keep sharing."""
-        seen: dict[int, tuple[Tensor, Tensor]] = {}  # the first keeps its id from being reused
-        before = self.dtype
-
-        def apply(tensor: Tensor) -> Tensor:
-            if id(tensor) not in seen:
-                result = fn(tensor)
-                if result.is_floating_point() and result.element_size() < 4:
-                    result = tensor.to(result.device)
-                seen[id(tensor)] = tensor, result
-            return seen[id(tensor)][1]
-
+        before, apply = self.dtype, without_rounding(fn)
         if recurse:
             for name, child in self.named_children():
                 child._apply(fn if name == "base_layer" else apply)
@@ -248,7 +233,7 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
     def _shared(self, buffers: str, adapter_name: str, tensor: Tensor) -> Tensor:
         """Another adapter's tensor, where one holds the same values, or the given one."""
         for name, other in getattr(self, buffers).items():
-            if name != adapter_name and name in self.adapter_states and _same(other, tensor):
+            if name != adapter_name and name in self.adapter_states and same(other, tensor):
                 return other
         return tensor
 
@@ -280,15 +265,6 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return f"residual_peft.{super().__repr__()}"
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (
-        one.shape == other.shape
-        and one.dtype == other.dtype
-        and one.device == other.device
-        and torch.equal(one, other)
-    )
 
 
 def _after_load(layer: ResiDualReadout, _: Any) -> None:
