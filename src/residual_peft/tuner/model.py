@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -17,7 +18,7 @@ from .layer import GAINS, ResiDualLayer
 from .linears import tower_targets
 from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
-from .stream import ResiDualStreamLinear
+from .stream import BASE, ResiDualStreamLinear
 from .stream_placement import place_stream, prepare
 from .stream_state import STREAM_BASIS
 
@@ -135,13 +136,29 @@ class ResiDualModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Refuse what PEFT would ignore in silence."""
-        if kwargs.get("adapter_names") is not None:
+        """Hand `adapter_names=`, one per sample, to every layer while the model runs."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        layers = [layer for layer in self.modules() if isinstance(layer, ResiDualLayer)]
+        if any(isinstance(layer, ResiDualReadout) for layer in layers):
             raise ResiDualError(
                 "adapter_names=: one adapter per sample is not in this release; call the model "
                 "once per adapter, after set_adapter(name)."
             )
-        yield
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        known = {name for layer in layers for name in layer.adapter_settings}
+        if unknown := sorted(set(names) - known - {BASE}):
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+        hook = partial(_pass_names, adapter_names=names)
+        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _check_merge_allowed(self) -> None:
         if any(True for _ in readouts(self.model)):
@@ -195,6 +212,12 @@ class ResiDualModel(BaseTuner):
                 _check_loaded(layer, f"{name}.", adapter_name, mapped)
                 config._awaits_weights = False
         return mapped
+
+
+def _pass_names(
+    layer: nn.Module, args: Any, kwargs: dict[str, Any], adapter_names: list[str]
+) -> tuple[Any, dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": adapter_names}
 
 
 def _check_loaded(

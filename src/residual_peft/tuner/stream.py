@@ -45,9 +45,9 @@ class ResiDualStreamLinear(StreamLayer):
         if names is not None:
             return self._mixed(x, names, *args, **kwargs)
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        active = [] if self.merged else [name for name in self.active_adapters if self.has(name)]
+        chosen: Any = [] if self.merged else self.active_adapters
         dtype = result.dtype
-        for name in active:
+        for name in filter(self.has, chosen):
             result = result + self.delta(x, name)
         return result.to(dtype)
 
@@ -55,7 +55,8 @@ class ResiDualStreamLinear(StreamLayer):
         """Δy of one adapter for inputs (..., n): (..., D)."""
         settings = self.adapter_settings[adapter_name]
         components, maps, mean, *_ = self.tensors(adapter_name)
-        x = self._cast_input_dtype(x, components.dtype).unflatten(-1, (settings.heads, -1))
+        cast: Any = self._cast_input_dtype
+        x = cast(x, components.dtype).unflatten(-1, (settings.heads, -1))
         shift = torch.einsum("he,hke->hk", mean.view(settings.heads, -1), maps)
         coordinates = (torch.einsum("...he,hke->...hk", x, maps) - shift).flatten(-2)
         if coordinates.shape[-1] != len(components):  # heads of fewer directions were padded
@@ -119,22 +120,34 @@ class ResiDualStreamLinear(StreamLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if not self.has(name):
                 continue
-            weight = _add(base.weight, self.get_delta_weight(name))
-            bias, delta = base.bias, self.get_delta_bias(name)
-            if delta is not None:
-                bias = delta.to(weight.dtype) if bias is None else _add(bias, delta)
+            weight, bias = self._with(name)
             finite = all(bool(t.isfinite().all()) for t in (weight, bias) if t is not None)
             if safe_merge and not finite:
                 raise ValueError(
                     f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
                 )
+            if base.bias is None and bias is not None:
+                warnings.warn(
+                    f"the adapter {name!r} gives a bias to a Linear that has none "
+                    f"({self.in_features} -> {self.out_features}), since its basis was fitted from "
+                    "data: a saved merged model keeps it only where its class knows that bias.",
+                    stacklevel=2,
+                )
             if self.unmerged is None:
-                old = None if base.bias is None else base.bias.data
-                self.unmerged = base.weight.data, old
+                self.unmerged = base.weight.data, None if base.bias is None else base.bias.data
             base.weight.data = weight
-            if delta is not None:
-                _set_bias(base, bias)
+            _set_bias(base, bias)
             self.merged_adapters.append(name)
+
+    def _with(self, adapter_name: str) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the base layer as they would be with one more adapter merged."""
+        weight, bias = self.linear.weight, self.linear.bias
+        delta = self.get_delta_bias(adapter_name)
+        if delta is not None:
+            bias = delta.to(weight.dtype) if bias is None else _add(bias, delta)
+        elif bias is not None:
+            bias = bias.data
+        return _add(weight, self.get_delta_weight(adapter_name)), bias
 
     def unmerge(self) -> None:
         """Give the base layer back the very weight and bias that it had."""

@@ -105,6 +105,7 @@ class StreamLayer(nn.Module, ResiDualLayer):
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
         self.unmerged: tuple[Tensor, Tensor | None] | None = None
+        self.cast_input_dtype_enabled = True  # PEFT's disable_input_dtype_casting looks for it
         self._loaded: set[str] = set()
         self.register_load_state_dict_post_hook(_after_load)
 
