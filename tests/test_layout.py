@@ -28,6 +28,7 @@ ROOMS = [
     "tuner.placement",
     "tuner.linears",
     "tuner.stream_basis",
+    "tuner.stream_tensors",
     "tuner.stream_state",
     "tuner.stream",
     "tuner.stream_placement",

@@ -76,7 +76,7 @@ def test_starts_away_from_the_identity(case: str) -> None:
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_merged_and_unmerged(case: str, option: str, fit: bool, dtype: torch.dtype) -> None:
     model = adapted_stream(case, dtype=dtype, fit=fit, **OPTIONS[option])
-    list(gains_by_module(model).values())[0].data[0] = 0.0
+    next(iter(gains_by_module(model).values())).data[0] = 0.0
     wanted, before = output(case, model, dtype), copy.deepcopy(model.state_dict())
     scale = output(case, CASES[case].build().to(dtype), dtype).norm()  # the output may be 0
     model.merge_adapter(safe_merge=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module
+from residual_peft.tuner.stream_tensors import DERIVED
 from tests.models import SIZES, clip_model, pixels
 from tests.tuner.stream_twin import (
     CASES,
@@ -84,7 +85,8 @@ def test_what_a_layer_keeps_is_what_was_found(case: str, fit: bool) -> None:
     for path in gains_by_module(model):
         layer = model.base_model.model.get_submodule(path)
         basis = layer.basis("default")
-        components, maps, mean, *_ = layer.tensors("default")
+        components, maps = (getattr(layer, name)["default"] for name in DERIVED[:2])
+        mean = layer.residual_peft_input_mean["default"]
         size = layer.in_features // len(basis.heads)
         weight = layer.unmerged_weight
         bias = layer.linear.bias

@@ -20,7 +20,7 @@ from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
 from .stream import BASE, ResiDualStreamLinear
 from .stream_placement import place_stream, prepare
-from .stream_state import STREAM_BASIS
+from .stream_tensors import STREAM_BASIS
 
 PREFIX = "residual_peft_"
 

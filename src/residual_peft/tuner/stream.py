@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .stream_state import StreamLayer
+from .stream_tensors import DERIVED
 
 BASE = "__base__"  # PEFT's name for no adapter, in `adapter_names`
 
@@ -54,13 +55,14 @@ class ResiDualStreamLinear(StreamLayer):
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
         """Δy of one adapter for inputs (..., n): (..., D)."""
         settings = self.adapter_settings[adapter_name]
-        components, maps, mean, *_ = self.tensors(adapter_name)
+        components, maps, order = (getattr(self, name)[adapter_name] for name in DERIVED)
+        mean = self.residual_peft_input_mean[adapter_name]
         cast: Any = self._cast_input_dtype
         x = cast(x, components.dtype).unflatten(-1, (settings.heads, -1))
         shift = torch.einsum("he,hke->hk", mean.view(settings.heads, -1), maps)
         coordinates = (torch.einsum("...he,hke->...hk", x, maps) - shift).flatten(-2)
         if coordinates.shape[-1] != len(components):  # heads of fewer directions were padded
-            coordinates = coordinates.index_select(-1, self.residual_peft_order[adapter_name])
+            coordinates = coordinates.index_select(-1, order)
         return (coordinates * self.change(adapter_name)) @ components
 
     def _mixed(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
@@ -87,10 +89,10 @@ class ResiDualStreamLinear(StreamLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW, in the layout of the base layer's weight."""
         settings = self.adapter_settings[adapter_name]
-        components, maps, *_ = self.tensors(adapter_name)
+        components, maps, order = (getattr(self, name)[adapter_name] for name in DERIVED)
         scaled = components * self.change(adapter_name).unsqueeze(1)
         padded = scaled.new_zeros(maps.shape[0] * maps.shape[1], self.out_features)
-        padded[self.residual_peft_order[adapter_name]] = scaled
+        padded[order] = scaled
         padded = padded.view(settings.heads, -1, self.out_features)
         delta = torch.einsum("hkd,hke->dhe", padded, maps).flatten(1)
         return delta.T.contiguous() if isinstance(self.linear, Conv1D) else delta

@@ -15,7 +15,7 @@ from .loading import check_weights_file
 from .placement import drawn_gains
 from .stream import ResiDualStreamLinear
 from .stream_basis import LinearBasis, weight_basis
-from .stream_state import StreamSettings, room_for, tensors_of
+from .stream_tensors import StreamSettings, room_for, tensors_of
 
 
 def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:

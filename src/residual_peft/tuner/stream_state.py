@@ -1,7 +1,6 @@
 """What adapters in stream mode keep on a Linear, and how it is moved, shared and loaded."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,90 +14,33 @@ from ..errors import ResiDualError
 from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
 from .linears import linear_weight
 from .stream_basis import LinearBasis
-
-STREAM_BASIS = tuple(
-    f"residual_peft_{name}"
-    for name in ("components", "maps", "input_mean", "eigenvalues", "total_variance")
-)
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """What one adapter does to one Linear: the part of its state that is no tensor."""
-
-    counts: tuple[int, ...]  # k_h of each head
-    per_unit: bool
-    source: tuple[Any, ...] = ()  # what a basis from the weights was made from; () from data
-
-    @property
-    def heads(self) -> int:
-        """H, the number of heads."""
-        return len(self.counts)
-
-    @property
-    def num_gains(self) -> int:
-        """How many gains: one per component, or one per head."""
-        return self.heads if self.per_unit else sum(self.counts)
-
-
-def tensors_of(basis: LinearBasis, weight: Tensor) -> list[Tensor]:
-    """The tensors of `STREAM_BASIS` for a Linear with weight (D, n), float64.
-
-    components Φ (K, D), maps A_h = Φ_h W_h (H, max k, e) with rows of zeros below k_h, input_mean
-    z̄ (n,), eigenvalues (K,), total_variance (H,).
-    """
-    parts = weight.detach().to(basis.input_mean).unflatten(1, (len(basis.heads), -1)).unbind(1)
-    maps = [head.components @ part for head, part in zip(basis.heads, parts, strict=True)]
-    return [
-        torch.cat([head.components for head in basis.heads]),
-        nn.utils.rnn.pad_sequence(maps, batch_first=True),
-        basis.input_mean,
-        torch.cat([head.eigenvalues for head in basis.heads]),
-        torch.stack([head.total_variance for head in basis.heads]),
-    ]
-
-
-def room_for(counts: Sequence[int], out_features: int, in_features: int) -> list[Tensor]:
-    """Tensors of `STREAM_BASIS` that wait for a file: NaN, so that one left out is seen."""
-    heads, total, longest = len(counts), sum(counts), max(counts, default=0)
-    shapes = (
-        (total, out_features),
-        (heads, longest, in_features // heads),
-        (in_features,),
-        (total,),
-        (heads,),
-    )
-    return [torch.full(shape, float("nan"), device="cpu") for shape in shapes]
-
-
-def order_of(counts: Sequence[int]) -> Tensor:
-    """Where each component lies among those of all heads, each padded to the longest (K,)."""
-    longest = max(counts, default=0)
-    places = [head * longest + k for head, count in enumerate(counts) for k in range(count)]
-    return torch.tensor(places, dtype=torch.int64, device="cpu")
+from .stream_tensors import DERIVED, STREAM_BASIS, StreamSettings, derive
 
 
 class StreamLayer(nn.Module, ResiDualLayer):
     """What adapters in stream mode keep around a Linear: gains, and bases that are never rounded.
 
-    All but the gains stays in float32 or better under `.to(torch.bfloat16)`; adapters with equal
-    bases share their tensors.
+    All stays in float32 or better under `.to(torch.bfloat16)`; adapters with equal bases share
+    their tensors. What is saved is small; the rest (`DERIVED`) follows from it and the base weight,
+    and is kept so that it does not depend on what is merged.
     """
 
+    residual_peft_components: BufferDict
+    residual_peft_maps: BufferDict
+    residual_peft_order: BufferDict
+    residual_peft_input_mean: BufferDict
+
     adapter_layer_names = (GAINS,)
-    other_param_names = (*STREAM_BASIS, "residual_peft_order", "adapter_settings", "adapter_waits")
+    other_param_names = (*STREAM_BASIS, *DERIVED, "adapter_settings", "adapter_waits")
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.residual_peft_gains = nn.ParameterDict()
-        self.residual_peft_components = BufferDict(persistent=True)
-        self.residual_peft_maps = BufferDict(persistent=True)
-        self.residual_peft_input_mean = BufferDict(persistent=True)
-        self.residual_peft_eigenvalues = BufferDict(persistent=True)
-        self.residual_peft_total_variance = BufferDict(persistent=True)
-        # where each component lies among (H, max k): follows from the counts
-        self.residual_peft_order = BufferDict(persistent=False)
+        for name in STREAM_BASIS:
+            setattr(self, name, BufferDict(persistent=True))
+        for name in DERIVED:
+            setattr(self, name, BufferDict(persistent=False))
         self.adapter_settings: dict[str, StreamSettings] = {}
         self.adapter_waits: dict[str, bool] = {}  # those whose weights were not loaded yet
         self.out_features, self.in_features = linear_weight(self.linear).shape
@@ -155,8 +97,7 @@ class StreamLayer(nn.Module, ResiDualLayer):
         for name, tensor in zip(STREAM_BASIS, tensors, strict=True):
             tensor = tensor.detach().to(weight.device, self.dtype)
             getattr(self, name).register_buffer(adapter_name, tensor, persistent=save_basis)
-        self.residual_peft_order[adapter_name] = order_of(settings.counts).to(weight.device)
-        self.share(adapter_name)
+        self.refresh(adapter_name)
         gains = gains.to(weight.device, weight.dtype)
         old: Any = self.residual_peft_gains[adapter_name] if self.has(adapter_name) else None
         if old is not None and old.shape == gains.shape and old.device == gains.device:
@@ -178,9 +119,25 @@ class StreamLayer(nn.Module, ResiDualLayer):
         if adapter_name in self.adapter_waits:
             raise ResiDualError(WAITS.format(adapter_name))
 
-    def share(self, adapter_name: str) -> None:
+    def refresh(self, adapter_name: str) -> None:
+        """Derive what follows from an adapter's basis: another one's, where it has the same."""
+        self._share(adapter_name, STREAM_BASIS)
+        directions = getattr(self, STREAM_BASIS[0])
+        counts = self.adapter_settings[adapter_name].counts
+        for other, tensor in directions.items():
+            known = other in getattr(self, DERIVED[0]) and other != adapter_name
+            same_counts = self.adapter_settings[other].counts == counts
+            if known and same_counts and tensor is directions[adapter_name]:
+                found: Sequence[Tensor] = [getattr(self, name)[other] for name in DERIVED]
+                break
+        else:
+            found = derive(directions[adapter_name], self.unmerged_weight, counts)
+        for name, tensor in zip(DERIVED, found, strict=True):
+            getattr(self, name)[adapter_name] = tensor
+
+    def _share(self, adapter_name: str, names: Sequence[str]) -> None:
         """Let an adapter refer to the tensors of another one that holds the same values."""
-        for name in (*STREAM_BASIS, "residual_peft_order"):
+        for name in names:
             buffers = getattr(self, name)._buffers
             for other, tensor in buffers.items():
                 if other != adapter_name and same(tensor, buffers[adapter_name]):
@@ -193,7 +150,8 @@ class StreamLayer(nn.Module, ResiDualLayer):
 
     def basis(self, adapter_name: str) -> LinearBasis:
         """The basis that an adapter holds; means are those of the unmerged layer."""
-        components, _, mean, eigenvalues, total = self.tensors(adapter_name)
+        _, mean, eigenvalues, total = self.tensors(adapter_name)
+        components = self.residual_peft_components[adapter_name]
         counts = list(self.adapter_settings[adapter_name].counts)
         bias = self.linear.bias if self.unmerged is None else self.unmerged[1]
         parts = self.unmerged_weight.detach().to(mean).unflatten(1, (len(counts), -1))
@@ -229,10 +187,10 @@ class StreamLayer(nn.Module, ResiDualLayer):
         gains = self.residual_peft_gains[adapter_name]
         if not gains.is_meta:
             gains.data = gains.data.to(device)
-        for name in (*STREAM_BASIS, "residual_peft_order"):
+        for name in (*STREAM_BASIS, *DERIVED):
             buffers = getattr(self, name)._buffers
             buffers[adapter_name] = buffers[adapter_name].to(device)
-        self.share(adapter_name)
+        self._share(adapter_name, (*STREAM_BASIS, *DERIVED))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StreamLayer":
         """Let `.to()` move everything, but round nothing below float32, and keep sharing."""
@@ -262,7 +220,7 @@ class StreamLayer(nn.Module, ResiDualLayer):
 
 
 def _after_load(layer: StreamLayer, _: Any) -> None:
-    """Let adapters share again what is equal."""
+    """Derive anew what depends on the tensors that were just loaded."""
     loaded, layer._loaded = layer._loaded, set()
     for name in sorted(loaded):
-        layer.share(name)
+        layer.refresh(name)
