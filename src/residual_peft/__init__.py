@@ -11,7 +11,14 @@ from .decomposition import Decomposition, decompose
 from .errors import ResiDualError
 from .evaluation import evaluate
 from .training import trainer_kwargs, training_arguments
-from .tuner import ResiDualConfig, ResiDualModel, adapter_basis, fit_bases, gains_of
+from .tuner import (
+    ResiDualConfig,
+    ResiDualModel,
+    adapter_basis,
+    fit_bases,
+    gains_by_module,
+    gains_of,
+)
 from .zero_shot import ZeroShotClassifier
 
 __version__ = "0.1.0"
@@ -33,6 +40,7 @@ __all__ = [
     "find_tower",
     "fit_bases",
     "fit_gains",
+    "gains_by_module",
     "gains_of",
     "load_data",
     "trainer_kwargs",

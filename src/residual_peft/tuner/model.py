@@ -52,7 +52,23 @@ class ResiDualModel(BaseTuner):
         config = self.peft_config[adapter_name]
         if not config.inference_mode:
             self.peft_config[adapter_name] = copy.copy(config)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            self._take_out(model, adapter_name)
+            raise
+
+    def _take_out(self, model: nn.Module, adapter_name: str) -> None:
+        """Undo an injection in stream mode that some later module refused."""
+        for path, module in list(model.named_modules()):
+            layer: Any = module
+            if isinstance(module, ResiDualStreamLinear) and layer.has(adapter_name):
+                layer.delete_adapter(adapter_name)
+                if not layer.adapter_settings:
+                    parent, _, name = path.rpartition(".")
+                    setattr(model.get_submodule(parent), name, layer.base_layer)
+        if not any(isinstance(module, ResiDualLayer) for module in model.modules()):
+            restore_forward(model)
 
     def _prepare_adapter_config(
         self, peft_config: ResiDualConfig, model_config: dict[str, Any]
