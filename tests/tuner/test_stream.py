@@ -228,8 +228,9 @@ def test_every_layer_learns_and_gradients_enter_the_backbone() -> None:
 
 @pytest.mark.parametrize("case", ["CLIPModel", "plain", "BERT"])
 @options
-def test_one_adapter_per_sample(case: str, option: str) -> None:
-    model = adapted_stream(case, **OPTIONS[option])
+@fitted
+def test_one_adapter_per_sample(case: str, option: str, fit: bool) -> None:
+    model = adapted_stream(case, fit=fit, **OPTIONS[option])  # from weights, they share a basis
     model.add_adapter("other", model.peft_config["default"].fresh())
     random_gains(model, "other", seed=3)
     outputs = {}
@@ -447,6 +448,10 @@ def test_layers_and_modules_are_chosen() -> None:
     assert paths(layers_to_transform=1) == everything[2:]
     assert paths(exclude_modules=["out_proj"]) == everything[1::2]
     assert paths(exclude_modules=r".*layers\.0\..*") == everything[2:]
+    assert paths(target_modules=r"vision.*out_proj", layers_to_transform=1) == everything[2:3]
+    whole = paths(target_modules="all-linear", layers_to_transform=[1])
+    assert whole[-2:] == ["1.mlp.fc1", "1.mlp.fc2"]
+    assert all(path.startswith("1.") for path in whole)
     named = paths(target_modules=["q_proj"], layers_to_transform=[0], layers_pattern="layers")
     assert [path.rpartition("vision_model")[2] for path in named] == [
         "text_model.encoder.layers.0.self_attn.q_proj",

@@ -1,5 +1,6 @@
 """Which Linears stream mode adapts, and into how many heads their input falls."""
 
+import re
 from typing import Any
 
 import torch
@@ -50,6 +51,17 @@ def tower_targets(config: ResiDualConfig, model: nn.Module) -> list[str]:
         wanted += [id(part.mlp_projection)] if "mlp" in config.units else []
     paths = _paths(model)
     return [paths[module] for module in wanted]
+
+
+def in_chosen_layers(config: ResiDualConfig, path: str) -> bool:
+    """Whether `layers_to_transform` has a module: PEFT looks only where targets are names."""
+    layers, patterns = config.layers_to_transform, config.layers_pattern
+    if layers is None:
+        return True
+    if patterns is not None and not isinstance(patterns, str):
+        patterns = "|".join(patterns)
+    found = re.search(rf"(?:^|\.)(?:(?:{patterns or '[^.]+'})\.)(\d+)\.", path)
+    return found is not None and int(found[1]) in layers
 
 
 def _paths(model: nn.Module) -> dict[int, str]:

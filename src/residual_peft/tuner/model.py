@@ -15,7 +15,7 @@ from ..fingerprint import Fingerprint
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
 from .layer import GAINS, ResiDualLayer
-from .linears import tower_targets
+from .linears import in_chosen_layers, tower_targets
 from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
 from .stream import BASE, ResiDualStreamLinear
@@ -120,7 +120,8 @@ class ResiDualModel(BaseTuner):
     @staticmethod
     def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
         if config.mode == "stream":
-            return BaseTuner._check_target_module_exists(config, key)
+            found: Any = BaseTuner._check_target_module_exists(config, key)
+            return found if not found or in_chosen_layers(config, key) else False
         return key in (config.target_modules or [])
 
     def _create_and_replace(

@@ -52,8 +52,9 @@ class ResiDualStreamLinear(StreamLayer):
             result = result + self.delta(x, name)
         return result.to(dtype)
 
-    def delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        """Δy of one adapter for inputs (..., n): (..., D)."""
+    def delta(self, x: Tensor, adapter_name: str, change: Tensor | None = None) -> Tensor:
+        """Δy of one adapter for inputs (..., n): (..., D); `change` in place of its own λ − 1."""
+        change = self.change(adapter_name) if change is None else change
         settings = self.adapter_settings[adapter_name]
         components, maps, order = (getattr(self, name)[adapter_name] for name in DERIVED)
         mean = self.residual_peft_input_mean[adapter_name]
@@ -63,7 +64,7 @@ class ResiDualStreamLinear(StreamLayer):
         coordinates = (torch.einsum("...he,hke->...hk", x, maps) - shift).flatten(-2)
         if coordinates.shape[-1] != len(components):  # heads of fewer directions were padded
             coordinates = coordinates.index_select(-1, order)
-        return (coordinates * self.change(adapter_name)) @ components
+        return (coordinates * change) @ components
 
     def _mixed(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         if len(x) != len(names):
@@ -77,13 +78,22 @@ class ResiDualStreamLinear(StreamLayer):
                 "`unmerge_adapter` first."
             )
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        for name in dict.fromkeys(names):
+        groups: dict[Any, list[int]] = {}  # samples whose adapters share a basis
+        for row, name in enumerate(names):
             if name != BASE and self.has(name):
-                rows = torch.tensor([i for i, other in enumerate(names) if other == name])
-                rows = rows.to(x.device)
-                delta = self.delta(x.index_select(0, rows), name)
-                result = result.index_add(0, rows, delta.to(result.dtype))
+                groups.setdefault(self._basis_key(name), []).append(row)
+        for rows in groups.values():
+            change = torch.stack([self.change(names[row]) for row in rows])
+            change = change.unflatten(0, (len(rows), *[1] * (x.ndim - 2)))
+            index = torch.tensor(rows).to(x.device)
+            delta = self.delta(x.index_select(0, index), names[rows[0]], change)
+            result = result.index_add(0, index, delta.to(result.dtype))
         return result
+
+    def _basis_key(self, adapter_name: str) -> Any:
+        """What adapters that share a basis have in common."""
+        tensors = (*self.tensors(adapter_name)[:2], self.residual_peft_maps[adapter_name])
+        return (*map(id, tensors), self.adapter_settings[adapter_name].counts)
 
     @torch.no_grad()
     def get_delta_weight(self, adapter_name: str) -> Tensor:
