@@ -16,7 +16,7 @@ from residual_peft.anatomy import Unit, find_tower
 from residual_peft.bases import BasisAccumulator, Fingerprint, SpectralBasis, UnitBasis
 from residual_peft.errors import ResiDualError
 from residual_peft.files import read_tensors, write_tensors
-from residual_peft.spectra import _spectrum
+from residual_peft.spectra import spectrum
 
 from .models import (
     BUILDERS,
@@ -293,7 +293,7 @@ def test_the_whole_share_keeps_a_direction_too_small_to_count() -> None:
 
 def test_n_images_have_at_most_n_minus_1_directions() -> None:
     # rounding can lift the others above zero
-    found = _spectrum(torch.zeros(5), torch.eye(5, dtype=torch.float64), None, count=4)
+    found = spectrum(torch.zeros(5), torch.eye(5, dtype=torch.float64), None, count=4)
     assert found.components.shape == (3, 5)
 
 

@@ -17,6 +17,7 @@ from .tuner import (
     ResiDualModel,
     adapter_basis,
     fit_bases,
+    gains_by_module,
     gains_of,
     hotswap_adapter,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "find_tower",
     "fit_bases",
     "fit_gains",
+    "gains_by_module",
     "gains_of",
     "hotswap_adapter",
     "load_data",

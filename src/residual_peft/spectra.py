@@ -146,7 +146,7 @@ class BasisAccumulator:
         if others := [unit for unit in self.units if unit.kind != "head"]:
             covariance = self.others.covariance()
             for index, unit in enumerate(others):
-                found[unit] = _spectrum(
+                found[unit] = spectrum(
                     self.others.mean[index], covariance[index], None, self.others.count
                 )
         return [found[unit].truncate(components) for unit in self.units]
@@ -208,12 +208,12 @@ def _head_spectra(anatomy: TowerAnatomy, layer: int, moments: Moments) -> list[U
     inner = triangle @ moments.covariance() @ triangle.mT
     means = (factor @ moments.mean.unsqueeze(2)).squeeze(2)
     return [
-        _spectrum(means[head], inner[head], frame[head], moments.count)
+        spectrum(means[head], inner[head], frame[head], moments.count)
         for head in range(anatomy.num_heads)
     ]
 
 
-def _spectrum(mean: Tensor, covariance: Tensor, frame: Tensor | None, count: int) -> UnitBasis:
+def spectrum(mean: Tensor, covariance: Tensor, frame: Tensor | None, count: int) -> UnitBasis:
     """Eigendecomposition of a covariance (r, r), its directions taken through `frame` (d, r)."""
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0), vectors.flip(1)
@@ -252,11 +252,12 @@ def weight_spectra(anatomy: TowerAnatomy, units: Iterable[Unit]) -> list[UnitBas
         mean = (
             anatomy.readout_bias() if unit.kind == "output" else torch.zeros(len(matrix)).double()
         )
-        found.append(_weight_spectrum(matrix, mean))
+        found.append(weight_spectrum(matrix, mean))
     return found
 
 
-def _weight_spectrum(matrix: Tensor, mean: Tensor) -> UnitBasis:
+def weight_spectrum(matrix: Tensor, mean: Tensor) -> UnitBasis:
+    """SVD of a map (r, n): the spectrum of what it writes when what enters is white."""
     left, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
     limit = singular[:1] * max(matrix.shape) * torch.finfo(singular.dtype).eps
     keep = int((singular > limit).sum())

@@ -10,6 +10,7 @@ from .adapters import (
     active_adapter,
     adapter_basis,
     fit_bases,
+    gains_by_module,
     gains_by_unit,
     gains_of,
     readout_state,
@@ -21,13 +22,17 @@ from .hotswap import hotswap_adapter
 from .loading import check_directory, load_adapter
 from .model import PREFIX, ResiDualModel
 from .readout import ResiDualReadout
+from .stream import ResiDualStreamLinear
+from .stream_basis import LinearBasis
 
 __all__ = [
     "PRESETS",
+    "LinearBasis",
     "ReadoutState",
     "ResiDualConfig",
     "ResiDualModel",
     "ResiDualReadout",
+    "ResiDualStreamLinear",
     "ResiDualType",
     "active_adapter",
     "adapter_basis",
@@ -36,6 +41,7 @@ __all__ = [
     "compose",
     "coordinates_of",
     "fit_bases",
+    "gains_by_module",
     "gains_by_unit",
     "gains_of",
     "hotswap_adapter",

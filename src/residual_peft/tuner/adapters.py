@@ -1,20 +1,25 @@
 """What is done to an adapter in a model: fit its bases, read out what it holds."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from ..anatomy import Unit
+from ..anatomy import Unit, base_model
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .config import ResiDualConfig
 from .gains import ReadoutState
+from .layer import GAINS, ResiDualLayer
 from .placement import initial_gains, with_basis
-from .readout import ResiDualReadout, readouts
+from .readout import ResiDualReadout
+from .stream import ResiDualStreamLinear
+from .stream_basis import LinearBasis
+from .stream_fitting import fit_stream
+from .stream_placement import stream_gains
 
 
 def fit_bases(
@@ -22,25 +27,31 @@ def fit_bases(
     batches: Iterable[Any],
     adapter_name: str = "default",
     progress: bool | Callable[[int], object] = False,
-) -> SpectralBasis | None:
+) -> SpectralBasis | dict[str, LinearBasis] | None:
     """Fit an adapter's bases from images: one streaming pass of the unadapted model.
 
-    The gains restart at their initial value. An adapter that scales whole contributions needs no
-    basis: its gains restart, and no image is read.
+    The gains restart at their initial value. In readout mode an adapter that scales whole
+    contributions needs no basis: its gains restart, and no image is read. Readout mode looks at the
+    readout token, stream mode at every token of every image, since it changes them all.
 
     Args:
         peft_model: a model with a ResiDual adapter.
-        batches: an iterable of `pixel_values` (B, C, H, W), or of dicts that hold them.
+        batches: an iterable of `pixel_values` (B, C, H, W), or of dicts that hold them; in stream
+            mode without an image tower, or beside `input_ids`, of whatever the model takes.
         adapter_name: the adapter to fit.
         progress: True for a bar, or what to call after each batch with its number of images.
 
     Returns:
-        The basis, in float64 on the CPU; None where none is needed.
+        The basis, in float64 on the CPU; in stream mode one by module; None where none is needed.
 
     Raises:
         ResiDualError: no such adapter, no images, too few for the components, pixels that are not
             finite, or units that do not add up to the model's own output.
     """
+    layers, config = _layers(peft_model, adapter_name)
+    if config.mode == "stream":
+        streams = {p: m for p, m in layers.items() if isinstance(m, ResiDualStreamLinear)}
+        return fit_stream(peft_model, streams, config, batches, adapter_name, progress)
     layer, config = _adapter(peft_model, adapter_name)
     if not config.needs_basis:
         restart_gains(peft_model, adapter_name=adapter_name)
@@ -68,13 +79,27 @@ def readout_state(peft_model: nn.Module, adapter_name: str | None = None) -> Rea
 
 
 def gains_of(peft_model: nn.Module, adapter_name: str | None = None) -> nn.Parameter:
-    """The gains of an adapter, (K,) or (U,): the parameter itself.
+    """The gains of an adapter in readout mode, (K,) or (U,): the parameter itself.
+
+    Raises:
+        ResiDualError: no such adapter, several are active, or it is in stream mode and has gains in
+            each layer (`gains_by_module`).
+    """
+    name = active_adapter(peft_model) if adapter_name is None else adapter_name
+    return _adapter(peft_model, name)[0].residual_peft_gains[name]
+
+
+def gains_by_module(
+    peft_model: nn.Module, adapter_name: str | None = None
+) -> dict[str, nn.Parameter]:
+    """The gains of an adapter by the path of the module they act in: the parameters themselves.
 
     Raises:
         ResiDualError: no such adapter, or several are active.
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    return _adapter(peft_model, name)[0].residual_peft_gains[name]
+    layers, _ = _layers(peft_model, name)
+    return {path: getattr(layer, GAINS)[name] for path, layer in layers.items()}
 
 
 def gains_by_unit(peft_model: nn.Module, adapter_name: str | None = None) -> dict[Unit, Tensor]:
@@ -100,9 +125,16 @@ def restart_gains(
         ResiDualError: no such adapter, or several are active.
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    layer, config = _adapter(peft_model, name)
+    layers, config = _layers(peft_model, name)
     if seed is not None:
         config.seed = seed
+    if config.mode == "stream":
+        for path, stream in layers.items():
+            assert isinstance(stream, ResiDualStreamLinear)
+            gains = stream_gains(config, stream.adapter_settings[name], path)
+            stream.residual_peft_gains[name].data.copy_(gains)
+        return
+    layer, config = _adapter(peft_model, name)
     settings, counts = layer.adapter_settings[name], list(layer.adapter_counts[name])
     layer.residual_peft_gains[name].data.copy_(initial_gains(config, settings, counts))
 
@@ -139,25 +171,48 @@ def active_adapter(peft_model: nn.Module) -> str:
     Raises:
         ResiDualError: none or several are active.
     """
-    for layer in readouts(peft_model):
+    names: list[str] = []
+    for _, layer in _all_layers(peft_model):
         active: Any = layer.active_adapters
-        if len(active) == 1:
-            return str(active[0])
-        raise ResiDualError(
-            f"wanted one active adapter, got {active}; name one, or call set_adapter(name)."
-        )
-    raise _no_adapter(peft_model)
+        names += [name for name in active if name not in names]
+    if len(names) == 1:
+        return names[0]
+    if next(_all_layers(peft_model), None) is None:
+        raise _no_adapter(peft_model)
+    raise ResiDualError(
+        f"wanted one active adapter, got {names}; name one, or call set_adapter(name)."
+    )
+
+
+def _all_layers(model: nn.Module) -> Iterator[tuple[str, ResiDualLayer]]:
+    """The adapted layers by their path in the base model."""
+    for path, module in base_model(model).named_modules():
+        if isinstance(module, ResiDualLayer):
+            yield path, module
+
+
+def _layers(model: nn.Module, name: str) -> tuple[dict[str, ResiDualLayer], ResiDualConfig]:
+    configs: Any = model.peft_config if isinstance(model, PeftModel | BaseTuner) else {}
+    layers = list(_all_layers(model))
+    if not layers:
+        raise _no_adapter(model)
+    found = {path: layer for path, layer in layers if name in layer.adapter_settings}
+    if not found:
+        known = dict.fromkeys(other for _, layer in layers for other in layer.adapter_settings)
+        raise ResiDualError(f"there is no adapter {name!r}; the model has {', '.join(known)}.")
+    return found, configs[name]
 
 
 def _adapter(peft_model: nn.Module, name: str) -> tuple[ResiDualReadout, ResiDualConfig]:
-    configs: Any = peft_model.peft_config if isinstance(peft_model, PeftModel | BaseTuner) else {}
-    for layer in readouts(peft_model):
-        if name in layer.adapter_settings:
-            return layer, configs[name]
+    layers, config = _layers(peft_model, name)
+    layer = next(iter(layers.values()))
+    if not isinstance(layer, ResiDualReadout):
         raise ResiDualError(
-            f"there is no adapter {name!r}; the model has {', '.join(layer.adapter_settings)}."
+            f"the adapter {name!r} is in stream mode, which has gains in each layer and no "
+            "coordinates of the readout: train it with the Trainer, and read its gains with "
+            "gains_by_module."
         )
-    raise _no_adapter(peft_model)
+    return layer, config
 
 
 def _no_adapter(model: nn.Module) -> ResiDualError:

@@ -48,8 +48,11 @@ class ResiDualConfig(PeftConfig):
     section 3). The default is the identity until the gains are trained.
 
     Args:
-        mode: "readout" puts the gains on each unit's direct contribution to the readout.
-        units: kinds of adapted units, of "head", "mlp", "embed", or "output" alone.
+        mode: "readout" puts the gains on each unit's direct contribution to the readout; "stream"
+            writes them into the weights of the attention output projections and of the MLPs' last
+            Linears, so that all tokens change, gradients flow and the adapter merges.
+        units: kinds of adapted units, of "head", "mlp", "embed", or "output" alone; stream mode
+            knows heads and MLPs, and with `target_modules` adapts those modules instead.
         components: directions kept per unit: None all, an int the first so many, a float in (0, 1]
             the fewest that explain this share of the variance.
         remainder: "keep" adds all that is not scaled as it is, "drop" leaves it out.
@@ -63,8 +66,14 @@ class ResiDualConfig(PeftConfig):
         save_basis: whether the adapter's file holds its basis, or only its gains.
         layers_to_transform: layers whose heads and MLPs are adapted; None all.
         modules_to_save: PEFT's, other modules to train and save in full.
-        target_modules: written back: the path of the readout in the model.
-        component_counts: written back: directions of each unit, in the order of the units.
+        target_modules: stream mode: the Linears to adapt in any model, named as for LoRA (names, a
+            regex or "all-linear"); None the image tower's. Readout mode writes its path back.
+        exclude_modules: stream mode: PEFT's, modules to leave out, as names or a regex.
+        layers_pattern: stream mode: PEFT's, the name of the list that `layers_to_transform` counts.
+        init_weights: False draws the first gains from N(1, 1) with torch's own generator, as PEFT's
+            methods do to start away from the identity; `gain_init` and `seed` then play no part.
+        component_counts: written back: directions of each unit, in the order of the units; in
+            stream mode by module, of each head.
         fingerprint: written back: the weights that the basis belongs to.
         basis_digest: written back: what tells the basis from another of the same weights.
         basis_source: written back: "data", "weights", or None where there is no basis.
@@ -86,8 +95,11 @@ class ResiDualConfig(PeftConfig):
     save_basis: bool = True
     layers_to_transform: list[int] | None = None
     modules_to_save: list[str] | None = None
-    target_modules: list[str] | None = field(default=None)
-    component_counts: list[int] | None = None
+    target_modules: list[str] | str | None = field(default=None)
+    exclude_modules: list[str] | str | None = None
+    layers_pattern: list[str] | str | None = None
+    init_weights: bool = True
+    component_counts: Any = None  # list[int] | dict[str, list[int]] | None
     fingerprint: dict[str, Any] | None = None
     basis_digest: str | None = None
     basis_source: str | None = None
@@ -139,8 +151,11 @@ class ResiDualConfig(PeftConfig):
     def fresh(self) -> "ResiDualConfig":
         """Copy the user's settings without what a fitted or saved adapter wrote back."""
         changes: dict[str, Any] = {"inference_mode": False, "num_samples": None}
-        written = ("target_modules", "component_counts", "fingerprint", "basis_source")
-        changes |= dict.fromkeys([*written, "basis_digest"])
+        written = ["target_modules", "component_counts", "fingerprint", "basis_source"]
+        written.append("basis_digest")
+        if self.mode == "stream":
+            written.remove("target_modules")  # the user may have named them
+        changes |= dict.fromkeys(written)
         return dataclasses.replace(self, **changes)
 
     @property
@@ -160,7 +175,8 @@ class ResiDualConfig(PeftConfig):
         if self.layers_to_transform is not None:
             self.layers_to_transform = sorted(set(self.layers_to_transform))
         if isinstance(self.target_modules, str):
-            self.target_modules = [self.target_modules]
+            if self.mode != "stream":  # there it is a regex, or "all-linear"
+                self.target_modules = [self.target_modules]
         elif self.target_modules is not None:
             self.target_modules = sorted(self.target_modules)
         if self.basis is not None:
@@ -178,7 +194,7 @@ class ResiDualConfig(PeftConfig):
         _check_choice("remainder", self.remainder, REMAINDERS)
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_choice("gain_init", self.gain_init, GAIN_INITS)
-        for name in ("restore_mean", "save_basis"):
+        for name in ("restore_mean", "save_basis", "init_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ResiDualError(f"{name}: wanted True or False, got {getattr(self, name)!r}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -190,12 +206,25 @@ class ResiDualConfig(PeftConfig):
                 f"layers_to_transform: wanted None or layers counted from 0, got {layers}."
             )
 
+    def _check_stream(self) -> None:
+        """Refuse what only the readout has: weights can be scaled around a mean, not replaced."""
+        refused: tuple[tuple[str, bool, str], ...] = (
+            ("remainder", self.remainder == "drop", "'keep'"),
+            ("restore_mean", not self.restore_mean, "True"),
+            ("units", bool({"embed", "output"} & set(self.units)), "'head' and 'mlp'"),
+            ("basis", self.basis is not None, "None (then fit_bases): a saved one is a readout's"),
+        )
+        for name, wrong, wanted in refused:
+            if wrong:
+                raise ResiDualError(
+                    f"{name}={getattr(self, name)!r} with mode='stream', which changes weights and "
+                    f"leaves the rest as it is; wanted {wanted}. Or use mode='readout'."
+                )
+
     def _check_combinations(self) -> None:
         """Refuse options that contradict each other."""
         if self.mode == "stream":
-            raise ResiDualError(
-                "mode='stream' is not in this release; use mode='readout', the paper's own."
-            )
+            self._check_stream()
         if "output" in self.units and len(self.units) > 1:
             raise ResiDualError(
                 f"units={self.units}: 'output' is the sum of all the others, which would be scaled "
@@ -213,7 +242,8 @@ class ResiDualConfig(PeftConfig):
                 f"components={self.components} with granularity='unit', whose gains act on whole "
                 "contributions; drop it, or take granularity='component'."
             )
-        if self.restore_mean and self.basis is None and self.basis_source is None:
+        no_basis = self.basis is None and self.basis_source is None
+        if self.mode == "readout" and self.restore_mean and no_basis:
             raise ResiDualError(
                 "restore_mean=True with granularity='unit' and no basis, so there is no mean to "
                 "restore; set restore_mean=False, or name a fitted basis with basis=."

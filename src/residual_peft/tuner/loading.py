@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -86,6 +86,8 @@ def check_weights_file(directory: str | os.PathLike[str]) -> None:
         ResiDualError: names the file and what is wrong with it.
     """
     path = Path(directory) / SAFETENSORS_WEIGHTS_NAME
+    if not path.is_file() and (Path(directory) / WEIGHTS_NAME).is_file():
+        return  # save_pretrained(safe_serialization=False): PEFT unpickles tensors alone
     if not path.is_file():
         raise ResiDualError(
             f"wanted the adapter's weights in '{path}', which is missing: save or download the "

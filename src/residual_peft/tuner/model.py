@@ -13,9 +13,14 @@ from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
+from .layer import GAINS, ResiDualLayer
+from .linears import in_chosen_layers, tower_targets
 from .mixing import check_names, check_weighted, giving_names, layers_with
 from .placement import place
-from .readout import BASIS, GAINS, MERGE_REFUSED, ResiDualReadout, readouts
+from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
+from .stream import ResiDualStreamLinear
+from .stream_placement import place_stream, prepare
+from .stream_tensors import STREAM_BASIS
 
 PREFIX = "residual_peft_"
 
@@ -24,11 +29,12 @@ class ResiDualModel(BaseTuner):
     """ResiDual as a PEFT tuner (arXiv 2411.00246): gains on the units of an image tower.
 
     `peft.get_peft_model(model, ResiDualConfig())` makes one; works with every model whose
-    architecture `find_tower` knows.
+    architecture `find_tower` knows, and in stream mode with every Linear that is named. All
+    adapters of a model have the same mode.
     """
 
     prefix = PREFIX
-    tuner_layer_cls = ResiDualReadout
+    tuner_layer_cls = ResiDualLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  as PEFT's own tuners have it
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -39,15 +45,51 @@ class ResiDualModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Put an adapter in; what is written back goes to a copy, never to the user's config."""
-        self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        """Put an adapter in; what is written back goes to a copy, never to the user's config.
+
+        But a config that was given to `PeftModel.from_pretrained` is used itself, as PEFT promises.
+        """
+        config = self.peft_config[adapter_name]
+        if not config.inference_mode:
+            self.peft_config[adapter_name] = copy.copy(config)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            self._take_out(model, adapter_name)
+            raise
+
+    def _take_out(self, model: nn.Module, adapter_name: str) -> None:
+        """Undo an injection in stream mode that some later module refused."""
+        for path, module in list(model.named_modules()):
+            layer: Any = module
+            if isinstance(module, ResiDualStreamLinear) and layer.has(adapter_name):
+                layer.delete_adapter(adapter_name)
+                if not layer.adapter_settings:
+                    parent, _, name = path.rpartition(".")
+                    setattr(model.get_submodule(parent), name, layer.base_layer)
+        if not any(isinstance(module, ResiDualLayer) for module in model.modules()):
+            restore_forward(model)
 
     def _prepare_adapter_config(
         self, peft_config: ResiDualConfig, model_config: dict[str, Any]
     ) -> ResiDualConfig:
-        """Write down where this model computes its readout."""
-        anatomy = find_tower(self.model)
+        """Write down where this model computes its readout, or which Linears it adapts."""
+        self._check_mode(peft_config)
+        if peft_config.mode == "stream":
+            if peft_config.target_modules is None:
+                peft_config.target_modules = tower_targets(peft_config, self.model)
+            prepare(peft_config, self.model, self._fingerprints(peft_config))
+            return peft_config
+        try:
+            anatomy = find_tower(self.model)
+        except ResiDualError as error:
+            if peft_config.target_modules is None:
+                raise
+            raise ResiDualError(
+                f"target_modules={peft_config.target_modules} with mode='readout', which needs an "
+                f"image tower that it knows: {error} To put gains into any Linears, set "
+                "mode='stream'."
+            ) from None
         path, given = anatomy.projection_path, peft_config.target_modules
         if peft_config._awaits_weights:
             if given not in (None, [path]):  # another class may hold the same tower elsewhere
@@ -57,13 +99,32 @@ class ResiDualModel(BaseTuner):
         elif given not in (None, [path]):
             raise ResiDualError(
                 f"target_modules={given}: readout mode adapts the readout of "
-                f"{anatomy.architecture}, which is computed at {path!r}; leave it out."
+                f"{anatomy.architecture}, which is computed at {path!r}; leave it out, or set "
+                "mode='stream' to put gains into those modules."
             )
         peft_config.target_modules = [path]
         return peft_config
 
+    def _check_mode(self, peft_config: ResiDualConfig) -> None:
+        """Refuse a second mode: readout mode's bases are those of unchanged weights."""
+        for name, other in self.peft_config.items():
+            if other.mode != peft_config.mode:
+                raise ResiDualError(
+                    f"wanted an adapter with mode={other.mode!r} like {name!r}, which the model "
+                    f"has, got mode={peft_config.mode!r}: one model cannot have both. Load the "
+                    "base model once more for it, or delete the other adapters first."
+                )
+
+    def _fingerprints(self, peft_config: ResiDualConfig) -> list[dict[str, Any]]:
+        """Of what this model was found to match before."""
+        others = (config for config in self.peft_config.values() if config is not peft_config)
+        return [other.fingerprint for other in others if other.fingerprint is not None]
+
     @staticmethod
-    def _check_target_module_exists(config: ResiDualConfig, key: str) -> bool:
+    def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
+        if config.mode == "stream":
+            found: Any = BaseTuner._check_target_module_exists(config, key)
+            return found if not found or in_chosen_layers(config, key) else False
         return key in (config.target_modules or [])
 
     def _create_and_replace(
@@ -76,12 +137,14 @@ class ResiDualModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        if peft_config.mode == "stream":
+            layer = place_stream(peft_config, self.model, adapter_name, target, current_key)
+            if layer is not target:
+                self._replace_module(parent, target_name, layer, target)
+                accept_images_alone(self.model)
+            return
         anatomy = find_tower(self.model)
-        trusted = [
-            config.fingerprint
-            for name, config in self.peft_config.items()
-            if name != adapter_name and config.fingerprint is not None
-        ]
+        trusted = self._fingerprints(peft_config)
         # may refuse, so it comes before the first change to the model
         placement = place(peft_config, self.model, anatomy, trusted)
         if not isinstance(target, ResiDualReadout):
@@ -139,7 +202,9 @@ class ResiDualModel(BaseTuner):
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapters[0]])
 
     def _check_merge_allowed(self) -> None:
-        raise ResiDualError(MERGE_REFUSED)
+        if any(True for _ in readouts(self.model)):
+            raise ResiDualError(MERGE_REFUSED)
+        super()._check_merge_allowed()
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         unloaded = super()._unload_and_optionally_merge(merge, *args, **kwargs)
@@ -156,9 +221,11 @@ class ResiDualModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """Refuse to save gains without the basis that they belong to."""
-        for layer in readouts(model):
-            if adapter_name in layer.adapter_settings:
+        for layer in model.modules():
+            if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
                 layer.state(adapter_name)
+            elif isinstance(layer, ResiDualStreamLinear) and layer.has(adapter_name):
+                layer.check_ready(adapter_name)
         fitted = config.needs_basis and config.basis_source == "data"
         if fitted and config.basis is None and not config.save_basis:
             raise ResiDualError(
@@ -187,7 +254,8 @@ class ResiDualModel(BaseTuner):
                 state_dict = _at_path(state_dict, name)
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
-            if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
+            known = isinstance(layer, ResiDualReadout | ResiDualStreamLinear)
+            if known and adapter_name in layer.adapter_settings:
                 _check_loaded(layer, f"{name}.", adapter_name, mapped)
                 config._awaits_weights = False
         return mapped
@@ -202,11 +270,14 @@ def _at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
 
 
 def _check_loaded(
-    layer: ResiDualReadout, prefix: str, adapter_name: str, tensors: dict[str, Tensor]
+    layer: ResiDualReadout | ResiDualStreamLinear,
+    prefix: str,
+    adapter_name: str,
+    tensors: dict[str, Tensor],
 ) -> None:
     """Refuse weights that lack a tensor, hold one of another shape, or are not finite."""
     wanted: dict[str, Tensor] = {GAINS: layer.residual_peft_gains[adapter_name]}
-    for name in BASIS:
+    for name in BASIS if isinstance(layer, ResiDualReadout) else STREAM_BASIS:
         buffers = getattr(layer, name)
         if adapter_name not in buffers._non_persistent_buffers_set:
             wanted[name] = buffers[adapter_name]

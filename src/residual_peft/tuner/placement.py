@@ -187,10 +187,17 @@ def without_basis(config: ResiDualConfig, settings: Settings, anatomy: TowerAnat
 def initial_gains(config: ResiDualConfig, settings: Settings, counts: list[int]) -> Tensor:
     """Ones, or seeded draws from N(1, 1): one per component or per unit, float32."""
     size = len(settings.units) if settings.per_unit else sum(counts)
+    return drawn_gains(config, size, config.seed)
+
+
+def drawn_gains(config: ResiDualConfig, size: int, seed: int) -> Tensor:
+    """Ones, or draws from N(1, 1): seeded, or as PEFT's methods do by torch's own generator."""
     ones = torch.ones(size, dtype=torch.float32, device="cpu")
+    if not config.init_weights:
+        return ones + torch.randn(size, dtype=torch.float32, device="cpu")
     if config.gain_init == "ones":
         return ones
-    generator = torch.Generator("cpu").manual_seed(config.seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     return ones + torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
 
 

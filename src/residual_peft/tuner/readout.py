@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,9 +22,9 @@ from .gains import (
     derive,
 )
 from .head_space import HeadSpace
-from .mixing import each_its_own, weighted_gains
+from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
+from .mixing import different_bases, each_its_own, weighted_gains
 
-GAINS = "residual_peft_gains"
 BASIS = tuple(f"residual_peft_{field.name}" for field in fields(StoredBasis))
 
 MERGE_REFUSED = (
@@ -35,7 +34,7 @@ MERGE_REFUSED = (
 )
 
 
-class ResiDualReadout(nn.Module, BaseTunerLayer):
+class ResiDualReadout(nn.Module, ResiDualLayer):
     """Stands where a tower's readout is computed, and adds what the gains change.
 
     The taps' capture travels with the final norm's output tensor, so that the forward keeps no
@@ -137,11 +136,7 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
             ResiDualError: the adapter's weights were never loaded.
         """
         if adapter_name not in self.adapter_states:
-            raise ResiDualError(
-                f"the adapter {adapter_name!r} was made from a saved adapter's config and waits "
-                "for the weights beside it; load both with PeftModel.from_pretrained, or start "
-                "anew from config.fresh()."
-            )
+            raise ResiDualError(WAITS.format(adapter_name))
         return self.adapter_states[adapter_name]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -210,12 +205,7 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
         for name in adapters:
             self.state(name)
             if not self._shares_basis(adapters[0], name):
-                raise ResiDualError(
-                    f"the adapters {adapters[0]!r} and {name!r} do not share one basis with the "
-                    "same units, remainder, restore_mean and granularity, so that their gains mean "
-                    "different things; fit both from the same basis (basis=), or activate both "
-                    "with set_adapter([...])."
-                )
+                raise different_bases(adapters[0], name)
 
     def combine(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
         """Put in an adapter whose gains are the weighted sum of others' over their one basis."""
@@ -273,17 +263,7 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResiDualReadout":
         """Let `.to()` move everything, but round nothing below float32, and keep sharing."""
-        seen: dict[int, tuple[Tensor, Tensor]] = {}  # the first keeps its id from being reused
-        before = self.dtype
-
-        def apply(tensor: Tensor) -> Tensor:
-            if id(tensor) not in seen:
-                result = fn(tensor)
-                if result.is_floating_point() and result.element_size() < 4:
-                    result = tensor.to(result.device)
-                seen[id(tensor)] = tensor, result
-            return seen[id(tensor)][1]
-
+        before, apply = self.dtype, without_rounding(fn)
         if recurse:
             for name, child in self.named_children():
                 child._apply(fn if name == "base_layer" else apply)
@@ -299,7 +279,7 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
     def _shared(self, buffers: str, adapter_name: str, tensor: Tensor) -> Tensor:
         """Another adapter's tensor, where one holds the same values, or the given one."""
         for name, other in getattr(self, buffers).items():
-            if name != adapter_name and name in self.adapter_states and _same(other, tensor):
+            if name != adapter_name and name in self.adapter_states and same(other, tensor):
                 return other
         return tensor
 
@@ -335,15 +315,6 @@ class ResiDualReadout(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return f"residual_peft.{super().__repr__()}"
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (
-        one.shape == other.shape
-        and one.dtype == other.dtype
-        and one.device == other.device
-        and torch.equal(one, other)
-    )
 
 
 def _after_load(layer: ResiDualReadout, _: Any) -> None:

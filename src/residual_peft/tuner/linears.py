@@ -1,0 +1,156 @@
+"""Which Linears stream mode adapts, and into how many heads their input falls."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..anatomy import TowerAnatomy, find_tower
+from ..errors import ResiDualError
+from .config import ResiDualConfig
+
+OUTPUT_PROJECTIONS = (
+    "out_proj",
+    "o_proj",
+    "c_proj",
+    "dense",
+    "out_lin",
+    "proj",
+    "to_out",
+    "wo",
+    "o",
+)
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+
+
+def tower_targets(config: ResiDualConfig, model: nn.Module) -> list[str]:
+    """Paths of the attention output projections and last MLP Linears that a config asks for.
+
+    Raises:
+        ResiDualError: the architecture is not known, its projections are fused or quantised, or it
+            has no such layers.
+    """
+    try:
+        anatomy = find_tower(model)
+    except ResiDualError as error:
+        raise ResiDualError(
+            f"mode='stream' without target_modules adapts an image tower's own projections, and "
+            f"they were not found: {error} Or name the Linears to adapt with target_modules=."
+        ) from None
+    layers, depth = config.layers_to_transform, len(anatomy.layers)
+    if layers is not None and layers[-1] >= depth:
+        raise ResiDualError(
+            f"layers_to_transform={layers}, but the image tower of {anatomy.architecture} has "
+            f"{depth} layers, 0 to {depth - 1}."
+        )
+    wanted: list[int] = []
+    for part in (anatomy.layers[index] for index in layers or range(depth)):
+        wanted += [id(part.output_projection)] if "head" in config.units else []
+        wanted += [id(part.mlp_projection)] if "mlp" in config.units else []
+    paths = _paths(model)
+    return [paths[module] for module in wanted]
+
+
+def in_chosen_layers(config: ResiDualConfig, path: str) -> bool:
+    """Whether `layers_to_transform` has a module: PEFT looks only where targets are names."""
+    layers, patterns = config.layers_to_transform, config.layers_pattern
+    if layers is None:
+        return True
+    if patterns is not None and not isinstance(patterns, str):
+        patterns = "|".join(patterns)
+    found = re.search(rf"(?:^|\.)(?:(?:{patterns or '[^.]+'})\.)(\d+)\.", path)
+    return found is not None and int(found[1]) in layers
+
+
+def _paths(model: nn.Module) -> dict[int, str]:
+    """Name every module by where it was before PEFT wrapped it."""
+    named = model.named_modules()
+    return {id(module): name.replace(".base_layer", "") for name, module in named}
+
+
+def check_linear(module: nn.Module, path: str, model: nn.Module) -> None:
+    """Refuse what would be adapted in silence and without effect, or whose weight is not at hand.
+
+    Raises:
+        ResiDualError: `module` is no plain Linear (or Conv1D), or is inside an
+            `nn.MultiheadAttention`, which never calls its output projection.
+    """
+    owner = ""
+    for name in ["", *path.split(".")[:-1]]:
+        owner = ".".join(filter(None, [owner, name]))
+        outer = model.get_submodule(owner)
+        if isinstance(outer, nn.MultiheadAttention):
+            raise ResiDualError(
+                f"{path} is inside the nn.MultiheadAttention {owner!r}, which computes with its "
+                "weights and never calls it: an adapter there would do nothing. Leave it out with "
+                "exclude_modules, or load a model with plain attention (transformers has them)."
+            )
+    kind = f"{type(module).__module__}.{type(module).__name__}"
+    # exactly these: subclasses pack their weight (quantised) or compute something else
+    if type(module) not in (nn.Linear, Conv1D):
+        raise ResiDualError(
+            f"target module {path} is a {kind} and is not supported: stream mode adapts plain "
+            "torch.nn.Linear and transformers' Conv1D, neither fused nor quantised. Name other "
+            "target_modules, or load the model unquantised."
+        )
+    weight: Any = module.weight
+    if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.ndim != 2:
+        raise ResiDualError(
+            f"target module {path} keeps a {type(weight.data).__name__} of {weight.dtype}, shape "
+            f"{tuple(weight.shape)}; wanted a floating point matrix: load the model unquantised."
+        )
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """Give the weight as (out_features, in_features): Conv1D keeps its transpose."""
+    weight: Any = module.weight
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def heads_of(model: nn.Module, path: str) -> int:
+    """Count the heads that write through a Linear: 1 where it is no attention output projection.
+
+    Asked in this order: the image tower; where its name is that of an output projection, its
+    parent; where it is also in an attention block, the parent's or model's config. A count is
+    believed only when the heads fill the module's input exactly.
+    """
+    tower = tower_or_none(model)
+    if tower is not None:
+        for part in tower.layers:
+            if _paths(model)[id(part.output_projection)] == path:
+                return tower.num_heads
+    *owners, name = path.split(".")
+    if name.isdigit() and owners:  # diffusers: to_out.0
+        *owners, name = owners
+    if name not in OUTPUT_PROJECTIONS:
+        return 1
+    parent = model.get_submodule(".".join(owners))
+    sources: list[Any] = [parent]
+    near = [*owners[-2:], type(parent).__name__]
+    if any("attn" in word.lower() or "attention" in word.lower() for word in near):
+        sources += [getattr(parent, "config", None), getattr(model, "config", None)]
+    module = model.get_submodule(path)
+    width = linear_weight(getattr(module, "base_layer", module)).shape[1]
+    for source in sources:
+        heads = next((n for key in HEAD_COUNTS if (n := getattr(source, key, None))), None)
+        if isinstance(heads, int) and width % heads == 0:
+            head_dim = getattr(source, "head_dim", None)
+            if not isinstance(head_dim, int) or head_dim * heads == width:
+                return heads
+    return 1
+
+
+def tower_or_none(model: nn.Module) -> TowerAnatomy | None:
+    """Find a model's image tower, if it has one that is known."""
+    try:
+        return find_tower(model)
+    except ResiDualError:
+        return None
+
+
+def float64(tensor: Tensor) -> Tensor:
+    """Detach and cast to float64, on the CPU where the tensor's device has none."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)

@@ -1,0 +1,172 @@
+"""The bases of stream mode: PCA of what each head writes to the stream, over all tokens.
+
+Head h of a Linear with weight W (D, n) reads the columns z_h (e,) of its input and writes
+`a_h = W_h z_h + b/H`. The PCA of a_h needs only the mean z̄_h and covariance of z_h; the shared bias
+moves every a_h alike and drops out of `a_h − μ_h = W_h (z_h − z̄_h)` (`method.md`, section 5).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor, nn
+
+from ..anatomy import base_model
+from ..bases import Components, UnitBasis
+from ..decomposition import check_pixels, run_tower, unadapted
+from ..errors import ResiDualError
+from ..moments import Moments
+from ..spectra import pixels_of, spectrum, weight_spectrum
+from .linears import float64, linear_weight, tower_or_none
+
+
+@dataclass(frozen=True)
+class LinearBasis:
+    """The basis of what one Linear writes: directions in its output space, head by head.
+
+    H heads, D out_features, n in_features. Each head's `mean` is that of a_h, b/H included.
+    """
+
+    heads: tuple[UnitBasis, ...]
+    input_mean: Tensor  # z̄ of all heads, one after the other (n,)
+
+    @property
+    def component_counts(self) -> list[int]:
+        """The number of directions k_h of each head."""
+        return [len(head.components) for head in self.heads]
+
+    def truncate(self, components: Components) -> "LinearBasis":
+        """Cut each head's directions as `UnitBasis.truncate` does."""
+        heads = tuple(head.truncate(components) for head in self.heads)
+        return LinearBasis(heads, self.input_mean)
+
+
+def weight_basis(module: nn.Module, heads: int, weight: Tensor | None = None) -> LinearBasis:
+    """Basis from the weights alone, as if the input were white: SVD of each W_h, z̄ = 0, μ_h = b/H.
+
+    Args:
+        module: an `nn.Linear`, or a `Conv1D`.
+        heads: H, which its input falls into.
+        weight: its weight (D, n) before anything was merged into it; None the module's own.
+    """
+    weight = float64(linear_weight(module) if weight is None else weight)
+    mean = _share_of_bias(module, heads, weight)
+    parts = weight.unflatten(1, (heads, -1)).unbind(1)
+    return LinearBasis(
+        tuple(weight_spectrum(part, mean) for part in parts),
+        torch.zeros(weight.shape[1], dtype=torch.float64),
+    )
+
+
+def data_basis(module: nn.Module, moments: Moments) -> LinearBasis:
+    """PCA of a_h = W_h z_h + b/H from the moments of z (H, e): thin QR W_h = Q T, then T Cov Tᵀ."""
+    heads = len(moments.mean)
+    weight = float64(linear_weight(module)).to(moments.mean.device)
+    shared = _share_of_bias(module, heads, weight)
+    parts = weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, D, e)
+    frame, triangle = torch.linalg.qr(parts)
+    inner = triangle @ moments.covariance() @ triangle.mT
+    means = (parts @ moments.mean.unsqueeze(2)).squeeze(2) + shared
+    found = [spectrum(means[h], inner[h], frame[h], moments.count) for h in range(heads)]
+    return LinearBasis(tuple(found), moments.mean.flatten().cpu())
+
+
+def _share_of_bias(module: nn.Module, heads: int, weight: Tensor) -> Tensor:
+    bias: Any = module.bias
+    return weight.new_zeros(len(weight)) if bias is None else float64(bias).to(weight) / heads
+
+
+@dataclass
+class InputMoments:
+    """A pre-forward hook on a Linear: adds every token of its input, sorted by head."""
+
+    heads: int
+    moments: Moments = field(default_factory=Moments)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Add what is about to enter; all leading dimensions are samples."""
+        seen: Tensor = args[0] if args else kwargs["input"]
+        self.moments.update(float64(seen).reshape(-1, self.heads, seen.shape[-1] // self.heads))
+
+
+def collect_moments(
+    model: nn.Module,
+    layers: Mapping[str, tuple[nn.Module, int]],
+    batches: Iterable[Any],
+    progress: bool | Callable[[int], object] = False,
+) -> tuple[dict[str, Moments], int]:
+    """Run the unadapted model once over the batches: moments of what enters each Linear.
+
+    Every token that enters counts, padding included. The hooks go away even when a batch raises.
+
+    Args:
+        model: the adapted model.
+        layers: path -> module to read the input of, and its number of heads.
+        batches: images for a known image tower; otherwise, or with `input_ids`, what the model
+            takes: a mapping of its arguments, or a tensor for its first one.
+        progress: True for a bar, or what to call after each batch with its number of samples.
+
+    Raises:
+        ResiDualError: no samples, values that are not finite, or a module that was never called.
+    """
+    if isinstance(batches, Tensor | Mapping):
+        batches = [batches]
+    readers = {path: InputMoments(heads) for path, (_, heads) in layers.items()}
+    handles = [
+        module.register_forward_pre_hook(readers[path], with_kwargs=True)
+        for path, (module, _) in layers.items()
+    ]
+    count = 0
+    try:
+        with tqdm(desc="Fitting bases", unit="sample", disable=progress is not True) as bar:
+            for batch in batches:
+                seen = _run(model, batch)
+                count += seen
+                bar.update(seen)
+                if callable(progress):
+                    progress(seen)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {path: reader.moments for path, reader in readers.items()}
+    for path, moments in found.items():
+        _check_moments(path, moments, count)
+    return found, count
+
+
+def _run(model: nn.Module, batch: Any) -> int:
+    """Run the unadapted model on one batch, and count its samples."""
+    images = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and "input_ids" not in batch)
+    device = next(model.parameters()).device
+    with torch.no_grad(), unadapted(model):
+        if images and tower_or_none(model) is not None:
+            pixels = pixels_of(batch)
+            check_pixels(pixels)
+            run_tower(model, pixels.to(device))
+            return len(pixels)
+        if isinstance(batch, Tensor):
+            base_model(model)(batch.to(device))
+            return len(batch)
+        if not isinstance(batch, Mapping) or not any(isinstance(v, Tensor) for v in batch.values()):
+            raise ResiDualError(
+                f"wanted batches that are tensors or mappings of the arguments of "
+                f"{type(base_model(model)).__name__}, got a {type(batch).__name__}."
+            )
+        given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        base_model(model)(**given)
+        return next(len(value) for value in given.values() if isinstance(value, Tensor))
+
+
+def _check_moments(path: str, moments: Moments, count: int) -> None:
+    if moments.count < 2:
+        raise ResiDualError(
+            f"too few samples: a basis needs at least 2 tokens at {path}, got {moments.count} in "
+            f"{count} samples. Give more, or exclude a module that the model does not call."
+        )
+    if not bool(moments.m2.isfinite().all()):
+        raise ResiDualError(
+            f"the model computes NaN or infinite values, seen at the input of {path}: load it in "
+            "float32 or bfloat16, and look at its weights and at the batches."
+        )

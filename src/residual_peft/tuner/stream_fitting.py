@@ -1,0 +1,55 @@
+"""Bases of stream mode from data: one pass, all adapted Linears at once."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import ResiDualError
+from .config import ResiDualConfig
+from .stream import ResiDualStreamLinear
+from .stream_basis import LinearBasis, collect_moments, data_basis
+from .stream_placement import put_basis
+
+
+def fit_stream(
+    peft_model: nn.Module,
+    layers: Mapping[str, ResiDualStreamLinear],
+    config: ResiDualConfig,
+    batches: Iterable[Any],
+    adapter_name: str,
+    progress: bool | Callable[[int], object] = False,
+) -> dict[str, LinearBasis]:
+    """Fit the basis of every adapted Linear and start the adapter anew on them.
+
+    Args:
+        peft_model: a model with an adapter in stream mode.
+        layers: the adapter's, by path.
+        config: the adapter's, which is written into.
+        batches: as `collect_moments`.
+        adapter_name: the adapter to fit.
+        progress: as `collect_moments`.
+
+    Raises:
+        ResiDualError: adapters are merged, or as `collect_moments`.
+    """
+    for path, layer in layers.items():
+        if layer.merged:
+            raise ResiDualError(
+                f"the adapters {layer.merged_adapters} are merged into {path}, and bases are those "
+                "of the unadapted model: call unmerge_adapter() first."
+            )
+    readers = {
+        path: (layer.linear, layer.adapter_settings[adapter_name].heads)
+        for path, layer in layers.items()
+    }
+    moments, count = collect_moments(peft_model, readers, batches, progress)
+    # all are read out before the first is put in: a refusal leaves the adapter as it was
+    found = {
+        path: data_basis(module, moments[path]).truncate(config.components)
+        for path, (module, _) in readers.items()
+    }
+    config.component_counts, config.basis_source, config.num_samples = {}, "data", count
+    for path, basis in found.items():
+        put_basis(config, layers[path], adapter_name, path, basis)
+    return found

@@ -1,0 +1,144 @@
+"""From a config and a Linear to what an adapter in stream mode starts with."""
+
+import os
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ResiDualError
+from ..fingerprint import Fingerprint
+from .config import ResiDualConfig
+from .linears import check_linear, heads_of, tower_or_none
+from .loading import check_weights_file
+from .placement import drawn_gains
+from .stream import ResiDualStreamLinear
+from .stream_basis import LinearBasis, weight_basis
+from .stream_tensors import StreamSettings, room_for, tensors_of
+
+
+def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
+    """Check a saved adapter before the model is touched, or begin to write down what is put in.
+
+    Args:
+        config: the adapter's own copy, its `target_modules` known.
+        model: the base model.
+        trusted: fingerprints that this model was found to match before.
+
+    Raises:
+        ResiDualError: the adapter is of other weights or not whole.
+    """
+    known = tower_or_none(model) is not None
+    if not config._awaits_weights:
+        config.component_counts, config.basis_source, config.num_samples = {}, "weights", None
+        # only an image tower has one; elsewhere the maps kept beside the directions are enough
+        config.fingerprint = Fingerprint.of(model).to_dict() if known else None
+        return
+    if not isinstance(config.component_counts, dict):
+        raise ResiDualError(
+            "the adapter's config has mode='stream' and component_counts that are not sorted by "
+            "module: the file was edited. Save or download the adapter again."
+        )
+    if config._directory is not None and os.path.isdir(config._directory):
+        check_weights_file(config._directory)
+    if config.fingerprint is not None and config.fingerprint not in trusted:
+        Fingerprint.from_dict(config.fingerprint).check(model, "the adapter")
+
+
+def place_stream(
+    config: ResiDualConfig,
+    model: nn.Module,
+    adapter_name: str,
+    target: nn.Module,
+    path: str,
+) -> ResiDualStreamLinear:
+    """Put an adapter into a layer, made around `target` where there is none, and return the layer.
+
+    Raises:
+        ResiDualError: `target` cannot be adapted, or the saved adapter does not know it.
+    """
+    if isinstance(target, ResiDualStreamLinear):
+        layer = target
+    else:
+        check_linear(target, path, model)
+        layer = ResiDualStreamLinear(target)
+    per_unit = config.granularity == "unit"
+    if not config._awaits_weights:
+        _from_weights(config, layer, adapter_name, path, heads_of(model, path))
+        return layer
+    if path not in config.component_counts:
+        raise ResiDualError(
+            f"the adapter has no component_counts for {path}: it was saved from a model without "
+            "it, or target_modules was edited. Save or download the adapter again."
+        )
+    counts = tuple(config.component_counts[path])
+    if config.save_basis:
+        settings = StreamSettings(counts, per_unit)
+        room = room_for(counts, layer.out_features, layer.in_features)
+        gains = torch.full((settings.num_gains,), float("nan"), device="cpu")
+        layer.update_layer(adapter_name, settings, room, gains, save_basis=True, ready=False)
+        return layer
+    config.component_counts = dict(config.component_counts)  # the file's own stays as it was read
+    _from_weights(config, layer, adapter_name, path, len(counts))
+    if tuple(config.component_counts[path]) != counts:
+        raise ResiDualError(
+            f"the adapter's gains belong to a basis of {sum(counts)} components at {path}, and the "
+            f"weights give {sum(config.component_counts[path])}: they are other weights."
+        )
+    return layer
+
+
+def _from_weights(
+    config: ResiDualConfig, layer: ResiDualStreamLinear, adapter_name: str, path: str, heads: int
+) -> None:
+    """Start on the basis from the weights: another adapter's, where it is the same."""
+    source = ("weights", heads, config.components)
+    for name, settings in layer.adapter_settings.items():
+        if settings.source == source and name != adapter_name and layer.has(name):
+            tensors, counts = layer.tensors(name), settings.counts
+            break
+    else:
+        weight = layer.unmerged_weight
+        found = weight_basis(layer.linear, heads, weight).truncate(config.components)
+        tensors, counts = tensors_of(found, weight), tuple(found.component_counts)
+    _put(config, layer, adapter_name, path, tensors, counts, source)
+
+
+def put_basis(
+    config: ResiDualConfig,
+    layer: ResiDualStreamLinear,
+    adapter_name: str,
+    path: str,
+    basis: LinearBasis,
+) -> None:
+    """Start an adapter anew on a fitted basis."""
+    tensors = tensors_of(basis, layer.unmerged_weight)
+    _put(config, layer, adapter_name, path, tensors, tuple(basis.component_counts), ())
+
+
+def _put(
+    config: ResiDualConfig,
+    layer: ResiDualStreamLinear,
+    adapter_name: str,
+    path: str,
+    tensors: list[Tensor],
+    counts: tuple[int, ...],
+    source: tuple[object, ...],
+) -> None:
+    settings = StreamSettings(counts, config.granularity == "unit", source)
+    layer.update_layer(
+        adapter_name,
+        settings,
+        tensors,
+        stream_gains(config, settings, path),
+        save_basis=config.save_basis,
+        ready=not config._awaits_weights,
+    )
+    config.component_counts[path] = list(counts)
+
+
+def stream_gains(config: ResiDualConfig, settings: StreamSettings, path: str) -> Tensor:
+    """The first gains of one layer; each layer draws its own."""
+    seed = config.seed + zlib.crc32(path.encode())
+    return drawn_gains(config, settings.num_gains, seed)
