@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
+from residual_peft import ResiDualError
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module, restart_gains
 from tests.models import clip_model, pixels
 from tests.tuner.stream_twin import (
@@ -507,3 +508,30 @@ def test_trains_with_a_loss(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(clip_model(), tmp_path)
     assert torch.equal(output("CLIPModel", loaded), wanted)
+
+
+@matrix
+def test_a_weighted_sum_of_adapters(case: str) -> None:
+    model = adapted_stream(case, dtype=F64)
+    for seed, name in enumerate(("one", "two")):
+        model.add_weighted_adapter(["default"], [1.0], name)
+        random_gains(model, name, seed)
+    gains = {name: gains_by_module(model, name) for name in ("one", "two")}
+    model.add_weighted_adapter(["one", "two"], [0.7, -1.5], "sum")
+    for module, found in gains_by_module(model, "sum").items():
+        one, two = (gains[name][module].double() for name in ("one", "two"))
+        wanted = 1 + 0.7 * (one - 1) - 1.5 * (two - 1)
+        assert float((found.detach().double() - wanted).abs().max()) < 1e-6
+        assert not found.requires_grad
+    model.set_adapter("sum")
+    summed = output(case, model, F64)
+    model.set_adapter("one")
+    assert relative(summed, output(case, model, F64)) > 1e-3
+
+
+def test_a_sum_over_different_bases_is_refused() -> None:
+    model = adapted_stream("plain")
+    model.add_adapter("other", adapted_stream("plain", components=1).peft_config["default"].fresh())
+    with pytest.raises(ResiDualError, match="'default' and 'other' do not share one basis"):
+        model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
+    assert list(model.peft_config) == ["default", "other"]
