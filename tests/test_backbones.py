@@ -13,16 +13,14 @@ from residual_peft.files import read_tensors, write_tensors
 from residual_peft.hub import DEMO_MODEL, known_name
 
 from .models import clip_model, pixels
-from .test_zero_shot import image_processor
 from .tokenizers import VOCABULARY, clip_tokenizer
+from .training_case import save_clip
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A CLIP as others save it, in half precision."""
-    clip_model(vocab_size=VOCABULARY).half().save_pretrained(tmp_path)
-    clip_tokenizer().save_pretrained(tmp_path)
-    image_processor().save_pretrained(tmp_path)
+    save_clip(tmp_path, dtype=torch.float16)
     return tmp_path
 
 
