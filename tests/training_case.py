@@ -1,6 +1,7 @@
 """A tiny task that training can move: images of three brightnesses, a random CLIP, an adapter."""
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from peft import get_peft_model
@@ -43,3 +44,10 @@ def adapted_classifier(config: ResiDualConfig | None = None, model=None) -> Zero
         logit_scale=10.0,
         image_processor=image_processor(),
     )
+
+
+def save_clip(folder, size: int = 16, dtype: torch.dtype = torch.float32) -> None:
+    """A tiny CLIP with its tokenizer and an image processor for images of `size` pixels."""
+    clip_model(vocab_size=VOCABULARY).to(dtype).save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+    image_processor(size).save_pretrained(folder)

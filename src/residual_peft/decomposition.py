@@ -59,13 +59,27 @@ def unadapted(model: nn.Module) -> Iterator[None]:
 
 
 def run_tower(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Run the model's own image readout, unnormalized and with its adapters: (B, d)."""
+    """Run the model's own image readout, unnormalized and with its adapters: (B, d).
+
+    Raises:
+        ResiDualError: images of a size that the model does not take.
+    """
     anatomy = find_tower(model)
     model = base_model(model)
-    if (features := getattr(model, "get_image_features", None)) is not None:
+    features = getattr(model, "get_image_features", model)
+    try:
         output = features(pixel_values=pixel_values, return_dict=True)
+    except ValueError as error:
+        if "image size" not in str(error):
+            raise
+        height, width = pixel_values.shape[-2:]
+        raise ResiDualError(
+            f"this model does not take images of {height} x {width} pixels ({error}): prepare them "
+            "with its own image processor, or set crop_size in preprocessor_config.json to its "
+            "image_size."
+        ) from error
+    if features is not model:
         return output if isinstance(output, Tensor) else output.pooler_output
-    output = model(pixel_values=pixel_values, return_dict=True)
     return output.pooler_output if anatomy.projection is None else output.image_embeds
 
 

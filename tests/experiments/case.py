@@ -6,28 +6,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from residual_peft.backbones import Backbone
+from residual_peft.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.experiments import Task
 
-from ..models import clip_model
-from ..test_zero_shot import image_processor
-from ..tokenizers import VOCABULARY, clip_tokenizer
-from ..training_case import NAMES
+from ..training_case import NAMES, save_clip
 from ..training_case import task as images
 
 
 def tiny_task(folder: Path) -> Task:
     """36 training images, 12 to choose by and 12 to report on, 48 others for the bases."""
-    model = clip_model(vocab_size=VOCABULARY)
-    model.save_pretrained(folder)
-    data, processor = images(), image_processor()
+    save_clip(folder)
+    backbone = load_backbone(folder)
+    data, processor = images(), backbone.image_processor
 
     def ready(split) -> list[dict[str, Tensor]]:
         return list(batches(split, processor, batch_size=9))
 
     return Task(
-        backbone=Backbone(model, clip_tokenizer(), processor, str(folder)),
+        backbone=backbone,
         class_names=NAMES,
         templates=("a {}.",),
         train=ready(data.train),

@@ -75,6 +75,7 @@ def test_it_learns_and_takes_the_best_epoch_on_the_validation_images(
     ]
     assert len(history) == SETTINGS.epochs
     assert len(set(history)) > 1
+    assert trainers[0].args.seed == 0  # of the order of the images; the Trainer's own is 42
     assert score(classifier, task.validation) == pytest.approx(max(history))
     assert capsys.readouterr().out == ""
 
