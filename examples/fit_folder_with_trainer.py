@@ -32,7 +32,7 @@ from residual_peft.demo.tasks import handwriting
 from residual_peft.hub import DEMO_MODEL
 
 
-def make_folder(folder: Path, count: int = 600) -> Path:
+def make_folder(folder: Path, count: int = 500) -> Path:
     """Write digits as PNG files, one folder per class: zero, one, ... nine."""
     digits = handwriting()["train"].select(range(count))
     names = digits.features["label"].names

@@ -33,12 +33,13 @@ from residual_peft.tuner import restart_gains
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.03, 0.1, 0.8])
-    parser.add_argument("--images", type=int, default=700, help="training images to use")
+    parser.add_argument("--images", type=int, default=500, help="training images to use")
     options = parser.parse_args()
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own
     digits = handwriting()
     digits["train"] = digits["train"].select(range(options.images))
+    digits["test"] = digits["test"].select(range(200))
     data = load_data(digits)
     clip = load_backbone()
     model = get_peft_model(clip.model, ResiDualConfig())
@@ -51,7 +52,7 @@ def main() -> None:
     )
 
     started = time.perf_counter()
-    train = batches(data.train, clip.image_processor)
+    train = list(batches(data.train, clip.image_processor))
     fit_bases(model, train)
     coordinates = collect_coordinates(model, train)
     held_out = collect_coordinates(model, batches(data.validation, clip.image_processor))

@@ -20,10 +20,12 @@ from residual_peft.fitting import fit_adapter
 from residual_peft.hub import DEMO_MODEL
 
 
-def make_adapter(folder: Path, count: int = 600) -> Path:
+def make_adapter(folder: Path, count: int = 400) -> Path:
     """Fit an adapter from names to files, as `residual-peft fit` does."""
     digits = handwriting()
     digits["train"] = digits["train"].select(range(count))
+    digits["validation"] = digits["validation"].select(range(100))
+    digits["test"] = digits["test"].select(range(100))
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         fit_adapter(DEMO_MODEL, digits, folder, templates=HANDWRITING_TEMPLATES)
     return folder
@@ -31,7 +33,8 @@ def make_adapter(folder: Path, count: int = 600) -> Path:
 
 def make_images(folder: Path, count: int = 10) -> list[Path]:
     """Write test digits as files that are named after their class."""
-    digits = handwriting()["test"].select(range(count))
+    test = handwriting()["test"]
+    digits = test.select(range(len(test) - count, len(test)))
     names = digits.features["label"].names
     folder.mkdir()
     paths = [folder / f"{i:02}-{names[label]}.png" for i, label in enumerate(digits["label"])]
