@@ -31,6 +31,7 @@ def point_client_at(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> No
         "HF_DATASETS_CACHE": home / "datasets",
     }.items():
         monkeypatch.setattr(datasets.config, name, value)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # PEFT reads it there
     # made at import, with the endpoint of that time
     monkeypatch.setattr(hf_api.api, "endpoint", url)
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
