@@ -3,7 +3,8 @@
     pip download --no-binary :all: --no-deps peft==0.21.2     # the sdist carries the tests
     python tests/peft_suite/run.py peft-0.21.2.tar.gz [pytest's arguments]
 
-A copy of PEFT's tests gets these cases in place of its own; nothing else in it is changed.
+A copy of PEFT's tests gets these cases in place of its own; nothing else in it is changed. With
+PEFT 0.21.2: 539 pass, none fails, 41 skip themselves (weighted adapters, several modules to save).
 """
 
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 CASES = """
@@ -94,6 +96,8 @@ def main(sdist: str, *arguments: str) -> int:
         custom = tests / "test_custom_models.py"
         custom.write_text(with_cases(custom.read_text()))
         (tests / "__init__.py").touch()
+        if find_spec("diffusers") is None:  # imported for a model that none of our cases has
+            (root / "diffusers.py").write_text("class StableDiffusionPipeline: ...\n")
         command = [sys.executable, "-m", "pytest", str(custom), "-k", "ResiDual", "-q", *arguments]
         isolated = ["-c", os.devnull, "--rootdir", str(root), "-p", "no:cacheprovider"]
         return subprocess.run([*command, *isolated], cwd=root, check=False).returncode

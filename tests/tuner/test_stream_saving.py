@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from residual_peft.decomposition import decompose
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import (
     ResiDualConfig,
@@ -252,6 +253,8 @@ def test_a_second_adapter_may_come_while_the_first_is_merged(tmp_path: Path) -> 
     plain = get_peft_model(clip_model(), ResiDualConfig(mode="stream"))
     for layer, wanted in zip(layers_of(model), layers_of(plain), strict=True):
         assert all(map(torch.equal, layer.tensors("other"), wanted.tensors("default")))
+    model.save_pretrained(tmp_path / "saved")
+    PeftModel.from_pretrained(clip_model(), tmp_path / "saved" / "other")
     source = adapted_stream("CLIPModel")
     source.save_pretrained(tmp_path)
     model.load_adapter(tmp_path, "third")
@@ -387,6 +390,15 @@ def test_one_model_has_one_mode(first: str, second: str) -> None:
         model.add_adapter("other", ResiDualConfig(mode=second))
     assert list(model.state_dict()) == before
     assert list(model.peft_config) == ["default"]
+
+
+def test_the_unadapted_model_can_still_be_taken_apart() -> None:
+    model = adapted_stream("CLIPModel")
+    wanted, found = decompose(clip_model(), pixels()), decompose(model, pixels())
+    assert torch.equal(found.contributions, wanted.contributions)
+    merged = output("CLIPModel", model)
+    model.merge_adapter()
+    assert relative(decompose(model, pixels()).readout, merged) < 1e-5
 
 
 def test_what_only_readout_mode_has_is_refused_with_the_reason() -> None:

@@ -29,11 +29,13 @@ def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, An
     Raises:
         ResiDualError: the adapter is of other weights or not whole.
     """
-    known = tower_or_none(model) is not None
     if not config._awaits_weights:
         config.component_counts, config.basis_source, config.num_samples = {}, "weights", None
-        # only an image tower has one; elsewhere the maps kept beside the directions are enough
-        config.fingerprint = Fingerprint.of(model).to_dict() if known else None
+        config.fingerprint = None
+        if trusted:  # and not the weights as they are now: adapters may be merged
+            config.fingerprint = trusted[0]
+        elif tower_or_none(model) is not None:  # as yet only image towers have one
+            config.fingerprint = Fingerprint.of(model).to_dict()
         return
     if not isinstance(config.component_counts, dict):
         raise ResiDualError(
