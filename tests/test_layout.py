@@ -21,6 +21,7 @@ ROOMS = [
     "spectra",
     "bases",
     "tuner.config",
+    "tuner.choice",
     "tuner.gains",
     "tuner.head_space",
     "tuner.mixing",

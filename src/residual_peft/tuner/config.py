@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -62,6 +63,13 @@ class ResiDualConfig(PeftConfig):
             alone, until `fit_bases` fits one from data.
         save_basis: whether the adapter's file holds its basis, or only its gains.
         layers_to_transform: layers whose heads and MLPs are adapted; None all.
+        unit_pattern: units to adapt among those, by name ("layer3.head5", "layer3.mlp", "embed"): a
+            regex for the whole name, or a list of names or their endings ("head5"); None all.
+        component_pattern: regex -> `components` for the units it matches, like PEFT's
+            `rank_pattern`: {"layer11.head\\d+": 8, "mlp": 0.5}; the first match counts.
+        exclude_modules: PEFT's: units whose module has such a path are left out (a head's is its
+            attention's output projection, an MLP's itself or its last Linear): a regex for the
+            whole path, or a list of paths or their endings.
         modules_to_save: PEFT's, other modules to train and save in full.
         target_modules: written back: the path of the readout in the model.
         component_counts: written back: directions of each unit, in the order of the units.
@@ -85,6 +93,9 @@ class ResiDualConfig(PeftConfig):
     basis: str | None = None
     save_basis: bool = True
     layers_to_transform: list[int] | None = None
+    unit_pattern: list[str] | str | None = None
+    component_pattern: dict[str, int | float] | None = None
+    exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
     target_modules: list[str] | None = field(default=None)
     component_counts: list[int] | None = None
@@ -101,6 +112,7 @@ class ResiDualConfig(PeftConfig):
         self._directory: str | None = None
         self._normalize()
         self._check_values()
+        self._check_patterns()
         self._check_combinations()
 
     @classmethod
@@ -190,6 +202,26 @@ class ResiDualConfig(PeftConfig):
                 f"layers_to_transform: wanted None or layers counted from 0, got {layers}."
             )
 
+    def _check_patterns(self) -> None:
+        """Refuse patterns that are no regex, or that ask for what no unit has."""
+        for name in ("unit_pattern", "component_pattern", "exclude_modules"):
+            value = getattr(self, name)
+            patterns = [value] if isinstance(value, str) else list(value or ())
+            if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+                raise ResiDualError(f"{name}: wanted patterns that are strings, got {value!r}.")
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ResiDualError(f"{name}: {pattern!r} is no regex ({error}).") from None
+        if not isinstance(self.component_pattern, dict | None):
+            raise ResiDualError(
+                "component_pattern: wanted a dict such as {'layer3.mlp': 8}, got "
+                f"{self.component_pattern!r}."
+            )
+        for components in (self.component_pattern or {}).values():
+            check_components(components)
+
     def _check_combinations(self) -> None:
         """Refuse options that contradict each other."""
         if self.mode == "stream":
@@ -208,9 +240,10 @@ class ResiDualConfig(PeftConfig):
             )
         if self.granularity == "component":
             return
-        if self.components is not None:
+        if self.components is not None or self.component_pattern:
+            value = self.components or self.component_pattern
             raise ResiDualError(
-                f"components={self.components} with granularity='unit', whose gains act on whole "
+                f"components={value} with granularity='unit', whose gains act on whole "
                 "contributions; drop it, or take granularity='component'."
             )
         if self.restore_mean and self.basis is None and self.basis_source is None:

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
 from torch import Tensor, nn
 
 from ..anatomy import find_tower
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import check_nothing_inside
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
 from .mixing import check_names, check_weighted, giving_names, layers_with
@@ -59,11 +60,15 @@ class ResiDualModel(BaseTuner):
                 f"target_modules={given}: readout mode adapts the readout of "
                 f"{anatomy.architecture}, which is computed at {path!r}; leave it out."
             )
+        check_nothing_inside(peft_config, anatomy, self.model)
         peft_config.target_modules = [path]
         return peft_config
 
     @staticmethod
-    def _check_target_module_exists(config: ResiDualConfig, key: str) -> bool:
+    def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
+        found = check_target_module_exists(config, key)  # knows what PEFT leaves out
+        if isinstance(found, _ExcludedModule):
+            return found
         return key in (config.target_modules or [])
 
     def _create_and_replace(
