@@ -23,6 +23,7 @@ ROOMS = [
     "spectra",
     "bases",
     "tuner.config",
+    "tuner.choice",
     "tuner.gains",
     "tuner.head_space",
     "tuner.mixing",

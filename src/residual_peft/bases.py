@@ -193,20 +193,28 @@ class SpectralBasis:
             self.total_variance[index],
         )
 
-    def truncate(self, components: Components) -> "SpectralBasis":
+    def truncate(
+        self, components: Components, by_unit: Mapping[Unit, Components] | None = None
+    ) -> "SpectralBasis":
         """Keep all (None), the first k (int), or the fewest that reach a share of variance (float).
+
+        Args:
+            components: how much to keep of each unit.
+            by_unit: other choices for some of them.
 
         Raises:
             ResiDualError: `components` is none of these, or more than the basis holds; names the
                 unit.
         """
         check_components(components)
-        if isinstance(components, int) and self.num_samples is not None:
-            self._check_samples(components)
+        chosen = {unit: (by_unit or {}).get(unit, components) for unit in self.units}
+        most = max((k for k in chosen.values() if isinstance(k, int)), default=0)
+        if most and self.num_samples is not None:
+            self._check_samples(most)
         kept = []
         for unit in self.units:
             try:
-                kept.append(self[unit].truncate(components))
+                kept.append(self[unit].truncate(chosen[unit]))
             except ResiDualError as error:
                 raise ResiDualError(f"{unit}: {error}") from None
         return replace(

@@ -119,6 +119,17 @@ def test_a_compiled_model_is_not_compiled_again(tmp_path: Path) -> None:
     assert torch.allclose(found, wanted, atol=1e-6)
 
 
+def test_as_many_gains_of_other_units_are_refused(tmp_path: Path) -> None:
+    coarse = KINDS["coarse"]
+    other(tmp_path, layers_to_transform=[0], **coarse)
+    model = adapted(ResiDualConfig(layers_to_transform=[1], **coarse))
+    with pytest.raises(ResiDualError, match=r"layers_to_transform is \[0\] there and \[1\] here"):
+        hotswap_adapter(model, tmp_path)
+    model = adapted(ResiDualConfig(unit_pattern=["layer0.head0", "layer1.head1"], **coarse))
+    with pytest.raises(ResiDualError, match="layers_to_transform is"):
+        hotswap_adapter(model, tmp_path)
+
+
 def with_gains(directory: Path, gains: torch.Tensor | None) -> None:
     tensors = load_file(directory / WEIGHTS)
     name = next(key for key in tensors if key.endswith("gains"))

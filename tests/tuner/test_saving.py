@@ -354,7 +354,7 @@ def test_a_basis_of_other_weights_or_units_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResiDualError, match="the basis belongs to the weights of CLIPModel"):
         get_peft_model(base, config)
     assert not any(isinstance(m, ResiDualReadout) for m in base.modules())
-    with pytest.raises(ResiDualError, match="the basis has no unit mlp"):
+    with pytest.raises(ResiDualError, match=r"the basis has no unit layer0\.mlp"):
         get_peft_model(clip_model(seed=1), ResiDualConfig(basis=tmp_path))
     with pytest.raises(ResiDualError, match="could not find the basis"):
         get_peft_model(base, ResiDualConfig(basis=tmp_path / "nowhere"))

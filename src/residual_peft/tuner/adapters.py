@@ -11,6 +11,7 @@ from ..anatomy import Unit, base_model
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import fitted_to
 from .config import ResiDualConfig
 from .gains import ReadoutState
 from .layer import GAINS, ResiDualLayer
@@ -57,8 +58,9 @@ def fit_bases(
         restart_gains(peft_model, adapter_name=adapter_name)
         return None
     settings = layer.adapter_settings[adapter_name]
-    basis = SpectralBasis.fit(peft_model, batches, config.units, config.components, progress)
-    basis = basis.select(config.units, config.layers_to_transform)
+    components = None if config.component_pattern else config.components
+    basis = SpectralBasis.fit(peft_model, batches, config.units, components, progress)
+    basis = fitted_to(config, basis, settings.units)
     config.basis = None  # the one it named is replaced
     with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
     return basis

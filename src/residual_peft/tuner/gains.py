@@ -69,6 +69,9 @@ class ReadoutState:
     shift: Tensor  # Φ_u μ_u, for the output Φ_u (μ_u − P β) (K,)
     constant: Tensor  # the means that are added or taken away, whatever the gains (d,)
     head_maps: Tensor  # A_u = Φ_u B_u (heads, k_max, e + 1), rows of zeros below k_u
+    head_index: (
+        Tensor  # where each adapted head lies among all heads of the adapted layers (heads,)
+    )
     order: Tensor  # where in [heads' padded components, the others'] each component lies (K,)
     gain_index: Tensor  # the gain of each component (K,)
     readout_matrix: Tensor  # R (d, D), or empty where every adapted unit is a head
@@ -141,6 +144,7 @@ def derive(
         shift=torch.cat(shift).to(device, dtype),
         constant=_constant(settings, total).to(device, dtype),
         head_maps=_pad(maps, anatomy.head_dim + 1).to(device, dtype),
+        head_index=_head_index(settings.units, anatomy.num_heads).to(device),
         order=_order(settings.units, counts).to(device),
         gain_index=(gains if settings.per_unit else torch.arange(len(gains))).to(device),
         readout_matrix=(matrix if dense else empty).to(device, dtype),
@@ -213,6 +217,15 @@ def _pad(maps: list[Tensor], width: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(maps, batch_first=True)
 
 
+def _head_index(units: Sequence[Unit], num_heads: int) -> Tensor:
+    heads = [(unit.layer, unit.head) for unit in units if unit.kind == "head"]
+    layers = sorted({layer for layer, _ in heads if layer is not None})
+    places = [
+        layers.index(layer) * num_heads + (head or 0) for layer, head in heads if layer in layers
+    ]
+    return torch.tensor(places, dtype=torch.int64)
+
+
 def _order(units: Sequence[Unit], counts: Sequence[int]) -> Tensor:
     """Where each component lies in [heads' padded components, the other units' components]."""
     heads = [count for unit, count in zip(units, counts, strict=True) if unit.kind == "head"]
@@ -246,7 +259,10 @@ def _head_coordinates(state: ReadoutState, capture: Capture, sigma: Tensor) -> T
         return sigma.new_zeros(len(sigma), 0)
     seen = [_present(capture.heads[layer], f"the heads of layer {layer}") for layer in layers]
     inputs = torch.stack(seen, dim=1).to(sigma.dtype).unflatten(2, (state.num_heads, -1))
-    inputs = inputs.flatten(1, 2) / sigma.unsqueeze(2)  # (B, heads, e)
+    inputs = inputs.flatten(1, 2)
+    if len(heads) != inputs.shape[1]:  # not all heads of these layers
+        inputs = inputs.index_select(1, state.head_index)
+    inputs = inputs / sigma.unsqueeze(2)  # (B, heads, e)
     weight, shift = state.head_maps[..., :-1], state.head_maps[..., -1]
     return (torch.einsum("bhe,hke->bhk", inputs, weight) + shift / sigma.unsqueeze(2)).flatten(1)
 

@@ -19,8 +19,17 @@ from .config import ResiDualConfig
 from .loading import check_directory
 from .readout import GAINS
 
-SETTINGS = ("mode", "units", "remainder", "restore_mean", "granularity", "component_counts")
-"""What gains are worth nothing without: all that says which number belongs to which direction."""
+SETTINGS = (
+    "mode",
+    "units",
+    "layers_to_transform",
+    "unit_pattern",
+    "exclude_modules",
+    "remainder",
+    "restore_mean",
+    "granularity",
+)
+"""What, with the basis, says which gain belongs to which direction and what it does there."""
 
 
 def hotswap_adapter(
@@ -98,7 +107,7 @@ def _check_settings(
     basis = "Give both one saved basis (basis=), or load it as an adapter of its own."
     for name in SETTINGS:
         one, other = getattr(mine, name), getattr(theirs, name)
-        if one != other and name != "component_counts":
+        if one != other:
             raise ResiDualError(f"{what}: {name} is {other!r} there and {one!r} here. {mend}")
     if mine.modules_to_save or theirs.modules_to_save:
         raise ResiDualError(f"{what}: modules_to_save are whole modules, and not swapped. {mend}")

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
 from torch import Tensor, nn
 
 from ..anatomy import find_tower
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import check_nothing_inside
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
 from .layer import GAINS, ResiDualLayer
@@ -102,6 +103,7 @@ class ResiDualModel(BaseTuner):
                 f"{anatomy.architecture}, which is computed at {path!r}; leave it out, or set "
                 "mode='stream' to put gains into those modules."
             )
+        check_nothing_inside(peft_config, anatomy, self.model)
         peft_config.target_modules = [path]
         return peft_config
 
@@ -125,6 +127,9 @@ class ResiDualModel(BaseTuner):
         if config.mode == "stream":
             found: Any = BaseTuner._check_target_module_exists(config, key)
             return found if not found or in_chosen_layers(config, key) else False
+        found = check_target_module_exists(config, key)  # knows what PEFT leaves out
+        if isinstance(found, _ExcludedModule):
+            return found
         return key in (config.target_modules or [])
 
     def _create_and_replace(

@@ -12,6 +12,7 @@ from ..anatomy import TowerAnatomy
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import chosen_units, fitted_to
 from .config import ResiDualConfig
 from .gains import Settings, StoredBasis
 from .head_space import HeadSpace, stored_width
@@ -74,8 +75,7 @@ def place(
         config.fingerprint = Fingerprint.of(model).to_dict()
         return without_basis(config, settings, anatomy)
     wanted = copy.copy(config)
-    basis = _find_basis(config, model)
-    basis = basis.select(config.units, config.layers_to_transform).truncate(config.components)
+    basis = fitted_to(config, _find_basis(config, model), settings.units)
     placement = with_basis(config, settings, basis, anatomy)
     if config._awaits_weights:
         _check_same_basis(wanted, config)
@@ -125,23 +125,13 @@ def _short(digest: str | None) -> str:
 
 
 def settings_of(config: ResiDualConfig, anatomy: TowerAnatomy) -> Settings:
-    """Name the units that a config adapts in a tower.
+    """Say what a config adapts in a tower, and how.
 
     Raises:
-        ResiDualError: `layers_to_transform` names a layer that the tower does not have.
+        ResiDualError: as `chosen_units`.
     """
-    layers, depth = config.layers_to_transform, len(anatomy.layers)
-    if layers is not None and layers[-1] >= depth:
-        raise ResiDualError(
-            f"layers_to_transform={layers}, but the image tower of {anatomy.architecture} has "
-            f"{depth} layers, 0 to {depth - 1}."
-        )
     return Settings(
-        units=tuple(
-            unit
-            for unit in anatomy.units(config.units)
-            if layers is None or unit.layer is None or unit.layer in layers
-        ),
+        units=chosen_units(config, anatomy),
         keep=config.remainder == "keep",
         restore_mean=config.restore_mean,
         per_unit=config.granularity == "unit",
