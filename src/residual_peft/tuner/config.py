@@ -69,7 +69,8 @@ class ResiDualConfig(PeftConfig):
         unit_pattern: units to adapt among those, by name ("layer3.head5", "layer3.mlp", "embed"): a
             regex for the whole name, or a list of names or their endings ("head5"); None all.
         component_pattern: regex -> `components` for the units it matches, like PEFT's
-            `rank_pattern`: {"layer11.head\\d+": 8, "mlp": 0.5}; the first match counts.
+            `rank_pattern`: {"layer11.head\\d+": 8, "mlp": 0.5}; the first match counts. In stream
+            mode a head's name is its Linear's path and number: "layers.3.self_attn.out_proj.head5".
         exclude_modules: PEFT's: units whose module has such a path are left out (a head's is its
             attention's output projection, an MLP's itself or its last Linear): a regex for the
             whole path, or a list of paths or their endings. In stream mode as for LoRA.
@@ -223,7 +224,6 @@ class ResiDualConfig(PeftConfig):
             ("restore_mean", not self.restore_mean, "True"),
             ("units", bool({"embed", "output"} & set(self.units)), "'head' and 'mlp'"),
             ("unit_pattern", self.unit_pattern is not None, "None; name target_modules"),
-            ("component_pattern", self.component_pattern is not None, "None; set components"),
             ("basis", self.basis is not None, "None (then fit_bases): a saved one is a readout's"),
         )
         for name, wrong, wanted in refused:

@@ -20,7 +20,7 @@ from .mixing import check_names, check_weighted, giving_names, layers_with
 from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
 from .stream import ResiDualStreamLinear
-from .stream_placement import place_stream, prepare
+from .stream_placement import check_patterns_used, place_stream, prepare
 from .stream_tensors import STREAM_BASIS
 
 PREFIX = "residual_peft_"
@@ -158,6 +158,12 @@ class ResiDualModel(BaseTuner):
             accept_images_alone(self.model)
             target = layer
         placement.put(target, adapter_name)
+
+    def _post_injection_hook(
+        self, model: nn.Module, config: ResiDualConfig, adapter_name: str
+    ) -> None:
+        if config.mode == "stream":
+            check_patterns_used(config)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

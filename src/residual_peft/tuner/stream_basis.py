@@ -5,7 +5,7 @@ Head h of a Linear with weight W (D, n) reads the columns z_h (e,) of its input 
 moves every a_h alike and drops out of `a_h − μ_h = W_h (z_h − z̄_h)` (`method.md`, section 5).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,10 +37,10 @@ class LinearBasis:
         """The number of directions k_h of each head."""
         return [len(head.components) for head in self.heads]
 
-    def truncate(self, components: Components) -> "LinearBasis":
-        """Cut each head's directions as `UnitBasis.truncate` does."""
-        heads = tuple(head.truncate(components) for head in self.heads)
-        return LinearBasis(heads, self.input_mean)
+    def truncate(self, components: Sequence[Components]) -> "LinearBasis":
+        """Cut each head's directions as `UnitBasis.truncate` does, given for each head."""
+        pairs = zip(self.heads, components, strict=True)
+        return LinearBasis(tuple(head.truncate(kept) for head, kept in pairs), self.input_mean)
 
 
 def weight_basis(module: nn.Module, heads: int, weight: Tensor | None = None) -> LinearBasis:

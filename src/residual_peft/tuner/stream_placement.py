@@ -2,11 +2,14 @@
 
 import os
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
+from ..bases import Components
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .config import ResiDualConfig
@@ -95,16 +98,41 @@ def _from_weights(
     config: ResiDualConfig, layer: ResiDualStreamLinear, adapter_name: str, path: str, heads: int
 ) -> None:
     """Start on the basis from the weights: another adapter's, where it is the same."""
-    source = ("weights", heads, config.components)
+    components = components_of(config, path, heads)
+    source = ("weights", heads, *components)
     for name, settings in layer.adapter_settings.items():
         if settings.source == source and name != adapter_name and layer.has(name):
             tensors, counts = layer.tensors(name), settings.counts
             break
     else:
         weight = layer.unmerged_weight
-        found = weight_basis(layer.linear, heads, weight).truncate(config.components)
+        found = weight_basis(layer.linear, heads, weight).truncate(components)
         tensors, counts = tensors_of(found, weight), tuple(found.component_counts)
     _put(config, layer, adapter_name, path, tensors, counts, source)
+
+
+def components_of(config: ResiDualConfig, path: str, heads: int) -> list[Components]:
+    """`components` of each head of a Linear; the first `component_pattern` that matches counts."""
+    patterns: Mapping[str, Components] = config.component_pattern or {}
+    names = [f"{path}.head{head}" for head in range(heads)]
+    keys = [get_pattern_key(list(patterns), name) for name in names]
+    return [patterns.get(key, config.components) for key in keys]
+
+
+def check_patterns_used(config: ResiDualConfig) -> None:
+    """Refuse a `component_pattern` that no head matches: it would be ignored in silence.
+
+    Raises:
+        ResiDualError: names it, and a head.
+    """
+    counts: Mapping[str, list[int]] = config.component_counts or {}
+    names = [f"{path}.head{head}" for path, found in counts.items() for head in range(len(found))]
+    for pattern in config.component_pattern or {}:
+        if not any(get_pattern_key([pattern], name) == pattern for name in names):
+            raise ResiDualError(
+                f"component_pattern: {pattern!r} names none of the {len(names)} heads, such as "
+                f"{names[0]!r}; mend it, or target_modules."
+            )
 
 
 def put_basis(
