@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 
 from residual_peft.anatomy import Unit, find_tower
-from residual_peft.bases import BasisAccumulator, Fingerprint, SpectralBasis, UnitBasis
+from residual_peft.bases import BasisAccumulator, SpectralBasis, UnitBasis
 from residual_peft.errors import ResiDualError
 from residual_peft.files import read_tensors, write_tensors
 from residual_peft.spectra import spectrum
@@ -23,8 +23,6 @@ from .models import (
     SIZES,
     Size,
     clip_model,
-    clip_vision_model,
-    clip_vision_model_with_projection,
     pixels,
 )
 from .slow import slow_contributions, slow_pca
@@ -114,30 +112,6 @@ def test_neither_batch_sizes_nor_order_nor_processes_matter(seed: int) -> None:
     for unit in whole.units:
         assert_same(streamed[unit], whole[unit])
         assert_same(merged[unit], whole[unit])
-
-
-def test_an_accumulator_travels_without_its_model_and_never_grows() -> None:
-    model = clip_model()
-    accumulator = BasisAccumulator(model, KINDS)
-    accumulator.update(pixels(4))
-    small = len(pickle.dumps(accumulator))
-    assert small < sum(parameter.nbytes for parameter in model.parameters())
-    for seed in range(5):
-        accumulator.update(pixels(40, seed=seed))
-    assert abs(len(pickle.dumps(accumulator)) - small) < 64
-    sent = pickle.loads(pickle.dumps(accumulator))
-    with pytest.raises(RuntimeError, match="can be merged, not updated"):
-        sent.update(pixels())
-    with pytest.raises(RuntimeError, match="can be merged, not read out"):
-        sent.finish()
-
-
-def test_moments_of_other_weights_or_units_are_not_merged() -> None:
-    accumulator = BasisAccumulator(clip_model(), ["head"])
-    with pytest.raises(ResiDualError, match=r"cannot merge moments of CLIPModel \(6 units\) into"):
-        accumulator.merge(BasisAccumulator(clip_model(), ["head", "mlp"]))
-    with pytest.raises(ResiDualError, match="use the same model and the same units"):
-        accumulator.merge(BasisAccumulator(clip_model(seed=1), ["head"]))
 
 
 def test_batches_may_be_tensors_mappings_or_one_batch_alone() -> None:
@@ -328,133 +302,6 @@ def test_what_the_basis_has_not_is_refused(basis: SpectralBasis) -> None:
         SpectralBasis.fit(clip_model(), pixels(), units=())
     with pytest.raises(ResiDualError, match=r"unknown units \['heads'\]"):
         SpectralBasis.fit(clip_model(), pixels(), units=["heads"])
-
-
-# from the weights alone
-
-
-@pytest.mark.parametrize(("builder", "name"), ALL)
-def test_weights_alone_give_the_svd_of_each_map_to_the_readout(builder: str, name: str) -> None:
-    size = SIZES[name]
-    model = BUILDERS[builder](size).double()
-    basis = SpectralBasis.from_weights(model, units=KINDS)
-    tower = getattr(model, "vision_model", model)
-    readout, e = find_tower(model).readout_matrix(), size.width // size.heads
-    assert (basis.source, basis.num_samples) == ("weights", None)
-    for unit in basis.units:
-        matrix = readout
-        if unit.kind == "mlp":
-            matrix = readout @ tower.encoder.layers[unit.layer].mlp.fc2.weight.detach()
-        if unit.head is not None:
-            weight = tower.encoder.layers[unit.layer].self_attn.out_proj.weight.detach()
-            matrix = readout @ weight[:, unit.head * e : (unit.head + 1) * e]
-        found = basis[unit]
-        rebuilt = found.components.T @ found.eigenvalues.diag() @ found.components
-        torch.testing.assert_close(rebuilt, matrix @ matrix.T, rtol=1e-9, atol=1e-10)
-        torch.testing.assert_close(found.total_variance, matrix.square().sum())
-        if unit.kind != "output":
-            assert not found.mean.any()
-    output = basis["output"].mean
-    torch.testing.assert_close(output, find_tower(model).readout_bias())
-
-
-def test_weights_span_what_the_data_does() -> None:
-    model = clip_model(Size(width=36, heads=3, readout=30))
-    weights = SpectralBasis.from_weights(model, ["mlp"])["layer1.mlp"].components
-    data = SpectralBasis.fit(model, pixels(60), ["mlp"])["layer1.mlp"].components
-    # a bias divided by a changing sigma is the one direction that the weights' map has not
-    outside = data - data @ weights.T @ weights
-    assert torch.linalg.matrix_rank(outside, atol=1e-6) <= 1
-
-
-def test_a_basis_from_weights_can_be_cut() -> None:
-    basis = SpectralBasis.from_weights(clip_model(), components=3)
-    assert set(basis.component_counts) == {3}
-    assert max(SpectralBasis.from_weights(clip_model(), components=0.5).component_counts) < 8
-
-
-# fingerprint
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_a_copy_in_another_precision_is_the_same_model(
-    basis: SpectralBasis, dtype: torch.dtype
-) -> None:
-    basis.check_belongs_to(clip_model().to(dtype))
-    half = SpectralBasis.from_weights(clip_model().to(dtype))
-    half.check_belongs_to(clip_model())
-
-
-def named(model: Any, name: str) -> Any:
-    model.config._name_or_path = name
-    return model
-
-
-def test_other_weights_are_refused_with_both_names() -> None:
-    basis = SpectralBasis.from_weights(named(clip_model(), "me/clip-one"))
-    with pytest.raises(
-        ResiDualError,
-        match=r"the basis belongs to the weights of me/clip-one \(CLIPModel\), and this model, "
-        r"you/clip-two \(CLIPModel\), has others: load it onto the model that it was fitted on",
-    ):
-        basis.check_belongs_to(named(clip_model(seed=1), "you/clip-two"))
-
-
-def test_a_basis_of_another_width_is_refused_with_both_widths() -> None:
-    basis = SpectralBasis.from_weights(clip_model())
-    with pytest.raises(
-        ResiDualError, match=r"CLIPModel with a readout of width 16, but this model, .* width 24"
-    ):
-        basis.check_belongs_to(clip_vision_model())
-
-
-@pytest.mark.parametrize(
-    "path", ["visual_projection.weight", "vision_model.encoder.layers.1.mlp.fc1.bias"]
-)
-def test_one_changed_number_is_other_weights(path: str) -> None:
-    model = clip_model()
-    basis = SpectralBasis.from_weights(model)
-    with torch.no_grad():
-        model.get_parameter(path).flatten()[3] += 0.5
-    with pytest.raises(ResiDualError, match="has others"):
-        basis.check_belongs_to(model)
-
-
-def test_the_text_tower_and_adapters_are_no_part_of_it() -> None:
-    model = clip_model()
-    expected = Fingerprint.of(model)
-    vision = clip_vision_model_with_projection()
-    vision.vision_model.load_state_dict(model.vision_model.state_dict())
-    vision.visual_projection.load_state_dict(model.visual_projection.state_dict())
-    assert Fingerprint.of(vision).matches(expected)
-    with torch.no_grad():
-        model.text_projection.weight.zero_()
-    get_peft_model(model, LoraConfig(target_modules=["out_proj", "visual_projection"]))
-    assert Fingerprint.of(model) == expected
-
-
-def test_a_merged_adapter_changes_the_weights() -> None:
-    model = clip_model()
-    basis = SpectralBasis.from_weights(model)
-    config = LoraConfig(target_modules=["out_proj"], init_lora_weights=False)
-    get_peft_model(model, config).merge_adapter()
-    with pytest.raises(ResiDualError, match="has others"):
-        basis.check_belongs_to(model)
-
-
-def test_the_same_digests_of_another_width_are_no_match() -> None:
-    fingerprint = Fingerprint.of(clip_model())
-    assert fingerprint.matches(replace(fingerprint, name="another", architecture="another"))
-    assert not fingerprint.matches(replace(fingerprint, width=17))
-    assert not fingerprint.matches(replace(fingerprint, digests={}))
-
-
-def test_a_fingerprint_with_fields_missing_is_refused() -> None:
-    data = Fingerprint.of(clip_model()).to_dict()
-    assert Fingerprint.from_dict(data) == Fingerprint.of(clip_model())
-    for wrong in ({**data, "digests": None}, {"name": "x"}, None):
-        with pytest.raises(ResiDualError, match="a fingerprint has name, architecture, width"):
-            Fingerprint.from_dict(wrong)  # type: ignore[arg-type]
 
 
 # files

@@ -18,7 +18,7 @@ from ..tokenizers import VOCABULARY
 from .case import count, labels_of, tiny_task, with_another_test_split
 
 FITTED = [name for name in METHODS if name != "zero_shot"]
-LORA = LoraSettings(rank=2, learning_rate=0.02, batch_size=12, epochs=3)
+LORA = LoraSettings(rank=2, learning_rate=0.02, batch_size=12, epochs=2)
 SIZE = Size()
 HEADS, D, d = SIZE.heads * SIZE.layers, SIZE.width, SIZE.readout
 
