@@ -18,6 +18,7 @@ from .tuner import (
     fit_bases,
     gains_by_module,
     gains_of,
+    hotswap_adapter,
 )
 from .zero_shot import ZeroShotClassifier
 
@@ -42,6 +43,7 @@ __all__ = [
     "fit_gains",
     "gains_by_module",
     "gains_of",
+    "hotswap_adapter",
     "load_data",
     "trainer_kwargs",
     "training_arguments",

@@ -1,5 +1,6 @@
 """`SpectralBasis`: mean, directions and eigenvalues of each unit; fit, cut, save, load, share."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -162,6 +163,19 @@ class SpectralBasis:
         """The number of directions k_u of each unit."""
         return [len(components) for components in self.components]
 
+    @property
+    def digest(self) -> str:
+        """What tells this basis from another of the same weights: the sha256 of its float32 values.
+
+        Equal however precisely the basis was stored.
+        """
+        digest = hashlib.sha256(" ".join(map(str, self.units)).encode())
+        for tensor in (self.means, *self.components):
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            values = tensor.detach().to("cpu", torch.float32).contiguous()
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
+
     def __getitem__(self, unit: Unit | str) -> UnitBasis:
         unit = Unit.parse(unit) if isinstance(unit, str) else unit
         if unit not in self.units:
@@ -177,20 +191,28 @@ class SpectralBasis:
             self.total_variance[index],
         )
 
-    def truncate(self, components: Components) -> "SpectralBasis":
+    def truncate(
+        self, components: Components, by_unit: Mapping[Unit, Components] | None = None
+    ) -> "SpectralBasis":
         """Keep all (None), the first k (int), or the fewest that reach a share of variance (float).
+
+        Args:
+            components: how much to keep of each unit.
+            by_unit: other choices for some of them.
 
         Raises:
             ResiDualError: `components` is none of these, or more than the basis holds; names the
                 unit.
         """
         check_components(components)
-        if isinstance(components, int) and self.num_samples is not None:
-            self._check_samples(components)
+        chosen = {unit: (by_unit or {}).get(unit, components) for unit in self.units}
+        most = max((k for k in chosen.values() if isinstance(k, int)), default=0)
+        if most and self.num_samples is not None:
+            self._check_samples(most)
         kept = []
         for unit in self.units:
             try:
-                kept.append(self[unit].truncate(components))
+                kept.append(self[unit].truncate(chosen[unit]))
             except ResiDualError as error:
                 raise ResiDualError(f"{unit}: {error}") from None
         return replace(

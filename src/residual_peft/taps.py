@@ -40,6 +40,20 @@ class Capture:
         stream = self.stream.to(torch.promote_types(self.stream.dtype, torch.float32))
         return (stream.var(dim=-1, correction=0, keepdim=True) + eps).sqrt()
 
+    def rows(self, index: Tensor) -> "Capture":
+        """What was seen of some samples of the batch."""
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.index_select(0, index)
+
+        return Capture(
+            heads=[pick(tensor) for tensor in self.heads],
+            mlps=[pick(tensor) for tensor in self.mlps],
+            layers=[pick(tensor) for tensor in self.layers],
+            embed=pick(self.embed),
+            stream=pick(self.stream),
+        )
+
     def absorb(self, other: "Capture") -> None:
         """Fill in from another capture of the same forward pass what is missing in this one."""
         for mine, theirs in ((self.heads, other.heads), (self.mlps, other.mlps)):

@@ -136,8 +136,8 @@ def test_head_space_equals_readout_space() -> None:
         capture = tap.take()
     found = decompose(clip_model().double(), images)
     layer = next(m for m in model.modules() if hasattr(m, "adapter_settings"))
-    stored = layer.stored("default")
-    blocks = stored.components.split(list(state.counts))
+    stored = layer.state("default")
+    blocks = stored.directions.split(list(state.counts))
     wanted = [
         (found.contributions[:, found.units.index(unit)] - mean) @ block.T
         for unit, block, mean in zip(state.settings.units, blocks, stored.means, strict=True)

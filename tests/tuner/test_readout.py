@@ -198,7 +198,7 @@ def test_unload_gives_the_model_back_as_it_was(builder: str) -> None:
 def test_merging_is_refused_and_changes_nothing(merge) -> None:
     model = adapted()
     before = run_tower(model, pixels())
-    with pytest.raises(ResiDualError, match="readout mode cannot be merged: its gains act on"):
+    with pytest.raises(ResiDualError, match=r"cannot be merged: .* mode='stream' merges"):
         merge(model)
     assert torch.equal(run_tower(model, pixels()), before)
 
@@ -311,7 +311,7 @@ def test_a_half_precision_model_gets_float32_bases() -> None:
     model = get_peft_model(clip_model().bfloat16(), ResiDualConfig())
     fit_bases(model, [pixels(40).bfloat16()])
     assert {t.dtype for t in layer_of(model).stored("default").tensors} == {torch.float32}
-    values = layer_of(model).stored("default").components
+    values = layer_of(model).stored("default").head_components
     assert not torch.equal(values, values.bfloat16().float())
 
 
@@ -357,8 +357,7 @@ def test_equal_bases_are_shared_and_stay_shared() -> None:
                 assert mine is theirs
             state = readout_state(shared, name)
             assert state.head_maps.dtype == layer.dtype
-            assert state.directions is layer.stored(name).components
-            assert state.head_maps is readout_state(shared, "default").head_maps
+            assert state is readout_state(shared, "default")
         assert layer.stored("other").components is not layer.stored("default").components
 
     check(model)
@@ -455,12 +454,6 @@ def test_other_target_modules_are_refused() -> None:
 def test_unknown_architectures_are_refused() -> None:
     with pytest.raises(ResiDualError, match="the architecture Linear is not known"):
         get_peft_model(nn.Linear(2, 2), ResiDualConfig())
-
-
-def test_adapter_names_are_refused_rather_than_ignored() -> None:
-    model = adapted()
-    with pytest.raises(ResiDualError, match="one adapter per sample is not in this release"):
-        model(pixel_values=pixels(), adapter_names=["default"] * 5)
 
 
 def test_the_users_config_is_not_written_to() -> None:

@@ -14,6 +14,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.tuner import (
     ResiDualConfig,
     ResiDualReadout,
+    adapter_basis,
     fit_bases,
     gains_of,
     load_adapter,
@@ -95,15 +96,18 @@ def test_loading_warns_of_nothing_and_computes_no_basis(
 def test_the_file_decides_and_nothing_is_computed_again(saved: Path) -> None:
     """A basis that were fitted or derived anew would pass by luck: change the one in the file."""
     tensors = load_file(saved / WEIGHTS)
-    components = tensors[PREFIX + "components"]
+    components, width = tensors[PREFIX + "components"], 16
     edit_weights(
         saved,
         components=components.flip(0).contiguous(),
+        head_means=tensors[PREFIX + "head_means"] - 0.5,
+        head_components=tensors[PREFIX + "head_components"].flip(0).contiguous(),
         means=tensors[PREFIX + "means"] + 0.5,
         gains=tensors[PREFIX + "gains"] * 2,
     )
     loaded = PeftModel.from_pretrained(clip_model(), saved)
-    assert torch.equal(readout_state(loaded).directions, components.flip(0))
+    last = readout_state(loaded).directions[-width:]  # of the last unit, an MLP
+    assert torch.equal(last, components[:width].flip(0))
     wanted = expected(clip_model(), loaded, pixels())
     assert relative(run_tower(loaded, pixels()), wanted) < 1e-5
     assert relative(run_tower(loaded, pixels()), run_tower(adapted(), pixels())) > 1e-2
@@ -258,6 +262,76 @@ def test_another_basis_at_the_path_is_refused(tmp_path: Path) -> None:
         PeftModel.from_pretrained(clip_model(), tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("components", [None, 3, 0.8])
+def test_another_basis_of_the_same_weights_and_shape_is_refused(
+    tmp_path: Path, components: int | float | None
+) -> None:
+    for name, seed in (("one", 0), ("two", 1)):
+        basis = SpectralBasis.fit(clip_model(), [pixels(60, seed=seed)], components=5)
+        basis.save_pretrained(tmp_path / name)
+    config = ResiDualConfig(basis=tmp_path / "one", save_basis=False, components=components)
+    model = adapted(config, fit=False)
+    model.save_pretrained(tmp_path / "adapter")
+    assert list(load_file(tmp_path / "adapter" / WEIGHTS)) == [PREFIX + "gains"]
+    count = sum(model.peft_config["default"].component_counts)
+    assert (tmp_path / "adapter" / WEIGHTS).stat().st_size < 4 * count + 200
+    loaded = PeftModel.from_pretrained(clip_model(), tmp_path / "adapter")
+    assert torch.equal(run_tower(loaded, pixels()), run_tower(model, pixels()))
+    two = SpectralBasis.from_pretrained(tmp_path / "two")
+    counts = model.peft_config["default"].component_counts
+    shutil.rmtree(tmp_path / "one")
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    same = two.truncate(components).component_counts == counts
+    message = (
+        "belong to another basis .digest [0-9a-f]{12}. than the one from" if same else "belong"
+    )
+    with pytest.raises(ResiDualError, match=message):
+        PeftModel.from_pretrained(clip_model(), tmp_path / "adapter")
+
+
+def test_the_digest_is_of_the_values_and_not_of_how_they_are_stored(tmp_path: Path) -> None:
+    basis = SpectralBasis.fit(clip_model(), [pixels(40)])
+    digests = {basis.digest}
+    for dtype in (torch.float32, torch.float64):
+        basis.save_pretrained(tmp_path, dtype)
+        digests.add(SpectralBasis.from_pretrained(tmp_path).digest)
+    assert len(digests) == 1
+    for other in (
+        SpectralBasis.fit(clip_model(), [pixels(40, seed=1)]),
+        basis.truncate(3),
+        basis.select(["head"]),
+    ):
+        assert other.digest not in digests
+
+
+def test_a_basis_that_moved_away_is_missed_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    SpectralBasis.fit(clip_model(), [pixels(40)]).save_pretrained("bases/mine")
+    adapted(ResiDualConfig(basis="bases/mine", save_basis=False), fit=False).save_pretrained("a")
+    wanted = run_tower(PeftModel.from_pretrained(clip_model(), "a"), pixels())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    message = (
+        r"gains alone .*not to be had from 'bases/mine'.*seen from '.*elsewhere'\), or name wh"
+    )
+    with pytest.raises(ResiDualError, match=message):
+        PeftModel.from_pretrained(clip_model(), tmp_path / "a")
+    edit_config(tmp_path / "a", basis=str(tmp_path / "bases" / "mine"))
+    loaded = PeftModel.from_pretrained(clip_model(), tmp_path / "a")
+    assert torch.equal(run_tower(loaded, pixels()), wanted)
+
+
+def test_files_with_heads_in_full_are_refused(saved: Path) -> None:
+    """As they were written before heads were stored in head space."""
+    full = torch.cat(list(adapter_basis(adapted()).components)).contiguous()
+    edit_weights(saved, components=full, head_components=None, head_means=None)
+    message = "lack residual_peft_head_components.* written before heads were stored in head space"
+    with pytest.raises(ResiDualError, match=message):
+        PeftModel.from_pretrained(clip_model(), saved)
+
+
 def test_gains_without_a_basis_that_can_be_had_again_are_not_saved(tmp_path: Path) -> None:
     model = adapted(ResiDualConfig(save_basis=False))
     with pytest.raises(
@@ -280,7 +354,7 @@ def test_a_basis_of_other_weights_or_units_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResiDualError, match="the basis belongs to the weights of CLIPModel"):
         get_peft_model(base, config)
     assert not any(isinstance(m, ResiDualReadout) for m in base.modules())
-    with pytest.raises(ResiDualError, match="the basis has no unit mlp"):
+    with pytest.raises(ResiDualError, match=r"the basis has no unit layer0\.mlp"):
         get_peft_model(clip_model(seed=1), ResiDualConfig(basis=tmp_path))
     with pytest.raises(ResiDualError, match="could not find the basis"):
         get_peft_model(base, ResiDualConfig(basis=tmp_path / "nowhere"))
@@ -336,7 +410,9 @@ def test_weights_of_another_format_are_refused(saved: Path, load) -> None:
 
 
 @LOADERS
-@pytest.mark.parametrize("name", ["gains", "components", "means", "eigenvalues", "total_variance"])
+@pytest.mark.parametrize(
+    "name", ["gains", "head_components", "head_means", "components", "means", "eigenvalues"]
+)
 def test_a_file_that_lacks_a_tensor_is_refused(saved: Path, load, name: str) -> None:
     edit_weights(saved, **{name: None})
     with pytest.raises(ResiDualError, match=f"lack residual_peft_{name}: the file was changed"):

@@ -69,20 +69,20 @@ def expected(
     layer = next(m for m in model.modules() if hasattr(m, "adapter_settings"))
     config = model.peft_config[adapter_name]
     units = layer.adapter_settings[adapter_name].units
-    stored, gains = layer.stored(adapter_name), gains_of(model, adapter_name).detach().double()
+    state, gains = layer.state(adapter_name), gains_of(model, adapter_name).detach().double()
     bases: dict[Unit, SlowBasis] = {}
     if config.granularity == "unit":
         split = dict(zip(units, gains, strict=True))
         if config.restore_mean:
-            means = zip(units, stored.means.double(), strict=True)
+            means = zip(units, state.means.double(), strict=True)
             bases = {unit: SlowBasis(None, mean) for unit, mean in means}
     else:
         counts = config.component_counts
         split = dict(zip(units, gains.split(counts), strict=True))
-        components = stored.components.double().split(counts)
+        components = state.directions.double().split(counts)
         bases = {
             unit: SlowBasis(phi, mean)
-            for unit, phi, mean in zip(units, components, stored.means.double(), strict=True)
+            for unit, phi, mean in zip(units, components, state.means.double(), strict=True)
         }
     return slow_adapted(
         slow_contributions(base, pixel_values),

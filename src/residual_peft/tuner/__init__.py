@@ -18,6 +18,7 @@ from .adapters import (
 )
 from .config import PRESETS, ResiDualConfig, ResiDualType
 from .gains import ReadoutState, base_of, compose, coordinates_of
+from .hotswap import hotswap_adapter
 from .loading import load_adapter
 from .model import PREFIX, ResiDualModel
 from .readout import ResiDualReadout
@@ -42,6 +43,7 @@ __all__ = [
     "gains_by_module",
     "gains_by_unit",
     "gains_of",
+    "hotswap_adapter",
     "load_adapter",
     "readout_state",
     "restart_gains",

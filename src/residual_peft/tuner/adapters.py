@@ -11,6 +11,7 @@ from ..anatomy import Unit, base_model
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import fitted_to
 from .config import ResiDualConfig
 from .gains import ReadoutState
 from .layer import GAINS, ResiDualLayer
@@ -57,10 +58,11 @@ def fit_bases(
         restart_gains(peft_model, adapter_name=adapter_name)
         return None
     settings = layer.adapter_settings[adapter_name]
-    basis = SpectralBasis.fit(peft_model, batches, config.units, config.components, progress)
-    basis = basis.select(config.units, config.layers_to_transform)
+    components = None if config.component_pattern else config.components
+    basis = SpectralBasis.fit(peft_model, batches, config.units, components, progress)
+    basis = fitted_to(config, basis, settings.units)
     config.basis = None  # the one it named is replaced
-    with_basis(config, settings, basis).put(layer, adapter_name)
+    with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
     return basis
 
 
@@ -148,15 +150,15 @@ def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> Spe
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     layer, config = _adapter(peft_model, name)
-    layer.state(name)
-    settings, counts = layer.adapter_settings[name], list(layer.adapter_counts[name])
+    state, settings = layer.state(name), layer.adapter_settings[name]
+    counts = list(layer.adapter_counts[name])
     if settings.per_unit:
         raise ResiDualError(f"the adapter {name!r} has granularity='unit' and keeps no directions.")
     stored = layer.stored(name)
     return SpectralBasis(
         units=settings.units,
-        means=stored.means.cpu(),
-        components=list(stored.components.cpu().split(counts)),
+        means=state.means.cpu(),
+        components=list(state.directions.cpu().split(counts)),
         eigenvalues=list(stored.eigenvalues.cpu().split(counts)),
         total_variance=stored.total_variance.cpu(),
         num_samples=config.num_samples,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -65,16 +66,23 @@ class ResiDualConfig(PeftConfig):
             alone, until `fit_bases` fits one from data.
         save_basis: whether the adapter's file holds its basis, or only its gains.
         layers_to_transform: layers whose heads and MLPs are adapted; None all.
+        unit_pattern: units to adapt among those, by name ("layer3.head5", "layer3.mlp", "embed"): a
+            regex for the whole name, or a list of names or their endings ("head5"); None all.
+        component_pattern: regex -> `components` for the units it matches, like PEFT's
+            `rank_pattern`: {"layer11.head\\d+": 8, "mlp": 0.5}; the first match counts.
+        exclude_modules: PEFT's: units whose module has such a path are left out (a head's is its
+            attention's output projection, an MLP's itself or its last Linear): a regex for the
+            whole path, or a list of paths or their endings. With `target_modules`, modules.
         modules_to_save: PEFT's, other modules to train and save in full.
         target_modules: stream mode: the Linears to adapt in any model, named as for LoRA (names, a
             regex or "all-linear"); None the image tower's. Readout mode writes its path back.
-        exclude_modules: stream mode: PEFT's, modules to leave out, as names or a regex.
         layers_pattern: stream mode: PEFT's, the name of the list that `layers_to_transform` counts.
         init_weights: False draws the first gains from N(1, 1) with torch's own generator, as PEFT's
             methods do to start away from the identity; `gain_init` and `seed` then play no part.
         component_counts: written back: directions of each unit, in the order of the units; in
             stream mode by module, of each head.
         fingerprint: written back: the weights that the basis belongs to.
+        basis_digest: written back: what tells the basis from another of the same weights.
         basis_source: written back: "data", "weights", or None where there is no basis.
         num_samples: written back: images that the basis was fitted on.
 
@@ -93,13 +101,16 @@ class ResiDualConfig(PeftConfig):
     basis: str | None = None
     save_basis: bool = True
     layers_to_transform: list[int] | None = None
+    unit_pattern: list[str] | str | None = None
+    component_pattern: dict[str, int | float] | None = None
+    exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
     target_modules: list[str] | str | None = field(default=None)
-    exclude_modules: list[str] | str | None = None
     layers_pattern: list[str] | str | None = None
     init_weights: bool = True
     component_counts: Any = None  # list[int] | dict[str, list[int]] | None
     fingerprint: dict[str, Any] | None = None
+    basis_digest: str | None = None
     basis_source: str | None = None
     num_samples: int | None = None
 
@@ -111,6 +122,7 @@ class ResiDualConfig(PeftConfig):
         self._directory: str | None = None
         self._normalize()
         self._check_values()
+        self._check_patterns()
         self._check_combinations()
 
     @classmethod
@@ -149,9 +161,9 @@ class ResiDualConfig(PeftConfig):
     def fresh(self) -> "ResiDualConfig":
         """Copy the user's settings without what a fitted or saved adapter wrote back."""
         changes: dict[str, Any] = {"inference_mode": False, "num_samples": None}
-        written = ["target_modules", "component_counts", "fingerprint", "basis_source"]
-        if self.mode == "stream":
-            written.remove("target_modules")  # the user may have named them
+        written = ["component_counts", "fingerprint", "basis_source", "basis_digest"]
+        if self.mode != "stream":  # there the user may have named them
+            written.append("target_modules")
         changes |= dict.fromkeys(written)
         return dataclasses.replace(self, **changes)
 
@@ -218,6 +230,26 @@ class ResiDualConfig(PeftConfig):
                     f"leaves the rest as it is; wanted {wanted}. Or use mode='readout'."
                 )
 
+    def _check_patterns(self) -> None:
+        """Refuse patterns that are no regex, or that ask for what no unit has."""
+        for name in ("unit_pattern", "component_pattern", "exclude_modules"):
+            value = getattr(self, name)
+            patterns = [value] if isinstance(value, str) else list(value or ())
+            if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+                raise ResiDualError(f"{name}: wanted patterns that are strings, got {value!r}.")
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ResiDualError(f"{name}: {pattern!r} is no regex ({error}).") from None
+        if not isinstance(self.component_pattern, dict | None):
+            raise ResiDualError(
+                "component_pattern: wanted a dict such as {'layer3.mlp': 8}, got "
+                f"{self.component_pattern!r}."
+            )
+        for components in (self.component_pattern or {}).values():
+            check_components(components)
+
     def _check_combinations(self) -> None:
         """Refuse options that contradict each other."""
         if self.mode == "stream":
@@ -234,9 +266,10 @@ class ResiDualConfig(PeftConfig):
             )
         if self.granularity == "component":
             return
-        if self.components is not None:
+        if self.components is not None or self.component_pattern:
+            value = self.components or self.component_pattern
             raise ResiDualError(
-                f"components={self.components} with granularity='unit', whose gains act on whole "
+                f"components={value} with granularity='unit', whose gains act on whole "
                 "contributions; drop it, or take granularity='component'."
             )
         no_basis = self.basis is None and self.basis_source is None

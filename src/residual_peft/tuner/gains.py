@@ -7,7 +7,7 @@ taken away (`method.md`, section 3).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -36,17 +36,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class StoredBasis:
-    """The tensors of one adapter's basis, as they are kept: U units, K components."""
+    """The tensors of one adapter's basis as they are kept and stored: see `head_space`.
 
-    components: Tensor  # (K, d)
-    means: Tensor  # (U, d)
+    U units, of which some are heads, K components; w = e + 1, or d where that is less.
+    """
+
+    head_components: Tensor  # G of the heads (K_heads, w)
+    head_means: Tensor  # m of the heads (U_heads, w)
+    components: Tensor  # Φ of the other units (K_others, d)
+    means: Tensor  # μ of the other units (U_others, d)
     eigenvalues: Tensor  # (K,)
     total_variance: Tensor  # (U,)
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All four, in this order."""
-        return (self.components, self.means, self.eigenvalues, self.total_variance)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in this order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,13 @@ class ReadoutState:
     settings: Settings
     counts: tuple[int, ...]  # k_u of each unit
     directions: Tensor  # Φ (K, d)
+    means: Tensor  # μ (U, d)
     shift: Tensor  # Φ_u μ_u, for the output Φ_u (μ_u − P β) (K,)
     constant: Tensor  # the means that are added or taken away, whatever the gains (d,)
     head_maps: Tensor  # A_u = Φ_u B_u (heads, k_max, e + 1), rows of zeros below k_u
+    head_index: (
+        Tensor  # where each adapted head lies among all heads of the adapted layers (heads,)
+    )
     order: Tensor  # where in [heads' padded components, the others'] each component lies (K,)
     gain_index: Tensor  # the gain of each component (K,)
     readout_matrix: Tensor  # R (d, D), or empty where every adapted unit is a head
@@ -89,6 +98,7 @@ def derive(
     counts: Sequence[int],
     components: Tensor,
     means: Tensor,
+    factors: dict[Unit, Tensor],
     dtype: torch.dtype,
 ) -> ReadoutState:
     """Prepare one adapter for a tower, in float64, and cast to `dtype`.
@@ -99,10 +109,10 @@ def derive(
         counts: directions of each unit (ignored with one gain per unit).
         components: Φ (K, d) of all units, one below the other (ignored likewise).
         means: μ (U, d).
+        factors: B_u (d, e + 1) of every head among the units, float64.
         dtype: of the result.
     """
     matrix = anatomy.readout_matrix()
-    factors = _head_factors(anatomy, settings.units, matrix)
     means = anatomy.float64(means)
     if settings.per_unit:
         blocks = [_whole_space(anatomy, unit, factors) for unit in settings.units]
@@ -129,11 +139,12 @@ def derive(
     return ReadoutState(
         settings=settings,
         counts=tuple(counts),
-        # the stored tensor itself where it can be: it is the largest of all
-        directions=(torch.cat(blocks) if settings.per_unit else components).to(device, dtype),
+        directions=torch.cat(blocks).to(device, dtype),
+        means=means.to(device, dtype),
         shift=torch.cat(shift).to(device, dtype),
         constant=_constant(settings, total).to(device, dtype),
         head_maps=_pad(maps, anatomy.head_dim + 1).to(device, dtype),
+        head_index=_head_index(settings.units, anatomy.num_heads).to(device),
         order=_order(settings.units, counts).to(device),
         gain_index=(gains if settings.per_unit else torch.arange(len(gains))).to(device),
         readout_matrix=(matrix if dense else empty).to(device, dtype),
@@ -173,27 +184,12 @@ def compose(state: ReadoutState, base: Tensor, coordinates: Tensor, gains: Tenso
         state: the adapter's.
         base: `base_of` the readout (B, d).
         coordinates: `coordinates_of` the capture (B, K).
-        gains: λ, one per component (K,) or per unit (U,).
+        gains: λ, one per component (K,) or per unit (U,), or a row of them per sample (B, ...).
     """
     gains = gains.to(state.directions.dtype) - state.settings.neutral
     if state.settings.per_unit:
-        gains = gains.index_select(0, state.gain_index)
+        gains = gains.index_select(-1, state.gain_index)
     return base + (coordinates * gains) @ state.directions
-
-
-def _head_factors(
-    anatomy: TowerAnatomy, units: Sequence[Unit], matrix: Tensor
-) -> dict[Unit, Tensor]:
-    """B_u = [R W_u, R b/H] (d, e + 1) of every adapted head."""
-    layers = sorted(
-        {unit.layer for unit in units if unit.kind == "head" and unit.layer is not None}
-    )
-    found = {layer: anatomy.head_factor(layer, matrix) for layer in layers}
-    return {
-        unit: found[unit.layer][unit.head]
-        for unit in units
-        if unit.kind == "head" and unit.layer is not None
-    }
 
 
 def _whole_space(anatomy: TowerAnatomy, unit: Unit, factors: dict[Unit, Tensor]) -> Tensor:
@@ -219,6 +215,15 @@ def _pad(maps: list[Tensor], width: int) -> Tensor:
     if not maps:
         return torch.zeros(0, 0, width)
     return torch.nn.utils.rnn.pad_sequence(maps, batch_first=True)
+
+
+def _head_index(units: Sequence[Unit], num_heads: int) -> Tensor:
+    heads = [(unit.layer, unit.head) for unit in units if unit.kind == "head"]
+    layers = sorted({layer for layer, _ in heads if layer is not None})
+    places = [
+        layers.index(layer) * num_heads + (head or 0) for layer, head in heads if layer in layers
+    ]
+    return torch.tensor(places, dtype=torch.int64)
 
 
 def _order(units: Sequence[Unit], counts: Sequence[int]) -> Tensor:
@@ -254,7 +259,10 @@ def _head_coordinates(state: ReadoutState, capture: Capture, sigma: Tensor) -> T
         return sigma.new_zeros(len(sigma), 0)
     seen = [_present(capture.heads[layer], f"the heads of layer {layer}") for layer in layers]
     inputs = torch.stack(seen, dim=1).to(sigma.dtype).unflatten(2, (state.num_heads, -1))
-    inputs = inputs.flatten(1, 2) / sigma.unsqueeze(2)  # (B, heads, e)
+    inputs = inputs.flatten(1, 2)
+    if len(heads) != inputs.shape[1]:  # not all heads of these layers
+        inputs = inputs.index_select(1, state.head_index)
+    inputs = inputs / sigma.unsqueeze(2)  # (B, heads, e)
     weight, shift = state.head_maps[..., :-1], state.head_maps[..., -1]
     return (torch.einsum("bhe,hke->bhk", inputs, weight) + shift / sigma.unsqueeze(2)).flatten(1)
 

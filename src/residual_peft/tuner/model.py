@@ -3,22 +3,23 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
 from torch import Tensor, nn
 
 from ..anatomy import find_tower
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import check_nothing_inside
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
 from .layer import GAINS, ResiDualLayer
 from .linears import in_chosen_layers, tower_targets
+from .mixing import check_names, check_weighted, giving_names, layers_with
 from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
-from .stream import BASE, ResiDualStreamLinear
+from .stream import ResiDualStreamLinear
 from .stream_placement import place_stream, prepare
 from .stream_tensors import STREAM_BASIS
 
@@ -91,14 +92,18 @@ class ResiDualModel(BaseTuner):
                 "mode='stream'."
             ) from None
         path, given = anatomy.projection_path, peft_config.target_modules
-        if peft_config._awaits_weights and given not in (None, [path]):
-            Fingerprint.from_dict(peft_config.fingerprint or {}).check(self.model, "the adapter")
-        if given not in (None, [path]):
+        if peft_config._awaits_weights:
+            if given not in (None, [path]):  # another class may hold the same tower elsewhere
+                Fingerprint.from_dict(peft_config.fingerprint or {}).check(
+                    self.model, "the adapter"
+                )
+        elif given not in (None, [path]):
             raise ResiDualError(
                 f"target_modules={given}: readout mode adapts the readout of "
                 f"{anatomy.architecture}, which is computed at {path!r}; leave it out, or set "
                 "mode='stream' to put gains into those modules."
             )
+        check_nothing_inside(peft_config, anatomy, self.model)
         peft_config.target_modules = [path]
         return peft_config
 
@@ -119,9 +124,11 @@ class ResiDualModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
+        found: Any = check_target_module_exists(config, key)  # knows what PEFT leaves out
         if config.mode == "stream":
-            found: Any = BaseTuner._check_target_module_exists(config, key)
             return found if not found or in_chosen_layers(config, key) else False
+        if isinstance(found, _ExcludedModule):
+            return found
         return key in (config.target_modules or [])
 
     def _create_and_replace(
@@ -153,29 +160,50 @@ class ResiDualModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Hand `adapter_names=`, one per sample, to every layer while the model runs."""
+        """Give the layers `adapter_names`, one adapter per sample, for one call of the model.
+
+        Raises:
+            ResiDualError: the names are no list, some have no adapter, or the model is in training
+                mode.
+        """
         names = kwargs.get("adapter_names")
         if names is None:
             yield
             return
-        layers = [layer for layer in self.modules() if isinstance(layer, ResiDualLayer)]
-        if any(isinstance(layer, ResiDualReadout) for layer in layers):
-            raise ResiDualError(
-                "adapter_names=: one adapter per sample is not in this release; call the model "
-                "once per adapter, after set_adapter(name)."
-            )
-        if self.training:
-            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        known = {name for layer in layers for name in layer.adapter_settings}
-        if unknown := sorted(set(names) - known - {BASE}):
-            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-        hook = partial(_pass_names, adapter_names=names)
-        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
-        try:
+        check_names(self, names, self.peft_config)
+        with giving_names(self.model, names):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str
+    ) -> None:
+        """Add an adapter that changes what others change, weighted and summed.
+
+        With y' = base + (c ⊙ (λ − n)) Φ, n = 1 for `remainder="keep"` and 0 for "drop"
+        (`method.md`, section 3), adapters over one basis share base, c and Φ, so that
+
+            λ = n + Σ_i w_i (λ_i − n)   gives   y' − base = Σ_i w_i (y'_i − base)
+
+        exactly: deviations from the identity are summed for "keep" (1 + Σ w_i (λ_i − 1)), the gains
+        themselves for "drop" (Σ w_i λ_i). Weights need not add up to one; a single adapter of
+        weight 1 is that adapter, of weight 0 what it leaves alone. The new one is not active.
+
+        Args:
+            adapters: names of adapters over one basis, with equal settings.
+            weights: a number for each.
+            adapter_name: the new adapter's name.
+
+        Raises:
+            ResiDualError: lengths that differ, unknown names, a name that is taken, different
+                bases or settings, or `modules_to_save`.
+        """
+        check_weighted(self.peft_config, adapters, weights, adapter_name)
+        layers = layers_with(self.model, "combine")
+        for layer in layers:  # all are asked before the first is changed
+            layer.check_one_basis(list(adapters))
+        for layer in layers:
+            layer.combine(list(adapters), list(weights), adapter_name)
+        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapters[0]])
 
     def _check_merge_allowed(self) -> None:
         if any(True for _ in readouts(self.model)):
@@ -221,7 +249,13 @@ class ResiDualModel(BaseTuner):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Check an adapter's weights before PEFT loads them: it only warns of what is missing."""
+        """Check an adapter's weights before PEFT loads them: it only warns of what is missing.
+
+        They may come from another class with the same tower, which has its readout elsewhere.
+        """
+        for name, layer in model.named_modules():
+            if isinstance(layer, ResiDualReadout):
+                state_dict = _at_path(state_dict, name)
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
             known = isinstance(layer, ResiDualReadout | ResiDualStreamLinear)
@@ -231,10 +265,12 @@ class ResiDualModel(BaseTuner):
         return mapped
 
 
-def _pass_names(
-    layer: nn.Module, args: Any, kwargs: dict[str, Any], adapter_names: list[str]
-) -> tuple[Any, dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": adapter_names}
+def _at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Name the tensors of the readout's layer, of which a model has one, after where it is."""
+    marked = {key: key.rpartition(f".{PREFIX}") for key in tensors}
+    return {
+        f"{path}{dot}{rest}" if dot else key: tensors[key] for key, (_, dot, rest) in marked.items()
+    }
 
 
 def _check_loaded(
@@ -253,8 +289,8 @@ def _check_loaded(
     found = {name: tensors.get(f"{prefix}{name}.{adapter_name}") for name in wanted}
     if missing := [name for name, tensor in found.items() if tensor is None]:
         raise ResiDualError(
-            f"{what} lack {', '.join(missing)}: the file was changed or belongs to another "
-            "adapter. Save or download it again."
+            f"{what} lack {', '.join(missing)}: the file was changed, belongs to another adapter, "
+            "or was written before heads were stored in head space. Save or download it again."
         )
     for name, tensor in found.items():
         assert tensor is not None

@@ -1,5 +1,6 @@
 """From a config and a model to what an adapter starts with: settings, basis and gains."""
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from ..anatomy import TowerAnatomy
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import chosen_units, fitted_to
 from .config import ResiDualConfig
 from .gains import Settings, StoredBasis
+from .head_space import HeadSpace, stored_width
 from .loading import check_weights_file
 from .readout import ResiDualReadout
 
@@ -67,69 +70,98 @@ def place(
         _check_saved(config, model, settings, trusted or [])
         if config.save_basis or not config.needs_basis:
             return _room(config, settings, anatomy)
-    counts = config.component_counts if config._awaits_weights else None
     if not config.needs_basis:
         config.component_counts, config.basis_source, config.num_samples = [], None, None
         config.fingerprint = Fingerprint.of(model).to_dict()
         return without_basis(config, settings, anatomy)
-    if config.basis is None:
-        basis = SpectralBasis.from_weights(model, config.units)
-    else:
-        basis = SpectralBasis.from_pretrained(config.basis)
-        basis.check_belongs_to(model)
-    basis = basis.select(config.units, config.layers_to_transform).truncate(config.components)
-    placement = with_basis(config, settings, basis)
-    if counts is not None and counts != config.component_counts:
-        raise ResiDualError(
-            f"the adapter's gains belong to a basis of {sum(counts)} components, and the basis "
-            f"from {config.basis or 'the weights'} has {sum(config.component_counts or [])}: name "
-            "the one that it was trained with as `basis` in adapter_config.json."
-        )
+    wanted = copy.copy(config)
+    basis = fitted_to(config, _find_basis(config, model), settings.units)
+    placement = with_basis(config, settings, basis, anatomy)
+    if config._awaits_weights:
+        _check_same_basis(wanted, config)
     return placement
 
 
+def _find_basis(config: ResiDualConfig, model: nn.Module) -> SpectralBasis:
+    """Take the basis that a config names, or one from the weights alone."""
+    if config.basis is None:
+        return SpectralBasis.from_weights(model, config.units)
+    try:
+        basis = SpectralBasis.from_pretrained(config.basis)
+    except ResiDualError as error:
+        if not config._awaits_weights:
+            raise
+        raise ResiDualError(
+            "the adapter's file holds its gains alone (save_basis=False), and its basis is not to "
+            f"be had from {config.basis!r}, as adapter_config.json says: {error} Put the basis "
+            f"there (seen from {os.getcwd()!r}), or name where it is as `basis` in "
+            "adapter_config.json."
+        ) from error
+    basis.check_belongs_to(model)
+    return basis
+
+
+def _check_same_basis(wanted: ResiDualConfig, found: ResiDualConfig) -> None:
+    """Refuse a basis of the same weights that is not the one that the gains were trained with."""
+    source = found.basis or "the weights"
+    one, other = wanted.component_counts or [], found.component_counts or []
+    if one != other:
+        raise ResiDualError(
+            f"the adapter's gains belong to a basis of {sum(one)} components, and the basis from "
+            f"{source} has {sum(other)}: name the one that it was trained with as `basis` in "
+            "adapter_config.json."
+        )
+    if wanted.basis_digest != found.basis_digest:
+        raise ResiDualError(
+            f"the adapter's gains belong to another basis (digest {_short(wanted.basis_digest)}) "
+            f"than the one from {source} ({_short(found.basis_digest)}), though both are of the "
+            "same weights: name the one that it was trained with as `basis` in "
+            "adapter_config.json."
+        )
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:12]
+
+
 def settings_of(config: ResiDualConfig, anatomy: TowerAnatomy) -> Settings:
-    """Name the units that a config adapts in a tower.
+    """Say what a config adapts in a tower, and how.
 
     Raises:
-        ResiDualError: `layers_to_transform` names a layer that the tower does not have.
+        ResiDualError: as `chosen_units`.
     """
-    layers, depth = config.layers_to_transform, len(anatomy.layers)
-    if layers is not None and layers[-1] >= depth:
-        raise ResiDualError(
-            f"layers_to_transform={layers}, but the image tower of {anatomy.architecture} has "
-            f"{depth} layers, 0 to {depth - 1}."
-        )
     return Settings(
-        units=tuple(
-            unit
-            for unit in anatomy.units(config.units)
-            if layers is None or unit.layer is None or unit.layer in layers
-        ),
+        units=chosen_units(config, anatomy),
         keep=config.remainder == "keep",
         restore_mean=config.restore_mean,
         per_unit=config.granularity == "unit",
     )
 
 
-def with_basis(config: ResiDualConfig, settings: Settings, basis: SpectralBasis) -> Placement:
+def with_basis(
+    config: ResiDualConfig, settings: Settings, basis: SpectralBasis, anatomy: TowerAnatomy
+) -> Placement:
     """Start an adapter on a basis of its units, and write back whose basis it is."""
     if basis.units != settings.units:
         raise ResiDualError(
             f"the basis has {len(basis.units)} units, the adapter {len(settings.units)}: fit the "
             "basis with the adapter's `units` on the whole tower."
         )
-    components, eigenvalues = torch.cat(basis.components), torch.cat(basis.eigenvalues)
-    counts = basis.component_counts
+    components, eigenvalues = basis.components, torch.cat(basis.eigenvalues)
     if settings.per_unit:  # of the basis, only the means are used
-        components, eigenvalues, counts = components[:0], eigenvalues[:0], []
+        components, eigenvalues = [], eigenvalues[:0]
+    counts = [len(block) for block in components]
     config.component_counts = list(counts)
     config.fingerprint = basis.fingerprint.to_dict()
     config.basis_source, config.num_samples = basis.source, basis.num_samples
+    computed = basis.source == "weights" and config.basis is None  # rounded as each machine does
+    config.basis_digest = None if computed else basis.digest
     return Placement(
         settings=settings,
         counts=tuple(counts),
-        basis=StoredBasis(components, basis.means, eigenvalues, basis.total_variance),
+        basis=HeadSpace(anatomy, settings.units).pack(
+            components, basis.means, eigenvalues, basis.total_variance
+        ),
         gains=initial_gains(config, settings, counts),
         save_basis=config.save_basis,
         ready=True,
@@ -138,7 +170,7 @@ def with_basis(config: ResiDualConfig, settings: Settings, basis: SpectralBasis)
 
 def without_basis(config: ResiDualConfig, settings: Settings, anatomy: TowerAnatomy) -> Placement:
     """Start an adapter whose gains act on whole contributions: nothing to know, nothing to save."""
-    basis = _empty_basis(settings, [], anatomy.readout_width, 0.0)
+    basis = _empty_basis(settings, [], anatomy, 0.0)
     return Placement(settings, (), basis, initial_gains(config, settings, []), False, True)
 
 
@@ -167,21 +199,28 @@ def _room(config: ResiDualConfig, settings: Settings, anatomy: TowerAnatomy) -> 
     return Placement(
         settings=settings,
         counts=tuple(counts),
-        basis=_empty_basis(settings, counts, anatomy.readout_width, fill),
+        basis=_empty_basis(settings, counts, anatomy, fill),
         gains=torch.full_like(gains, float("nan")),
         save_basis=config.needs_basis,
         ready=False,
     )
 
 
-def _empty_basis(settings: Settings, counts: list[int], width: int, fill: float) -> StoredBasis:
-    units, total = len(settings.units), sum(counts)
-    return StoredBasis(
-        components=torch.full((total, width), fill, device="cpu"),
-        means=torch.full((units, width), fill, device="cpu"),
-        eigenvalues=torch.full((total,), fill, device="cpu"),
-        total_variance=torch.full((units,), fill, device="cpu"),
+def _empty_basis(
+    settings: Settings, counts: list[int], anatomy: TowerAnatomy, fill: float
+) -> StoredBasis:
+    heads = [unit.kind == "head" for unit in settings.units]
+    inside = sum(count for count, head in zip(counts, heads, strict=False) if head)
+    width, stored = anatomy.readout_width, stored_width(anatomy)
+    shapes = (
+        (inside, stored),
+        (sum(heads), stored),
+        (sum(counts) - inside, width),
+        (len(heads) - sum(heads), width),
+        (sum(counts),),
+        (len(heads),),
     )
+    return StoredBasis(*(torch.full(shape, fill, device="cpu") for shape in shapes))
 
 
 def _check_saved(

@@ -1,6 +1,7 @@
 """The paper's mode as a PEFT layer: gains on each unit's direct contribution to the readout."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..anatomy import TowerAnatomy
 from ..errors import ResiDualError
-from ..taps import capture_of, install_taps
+from ..taps import Capture, capture_of, install_taps
 from .gains import (
     ReadoutState,
     Settings,
@@ -20,11 +21,11 @@ from .gains import (
     coordinates_of,
     derive,
 )
+from .head_space import HeadSpace
 from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
+from .mixing import each_its_own, weighted_gains
 
-BASIS = tuple(
-    f"residual_peft_{name}" for name in ("components", "means", "eigenvalues", "total_variance")
-)
+BASIS = tuple(f"residual_peft_{field.name}" for field in fields(StoredBasis))
 
 MERGE_REFUSED = (
     "an adapter in readout mode cannot be merged: its gains act on what each unit contributes to "
@@ -50,10 +51,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         super().__init__()
         self.base_layer = base_layer
         self.residual_peft_gains = nn.ParameterDict()
-        self.residual_peft_components = BufferDict(persistent=True)
-        self.residual_peft_means = BufferDict(persistent=True)
-        self.residual_peft_eigenvalues = BufferDict(persistent=True)
-        self.residual_peft_total_variance = BufferDict(persistent=True)
+        for name in BASIS:
+            setattr(self, name, BufferDict(persistent=True))
         self.adapter_settings: dict[str, Settings] = {}
         self.adapter_counts: dict[str, tuple[int, ...]] = {}
         # derived from the above and the tower's weights; absent until the weights are there
@@ -121,14 +120,14 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             buffers = getattr(self, name)
             tensor = buffers[adapter_name].to(self._base_weight.device, self.dtype)
             buffers._buffers[adapter_name] = self._shared(name, adapter_name, tensor)
-        self.adapter_states[adapter_name] = self._twin(adapter_name) or derive(
-            self.anatomy,
-            self.adapter_settings[adapter_name],
-            self.adapter_counts[adapter_name],
-            self.residual_peft_components[adapter_name],
-            self.residual_peft_means[adapter_name],
-            self.dtype,
-        )
+        self.adapter_states[adapter_name] = self._twin(adapter_name) or self._derived(adapter_name)
+
+    def _derived(self, adapter_name: str) -> ReadoutState:
+        settings = self.adapter_settings[adapter_name]
+        counts = self.adapter_counts[adapter_name]
+        space = HeadSpace(self.anatomy, settings.units)
+        components, means = space.unpack(self.stored(adapter_name), counts)
+        return derive(self.anatomy, settings, counts, components, means, space.factors, self.dtype)
 
     def state(self, adapter_name: str) -> ReadoutState:
         """What leads from a capture to y' for one adapter.
@@ -143,15 +142,35 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """y' (B, d): the base layer's output and, for each active adapter, what its gains change.
 
+        `adapter_names` (one name per sample, "__base__" for none) is PEFT's, and comes before the
+        active adapters.
+
         Raises:
             ResiDualError: the input did not come from the tapped tower, an adapter's weights were
-                never loaded, or adapters that drop the remainder are active with others.
+                never loaded, adapters that drop the remainder are active with others, or there are
+                more or fewer `adapter_names` than samples.
         """
+        names: list[str] | None = kwargs.pop("adapter_names", None)
         y = self.base_layer(x, *args, **kwargs)
-        chosen: Any = self.active_adapters
-        active = [name for name in chosen if name in self.residual_peft_gains]
-        if self.disable_adapters or not active:
+        chosen: Any = self.active_adapters if names is None else names
+        used = [name for name in dict.fromkeys(chosen) if name in self.residual_peft_gains]
+        if names is not None and len(names) != len(y):
+            raise ResiDualError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {len(y)} respectively."
+            )
+        if self.disable_adapters or not used:
             return y
+        capture = self._capture(x, y)
+        base = y.detach()  # no gradient enters the backbone: y' is affine in the gains
+        with torch.autocast(y.device.type, enabled=False):
+            if names is None:
+                return self._together(used, base, capture).to(y.dtype)
+            states = {name: self.state(name) for name in used}
+            gains = {name: self.residual_peft_gains[name] for name in used}
+            return each_its_own(states, gains, names, base, capture).to(y.dtype)
+
+    def _capture(self, x: Tensor, y: Tensor) -> Capture:
         capture = capture_of(y if self.anatomy.projection is None else x)
         if capture is None or capture.stream is None:
             raise ResiDualError(
@@ -159,22 +178,53 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
                 "tower did not just compute, so the contributions of its units are not known; call "
                 "the model as a whole, or turn the adapter off with disable_adapter()."
             )
+        return capture
+
+    def _together(self, active: list[str], base: Tensor, capture: Capture) -> Tensor:
+        """Add up what the active adapters change."""
         states = [self.state(name) for name in active]
         if len(states) > 1 and not all(state.settings.keep for state in states):
             raise ResiDualError(
                 f"the adapters {active} are active together and at least one has remainder='drop', "
                 "whose readout replaces the others'; activate one of them at a time."
             )
-        # no gradient enters the backbone: y' is affine in the gains
-        base = y.detach()
-        with torch.autocast(y.device.type, enabled=False):
-            result = base.to(self.dtype)
-            for name, state in zip(active, states, strict=True):
-                coordinates = coordinates_of(state, capture)
-                gains = self.residual_peft_gains[name]
-                adapted = compose(state, base_of(state, base), coordinates, gains)
-                result = adapted if len(active) == 1 else result + (adapted - base)
-        return result.to(y.dtype)
+        result = base.to(self.dtype)
+        for name, state in zip(active, states, strict=True):
+            coordinates = coordinates_of(state, capture)
+            gains = self.residual_peft_gains[name]
+            adapted = compose(state, base_of(state, base), coordinates, gains)
+            result = adapted if len(active) == 1 else result + (adapted - base)
+        return result
+
+    def check_one_basis(self, adapters: list[str]) -> None:
+        """Refuse adapters whose gains do not mean the same: another basis, or other settings.
+
+        Raises:
+            ResiDualError: names the two.
+        """
+        for name in adapters:
+            self.state(name)
+            if not self._shares_basis(adapters[0], name):
+                raise ResiDualError(
+                    f"the adapters {adapters[0]!r} and {name!r} do not share one basis with the "
+                    "same units, remainder, restore_mean and granularity, so that their gains mean "
+                    "different things; fit both from the same basis (basis=), or activate both "
+                    "with set_adapter([...])."
+                )
+
+    def combine(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
+        """Put in an adapter whose gains are the weighted sum of others' over their one basis."""
+        first, settings = adapters[0], self.adapter_settings[adapters[0]]
+        gains = [self.residual_peft_gains[name] for name in adapters]
+        self.update_layer(
+            adapter_name,
+            settings,
+            self.adapter_counts[first],
+            self.stored(first),
+            weighted_gains(gains, weights, settings.neutral),
+            save_basis=first not in getattr(self, BASIS[0])._non_persistent_buffers_set,
+        )
+        self.residual_peft_gains[adapter_name].requires_grad_(False)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: see `MERGE_REFUSED`."""
@@ -223,7 +273,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             for name, child in self.named_children():
                 child._apply(fn if name == "base_layer" else apply)
             ready = list(self.adapter_states)
-            self.adapter_states = {n: s.map(apply) for n, s in self.adapter_states.items()}
+            moved = {id(s): s.map(apply) for s in self.adapter_states.values()}
+            self.adapter_states = {n: moved[id(s)] for n, s in self.adapter_states.items()}
             if self.dtype != before:  # a float64 model wants more digits than were kept
                 self.adapter_states.clear()  # all, or one would be taken for another's twin
                 for name in ready:
@@ -239,15 +290,19 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
 
     def _twin(self, adapter_name: str) -> ReadoutState | None:
         """The state of another adapter with the same settings over the same tensors."""
-        mine, settings = self.stored(adapter_name), self.adapter_settings[adapter_name]
-        counts = self.adapter_counts[adapter_name]
         for name, state in self.adapter_states.items():
-            same = self.adapter_settings[name] == settings and self.adapter_counts[name] == counts
-            other = self.stored(name)
-            shared = other.components is mine.components and other.means is mine.means
-            if name != adapter_name and same and shared:
+            if name != adapter_name and self._shares_basis(name, adapter_name):
                 return state
         return None
+
+    def _shares_basis(self, one: str, other: str) -> bool:
+        """Say whether two adapters adapt the same in the same tensors."""
+        pairs = zip(self.stored(one).tensors, self.stored(other).tensors, strict=True)
+        return (
+            self.adapter_settings[one] == self.adapter_settings[other]
+            and self.adapter_counts[one] == self.adapter_counts[other]
+            and all(mine is theirs for mine, theirs in pairs)
+        )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -5,8 +5,8 @@ Head h of a Linear with weight W (D, n) reads the columns z_h (e,) of its input 
 moves every a_h alike and drops out of `a_h − μ_h = W_h (z_h − z̄_h)` (`method.md`, section 5).
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,10 +37,16 @@ class LinearBasis:
         """The number of directions k_h of each head."""
         return [len(head.components) for head in self.heads]
 
-    def truncate(self, components: Components) -> "LinearBasis":
-        """Cut each head's directions as `UnitBasis.truncate` does."""
-        heads = tuple(head.truncate(components) for head in self.heads)
-        return LinearBasis(heads, self.input_mean)
+    def truncate(self, components: Sequence[Components]) -> "LinearBasis":
+        """Cut each head's directions as `UnitBasis.truncate` does; 0 leaves none."""
+        cut = zip(self.heads, components, strict=True)
+        return LinearBasis(tuple(_cut(head, keep) for head, keep in cut), self.input_mean)
+
+
+def _cut(head: UnitBasis, components: Components) -> UnitBasis:
+    if components == 0:
+        return replace(head, components=head.components[:0], eigenvalues=head.eigenvalues[:0])
+    return head.truncate(components)
 
 
 def weight_basis(module: nn.Module, heads: int, weight: Tensor | None = None) -> LinearBasis:

@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from ..anatomy import base_model
 from ..errors import ResiDualError
 from .config import ResiDualConfig
 from .stream import ResiDualStreamLinear
 from .stream_basis import LinearBasis, collect_moments, data_basis
-from .stream_placement import put_basis
+from .stream_placement import asked_components, put_basis
 
 
 def fit_stream(
@@ -46,8 +47,10 @@ def fit_stream(
     moments, count = collect_moments(peft_model, readers, batches, progress)
     # all are read out before the first is put in: a refusal leaves the adapter as it was
     found = {
-        path: data_basis(module, moments[path]).truncate(config.components)
-        for path, (module, _) in readers.items()
+        path: data_basis(module, moments[path]).truncate(
+            asked_components(config, base_model(peft_model), path, heads)
+        )
+        for path, (module, heads) in readers.items()
     }
     config.component_counts, config.basis_source, config.num_samples = {}, "data", count
     for path, basis in found.items():

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bases import Components
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import components_of
 from .config import ResiDualConfig
-from .linears import check_linear, heads_of, tower_or_none
+from .linears import check_linear, heads_of, tower_or_none, unit_names
 from .loading import check_weights_file
 from .placement import drawn_gains
 from .stream import ResiDualStreamLinear
@@ -67,7 +69,8 @@ def place_stream(
         layer = ResiDualStreamLinear(target)
     per_unit = config.granularity == "unit"
     if not config._awaits_weights:
-        _from_weights(config, layer, adapter_name, path, heads_of(model, path))
+        asked = asked_components(config, model, path, heads_of(model, path))
+        _from_weights(config, layer, adapter_name, path, asked)
         return layer
     if path not in config.component_counts:
         raise ResiDualError(
@@ -82,7 +85,8 @@ def place_stream(
         layer.update_layer(adapter_name, settings, room, gains, save_basis=True, ready=False)
         return layer
     config.component_counts = dict(config.component_counts)  # the file's own stays as it was read
-    _from_weights(config, layer, adapter_name, path, len(counts))
+    asked = asked_components(config, model, path, len(counts))
+    _from_weights(config, layer, adapter_name, path, asked)
     if tuple(config.component_counts[path]) != counts:
         raise ResiDualError(
             f"the adapter's gains belong to a basis of {sum(counts)} components at {path}, and the "
@@ -91,18 +95,29 @@ def place_stream(
     return layer
 
 
+def asked_components(
+    config: ResiDualConfig, model: nn.Module, path: str, heads: int
+) -> list[Components]:
+    """The `components` that a config asks for of each head of a Linear."""
+    return [components_of(config, name) for name in unit_names(model, path, heads)]
+
+
 def _from_weights(
-    config: ResiDualConfig, layer: ResiDualStreamLinear, adapter_name: str, path: str, heads: int
+    config: ResiDualConfig,
+    layer: ResiDualStreamLinear,
+    adapter_name: str,
+    path: str,
+    asked: list[Components],
 ) -> None:
     """Start on the basis from the weights: another adapter's, where it is the same."""
-    source = ("weights", heads, config.components)
+    source = ("weights", *asked)
     for name, settings in layer.adapter_settings.items():
         if settings.source == source and name != adapter_name and layer.has(name):
             tensors, counts = layer.tensors(name), settings.counts
             break
     else:
         weight = layer.unmerged_weight
-        found = weight_basis(layer.linear, heads, weight).truncate(config.components)
+        found = weight_basis(layer.linear, len(asked), weight).truncate(asked)
         tensors, counts = tensors_of(found, weight), tuple(found.component_counts)
     _put(config, layer, adapter_name, path, tensors, counts, source)
 

@@ -25,6 +25,7 @@ class StreamLayer(nn.Module, ResiDualLayer):
     and is kept so that it does not depend on what is merged.
     """
 
+    residual_peft_directions: BufferDict
     residual_peft_components: BufferDict
     residual_peft_maps: BufferDict
     residual_peft_order: BufferDict

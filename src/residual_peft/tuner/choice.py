@@ -1,0 +1,137 @@
+"""Which units an adapter adapts, and how many directions of each: a config's patterns, resolved."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from peft.utils.other import get_pattern_key
+from torch import nn
+
+from ..anatomy import TowerAnatomy, Unit
+from ..bases import SpectralBasis
+from ..errors import ResiDualError
+from ..spectra import Components
+from .config import ResiDualConfig
+
+Pattern = str | list[str]
+
+
+def chosen_units(config: ResiDualConfig, anatomy: TowerAnatomy) -> tuple[Unit, ...]:
+    """The units that a config adapts in a tower, in the tower's order.
+
+    Of the kinds in `units`, those in `layers_to_transform` that `unit_pattern` names and whose
+    modules `exclude_modules` does not.
+
+    Raises:
+        ResiDualError: a layer that the tower does not have, a pattern that names no unit, or no
+            unit left.
+    """
+    layers, depth = config.layers_to_transform, len(anatomy.layers)
+    if layers is not None and layers[-1] >= depth:
+        raise ResiDualError(
+            f"layers_to_transform={layers}, but the image tower of {anatomy.architecture} has "
+            f"{depth} layers, 0 to {depth - 1}."
+        )
+    units = [
+        unit
+        for unit in anatomy.units(config.units)
+        if layers is None or unit.layer is None or unit.layer in layers
+    ]
+    _check_patterns(config, units)
+    if config.unit_pattern is not None:
+        units = [unit for unit in units if _named(str(unit), config.unit_pattern)]
+    if config.exclude_modules:
+        left_out = _excluded(anatomy, units, config.exclude_modules)
+        units = [unit for unit in units if unit not in left_out]
+    if not units:
+        raise ResiDualError(
+            f"exclude_modules={config.exclude_modules} leaves no unit to adapt; leave out fewer."
+        )
+    return tuple(units)
+
+
+def fitted_to(config: ResiDualConfig, basis: SpectralBasis, units: Iterable[Unit]) -> SpectralBasis:
+    """Cut a basis to the units and the directions of each that a config asks for.
+
+    `component_pattern` comes before `components`, its first match as in PEFT's `rank_pattern`.
+
+    Raises:
+        ResiDualError: the basis lacks a unit or directions.
+    """
+    patterns: Mapping[str, Components] = config.component_pattern or {}
+    chosen: dict[Unit, Components] = {}
+    for unit in units:
+        key = get_pattern_key(list(patterns), str(unit))
+        chosen[unit] = patterns.get(key, config.components)
+    return basis.select(list(chosen)).truncate(config.components, chosen)
+
+
+def components_of(config: ResiDualConfig, name: str) -> Components:
+    """How many directions of a unit a config asks for; 0 where `unit_pattern` leaves it out."""
+    if config.unit_pattern is not None and not _named(name, config.unit_pattern):
+        return 0
+    patterns: Mapping[str, Components] = config.component_pattern or {}
+    return patterns.get(get_pattern_key(list(patterns), name), config.components)
+
+
+def check_nothing_inside(config: ResiDualConfig, anatomy: TowerAnatomy, model: nn.Module) -> None:
+    """Refuse `modules_to_save` in the image tower: the bases are those of its weights.
+
+    Raises:
+        ResiDualError: names the first such module.
+    """
+    inside = {*anatomy.tower.modules(), anatomy.projection}
+    for path, module in model.named_modules():
+        named = any(path.endswith(name) for name in config.modules_to_save or ())
+        if named and module in inside:
+            raise ResiDualError(
+                f"modules_to_save={config.modules_to_save} would train {path!r}, which is part of "
+                "the image tower: readout mode's bases belong to its weights. Leave it out, or use "
+                "mode='stream'."
+            )
+
+
+def _named(name: str, pattern: Pattern) -> bool:
+    """PEFT's way: a string is a regex for the whole name, a list holds names or their endings."""
+    if isinstance(pattern, str):
+        return re.fullmatch(pattern, name) is not None
+    return any(name == end or name.endswith(f".{end}") for end in pattern)
+
+
+def _check_patterns(config: ResiDualConfig, units: list[Unit]) -> None:
+    """Refuse a pattern that names no unit: it would be ignored in silence."""
+    chosen = config.unit_pattern
+    named: list[tuple[str, str, Pattern]] = [
+        ("component_pattern", key, rf"(.*\.)?({key})") for key in config.component_pattern or ()
+    ]
+    if isinstance(chosen, str):
+        named.append(("unit_pattern", chosen, chosen))
+    else:
+        named += [("unit_pattern", name, [name]) for name in chosen or ()]
+    for field, said, pattern in named:
+        if not any(_named(str(unit), pattern) for unit in units):
+            raise ResiDualError(
+                f"{field}: {said!r} names none of the {len(units)} units to choose from, "
+                f"{units[0]} to {units[-1]}; mend it, or `units` and `layers_to_transform`."
+            )
+
+
+def _excluded(anatomy: TowerAnatomy, units: list[Unit], pattern: Pattern) -> set[Unit]:
+    """The units that are written by a module of such a path."""
+    paths = {
+        id(module): path.replace(".base_layer", "")
+        for path, module in anatomy.model.named_modules()
+    }
+
+    def modules(unit: Unit) -> list[nn.Module]:
+        if unit.layer is None:
+            return [anatomy.embedding] if unit.kind == "embed" else []
+        layer = anatomy.layers[unit.layer]
+        return (
+            [layer.output_projection] if unit.kind == "head" else [layer.mlp, layer.mlp_projection]
+        )
+
+    return {
+        unit
+        for unit in units
+        if any(_named(paths.get(id(module), ""), pattern) for module in modules(unit))
+    }

@@ -1,0 +1,150 @@
+"""Another adapter's gains in place of one in the model, without building anything anew."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor, nn
+
+from ..anatomy import base_model
+from ..errors import ResiDualError
+from ..files import read_tensors
+from ..fingerprint import Fingerprint
+from ..hub import local_directory
+from .config import ResiDualConfig
+from .layer import GAINS
+from .loading import check_directory
+
+SETTINGS = (
+    "mode",
+    "units",
+    "layers_to_transform",
+    "unit_pattern",
+    "exclude_modules",
+    "remainder",
+    "restore_mean",
+    "granularity",
+)
+"""What, with the basis, says which gain belongs to which direction and what it does there."""
+
+
+def hotswap_adapter(
+    model: nn.Module,
+    name_or_path: str | os.PathLike[str],
+    adapter_name: str = "default",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> None:
+    """Copy a saved adapter's gains into an adapter of the model that has the same basis.
+
+    In place: the parameters stay the same objects at the same address, so that optimizers and
+    `torch.compile` notice nothing. Only the gains of the file are used; its basis, where it holds
+    one, has to be the one that is there, and is told by its digest. (PEFT's own
+    `peft.utils.hotswap.hotswap_adapter` knows LoRA alone and refuses this method.)
+
+    Args:
+        model: a model with a ResiDual adapter, compiled or not.
+        name_or_path: a directory that `save_pretrained` wrote, or a Hub id.
+        adapter_name: the adapter whose gains are replaced.
+        revision: a branch, tag or commit on the Hub.
+        token: for private repositories.
+
+    Raises:
+        ResiDualError: no such adapter, a file that is not whole, or one of another basis or other
+            settings; the model is then as it was.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    mine = _config(model, adapter_name)
+    patterns = ["adapter_config.json", "adapter_model.*"]
+    directory = local_directory(
+        name_or_path, what="adapter", allow_patterns=patterns, revision=revision, token=token
+    )
+    check_directory(directory)
+    theirs = ResiDualConfig.from_pretrained(str(directory))
+    _check_settings(mine, theirs, adapter_name, directory)
+    tensors, _ = read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
+    pairs = []
+    for path, layer in base_model(model).named_modules():
+        if isinstance(layer, BaseTunerLayer) and adapter_name in getattr(layer, GAINS, {}):
+            prefix = f"base_model.model.{_saved_path(path, theirs)}."
+            if mine.basis_digest is None and mine.basis_source == "data":
+                _check_tensors(layer, prefix, adapter_name, tensors, directory)
+            gains = getattr(layer, GAINS)[adapter_name]
+            pairs.append((gains, _checked(tensors.get(prefix + GAINS), gains, prefix, directory)))
+    for gains, new in pairs:  # nothing is changed before all have been checked
+        gains.data.copy_(new)
+
+
+def _config(model: nn.Module, adapter_name: str) -> ResiDualConfig:
+    configs: Any = model.peft_config if isinstance(model, PeftModel | BaseTuner) else {}
+    config = configs.get(adapter_name)
+    if not isinstance(config, ResiDualConfig):
+        raise ResiDualError(
+            f"there is no ResiDual adapter {adapter_name!r} to put other gains into; the model has "
+            f"{', '.join(configs) or 'none'}. Load the first one with load_adapter."
+        )
+    return config
+
+
+def _saved_path(path: str, theirs: ResiDualConfig) -> str:
+    """Where the file's own model had the layer: readout mode has one, in one place per class."""
+    if theirs.mode == "readout" and isinstance(theirs.target_modules, list):
+        return theirs.target_modules[0]
+    return path
+
+
+def _check_settings(
+    mine: ResiDualConfig, theirs: ResiDualConfig, adapter_name: str, directory: Path
+) -> None:
+    """Refuse a file whose gains mean something else."""
+    what = f"the gains in '{directory}' do not fit the adapter {adapter_name!r}"
+    mend = "Load it as an adapter of its own with load_adapter."
+    basis = "Give both one saved basis (basis=), or load it as an adapter of its own."
+    for name in SETTINGS:
+        one, other = getattr(mine, name), getattr(theirs, name)
+        if one != other:
+            raise ResiDualError(f"{what}: {name} is {other!r} there and {one!r} here. {mend}")
+    if mine.modules_to_save or theirs.modules_to_save:
+        raise ResiDualError(f"{what}: modules_to_save are whole modules, and not swapped. {mend}")
+    if not _same_weights(mine.fingerprint, theirs.fingerprint):
+        raise ResiDualError(f"{what}: they belong to other weights of the model. {mend}")
+    same = mine.basis_digest == theirs.basis_digest and mine.basis_source == theirs.basis_source
+    if not same or mine.component_counts != theirs.component_counts:
+        raise ResiDualError(f"{what}: they belong to another basis. {basis}")
+
+
+def _same_weights(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    if one is None or other is None:
+        return one == other
+    return Fingerprint.from_dict(one).matches(Fingerprint.from_dict(other))
+
+
+def _check_tensors(
+    layer: Any, prefix: str, adapter_name: str, tensors: dict[str, Tensor], directory: Path
+) -> None:
+    """Where no digest tells the basis, compare it number by number."""
+    for key, tensor in tensors.items():
+        name = key.removeprefix(prefix)
+        if not key.startswith(prefix) or name == GAINS:
+            continue
+        held = getattr(layer, name)[adapter_name]
+        if held.shape != tensor.shape or not torch.equal(held.to(tensor), tensor):
+            raise ResiDualError(
+                f"the gains in '{directory}' do not fit the adapter {adapter_name!r}: they belong "
+                f"to another basis ({name} differs). Load it with load_adapter."
+            )
+
+
+def _checked(new: Tensor | None, gains: Tensor, prefix: str, directory: Path) -> Tensor:
+    if new is None or new.shape != gains.shape or not bool(new.isfinite().all()):
+        found = "none" if new is None else f"shape {tuple(new.shape)}"
+        raise ResiDualError(
+            f"'{directory}' should hold finite gains of shape {tuple(gains.shape)} as {prefix}"
+            f"{GAINS}; got {found}. Save or download the adapter again."
+        )
+    return new

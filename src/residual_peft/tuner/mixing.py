@@ -1,0 +1,165 @@
+"""Several adapters at once: one per sample of a batch, or a weighted sum of some as a new one."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from ..errors import ResiDualError
+from ..taps import Capture
+from .gains import ReadoutState, base_of, compose, coordinates_of
+
+BASE = "__base__"
+"""PEFT's name for no adapter at all, in `adapter_names`."""
+
+
+def check_names(model: nn.Module, names: Any, known: Mapping[str, Any]) -> None:
+    """Refuse `adapter_names` that PEFT's own tuners would refuse, in words that begin as theirs do.
+
+    Args:
+        model: the adapted model.
+        names: what was given.
+        known: the adapters of the model.
+
+    Raises:
+        ResiDualError: no list of names, a name without an adapter, or a model in training mode.
+    """
+    if model.training:
+        raise ResiDualError(
+            "Cannot pass `adapter_names` when the model is in training mode: call model.eval(), or "
+            "train one adapter at a time, after set_adapter(name)."
+        )
+    wrong = isinstance(names, str) or not isinstance(names, Sequence)
+    if wrong or not all(isinstance(name, str) for name in names):
+        raise ResiDualError(
+            f"adapter_names: wanted a list of names, one per sample ({BASE!r} for no adapter), got "
+            f"{names!r}."
+        )
+    unknown = sorted({name for name in names if name != BASE and name not in known})
+    if unknown:
+        raise ResiDualError(
+            f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; the model has "
+            f"{', '.join(known)}."
+        )
+
+
+@dataclass(frozen=True)
+class _Give:
+    """A hook before a layer's forward; other threads that run the same model are left alone."""
+
+    names: tuple[str, ...]
+    thread: int
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return None
+        return args, {**kwargs, "adapter_names": list(self.names)}
+
+
+@contextmanager
+def giving_names(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Give every tuner layer the keyword `adapter_names` while the block runs in this thread."""
+    give = _Give(tuple(names), threading.get_ident())
+    handles = [
+        module.register_forward_pre_hook(give, with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def each_its_own(
+    states: Mapping[str, ReadoutState],
+    gains: Mapping[str, Tensor],
+    names: Sequence[str],
+    readout: Tensor,
+    capture: Capture,
+) -> Tensor:
+    """y' (B, d) where every sample has its own adapter, or none.
+
+    Samples whose adapters have one basis and equal settings share one pass: their coordinates are
+    taken together and scaled by a (b, K) matrix of gains.
+
+    Args:
+        states: of each named adapter; those of adapters that share a basis are one object.
+        gains: of each named adapter, (K,) or (U,).
+        names: an adapter per sample; those without a state get the readout as it is.
+        readout: y (B, d).
+        capture: of the same forward pass.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, name in enumerate(names):
+        if name in states:
+            groups.setdefault(id(states[name]), []).append(row)
+    result = readout.to(next(iter(states.values())).directions.dtype)
+    for rows in groups.values():
+        state = states[names[rows[0]]]
+        own = list(dict.fromkeys(names[row] for row in rows))
+        index = torch.tensor(rows, device=readout.device)
+        which = torch.tensor([own.index(names[row]) for row in rows], device=readout.device)
+        matrix = torch.stack([gains[name] for name in own]).index_select(0, which)
+        coordinates = coordinates_of(state, capture.rows(index))
+        base = base_of(state, readout.index_select(0, index))
+        result = result.index_copy(0, index, compose(state, base, coordinates, matrix))
+    return result
+
+
+def check_weighted(
+    known: Mapping[str, Any], adapters: Sequence[str], weights: Sequence[float], adapter_name: str
+) -> None:
+    """Refuse a weighted sum of adapters that cannot be taken, before anything is changed.
+
+    Raises:
+        ResiDualError: names or weights that do not fit, unknown adapters, or a name that is taken.
+    """
+    if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
+        raise ResiDualError(
+            f"wanted a list of adapters and a weight for each, got adapters={adapters!r} and "
+            f"weights={weights!r}."
+        )
+    if unknown := [name for name in adapters if name not in known]:
+        raise ResiDualError(
+            f"there are no adapters {', '.join(map(repr, unknown))} to combine; the model has "
+            f"{', '.join(known)}."
+        )
+    if adapter_name in known:
+        raise ResiDualError(
+            f"the model has an adapter {adapter_name!r} already: give the sum another name, or "
+            "delete_adapter() that one first."
+        )
+    if bad := [weight for weight in weights if not _is_number(weight)]:
+        raise ResiDualError(f"weights: wanted finite numbers, got {bad}.")
+    if extra := [name for name in adapters if getattr(known[name], "modules_to_save", None)]:
+        raise ResiDualError(
+            f"the adapters {', '.join(map(repr, extra))} have modules_to_save, whole modules of "
+            "their own, which no sum of gains stands for; combine adapters without."
+        )
+
+
+def weighted_gains(gains: Sequence[Tensor], weights: Sequence[float], neutral: float) -> Tensor:
+    """λ = neutral + Σ w_i (λ_i − neutral), (K,): see `ResiDualModel.add_weighted_adapter`."""
+    stack = torch.stack([tensor.detach().double() for tensor in gains])
+    factors = torch.tensor([float(weight) for weight in weights]).to(stack)
+    return (neutral + factors @ (stack - neutral)).to(gains[0].dtype)
+
+
+def layers_with(model: nn.Module, method: str) -> list[Any]:
+    """The tuner layers of a model that can do a thing, of whatever mode."""
+    found = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return [layer for layer in found if callable(getattr(type(layer), method, None))]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+        return False
+    return bool(torch.as_tensor(value, dtype=torch.float64).isfinite().all())
