@@ -144,11 +144,12 @@ def _put(
     source: tuple[object, ...],
 ) -> None:
     settings = StreamSettings(counts, config.granularity == "unit", source)
+    gains = stream_gains(config, settings, path)
     layer.update_layer(
         adapter_name,
         settings,
         tensors,
-        stream_gains(config, settings, path),
+        torch.full_like(gains, float("nan")) if config._awaits_weights else gains,
         save_basis=config.save_basis,
         ready=not config._awaits_weights,
     )

@@ -117,8 +117,14 @@ class StreamLayer(nn.Module, ResiDualLayer):
         Raises:
             ResiDualError: they were never loaded.
         """
-        if adapter_name in self.adapter_waits:
+        if adapter_name not in self.adapter_waits:
+            return
+        gains = self.residual_peft_gains[adapter_name]
+        if not all(_is_loaded(tensor) for tensor in (gains, *self.tensors(adapter_name))):
             raise ResiDualError(WAITS.format(adapter_name))
+        # transformers' own load_adapter fills the tensors without load_state_dict
+        self.refresh(adapter_name)
+        self.adapter_waits.pop(adapter_name, None)
 
     def refresh(self, adapter_name: str) -> None:
         """Derive what follows from an adapter's basis: another one's, where it has the same."""
@@ -218,6 +224,10 @@ class StreamLayer(nn.Module, ResiDualLayer):
             if f"{prefix}{GAINS}.{adapter}" in state_dict:
                 self.adapter_waits.pop(adapter, None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _is_loaded(tensor: Tensor) -> bool:
+    return not tensor.is_meta and bool(tensor.isfinite().all())
 
 
 def _after_load(layer: StreamLayer, _: Any) -> None:
