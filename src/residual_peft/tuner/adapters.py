@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..anatomy import Unit
@@ -152,7 +150,7 @@ def active_adapter(peft_model: nn.Module) -> str:
 
 
 def _adapter(peft_model: nn.Module, name: str) -> tuple[ResiDualReadout, ResiDualConfig]:
-    configs: Any = peft_model.peft_config if isinstance(peft_model, PeftModel | BaseTuner) else {}
+    configs: Any = getattr(peft_model, "peft_config", {})  # transformers' models have one, too
     for layer in readouts(peft_model):
         if name in layer.adapter_settings:
             return layer, configs[name]
