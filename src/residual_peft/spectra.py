@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .anatomy import TowerAnatomy, Unit, find_tower
+from .anatomy import TowerAnatomy, Unit, check_linear, find_tower
 from .decomposition import checked_capture, contributions, head_inputs
 from .errors import ResiDualError
 from .fingerprint import Fingerprint
@@ -245,6 +245,8 @@ def weight_spectra(anatomy: TowerAnatomy, units: Iterable[Unit]) -> list[UnitBas
             matrix = heads[unit.head]
         elif unit.layer is not None:
             part = anatomy.layers[unit.layer]
+            name = f"{anatomy.architecture}: the last map of the MLP of layer {unit.layer}"
+            check_linear(name, part.mlp_projection, anatomy.width)
             matrix = anatomy.float64(part.mlp_projection.weight)
             if part.mlp_scale is not None:
                 matrix = anatomy.float64(part.mlp_scale)[:, None] * matrix

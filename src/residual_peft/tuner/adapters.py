@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..anatomy import Unit, base_model
@@ -194,7 +192,7 @@ def _all_layers(model: nn.Module) -> Iterator[tuple[str, ResiDualLayer]]:
 
 
 def _layers(model: nn.Module, name: str) -> tuple[dict[str, ResiDualLayer], ResiDualConfig]:
-    configs: Any = model.peft_config if isinstance(model, PeftModel | BaseTuner) else {}
+    configs: Any = getattr(model, "peft_config", {})  # transformers' models have one, too
     layers = list(_all_layers(model))
     if not layers:
         raise _no_adapter(model)

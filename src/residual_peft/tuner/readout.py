@@ -135,9 +135,17 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         Raises:
             ResiDualError: the adapter's weights were never loaded.
         """
+        if adapter_name not in self.adapter_states and self._has_values(adapter_name):
+            self.refresh(adapter_name)  # transformers puts the tensors in without telling anyone
         if adapter_name not in self.adapter_states:
             raise ResiDualError(WAITS.format(adapter_name))
         return self.adapter_states[adapter_name]
+
+    def _has_values(self, adapter_name: str) -> bool:
+        tensors = [self.residual_peft_gains[adapter_name], *self.stored(adapter_name).tensors]
+        return not any(t.is_meta for t in tensors) and all(
+            bool(t.isfinite().all()) for t in tensors
+        )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """y' (B, d): the base layer's output and, for each active adapter, what its gains change.
