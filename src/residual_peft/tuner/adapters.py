@@ -21,6 +21,8 @@ def fit_bases(
     batches: Iterable[Any],
     adapter_name: str = "default",
     progress: bool | Callable[[int], object] = False,
+    *,
+    across_processes: bool = False,
 ) -> SpectralBasis | None:
     """Fit an adapter's bases from images: one streaming pass of the unadapted model.
 
@@ -32,6 +34,8 @@ def fit_bases(
         batches: an iterable of `pixel_values` (B, C, H, W), or of dicts that hold them.
         adapter_name: the adapter to fit.
         progress: True for a bar, or what to call after each batch with its number of images.
+        across_processes: under `accelerate launch` or torchrun, each process gives its own share of
+            the images, and all get the basis of all of them; otherwise give each all images.
 
     Returns:
         The basis, in float64 on the CPU; None where none is needed.
@@ -46,7 +50,14 @@ def fit_bases(
         return None
     settings = layer.adapter_settings[adapter_name]
     components = None if config.component_pattern else config.components
-    basis = SpectralBasis.fit(peft_model, batches, config.units, components, progress)
+    basis = SpectralBasis.fit(
+        peft_model,
+        batches,
+        config.units,
+        components,
+        progress,
+        across_processes=across_processes,
+    )
     basis = fitted_to(config, basis, settings.units)
     config.basis = None  # the one it named is replaced
     with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
