@@ -20,6 +20,8 @@ def fit_stream(
     batches: Iterable[Any],
     adapter_name: str,
     progress: bool | Callable[[int], object] = False,
+    *,
+    across_processes: bool = False,
 ) -> dict[str, LinearBasis]:
     """Fit the basis of every adapted Linear and start the adapter anew on them.
 
@@ -30,6 +32,7 @@ def fit_stream(
         batches: as `collect_moments`.
         adapter_name: the adapter to fit.
         progress: as `collect_moments`.
+        across_processes: as `collect_moments`.
 
     Raises:
         ResiDualError: adapters are merged, or as `collect_moments`.
@@ -44,7 +47,9 @@ def fit_stream(
         path: (layer.linear, layer.adapter_settings[adapter_name].heads)
         for path, layer in layers.items()
     }
-    moments, count = collect_moments(peft_model, readers, batches, progress)
+    moments, count = collect_moments(
+        peft_model, readers, batches, progress, across_processes=across_processes
+    )
     # all are read out before the first is put in: a refusal leaves the adapter as it was
     found = {
         path: data_basis(module, moments[path]).truncate(
