@@ -276,26 +276,29 @@ def _checked(anatomy: TowerAnatomy) -> TowerAnatomy:
         )
     for index, layer in enumerate(anatomy.layers):
         name = f"{anatomy.architecture}: the attention output projection of layer {index}"
-        _check_linear(name, layer.output_projection, anatomy.width)
+        check_linear(name, layer.output_projection, anatomy.width)
         if layer.output_projection.in_features % anatomy.num_heads:
             raise ResiDualError(
                 f"{name} takes {layer.output_projection.in_features} features, which "
                 f"{anatomy.num_heads} heads cannot share equally."
             )
     if anatomy.projection is not None:
-        _check_linear(f"{anatomy.architecture}: the visual projection", anatomy.projection)
+        check_linear(f"{anatomy.architecture}: the visual projection", anatomy.projection)
     return anatomy
 
 
-def _check_linear(name: str, module: nn.Module, out_features: int | None = None) -> None:
+def check_linear(name: str, module: nn.Module, out_features: int | None = None) -> None:
     """Refuse what is not a plain linear layer with its weight at hand.
 
     `nn.MultiheadAttention` never calls its fused output projection, so that hooks on it and
     adapters in its place do nothing, in silence; quantised weights are packed.
+
+    Raises:
+        ResiDualError: begins with `name`, and says what it is.
     """
     if not isinstance(module, nn.Linear) or isinstance(module, NonDynamicallyQuantizableLinear):
         raise ResiDualError(
-            f"{name} is a {type(module).__name__}; wanted a plain nn.Linear (neither fused nor "
+            f"{name} is a {_kind(module)}; wanted a plain nn.Linear (neither fused nor "
             "quantised): load the model with its plain attention, in float16 or wider."
         )
     weight, shape = module.weight, (out_features or module.out_features, module.in_features)
@@ -304,3 +307,8 @@ def _check_linear(name: str, module: nn.Module, out_features: int | None = None)
             f"{name} keeps a {tuple(weight.shape)} weight of {weight.dtype}; wanted {shape} in "
             "floating point: load the model without quantisation."
         )
+
+
+def _kind(module: nn.Module) -> str:
+    kind = type(module)
+    return kind.__name__ if kind.__name__ != "Linear" else f"{kind.__module__}.Linear"

@@ -72,6 +72,8 @@ class SpectralBasis:
         units: Iterable[str] = ("head", "mlp"),
         components: Components = None,
         progress: bool | Callable[[int], object] = False,
+        *,
+        across_processes: bool = False,
     ) -> "SpectralBasis":
         """Fit bases of the unadapted model in one streaming pass, constant memory.
 
@@ -83,6 +85,8 @@ class SpectralBasis:
             components: None all directions with variance, int the first k, float the fewest that
                 reach a share of the variance.
             progress: True for a bar, or what to call after each batch with its number of images.
+            across_processes: under `torch.distributed`, each process gives its own share of the
+                images, and all get the basis of all of them.
 
         Raises:
             ResiDualError: no images, pixels that are not finite, too few images for the components,
@@ -99,6 +103,8 @@ class SpectralBasis:
                 bar.update(seen)
                 if callable(progress):
                     progress(seen)
+        if across_processes:
+            accumulator = accumulator.across_processes()
         return cls.from_accumulator(accumulator, components)
 
     @classmethod

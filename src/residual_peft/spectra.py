@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from .anatomy import TowerAnatomy, Unit, find_tower
+from .anatomy import TowerAnatomy, Unit, check_linear, find_tower
 from .decomposition import checked_capture, contributions, head_inputs
 from .errors import ResiDualError
 from .fingerprint import Fingerprint
@@ -128,6 +128,21 @@ class BasisAccumulator:
             moments.merge(more)
         self.others.merge(other.others)
 
+    def across_processes(self) -> "BasisAccumulator":
+        """What this one and those of all other processes have seen; each process gets the same.
+
+        Every process of `torch.distributed` has to call it.
+
+        Raises:
+            ResiDualError: `torch.distributed` is not running.
+        """
+        parts = from_all_processes(self)
+        merged: BasisAccumulator = parts[0]
+        for part in parts[1:]:  # in the same order everywhere: the same sums to the last bit
+            merged.merge(part)
+        merged.model, merged.anatomy = self.model, self.anatomy
+        return merged
+
     def finish(self, components: Components = None) -> list[UnitBasis]:
         """Read out the spectrum of each unit, in the order of `units`, in float64 on the CPU.
 
@@ -175,6 +190,22 @@ class BasisAccumulator:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "model": None, "anatomy": None}
+
+
+def from_all_processes(value: Any) -> list[Any]:
+    """What each process of `torch.distributed` gives here, in the same order everywhere.
+
+    Raises:
+        ResiDualError: `torch.distributed` is not running.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ResiDualError(
+            "across_processes=True needs torch.distributed, which is not running here: start "
+            "the script with 'accelerate launch' or torchrun, or leave it out."
+        )
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, value)
+    return parts
 
 
 def pixels_of(batch: Any) -> Tensor:
@@ -245,6 +276,8 @@ def weight_spectra(anatomy: TowerAnatomy, units: Iterable[Unit]) -> list[UnitBas
             matrix = heads[unit.head]
         elif unit.layer is not None:
             part = anatomy.layers[unit.layer]
+            name = f"{anatomy.architecture}: the last map of the MLP of layer {unit.layer}"
+            check_linear(name, part.mlp_projection, anatomy.width)
             matrix = anatomy.float64(part.mlp_projection.weight)
             if part.mlp_scale is not None:
                 matrix = anatomy.float64(part.mlp_scale)[:, None] * matrix

@@ -164,8 +164,9 @@ def test_edited_files_are_refused(tmp_path: Path) -> None:
         PeftModel.from_pretrained(Mlp(), tmp_path)
 
 
-def test_a_saved_config_alone_waits_for_its_weights(tmp_path: Path) -> None:
-    source = adapted_stream("plain")
+@pytest.mark.parametrize("options", [{}, {"fit": False, "save_basis": False}])
+def test_a_saved_config_alone_waits_for_its_weights(options: dict, tmp_path: Path) -> None:
+    source = adapted_stream("plain", **options)
     source.save_pretrained(tmp_path)
     config = PeftConfig.from_pretrained(str(tmp_path))
     model = get_peft_model(CASES["plain"].build(), config)
@@ -197,6 +198,26 @@ def test_injected_without_a_peft_model() -> None:
     assert not torch.equal(model(VECTORS), again(VECTORS))
     set_peft_model_state_dict(again, state)
     assert torch.equal(model(VECTORS), again(VECTORS))
+
+
+def test_transformers_own_way(tmp_path: Path) -> None:
+    """`add_adapter`, `save_pretrained` and `load_adapter` of a plain transformers model."""
+    model, base = clip_model(), output("CLIPModel", clip_model())
+    model.add_adapter(ResiDualConfig(mode="stream", init_weights=False), "mine")
+    wanted = output("CLIPModel", model)
+    assert relative(wanted, base) > 1e-2
+    model.disable_adapters()
+    assert torch.equal(output("CLIPModel", model), base)
+    model.enable_adapters()
+    model.save_pretrained(tmp_path)
+    loaded = clip_model()
+    loaded.load_adapter(str(tmp_path))
+    assert torch.equal(output("CLIPModel", loaded), wanted)
+    assert torch.equal(
+        output("CLIPModel", PeftModel.from_pretrained(clip_model(), tmp_path)), wanted
+    )
+    loaded.delete_adapter("default")
+    assert torch.equal(output("CLIPModel", loaded), base)
 
 
 def storages(model: nn.Module) -> int:

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..anatomy import Unit, base_model
@@ -28,6 +26,8 @@ def fit_bases(
     batches: Iterable[Any],
     adapter_name: str = "default",
     progress: bool | Callable[[int], object] = False,
+    *,
+    across_processes: bool = False,
 ) -> SpectralBasis | dict[str, LinearBasis] | None:
     """Fit an adapter's bases from images: one streaming pass of the unadapted model.
 
@@ -41,6 +41,8 @@ def fit_bases(
             mode without an image tower, or beside `input_ids`, of whatever the model takes.
         adapter_name: the adapter to fit.
         progress: True for a bar, or what to call after each batch with its number of images.
+        across_processes: under `accelerate launch` or torchrun, each process gives its own share of
+            the images, and all get the basis of all of them; otherwise give each all images.
 
     Returns:
         The basis, in float64 on the CPU; in stream mode one by module; None where none is needed.
@@ -52,14 +54,29 @@ def fit_bases(
     layers, config = _layers(peft_model, adapter_name)
     if config.mode == "stream":
         streams = {p: m for p, m in layers.items() if isinstance(m, ResiDualStreamLinear)}
-        return fit_stream(peft_model, streams, config, batches, adapter_name, progress)
+        return fit_stream(
+            peft_model,
+            streams,
+            config,
+            batches,
+            adapter_name,
+            progress,
+            across_processes=across_processes,
+        )
     layer, config = _adapter(peft_model, adapter_name)
     if not config.needs_basis:
         restart_gains(peft_model, adapter_name=adapter_name)
         return None
     settings = layer.adapter_settings[adapter_name]
     components = None if config.component_pattern else config.components
-    basis = SpectralBasis.fit(peft_model, batches, config.units, components, progress)
+    basis = SpectralBasis.fit(
+        peft_model,
+        batches,
+        config.units,
+        components,
+        progress,
+        across_processes=across_processes,
+    )
     basis = fitted_to(config, basis, settings.units)
     config.basis = None  # the one it named is replaced
     with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
@@ -194,7 +211,7 @@ def _all_layers(model: nn.Module) -> Iterator[tuple[str, ResiDualLayer]]:
 
 
 def _layers(model: nn.Module, name: str) -> tuple[dict[str, ResiDualLayer], ResiDualConfig]:
-    configs: Any = model.peft_config if isinstance(model, PeftModel | BaseTuner) else {}
+    configs: Any = getattr(model, "peft_config", {})  # transformers' models have one, too
     layers = list(_all_layers(model))
     if not layers:
         raise _no_adapter(model)

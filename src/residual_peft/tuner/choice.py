@@ -65,6 +65,14 @@ def fitted_to(config: ResiDualConfig, basis: SpectralBasis, units: Iterable[Unit
     return basis.select(list(chosen)).truncate(config.components, chosen)
 
 
+def components_of(config: ResiDualConfig, name: str) -> Components:
+    """How many directions of a unit a config asks for; 0 where `unit_pattern` leaves it out."""
+    if config.unit_pattern is not None and not _named(name, config.unit_pattern):
+        return 0
+    patterns: Mapping[str, Components] = config.component_pattern or {}
+    return patterns.get(get_pattern_key(list(patterns), name), config.components)
+
+
 def check_nothing_inside(config: ResiDualConfig, anatomy: TowerAnatomy, model: nn.Module) -> None:
     """Refuse `modules_to_save` in the image tower: the bases are those of its weights.
 

@@ -69,11 +69,10 @@ class ResiDualConfig(PeftConfig):
         unit_pattern: units to adapt among those, by name ("layer3.head5", "layer3.mlp", "embed"): a
             regex for the whole name, or a list of names or their endings ("head5"); None all.
         component_pattern: regex -> `components` for the units it matches, like PEFT's
-            `rank_pattern`: {"layer11.head\\d+": 8, "mlp": 0.5}; the first match counts. In stream
-            mode a head's name is its Linear's path and number: "layers.3.self_attn.out_proj.head5".
+            `rank_pattern`: {"layer11.head\\d+": 8, "mlp": 0.5}; the first match counts.
         exclude_modules: PEFT's: units whose module has such a path are left out (a head's is its
             attention's output projection, an MLP's itself or its last Linear): a regex for the
-            whole path, or a list of paths or their endings. In stream mode as for LoRA.
+            whole path, or a list of paths or their endings. With `target_modules`, modules.
         modules_to_save: PEFT's, other modules to train and save in full.
         target_modules: stream mode: the Linears to adapt in any model, named as for LoRA (names, a
             regex or "all-linear"); None the image tower's. Readout mode writes its path back.
@@ -162,10 +161,9 @@ class ResiDualConfig(PeftConfig):
     def fresh(self) -> "ResiDualConfig":
         """Copy the user's settings without what a fitted or saved adapter wrote back."""
         changes: dict[str, Any] = {"inference_mode": False, "num_samples": None}
-        written = ["target_modules", "component_counts", "fingerprint", "basis_source"]
-        written.append("basis_digest")
-        if self.mode == "stream":
-            written.remove("target_modules")  # the user may have named them
+        written = ["component_counts", "fingerprint", "basis_source", "basis_digest"]
+        if self.mode != "stream":  # there the user may have named them
+            written.append("target_modules")
         changes |= dict.fromkeys(written)
         return dataclasses.replace(self, **changes)
 
@@ -223,7 +221,6 @@ class ResiDualConfig(PeftConfig):
             ("remainder", self.remainder == "drop", "'keep'"),
             ("restore_mean", not self.restore_mean, "True"),
             ("units", bool({"embed", "output"} & set(self.units)), "'head' and 'mlp'"),
-            ("unit_pattern", self.unit_pattern is not None, "None; name target_modules"),
             ("basis", self.basis is not None, "None (then fit_bases): a saved one is a readout's"),
         )
         for name, wrong, wanted in refused:

@@ -21,6 +21,13 @@ from ..anatomy import TowerAnatomy, Unit
 from .gains import StoredBasis
 
 
+def polar_frames(factors: Tensor) -> Tensor:
+    """Q of each B (..., d, n) with d ≥ n: the orthonormal columns that are nearest to its own."""
+    frame, triangle = torch.linalg.qr(factors)
+    left, _, right = torch.linalg.svd(triangle)
+    return frame @ left @ right
+
+
 def stored_width(anatomy: TowerAnatomy) -> int:
     """The numbers that a direction of a head is stored in: e + 1, or d if that is less."""
     return min(anatomy.readout_width, anatomy.head_dim + 1)
@@ -54,9 +61,8 @@ class HeadSpace:
         if width == stored_width(self.anatomy):
             eye = torch.eye(width, dtype=torch.float64, device=self.anatomy.float64_device)
             return dict.fromkeys(self.factors, eye)
-        frame, triangle = torch.linalg.qr(torch.stack(list(self.factors.values())))
-        left, _, right = torch.linalg.svd(triangle)
-        return dict(zip(self.factors, (frame @ left @ right).unbind(0), strict=True))
+        frames = polar_frames(torch.stack(list(self.factors.values())))
+        return dict(zip(self.factors, frames.unbind(0), strict=True))
 
     def pack(
         self,

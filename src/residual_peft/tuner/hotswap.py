@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
@@ -16,8 +15,8 @@ from ..files import read_tensors
 from ..fingerprint import Fingerprint
 from ..hub import local_directory
 from .config import ResiDualConfig
+from .layer import GAINS
 from .loading import check_directory
-from .readout import GAINS
 
 SETTINGS = (
     "mode",
@@ -81,7 +80,7 @@ def hotswap_adapter(
 
 
 def _config(model: nn.Module, adapter_name: str) -> ResiDualConfig:
-    configs: Any = model.peft_config if isinstance(model, PeftModel | BaseTuner) else {}
+    configs: Any = getattr(model, "peft_config", {})  # transformers' models have one, too
     config = configs.get(adapter_name)
     if not isinstance(config, ResiDualConfig):
         raise ResiDualError(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..anatomy import TowerAnatomy, find_tower
+from ..anatomy import LayerAnatomy, TowerAnatomy, Unit, find_tower
 from ..errors import ResiDualError
+from .choice import chosen_units
 from .config import ResiDualConfig
 
 OUTPUT_PROJECTIONS = (
@@ -39,18 +40,29 @@ def tower_targets(config: ResiDualConfig, model: nn.Module) -> list[str]:
             f"mode='stream' without target_modules adapts an image tower's own projections, and "
             f"they were not found: {error} Or name the Linears to adapt with target_modules=."
         ) from None
-    layers, depth = config.layers_to_transform, len(anatomy.layers)
-    if layers is not None and layers[-1] >= depth:
-        raise ResiDualError(
-            f"layers_to_transform={layers}, but the image tower of {anatomy.architecture} has "
-            f"{depth} layers, 0 to {depth - 1}."
-        )
-    wanted: list[int] = []
-    for part in (anatomy.layers[index] for index in layers or range(depth)):
-        wanted += [id(part.output_projection)] if "head" in config.units else []
-        wanted += [id(part.mlp_projection)] if "mlp" in config.units else []
     paths = _paths(model)
-    return [paths[module] for module in wanted]
+    modules = {
+        id(_module_of(anatomy.layers[unit.layer], unit.kind))
+        for unit in chosen_units(config, anatomy)
+        if unit.layer is not None
+    }
+    return [path for module, path in paths.items() if module in modules]
+
+
+def _module_of(layer: LayerAnatomy, kind: str) -> nn.Linear:
+    return layer.output_projection if kind == "head" else layer.mlp_projection
+
+
+def unit_names(model: nn.Module, path: str, heads: int) -> list[str]:
+    """Name the heads that write through a Linear: as units in the image tower, else by its path."""
+    tower = tower_or_none(model)
+    paths = _paths(model)
+    for index, layer in enumerate(tower.layers if tower is not None else ()):
+        if paths[id(layer.output_projection)] == path:
+            return [str(Unit("head", index, head)) for head in range(heads)]
+        if paths[id(layer.mlp_projection)] == path:
+            return [str(Unit("mlp", index))]
+    return [path] if heads == 1 else [f"{path}.head{head}" for head in range(heads)]
 
 
 def in_chosen_layers(config: ResiDualConfig, path: str) -> bool:

@@ -146,15 +146,6 @@ def check_weighted(
         )
 
 
-def different_bases(one: str, other: str) -> ResiDualError:
-    """What to say of two adapters whose gains do not mean the same."""
-    return ResiDualError(
-        f"the adapters {one!r} and {other!r} do not share one basis with equal settings (units or "
-        "modules, remainder, restore_mean, granularity), so that their gains mean different "
-        "things; fit both from the same basis (basis=), or activate both with set_adapter([...])."
-    )
-
-
 def weighted_gains(gains: Sequence[Tensor], weights: Sequence[float], neutral: float) -> Tensor:
     """λ = neutral + Σ w_i (λ_i − neutral), (K,): see `ResiDualModel.add_weighted_adapter`."""
     stack = torch.stack([tensor.detach().double() for tensor in gains])

@@ -20,7 +20,7 @@ from .mixing import check_names, check_weighted, giving_names, layers_with
 from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
 from .stream import ResiDualStreamLinear
-from .stream_placement import check_patterns_used, place_stream, prepare
+from .stream_placement import place_stream, prepare
 from .stream_tensors import STREAM_BASIS
 
 PREFIX = "residual_peft_"
@@ -124,10 +124,9 @@ class ResiDualModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
+        found: Any = check_target_module_exists(config, key)  # knows what PEFT leaves out
         if config.mode == "stream":
-            found: Any = BaseTuner._check_target_module_exists(config, key)
             return found if not found or in_chosen_layers(config, key) else False
-        found = check_target_module_exists(config, key)  # knows what PEFT leaves out
         if isinstance(found, _ExcludedModule):
             return found
         return key in (config.target_modules or [])
@@ -158,12 +157,6 @@ class ResiDualModel(BaseTuner):
             accept_images_alone(self.model)
             target = layer
         placement.put(target, adapter_name)
-
-    def _post_injection_hook(
-        self, model: nn.Module, config: ResiDualConfig, adapter_name: str
-    ) -> None:
-        if config.mode == "stream":
-            check_patterns_used(config)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

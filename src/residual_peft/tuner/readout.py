@@ -23,7 +23,7 @@ from .gains import (
 )
 from .head_space import HeadSpace
 from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
-from .mixing import different_bases, each_its_own, weighted_gains
+from .mixing import each_its_own, weighted_gains
 
 BASIS = tuple(f"residual_peft_{field.name}" for field in fields(StoredBasis))
 
@@ -135,9 +135,17 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         Raises:
             ResiDualError: the adapter's weights were never loaded.
         """
+        if adapter_name not in self.adapter_states and self._has_values(adapter_name):
+            self.refresh(adapter_name)  # transformers puts the tensors in without telling anyone
         if adapter_name not in self.adapter_states:
             raise ResiDualError(WAITS.format(adapter_name))
         return self.adapter_states[adapter_name]
+
+    def _has_values(self, adapter_name: str) -> bool:
+        tensors = [self.residual_peft_gains[adapter_name], *self.stored(adapter_name).tensors]
+        return not any(t.is_meta for t in tensors) and all(
+            bool(t.isfinite().all()) for t in tensors
+        )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """y' (B, d): the base layer's output and, for each active adapter, what its gains change.
@@ -205,7 +213,12 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         for name in adapters:
             self.state(name)
             if not self._shares_basis(adapters[0], name):
-                raise different_bases(adapters[0], name)
+                raise ResiDualError(
+                    f"the adapters {adapters[0]!r} and {name!r} do not share one basis with the "
+                    "same units, remainder, restore_mean and granularity, so that their gains mean "
+                    "different things; fit both from the same basis (basis=), or activate both "
+                    "with set_adapter([...])."
+                )
 
     def combine(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
         """Put in an adapter whose gains are the weighted sum of others' over their one basis."""

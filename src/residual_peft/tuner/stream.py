@@ -8,7 +8,8 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .mixing import BASE
+from ..errors import ResiDualError
+from .mixing import BASE, weighted_gains
 from .stream_state import StreamLayer
 from .stream_tensors import DERIVED
 
@@ -35,7 +36,7 @@ class ResiDualStreamLinear(StreamLayer):
         `adapter_names` (one name per sample, "__base__" for none) is PEFT's.
 
         Raises:
-            ValueError: `adapter_names` of another length, or while adapters are merged.
+            ResiDualError: `adapter_names` of another length, or while adapters are merged.
         """
         names: list[str] | None = kwargs.pop("adapter_names", None)
         if self.disable_adapters:
@@ -67,12 +68,12 @@ class ResiDualStreamLinear(StreamLayer):
 
     def _mixed(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         if len(x) != len(names):
-            raise ValueError(
+            raise ResiDualError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(names)} and {len(x)} respectively."
             )
         if self.merged:
-            raise ValueError(
+            raise ResiDualError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call "
                 "`unmerge_adapter` first."
             )
@@ -93,6 +94,45 @@ class ResiDualStreamLinear(StreamLayer):
         """What adapters that share a basis have in common."""
         tensors = (*self.tensors(adapter_name)[:2], self.residual_peft_maps[adapter_name])
         return (*map(id, tensors), self.adapter_settings[adapter_name].counts)
+
+    def check_one_basis(self, adapters: list[str]) -> None:
+        """Refuse adapters whose gains do not mean the same: another basis, or other settings.
+
+        Raises:
+            ResiDualError: names the two, or one whose weights were never loaded.
+        """
+        for name in adapters:
+            self.check_ready(name)
+            if self.has(name) != self.has(adapters[0]) or not self._one_basis(adapters[0], name):
+                raise ResiDualError(
+                    f"the adapters {adapters[0]!r} and {name!r} do not share one basis with the "
+                    "same modules and granularity, so that their gains mean different things; "
+                    "activate both with set_adapter([...])."
+                )
+
+    def _one_basis(self, one: str, other: str) -> bool:
+        if not self.has(one):
+            return True
+        mine, theirs = self.adapter_settings[one], self.adapter_settings[other]
+        same_settings = (mine.counts, mine.per_unit) == (theirs.counts, theirs.per_unit)
+        pairs = zip(self.tensors(one), self.tensors(other), strict=True)
+        return same_settings and all(a is b for a, b in pairs)
+
+    def combine(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
+        """Put in an adapter whose gains are the weighted sum of others' over their one basis."""
+        first = adapters[0]
+        if not self.has(first):
+            return
+        gains = [self.residual_peft_gains[name] for name in adapters]
+        directions = self.residual_peft_directions
+        self.update_layer(
+            adapter_name,
+            self.adapter_settings[first],
+            self.tensors(first),
+            weighted_gains(gains, weights, 1.0),
+            save_basis=first not in directions._non_persistent_buffers_set,
+        )
+        self.residual_peft_gains[adapter_name].requires_grad_(False)
 
     @torch.no_grad()
     def get_delta_weight(self, adapter_name: str) -> Tensor:

@@ -6,7 +6,7 @@ moves every a_h alike and drops out of `a_h − μ_h = W_h (z_h − z̄_h)` (`me
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..bases import Components, UnitBasis
 from ..decomposition import check_pixels, run_tower, unadapted
 from ..errors import ResiDualError
 from ..moments import Moments
-from ..spectra import pixels_of, spectrum, weight_spectrum
+from ..spectra import from_all_processes, pixels_of, spectrum, weight_spectrum
 from .linears import float64, linear_weight, tower_or_none
 
 
@@ -38,9 +38,15 @@ class LinearBasis:
         return [len(head.components) for head in self.heads]
 
     def truncate(self, components: Sequence[Components]) -> "LinearBasis":
-        """Cut each head's directions as `UnitBasis.truncate` does, given for each head."""
-        pairs = zip(self.heads, components, strict=True)
-        return LinearBasis(tuple(head.truncate(kept) for head, kept in pairs), self.input_mean)
+        """Cut each head's directions as `UnitBasis.truncate` does; 0 leaves none."""
+        cut = zip(self.heads, components, strict=True)
+        return LinearBasis(tuple(_cut(head, keep) for head, keep in cut), self.input_mean)
+
+
+def _cut(head: UnitBasis, components: Components) -> UnitBasis:
+    if components == 0:
+        return replace(head, components=head.components[:0], eigenvalues=head.eigenvalues[:0])
+    return head.truncate(components)
 
 
 def weight_basis(module: nn.Module, heads: int, weight: Tensor | None = None) -> LinearBasis:
@@ -96,6 +102,8 @@ def collect_moments(
     layers: Mapping[str, tuple[nn.Module, int]],
     batches: Iterable[Any],
     progress: bool | Callable[[int], object] = False,
+    *,
+    across_processes: bool = False,
 ) -> tuple[dict[str, Moments], int]:
     """Run the unadapted model once over the batches: moments of what enters each Linear.
 
@@ -107,6 +115,7 @@ def collect_moments(
         batches: images for a known image tower; otherwise, or with `input_ids`, what the model
             takes: a mapping of its arguments, or a tensor for its first one.
         progress: True for a bar, or what to call after each batch with its number of samples.
+        across_processes: whether each process of `torch.distributed` gives its own share.
 
     Raises:
         ResiDualError: no samples, values that are not finite, or a module that was never called.
@@ -131,6 +140,12 @@ def collect_moments(
         for handle in handles:
             handle.remove()
     found = {path: reader.moments for path, reader in readers.items()}
+    if across_processes:
+        (found, count), *others = from_all_processes((found, count))
+        for more, seen in others:
+            count += seen
+            for path, moments in found.items():
+                moments.merge(more[path])
     for path, moments in found.items():
         _check_moments(path, moments, count)
     return found, count

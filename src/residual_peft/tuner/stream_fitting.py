@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from ..anatomy import base_model
 from ..errors import ResiDualError
 from .config import ResiDualConfig
 from .stream import ResiDualStreamLinear
 from .stream_basis import LinearBasis, collect_moments, data_basis
-from .stream_placement import components_of, put_basis
+from .stream_placement import asked_components, put_basis
 
 
 def fit_stream(
@@ -19,6 +20,8 @@ def fit_stream(
     batches: Iterable[Any],
     adapter_name: str,
     progress: bool | Callable[[int], object] = False,
+    *,
+    across_processes: bool = False,
 ) -> dict[str, LinearBasis]:
     """Fit the basis of every adapted Linear and start the adapter anew on them.
 
@@ -29,6 +32,7 @@ def fit_stream(
         batches: as `collect_moments`.
         adapter_name: the adapter to fit.
         progress: as `collect_moments`.
+        across_processes: as `collect_moments`.
 
     Raises:
         ResiDualError: adapters are merged, or as `collect_moments`.
@@ -43,10 +47,14 @@ def fit_stream(
         path: (layer.linear, layer.adapter_settings[adapter_name].heads)
         for path, layer in layers.items()
     }
-    moments, count = collect_moments(peft_model, readers, batches, progress)
+    moments, count = collect_moments(
+        peft_model, readers, batches, progress, across_processes=across_processes
+    )
     # all are read out before the first is put in: a refusal leaves the adapter as it was
     found = {
-        path: data_basis(module, moments[path]).truncate(components_of(config, path, heads))
+        path: data_basis(module, moments[path]).truncate(
+            asked_components(config, base_model(peft_model), path, heads)
+        )
         for path, (module, heads) in readers.items()
     }
     config.component_counts, config.basis_source, config.num_samples = {}, "data", count

@@ -2,18 +2,17 @@
 
 import os
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from ..bases import Components
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from .choice import components_of
 from .config import ResiDualConfig
-from .linears import check_linear, heads_of, tower_or_none
+from .linears import check_linear, heads_of, tower_or_none, unit_names
 from .loading import check_weights_file
 from .placement import drawn_gains
 from .stream import ResiDualStreamLinear
@@ -70,7 +69,8 @@ def place_stream(
         layer = ResiDualStreamLinear(target)
     per_unit = config.granularity == "unit"
     if not config._awaits_weights:
-        _from_weights(config, layer, adapter_name, path, heads_of(model, path))
+        asked = asked_components(config, model, path, heads_of(model, path))
+        _from_weights(config, layer, adapter_name, path, asked)
         return layer
     if path not in config.component_counts:
         raise ResiDualError(
@@ -85,7 +85,8 @@ def place_stream(
         layer.update_layer(adapter_name, settings, room, gains, save_basis=True, ready=False)
         return layer
     config.component_counts = dict(config.component_counts)  # the file's own stays as it was read
-    _from_weights(config, layer, adapter_name, path, len(counts))
+    asked = asked_components(config, model, path, len(counts))
+    _from_weights(config, layer, adapter_name, path, asked)
     if tuple(config.component_counts[path]) != counts:
         raise ResiDualError(
             f"the adapter's gains belong to a basis of {sum(counts)} components at {path}, and the "
@@ -94,45 +95,31 @@ def place_stream(
     return layer
 
 
+def asked_components(
+    config: ResiDualConfig, model: nn.Module, path: str, heads: int
+) -> list[Components]:
+    """The `components` that a config asks for of each head of a Linear."""
+    return [components_of(config, name) for name in unit_names(model, path, heads)]
+
+
 def _from_weights(
-    config: ResiDualConfig, layer: ResiDualStreamLinear, adapter_name: str, path: str, heads: int
+    config: ResiDualConfig,
+    layer: ResiDualStreamLinear,
+    adapter_name: str,
+    path: str,
+    asked: list[Components],
 ) -> None:
     """Start on the basis from the weights: another adapter's, where it is the same."""
-    components = components_of(config, path, heads)
-    source = ("weights", heads, *components)
+    source = ("weights", *asked)
     for name, settings in layer.adapter_settings.items():
         if settings.source == source and name != adapter_name and layer.has(name):
             tensors, counts = layer.tensors(name), settings.counts
             break
     else:
         weight = layer.unmerged_weight
-        found = weight_basis(layer.linear, heads, weight).truncate(components)
+        found = weight_basis(layer.linear, len(asked), weight).truncate(asked)
         tensors, counts = tensors_of(found, weight), tuple(found.component_counts)
     _put(config, layer, adapter_name, path, tensors, counts, source)
-
-
-def components_of(config: ResiDualConfig, path: str, heads: int) -> list[Components]:
-    """`components` of each head of a Linear; the first `component_pattern` that matches counts."""
-    patterns: Mapping[str, Components] = config.component_pattern or {}
-    names = [f"{path}.head{head}" for head in range(heads)]
-    keys = [get_pattern_key(list(patterns), name) for name in names]
-    return [patterns.get(key, config.components) for key in keys]
-
-
-def check_patterns_used(config: ResiDualConfig) -> None:
-    """Refuse a `component_pattern` that no head matches: it would be ignored in silence.
-
-    Raises:
-        ResiDualError: names it, and a head.
-    """
-    counts: Mapping[str, list[int]] = config.component_counts or {}
-    names = [f"{path}.head{head}" for path, found in counts.items() for head in range(len(found))]
-    for pattern in config.component_pattern or {}:
-        if not any(get_pattern_key([pattern], name) == pattern for name in names):
-            raise ResiDualError(
-                f"component_pattern: {pattern!r} names none of the {len(names)} heads, such as "
-                f"{names[0]!r}; mend it, or target_modules."
-            )
 
 
 def put_basis(
@@ -157,11 +144,12 @@ def _put(
     source: tuple[object, ...],
 ) -> None:
     settings = StreamSettings(counts, config.granularity == "unit", source)
+    gains = stream_gains(config, settings, path)
     layer.update_layer(
         adapter_name,
         settings,
         tensors,
-        stream_gains(config, settings, path),
+        torch.full_like(gains, float("nan")) if config._awaits_weights else gains,
         save_basis=config.save_basis,
         ready=not config._awaits_weights,
     )

@@ -13,7 +13,6 @@ from ..bases import UnitBasis
 from ..errors import ResiDualError
 from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
 from .linears import linear_weight
-from .mixing import different_bases, weighted_gains
 from .stream_basis import LinearBasis
 from .stream_tensors import DERIVED, STREAM_BASIS, StreamSettings, derive
 
@@ -26,6 +25,7 @@ class StreamLayer(nn.Module, ResiDualLayer):
     and is kept so that it does not depend on what is merged.
     """
 
+    residual_peft_directions: BufferDict
     residual_peft_components: BufferDict
     residual_peft_maps: BufferDict
     residual_peft_order: BufferDict
@@ -117,8 +117,14 @@ class StreamLayer(nn.Module, ResiDualLayer):
         Raises:
             ResiDualError: they were never loaded.
         """
-        if adapter_name in self.adapter_waits:
+        if adapter_name not in self.adapter_waits:
+            return
+        gains = self.residual_peft_gains[adapter_name]
+        if not all(_is_loaded(tensor) for tensor in (gains, *self.tensors(adapter_name))):
             raise ResiDualError(WAITS.format(adapter_name))
+        # transformers' own load_adapter fills the tensors without load_state_dict
+        self.refresh(adapter_name)
+        self.adapter_waits.pop(adapter_name, None)
 
     def refresh(self, adapter_name: str) -> None:
         """Derive what follows from an adapter's basis: another one's, where it has the same."""
@@ -161,39 +167,6 @@ class StreamLayer(nn.Module, ResiDualLayer):
             means = means + bias.detach().to(mean) / len(counts)
         found = zip(means, components.split(counts), eigenvalues.split(counts), total, strict=True)
         return LinearBasis(tuple(UnitBasis(*parts) for parts in found), mean)
-
-    def check_one_basis(self, adapters: list[str]) -> None:
-        """Refuse adapters whose gains do not mean the same here.
-
-        Raises:
-            ResiDualError: names two of them.
-        """
-        first = adapters[0]
-        for name in adapters:
-            if self.has(name) != self.has(first):
-                raise different_bases(first, name)
-            if not self.has(name):
-                continue
-            self.check_ready(name)
-            pairs = zip(self.tensors(first), self.tensors(name), strict=True)
-            equal = self.adapter_settings[first] == self.adapter_settings[name]
-            if not equal or not all(mine is theirs for mine, theirs in pairs):
-                raise different_bases(first, name)
-
-    def combine(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
-        """Put in an adapter whose gains are the weighted sum of others' over their one basis."""
-        first = adapters[0]
-        if not self.has(first):
-            return
-        gains = [self.residual_peft_gains[name] for name in adapters]
-        self.update_layer(
-            adapter_name,
-            self.adapter_settings[first],
-            self.tensors(first),
-            weighted_gains(gains, weights, 1.0),
-            save_basis=first not in self.residual_peft_components._non_persistent_buffers_set,
-        )
-        self.residual_peft_gains[adapter_name].requires_grad_(False)
 
     def change(self, adapter_name: str) -> Tensor:
         """λ − 1 of every component (K,), in the dtype of the basis; differentiable.
@@ -251,6 +224,10 @@ class StreamLayer(nn.Module, ResiDualLayer):
             if f"{prefix}{GAINS}.{adapter}" in state_dict:
                 self.adapter_waits.pop(adapter, None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _is_loaded(tensor: Tensor) -> bool:
+    return not tensor.is_meta and bool(tensor.isfinite().all())
 
 
 def _after_load(layer: StreamLayer, _: Any) -> None:

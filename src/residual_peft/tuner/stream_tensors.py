@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .head_space import polar_frames
 from .linears import float64
 from .stream_basis import LinearBasis
 
@@ -78,15 +79,12 @@ def derive(directions: Tensor, weight: Tensor, counts: Sequence[int]) -> tuple[T
 def frames_of(weight: Tensor, heads: int) -> Tensor | None:
     """Q_h (H, D, e), the polar factor of each W_h; None for a single head, or where D ≤ e.
 
-    Of all orthonormal frames of a head's columns it is the one that is nearest to them, so that it
-    is the same on every machine. Directions in it are D/e times smaller than in the stream.
+    Directions in it are D/e times smaller than in the stream; every machine finds the same.
     """
     parts = _parts(weight, heads)
     if heads == 1 or parts.shape[1] <= parts.shape[2]:
         return None
-    left, singular, right = torch.linalg.svd(parts, full_matrices=False)
-    limit = singular[:, :1] * parts.shape[1] * torch.finfo(parts.dtype).eps
-    return (left * (singular > limit).unsqueeze(1)) @ right
+    return polar_frames(parts)
 
 
 def _parts(weight: Tensor, heads: int) -> Tensor:
