@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import tempfile
+import warnings
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--adapter", help="a directory or a Hub id")
     options = parser.parse_args()
     disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own
     with tempfile.TemporaryDirectory() as temporary:
         adapter = options.adapter or make_adapter(Path(temporary, "adapter"))
         images = options.images or make_images(Path(temporary, "images"))

@@ -141,13 +141,19 @@ def collect_moments(
             handle.remove()
     found = {path: reader.moments for path, reader in readers.items()}
     if across_processes:
-        (found, count), *others = from_all_processes((found, count))
-        for more, seen in others:
-            count += seen
-            for path, moments in found.items():
-                moments.merge(more[path])
+        found, count = _pooled(found, count)
     for path, moments in found.items():
         _check_moments(path, moments, count)
+    return found, count
+
+
+def _pooled(moments: dict[str, Moments], count: int) -> tuple[dict[str, Moments], int]:
+    """Add up what all processes saw."""
+    (found, count), *others = from_all_processes((moments, count))
+    for more, seen in others:
+        count += seen
+        for path, mine in found.items():
+            mine.merge(more[path])
     return found, count
 
 

@@ -37,12 +37,7 @@ def fit_stream(
     Raises:
         ResiDualError: adapters are merged, or as `collect_moments`.
     """
-    for path, layer in layers.items():
-        if layer.merged:
-            raise ResiDualError(
-                f"the adapters {layer.merged_adapters} are merged into {path}, and bases are those "
-                "of the unadapted model: call unmerge_adapter() first."
-            )
+    _check_unmerged(layers)
     readers = {
         path: (layer.linear, layer.adapter_settings[adapter_name].heads)
         for path, layer in layers.items()
@@ -61,3 +56,12 @@ def fit_stream(
     for path, basis in found.items():
         put_basis(config, layers[path], adapter_name, path, basis)
     return found
+
+
+def _check_unmerged(layers: Mapping[str, ResiDualStreamLinear]) -> None:
+    for path, layer in layers.items():
+        if layer.merged:
+            raise ResiDualError(
+                f"the adapters {layer.merged_adapters} are merged into {path}, and bases are those "
+                "of the unadapted model: call unmerge_adapter() first."
+            )
