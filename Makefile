@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# two workers with one thread each; a file's tests stay together, as their fixtures do
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: demo test test-slow lint format clean
 
@@ -11,10 +13,10 @@ demo: .venv/ready
 	$(BIN)/residual-peft demo
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -16,7 +16,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from residual_peft import ResiDualError
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module, restart_gains
 from tests.models import clip_model, pixels
 from tests.tuner.stream_twin import (
@@ -527,40 +526,3 @@ def test_a_weighted_sum_of_adapters(case: str) -> None:
     summed = output(case, model, F64)
     model.set_adapter("one")
     assert relative(summed, output(case, model, F64)) > 1e-3
-
-
-def test_a_sum_over_different_bases_is_refused() -> None:
-    model = adapted_stream("plain")
-    model.add_adapter("other", adapted_stream("plain", components=1).peft_config["default"].fresh())
-    with pytest.raises(ResiDualError, match="'default' and 'other' do not share one basis"):
-        model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
-    assert list(model.peft_config) == ["default", "other"]
-
-
-def test_a_pattern_chooses_how_many_directions_a_head_has() -> None:
-    pattern = {r"layers\.0\.self_attn\.out_proj\.head1": 1, r"layers.1.*": 0.5}
-    model = adapted_stream("CLIPModel", components=2, component_pattern=pattern, dtype=F64)
-    counts = model.peft_config["default"].component_counts
-    assert len(counts) > 2
-    for path, found in counts.items():
-        if ".layers.0.self_attn" in path:
-            assert found[1] == 1
-            assert found[0] == 2
-        elif ".layers.1." in path:
-            layer = model.get_submodule(f"base_model.model.{path}")
-            whole = layer.basis("default").heads
-            for head, count in zip(whole, found, strict=True):
-                shares = head.eigenvalues.cumsum(0) / head.total_variance
-                assert count == len(shares)
-                assert shares[-1] >= 0.5
-                assert count == 1 or shares[-2] < 0.5
-        else:
-            assert set(found) == {2}
-    wanted = output("CLIPModel", slow(model, CASES["CLIPModel"].build()), F64)
-    assert relative(output("CLIPModel", model, F64), wanted) < 1e-10
-    assert list(counts) == list(adapted_stream("CLIPModel").peft_config["default"].component_counts)
-
-
-def test_a_pattern_that_names_nothing_is_refused() -> None:
-    with pytest.raises(ResiDualError, match=r"'layers.77' names none of the \d+ heads, such as"):
-        adapted_stream("CLIPModel", component_pattern={"layers.77": 1})
