@@ -15,7 +15,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import AutoImageProcessor
+
+# transformers' top level wants torchvision for it until 5.20; the PIL processors do not need it
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .errors import ResiDualError
 from .hub import local_directory
