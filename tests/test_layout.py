@@ -36,6 +36,7 @@ ROOMS = [
     "tuner.stream_tensors",
     "tuner.stream_state",
     "tuner.stream",
+    "tuner.stream_reference",
     "tuner.stream_placement",
     "tuner.stream_fitting",
     "tuner.images_only",

@@ -11,15 +11,16 @@ from residual_peft.demo.run import run_demo
 SECOND = """
 import json, sys, torch
 import residual_peft
+from residual_peft.images import load_image_processor
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, CLIPModel
+from transformers import CLIPModel
 from residual_peft.demo.tasks import handwriting
 
 out = sys.argv[1]
 clip = CLIPModel.from_pretrained(PeftConfig.from_pretrained(out).base_model_name_or_path)
 adapted = PeftModel.from_pretrained(clip, out).eval()
-processor = AutoImageProcessor.from_pretrained(out, backend="pil")
+processor = load_image_processor(out)
 classes = load_file(f"{out}/residual_classifier.safetensors")["class_embeddings"]
 test = handwriting()["test"]
 images = [image.convert("RGB") for image in test["image"]]

@@ -19,7 +19,6 @@ from residual_peft.tuner import ResiDualConfig, ResiDualType
         ({"mode": "stream", "restore_mean": False}, "restore_mean=False with mode='stream'"),
         ({"mode": "stream", "units": ("embed",)}, "units=.*wanted 'head' and 'mlp'"),
         ({"mode": "stream", "units": ("output",)}, "units=.*wanted 'head' and 'mlp'"),
-        ({"mode": "stream", "basis": "here"}, "basis='here' with mode='stream'"),
         ({"init_weights": "no"}, "init_weights: wanted True or False"),
         ({"remainder": "maybe"}, "remainder: wanted 'keep' or 'drop', got 'maybe'"),
         ({"granularity": "head"}, "granularity: wanted 'component' or 'unit'"),

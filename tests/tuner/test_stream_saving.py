@@ -1,6 +1,7 @@
 """Adapters in stream mode on disk, side by side, and where they must be refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from residual_peft.tuner import (
     gains_by_module,
     gains_by_unit,
     gains_of,
+    hotswap_adapter,
     load_adapter,
     readout_state,
 )
@@ -109,6 +111,84 @@ def test_gains_alone_of_a_fitted_basis_are_refused(tmp_path: Path) -> None:
         ResiDualError, match=r"save_basis=False, and its basis was fitted from data"
     ):
         model.save_pretrained(tmp_path)
+
+
+def test_gains_alone_over_the_basis_of_another_adapter(tmp_path: Path) -> None:
+    source, alone = tmp_path / "source", tmp_path / "alone"
+    whole = adapted_stream("CLIPModel")
+    whole.save_pretrained(source)
+    options = {"mode": "stream", "basis": str(source), "save_basis": False}
+    model = get_peft_model(clip_model(), ResiDualConfig(**options))
+    random_gains(model, "default", 7)
+    wanted = output("CLIPModel", model)
+    for layer, other in zip(layers_of(model), layers_of(whole), strict=True):
+        pairs = zip(layer.tensors("default"), other.tensors("default"), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+    model.save_pretrained(alone)
+    tensors = load_file(alone / WEIGHTS)
+    assert all(name.endswith("gains") for name in tensors)
+    loaded = PeftModel.from_pretrained(clip_model(), alone)
+    assert torch.equal(output("CLIPModel", loaded), wanted)
+    loaded.load_adapter(str(alone), "second")
+    for layer in layers_of(loaded):  # a second adapter costs its gains alone
+        one, other = (layer.tensors(name) for name in ("default", "second"))
+        assert all(a is b for a, b in zip(one, other, strict=True))
+    hotswap_adapter(loaded, source)
+    assert torch.equal(output("CLIPModel", loaded), output("CLIPModel", whole))
+
+
+def test_a_named_basis_may_be_cut(tmp_path: Path) -> None:
+    whole = adapted_stream("CLIPModel")
+    whole.save_pretrained(tmp_path)
+    for components in (1, 0.6):
+        options = {"mode": "stream", "components": components}
+        named = get_peft_model(clip_model(), ResiDualConfig(basis=str(tmp_path), **options))
+        for layer, other in zip(layers_of(named), layers_of(whole), strict=True):
+            basis = other.basis("default")
+            wanted = basis.truncate([components] * len(basis.heads))
+            assert layer.basis("default").component_counts == wanted.component_counts
+            for one, head in zip(layer.basis("default").heads, wanted.heads, strict=True):
+                assert torch.allclose(one.components, head.components, atol=1e-6)
+
+
+def test_another_basis_than_the_gains_own_is_refused(tmp_path: Path) -> None:
+    source, alone = tmp_path / "source", tmp_path / "alone"
+    adapted_stream("CLIPModel").save_pretrained(source)
+    options = {"mode": "stream", "basis": str(source), "save_basis": False}
+    get_peft_model(clip_model(), ResiDualConfig(**options)).save_pretrained(alone)
+    other = get_peft_model(clip_model(), ResiDualConfig(mode="stream"))
+    fit_bases(other, [pixels(16, seed=99)])
+    other.save_pretrained(source)
+    with pytest.raises(ResiDualError, match="gains belong to another basis than that of"):
+        PeftModel.from_pretrained(clip_model(), alone)
+    shutil.rmtree(source)
+    with pytest.raises(ResiDualError, match="there is none to be had from"):
+        PeftModel.from_pretrained(clip_model(), alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "readout"}, "is of mode 'readout'; wanted one in stream mode"),
+        ({"mode": "stream", "save_basis": False}, "holds its gains alone; wanted one in stream"),
+        ({"mode": "stream", "layers_to_transform": [0]}, "knows nothing of .*layers.1"),
+    ],
+)
+def test_what_is_no_basis_for_stream_mode_is_refused(
+    options: dict, message: str, tmp_path: Path
+) -> None:
+    get_peft_model(clip_model(), ResiDualConfig(**options)).save_pretrained(tmp_path)
+    model = clip_model()
+    with pytest.raises(ResiDualError, match=message):
+        get_peft_model(model, ResiDualConfig(mode="stream", basis=str(tmp_path)))
+    assert not layers_of(model)
+
+
+def test_a_named_basis_of_other_weights_is_refused(tmp_path: Path) -> None:
+    adapted_stream("CLIPModel").save_pretrained(tmp_path)
+    other = clip_model(seed=5)
+    with pytest.raises(ResiDualError, match="basis of"):
+        get_peft_model(other, ResiDualConfig(mode="stream", basis=str(tmp_path)))
 
 
 def test_the_file_is_small() -> None:

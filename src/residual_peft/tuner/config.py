@@ -62,8 +62,9 @@ class ResiDualConfig(PeftConfig):
             the unit contributes (no basis is needed unless `restore_mean`).
         gain_init: "ones", or "normal": drawn from N(1, 1).
         seed: of the draw.
-        basis: a directory or Hub id of a saved `SpectralBasis`; None takes one from the weights
-            alone, until `fit_bases` fits one from data.
+        basis: a directory or Hub id of a saved `SpectralBasis`, in stream mode of a saved adapter
+            that holds its basis; None takes one from the weights alone, until `fit_bases` fits one
+            from data.
         save_basis: whether the adapter's file holds its basis, or only its gains.
         layers_to_transform: layers whose heads and MLPs are adapted; None all.
         unit_pattern: units to adapt among those, by name ("layer3.head5", "layer3.mlp", "embed"): a
@@ -120,6 +121,7 @@ class ResiDualConfig(PeftConfig):
         # only a saved adapter's config comes with these; its weights are about to follow
         self._awaits_weights = self.component_counts is not None
         self._directory: str | None = None
+        self._saved_basis: Any = None  # what `basis` leads to, while an adapter is being put in
         self._normalize()
         self._check_values()
         self._check_patterns()
@@ -221,7 +223,6 @@ class ResiDualConfig(PeftConfig):
             ("remainder", self.remainder == "drop", "'keep'"),
             ("restore_mean", not self.restore_mean, "True"),
             ("units", bool({"embed", "output"} & set(self.units)), "'head' and 'mlp'"),
-            ("basis", self.basis is not None, "None (then fit_bases): a saved one is a readout's"),
         )
         for name, wrong, wanted in refused:
             if wrong:

@@ -158,6 +158,11 @@ class ResiDualModel(BaseTuner):
             target = layer
         placement.put(target, adapter_name)
 
+    def _post_injection_hook(
+        self, model: nn.Module, config: ResiDualConfig, adapter_name: str
+    ) -> None:
+        config._saved_basis = None  # the layers have it
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Give the layers `adapter_names`, one adapter per sample, for one call of the model.
@@ -235,7 +240,8 @@ class ResiDualModel(BaseTuner):
             raise ResiDualError(
                 f"the adapter {adapter_name!r} has save_basis=False, and its basis was fitted from "
                 "data: without it the gains mean nothing. Set save_basis=True, or save the basis "
-                "(SpectralBasis.save_pretrained) and make the adapter with basis=<that directory>."
+                "(SpectralBasis.save_pretrained; in stream mode an adapter with save_basis=True) "
+                "and make the adapter with basis=<that directory>."
             )
         return super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names

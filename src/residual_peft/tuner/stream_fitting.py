@@ -11,6 +11,7 @@ from .config import ResiDualConfig
 from .stream import ResiDualStreamLinear
 from .stream_basis import LinearBasis, collect_moments, data_basis
 from .stream_placement import asked_components, put_basis
+from .stream_reference import digest_of
 
 
 def fit_stream(
@@ -55,6 +56,10 @@ def fit_stream(
     config.component_counts, config.basis_source, config.num_samples = {}, "data", count
     for path, basis in found.items():
         put_basis(config, layers[path], adapter_name, path, basis)
+    config.basis = None  # the one it named is replaced
+    config.basis_digest = digest_of(
+        {path: layer.tensors(adapter_name) for path, layer in layers.items()}
+    )
     return found
 
 

@@ -17,6 +17,7 @@ from .loading import check_weights_file
 from .placement import drawn_gains
 from .stream import ResiDualStreamLinear
 from .stream_basis import LinearBasis, weight_basis
+from .stream_reference import saved_basis
 from .stream_tensors import StreamSettings, room_for, tensors_of
 
 
@@ -33,11 +34,16 @@ def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, An
     """
     if not config._awaits_weights:
         config.component_counts, config.basis_source, config.num_samples = {}, "weights", None
+        config.basis_digest = None
         config.fingerprint = None
         if trusted:  # and not the weights as they are now: adapters may be merged
             config.fingerprint = trusted[0]
         elif tower_or_none(model) is not None:  # as yet only image towers have one
             config.fingerprint = Fingerprint.of(model).to_dict()
+        if config.basis is not None:
+            config._saved_basis = found = saved_basis(config, model, trusted)
+            config.basis_source, config.num_samples = found.source, found.num_samples
+            config.basis_digest = found.digest
         return
     if not isinstance(config.component_counts, dict):
         raise ResiDualError(
@@ -48,6 +54,8 @@ def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, An
         check_weights_file(config._directory)
     if config.fingerprint is not None and config.fingerprint not in trusted:
         Fingerprint.from_dict(config.fingerprint).check(model, "the adapter")
+    if config.basis is not None and not config.save_basis:
+        config._saved_basis = saved_basis(config, model, trusted)
 
 
 def place_stream(
@@ -70,7 +78,7 @@ def place_stream(
     per_unit = config.granularity == "unit"
     if not config._awaits_weights:
         asked = asked_components(config, model, path, heads_of(model, path))
-        _from_weights(config, layer, adapter_name, path, asked)
+        _begin(config, layer, adapter_name, path, asked)
         return layer
     if path not in config.component_counts:
         raise ResiDualError(
@@ -86,11 +94,12 @@ def place_stream(
         return layer
     config.component_counts = dict(config.component_counts)  # the file's own stays as it was read
     asked = asked_components(config, model, path, len(counts))
-    _from_weights(config, layer, adapter_name, path, asked)
+    _begin(config, layer, adapter_name, path, asked)
     if tuple(config.component_counts[path]) != counts:
         raise ResiDualError(
             f"the adapter's gains belong to a basis of {sum(counts)} components at {path}, and the "
-            f"weights give {sum(config.component_counts[path])}: they are other weights."
+            f"{'weights give' if config.basis is None else f'one from {config.basis!r} has'} "
+            f"{sum(config.component_counts[path])}: it is another one."
         )
     return layer
 
@@ -100,6 +109,22 @@ def asked_components(
 ) -> list[Components]:
     """The `components` that a config asks for of each head of a Linear."""
     return [components_of(config, name) for name in unit_names(model, path, heads)]
+
+
+def _begin(
+    config: ResiDualConfig,
+    layer: ResiDualStreamLinear,
+    adapter_name: str,
+    path: str,
+    asked: list[Components],
+) -> None:
+    """Start on the basis that the config names, or on the one from the weights."""
+    if config._saved_basis is None:
+        _from_weights(config, layer, adapter_name, path, asked)
+        return
+    shape = (layer.out_features, layer.in_features)
+    tensors, counts = config._saved_basis.of(path, shape, asked)
+    _put(config, layer, adapter_name, path, tensors, counts, ())
 
 
 def _from_weights(
