@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # two workers with one thread each; a file's tests stay together, as their fixtures do
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-oldest lint format clean
 
 demo: .venv/ready
 	$(BIN)/residual-peft demo
@@ -17,6 +17,16 @@ test: lint
 
 test-slow: .venv/ready
 	$(PYTEST)
+
+# the oldest peft and transformers that pyproject.toml admits, in an environment of their own
+OLDEST = $(shell sed -nE 's/^ *"(peft|transformers)>=([0-9.]+)",/\1~=\2.0/p' pyproject.toml)
+test-oldest: .venv-oldest/ready
+	$(subst $(BIN),.venv-oldest/bin,$(PYTEST)) -m "not slow"
+
+.venv-oldest/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]" $(OLDEST:%='%')
+	touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -34,4 +44,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv dist build demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest dist build demo-output .pytest_cache .mypy_cache .ruff_cache
