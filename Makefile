@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # two workers with one thread each; a file's tests stay together, as their fixtures do
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-oldest lint format clean
+.PHONY: demo test test-slow test-oldest test-newest lint format clean
 
 demo: .venv/ready
 	$(BIN)/residual-peft demo
@@ -25,8 +25,16 @@ test-oldest: .venv-oldest/ready
 
 .venv-oldest/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]" $(OLDEST:%='%')
+	grep ^torch== constraints.txt > .venv-oldest/torch.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/torch.txt --editable ".[dev]" $(OLDEST:%='%')
 	touch $@
+
+# the newest of everything but torch
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	grep ^torch== constraints.txt > .venv-newest/torch.txt
+	.venv-newest/bin/python -m pip install --quiet --upgrade --constraint .venv-newest/torch.txt --editable ".[dev]"
+	$(subst $(BIN),.venv-newest/bin,$(PYTEST)) -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -37,11 +45,11 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# constraints.txt names a release of torch that has a build without CUDA
+# constraints.txt names the releases that are tested together, torch's with a build without CUDA
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest dist build demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest dist build demo-output .pytest_cache .mypy_cache .ruff_cache

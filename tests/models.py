@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
@@ -14,6 +17,7 @@ from transformers import (
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
 )
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ SIZES = {
     "d < e + 1": Size(width=32, heads=2, readout=7),
     "many heads": Size(width=40, heads=8, layers=3, readout=20, image=24),
 }
+
+
+# transformers' own add_adapter and load_adapter refuse a PEFT older than they know: a new transformers may
+# be out before that PEFT is
+transformers_admits_peft = pytest.mark.skipif(
+    Version(version("peft")) < Version(MIN_PEFT_VERSION),
+    reason=f"this transformers wants peft >= {MIN_PEFT_VERSION} for its own integration",
+)
 
 
 def randomize(model: nn.Module, seed: int = 0) -> Any:

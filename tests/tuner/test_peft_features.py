@@ -24,7 +24,7 @@ from transformers import CLIPModel
 from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, ResiDualReadout, fit_bases, gains_of, readout_state
-from tests.models import BUILDERS, clip_model, pixels
+from tests.models import BUILDERS, clip_model, pixels, transformers_admits_peft
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 CONFIGS = {
@@ -219,6 +219,7 @@ def test_a_saved_adapter_is_injected(
 # hot-swapping (LoRA alone) and merging (readout mode has no weights to merge into)
 
 
+@transformers_admits_peft
 def test_transformers_loads_sets_switches_and_deletes(saved: Path) -> None:
     wanted = run_tower(adapted(), pixels())
     model = clip_model()
@@ -244,6 +245,7 @@ def test_transformers_loads_sets_switches_and_deletes(saved: Path) -> None:
     assert torch.equal(run_tower(model, pixels()), plain())
 
 
+@transformers_admits_peft
 def test_transformers_adds_trains_and_saves(tmp_path: Path) -> None:
     model = clip_model()
     model.add_adapter(ResiDualConfig(), "mine")

@@ -31,7 +31,12 @@ from residual_peft.tuner import (
     load_adapter,
     readout_state,
 )
-from tests.models import clip_model, clip_vision_model_with_projection, pixels
+from tests.models import (
+    clip_model,
+    clip_vision_model_with_projection,
+    pixels,
+    transformers_admits_peft,
+)
 from tests.tuner.stream_twin import (
     CASES,
     OPTIONS,
@@ -280,6 +285,7 @@ def test_injected_without_a_peft_model() -> None:
     assert torch.equal(model(VECTORS), again(VECTORS))
 
 
+@transformers_admits_peft
 def test_transformers_own_way(tmp_path: Path) -> None:
     """`add_adapter`, `save_pretrained` and `load_adapter` of a plain transformers model."""
     model, base = clip_model(), output("CLIPModel", clip_model())
