@@ -43,8 +43,8 @@ SIZES = {
 }
 
 
-# transformers' own add_adapter and load_adapter refuse a PEFT older than they know: a new transformers may
-# be out before that PEFT is
+# transformers' own add_adapter and load_adapter refuse a PEFT older than they know, and a new
+# transformers may be out before that PEFT is
 transformers_admits_peft = pytest.mark.skipif(
     Version(version("peft")) < Version(MIN_PEFT_VERSION),
     reason=f"this transformers wants peft >= {MIN_PEFT_VERSION} for its own integration",
