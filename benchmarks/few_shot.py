@@ -23,17 +23,12 @@ from tqdm.auto import tqdm
 
 from residual_peft import ResiDualConfig, fit_bases
 from residual_peft.backbones import load_backbone
-from residual_peft.coordinates import (
-    Coordinates,
-    collect_coordinates,
-    fit_gains,
-    fit_linear,
-    linear_readout,
-)
+from residual_peft.coordinates import Coordinates, collect_coordinates
 from residual_peft.demo.run import handwriting_task
 from residual_peft.experiments import METHODS
 from residual_peft.files import write_json
 from residual_peft.metrics import accuracy
+from residual_peft.solvers import fit_gains, fit_linear, linear_readout
 from residual_peft.tuner import restart_gains
 from residual_peft.zero_shot import ZeroShotClassifier
 

@@ -4,17 +4,12 @@ from peft import get_peft_model
 from schedulefree import AdamWScheduleFree
 from torch.nn import functional
 
-from residual_peft.coordinates import (
-    collect_coordinates,
-    collect_readouts,
-    fit_gains,
-    fit_linear,
-    linear_readout,
-)
+from residual_peft.coordinates import collect_coordinates, collect_readouts
 from residual_peft.data import batches
 from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.metrics import accuracy
+from residual_peft.solvers import fit_gains, fit_linear, linear_readout
 from residual_peft.tuner import ResiDualConfig, gains_of
 
 from .models import BUILDERS, clip_model, clip_vision_model_with_projection, pixels

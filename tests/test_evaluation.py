@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from residual_peft.coordinates import collect_coordinates, fit_gains
+from residual_peft.coordinates import collect_coordinates
 from residual_peft.data import ProcessedImages, batches
 from residual_peft.errors import ResiDualError
 from residual_peft.evaluation import evaluate
 from residual_peft.metrics import classification_metrics
+from residual_peft.solvers import fit_gains
 from residual_peft.tuner import gains_of
 from residual_peft.zero_shot import ZeroShotClassifier
 

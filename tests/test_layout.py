@@ -53,6 +53,8 @@ ROOMS = [
     "data",
     "training",
     "coordinates",
+    "objectives",
+    "solvers",
     "evaluation",
     "fitting",
     "experiments",

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
-from residual_peft.coordinates import collect_coordinates, fit_gains
+from residual_peft.coordinates import collect_coordinates
 from residual_peft.data import ProcessedImages, batches, collate, load_data
 from residual_peft.errors import ResiDualError
 from residual_peft.metrics import classification_metrics
+from residual_peft.solvers import fit_gains
 from residual_peft.training import (
     AveragedGains,
     LogitsForMetrics,

@@ -6,11 +6,13 @@ Importing this package registers the method with PEFT, and changes nothing else.
 from .anatomy import TowerAnatomy, Unit, find_tower
 from .bases import SpectralBasis
 from .cards import CardFacts
-from .coordinates import Coordinates, collect_coordinates, fit_gains
+from .coordinates import Coordinates, collect_coordinates
 from .data import load_data
 from .decomposition import Decomposition, decompose
 from .errors import ResiDualError
 from .evaluation import evaluate
+from .objectives import Objective
+from .solvers import fit_gains, solve_gains, strength_path
 from .training import trainer_kwargs, training_arguments
 from .tuner import (
     ResiDualConfig,
@@ -29,6 +31,7 @@ __all__ = [
     "CardFacts",
     "Coordinates",
     "Decomposition",
+    "Objective",
     "ResiDualConfig",
     "ResiDualError",
     "ResiDualModel",
@@ -47,6 +50,8 @@ __all__ = [
     "gains_of",
     "hotswap_adapter",
     "load_data",
+    "solve_gains",
+    "strength_path",
     "trainer_kwargs",
     "training_arguments",
 ]

@@ -1,33 +1,24 @@
-"""One pass over the images -> coordinates; gains fitted from them in seconds.
+"""One pass over the images -> coordinates, all that fitting the gains needs of them.
 
 y' = base + (c ⊙ (λ − neutral)) Φ is affine in the gains, and neither c nor base depends on them
-(`method.md`, section 3). So the images are seen once, and training is a (B, K)·(K, d) product per
-step. Loss, optimizer and settings are those of the Trainer path.
+(`method.md`, section 3). So the images are seen once; `solvers` does the rest.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
-from torch.nn import functional
-from tqdm.auto import tqdm
 
 from .anatomy import find_tower
 from .data import with_progress
 from .decomposition import check_pixels, checked_capture, run_tower, unadapted
 from .errors import ResiDualError
-from .metrics import accuracy
 from .spectra import pixels_of
 from .taps import Capture, tapped
-from .training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE
-from .tuner import ReadoutState, base_of, compose, coordinates_of, gains_of, readout_state
-from .zero_shot import ZeroShotClassifier
+from .tuner import ReadoutState, base_of, compose, coordinates_of, readout_state
 
-LINEAR_LEARNING_RATE = 1e-3  # the paper's, for its linear baseline
 Progress = bool | Callable[[int], object]
 _Rows = TypeVar("_Rows", bound="Readouts")
 
@@ -75,32 +66,6 @@ class Coordinates(Readouts):
     def adapted(self, gains: Tensor) -> Tensor:
         """y' (N, d) at the given gains, (K,) or (U,)."""
         return compose(self.state, self.base, self.coordinates, gains)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What training left.
-
-    Attributes:
-        parameters: the fitted tensors: `gains`, or `weight` (d, d) and `bias` (d,).
-        history: per epoch `epoch`, `loss` (mean over its steps) and, with validation data,
-            `accuracy`.
-        best_epoch: whose parameters these are, counted from 1; 0 where the start was never
-            bettered on the validation data.
-        accuracy: on the validation data at that epoch; None without.
-        seconds: how long it took.
-    """
-
-    parameters: dict[str, Tensor]
-    history: list[dict[str, float]]
-    best_epoch: int
-    accuracy: float | None
-    seconds: float
-
-    @property
-    def gains(self) -> Tensor:
-        """The fitted gains."""
-        return self.parameters["gains"]
 
 
 def collect_readouts(
@@ -165,192 +130,6 @@ def collect_coordinates(
         labels.append(_labels(batch))
     readout = _joined(readouts)
     return Coordinates(readout, torch.cat(labels), torch.cat(found), state.map(Tensor.cpu))
-
-
-def fit_gains(
-    classifier: ZeroShotClassifier,
-    train: Coordinates,
-    validation: Coordinates | None = None,
-    *,
-    start: Tensor | None = None,
-    adapter_name: str | None = None,
-    learning_rate: float = LEARNING_RATE,
-    batch_size: int = BATCH_SIZE,
-    epochs: int = EPOCHS,
-    patience: int | None = PATIENCE,
-    seed: int = 0,
-    progress: bool = False,
-) -> Fit:
-    """Fit an adapter's gains as the Trainer would, from coordinates, and write them into it.
-
-    Schedule-free AdamW on the classifier's cross-entropy (`method.md`, section 4). With validation
-    data, the gains of the epoch with the best accuracy are taken, the first of equals; the start
-    counts as one of them.
-
-    Args:
-        classifier: its model has the adapter that the coordinates are of.
-        train: coordinates to fit.
-        validation: coordinates to choose the epoch by; without, the last epoch's gains are taken.
-        start: gains to start at; the adapter's own when None.
-        adapter_name: None for the active adapter.
-        learning_rate: of schedule-free AdamW.
-        batch_size: images per step.
-        epochs: at most.
-        patience: epochs without a better accuracy before it stops; None never.
-        seed: of the order of the images.
-        progress: whether to show a bar.
-
-    Raises:
-        ResiDualError: coordinates of another adapter, or labels outside the classes.
-    """
-    target = gains_of(classifier.model, adapter_name)
-    for part in (train, *([validation] if validation is not None else [])):
-        if part.state.num_gains != target.numel():
-            raise ResiDualError(
-                f"the coordinates are of an adapter with {part.state.num_gains} gains, this one "
-                f"has {target.numel()}; collect them anew with collect_coordinates."
-            )
-    start = target.detach() if start is None else start
-    if start.shape != target.shape:
-        raise ResiDualError(
-            f"wanted {tuple(target.shape)} gains to start at, got {tuple(start.shape)}."
-        )
-    gains = nn.Parameter(start.detach().to(train.readout.device, target.dtype).clone())
-    fit = _fit(
-        classifier,
-        {"gains": gains},
-        lambda rows: rows.adapted(gains),
-        train,
-        validation,
-        _Settings(learning_rate, batch_size, epochs, patience, seed, progress),
-    )
-    with torch.no_grad():
-        target.copy_(fit.gains)
-    return fit
-
-
-def fit_linear(
-    classifier: ZeroShotClassifier,
-    train: Readouts,
-    validation: Readouts | None = None,
-    *,
-    learning_rate: float = LINEAR_LEARNING_RATE,
-    batch_size: int = BATCH_SIZE,
-    epochs: int = EPOCHS,
-    patience: int | None = PATIENCE,
-    seed: int = 0,
-    progress: bool = False,
-) -> Fit:
-    """The paper's linear baseline: y' = A y + a, (d, d) and (d,), from the identity.
-
-    Arguments are those of `fit_gains`; use `linear_readout` to apply the result.
-    """
-    width, dtype = train.readout.shape[1], torch.promote_types(train.readout.dtype, torch.float32)
-    weight = nn.Parameter(torch.eye(width, dtype=dtype, device=train.readout.device))
-    bias = nn.Parameter(weight.new_zeros(width))
-    return _fit(
-        classifier,
-        {"weight": weight, "bias": bias},
-        lambda rows: functional.linear(rows.readout.to(dtype), weight, bias),
-        train,
-        validation,
-        _Settings(learning_rate, batch_size, epochs, patience, seed, progress),
-    )
-
-
-def linear_readout(fit: Fit, readout: Tensor) -> Tensor:
-    """A y + a of a linear baseline: (N, d)."""
-    weight, bias = fit.parameters["weight"], fit.parameters["bias"]
-    return functional.linear(readout.to(weight.device, weight.dtype), weight, bias)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    learning_rate: float
-    batch_size: int
-    epochs: int
-    patience: int | None
-    seed: int
-    progress: bool
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "batch_size", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ResiDualError(f"wanted {name} above 0, got {getattr(self, name)}.")
-        if self.patience is not None and self.patience < 1:
-            raise ResiDualError(f"wanted patience of 1 or more, or None, got {self.patience}.")
-
-
-def _fit(
-    classifier: ZeroShotClassifier,
-    parameters: dict[str, nn.Parameter],
-    adapted: Callable[[Any], Tensor],
-    train: Readouts,
-    validation: Readouts | None,
-    settings: _Settings,
-) -> Fit:
-    """Fit parameters by schedule-free AdamW; `adapted` gives y' of some rows."""
-    for part in (train, *([validation] if validation is not None else [])):
-        classifier.check_labels(part.labels)
-    started = time.perf_counter()
-    optimizer = AdamWScheduleFree(parameters.values(), lr=settings.learning_rate)
-    generator = torch.Generator().manual_seed(settings.seed)
-    history: list[dict[str, float]] = []
-    best, best_epoch, best_accuracy = _copied(parameters), 0, float("-inf")
-    if validation is not None:  # what does not help the held-out images is not kept
-        best_accuracy = _accuracy(classifier, adapted, validation)
-    epochs = range(1, settings.epochs + 1)
-    for epoch in tqdm(epochs, "Fitting", unit="epoch", disable=not settings.progress):
-        loss = _epoch(classifier, adapted, train, optimizer, settings.batch_size, generator)
-        record = {"epoch": float(epoch), "loss": loss}
-        history.append(record)
-        optimizer.eval()  # the averaged parameters are what is measured and kept
-        if validation is not None:
-            record["accuracy"] = _accuracy(classifier, adapted, validation)
-        if validation is None or record["accuracy"] > best_accuracy:
-            best = _copied(parameters)
-            best_epoch, best_accuracy = epoch, record.get("accuracy", best_accuracy)
-        elif settings.patience is not None and epoch - best_epoch >= settings.patience:
-            break
-    return Fit(
-        best,
-        history,
-        best_epoch,
-        None if validation is None else best_accuracy,
-        time.perf_counter() - started,
-    )
-
-
-def _copied(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in parameters.items()}
-
-
-@torch.no_grad()
-def _accuracy(
-    classifier: ZeroShotClassifier, adapted: Callable[[Any], Tensor], rows: Readouts
-) -> float:
-    return accuracy(classifier.logits(adapted(rows)), rows.labels)
-
-
-def _epoch(
-    classifier: ZeroShotClassifier,
-    adapted: Callable[[Any], Tensor],
-    train: Readouts,
-    optimizer: AdamWScheduleFree,
-    batch_size: int,
-    generator: torch.Generator,
-) -> float:
-    """One pass over the rows in random order; the mean loss of its steps."""
-    optimizer.train()
-    total, steps = 0.0, 0
-    for index in torch.randperm(len(train), generator=generator).split(batch_size):
-        rows = train.rows(index.to(train.labels.device))
-        loss = classifier.loss(adapted(rows), rows.labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total, steps = total + loss.item(), steps + 1
-    return total / steps
 
 
 def _pixels(batch: Any) -> Tensor:

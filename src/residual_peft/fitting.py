@@ -9,11 +9,12 @@ from peft import get_peft_model
 
 from .backbones import load_backbone
 from .cards import CardFacts
-from .coordinates import collect_coordinates, fit_gains
+from .coordinates import collect_coordinates
 from .data import ImageData, batches, load_data
 from .errors import ResiDualError
 from .evaluation import evaluate
 from .prompts import DEFAULT_TEMPLATES
+from .solvers import fit_gains
 from .tuner import ResiDualConfig, fit_bases
 from .zero_shot import ZeroShotClassifier
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from .errors import ResiDualError
@@ -54,6 +55,23 @@ def per_class_recall(scores: ArrayLike, labels: ArrayLike) -> Array:
 def mean_per_class_recall(scores: ArrayLike, labels: ArrayLike) -> float:
     """Mean of the recalls of those classes that occur in `labels` (balanced accuracy)."""
     return float(np.nanmean(per_class_recall(scores, labels)))
+
+
+def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over classes of the average precision, for images with several labels.
+
+    Args:
+        scores: (N, C).
+        labels: zeros and ones (N, C); classes that no image has are left out.
+
+    Raises:
+        ResiDualError: no image has any label.
+    """
+    values, targets = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    present = targets.any(axis=0)
+    if not present.any():
+        raise ResiDualError("wanted images with labels to measure a precision on, got none.")
+    return float(average_precision_score(targets[:, present], values[:, present], average="macro"))
 
 
 def confusion_matrix(scores: ArrayLike, labels: ArrayLike) -> Array:

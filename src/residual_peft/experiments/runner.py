@@ -11,17 +11,12 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from ..backbones import Backbone, load_image_tower
-from ..coordinates import (
-    collect_coordinates,
-    collect_readouts,
-    fit_gains,
-    fit_linear,
-    linear_readout,
-)
+from ..coordinates import collect_coordinates, collect_readouts
 from ..decomposition import run_tower
 from ..errors import ResiDualError
 from ..files import write_tensors
 from ..metrics import accuracy
+from ..solvers import fit_gains, fit_linear, linear_readout
 from ..tuner import fit_bases, gains_of, restart_gains
 from ..zero_shot import ZeroShotClassifier
 from .lora import LoraSettings, fit_lora
