@@ -4,13 +4,14 @@ from peft import get_peft_model
 from schedulefree import AdamWScheduleFree
 from torch.nn import functional
 
-from residual_peft.coordinates import collect_coordinates, collect_readouts
+from residual_peft.anatomy import base_model
+from residual_peft.coordinates import collect_coordinates, collect_readouts, collect_with_basis
 from residual_peft.data import batches
 from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.metrics import accuracy
 from residual_peft.solvers import fit_gains, fit_linear, linear_readout
-from residual_peft.tuner import ResiDualConfig, gains_of
+from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 
 from .models import BUILDERS, clip_model, clip_vision_model_with_projection, pixels
 from .tokenizers import VOCABULARY
@@ -84,6 +85,36 @@ def test_gradients_of_the_gains_equal_those_of_the_model_in_float64(config):
     torch.testing.assert_close(own.grad, expected, atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_bases_and_coordinates_in_one_pass_are_those_of_two(config):
+    two = adapted_classifier(config).model
+    fit_bases(two, some_batches(40))
+    expected = collect_coordinates(two, some_batches(40))
+    one, passes = adapted_classifier(config).model, []
+    random_gains(one)  # restarted, as by fit_bases
+    handle = base_model(one).vision_model.register_forward_hook(lambda *_: passes.append(1))
+    found = collect_with_basis(one, some_batches(40))
+    handle.remove()
+    assert len(passes) == len(some_batches(40))
+    assert torch.equal(gains_of(one), gains_of(two))
+    torch.testing.assert_close(found.readout, expected.readout)
+    assert torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found.coordinates, expected.coordinates, atol=1e-6, rtol=1e-5)
+    assert found.state.settings == expected.state.settings
+    torch.testing.assert_close(found.state.directions, expected.state.directions)
+    gains = random_gains(one)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            found.adapted(gains)[:7], run_tower(one, pixels(40)[:7]), atol=2e-5, rtol=2e-5
+        )
+
+
+def test_one_pass_in_stream_mode_is_refused_before_an_image_is_read():
+    model = adapted_classifier(ResiDualConfig(mode="stream")).model
+    with pytest.raises(ResiDualError, match="is in stream mode"):
+        collect_with_basis(model, iter(()))
+
+
 def test_the_readouts_collected_are_the_unadapted_models():
     classifier = adapted_classifier()
     random_gains(classifier.model)
@@ -119,7 +150,7 @@ def test_collecting_takes_the_named_adapter_and_leaves_the_model_as_it_was():
     ],
 )
 def test_bad_batches_are_refused(given, message):
-    for collect in (collect_coordinates, collect_readouts):
+    for collect in (collect_coordinates, collect_readouts, collect_with_basis):
         with pytest.raises(ResiDualError, match=message):
             collect(adapted_classifier().model, given)
 

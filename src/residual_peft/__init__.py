@@ -6,7 +6,7 @@ Importing this package registers the method with PEFT, and changes nothing else.
 from .anatomy import TowerAnatomy, Unit, find_tower
 from .bases import SpectralBasis
 from .cards import CardFacts
-from .coordinates import Coordinates, collect_coordinates
+from .coordinates import Coordinates, collect_coordinates, collect_with_basis
 from .data import load_data
 from .decomposition import Decomposition, decompose
 from .errors import ResiDualError
@@ -41,6 +41,7 @@ __all__ = [
     "ZeroShotClassifier",
     "adapter_basis",
     "collect_coordinates",
+    "collect_with_basis",
     "decompose",
     "evaluate",
     "find_tower",

@@ -61,23 +61,30 @@ def fit(
     ] = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    trainer: Annotated[
+        bool, typer.Option("--trainer", help="Train with the HF Trainer instead: slower.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the splits and the order of the images.")] = 0,
     license: Annotated[
         str | None, typer.Option(help="Of the adapter, such as apache-2.0, for its card.")
     ] = None,
 ) -> None:
     """Fit an adapter to labelled images: one pass over them, then seconds."""
-    scores = fit_adapter(
+    report = fit_adapter(
         model,
         data,
         out,
         templates=template,
+        trainer=trainer,
         image_column=image_column,
         label_column=label_column,
         seed=seed,
         license=license,
     )
-    print(f"zero-shot {scores['zero_shot']:.3f} -> adapted {scores['adapted']:.3f} (test images)")
+    before, after = report.zero_shot["accuracy"], report.adapted["accuracy"]
+    print(f"zero-shot {before:.3f} -> adapted {after:.3f} (test images)")
+    encoding, fitting = report.encoding_seconds, report.fitting_seconds
+    print(f"{encoding:.1f} s to read the images, {fitting:.1f} s to fit the gains")
     print(f"The adapter is in {out}.")
 
 

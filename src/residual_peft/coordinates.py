@@ -6,18 +6,30 @@ y' = base + (c ⊙ (λ − neutral)) Φ is affine in the gains, and neither c no
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .anatomy import find_tower
+from .bases import SpectralBasis
 from .data import with_progress
 from .decomposition import check_pixels, checked_capture, run_tower, unadapted
 from .errors import ResiDualError
-from .spectra import pixels_of
+from .spectra import BasisAccumulator, pixels_of
 from .taps import Capture, tapped
-from .tuner import ReadoutState, base_of, compose, coordinates_of, readout_state
+from .tuner import (
+    ReadoutState,
+    active_adapter,
+    base_of,
+    compose,
+    coordinates_of,
+    put_basis,
+    readout_config,
+    readout_state,
+    restart_gains,
+)
 
 Progress = bool | Callable[[int], object]
 _Rows = TypeVar("_Rows", bound="Readouts")
@@ -130,6 +142,70 @@ def collect_coordinates(
         labels.append(_labels(batch))
     readout = _joined(readouts)
     return Coordinates(readout, torch.cat(labels), torch.cat(found), state.map(Tensor.cpu))
+
+
+def collect_with_basis(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    adapter_name: str | None = None,
+    progress: Progress = False,
+) -> Coordinates:
+    """Fit an adapter's bases and collect its coordinates in one pass over the same images.
+
+    What `fit_bases` and then `collect_coordinates` give, for one forward per image: what the heads
+    and MLPs wrote is kept as it is, (L · 2D + D) numbers per image at most, until the basis is
+    known. The units of every batch are checked to add up.
+
+    Args:
+        model: a model with a ResiDual adapter in readout mode.
+        batches: as for `collect_readouts`.
+        adapter_name: None for the active adapter.
+        progress: as for `collect_readouts`.
+
+    Raises:
+        ResiDualError: as `fit_bases` and `collect_coordinates`.
+    """
+    name = active_adapter(model) if adapter_name is None else adapter_name
+    config = readout_config(model, name)
+    if not config.needs_basis:
+        restart_gains(model, adapter_name=name)
+        return collect_coordinates(model, batches, adapter_name=name, progress=progress)
+    anatomy = find_tower(model)
+    device = anatomy.layers[0].output_projection.weight.device
+    accumulator = BasisAccumulator(model, config.units)
+    kinds = {unit.kind for unit in accumulator.units}
+    seen: list[tuple[Capture, Tensor]] = []
+    labels: list[Tensor] = []
+    for batch in with_progress(batches, "Reading images", progress):
+        capture, readout = checked_capture(model, anatomy, _pixels(batch).to(device))
+        accumulator.add(capture)
+        capture.layers = [None] * len(capture.layers)
+        if "head" not in kinds:
+            capture.heads = [None] * len(capture.heads)
+        if "mlp" not in kinds:
+            capture.mlps = [None] * len(capture.mlps)
+        seen.append((capture.map(Tensor.cpu), readout.cpu()))
+        labels.append(_labels(batch))
+    if not seen:
+        raise ResiDualError("wanted at least one batch of images, got none.")
+    components = None if config.component_pattern else config.components
+    put_basis(model, SpectralBasis.from_accumulator(accumulator, components), name)
+    state = readout_state(model, name).map(Tensor.cpu)
+    readout = torch.cat([part for _, part in seen]).to(state.directions.dtype)
+    found: Tensor | None = None
+    for start, (capture, _) in zip(_starts(labels), seen, strict=True):
+        part = coordinates_of(state, capture)
+        if found is None:
+            found = part.new_empty(len(readout), part.shape[1])
+        found[start : start + len(part)] = part
+    assert found is not None
+    return Coordinates(readout, torch.cat(labels), found, state)
+
+
+def _starts(parts: list[Tensor]) -> list[int]:
+    """Where each part begins among all of them."""
+    return [0, *accumulate(len(part) for part in parts)][:-1]
 
 
 def _pixels(batch: Any) -> Tensor:

@@ -1,22 +1,49 @@
 """From names to an adapter on disk, and from an adapter on disk to its scores."""
 
 import os
+import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import get_peft_model
+from transformers import Trainer
 
-from .backbones import load_backbone
+from .backbones import Backbone, load_backbone
 from .cards import CardFacts
-from .coordinates import collect_coordinates
+from .coordinates import Coordinates, collect_coordinates, collect_with_basis
 from .data import ImageData, batches, load_data
 from .errors import ResiDualError
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
+from .objectives import Objective
 from .prompts import DEFAULT_TEMPLATES
-from .solvers import fit_gains
-from .tuner import ResiDualConfig, fit_bases
+from .solvers import solve_gains, strength_path
+from .training import trainer_kwargs, training_arguments
+from .tuner import ResiDualConfig, fit_bases, gains_of
 from .zero_shot import ZeroShotClassifier
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit gave and took.
+
+    Attributes:
+        zero_shot: metrics on the test images without the adapter.
+        adapted: metrics on them with it.
+        encoding_seconds: the pass over training and validation images; for the Trainer's way, the
+            pass that fits the bases.
+        fitting_seconds: what came after it: the gains.
+        strength: of the ridge, as chosen on the validation images; None for the Trainer's way.
+    """
+
+    zero_shot: dict[str, float]
+    adapted: dict[str, float]
+    encoding_seconds: float
+    fitting_seconds: float
+    strength: float | None
 
 
 def fit_adapter(
@@ -26,12 +53,16 @@ def fit_adapter(
     *,
     templates: Sequence[str] | None = None,
     config: ResiDualConfig | None = None,
+    trainer: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
     license: str | None = None,
-) -> dict[str, float]:
+) -> FitReport:
     """Fit an adapter to labelled images and save it with its classes and a model card.
+
+    One pass over the training images gives bases and coordinates; then the convex objective is
+    solved (`solve_gains`) with the strength of its ridge chosen on the validation images.
 
     Args:
         model: a CLIP's directory or Hub id.
@@ -39,60 +70,124 @@ def fit_adapter(
         out: where to save.
         templates: prompts with `{}`; the default ones when None.
         config: the adapter's; the default when None.
+        trainer: fit with the HF Trainer instead, forward and backward for every batch and epoch,
+            on the normalized loss.
         image_column: of the data, found when None.
         label_column: likewise.
-        seed: of the splits and the order of the images.
+        seed: of the splits; with `trainer` of the order of the images, too.
         license: of the adapter, for its card.
 
-    Returns:
-        Test accuracy `zero_shot` and `adapted`.
-
     Raises:
-        ResiDualError: bad data, or a model that is not there.
+        ResiDualError: bad data, a model that is not there, or a config in stream mode without
+            `trainer`.
     """
+    if config is not None and config.mode == "stream" and not trainer:
+        raise ResiDualError(
+            "an adapter in stream mode has no coordinates to fit from; use trainer=True."
+        )
     images = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
     backbone = load_backbone(model)
-    plain = ZeroShotClassifier.from_text(
+    classifier = ZeroShotClassifier.from_text(
         backbone.model,
         backbone.tokenizer,
         images.class_names,
         templates or DEFAULT_TEMPLATES,
         image_processor=backbone.image_processor,
     )
-    before = evaluate(plain, images.test, name="the test split", progress=True)
-    plain.model = get_peft_model(backbone.model, config or ResiDualConfig(seed=seed))
-    train = batches(images.train, backbone.image_processor, name="the training split")
-    held_out = batches(images.validation, backbone.image_processor, name="the validation split")
-    fit_bases(plain.model, train, progress=True)
-    fit_gains(
-        plain,
-        collect_coordinates(plain.model, train, progress=True),
-        collect_coordinates(plain.model, held_out, progress=True),
-        seed=seed,
-        progress=True,
+    if trainer:
+        report = _by_trainer(classifier, images, backbone, config, seed)
+    else:
+        report = _from_coordinates(classifier, images, backbone, config, seed)
+    facts = _facts_of(data, images, report, seed, license)
+    classifier.save_pretrained(out, card=facts)
+    return report
+
+
+def _from_coordinates(
+    classifier: ZeroShotClassifier,
+    images: ImageData,
+    backbone: Backbone,
+    config: ResiDualConfig | None,
+    seed: int,
+) -> FitReport:
+    """Each image is read once, test images too."""
+    started = time.perf_counter()
+    model = classifier.model = get_peft_model(backbone.model, config or ResiDualConfig(seed=seed))
+    processor = backbone.image_processor
+    train = collect_with_basis(
+        model, batches(images.train, processor, name="the training split"), progress=True
     )
-    after = evaluate(plain, images.test, name="the test split", progress=True)
-    facts = _facts_of(data, images, before.metrics, after.metrics, seed, license)
-    plain.save_pretrained(out, card=facts)
-    return {"zero_shot": before.metrics["accuracy"], "adapted": after.metrics["accuracy"]}
+    held_out = batches(images.validation, processor, name="the validation split")
+    validation = collect_coordinates(model, held_out, progress=True)
+    encoded = time.perf_counter()
+    objective = Objective(normalized=False)
+    strength = strength_path(classifier, train, validation, objective=objective, progress=True).best
+    chosen = Objective(normalized=False, strength=strength)
+    solve_gains(classifier, train, objective=chosen, progress=True)
+    fitted = time.perf_counter()
+    test = batches(images.test, processor, name="the test split")
+    rows = collect_coordinates(model, test, progress=True)
+    before, after = _scores(classifier, rows)
+    return FitReport(before, after, encoded - started, fitted - encoded, strength)
+
+
+@torch.no_grad()
+def _scores(
+    classifier: ZeroShotClassifier, rows: Coordinates
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics without and with the adapter, from one pass."""
+    gains = gains_of(classifier.model).detach().cpu()
+    return (
+        _metrics(classifier, rows.readout, rows.labels),
+        _metrics(classifier, rows.adapted(gains), rows.labels),
+    )
+
+
+def _metrics(
+    classifier: ZeroShotClassifier, readout: torch.Tensor, labels: torch.Tensor
+) -> dict[str, float]:
+    classifier.check_labels(labels)
+    return Evaluation(classifier.class_names, classifier.logits(readout), labels).metrics
+
+
+def _by_trainer(
+    classifier: ZeroShotClassifier,
+    images: ImageData,
+    backbone: Backbone,
+    config: ResiDualConfig | None,
+    seed: int,
+) -> FitReport:
+    """Bases by a pass of their own, then the Trainer."""
+    before = evaluate(classifier, images.test, name="the test split", progress=True).metrics
+    started = time.perf_counter()
+    classifier.model = get_peft_model(backbone.model, config or ResiDualConfig(seed=seed))
+    train = batches(images.train, backbone.image_processor, name="the training split")
+    fit_bases(classifier.model, train, progress=True)
+    encoded = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = training_arguments(folder, seed=seed, disable_tqdm=False)
+        Trainer(**trainer_kwargs(classifier, images, settings)).train()
+    fitted = time.perf_counter()
+    after = evaluate(classifier, images.test, name="the test split", progress=True).metrics
+    return FitReport(before, after, encoded - started, fitted - encoded, None)
 
 
 def _facts_of(
-    data: Any,
-    images: ImageData,
-    before: dict[str, float],
-    after: dict[str, float],
-    seed: int,
-    license: str | None,
+    data: Any, images: ImageData, report: FitReport, seed: int, license: str | None
 ) -> CardFacts:
     """What the card says of a fit; of a path only the end, which is all that others can use."""
     on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
     of_five = len(images.class_names) <= 5  # then every class is among the top five
+    metrics = dict(report.adapted)
+    if of_five:
+        metrics.pop("top5_accuracy", None)
     return CardFacts(
         dataset=Path(images.source).name if on_disk else images.source,
         dataset_id=None if on_disk else data,
-        metrics={k: value for k, value in after.items() if not (of_five and k == "top5_accuracy")},
-        metrics_before=before,
+        metrics={
+            k: value for k, value in metrics.items() if not (of_five and k == "top5_accuracy")
+        },
+        metrics_before=report.zero_shot,
         test_images=len(images.test),
         training_data=f"{len(images.train):,} images, {len(images.validation):,} to choose by",
         seed=seed,

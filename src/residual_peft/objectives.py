@@ -39,7 +39,8 @@ class Objective:
         label_smoothing: from 0 to below 1, as in torch's `cross_entropy`; "softmax" only.
         strength: of the ridge, 0 or more.
         weighting: the exponent p of the ridge's weights: 0 penalizes every gain alike, 1 in
-            proportion to the variance that it scales, so that what is penalized is the change.
+            proportion to the variance that it scales, so that what is penalized is the change. 1 is
+            best on held-out images (`benchmarks/solvers.json`).
     """
 
     normalized: bool = True
@@ -47,7 +48,7 @@ class Objective:
     class_weights: str | Sequence[float] | None = None
     label_smoothing: float = 0.0
     strength: float = 0.0
-    weighting: float = 0.5
+    weighting: float = 1.0
 
     def __post_init__(self) -> None:
         if self.loss not in ("softmax", "sigmoid"):
@@ -178,9 +179,11 @@ class GainProblem:
         self.normalizer = objective.normalizer(rows.labels, self.class_weights, self.classes)
         self.embeddings = classifier.class_embeddings.to(rows.readout.device, dtype)
         self.directions = rows.state.directions.to(dtype)  # Φ (K, d)
+        # the classes are all that linear logits need of Φ: (K, C) in place of (K, d)
+        self.in_classes = not objective.normalized and self.classes < rows.readout.shape[1]
         if not objective.normalized:
             self.scale /= float(rows.readout.double().norm(dim=1).mean())
-            # the classes are all that matters of Φ: (K, C) in place of (K, d)
+        if self.in_classes:
             self.directions = self.directions @ self.embeddings.T
         self.per_unit = rows.state.settings.per_unit
         self.neutral = rows.state.settings.neutral
@@ -218,11 +221,7 @@ class GainProblem:
 
         v_k s² Var_c(φ_k · w_c) per component, plus the ridge's. Only a scale for the solver.
         """
-        along = (
-            self.directions
-            if not self.objective.normalized
-            else (self.directions @ self.embeddings.T)
-        )
+        along = self.directions if self.in_classes else self.directions @ self.embeddings.T
         length = 1.0
         if self.objective.normalized:
             length = float(self.rows.readout.double().norm(dim=1).mean())
@@ -241,9 +240,10 @@ class GainProblem:
         )
 
     def _logits(self, outputs: Tensor) -> Tensor:
-        if not self.objective.normalized:
+        if self.in_classes:
             return self.scale * outputs
-        return self.scale * functional.normalize(outputs, dim=-1) @ self.embeddings.T
+        outputs = functional.normalize(outputs, dim=-1) if self.objective.normalized else outputs
+        return self.scale * outputs @ self.embeddings.T
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Coordinates, the part that no gain changes, and labels of some images at a time."""
@@ -256,7 +256,7 @@ class GainProblem:
                 coordinates=self.rows.coordinates[part],
             )
             base = some.base.to(self.dtype)
-            if not self.objective.normalized:
+            if self.in_classes:
                 base = base @ self.embeddings.T
             yield some.coordinates.to(self.dtype), base, some.labels
 

@@ -28,7 +28,7 @@ from .tuner import gains_of
 from .zero_shot import ZeroShotClassifier
 
 LINEAR_LEARNING_RATE = 1e-3  # the paper's, for its linear baseline
-STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
 _HISTORY = 20  # pairs that L-BFGS keeps: 40 vectors of K numbers
 
 
@@ -147,7 +147,7 @@ def solve_gains(
         classifier: its model has the adapter that the coordinates are of.
         train: coordinates to fit.
         validation: coordinates to report the accuracy on.
-        objective: what is minimized; the normalized one with a ridge of 1e-3 when None.
+        objective: what is minimized; the linear one with a ridge of 1e-3 when None.
         start: gains to start at; ones when None.
         adapter_name: None for the active adapter.
         tolerance: it stops once the gradient's norm is below this.
@@ -158,7 +158,7 @@ def solve_gains(
     Raises:
         ResiDualError: as `fit_gains`.
     """
-    objective = Objective(strength=1e-3) if objective is None else objective
+    objective = Objective(normalized=False, strength=1e-3) if objective is None else objective
     target = gains_of(classifier.model, adapter_name)
     start = torch.ones_like(target) if start is None else start
     target, start = _target_and_start(classifier, (train, validation), start, adapter_name)
@@ -236,7 +236,7 @@ def strength_path(
         classifier: as for `solve_gains`.
         train: coordinates to fit.
         validation: held-out coordinates; without, `train` is cross-validated.
-        objective: what is minimized, but for its strength.
+        objective: what is minimized, but for its strength; the linear one when None.
         strengths: to try.
         folds: of the cross-validation, stratified by class, in the order of the images (no seed).
         tolerance: of each fit; coarser than the last one's will do.
@@ -247,7 +247,7 @@ def strength_path(
     Raises:
         ResiDualError: as `fit_gains`; no strengths; fewer images of a class than folds.
     """
-    objective = Objective() if objective is None else objective
+    objective = Objective(normalized=False) if objective is None else objective
     if not strengths:
         raise ResiDualError("wanted strengths of the ridge to try, got none.")
     ones = torch.ones_like(gains_of(classifier.model, adapter_name))

@@ -13,6 +13,7 @@ from .decomposition import checked_capture, contributions, head_inputs
 from .errors import ResiDualError
 from .fingerprint import Fingerprint
 from .moments import Moments
+from .taps import Capture
 
 Components = int | float | None
 
@@ -106,6 +107,12 @@ class BasisAccumulator:
         if self.model is None or self.anatomy is None:
             raise RuntimeError("an accumulator that was pickled can be merged, not updated")
         capture, _ = checked_capture(self.model, self.anatomy, pixels_of(batch))
+        self.add(capture)
+
+    def add(self, capture: Capture) -> None:
+        """Add what a forward pass of the unadapted model has left already."""
+        if self.anatomy is None:
+            raise RuntimeError("an accumulator that was pickled can be merged, not updated")
         if any(unit.kind == "head" for unit in self.units):
             for layer, moments in enumerate(self.heads):
                 moments.update(head_inputs(self.anatomy, capture, layer))

@@ -7,7 +7,7 @@ raises leaves nothing behind.
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,15 +43,20 @@ class Capture:
     def rows(self, index: Tensor) -> "Capture":
         """What was seen of some samples of the batch."""
 
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.index_select(0, index)
+        return self.map(lambda tensor: tensor.index_select(0, index))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Capture":
+        """Apply a function, such as a move to another device, to every tensor."""
+
+        def apply(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else function(tensor)
 
         return Capture(
-            heads=[pick(tensor) for tensor in self.heads],
-            mlps=[pick(tensor) for tensor in self.mlps],
-            layers=[pick(tensor) for tensor in self.layers],
-            embed=pick(self.embed),
-            stream=pick(self.stream),
+            heads=[apply(tensor) for tensor in self.heads],
+            mlps=[apply(tensor) for tensor in self.mlps],
+            layers=[apply(tensor) for tensor in self.layers],
+            embed=apply(self.embed),
+            stream=apply(self.stream),
         )
 
     def absorb(self, other: "Capture") -> None:

@@ -13,6 +13,8 @@ from .adapters import (
     gains_by_module,
     gains_by_unit,
     gains_of,
+    put_basis,
+    readout_config,
     readout_state,
     restart_gains,
 )
@@ -46,6 +48,8 @@ __all__ = [
     "gains_of",
     "hotswap_adapter",
     "load_adapter",
+    "put_basis",
+    "readout_config",
     "readout_state",
     "restart_gains",
 ]

@@ -63,11 +63,10 @@ def fit_bases(
             progress,
             across_processes=across_processes,
         )
-    layer, config = _adapter(peft_model, adapter_name)
+    config = readout_config(peft_model, adapter_name)
     if not config.needs_basis:
         restart_gains(peft_model, adapter_name=adapter_name)
         return None
-    settings = layer.adapter_settings[adapter_name]
     components = None if config.component_pattern else config.components
     basis = SpectralBasis.fit(
         peft_model,
@@ -77,6 +76,27 @@ def fit_bases(
         progress,
         across_processes=across_processes,
     )
+    return put_basis(peft_model, basis, adapter_name)
+
+
+def put_basis(
+    peft_model: nn.Module, basis: SpectralBasis, adapter_name: str = "default"
+) -> SpectralBasis:
+    """Give an adapter in readout mode a basis; its gains restart at their initial value.
+
+    Args:
+        peft_model: a model with a ResiDual adapter.
+        basis: of this model; it has the adapter's units.
+        adapter_name: the adapter.
+
+    Returns:
+        The part of the basis that the adapter uses.
+
+    Raises:
+        ResiDualError: no such adapter, it is in stream mode, or the basis lacks its units.
+    """
+    layer, config = _adapter(peft_model, adapter_name)
+    settings = layer.adapter_settings[adapter_name]
     basis = fitted_to(config, basis, settings.units)
     config.basis = None  # the one it named is replaced
     with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
@@ -95,6 +115,16 @@ def readout_state(peft_model: nn.Module, adapter_name: str | None = None) -> Rea
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     return _adapter(peft_model, name)[0].state(name)
+
+
+def readout_config(peft_model: nn.Module, adapter_name: str | None = None) -> ResiDualConfig:
+    """The config of an adapter in readout mode.
+
+    Raises:
+        ResiDualError: no such adapter, several are active, or it is in stream mode.
+    """
+    name = active_adapter(peft_model) if adapter_name is None else adapter_name
+    return _adapter(peft_model, name)[1]
 
 
 def gains_of(peft_model: nn.Module, adapter_name: str | None = None) -> nn.Parameter:
