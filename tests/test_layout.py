@@ -53,6 +53,7 @@ ROOMS = [
     "data",
     "training",
     "coordinates",
+    "store",
     "objectives",
     "solvers",
     "evaluation",

@@ -13,6 +13,7 @@ from .errors import ResiDualError
 from .evaluation import evaluate
 from .objectives import Objective
 from .solvers import fit_gains, solve_gains, strength_path
+from .store import CoordinateStore, write_coordinates
 from .training import trainer_kwargs, training_arguments
 from .tuner import (
     ResiDualConfig,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CardFacts",
+    "CoordinateStore",
     "Coordinates",
     "Decomposition",
     "Objective",
@@ -55,4 +57,5 @@ __all__ = [
     "strength_path",
     "trainer_kwargs",
     "training_arguments",
+    "write_coordinates",
 ]

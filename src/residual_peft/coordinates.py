@@ -71,6 +71,16 @@ class Coordinates(Readouts):
         return replace(moved, state=self.state.map(lambda tensor: tensor.to(device)))
 
     @property
+    def parts(self) -> "tuple[Coordinates, ...]":
+        """Itself; a store on disk has one part per shard."""
+        return (self,)
+
+    @property
+    def mean_length(self) -> float:
+        """Mean ‖y‖ of the readouts."""
+        return float(self.readout.double().norm(dim=1).mean())
+
+    @property
     def base(self) -> Tensor:
         """The part of y' that does not depend on the gains, (N, d)."""
         return base_of(self.state, self.readout)

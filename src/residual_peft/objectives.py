@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from .coordinates import Coordinates
 from .errors import ResiDualError
+from .store import CoordinateStore
 from .zero_shot import ZeroShotClassifier
 
 CHUNK = 1024  # images per matrix product: its logits and readouts stay small beside coordinates
@@ -159,7 +160,7 @@ class GainProblem:
 
     Args:
         classifier: class embeddings W_text and logit scale.
-        rows: the coordinates.
+        rows: the coordinates, in memory or on disk.
         objective: what is minimized.
         dtype: of the products; sums are float64.
     """
@@ -167,7 +168,7 @@ class GainProblem:
     def __init__(
         self,
         classifier: ZeroShotClassifier,
-        rows: Coordinates,
+        rows: Coordinates | CoordinateStore,
         objective: Objective,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -177,12 +178,12 @@ class GainProblem:
         self.scale = classifier.logit_scale
         self.class_weights = objective.weights_of(rows.labels, self.classes)
         self.normalizer = objective.normalizer(rows.labels, self.class_weights, self.classes)
-        self.embeddings = classifier.class_embeddings.to(rows.readout.device, dtype)
+        self.embeddings = classifier.class_embeddings.to(rows.labels.device, dtype)
         self.directions = rows.state.directions.to(dtype)  # Φ (K, d)
         # the classes are all that linear logits need of Φ: (K, C) in place of (K, d)
-        self.in_classes = not objective.normalized and self.classes < rows.readout.shape[1]
+        self.in_classes = not objective.normalized and self.classes < self.embeddings.shape[1]
         if not objective.normalized:
-            self.scale /= float(rows.readout.double().norm(dim=1).mean())
+            self.scale /= rows.mean_length
         if self.in_classes:
             self.directions = self.directions @ self.embeddings.T
         self.per_unit = rows.state.settings.per_unit
@@ -224,7 +225,7 @@ class GainProblem:
         along = self.directions if self.in_classes else self.directions @ self.embeddings.T
         length = 1.0
         if self.objective.normalized:
-            length = float(self.rows.readout.double().norm(dim=1).mean())
+            length = self.rows.mean_length
         spread = along.double().var(1, correction=0) * (self.scale / length) ** 2
         data = self._gathered(spread * self.component_scales)
         data = data + self.objective.strength * self.ridge_weights
@@ -247,25 +248,27 @@ class GainProblem:
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Coordinates, the part that no gain changes, and labels of some images at a time."""
-        for start in range(0, len(self.rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            some = replace(
-                self.rows,
-                readout=self.rows.readout[part],
-                labels=self.rows.labels[part],
-                coordinates=self.rows.coordinates[part],
-            )
-            base = some.base.to(self.dtype)
-            if self.in_classes:
-                base = base @ self.embeddings.T
-            yield some.coordinates.to(self.dtype), base, some.labels
+        for rows in self.rows.parts:
+            for start in range(0, len(rows), CHUNK):
+                part = slice(start, start + CHUNK)
+                some = replace(
+                    rows,
+                    readout=rows.readout[part],
+                    labels=rows.labels[part],
+                    coordinates=rows.coordinates[part],
+                )
+                base = some.base.to(self.dtype)
+                if self.in_classes:
+                    base = base @ self.embeddings.T
+                yield some.coordinates.to(self.dtype), base, some.labels
 
     def _scales(self) -> Tensor:
         """The mean square of each coordinate, (K,), float64."""
         total = torch.zeros(len(self.directions), dtype=torch.float64)
         total = total.to(self.directions.device)
-        for start in range(0, len(self.rows), CHUNK):
-            total += self.rows.coordinates[start : start + CHUNK].double().square().sum(0)
+        for rows in self.rows.parts:
+            for start in range(0, len(rows), CHUNK):
+                total += rows.coordinates[start : start + CHUNK].double().square().sum(0)
         return total / len(self.rows)
 
     def _spread(self, gains: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .coordinates import Coordinates, Readouts
 from .errors import ResiDualError
 from .metrics import accuracy, mean_average_precision
 from .objectives import GainProblem, Objective
+from .store import CoordinateStore
 from .training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE
 from .tuner import gains_of
 from .zero_shot import ZeroShotClassifier
@@ -65,7 +66,7 @@ class Fit:
 
 def fit_gains(
     classifier: ZeroShotClassifier,
-    train: Coordinates,
+    train: Coordinates | CoordinateStore,
     validation: Coordinates | None = None,
     *,
     objective: Objective | None = None,
@@ -86,7 +87,7 @@ def fit_gains(
 
     Args:
         classifier: its model has the adapter that the coordinates are of.
-        train: coordinates to fit.
+        train: coordinates to fit, in memory or on disk.
         validation: coordinates to choose the epoch by; without, the last epoch's gains are taken.
         objective: what is minimized; cross-entropy without a ridge when None.
         start: gains to start at; the adapter's own when None.
@@ -106,7 +107,7 @@ def fit_gains(
     for part in (train, validation):
         if part is not None:
             objective.check_labels(part.labels, classifier)
-    device = train.readout.device
+    device = train.labels.device
     parameters = {"gains": nn.Parameter(start.to(device, target.dtype).clone())}
     if objective.multi_label:
         bias = _first_bias(classifier, train, objective, start)
@@ -127,7 +128,7 @@ def fit_gains(
 
 def solve_gains(
     classifier: ZeroShotClassifier,
-    train: Coordinates,
+    train: Coordinates | CoordinateStore,
     validation: Coordinates | None = None,
     *,
     objective: Objective | None = None,
@@ -145,7 +146,7 @@ def solve_gains(
 
     Args:
         classifier: its model has the adapter that the coordinates are of.
-        train: coordinates to fit.
+        train: coordinates to fit, in memory or on disk.
         validation: coordinates to report the accuracy on.
         objective: what is minimized; the linear one with a ridge of 1e-3 when None.
         start: gains to start at; ones when None.
@@ -217,7 +218,7 @@ class StrengthPath:
 
 def strength_path(
     classifier: ZeroShotClassifier,
-    train: Coordinates,
+    train: Coordinates | CoordinateStore,
     validation: Coordinates | None = None,
     *,
     objective: Objective | None = None,
@@ -234,7 +235,7 @@ def strength_path(
 
     Args:
         classifier: as for `solve_gains`.
-        train: coordinates to fit.
+        train: coordinates to fit, in memory or on disk.
         validation: held-out coordinates; without, `train` is cross-validated.
         objective: what is minimized, but for its strength; the linear one when None.
         strengths: to try.
@@ -253,7 +254,9 @@ def strength_path(
     ones = torch.ones_like(gains_of(classifier.model, adapter_name))
     _, start = _target_and_start(classifier, (train, validation), ones, adapter_name)
     tried = tuple(sorted(strengths, reverse=True))
-    pairs = [(train, validation)] if validation is not None else _folds(train, objective, folds)
+    pairs: list[tuple[Any, Coordinates]] = (
+        [(train, validation)] if validation is not None else _folds(train, objective, folds)
+    )
     scores, losses = [], []
     with tqdm(
         total=len(pairs) * len(tried), desc="Choosing the ridge", disable=not progress
@@ -344,7 +347,7 @@ def linear_readout(fit: Fit, readout: Tensor) -> Tensor:
 
 def _target_and_start(
     classifier: ZeroShotClassifier,
-    parts: Sequence[Coordinates | None],
+    parts: Sequence[Coordinates | CoordinateStore | None],
     start: Tensor | None,
     adapter_name: str | None,
 ) -> tuple[nn.Parameter, Tensor]:
@@ -426,7 +429,10 @@ def _lbfgs(
 
 
 def _first_bias(
-    classifier: ZeroShotClassifier, rows: Coordinates, objective: Objective, gains: Tensor
+    classifier: ZeroShotClassifier,
+    rows: Coordinates | CoordinateStore,
+    objective: Objective,
+    gains: Tensor,
 ) -> float:
     """The bias of the sigmoid's logits that suits the gains to start at, by bisection."""
     problem = GainProblem(classifier, rows, objective)
@@ -442,8 +448,8 @@ def _first_bias(
 
 
 def _folds(
-    rows: Coordinates, objective: Objective, folds: int
-) -> list[tuple[Coordinates, Coordinates]]:
+    rows: Coordinates | CoordinateStore, objective: Objective, folds: int
+) -> list[tuple[Any, Coordinates]]:
     """Pairs of what is fitted and what is held out."""
     # with several labels per image: strata by how many there are
     strata = rows.labels.sum(1) if objective.multi_label else rows.labels
@@ -474,14 +480,14 @@ class _Loss:
     def __init__(
         self,
         classifier: ZeroShotClassifier,
-        train: Coordinates,
+        train: Coordinates | CoordinateStore,
         objective: Objective,
         parameters: dict[str, nn.Parameter],
     ) -> None:
         self.classifier, self.objective, self.parameters = classifier, objective, parameters
         self.classes = len(classifier.class_names)
         self.weights = objective.weights_of(train.labels, self.classes)
-        self.length = float(train.readout.double().norm(dim=1).mean())
+        self.length = train.mean_length
         self.ridge = None
         if objective.strength:
             self.ridge = GainProblem(classifier, train, objective).ridge_weights.float()
@@ -522,7 +528,7 @@ def _fit(
     classifier: ZeroShotClassifier,
     parameters: dict[str, nn.Parameter],
     adapted: Callable[[Any], Tensor],
-    train: Readouts,
+    train: Readouts | CoordinateStore,
     validation: Readouts | None,
     settings: _Settings,
     loss_of: Callable[[Tensor, Tensor], Tensor],
@@ -571,7 +577,7 @@ def _accuracy(
 def _epoch(
     loss_of: Callable[[Tensor, Tensor], Tensor],
     adapted: Callable[[Any], Tensor],
-    train: Readouts,
+    train: Readouts | CoordinateStore,
     optimizer: AdamWScheduleFree,
     batch_size: int,
     generator: torch.Generator,
