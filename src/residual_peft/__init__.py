@@ -11,6 +11,7 @@ from .data import load_data
 from .decomposition import Decomposition, decompose
 from .errors import ResiDualError
 from .evaluation import evaluate
+from .many_tasks import TaskSet
 from .training import trainer_kwargs, training_arguments
 from .tuner import (
     ResiDualConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "ResiDualError",
     "ResiDualModel",
     "SpectralBasis",
+    "TaskSet",
     "TowerAnatomy",
     "Unit",
     "ZeroShotClassifier",
