@@ -48,7 +48,7 @@ def task_set(units: tuple[str, ...], count: int) -> TaskSet:
     """Tasks over the basis of the weights, all components of each unit, with random gains."""
     model = get_peft_model(backbone(), ResiDualConfig(units=units), adapter_name="0")
     for index in range(1, count):
-        model.add_adapter(str(index), ResiDualConfig(units=units))
+        model.base_model.add_weighted_adapter(["0"], [1.0], str(index))  # over the same basis
     tasks = TaskSet(model.eval())
     for index in range(count):
         name = str(index)

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
@@ -253,7 +253,8 @@ def save(folder, names=("digits", "colours"), config=None, seed=0, processor=Non
         base = type(base).from_pretrained(folder / "base")
         model = get_peft_model(base, config or ResiDualConfig())
         fit_bases(model, [pixels(IMAGES, seed=5)])
-        randomize_gains(model, seed=index)
+        if model.peft_config["default"].mode == "readout":
+            randomize_gains(model, seed=index)
         made = classes(model.eval(), name, index)
         made.image_processor = processor or made.image_processor
         made.save_pretrained(folder / name)
@@ -287,6 +288,8 @@ def test_the_last_task_can_go_and_others_come(tmp_path):
     tasks = TaskSet.from_pretrained(str(tmp_path / "digits"))
     tasks.remove("digits")
     assert len(tasks) == 0
+    assert not isinstance(tasks.model, PeftModel)
+    assert not any(isinstance(module, ResiDualReadout) for module in tasks.model.modules())
     with pytest.raises(ResiDualError, match="wanted at least one task, got none"):
         tasks.predict(photographs())
     tasks.add("colours", tmp_path / "colours")
@@ -370,7 +373,7 @@ def test_adapters_that_change_the_stream_are_refused(tmp_path):
     stream = ResiDualConfig(mode="stream")
     save(tmp_path, ("deep",), config=stream)
     tasks = TaskSet(clip_model())
-    with pytest.raises(ResiDualError, match="'deep' is mode='stream'.*forward pass of its own"):
+    with pytest.raises(ResiDualError, match=r"'deep' is mode='stream'.*forward pass of its own"):
         tasks.add("deep", tmp_path / "deep")
     with pytest.raises(ResiDualError, match="with 'default', mode='stream', which changes"):
         TaskSet(get_peft_model(clip_model(), stream))

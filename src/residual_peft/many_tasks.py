@@ -231,7 +231,7 @@ class TaskSet:
         task = self._task(name)
         del self._tasks[name]
         if task.owned:
-            self.model.delete_adapter(task.adapter)
+            self._take_out(task.adapter)
 
     @torch.no_grad()
     def logits(self, pixels: Tensor, adapters: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -499,12 +499,18 @@ class TaskSet:
             self.model = load_adapter(self.model, directory, adapter)
         except Exception:
             if adapter in _configs(self.model):
-                self.model.delete_adapter(adapter)
+                self._take_out(adapter)
             raise
         finally:  # PEFT puts all of it into eval mode
             for module in self.model.modules():
                 module.training = training.get(module, mode)
         return adapter
+
+    def _take_out(self, adapter: str | None) -> None:
+        if list(_configs(self.model)) == [adapter]:
+            self.model = self.model.unload()  # a PeftModel without an adapter does not work
+        else:
+            self.model.delete_adapter(adapter)
 
     def _check_processor(self, name: str, processor: Any) -> None:
         """Refuse a task that sees images otherwise than the others do."""

@@ -414,14 +414,14 @@ def pixel_batches(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off while the block runs; a model in eval mode, which threads may share, is left."""
-    training = model.training
-    if training:
-        model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        if training:
-            model.train()
+        for module in training:
+            module.training = True
 
 
 def _has_text(model: nn.Module) -> bool:
