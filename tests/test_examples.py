@@ -74,11 +74,21 @@ def check_two_adapters(lines: list[str]) -> None:
     assert len(lines) == 2
 
 
+def check_many_tasks(lines: list[str]) -> None:
+    assert [line.split(":")[0] for line in lines[:3]] == ["color", "shape", "count"]
+    assert min(number for line in lines[:3] for number in numbers(line)) > 0.8
+    answers = lines[3].removeprefix("one image, 3 tasks: ")
+    assert len(answers.split(", ")) == 3
+    assert lines[4] == f"one batch, a task for each image: {answers}"
+    assert len(lines) == 5
+
+
 CHECKS = {
     "decompose.py": check_decomposition,
     "fit_folder_with_trainer.py": check_trainer,
     "fit_from_coordinates.py": check_coordinates,
     "load_and_predict.py": check_prediction,
+    "many_tasks.py": check_many_tasks,
     "two_adapters.py": check_two_adapters,
 }
 

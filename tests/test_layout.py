@@ -50,6 +50,7 @@ ROOMS = [
     "prompts",
     "classifier_files",
     "zero_shot",
+    "many_tasks",
     "data",
     "training",
     "coordinates",

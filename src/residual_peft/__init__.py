@@ -11,6 +11,7 @@ from .data import load_data
 from .decomposition import Decomposition, decompose
 from .errors import ResiDualError
 from .evaluation import evaluate
+from .many_tasks import TaskSet
 from .objectives import Objective
 from .solvers import fit_gains, solve_gains, strength_path
 from .store import CoordinateStore, write_coordinates
@@ -38,6 +39,7 @@ __all__ = [
     "ResiDualError",
     "ResiDualModel",
     "SpectralBasis",
+    "TaskSet",
     "TowerAnatomy",
     "Unit",
     "ZeroShotClassifier",

@@ -6,7 +6,8 @@ stored in the adapter's directory, so that one call brings all of it back.
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,27 +213,11 @@ class ZeroShotClassifier:
             batch_size: images per forward pass.
         """
         items, _ = image_list(images)
-        if not items:
-            raise ResiDualError("wanted at least one image to classify, got none.")
-        if self.image_processor is None:
-            raise ResiDualError(
-                "this classifier has no image processor to prepare images with; pass "
-                "image_processor=... when making it."
-            )
-        training, logits = self.model.training, []
-        if training:  # dropout off; an untouched model is left alone, other threads may use it
-            self.model.eval()
-        try:
-            for start in range(0, len(items), batch_size):
-                batch = items[start : start + batch_size]
-                pixels = pixel_values(
-                    self.image_processor,
-                    [to_rgb(item, f"image {start + i}") for i, item in enumerate(batch)],
-                )
-                logits.append(self.logits(run_tower(self.model, pixels.to(self.device))).cpu())
-        finally:
-            if training:
-                self.model.train()
+        pixels = pixel_batches(items, self.image_processor, batch_size)
+        with evaluating(self.model):
+            logits = [
+                self.logits(run_tower(self.model, batch.to(self.device))).cpu() for batch in pixels
+            ]
         return torch.cat(logits)
 
     def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64) -> Any:
@@ -250,13 +235,8 @@ class ZeroShotClassifier:
             ResiDualError: no images, or one that cannot be read (names it).
         """
         items, single = image_list(images)
-        rows = self.predict_logits(items, batch_size=batch_size).softmax(-1)
-        predictions = []
-        for row in rows:
-            index = int(row.argmax())
-            predictions.append(
-                Prediction(self.class_names[index], index, float(row[index]), tuple(row.tolist()))
-            )
+        logits = self.predict_logits(items, batch_size=batch_size)
+        predictions = predictions_of(logits, self.class_names)
         return predictions[0] if single else predictions
 
     def save_pretrained(
@@ -397,6 +377,51 @@ def readout_of(outputs: Any) -> Tensor:
         f"wanted a model output with image_embeds or pooler_output, got {type(outputs).__name__}; "
         "a bare CLIPModel needs texts to run, an adapted one does not."
     )
+
+
+def predictions_of(logits: Tensor, class_names: Sequence[str]) -> list[Prediction]:
+    """One prediction per row of logits (N, C)."""
+    predictions = []
+    for row in logits.softmax(-1):
+        index = int(row.argmax())
+        predictions.append(
+            Prediction(class_names[index], index, float(row[index]), tuple(row.tolist()))
+        )
+    return predictions
+
+
+def pixel_batches(
+    items: Sequence[ImageLike], image_processor: Any, batch_size: int
+) -> Iterator[Tensor]:
+    """Pixel values (at most batch_size, C, H, W) of all images, in their order.
+
+    Raises:
+        ResiDualError: no images, one that cannot be read (names it), or no image processor.
+    """
+    if not items:
+        raise ResiDualError("wanted at least one image to classify, got none.")
+    if image_processor is None:
+        raise ResiDualError(
+            "this classifier has no image processor to prepare images with; pass "
+            "image_processor=... when making it."
+        )
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        images = [to_rgb(item, f"image {start + i}") for i, item in enumerate(batch)]
+        yield pixel_values(image_processor, images)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off while the block runs; a model in eval mode, which threads may share, is left."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _has_text(model: nn.Module) -> bool:
