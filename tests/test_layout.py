@@ -58,6 +58,7 @@ ROOMS = [
     "objectives",
     "solvers",
     "evaluation",
+    "analysis",
     "fitting",
     "experiments",
     "reporting",

@@ -1,0 +1,287 @@
+"""What every unit wrote to the readouts of N images, each unit in its own principal axes.
+
+Every analysis reads these. For unit u, with N images, k_u directions and the readout's width d,
+
+    x_u = μ_u + c_u Φ_u        (N, d) = (d,) + (N, k_u)(k_u, d)
+
+exactly: a head's k_u is at most e + 1 (`method.md`, section 2), so that 64 numbers per image stand
+for 768, distances and variances included, since the rows of Φ_u are orthonormal.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import TowerAnatomy, Unit, find_tower
+from ..coordinates import Coordinates
+from ..data import with_progress
+from ..decomposition import checked_capture, contributions, head_inputs
+from ..errors import ResiDualError
+from ..spectra import UnitBasis, pixels_of, spectrum
+from ..store import CoordinateStore
+from ..taps import Capture
+
+
+@dataclass(frozen=True)
+class UnitContribution:
+    """One unit's contributions to N readouts: `x = mean + coordinates @ components`.
+
+    Attributes:
+        unit: whose.
+        mean: μ (d,), over the images, float64.
+        components: Φ (k, d), orthonormal rows by decreasing variance, float64.
+        coordinates: c (N, k), mean zero, uncorrelated, float32 unless collected otherwise.
+        eigenvalues: their variances (k,), float64, with N − 1 in the denominator.
+    """
+
+    unit: Unit
+    mean: Tensor
+    components: Tensor
+    coordinates: Tensor
+    eigenvalues: Tensor
+
+    def full(self) -> Tensor:
+        """x (N, d), the mean included, in the dtype of the coordinates."""
+        dtype = self.coordinates.dtype
+        return self.coordinates @ self.components.to(dtype) + self.mean.to(dtype)
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What U units wrote to the readouts of N images.
+
+    ```python
+    seen = collect_contributions(model, batches)
+    seen["layer3.head5"].eigenvalues                     # (k,)
+    seen.select(["head"], layers=[10, 11])               # fewer units
+    seen.scores(classifier.class_embeddings)             # (N, U, C): what each says of each class
+    ```
+
+    Attributes:
+        units: in the order of the tower.
+        parts: one `UnitContribution` per unit.
+        readout: y (N, d) of the unadapted model, float32.
+        labels: (N,), or None where the batches had none.
+    """
+
+    units: tuple[Unit, ...]
+    parts: tuple[UnitContribution, ...]
+    readout: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.readout)
+
+    def __iter__(self) -> Any:
+        return iter(self.parts)
+
+    def __getitem__(self, unit: Unit | str) -> UnitContribution:
+        unit = Unit.parse(unit) if isinstance(unit, str) else unit
+        if unit not in self.units:
+            raise ResiDualError(
+                f"there are no contributions of {unit}; there are those of {len(self.units)} "
+                f"units, {self.units[0]} to {self.units[-1]}."
+            )
+        return self.parts[self.units.index(unit)]
+
+    @property
+    def width(self) -> int:
+        """The width d of the readout."""
+        return self.readout.shape[1]
+
+    @cached_property
+    def rest(self) -> Tensor:
+        """What is in the readout and none of the units wrote, (N, d): P β, and other units."""
+        rest = self.readout.double()
+        for part in self.parts:
+            rest = rest - part.mean - part.coordinates.double() @ part.components
+        return rest.to(self.readout.dtype)
+
+    def select(
+        self, units: Iterable[Unit | str] | None = None, layers: Iterable[int] | None = None
+    ) -> "Contributions":
+        """Some of the units; what the others wrote moves to `rest`.
+
+        Args:
+            units: kinds ("head"), names ("layer3.head5") or `Unit`s; None for all.
+            layers: of these layers only; None for all.
+
+        Raises:
+            ResiDualError: nothing is left.
+        """
+        names = None if units is None else {str(unit) for unit in units}
+        inside = None if layers is None else set(layers)
+        kept = [
+            part
+            for part in self.parts
+            if (names is None or part.unit.kind in names or str(part.unit) in names)
+            and (inside is None or part.unit.layer in inside)
+        ]
+        if not kept:
+            raise ResiDualError(
+                f"no unit is left of {len(self.units)} with units={names and sorted(names)} and "
+                f"layers={inside and sorted(inside)}."
+            )
+        return Contributions(tuple(p.unit for p in kept), tuple(kept), self.readout, self.labels)
+
+    def rows(self, index: Tensor) -> "Contributions":
+        """Those to the readouts of some of the images, in the same axes: μ, Φ and λ stay."""
+        parts = tuple(replace(part, coordinates=part.coordinates[index]) for part in self.parts)
+        labels = None if self.labels is None else self.labels[index]
+        return Contributions(self.units, parts, self.readout[index], labels)
+
+    def scores(self, directions: Tensor) -> Tensor:
+        """What each unit adds to the readout along some directions: x_u · w, (N, U, C).
+
+        Summed over the units, with `rest @ directions.T` on top, it is `readout @ directions.T`.
+
+        Args:
+            directions: (C, d), such as class embeddings.
+        """
+        found = torch.empty(len(self), len(self.units), len(directions))
+        for index, part in enumerate(self.parts):
+            along = directions.to(part.components)
+            inside = (part.components @ along.T).to(part.coordinates.dtype)
+            found[:, index] = part.coordinates @ inside + (along @ part.mean).float()
+        return found
+
+    @classmethod
+    def from_coordinates(cls, rows: Coordinates | CoordinateStore) -> "Contributions":
+        """The contributions of an adapter's units from its coordinates, without another pass.
+
+        Exact where the adapter's basis holds all directions of its data; what a truncated one, or
+        one from the weights alone, left out is in `rest`.
+
+        Args:
+            rows: in memory or on disk.
+
+        Raises:
+            ResiDualError: the adapter adapts the output.
+        """
+        whole = rows.load() if isinstance(rows, CoordinateStore) else rows
+        state = whole.state
+        if any(unit.kind == "output" for unit in state.settings.units):
+            raise ResiDualError("the output is no unit of its own: wanted heads or MLPs.")
+        parts = []
+        columns = whole.coordinates.split(list(state.counts), dim=1)
+        directions = state.directions.double().cpu().split(list(state.counts))
+        for unit, mean, block, c in zip(
+            state.settings.units, state.means.double().cpu(), directions, columns, strict=True
+        ):
+            parts.append(_rotated(unit, c.cpu(), block, mean))
+        return cls(state.settings.units, tuple(parts), whole.readout.float().cpu(), whole.labels)
+
+
+def collect_contributions(
+    model: nn.Module,
+    batches: Iterable[Any],
+    units: Iterable[str] = ("embed", "head", "mlp"),
+    *,
+    layers: Iterable[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> Contributions:
+    """Run the unadapted model once over some images and keep what every unit wrote.
+
+    Memory: N Σ k_u numbers; 50,000 images of a ViT-L/14's 384 heads take 5 GB in float32. Choose
+    `layers`, kinds of units or float16 where that is too much. The units of every batch are checked
+    to add up to the model's own readout.
+
+    Args:
+        model: a model with a known image tower, adapted or not.
+        batches: `pixel_values` tensors (B, C, H, W), or mappings that hold them and, for what needs
+            them, `labels` (B,).
+        units: kinds of units: "embed", "head", "mlp".
+        layers: keep heads and MLPs of these layers only.
+        dtype: of the coordinates.
+        progress: whether to show a bar.
+
+    Raises:
+        ResiDualError: no images, only one, no unit left, or units that do not add up.
+    """
+    anatomy = find_tower(model)
+    inside = None if layers is None else set(layers)
+    chosen = [
+        unit
+        for unit in anatomy.units(units)
+        if unit.kind != "output" and (inside is None or unit.layer is None or unit.layer in inside)
+    ]
+    if not chosen:
+        raise ResiDualError(f"no unit is left with units={units!r} and layers={layers!r}.")
+    collector = _Collector(anatomy, chosen, dtype)
+    readouts: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in with_progress(batches, "Reading images", progress):
+        capture, readout = checked_capture(model, anatomy, pixels_of(batch))
+        collector.add(capture)
+        readouts.append(readout.float().cpu())
+        if isinstance(batch, dict) and "labels" in batch:
+            labels.append(torch.as_tensor(batch["labels"]).cpu())
+    count = sum(map(len, readouts))
+    if count < 2:
+        raise ResiDualError(f"wanted at least two images to tell variance from, got {count}.")
+    known = torch.cat(labels) if sum(map(len, labels)) == count else None
+    return Contributions(tuple(chosen), collector.finish(), torch.cat(readouts), known)
+
+
+class _Collector:
+    """Per unit, what it wrote in a fixed orthonormal frame, batch by batch."""
+
+    def __init__(self, anatomy: TowerAnatomy, units: list[Unit], dtype: torch.dtype) -> None:
+        self.anatomy, self.units, self.dtype = anatomy, units, dtype
+        self.seen: dict[Unit, list[Tensor]] = {unit: [] for unit in units}
+        self.frames: dict[int, Tensor] = {}  # per layer: Q of the heads (H, d, r)
+        self.maps: dict[int, Tensor] = {}  # per layer: T of the heads (H, r, e + 1)
+        for layer in sorted({u.layer for u in units if u.kind == "head" and u.layer is not None}):
+            self.frames[layer], self.maps[layer] = torch.linalg.qr(anatomy.head_factor(layer))
+
+    def add(self, capture: Capture) -> None:
+        for layer, triangle in self.maps.items():
+            inside = torch.einsum(
+                "bhe,hre->hbr", head_inputs(self.anatomy, capture, layer), triangle
+            ).to("cpu", self.dtype)
+            for unit in (u for u in self.units if u.kind == "head" and u.layer == layer):
+                assert unit.head is not None
+                self.seen[unit].append(inside[unit.head].clone())
+        others = [unit for unit in self.units if unit.kind != "head"]
+        if others:
+            written = contributions(self.anatomy, capture, others).to("cpu", self.dtype)
+            for index, unit in enumerate(others):
+                self.seen[unit].append(written[:, index].clone())
+
+    def finish(self) -> tuple[UnitContribution, ...]:
+        found = []
+        for unit in self.units:
+            frame = None
+            if unit.kind == "head":
+                assert unit.layer is not None
+                frame = self.frames[unit.layer][unit.head].T.cpu()  # (r, d)
+            inside = torch.cat(self.seen.pop(unit))
+            found.append(_rotated(unit, inside, frame, None))
+        return tuple(found)
+
+
+def _rotated(
+    unit: Unit, inside: Tensor, frame: Tensor | None, offset: Tensor | None
+) -> UnitContribution:
+    """x = offset + inside @ frame, (N, r) in orthonormal rows (r, d) -> mean and principal axes."""
+    exact = inside.double()
+    middle = exact.mean(0)
+    exact = exact - middle
+    covariance = exact.T @ exact / (len(exact) - 1)
+    found: UnitBasis = spectrum(middle, covariance, None, len(exact))
+    coordinates = (exact @ found.components.T).to(inside.dtype)
+    mean, components = middle, found.components
+    if frame is not None:
+        mean, components = middle @ frame, found.components @ frame
+    return UnitContribution(
+        unit=unit,
+        mean=mean if offset is None else mean + offset,
+        components=components,
+        coordinates=coordinates,
+        eigenvalues=found.eigenvalues,
+    )
