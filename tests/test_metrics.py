@@ -1,6 +1,7 @@
 import evaluate
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 import torch
 
@@ -109,3 +110,49 @@ def test_evaluate_loads_the_module_from_the_package_offline(monkeypatch, tmp_pat
     for batch in (slice(0, 50), slice(50, 200)):
         module.add_batch(predictions=scores[batch], references=labels[batch])
     assert module.compute() == result
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize(
+    ("correct", "total"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 9), (361, 500)]
+)
+def test_the_interval_of_an_accuracy_is_that_of_scipy(correct, total, level):
+    exact = scipy.stats.binomtest(correct, total).proportion_ci(level, method="wilson")
+    assert metrics.accuracy_interval(correct, total, level) == pytest.approx(exact, abs=1e-12)
+
+
+def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    cells, rounds, images = [0.6, 0.16, 0.06, 0.18], 2000, 120  # both, first, second, neither
+    covered = 0
+    for drawn in generator.choice(4, (rounds, images), p=cells):
+        low, high = metrics.difference_interval(drawn < 2, (drawn == 0) | (drawn == 2), 0.9)
+        covered += low <= 0.1 <= high
+    assert 0.88 < covered / rounds < 0.93
+
+
+def test_the_interval_of_a_difference_is_the_bootstraps_for_many_images():
+    scores, labels = random_scores(1, images=1500)
+    right = scores.argmax(1) == labels
+    other = right ^ (np.random.default_rng(2).random(1500) < 0.1)
+    generator = np.random.default_rng(3)
+    rows = generator.integers(0, 1500, (2000, 1500))
+    differences = right[rows].mean(1) - other[rows].mean(1)
+    expected = np.quantile(differences, [0.025, 0.975])
+    measured = metrics.difference_interval(torch.tensor(right), other)
+    assert measured == pytest.approx(expected, abs=2e-3)
+    assert metrics.difference_interval(other, right) == pytest.approx([-x for x in measured[::-1]])
+    # the same images: far shorter than the interval of either
+    low, high = metrics.accuracy_interval(int(right.sum()), 1500)
+    assert measured[1] - measured[0] < 0.75 * (high - low)
+
+
+def test_intervals_of_nothing_are_refused():
+    with pytest.raises(ResiDualError, match="at least one image, got 0 of 0"):
+        metrics.accuracy_interval(0, 0)
+    with pytest.raises(ResiDualError, match="got 5 of 4"):
+        metrics.accuracy_interval(5, 4)
+    with pytest.raises(ResiDualError, match="between 0 and 1, got 95"):
+        metrics.accuracy_interval(3, 4, 95)
+    with pytest.raises(ResiDualError, match=r"got shapes \(3,\) and \(2,\)"):
+        metrics.difference_interval([True] * 3, [True] * 2)

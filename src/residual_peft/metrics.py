@@ -1,9 +1,11 @@
 """Accuracy, top-k accuracy, mean per-class recall and calibration: pure functions of arrays.
 
-Everything here takes scores (N, C), one row per image and one column per class, and labels (N,).
+Metrics take scores (N, C), one row per image and one column per class, and labels (N,). Intervals
+take what was right: counts, or one True or False per image.
 """
 
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -107,6 +109,68 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(targets))
 
 
+def accuracy_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of an accuracy (E. B. Wilson, JASA 22, 1927), without continuity.
+
+    Unlike ± z √(p (1 − p) / n) it stays within [0, 1], and none or all correct still gives an
+    interval of some length.
+
+    Args:
+        correct: images that were recognised.
+        total: images.
+        level: of confidence.
+
+    Raises:
+        ResiDualError: no images, more correct than there are, or a level outside (0, 1).
+
+    >>> [round(bound, 3) for bound in accuracy_interval(90, 100)]
+    [0.826, 0.945]
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ResiDualError(
+            f"wanted from 0 to total images correct and at least one image, got {correct} of "
+            f"{total}."
+        )
+    z = _quantile(level)
+    share, weight = correct / total, z * z / total
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * (share * (1 - share) / total + weight / (4 * total)) ** 0.5 / (1 + weight)
+    # the bounds of none and of all are 0 and 1, which rounding would miss
+    low = 0.0 if correct == 0 else middle - half
+    return low, 1.0 if correct == total else middle + half
+
+
+def difference_interval(
+    first: ArrayLike, second: ArrayLike, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of accuracy(first) − accuracy(second) on the same images.
+
+    The Wald interval of matched pairs with half an image added to each of the four cells (A.
+    Agresti and Y. Min, Statistics in Medicine 24, 2005). Only images where the two disagree count,
+    so that it is far shorter than two intervals side by side.
+
+    Args:
+        first: (N,) True where the first was right.
+        second: (N,) the same of the second.
+        level: of confidence.
+
+    Raises:
+        ResiDualError: no images, other shapes, or a level outside (0, 1).
+    """
+    one, other = _numpy(first).astype(bool), _numpy(second).astype(bool)
+    if one.ndim != 1 or one.shape != other.shape or not len(one):
+        raise ResiDualError(
+            "wanted right or wrong for the same images twice, (N,) and (N,) with N of at least 1; "
+            f"got shapes {tuple(one.shape)} and {tuple(other.shape)}."
+        )
+    better, worse = (one & ~other).sum() + 0.5, (other & ~one).sum() + 0.5
+    total = len(one) + 2
+    middle = (better - worse) / total
+    error = (better + worse - (better - worse) ** 2 / total) ** 0.5 / total
+    half = _quantile(level) * error
+    return float(max(middle - half, -1.0)), float(min(middle + half, 1.0))
+
+
 def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """`accuracy`, `top5_accuracy` and `mean_per_class_recall` of scores (N, C)."""
     return {
@@ -114,6 +178,13 @@ def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, fl
         "top5_accuracy": top_k_accuracy(scores, labels, 5),
         "mean_per_class_recall": mean_per_class_recall(scores, labels),
     }
+
+
+def _quantile(level: float) -> float:
+    """The z of a two-sided normal interval."""
+    if not 0 < level < 1:
+        raise ResiDualError(f"wanted a level of confidence between 0 and 1, got {level}.")
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
