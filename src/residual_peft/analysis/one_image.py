@@ -1,0 +1,147 @@
+"""Which components moved one image from one class to another."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ..anatomy import Unit
+from ..coordinates import Coordinates, collect_coordinates
+from ..errors import ResiDualError
+from ..images import ImageLike
+from ..store import CoordinateStore
+from ..zero_shot import ZeroShotClassifier, pixel_batches
+from .movement import Moved, centred_classes, gains_per_component
+
+
+@dataclass(frozen=True)
+class ImageExplanation:
+    """Which components moved one image from one class to another.
+
+    The margin is the logit of `to_class` minus that of `from_class`; its change is the sum of
+    `effects`, `rescaling` and `settings`.
+
+    Attributes:
+        from_class: the class that the unadapted model chose, unless another was asked for.
+        to_class: the class that the adapted model chose, or its next one where that is the same.
+        margin_before: of the unadapted model.
+        margin_after: of the adapted model.
+        effects: (K,), of each component.
+        rescaling: of the change of the readout's length.
+        settings: of what the adapter's settings drop whatever the gains.
+        units: the adapted units.
+        counts: components of each.
+        gains: λ (K,).
+        coordinates: c (K,) of the image.
+    """
+
+    from_class: str
+    to_class: str
+    margin_before: float
+    margin_after: float
+    effects: Tensor
+    rescaling: float
+    settings: float
+    units: tuple[Unit, ...]
+    counts: tuple[int, ...]
+    gains: Tensor
+    coordinates: Tensor
+
+    def strongest(self, count: int = 10) -> list[tuple[Unit, int, float, float]]:
+        """(unit, component, gain, effect) of the components with the largest effects."""
+        ends = list(accumulate(self.counts))
+        found = []
+        for index in self.effects.abs().argsort(descending=True, stable=True)[:count].tolist():
+            place = next(i for i, end in enumerate(ends) if index < end)
+            number = index - (ends[place] - self.counts[place])
+            effect = float(self.effects[index])
+            found.append((self.units[place], number, float(self.gains[index]), effect))
+        return found
+
+
+def explain_row(
+    classifier: ZeroShotClassifier,
+    rows: Coordinates | CoordinateStore,
+    index: int,
+    *,
+    from_class: str | None = None,
+    to_class: str | None = None,
+    adapter_name: str | None = None,
+) -> ImageExplanation:
+    """Say which components moved one image of a data set from one class to another.
+
+    Args:
+        classifier: its model has the adapter that the coordinates are of.
+        rows: the coordinates.
+        index: which image.
+        from_class: None for the class that the unadapted model chose.
+        to_class: None for the class that the adapted model chose, or its next one where that is
+            `from_class`.
+        adapter_name: None for the active adapter.
+
+    Raises:
+        ResiDualError: no such image or class, one class twice, or coordinates of another adapter.
+    """
+    if not 0 <= index < len(rows):
+        raise ResiDualError(f"wanted an image from 0 to {len(rows) - 1}, got {index}.")
+    gains = gains_per_component(classifier, rows, adapter_name)
+    one = rows.rows(torch.tensor([index]))
+    seen, weights = Moved.of(one, gains), centred_classes(classifier)
+    before, after = (seen.before @ weights.T)[0], (seen.after @ weights.T)[0]
+    names = classifier.class_names
+    start = int(before.argmax()) if from_class is None else _class(names, from_class)
+    best = [int(i) for i in after.argsort(descending=True, stable=True) if int(i) != start]
+    end = int(after.argmax()) if to_class is None else _class(names, to_class)
+    end = best[0] if end == start and to_class is None and best else end
+    if end == start:
+        raise ResiDualError(f"wanted two classes to compare, got {names[start]!r} twice.")
+    against = weights[end] - weights[start]
+    along = one.state.directions.double().cpu() @ against
+    coordinates = one.coordinates[0].double()
+    return ImageExplanation(
+        from_class=names[start],
+        to_class=names[end],
+        margin_before=float(before[end] - before[start]),
+        margin_after=float(after[end] - after[start]),
+        effects=(gains - 1) * coordinates * along / seen.length[0],
+        rescaling=float(seen.rescaling[0] @ against),
+        settings=float(seen.settings[0] @ against),
+        units=one.state.settings.units,
+        counts=one.state.counts,
+        gains=gains,
+        coordinates=coordinates,
+    )
+
+
+def explain_image(
+    classifier: ZeroShotClassifier,
+    image: ImageLike,
+    *,
+    from_class: str | None = None,
+    to_class: str | None = None,
+    adapter_name: str | None = None,
+) -> ImageExplanation:
+    """`explain_row` for an image: a PIL image, a path, an array or a tensor.
+
+    Raises:
+        ResiDualError: as `explain_row`, or an image that cannot be read.
+    """
+    pixels = next(pixel_batches([image], classifier.image_processor, 1))
+    batch = {"pixel_values": pixels, "labels": torch.zeros(1, dtype=torch.int64)}
+    rows = collect_coordinates(classifier.model, [batch], adapter_name=adapter_name)
+    return explain_row(
+        classifier,
+        rows,
+        0,
+        from_class=from_class,
+        to_class=to_class,
+        adapter_name=adapter_name,
+    )
+
+
+def _class(names: tuple[str, ...], name: str) -> int:
+    if name not in names:
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise ResiDualError(f"there is no class {name!r}; there are {len(names)}: {shown}.")
+    return names.index(name)
