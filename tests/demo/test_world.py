@@ -8,6 +8,7 @@ from residual_peft.demo.world import (
     COLORS,
     DIGIT_WORDS,
     TEMPLATES,
+    attribute_texts,
     caption_truth,
     captions,
     prompts,
@@ -98,3 +99,16 @@ def test_truth_is_what_a_loop_says():
 def test_prompts_hold_every_value():
     assert prompts("size") == ["a small object", "a large object"]
     assert prompts("digit", TEMPLATES["digit"][2])[7] == 'a photo of the number: "7".'
+
+
+def test_texts_of_all_attributes_are_told_apart():
+    texts = attribute_texts()
+    assert len(texts) == sum(len(ATTRIBUTES[name]) * len(TEMPLATES[name]) for name in ATTRIBUTES)
+    for text, attribute in texts.items():
+        templates = [template.partition("{}") for template in TEMPLATES[attribute]]
+        assert any(
+            text == before + value + after
+            for before, _, after in templates
+            for value in ATTRIBUTES[attribute]
+        )
+    assert set(texts.values()) == set(ATTRIBUTES)

@@ -199,6 +199,23 @@ def prompts(attribute: str, template: str | None = None) -> list[str]:
     return [chosen.format(value) for value in ATTRIBUTES[attribute]]
 
 
+def attribute_texts() -> dict[str, str]:
+    """Every value of every attribute in each of its templates -> the attribute, 222 texts.
+
+    A dictionary to explain the bundled model's units with (`analysis.TextDictionary.from_texts`).
+
+    >>> texts = attribute_texts()
+    >>> texts["the shape of a heart"], texts["something cyan"], len(texts)
+    ('shape', 'color', 222)
+    """
+    return {
+        text: attribute
+        for attribute, templates in TEMPLATES.items()
+        for template in templates
+        for text in prompts(attribute, template)
+    }
+
+
 def vocabulary_text() -> Sequence[str]:
     """All the words that captions and prompts are made of, to train the tokenizer on."""
     lines = [
