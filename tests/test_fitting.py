@@ -8,6 +8,9 @@ from datasets import ClassLabel, DatasetDict, Value
 
 from residual_peft.errors import ResiDualError
 from residual_peft.fitting import FitReport, evaluate_adapter, fit_adapter
+from residual_peft.images import thumbnail
+from residual_peft.recording import changed_rows
+from residual_peft.run_record import RunRecord
 from residual_peft.tuner import ResiDualConfig, gains_of
 from residual_peft.zero_shot import ZeroShotClassifier
 
@@ -75,8 +78,15 @@ def test_the_config_and_the_seed_are_taken(fitted, model, splits, tmp_path: Path
     fit_adapter(model, splits, tmp_path / "a", templates=["a {}."], config=config)
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a").model.peft_config["default"]
     assert (loaded.granularity, loaded.seed) == ("unit", 4)
+    record = RunRecord.load(tmp_path / "a").gains
+    assert torch.equal(record.gains, gains(tmp_path / "a"))
+    assert set(record.counts) == {1}
+    assert record.eigenvalues is None
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "report.html").write_text("of an earlier fit")
     fit_adapter(model, splits, tmp_path / "b", templates=["a {}."])
     assert torch.equal(gains(tmp_path / "b"), gains(fitted[0]))  # nothing is drawn at random
+    assert not (tmp_path / "b" / "report.html").exists()
 
 
 def test_the_trainers_way(fitted, model, splits, tmp_path: Path) -> None:
@@ -87,11 +97,68 @@ def test_the_trainers_way(fitted, model, splits, tmp_path: Path) -> None:
     assert report.strength is None
     assert fitted[1].strength is not None
     assert min(report.encoding_seconds, report.fitting_seconds, fitted[1].fitting_seconds) > 0
+    found = RunRecord.load(tmp_path / "a")
+    assert float((found.after.argmax(1) == found.labels).double().mean()) == pytest.approx(
+        report.adapted["accuracy"]
+    )
+    assert torch.equal(found.gains.gains, gains(tmp_path / "a"))
     stream = ResiDualConfig(mode="stream")
     with pytest.raises(ResiDualError, match=r"no coordinates to fit from; use trainer=True"):
         fit_adapter(model, splits, tmp_path / "b", templates=["a {}."], config=stream)
     fit_adapter(model, splits, tmp_path / "b", templates=["a {}."], config=stream, trainer=True)
     assert (tmp_path / "b" / "adapter_model.safetensors").is_file()
+    assert RunRecord.load(tmp_path / "b").gains is None
+    assert RunRecord.load(tmp_path / "b").facts.trained > 0
+
+
+def test_a_fit_leaves_a_record_of_itself(fitted, splits) -> None:
+    out, report = fitted
+    found = RunRecord.load(out)
+    assert found.class_names == NAMES
+    assert found.labels.tolist() == splits["test"]["label"]
+    for logits, metrics in ((found.before, report.zero_shot), (found.after, report.adapted)):
+        right = (logits.argmax(1) == found.labels).double().mean()
+        assert float(right) == pytest.approx(metrics["accuracy"])
+    assert torch.equal(found.gains.gains, gains(out))
+    assert float(found.gains.share.sum()) + found.gains.rescaling_share == pytest.approx(1)
+    assert found.facts.trained == len(gains(out))
+    assert found.facts.splits == {name: len(split) for name, split in splits.items()}
+    assert found.facts.images_read == len(splits["train"]) + len(splits["validation"])
+    assert found.facts.adapter_bytes == (out / "adapter_model.safetensors").stat().st_size
+    assert (found.facts.encoding_seconds, found.facts.strength) == (
+        report.encoding_seconds,
+        report.strength,
+    )
+
+
+def test_the_record_shows_the_images_that_changed_side(fitted, splits) -> None:
+    found = RunRecord.load(fitted[0])
+    was, now = (logits.argmax(1) == found.labels for logits in (found.before, found.after))
+    rows = [example.row for example in found.examples]
+    assert (was[rows] != now[rows]).all()
+    for side in (now & ~was, was & ~now):
+        assert sum(bool(side[row]) for row in rows) == min(12, int(side.sum()))
+    assert [bool(now[row]) for row in rows] == sorted(
+        (bool(now[row]) for row in rows), reverse=True
+    )
+    for example in found.examples:
+        assert example.image == thumbnail(splits["test"][example.row]["image"])
+
+
+def test_a_record_says_nothing_of_anybodys_directories(fitted, model) -> None:
+    text = (fitted[0] / "run" / "run.json").read_text()
+    assert str(fitted[0].parent) not in text
+    assert str(Path(model).parent) not in text
+    assert RunRecord.load(fitted[0]).facts.base_model == Path(model).name
+
+
+def test_the_largest_changes_come_first() -> None:
+    labels = torch.zeros(6, dtype=torch.int64)
+    before = torch.tensor([[0.0, 1], [0, 5], [0, 2], [5, 0], [1, 0], [2, 0]])
+    after = torch.tensor([[1.0, 0], [5, 0], [2, 0], [0, 5], [0, 1], [3, 0]])
+    assert changed_rows(before, after, labels) == [1, 2, 0, 3, 4]
+    assert changed_rows(before, after, labels, limit=1) == [1, 3]
+    assert changed_rows(before, before, labels) == []
 
 
 def test_other_classes_are_refused(fitted, splits) -> None:

@@ -260,6 +260,27 @@ def test_only_what_belongs_there_is_pushed(hub, tmp_path):  # noqa: F811
         push_directory(root, "me/x")
 
 
+def test_what_shows_a_users_images_stays_at_home(hub, tmp_path, monkeypatch, capsys):  # noqa: F811
+    folder = tmp_path / "adapter"
+    classifier_on(DEMO_MODEL, units="output").save_pretrained(folder)
+    for name in ("run/run.json", "run/examples/1.jpg", "report.html"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    arguments = ["push", "--adapter", str(folder), "--repo"]
+    assert run(monkeypatch, *arguments, "me/a") == 0
+    names = set(hub.repositories["me/a"].files())
+    assert "adapter_model.safetensors" in names
+    assert not any(name.startswith("run") or name == "report.html" for name in names)
+    assert run(monkeypatch, *arguments, "me/b", "--with-report") == 0
+    assert set(hub.repositories["me/b"].files()) == names | {"report.html"}
+    (folder / "report.html").unlink()
+    capsys.readouterr()
+    assert run(monkeypatch, *arguments, "me/c", "--with-report") == 2
+    message = capsys.readouterr().err
+    assert f"wanted report.html in '{folder}' to push along, which is missing; write" in message
+    assert "me/c" not in hub.repositories
+
+
 def test_without_a_connection_it_says_so(hub, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "a.txt").write_text("a")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -94,10 +94,15 @@ def push(
     repo: Annotated[str, typer.Option(help="Where to on the Hub: OWNER/NAME.")],
     private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="A branch, made when missing.")] = None,
+    with_report: Annotated[
+        bool, typer.Option("--with-report", help="Upload report.html, too: it shows test images.")
+    ] = False,
 ) -> None:
     """Upload an adapter with its card to the Hub, in one commit; `hf auth login` comes first."""
     check_directory(adapter)
-    done = push_directory(adapter, repo, private=private or None, revision=revision)
+    done = push_directory(
+        adapter, repo, private=private or None, revision=revision, with_report=with_report
+    )
     print(f"The adapter is at {done.commit_url}")
 
 

@@ -18,8 +18,10 @@ from .coordinates import Coordinates, collect_coordinates, collect_with_basis
 from .data import ImageData, batches, load_data
 from .errors import ResiDualError
 from .evaluation import Evaluation, evaluate
+from .hub import REPORT, RUN_DIRECTORY
 from .objectives import Objective
 from .prompts import DEFAULT_TEMPLATES
+from .recording import record_run, run_facts
 from .solvers import solve_gains, strength_path
 from .training import trainer_kwargs, training_arguments
 from .tuner import ResiDualConfig, fit_bases, gains_of
@@ -46,6 +48,18 @@ class FitReport:
     strength: float | None
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """A fit's report, and what its record is made of."""
+
+    report: FitReport
+    before: Evaluation
+    after: Evaluation
+    rows: Coordinates | None  # of the test images
+    method: str
+    images_read: int
+
+
 def fit_adapter(
     model: str,
     data: Any,
@@ -62,7 +76,8 @@ def fit_adapter(
     """Fit an adapter to labelled images and save it with its classes and a model card.
 
     One pass over the training images gives bases and coordinates; then the convex objective is
-    solved (`solve_gains`) with the strength of its ridge chosen on the validation images.
+    solved (`solve_gains`) with the strength of its ridge chosen on the validation images. In `run`
+    beside the adapter lies a `RunRecord`: numbers and small pictures that a report is drawn from.
 
     Args:
         model: a CLIP's directory or Hub id.
@@ -94,13 +109,32 @@ def fit_adapter(
         templates or DEFAULT_TEMPLATES,
         image_processor=backbone.image_processor,
     )
-    if trainer:
-        report = _by_trainer(classifier, images, backbone, config, seed)
-    else:
-        report = _from_coordinates(classifier, images, backbone, config, seed)
-    facts = _facts_of(data, images, report, seed, license)
-    classifier.save_pretrained(out, card=facts)
-    return report
+    fit = _by_trainer if trainer else _from_coordinates
+    done = fit(classifier, images, backbone, config, seed)
+    card = _facts_of(data, images, done.report, seed, license)
+    classifier.save_pretrained(out, card=card)
+    _leave_record(classifier, images, Path(out), done, card)
+    return done.report
+
+
+def _leave_record(
+    classifier: ZeroShotClassifier, images: ImageData, out: Path, done: _Fitted, card: CardFacts
+) -> None:
+    facts = run_facts(
+        classifier,
+        out,
+        method=done.method,
+        dataset=card.dataset or "the dataset",
+        splits={name: len(split) for name, split in images.splits.items()},
+        seed=card.seed,
+        encoding_seconds=done.report.encoding_seconds,
+        fitting_seconds=done.report.fitting_seconds,
+        images_read=done.images_read,
+        strength=done.report.strength,
+    )
+    record = record_run(classifier, images.test, done.before, done.after, facts, done.rows)
+    record.save(out / RUN_DIRECTORY)
+    (out / REPORT).unlink(missing_ok=True)  # that of an earlier fit would speak of another adapter
 
 
 def _from_coordinates(
@@ -109,7 +143,7 @@ def _from_coordinates(
     backbone: Backbone,
     config: ResiDualConfig | None,
     seed: int,
-) -> FitReport:
+) -> _Fitted:
     """Each image is read once, test images too."""
     started = time.perf_counter()
     model = classifier.model = get_peft_model(backbone.model, config or ResiDualConfig(seed=seed))
@@ -127,27 +161,19 @@ def _from_coordinates(
     fitted = time.perf_counter()
     test = batches(images.test, processor, name="the test split")
     rows = collect_coordinates(model, test, progress=True)
-    before, after = _scores(classifier, rows)
-    return FitReport(before, after, encoded - started, fitted - encoded, strength)
+    with torch.no_grad():
+        adapted = rows.adapted(gains_of(model).detach().cpu())
+    before, after = (_evaluated(classifier, y, rows.labels) for y in (rows.readout, adapted))
+    report = FitReport(before.metrics, after.metrics, encoded - started, fitted - encoded, strength)
+    method = "one pass over the images, then a convex problem with one solution"
+    return _Fitted(report, before, after, rows, method, len(train) + len(validation))
 
 
-@torch.no_grad()
-def _scores(
-    classifier: ZeroShotClassifier, rows: Coordinates
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics without and with the adapter, from one pass."""
-    gains = gains_of(classifier.model).detach().cpu()
-    return (
-        _metrics(classifier, rows.readout, rows.labels),
-        _metrics(classifier, rows.adapted(gains), rows.labels),
-    )
-
-
-def _metrics(
+def _evaluated(
     classifier: ZeroShotClassifier, readout: torch.Tensor, labels: torch.Tensor
-) -> dict[str, float]:
+) -> Evaluation:
     classifier.check_labels(labels)
-    return Evaluation(classifier.class_names, classifier.logits(readout), labels).metrics
+    return Evaluation(classifier.class_names, classifier.logits(readout).cpu(), labels)
 
 
 def _by_trainer(
@@ -156,11 +182,12 @@ def _by_trainer(
     backbone: Backbone,
     config: ResiDualConfig | None,
     seed: int,
-) -> FitReport:
+) -> _Fitted:
     """Bases by a pass of their own, then the Trainer."""
-    before = evaluate(classifier, images.test, name="the test split", progress=True).metrics
+    before = evaluate(classifier, images.test, name="the test split", progress=True)
     started = time.perf_counter()
-    classifier.model = get_peft_model(backbone.model, config or ResiDualConfig(seed=seed))
+    config = config or ResiDualConfig(seed=seed)
+    classifier.model = get_peft_model(backbone.model, config)
     train = batches(images.train, backbone.image_processor, name="the training split")
     fit_bases(classifier.model, train, progress=True)
     encoded = time.perf_counter()
@@ -168,8 +195,14 @@ def _by_trainer(
         settings = training_arguments(folder, seed=seed, disable_tqdm=False)
         Trainer(**trainer_kwargs(classifier, images, settings)).train()
     fitted = time.perf_counter()
-    after = evaluate(classifier, images.test, name="the test split", progress=True).metrics
-    return FitReport(before, after, encoded - started, fitted - encoded, None)
+    after = evaluate(classifier, images.test, name="the test split", progress=True)
+    rows = None
+    if config.mode == "readout":
+        test = batches(images.test, backbone.image_processor, name="the test split")
+        rows = collect_coordinates(classifier.model, test, progress=True)
+    report = FitReport(before.metrics, after.metrics, encoded - started, fitted - encoded, None)
+    method = "the Hugging Face Trainer, forward and backward for every batch"
+    return _Fitted(report, before, after, rows, method, len(images.train))
 
 
 def _facts_of(

@@ -28,6 +28,10 @@ BUNDLED_DIRECTORY = Path(__file__).parent / "demo" / "clip"
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
+RUN_DIRECTORY = "run"
+"""Where a fit leaves its record, pictures of the user's images included; never pushed."""
+REPORT = "report.html"
+"""The report on a fit, pictures included; pushed when asked for."""
 _LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass token="
 _EXAMPLE = re.compile(
     r"((?:ZeroShotClassifier|SpectralBasis)\.from_pretrained\(|PeftModel\.from_pretrained\(base, |"
@@ -125,12 +129,14 @@ def push_directory(
     private: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
+    with_report: bool = False,
 ) -> Any:
     """Upload the files of `directory` to the Hub repository `repo_id`, created when missing.
 
-    All files go into one commit, so that nothing half ever appears there. Hidden files and the
-    Trainer's checkpoints stay here; files that only the repository has stay there. The example in
-    a card that this package wrote loads from the repository.
+    All files go into one commit, so that nothing half ever appears there. Hidden files, the
+    Trainer's checkpoints and what shows the user's images (`run/` and, unless asked for,
+    `report.html`) stay here; files that only the repository has stay there. The example in a card
+    that this package wrote loads from the repository.
 
     Args:
         directory: what `save_pretrained` wrote.
@@ -139,18 +145,25 @@ def push_directory(
         private: True makes a private repository, and refuses a public one that is there already.
         revision: the branch to push to, made when missing; None for the main one.
         token: of an account that may write there; the one that is logged in when None.
+        with_report: whether `report.html` goes along, which shows some of the test images.
 
     Returns:
         The client's `CommitInfo`.
 
     Raises:
-        ResiDualError: no files, no right to write, a public repository where a private one was
-            wanted, or the connection broke off; the repository is then as it was.
+        ResiDualError: no files, no report where one was asked for, no right to write, a public
+            repository where a private one was wanted, or the connection broke off; the repository
+            is then as it was.
     """
     api, root = HfApi(token=token), Path(directory)
-    files = list(_files_of(root))
+    files = list(_files_of(root, with_report))
     if not files:
         raise ResiDualError(f"wanted a directory with files to push, got '{root}', which has none.")
+    if with_report and root / REPORT not in files:
+        raise ResiDualError(
+            f"wanted {REPORT} in '{root}' to push along, which is missing; write it with "
+            f"`residual-peft report {root}`."
+        )
     try:
         name = _open_repository(api, repo_id, private, revision)
         operations = [_addition(path, path.relative_to(root).as_posix(), name) for path in files]
@@ -192,10 +205,13 @@ def _with_known_base(path: Path) -> bytes:
     return json.dumps({**config, key: DEMO_MODEL}, indent=2).encode()
 
 
-def _files_of(root: Path) -> Iterator[Path]:
+def _files_of(root: Path, with_report: bool) -> Iterator[Path]:
+    private = {RUN_DIRECTORY} if with_report else {RUN_DIRECTORY, REPORT}
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        if path.is_file() and not any(p.startswith((".", "checkpoint-")) for p in parts):
+        if parts[0] in private or any(p.startswith((".", "checkpoint-")) for p in parts):
+            continue
+        if path.is_file():
             yield path
 
 

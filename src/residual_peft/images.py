@@ -24,6 +24,8 @@ from .hub import local_directory
 
 ImageLike = Image.Image | npt.NDArray[Any] | Tensor | str | os.PathLike[str] | Mapping[str, Any]
 _WHITE = (255, 255, 255, 255)
+PICTURE_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
+"""The kinds of small pictures that go into a report, and how their files' names end."""
 
 
 def load_image_processor(name_or_path: str | os.PathLike[str]) -> Any:
@@ -84,6 +86,42 @@ def to_rgb(image: ImageLike, name: str = "the image") -> Image.Image:
         raise
     except Exception as error:  # PIL's decoders raise many kinds
         raise _unreadable(name, error) from error
+
+
+def thumbnail(image: Image.Image, size: int = 160) -> bytes:
+    """An RGB image at most `size` pixels wide and high, without any metadata of the original.
+
+    JPEG, or PNG where an image is so small that its pixels are seen one by one.
+    """
+    small = image.copy()
+    small.thumbnail((size, size), Image.Resampling.LANCZOS)
+    # from the bare pixels: PIL would copy comments and colour profiles into the new file
+    bare, stream = Image.fromarray(np.asarray(small)), io.BytesIO()
+    if max(image.size) <= 64:
+        bare.save(stream, "PNG", optimize=True)
+    else:
+        bare.save(stream, "JPEG", quality=85, optimize=True)
+    return stream.getvalue()
+
+
+def picture_suffix(content: bytes, name: str) -> str:
+    """How the file name of a picture ends, one of `PICTURE_SUFFIXES`.
+
+    Args:
+        content: the file's bytes.
+        name: what to call it in a message.
+
+    Raises:
+        ResiDualError: they are neither a whole JPEG nor a whole PNG.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=list(PICTURE_SUFFIXES)) as image:
+            image.load()
+            return PICTURE_SUFFIXES[str(image.format)]
+    except Exception as error:  # as above
+        raise ResiDualError(
+            f"wanted {name} as a whole JPEG or PNG, got something else or a part of one."
+        ) from error
 
 
 def image_list(images: ImageLike | Iterable[ImageLike]) -> tuple[list[ImageLike], bool]:

@@ -1,0 +1,65 @@
+"""Records of fits that never were, for reports: small and large, usual and strange."""
+
+import torch
+
+from residual_peft.anatomy import Unit
+from residual_peft.run_record import GainRecord, RunFacts, RunRecord
+
+FACTS = RunFacts(
+    base_model="owner/clip",
+    adapter="my-adapter",
+    method="one pass over the images, then a convex problem with one solution",
+    trained=12,
+    dataset="pets",
+    splits={"train": 80, "validation": 10, "test": 8},
+    templates=("a photo of a {}.", "a {}."),
+    settings={"mode": "readout", "units": "head, mlp"},
+    basis="80 images",
+    seed=0,
+    encoding_seconds=2.5,
+    fitting_seconds=0.5,
+    images_read=90,
+    strength=0.01,
+    adapter_bytes=5530,
+    machine="a processor",
+    cores=2,
+    versions={"residual-peft": "0.1.0"},
+    date="2026-01-31",
+)
+
+
+def gain_record(layers: int = 1, heads: int = 2, components: int = 3, seed: int = 0) -> GainRecord:
+    generator = torch.Generator().manual_seed(seed)
+    units = []
+    for layer in range(layers):
+        units += [Unit("head", layer, head) for head in range(heads)] + [Unit("mlp", layer)]
+    units.append(Unit("embed"))
+    count = len(units) * components
+    share = torch.randn(count, generator=generator).square()
+    spectrum = torch.logspace(0, -3, components).repeat(len(units))
+    return GainRecord(
+        units=tuple(units),
+        counts=(components,) * len(units),
+        gains=1 + 0.3 * torch.randn(count, generator=generator),
+        share=0.9 * share / share.sum(),
+        toward_label=0.1 * torch.randn(count, generator=generator),
+        rescaling_share=0.1,
+        eigenvalues=spectrum,
+    )
+
+
+def record(
+    class_names: tuple[str, ...] = ("cat", "dog", "bird"),
+    images: int = 8,
+    *,
+    skill: tuple[float, float] = (0.6, 3.0),
+    seed: int = 0,
+    gains: GainRecord | None = None,
+) -> RunRecord:
+    """Random logits in which the label stands out by `skill` before and after."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(images) % len(class_names)
+    noise = torch.randn(images, len(class_names), generator=generator)
+    own = torch.nn.functional.one_hot(labels, len(class_names))
+    before, after = (noise * (1 + 0.1 * i) + s * own for i, s in enumerate(skill))
+    return RunRecord(class_names, labels, before, after, FACTS, gains or gain_record())
