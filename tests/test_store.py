@@ -1,11 +1,5 @@
 """Coordinates on disk: the same as in memory, the same bytes after any interruption."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +16,7 @@ from residual_peft.store import (
 )
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 
-from . import store_process
+from .launch import run
 from .models import clip_model
 from .tokenizers import VOCABULARY
 from .training_case import adapted_classifier, task
@@ -268,60 +262,12 @@ def test_bar_counts_what_is_done(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("fit_basis", [False, True])
-def test_two_processes_write_what_one_does(fit_basis, tmp_path):
-    """Real processes over gloo, with 5 shards; and with one shard, so that one has no data."""
-    for name, size in (("even", 10), ("one", 100)):
-        one = tmp_path / name / "one"
-        store_process.write(one, fit_basis, size, across_processes=False)
-        (tmp_path / name / "two").mkdir()
-        launch(tmp_path / name / "two", fit_basis, size)
-        mine, theirs = files(one), files(tmp_path / name / "two")
-        assert mine.keys() == theirs.keys()
-        manifests = [json.loads(f.pop("manifest.json")) for f in (mine, theirs)]
-        if not fit_basis:
-            assert mine == theirs
-            assert manifests[0] == manifests[1]
-            continue
-        for key in mine:
-            if key.endswith(".safetensors"):
-                a = load_file(one / key if "shard" in key else one / "basis" / key)
-                two = tmp_path / name / "two"
-                b = load_file(two / key if "shard" in key else two / "basis" / key)
-                for tensor in a:
-                    exact = a[tensor].dtype == torch.float64  # the basis
-                    torch.testing.assert_close(
-                        a[tensor],
-                        b[tensor],
-                        atol=1e-10 if exact else 1e-5,
-                        rtol=1e-8 if exact else 1e-5,
-                    )
-
-
-def launch(folder: Path, fit_basis: bool, size: int) -> None:
-    root = Path(__file__).parents[1]
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    arguments = [str(folder), str(int(fit_basis)), str(size)]
-    found = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch"),
-            *options,
-            *("-m", "tests.store_process", *arguments),
-        ],
-        cwd=root,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)]),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
+def test_kill_9_leaves_what_the_next_run_makes_the_same_bytes_of(fit_basis, tmp_path):
+    """At images, and while each file is being written: nothing half, nothing left over."""
+    run(["-m", "tests.store_process", str(tmp_path), str(int(fit_basis))])
+    whole = files(tmp_path / "whole")
+    assert len(whole) == (7 if fit_basis else 5)
+    assert files(tmp_path / "killed") == whole
 
 
 def test_the_one_pass_in_memory_gives_the_store_of_one_pass(tmp_path):

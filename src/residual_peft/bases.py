@@ -18,6 +18,7 @@ from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors, write_json, write_tensors
 from .fingerprint import Fingerprint
 from .hub import CARD, known_name, local_directory, push_directory
+from .processes import Processes
 from .spectra import (
     BasisAccumulator,
     Components,
@@ -86,17 +87,19 @@ class SpectralBasis:
                 reach a share of the variance.
             progress: True for a bar, or what to call after each batch with its number of images.
             across_processes: under `torch.distributed`, each process gives its own share of the
-                images, and all get the basis of all of them.
+                images (or none), and all get the basis of all of them.
 
         Raises:
             ResiDualError: no images, pixels that are not finite, too few images for the components,
                 an unknown architecture, or units that do not add up to the model's own output.
         """
         check_components(components)
+        processes = Processes.running() if across_processes else Processes()
         accumulator = BasisAccumulator(model, units)
         if isinstance(batches, Tensor | Mapping):
             batches = [batches]
-        with tqdm(desc="Fitting bases", unit="image", disable=progress is not True) as bar:
+        bar = tqdm(desc="Fitting bases", unit="image", disable=progress is not True)
+        with processes.in_step(), bar:
             for batch in batches:
                 accumulator.update(batch)
                 seen = len(pixels_of(batch))

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .processes import summed
+
 
 def _empty() -> Tensor:
     return torch.zeros(0, dtype=torch.float64)
@@ -61,6 +63,29 @@ class Moments:
         self.m2 = self.m2 + other.m2.to(self.m2.device) + outer * (self.count * other.count / count)
         self.mean = self.mean + delta * (other.count / count)
         self.count = count
+
+    def across_processes(self, shape: tuple[int, ...], device: torch.device) -> "Moments":
+        """What all processes of `torch.distributed` have seen, the same in each to the last bit.
+
+        Every process has to call it. What is sent and held does not grow with their number.
+
+        Args:
+            shape: (*S, n), of a mean; a process that has seen nothing does not know it.
+            device: where the result is wanted.
+        """
+        count = int(summed(torch.tensor(self.count)))
+        if count == 0:
+            return Moments()
+        mean = self.mean.to(device)
+        m2 = self.m2.to(device)
+        if self.count == 0:
+            mean = torch.zeros(shape, dtype=torch.float64, device=device)
+            m2 = torch.zeros((*shape, shape[-1]), dtype=torch.float64, device=device)
+        whole = summed(mean * self.count) / count
+        # Chan et al. for any number of parts: each one's own spread, and that of its mean
+        delta = mean - whole
+        outer = delta.unsqueeze(-1) * delta.unsqueeze(-2)
+        return Moments(count, whole, summed(m2 + outer * self.count))
 
     def covariance(self) -> Tensor:
         """Return the unbiased covariance (*S, n, n): divided by count − 1.

@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from .anatomy import TowerAnatomy, Unit, check_linear, find_tower
 from .decomposition import checked_capture, contributions, head_inputs
 from .errors import ResiDualError
 from .fingerprint import Fingerprint
 from .moments import Moments
+from .processes import Processes
 from .taps import Capture
 
 Components = int | float | None
@@ -77,10 +79,10 @@ def check_components(components: Any) -> None:
 
 
 class BasisAccumulator:
-    """Create, add batches, merge with those of other processes, read out.
+    """Create, add batches, sum up with those of other processes, read out.
 
     Memory does not grow with the images: (e + 1)² numbers per head, d² per other unit. Pickles
-    without its model, so that a process can send its own to the one that merges.
+    without its model, so that jobs that run one after the other can be merged, too.
     """
 
     def __init__(self, model: nn.Module, units: Iterable[str] = ("head", "mlp")) -> None:
@@ -138,16 +140,37 @@ class BasisAccumulator:
     def across_processes(self) -> "BasisAccumulator":
         """What this one and those of all other processes have seen; each process gets the same.
 
-        Every process of `torch.distributed` has to call it.
+        Every process of `torch.distributed` has to call it, one that has seen no image, too.
 
         Raises:
-            ResiDualError: `torch.distributed` is not running.
+            ResiDualError: in every process: `torch.distributed` is not running, the processes have
+                other weights or units, or none has seen an image.
         """
-        parts = from_all_processes(self)
-        merged: BasisAccumulator = parts[0]
-        for part in parts[1:]:  # in the same order everywhere: the same sums to the last bit
-            merged.merge(part)
-        merged.model, merged.anatomy = self.model, self.anatomy
+        if self.anatomy is None:
+            raise RuntimeError("an accumulator that was pickled can be merged, not reduced")
+        processes, anatomy = Processes.running(), self.anatomy
+        kinds = dict.fromkeys(unit.kind for unit in self.units)
+        processes.check_same(
+            {
+                "weights": f"{anatomy.architecture} {self.fingerprint.digests['float32'][:12]}",
+                "units": ", ".join(kinds),
+            },
+            "load the same model in the same precision, and ask for the same units everywhere.",
+        )
+        merged = copy(self)
+        merged.model, merged.anatomy = self.model, anatomy
+        device = anatomy.float64_device
+        if "head" in kinds:
+            shape = (anatomy.num_heads, anatomy.head_dim + 1)
+            merged.heads = [moments.across_processes(shape, device) for moments in self.heads]
+        if others := sum(unit.kind != "head" for unit in self.units):
+            shape = (others, anatomy.readout_width)
+            merged.others = self.others.across_processes(shape, device)
+        if merged.count == 0:
+            raise ResiDualError(
+                f"wanted images, but none of the {processes.world} processes gave one: give each "
+                "its own share of them."
+            )
         return merged
 
     def finish(self, components: Components = None) -> list[UnitBasis]:
@@ -197,22 +220,6 @@ class BasisAccumulator:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "model": None, "anatomy": None}
-
-
-def from_all_processes(value: Any) -> list[Any]:
-    """What each process of `torch.distributed` gives here, in the same order everywhere.
-
-    Raises:
-        ResiDualError: `torch.distributed` is not running.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        raise ResiDualError(
-            "across_processes=True needs torch.distributed, which is not running here: start "
-            "the script with 'accelerate launch' or torchrun, or leave it out."
-        )
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, value)
-    return parts
 
 
 def pixels_of(batch: Any) -> Tensor:

@@ -14,6 +14,7 @@ Until the bases of such a pass are known, `raw-*.safetensors` hold what the unit
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,18 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from .anatomy import TowerAnatomy, find_tower
-from .bases import SpectralBasis
+from .bases import METADATA_FILE, TENSORS_FILE, SpectralBasis
 from .coordinates import Coordinates
 from .data import ProcessedImages, collate
 from .decomposition import checked_capture, run_tower, unadapted
 from .errors import ResiDualError
 from .files import read_json, read_tensors, write_json, write_tensors
 from .fingerprint import Fingerprint
+from .processes import Processes
 from .spectra import BasisAccumulator
 from .taps import Capture, tapped
 from .tuner import (
@@ -172,7 +174,7 @@ def write_coordinates(
     """Write the coordinates of all images of a split, or go on where an earlier call stopped.
 
     Memory does not grow with the images. The result is the same bytes, however often the work was
-    interrupted.
+    interrupted; another number of processes fits bases that are equal to rounding.
 
     Args:
         model: a model with a ResiDual adapter in readout mode.
@@ -185,14 +187,51 @@ def write_coordinates(
         shard_size: images per file.
         batch_size: images per forward pass.
         num_workers: processes that decode images.
-        across_processes: under `torch.distributed`, each process writes every so-many-th shard.
+        across_processes: under `torch.distributed`, each process writes every so-many-th shard; one
+            may be left without any.
         progress: whether to show a bar with images per second and the time left.
 
     Raises:
         ResiDualError: no images, one that cannot be read, no labels, bad options, or a directory
-            with the coordinates of another model, adapter, processor or data set.
+            with the coordinates of another model, adapter, processor or data set; across processes,
+            in all of them.
     """
+    processes = Processes.running() if across_processes else Processes()
     folder, name = Path(directory), active_adapter(model) if adapter_name is None else adapter_name
+    with processes.in_step():
+        _check_options(dataset, dtype, shard_size, batch_size)
+        fit_basis = fit_basis and readout_config(model, name).needs_basis
+        if fit_basis:
+            restart_gains(model, adapter_name=name)
+        manifest = {
+            "format_version": 1,
+            "model": Fingerprint.of(model).to_dict(),
+            "processor": processor_digest(dataset.image_processor),
+            "data": data_digest(dataset),
+            "adapter": None if fit_basis else adapter_digest(readout_state(model, name)),
+            "fits_basis": str(readout_config(model, name).units) if fit_basis else None,
+            "images": len(dataset),
+            "dtype": dtype,
+            "shard_size": shard_size,
+            "batch_size": batch_size,
+        }
+    _begin_together(folder, manifest, processes)
+    writer = _Writer(model, name, dataset, folder, DTYPES[dtype], batch_size, num_workers, progress)
+    mine = range(processes.rank, len(_paths(folder, manifest)), processes.world)
+    if fit_basis:
+        writer.with_basis(manifest, mine, processes)
+    else:
+        with processes.in_step():
+            writer.without_basis(manifest, mine)
+    state = readout_state(model, name).map(Tensor.cpu)
+    finished = {**manifest, "adapter": adapter_digest(state), "complete": True}
+    with processes.in_step():
+        if processes.rank == 0 and read_json(folder / MANIFEST) != finished:
+            write_json(folder / MANIFEST, finished)
+    return CoordinateStore.open(folder, model, name)
+
+
+def _check_options(dataset: ProcessedImages, dtype: str, shard_size: int, batch_size: int) -> None:
     if dtype not in DTYPES:
         raise ResiDualError(f"wanted dtype {', '.join(DTYPES)}, got {dtype!r}.")
     if shard_size < 1 or batch_size < 1:
@@ -203,47 +242,6 @@ def write_coordinates(
         raise ResiDualError(f"wanted images, {dataset.name} has none.")
     if "label" not in dataset.dataset.column_names:
         raise ResiDualError(f"wanted labelled images, {dataset.name} has no column 'label'.")
-    fit_basis = fit_basis and readout_config(model, name).needs_basis
-    writer = _Writer(model, name, dataset, folder, DTYPES[dtype], batch_size, num_workers, progress)
-    rank, world = 0, 1
-    if across_processes:
-        if not (distributed.is_available() and distributed.is_initialized()):
-            raise ResiDualError(
-                "across_processes=True needs torch.distributed, which is not running here: start "
-                "the script with 'accelerate launch' or torchrun, or leave it out."
-            )
-        rank, world = distributed.get_rank(), distributed.get_world_size()
-    if fit_basis:
-        restart_gains(model, adapter_name=name)
-    manifest = {
-        "format_version": 1,
-        "model": Fingerprint.of(model).to_dict(),
-        "processor": processor_digest(dataset.image_processor),
-        "data": data_digest(dataset),
-        "adapter": None if fit_basis else adapter_digest(readout_state(model, name)),
-        "fits_basis": str(readout_config(model, name).units) if fit_basis else None,
-        "images": len(dataset),
-        "dtype": dtype,
-        "shard_size": shard_size,
-        "batch_size": batch_size,
-    }
-    if rank == 0:
-        _begin(folder, manifest)
-    _wait(world)
-    if rank:
-        _begin(folder, manifest)
-    mine = range(rank, len(_paths(folder, manifest)), world)
-    if fit_basis:
-        writer.with_basis(manifest, mine, rank, world)
-    else:
-        writer.without_basis(manifest, mine)
-    _wait(world)
-    state = readout_state(model, name).map(Tensor.cpu)
-    finished = {**manifest, "adapter": adapter_digest(state), "complete": True}
-    if rank == 0 and read_json(folder / MANIFEST) != finished:
-        write_json(folder / MANIFEST, finished)
-    _wait(world)
-    return CoordinateStore.open(folder, model, name)
 
 
 @dataclass(frozen=True)
@@ -272,45 +270,47 @@ class _Writer:
                 self._write(paths[index], manifest, index, coordinates, readout, labels)
 
     def with_basis(
-        self, manifest: dict[str, Any], mine: Sequence[int], rank: int, world: int
+        self, manifest: dict[str, Any], mine: Sequence[int], processes: Processes
     ) -> None:
         """What the units wrote; then the bases; then coordinates."""
         anatomy, paths = find_tower(self.model), _paths(self.folder, manifest)
         raws = [path.with_name(path.name.replace("shard", "raw")) for path in paths]
-        basis_there = (self.folder / BASIS / "residual_basis.json").is_file()
-        _wait(world)  # all look before one of them writes it
-        if not basis_there:
-            with self._bar(manifest, mine, raws) as bar:
+        basis_files = [self.folder / BASIS / name for name in (METADATA_FILE, TENSORS_FILE)]
+        # one process looks for all; both files, as a kill may come between them
+        if not processes.gathered(all(path.is_file() for path in basis_files))[0]:
+            with processes.in_step(), self._bar(manifest, mine, raws) as bar:
                 for index in (i for i in mine if not raws[i].is_file()):
                     seen = list(self._captures(manifest, index, bar))
                     _write_raw(raws[index], anatomy, seen)
-            basis = self._basis_of([raws[index] for index in mine], world)
-            if rank == 0:
-                basis.save_pretrained(self.folder / BASIS, dtype=torch.float64)
-        _wait(world)
-        # from the file in any case, so that a run that goes on gets the same
-        basis = SpectralBasis.from_pretrained(self.folder / BASIS)
-        put_basis(self.model, basis, self.adapter_name)
-        state = readout_state(self.model, self.adapter_name)
-        for index in mine:
-            if not paths[index].is_file():
-                capture, readout, labels = _read_raw(raws[index], anatomy)
-                coordinates = [
-                    coordinates_of(state, capture.rows(rows)).cpu()
-                    for rows in torch.arange(len(labels)).split(self.batch_size)
-                ]
-                self._write(paths[index], manifest, index, torch.cat(coordinates), readout, labels)
-            raws[index].unlink(missing_ok=True)
+            basis = self._basis_of([raws[index] for index in mine], processes)
+            with processes.in_step():
+                if processes.rank == 0:
+                    basis.save_pretrained(self.folder / BASIS, dtype=torch.float64)
+        with processes.in_step():
+            # from the file in any case, so that a run that goes on gets the same
+            basis = SpectralBasis.from_pretrained(self.folder / BASIS)
+            put_basis(self.model, basis, self.adapter_name)
+            state = readout_state(self.model, self.adapter_name)
+            for index in mine:
+                if not paths[index].is_file():
+                    capture, readout, labels = _read_raw(raws[index], anatomy)
+                    found = [
+                        coordinates_of(state, capture.rows(rows)).cpu()
+                        for rows in torch.arange(len(labels)).split(self.batch_size)
+                    ]
+                    self._write(paths[index], manifest, index, torch.cat(found), readout, labels)
+                raws[index].unlink(missing_ok=True)
 
-    def _basis_of(self, raws: list[Path], world: int) -> SpectralBasis:
+    def _basis_of(self, raws: list[Path], processes: Processes) -> SpectralBasis:
         config = readout_config(self.model, self.adapter_name)
         accumulator = BasisAccumulator(self.model, config.units)
         anatomy = find_tower(self.model)
-        for path in raws:
-            capture, _, labels = _read_raw(path, anatomy)
-            for rows in torch.arange(len(labels)).split(self.batch_size):
-                accumulator.add(capture.rows(rows))
-        if world > 1:
+        with processes.in_step():
+            for path in raws:
+                capture, _, labels = _read_raw(path, anatomy)
+                for rows in torch.arange(len(labels)).split(self.batch_size):
+                    accumulator.add(capture.rows(rows))
+        if processes.world > 1:
             accumulator = accumulator.across_processes()
         components = None if config.component_pattern else config.components
         return SpectralBasis.from_accumulator(accumulator, components)
@@ -413,6 +413,30 @@ _WORDS = {
 }
 
 
+def _begin_together(folder: Path, manifest: dict[str, Any], processes: Processes) -> None:
+    """Begin once, where all processes see it and write the same."""
+    processes.check_same(
+        {
+            "weights": manifest["model"]["digests"]["float32"][:12],
+            "basis": f"{manifest['adapter']}"[:12],
+            "image processor": manifest["processor"][:12],
+            "images and labels": f"{manifest['data'][:12]} ({manifest['images']})",
+            **{key: manifest[key] for key in ("fits_basis", "dtype", "shard_size", "batch_size")},
+        },
+        "give each the same model, adapter, images and options.",
+    )
+    with processes.in_step():
+        if processes.rank == 0:
+            _begin(folder, manifest)
+            _sweep(folder)
+    with processes.in_step():
+        if not (folder / MANIFEST).is_file():
+            raise ResiDualError(
+                f"process 0 has written '{folder / MANIFEST}', which is not to be seen from here: "
+                "name a directory that all processes share."
+            )
+
+
 def _begin(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, or refuse one that says something else."""
     if not (folder / MANIFEST).is_file():
@@ -431,9 +455,11 @@ def _begin(folder: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def _wait(world: int) -> None:
-    if world > 1:
-        distributed.barrier()
+def _sweep(folder: Path) -> None:
+    """Remove what a killed run was about to write."""
+    for name in (MANIFEST, BASIS, "shard-", "raw-"):
+        for left in folder.glob(f".{name}*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _images(manifest: dict[str, Any], index: int) -> range:

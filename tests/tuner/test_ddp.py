@@ -1,8 +1,5 @@
 """Two processes give the gains of one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +8,10 @@ from safetensors.torch import load_file
 
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import fit_bases
+from tests.launch import launch
 from tests.models import pixels
 from tests.tuner.ddp import train
 from tests.tuner.twin import adapted, relative
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -24,34 +20,7 @@ def test_two_processes_give_the_gains_of_one(tmp_path: Path) -> None:
     for folder in (one, two):
         folder.mkdir()
     train(one, 1, 0)
-    # accelerate's own --cpu starts several processes through MPI alone; torchrun's way on the CPU
-    # is --multi_gpu with ACCELERATE_USE_CPU
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    found = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            *options,
-            "-m",
-            "tests.tuner.ddp",
-            str(two),
-        ],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
+    launch("tests.tuner.ddp", two)
     gains = [torch.load(path)[0] for path in (one / "gains0.pt", *sorted(two.glob("gains*.pt")))]
     assert len(gains) == 3
     assert torch.equal(gains[1], gains[2])  # both processes end with the same

@@ -1,6 +1,5 @@
 """Bases of stream mode against one full SVD of every head's stacked contributions."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -213,27 +212,6 @@ def test_a_dual_encoder_takes_pairs_for_its_text_side() -> None:
     assert isinstance(found, dict)
     assert list(found) == ["text_model.encoder.layers.0.self_attn.out_proj"]
     assert len(next(iter(found.values())).heads) == 2
-
-
-def test_processes_pool_what_they_saw(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes, played one after the other: each gives its moments where they are gathered."""
-    images, shares = pixels(30, seed=5), []
-
-    def gather(value: Any) -> list[Any]:
-        shares.append(copy.deepcopy(value))
-        return copy.deepcopy(shares)
-
-    monkeypatch.setattr("residual_peft.tuner.stream_basis.from_all_processes", gather)
-    whole = fit_bases(adapted_stream("CLIPModel", fit=False), images)
-    fit_bases(adapted_stream("CLIPModel", fit=False), images[:11], across_processes=True)
-    model = adapted_stream("CLIPModel", fit=False)
-    pooled = fit_bases(model, images[11:], across_processes=True)
-    assert isinstance(whole, dict)
-    assert isinstance(pooled, dict)
-    assert model.peft_config["default"].num_samples == 30
-    for path, basis in whole.items():
-        for one, other in zip(basis.heads, pooled[path].heads, strict=True):
-            assert relative(other.eigenvalues, one.eigenvalues) < 1e-5
 
 
 def test_processes_that_do_not_run_are_not_waited_for() -> None:

@@ -42,7 +42,8 @@ def fit_bases(
         adapter_name: the adapter to fit.
         progress: True for a bar, or what to call after each batch with its number of images.
         across_processes: under `accelerate launch` or torchrun, each process gives its own share of
-            the images, and all get the basis of all of them; otherwise give each all images.
+            the images, or none, and all get the basis of all of them; otherwise give each all
+            images.
 
     Returns:
         The basis, in float64 on the CPU; in stream mode one by module; None where none is needed.

@@ -5,6 +5,7 @@ Head h of a Linear with weight W (D, n) reads the columns z_h (e,) of its input 
 moves every a_h alike and drops out of `a_h − μ_h = W_h (z_h − z̄_h)` (`method.md`, section 5).
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,8 @@ from ..bases import Components, UnitBasis
 from ..decomposition import check_pixels, run_tower, unadapted
 from ..errors import ResiDualError
 from ..moments import Moments
-from ..spectra import from_all_processes, pixels_of, spectrum, weight_spectrum
+from ..processes import Processes, summed
+from ..spectra import pixels_of, spectrum, weight_spectrum
 from .linears import float64, linear_weight, tower_or_none
 
 
@@ -115,11 +117,13 @@ def collect_moments(
         batches: images for a known image tower; otherwise, or with `input_ids`, what the model
             takes: a mapping of its arguments, or a tensor for its first one.
         progress: True for a bar, or what to call after each batch with its number of samples.
-        across_processes: whether each process of `torch.distributed` gives its own share.
+        across_processes: whether each process of `torch.distributed` gives its own share, which may
+            be empty.
 
     Raises:
         ResiDualError: no samples, values that are not finite, or a module that was never called.
     """
+    processes = Processes.running() if across_processes else Processes()
     if isinstance(batches, Tensor | Mapping):
         batches = [batches]
     readers = {path: InputMoments(heads) for path, (_, heads) in layers.items()}
@@ -128,8 +132,9 @@ def collect_moments(
         for path, (module, _) in layers.items()
     ]
     count = 0
+    bar = tqdm(desc="Fitting bases", unit="sample", disable=progress is not True)
     try:
-        with tqdm(desc="Fitting bases", unit="sample", disable=progress is not True) as bar:
+        with processes.in_step(), bar:
             for batch in batches:
                 seen = _run(model, batch)
                 count += seen
@@ -141,20 +146,34 @@ def collect_moments(
             handle.remove()
     found = {path: reader.moments for path, reader in readers.items()}
     if across_processes:
-        found, count = _pooled(found, count)
+        found, count = _pooled(found, layers, processes, count)
     for path, moments in found.items():
         _check_moments(path, moments, count)
     return found, count
 
 
-def _pooled(moments: dict[str, Moments], count: int) -> tuple[dict[str, Moments], int]:
+def _pooled(
+    moments: dict[str, Moments],
+    layers: Mapping[str, tuple[nn.Module, int]],
+    processes: Processes,
+    count: int,
+) -> tuple[dict[str, Moments], int]:
     """Add up what all processes saw."""
-    (found, count), *others = from_all_processes((moments, count))
-    for more, seen in others:
-        count += seen
-        for path, mine in found.items():
-            mine.merge(more[path])
-    return found, count
+    digest = hashlib.sha256()
+    for path, (module, heads) in layers.items():
+        weight = linear_weight(module).detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{path} {heads} {tuple(weight.shape)}".encode())
+        digest.update(weight.numpy().tobytes())
+    processes.check_same(
+        {"number of Linears": len(layers), "weights": digest.hexdigest()[:12]},
+        "load the same model in the same precision, and adapt the same Linears everywhere.",
+    )
+    found = {}
+    for path, (module, heads) in layers.items():
+        weight = linear_weight(module)
+        shape = (heads, weight.shape[1] // heads)
+        found[path] = moments[path].across_processes(shape, float64(weight[:0]).device)
+    return found, int(summed(torch.tensor(count)))
 
 
 def _run(model: nn.Module, batch: Any) -> int:
