@@ -1,0 +1,224 @@
+"""Units in the order in which they are chosen for a task.
+
+| method | letter | by | needs |
+|---|---|---|---|
+| `supervised` | S | accuracy of the unit alone | labelled images |
+| `unsupervised` | U | mean Pearson correlation with the readout, over its own basis | images |
+| `unsupervised_given_task` | U\\|T | the same over a basis of the class embeddings | class names |
+| `random` | R | a draw | nothing |
+
+Source: the paper's unit selection (`method.md`, section 6).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..anatomy import Unit
+from ..errors import ResiDualError
+from .contributions import Contributions, UnitContribution
+from .subsets import Ablation, Stand, check_classes, score_blocks
+
+Method = Literal["supervised", "unsupervised", "unsupervised_given_task", "random"]
+
+LETTERS: dict[str, str] = {
+    "supervised": "S",
+    "unsupervised": "U",
+    "unsupervised_given_task": "U|T",
+    "random": "R",
+}
+"""Method -> the paper's letter."""
+
+# shares of variance below which a direction holds rounding only: of readouts, float32, and of
+# units, whose frames are float64
+_READOUT_FLOOR, _UNIT_FLOOR = 1e-12, 1e-20
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Units, best first.
+
+    Attributes:
+        method: how they were ranked, one of `LETTERS`.
+        units: U units.
+        scores: what each was ranked by, decreasing; None for a random draw.
+    """
+
+    method: str
+    units: tuple[Unit, ...]
+    scores: tuple[float, ...] | None = None
+
+    @property
+    def letter(self) -> str:
+        """The paper's letter for the method."""
+        return LETTERS[self.method]
+
+    def top(self, budget: int | float) -> tuple[Unit, ...]:
+        """The best units: so many (int), or such a share of them (float); see `unit_count`."""
+        return self.units[: unit_count(budget, len(self.units))]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per unit: `rank`, from 1, `unit` and `score`."""
+        scores = self.scores or (None,) * len(self.units)
+        pairs = zip(self.units, scores, strict=True)
+        return [
+            {"rank": rank, "unit": str(unit), "score": score}
+            for rank, (unit, score) in enumerate(pairs, 1)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: `method`, `letter`, `rows`."""
+        return {"method": self.method, "letter": self.letter, "rows": self.rows()}
+
+
+def unit_count(budget: int | float, total: int) -> int:
+    """How many of `total` units a budget is: an int as it is, a float as a share, at least one.
+
+    Shares are rounded to the nearest unit: of 48 heads 1 % is one, 5 % two, 10 % five.
+
+    >>> [unit_count(budget, 48) for budget in (1, 0.01, 0.05, 0.1, 0.25, 1.0)]
+    [1, 1, 2, 5, 12, 48]
+
+    Raises:
+        ResiDualError: an int outside 1..total, or a share outside (0, 1].
+    """
+    if isinstance(budget, int) and not isinstance(budget, bool) and 1 <= budget <= total:
+        return budget
+    if isinstance(budget, float) and 0 < budget <= 1:
+        return max(1, round(budget * total))
+    raise ResiDualError(
+        f"wanted a number of units from 1 to {total} (int) or a share of them above 0 and up to "
+        f"1.0 (float), got {budget!r}."
+    )
+
+
+def rank_units(
+    seen: Contributions,
+    class_embeddings: Tensor | None = None,
+    method: Method = "supervised",
+    *,
+    units: Iterable[Unit | str] | None = ("head",),
+    ablation: Ablation = "zero",
+    block: int | None = None,
+) -> Ranking:
+    """Rank units by what they do on some images: validation images, or those of the basis.
+
+    Equal scores keep the order of the tower.
+
+    * supervised: accuracy of argmax_c x_u · w_c, the unit alone; with mean ablation all else at its
+      mean over these images.
+    * unsupervised: mean over j of corr(x_u · e_j, y · e_j), with e_j the principal axes of the
+      centred readouts, an orthonormal basis of them. All axes count alike.
+    * unsupervised_given_task: the same, with e_j the columns of Q in W_textᵀ = Q R. Q depends on
+      the order of the classes; columns of embeddings that are linear combinations of earlier ones
+      are left out.
+
+    Correlations are centred; one with no variance on either side is 0.
+
+    Args:
+        seen: contributions to the images to choose on; labelled, for "supervised".
+        class_embeddings: W_text (C, d); not needed by "unsupervised".
+        method: "supervised", "unsupervised" or "unsupervised_given_task"; `random_rankings` draws.
+        units: which are candidates: kinds, names or `Unit`s; None for all.
+        ablation: of the others, for "supervised".
+        block: images at a time, for "supervised"; None for as many as fit in 256 MB.
+
+    Raises:
+        ResiDualError: an unknown method, no class embeddings or labels where they are needed.
+    """
+    candidates = seen.select(units)
+    if method not in ("supervised", "unsupervised", "unsupervised_given_task"):
+        raise ResiDualError(
+            "wanted method 'supervised', 'unsupervised' or 'unsupervised_given_task', got "
+            f"{method!r}; random_rankings draws at random."
+        )
+    if method != "unsupervised" and class_embeddings is None:
+        raise ResiDualError(f"wanted class_embeddings (C, d) to rank by {method!r}, got none.")
+    if method == "unsupervised":
+        scores = _correlations(candidates, _readout_axes(seen.readout))
+    else:
+        assert class_embeddings is not None
+        check_classes(seen, class_embeddings)
+        if method == "supervised":
+            scores = _alone(candidates, class_embeddings, ablation, block)
+        else:
+            scores = _correlations(candidates, _class_axes(class_embeddings))
+    order = scores.argsort(descending=True, stable=True).tolist()
+    return Ranking(
+        method,
+        tuple(candidates.units[index] for index in order),
+        tuple(float(scores[index]) for index in order),
+    )
+
+
+def random_rankings(units: Sequence[Unit], draws: int = 10, seed: int = 0) -> tuple[Ranking, ...]:
+    """Rank units at random, so many times.
+
+    Args:
+        units: the candidates, such as `ranking.units`; their order does not matter.
+        draws: how many.
+        seed: of all draws.
+
+    Raises:
+        ResiDualError: no draws or no units.
+    """
+    if draws < 1 or not units:
+        raise ResiDualError(
+            f"wanted at least one draw of at least one unit, got draws={draws} and "
+            f"{len(units)} units."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    ordered = sorted(units, key=str)
+    orders = [torch.randperm(len(units), generator=generator).tolist() for _ in range(draws)]
+    return tuple(Ranking("random", tuple(ordered[i] for i in order)) for order in orders)
+
+
+@torch.no_grad()
+def _alone(
+    seen: Contributions, class_embeddings: Tensor, ablation: Ablation, block: int | None
+) -> Tensor:
+    """Accuracy of each unit alone, (U,) float64."""
+    stand = Stand.of(seen, class_embeddings, ablation, "ablate", seen)
+    assert stand.rest is not None
+    fixed = stand.units.sum(0) - stand.units + stand.rest  # (U, C)
+    right = torch.zeros(len(seen.units), dtype=torch.long)
+    for part in score_blocks(seen, class_embeddings, block):
+        right += ((part.scores + fixed).argmax(-1) == part.labels[:, None]).sum(0)
+    return right.double() / len(seen)
+
+
+def _readout_axes(readout: Tensor) -> Tensor:
+    """Principal axes of the centred readouts (r, d), those that hold more than rounding."""
+    centred = readout.double() - readout.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    return vectors[:, values > _READOUT_FLOOR * values.sum()].T
+
+
+def _class_axes(class_embeddings: Tensor) -> Tensor:
+    """Q of the class embeddings (r, d), without columns that its predecessors span."""
+    frame, triangle = torch.linalg.qr(class_embeddings.detach().cpu().double().T)
+    size = triangle.diagonal().abs()
+    return frame[:, : len(size)][:, size > 1e-6 * size.max()].T
+
+
+def _correlations(seen: Contributions, axes: Tensor) -> Tensor:
+    """Mean Pearson correlation of each unit with the readout along axes (r, d): (U,) float64."""
+    readout = seen.readout.double()
+    readout = readout - readout.mean(0)
+    along = readout @ axes.T  # (N, r)
+    power = along.square().sum(0)
+    power = torch.where(power > _READOUT_FLOOR * readout.square().sum(), power, torch.inf)
+    return torch.stack([_correlation(part, along, power, axes).mean() for part in seen])
+
+
+def _correlation(part: UnitContribution, along: Tensor, power: Tensor, axes: Tensor) -> Tensor:
+    """Pearson correlations (r,) from second moments in the unit's own axes: (k, r), not (N, d)."""
+    c = part.coordinates.double()
+    c = c - c.mean(0)  # of some `rows` the mean is not zero
+    inside, gram = part.components @ axes.T, c.T @ c
+    own = (inside * (gram @ inside)).sum(0)
+    own = torch.where(own > _UNIT_FLOOR * gram.trace(), own, torch.inf)
+    return (inside * (c.T @ along)).sum(0) / (own * power).sqrt()

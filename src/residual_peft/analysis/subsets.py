@@ -1,0 +1,197 @@
+"""Which images are right when only some of the units are summed.
+
+Class scores are sums over units, and normalising y' divides all scores of an image by one positive
+number, which moves no argmax: accuracies of any subset S of U units come from the scores alone,
+
+    zero ablation   score_c = Σ_{u ∈ S} x_u · w_c            (+ rest · w_c if others="keep")
+    mean ablation   score_c = Σ_{u ∈ S} x_u · w_c + Σ_{u ∉ S} x̄_u · w_c   (+ rest, or its mean)
+
+with x̄ means over the *reference* images (those that the units were chosen on), never over those
+that are scored, and `rest` all that none of the U units wrote: embed, MLPs and Pβ, where the units
+are heads. Ablations are of direct contributions: deeper layers have read the units all the same.
+
+Images go in blocks, so that scores (b, U, C) fit in memory whatever N.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ResiDualError
+from .contributions import Contributions
+
+Ablation = Literal["zero", "mean"]
+Others = Literal["ablate", "keep"]
+
+# numbers held at once: 256 MB in float32
+_BLOCK = 2**26
+
+
+@dataclass(frozen=True)
+class ScoreBlock:
+    """Scores of b images.
+
+    Attributes:
+        rows: a slice of the images.
+        scores: (b, U, C) what each unit adds to each class.
+        rest: (b, C) what is in none of the units.
+        labels: (b,).
+    """
+
+    rows: slice
+    scores: Tensor
+    rest: Tensor
+    labels: Tensor
+
+
+def score_blocks(
+    seen: Contributions, class_embeddings: Tensor, block: int | None = None, wide: int = 0
+) -> Iterator[ScoreBlock]:
+    """Walk over the images' class scores, so many images at a time.
+
+    Args:
+        seen: contributions with labels.
+        class_embeddings: (C, d).
+        block: images at a time; None for as many as fit in 256 MB.
+        wide: further rows of C numbers per image that the caller makes of them.
+
+    Raises:
+        ResiDualError: no labels, labels outside the classes, embeddings of another width, or a
+            block of no images.
+    """
+    check_classes(seen, class_embeddings)
+    weights, labels = class_embeddings.detach().cpu().float(), seen.labels
+    if labels is None:
+        raise ResiDualError(
+            "wanted labelled images to count right answers on, got contributions without labels; "
+            "collect them from batches that hold `labels`."
+        )
+    outside = (labels < 0) | (labels >= len(weights))
+    if labels.ndim != 1 or bool(outside.any()):
+        got = sorted(set(labels[outside].tolist()))[:3]
+        raise ResiDualError(
+            f"wanted one label from 0 to {len(weights) - 1} per image, the class embeddings' rows, "
+            f"got {got or f'labels of shape {tuple(labels.shape)}'}."
+        )
+    if block is not None and block < 1:
+        raise ResiDualError(f"wanted blocks of at least one image, got block={block}.")
+    size = block or max(1, _BLOCK // ((len(seen.units) + wide) * len(weights)))
+    for start in range(0, len(seen), size):
+        rows = slice(start, min(start + size, len(seen)))
+        part = seen.rows(torch.arange(rows.start, rows.stop))
+        scores = part.scores(weights)
+        rest = part.readout.float() @ weights.T - scores.sum(1)
+        yield ScoreBlock(rows, scores, rest, labels[rows])
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What stands in an ablated unit's place, as class scores.
+
+    Attributes:
+        units: (U, C) per unit: zeros, or the score of its mean over the reference images.
+        rest: (C,) the same of what is in no unit; None where that is kept as it is.
+    """
+
+    units: Tensor
+    rest: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        seen: Contributions,
+        class_embeddings: Tensor,
+        ablation: Ablation,
+        others: Others,
+        reference: Contributions | None,
+    ) -> "Stand":
+        """Take the means of the units of `seen` over the images of `reference`.
+
+        Raises:
+            ResiDualError: unknown options, or mean ablation without a reference that has the units.
+        """
+        if ablation not in ("zero", "mean") or others not in ("ablate", "keep"):
+            raise ResiDualError(
+                "wanted ablation='zero' or 'mean' and others='ablate' or 'keep', got "
+                f"ablation={ablation!r} and others={others!r}."
+            )
+        check_classes(seen, class_embeddings)
+        weights = class_embeddings.detach().cpu().double()
+        units = weights.new_zeros(len(seen.units), len(weights))
+        rest = units.new_zeros(len(weights))
+        if ablation == "mean":
+            if reference is None:
+                raise ResiDualError(
+                    "mean ablation needs reference=, contributions to the images whose means stand "
+                    "in for what is ablated: the validation images, not those that are scored."
+                )
+            # not `part.mean`: of some `rows` that is the mean of all images
+            means = torch.stack(
+                [
+                    part.mean + part.coordinates.double().mean(0) @ part.components
+                    for part in (reference[unit] for unit in seen.units)
+                ]
+            )
+            units = means @ weights.T
+            rest = reference.readout.double().mean(0) @ weights.T - units.sum(0)
+        return cls(units.float(), None if others == "keep" else rest.float())
+
+
+@torch.no_grad()
+def correct_with(
+    seen: Contributions,
+    class_embeddings: Tensor,
+    kept: Tensor,
+    *,
+    ablation: Ablation = "zero",
+    others: Others = "ablate",
+    reference: Contributions | None = None,
+    block: int | None = None,
+) -> Tensor:
+    """Which images are right with each of K subsets of the units, (K, N) bool.
+
+    Args:
+        seen: contributions of U units to N labelled images.
+        class_embeddings: (C, d).
+        kept: (K, U) bool, the subsets, in the order of `seen.units`.
+        ablation: what becomes of units outside a subset: nothing, or their reference mean.
+        others: what becomes of what none of the U units wrote: "ablate" as the units, or "keep".
+        reference: contributions whose means stand in, for mean ablation.
+        block: images at a time; None for as many as fit in 256 MB.
+
+    Raises:
+        ResiDualError: as `score_blocks` and `Stand.of`.
+    """
+    stand = Stand.of(seen, class_embeddings, ablation, others, reference)
+    inside = kept.float()
+    fixed = (1 - inside) @ stand.units  # (K, C)
+    if stand.rest is not None:
+        fixed = fixed + stand.rest
+    found = torch.empty(len(kept), len(seen), dtype=torch.bool)
+    for part in score_blocks(seen, class_embeddings, block, wide=len(kept)):
+        total = inside @ part.scores + fixed  # (b, K, C)
+        if stand.rest is None:
+            total += part.rest[:, None]
+        found[:, part.rows] = (total.argmax(-1) == part.labels[:, None]).T
+    return found
+
+
+def correct_whole(
+    seen: Contributions, class_embeddings: Tensor, block: int | None = None
+) -> Tensor:
+    """Which images are right with nothing ablated, (N,) bool."""
+    check_classes(seen, class_embeddings)
+    everything = torch.ones(1, len(seen.units), dtype=torch.bool)
+    return correct_with(seen, class_embeddings, everything, others="keep", block=block)[0]
+
+
+def check_classes(seen: Contributions, class_embeddings: Tensor) -> None:
+    """Raise a ResiDualError unless the class embeddings are (C, d) for these readouts."""
+    if class_embeddings.ndim != 2 or class_embeddings.shape[1] != seen.width:
+        raise ResiDualError(
+            f"wanted class embeddings (C, {seen.width}), of the readout's width, got "
+            f"{tuple(class_embeddings.shape)}."
+        )
