@@ -68,7 +68,11 @@ class TextDictionary:
 
         A dual encoder's text embeddings fill a narrow cone, far from that of its images (Liang et
         al. 2022, the modality gap): in a direction that all texts share, each explains as much as
-        any other. A dictionary that is centred already comes back as it is.
+        any other, and the second text of a pair is there to take it out again. Where texts fill no
+        cone (the bundled model's have a mean cosine of 0.06) centring changes little; moved into
+        one (0.8), a head's first SOMP text explains 7 % of its variance raw and 26 % centred
+        (`benchmarks/words.json`). The papers use raw embeddings. A dictionary that is centred
+        already comes back as it is.
 
         Raises:
             ResiDualError: all embeddings are the same, so that nothing is left of them.
