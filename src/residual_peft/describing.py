@@ -1,0 +1,95 @@
+"""Words for what an adapter changed: a text dictionary for a backbone, texts for its components."""
+
+import os
+from collections.abc import Iterable
+
+from torch import nn
+
+from .analysis import (
+    AdapterExplanation,
+    ComponentEffect,
+    Explanation,
+    TextDictionary,
+    explain_components,
+)
+from .backbones import Backbone
+from .hub import model_directory
+from .run_record import Words
+from .tuner import adapter_basis, readout_state
+
+WORDS_FILE = "words.txt"
+
+
+def dictionary_for(
+    backbone: Backbone, texts: str | os.PathLike[str] | Iterable[str] | None = None
+) -> TextDictionary:
+    """The texts that a backbone's units are described with, embedded by its own text tower.
+
+    Args:
+        backbone: a dual encoder with its tokenizer.
+        texts: a file with one text a line, or the texts; None for the model's own `words.txt`
+            where its directory has one (the bundled model does: it knows no others), else for the
+            bundled list of general descriptions.
+
+    Raises:
+        ResiDualError: a file that cannot be read, or fewer than two texts.
+    """
+    model, tokenizer = backbone.model, backbone.tokenizer
+    if isinstance(texts, str | os.PathLike):
+        return TextDictionary.from_file(texts, model, tokenizer)
+    if texts is not None:
+        return TextDictionary.from_texts(model, tokenizer, texts)
+    own = model_directory(backbone.name) / WORDS_FILE
+    if own.is_file():
+        return TextDictionary.from_file(own, model, tokenizer)
+    return TextDictionary.general(model, tokenizer)
+
+
+def describe_components(
+    model: nn.Module,
+    effects: Iterable[ComponentEffect],
+    dictionary: TextDictionary,
+    *,
+    steps: int = 3,
+    adapter_name: str | None = None,
+) -> list[Explanation]:
+    """Texts that an adapter's components are made of, by OMP, in the order given.
+
+    Args:
+        model: with the adapter.
+        effects: which components, such as `AdapterExplanation.strongest(12)`.
+        dictionary: of the readout's width.
+        steps: texts per component.
+        adapter_name: None for the active adapter.
+
+    Raises:
+        ResiDualError: the adapter's basis has no such component.
+    """
+    if readout_state(model, adapter_name).settings.per_unit:
+        return []  # whole units: directions without a meaning of their own
+    basis = adapter_basis(model, adapter_name)
+    return [
+        explain_components(basis, dictionary, [effect.unit], [effect.component], steps)[0]
+        for effect in effects
+    ]
+
+
+def words_for(
+    model: nn.Module,
+    explanation: AdapterExplanation,
+    dictionary: TextDictionary,
+    *,
+    count: int = 12,
+    steps: int = 3,
+) -> tuple[Words, ...]:
+    """For a report: texts of the components with the largest shares of the change."""
+    found = describe_components(model, explanation.strongest(count), dictionary, steps=steps)
+    return tuple(
+        Words(
+            unit=item.unit,
+            component=item.component,
+            texts=tuple(zip(item.texts, item.coefficients or (), strict=True)),
+            explained=item.explained[-1] if item.explained else None,
+        )
+        for item in found
+    )
