@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 from torch import Tensor
 
-from residual_peft import ResiDualConfig, ResiDualError, decompose
+from residual_peft import ResiDualConfig, ResiDualError, SpectralBasis, decompose
 from residual_peft.analysis import Contributions, collect_contributions
 from residual_peft.coordinates import collect_coordinates, collect_with_basis
 from tests.models import BUILDERS, SIZES, clip_model, pixels
@@ -103,6 +103,19 @@ def test_from_the_coordinates_of_an_adapter() -> None:
         count = len(other.eigenvalues)
         torch.testing.assert_close(one.eigenvalues[:count], other.eigenvalues, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(mine.rest, truth.rest, rtol=1e-3, atol=1e-3)
+
+
+def test_the_axes_as_a_basis() -> None:
+    model = clip_model()
+    seen = collect_contributions(model, batches(), ["head", "mlp"])
+    mine, truth = seen.basis(model), SpectralBasis.fit(model, batches())
+    assert mine.units == truth.units
+    assert mine.num_samples == COUNT
+    mine.check_belongs_to(model)
+    torch.testing.assert_close(mine.means, truth.means, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mine.total_variance, truth.total_variance, rtol=1e-5, atol=1e-8)
+    for one, other in zip(mine.eigenvalues, truth.eigenvalues, strict=True):
+        torch.testing.assert_close(one, other[: len(one)], rtol=1e-4, atol=1e-7)
 
 
 def test_what_a_user_can_mend() -> None:

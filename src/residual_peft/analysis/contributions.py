@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import TowerAnatomy, Unit, find_tower
+from ..bases import SpectralBasis
 from ..coordinates import Coordinates
 from ..data import with_progress
 from ..decomposition import checked_capture, contributions, head_inputs
 from ..errors import ResiDualError
+from ..fingerprint import Fingerprint
 from ..spectra import UnitBasis, pixels_of, spectrum
 from ..store import CoordinateStore
 from ..taps import Capture
@@ -148,6 +150,23 @@ class Contributions:
             inside = (part.components @ along.T).to(part.coordinates.dtype)
             found[:, index] = part.coordinates @ inside + (along @ part.mean).float()
         return found
+
+    def basis(self, model: nn.Module) -> SpectralBasis:
+        """The units' axes as a `SpectralBasis`, which compares, saves and shares them.
+
+        Args:
+            model: the one that these were collected from.
+        """
+        return SpectralBasis(
+            units=self.units,
+            means=torch.stack([part.mean for part in self.parts]),
+            components=[part.components for part in self.parts],
+            eigenvalues=[part.eigenvalues for part in self.parts],
+            total_variance=torch.stack([part.eigenvalues.sum() for part in self.parts]),
+            num_samples=len(self),
+            source="data",
+            fingerprint=Fingerprint.of(model),
+        )
 
     @classmethod
     def from_coordinates(cls, rows: Coordinates | CoordinateStore) -> "Contributions":
