@@ -15,8 +15,9 @@ from .demo.run import run_demo
 from .errors import ResiDualError
 from .experiments import METHODS, Row
 from .fitting import evaluate_adapter, fit_adapter
-from .hub import DEMO_MODEL, push_directory
-from .reporting import HEADERS, table_cells
+from .hub import DEMO_MODEL, REPORT, push_directory
+from .reporting import HEADERS, table_cells, write_report
+from .run_record import RunRecord
 from .tuner import check_directory
 
 app = typer.Typer(
@@ -49,6 +50,8 @@ def demo(
     results = run_demo(out)
     _print_table([Row(**row) for row in results["rows"]])
     print(f"The adapter, results.json, gains.png and a card are in {out}.")
+    if (out / REPORT).is_file():
+        print(f"The report is {out / REPORT}")
 
 
 @app.command()
@@ -68,9 +71,12 @@ def fit(
     license: Annotated[
         str | None, typer.Option(help="Of the adapter, such as apache-2.0, for its card.")
     ] = None,
+    report: Annotated[
+        bool, typer.Option(help="Write report.html beside the adapter; it shows test images.")
+    ] = True,
 ) -> None:
     """Fit an adapter to labelled images: one pass over them, then seconds."""
-    report = fit_adapter(
+    done = fit_adapter(
         model,
         data,
         out,
@@ -81,11 +87,30 @@ def fit(
         seed=seed,
         license=license,
     )
-    before, after = report.zero_shot["accuracy"], report.adapted["accuracy"]
+    before, after = done.zero_shot["accuracy"], done.adapted["accuracy"]
     print(f"zero-shot {before:.3f} -> adapted {after:.3f} (test images)")
-    encoding, fitting = report.encoding_seconds, report.fitting_seconds
+    encoding, fitting = done.encoding_seconds, done.fitting_seconds
     print(f"{encoding:.1f} s to read the images, {fitting:.1f} s to fit the gains")
     print(f"The adapter is in {out}.")
+    if report:
+        write_report(RunRecord.load(out), out / REPORT)
+        print(f"The report is {out / REPORT}")
+
+
+@app.command("report")
+def write_page(
+    run_dir: Annotated[Path, typer.Argument(help="The adapter's directory, as fit left it.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; report.html in RUN_DIR if left out.")
+    ] = None,
+) -> None:
+    """Write what a fit did as one page to show: an HTML file that needs no other."""
+    record = RunRecord.load(run_dir)
+    path = out or run_dir / REPORT
+    if path.is_dir():
+        raise ResiDualError(f"wanted a file to write the report to, got the directory '{path}'.")
+    write_report(record, path)
+    print(f"The report is {path}")
 
 
 @app.command()

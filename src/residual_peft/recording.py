@@ -88,7 +88,7 @@ def changed_rows(
 
 def run_facts(
     classifier: ZeroShotClassifier,
-    adapter: PathLike,
+    directory: PathLike,
     *,
     method: str,
     dataset: str,
@@ -99,7 +99,7 @@ def run_facts(
 
     Args:
         classifier: its model has the fitted adapter.
-        adapter: the directory that it was saved in.
+        directory: where it was saved.
         method: how the gains were fitted, in words.
         dataset: what to call the data; no path.
         splits: split -> its number of images.
@@ -107,8 +107,9 @@ def run_facts(
     """
     config = classifier.model.peft_config[active_adapter(classifier.model)]
     name, kind = origin_of(classifier.model)
-    weights = Path(adapter) / ADAPTER_TENSORS
+    weights = Path(directory) / ADAPTER_TENSORS
     found: dict[str, Any] = {
+        "adapter": Path(directory).resolve().name,
         "templates": classifier.templates,
         "settings": _settings(config),
         "basis": _basis(config),
@@ -120,7 +121,6 @@ def run_facts(
     }
     return RunFacts(
         base_model=Path(name).name if name and Path(name).is_dir() else name or kind,
-        adapter=Path(adapter).resolve().name,
         method=method,
         trained=sum(gains.numel() for gains in gains_by_module(classifier.model).values()),
         dataset=dataset,

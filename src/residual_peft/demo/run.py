@@ -5,16 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backbones import Backbone, load_backbone
 from ..cards import CardFacts
+from ..coordinates import collect_coordinates
 from ..data import batches
+from ..evaluation import Evaluation
 from ..experiments import METHODS, Row, Task, run_method
 from ..files import PathLike, atomic_directory, write_json
-from ..reporting import HEADERS, markdown_table, table_cells
+from ..hub import REPORT, RUN_DIRECTORY
+from ..recording import record_run, run_facts
+from ..reporting import HEADERS, markdown_table, table_cells, write_report
+from ..tuner import gains_of
 from ..zero_shot import ZeroShotClassifier
 from .measuring import zero_shot_accuracy
 from .tasks import HANDWRITING_TEMPLATES, handwriting, world_images
@@ -23,6 +29,9 @@ from .world import TEMPLATES
 BASIS_IMAGES = 2000
 WORLD_IMAGES_PER_TASK = 1000
 RESULTS = "results.json"
+BASIS = "images of the bundled model's drawn world, no handwriting"
+DATASET = "scikit-learn's handwritten digits"
+TITLE = "Handwritten digits, by a CLIP that was never shown any"
 
 
 def handwriting_task(backbone: Backbone, *, basis_images: int = BASIS_IMAGES) -> Task:
@@ -56,7 +65,7 @@ def run_demo(
 
     Args:
         out: the directory to write to: the default method's adapter for the first seed with its
-            classes, `results.json`, a picture of its gains and a card.
+            classes, `results.json`, a picture of its gains, a card and a report.
         seeds: each method is fitted once per seed.
         methods: names from `METHODS`; the adapter is written if "default" is among them.
         world_images_per_task: held-out images per attribute of the world.
@@ -99,15 +108,45 @@ def _write_adapter(
     sizes = [sum(len(batch["labels"]) for batch in part) for part in (task.train, task.test)]
     kept = next(row for row in rows if row.method == "default" and row.seed == seed)
     facts = CardFacts(
-        title="Handwritten digits, by a CLIP that was never shown any",
-        dataset="scikit-learn's handwritten digits",
+        title=TITLE,
+        dataset=DATASET,
         metrics={"accuracy": kept.test_accuracy},
         test_images=sizes[1],
         training_data=f"{sizes[0]:,} of scikit-learn's handwritten digits",
-        basis_data="images of the bundled model's drawn world, no handwriting",
+        basis_data=BASIS,
         seed=seed,
         license="apache-2.0",
         table=markdown_table(HEADERS, table_cells(rows, labels)),
     )
     classifier = ZeroShotClassifier.from_pretrained(adapter)
     classifier.save_pretrained(directory, card=facts, location=location)
+    _write_report(classifier, directory, location, task, kept)
+
+
+@torch.no_grad()
+def _write_report(
+    classifier: ZeroShotClassifier, directory: Path, location: str, task: Task, kept: Row
+) -> None:
+    """Save what the adapter changes on the test digits, and the page that shows it."""
+    splits = handwriting()
+    rows = collect_coordinates(classifier.model, task.test)
+    adapted = rows.adapted(gains_of(classifier.model).detach())
+    before, after = (
+        Evaluation(classifier.class_names, classifier.logits(readout), rows.labels)
+        for readout in (rows.readout, adapted)
+    )
+    facts = run_facts(
+        classifier,
+        directory,
+        adapter=location,
+        method="schedule-free AdamW on coordinates, as in the paper",
+        dataset=DATASET,
+        splits={name: len(split) for name, split in splits.items()},
+        title=TITLE,
+        basis=BASIS,
+        seed=kept.seed,
+        fitting_seconds=kept.fit_seconds,
+    )
+    record = record_run(classifier, splits["test"], before, after, facts, rows)
+    record.save(directory / RUN_DIRECTORY)
+    write_report(record, directory / REPORT)

@@ -1,8 +1,8 @@
-"""Results -> tables; reads results, never models."""
+"""Results of methods -> tables of text."""
 
 from collections.abc import Mapping, Sequence
 
-from .experiments import Row, summarize
+from ..experiments import Row, summarize
 
 
 def readable_bytes(size: int) -> str:

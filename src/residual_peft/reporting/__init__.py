@@ -1,0 +1,13 @@
+"""Results -> tables and a page to show; reads results, never models."""
+
+from .html import report_html, write_report
+from .tables import HEADERS, markdown_table, readable_bytes, table_cells
+
+__all__ = [
+    "HEADERS",
+    "markdown_table",
+    "readable_bytes",
+    "report_html",
+    "table_cells",
+    "write_report",
+]

@@ -1,0 +1,241 @@
+"""A run record -> what its report says of the test images: counts, intervals, confusions."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..metrics import (
+    Array,
+    accuracy_interval,
+    classification_metrics,
+    confusion_matrix,
+    difference_interval,
+    expected_calibration_error,
+)
+from ..run_record import RunRecord
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many of some images were recognised, with Wilson's interval."""
+
+    correct: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share of them."""
+        return self.correct / self.total
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Its bounds at `LEVEL`."""
+        return accuracy_interval(self.correct, self.total, LEVEL)
+
+
+@dataclass(frozen=True)
+class Change:
+    """The same images before and after, with Agresti and Min's interval of the difference.
+
+    Attributes:
+        before: True for each image that was recognised without the adapter, (n,).
+        after: True for each that is recognised with it.
+        index: the class of all of them; None for all classes.
+        name: its name.
+    """
+
+    before: Array
+    after: Array
+    index: int | None = None
+    name: str = ""
+
+    @property
+    def images(self) -> int:
+        """How many images."""
+        return len(self.before)
+
+    @property
+    def was(self) -> Accuracy:
+        """Without the adapter."""
+        return Accuracy(int(self.before.sum()), self.images)
+
+    @property
+    def now(self) -> Accuracy:
+        """With it."""
+        return Accuracy(int(self.after.sum()), self.images)
+
+    @property
+    def fixed(self) -> int:
+        """Images that were wrong and are right."""
+        return int((self.after & ~self.before).sum())
+
+    @property
+    def broken(self) -> int:
+        """Images that were right and are wrong."""
+        return int((self.before & ~self.after).sum())
+
+    @property
+    def right(self) -> int:
+        """Images that are right both times."""
+        return int((self.before & self.after).sum())
+
+    @property
+    def wrong(self) -> int:
+        """Images that are wrong both times."""
+        return self.images - self.right - self.fixed - self.broken
+
+    @property
+    def difference(self) -> float:
+        """Of the two accuracies."""
+        return (self.fixed - self.broken) / self.images
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Bounds of the difference at `LEVEL`."""
+        return difference_interval(self.after, self.before, LEVEL)
+
+    @property
+    def noise(self) -> bool:
+        """Whether the interval holds no difference at all, too."""
+        return self.interval[0] <= 0 <= self.interval[1]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that were taken for another: how many, before and after."""
+
+    label: str
+    taken_for: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A test image that changed side, with the label's score before and after.
+
+    Attributes:
+        row: which test image.
+        image: JPEG or PNG bytes.
+        label: its class.
+        before: what it was taken for.
+        after: what it is taken for.
+        before_score: the probability that went with it.
+        after_score: likewise.
+        fixed: whether it is right now.
+    """
+
+    row: int
+    image: bytes
+    label: str
+    before: str
+    after: str
+    before_score: float
+    after_score: float
+    fixed: bool
+
+    @property
+    def tiny(self) -> bool:
+        """Whether its pixels are to be seen one by one: `thumbnail` keeps such images as PNG."""
+        return self.image.startswith(b"\x89PNG")
+
+
+class Findings:
+    """What N test images say of an adapter.
+
+    Attributes:
+        change: of all images.
+        classes: one `Change` per class that has images, the most improved first.
+        without_images: names of the classes that have none.
+        confusion_before: counts (C, C), row = label, column = prediction.
+        confusion_after: the same with the adapter.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        labels = record.labels.numpy()
+        self.predicted = [logits.numpy().argmax(axis=1) for logits in (record.before, record.after)]
+        was, now = (found == labels for found in self.predicted)
+        self.change = Change(was, now)
+        names = record.class_names
+        rows = [np.flatnonzero(labels == index) for index in range(len(names))]
+        self.without_images = [names[i] for i, found in enumerate(rows) if not len(found)]
+        classes = [
+            Change(was[found], now[found], index, names[index])
+            for index, found in enumerate(rows)
+            if len(found)
+        ]
+        self.classes = sorted(classes, key=lambda c: (-c.difference, -c.now.value, c.index))
+        self.confusion_before = confusion_matrix(record.before, record.labels)
+        self.confusion_after = confusion_matrix(record.after, record.labels)
+
+    @property
+    def worse(self) -> list[Change]:
+        """Classes of which fewer images are recognised than before, the worst first."""
+        return [change for change in reversed(self.classes) if change.difference < 0]
+
+    @cached_property
+    def measures(self) -> list[tuple[str, float, float, bool]]:
+        """(name, before, after, whether more is better) of some measures beside the accuracy."""
+        record, found = self.record, []
+        scores = [classification_metrics(x, record.labels) for x in (record.before, record.after)]
+        if len(record.class_names) > 5:
+            found.append(("label among the five highest scores", "top5_accuracy"))
+        found.append(("mean over the classes of their recall", "mean_per_class_recall"))
+        rows = [(name, scores[0][key], scores[1][key], True) for name, key in found]
+        errors = [
+            expected_calibration_error(x.double().softmax(1), record.labels)
+            for x in (record.before, record.after)
+        ]
+        return [*rows, ("calibration error of the scores", errors[0], errors[1], False)]
+
+    def confusions(self, count: int = 10) -> list[Confusion]:
+        """Pairs of classes that are mistaken most often now."""
+        return self._pairs(self.confusion_after, self.confusion_before, count)
+
+    def resolved(self, count: int = 10) -> list[Confusion]:
+        """Pairs of classes that are mistaken less often than before, the largest change first."""
+        gone = np.maximum(self.confusion_before - self.confusion_after, 0)
+        return self._pairs(gone, self.confusion_before, count)
+
+    def _pairs(self, counts: Array, ties: Array, count: int) -> list[Confusion]:
+        off = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+        order = np.lexsort((np.arange(off.size), -ties.ravel(), -off.ravel()))[:count]
+        names = self.record.class_names
+        return [
+            Confusion(
+                names[row],
+                names[column],
+                int(self.confusion_before[row, column]),
+                int(self.confusion_after[row, column]),
+            )
+            for row, column in (divmod(int(place), len(counts)) for place in order)
+            if off[row, column] > 0
+        ]
+
+    @cached_property
+    def shown(self) -> list[Shown]:
+        """The examples of the record."""
+        record = self.record
+        names = record.class_names
+        found = []
+        for example in record.examples:
+            row, label = example.row, int(record.labels[example.row])
+            before, after = (int(side[row]) for side in self.predicted)
+            scores = [x[row].double().softmax(0) for x in (record.before, record.after)]
+            found.append(
+                Shown(
+                    row=row,
+                    image=example.image,
+                    label=names[label],
+                    before=names[before],
+                    after=names[after],
+                    before_score=float(scores[0][before]),
+                    after_score=float(scores[1][after]),
+                    fixed=after == label,
+                )
+            )
+        return found

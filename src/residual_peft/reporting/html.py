@@ -1,0 +1,206 @@
+"""A run record -> one HTML file that asks nothing of the network."""
+
+import base64
+import json
+import math
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..anatomy import Unit
+from ..files import PathLike, atomic_file
+from ..hub import DEMO_MODEL
+from ..images import PICTURE_SUFFIXES, picture_suffix
+from ..run_record import RunRecord
+from . import charts
+from .components import gain_map, share_map, strongest, unit_views, widest_spectra
+from .findings import Findings
+from .tables import readable_bytes
+
+ALL_CLASSES = 40  # up to here every class has its row in the chart
+CHANGED_CLASSES = 12  # above it, so many of either end
+HEATMAP_CLASSES = 50
+BRIEF = 4  # so many characters fit above a column
+_MEDIA = {suffix: f"image/{kind.lower()}" for kind, suffix in PICTURE_SUFFIXES.items()}
+_SPACE = "\N{NO-BREAK SPACE}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def write_report(record: RunRecord, path: PathLike) -> None:
+    """Write the report on a fit, whole or not at all.
+
+    Args:
+        record: what `fit_adapter` left: `RunRecord.load(adapter)`.
+        path: an HTML file that needs no other; it shows some of the test images.
+
+    Raises:
+        ResiDualError: a logit is not finite.
+    """
+    text = report_html(record)
+    with atomic_file(path) as temporary:
+        # a class name may hold what UTF-8 has no bytes for
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def report_html(record: RunRecord) -> str:
+    """The report on a fit as text.
+
+    Raises:
+        ResiDualError: a logit is not finite.
+    """
+    found = Findings(record)
+    views = [] if record.gains is None else unit_views(record.gains)
+    few = len(found.classes) <= ALL_CLASSES
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            record=record,
+            facts=record.facts,
+            found=found,
+            change=found.change,
+            rows=found.classes if few else found.classes[:CHANGED_CLASSES],
+            last_rows=[] if few else found.classes[-CHANGED_CLASSES:],
+            heatmaps=_heatmaps(found),
+            brief=max(map(len, record.class_names)) <= BRIEF,
+            gains=record.gains,
+            gain_map=gain_map(views),
+            share_map=share_map(views),
+            elsewhere=[view for view in views if view.unit.layer is None],
+            strongest=[] if record.gains is None else strongest(record),
+            spectra=widest_spectra(views),
+            demo_model=DEMO_MODEL,
+        )
+    )
+
+
+def _heatmaps(found: Findings) -> list[tuple[str, list[list[tuple[int, str]]]]]:
+    """(title, rows of (count, colour)) before and after; none where there are too many classes."""
+    if len(found.record.class_names) > HEATMAP_CLASSES:
+        return []
+    maps = (("Before", found.confusion_before), ("After", found.confusion_after))
+    return [
+        (
+            title,
+            [
+                [(int(n), charts.sequential(float(n), float(row.sum()))) for n in row]
+                for row in counts
+            ],
+        )
+        for title, counts in maps
+    ]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("residual_peft", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "number": number,
+        "score": score,
+        "signed": signed,
+        "short": short,
+        "count": lambda value: f"{value:,}",
+        "seconds": seconds,
+        "bytes": readable_bytes,
+        "unit": unit_name,
+        "picture": data_uri,
+        "quoted": json.dumps,
+    }
+    environment.globals["charts"] = charts
+    return environment
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share for people.
+
+    >>> percent(0.9523)
+    '95.2\\xa0%'
+    """
+    return f"{number(100 * share, digits)}{_SPACE}%"
+
+
+def score(probability: float) -> str:
+    """How sure a model is: nothing is certain, so nothing is rounded to 0 or 100 %.
+
+    >>> score(0.434), score(0.9999), score(0.001)
+    ('43\\xa0%', '>99\\xa0%', '<1\\xa0%')
+    """
+    if probability > 0.995:
+        return f">99{_SPACE}%"
+    return f"<1{_SPACE}%" if probability < 0.005 else percent(probability, 0)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with a true minus.
+
+    >>> number(1.0), number(-2.254), number(-0.001)
+    ('1.00', '−2.25', '0.00')
+    """
+    text = f"{value:.{digits}f}"
+    return text.replace("-", _MINUS if float(text) else "")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, and none for nothing.
+
+    >>> signed(0.5), signed(-0.25, 1), signed(-0.001), signed(float("nan"))
+    ('+0.50', '−0.2', '0.00', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    text = f"{value:+.{digits}f}"
+    return text[1:] if not float(text) else text.replace("-", _MINUS)
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points.
+
+    >>> points(0.388), points(-0.01), points(0.0)
+    ('+38.8', '−1.0', '0.0')
+    """
+    return signed(100 * difference, 1)
+
+
+def short(text: str, limit: int = 60) -> str:
+    """A text on one line, cut where it is longer than people read."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def seconds(value: float) -> str:
+    """A time for people.
+
+    >>> seconds(0.034), seconds(4.12), seconds(75.0), seconds(5400.0)
+    ('0.03\\xa0s', '4.1\\xa0s', '75\\xa0s', '90\\xa0min')
+    """
+    if value >= 600:
+        return f"{value / 60:.0f}{_SPACE}min"
+    digits = 0 if value >= 60 else 1 if value >= 1 else 2
+    return f"{value:.{digits}f}{_SPACE}s"
+
+
+def unit_name(unit: Unit) -> str:
+    """A unit for people.
+
+    >>> unit_name(Unit("head", 3, 5)), unit_name(Unit("mlp", 3)), unit_name(Unit("embed"))
+    ('layer 3 · head 5', 'layer 3 · MLP', 'patch embedding')
+    """
+    if unit.kind == "head":
+        return f"layer {unit.layer} · head {unit.head}"
+    if unit.kind == "mlp":
+        return f"layer {unit.layer} · MLP"
+    return {"embed": "patch embedding", "output": "image embedding"}[unit.kind]
+
+
+def data_uri(content: bytes) -> str:
+    """A picture as the page's own text."""
+    kind: Any = _MEDIA[picture_suffix(content, "a picture")]
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,0 +1,207 @@
+"""The report in a real browser: quiet, alone, within its width, and names stay text."""
+
+import re
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from residual_peft.images import thumbnail
+from residual_peft.recording import changed_rows
+from residual_peft.reporting import write_report
+from residual_peft.run_record import Example, RunRecord, Words
+
+from ..browser import browser  # noqa: F401  a fixture
+from ..records import gain_record, record
+
+ATTACK = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
+STRANGE = (ATTACK, "כלב קטן", "🐈‍⬛ café", "a very long name " * 30, "x" * 400, "\u202eno image")
+
+
+def with_examples(made: RunRecord) -> RunRecord:
+    generator = np.random.default_rng(0)
+    examples = []
+    for index, row in enumerate(changed_rows(made.before, made.after, made.labels)):
+        size = (8 + 40 * (index % 5), 60 + index, 3)
+        picture = Image.fromarray(generator.integers(0, 256, size, np.uint8))
+        examples.append(Example(row, thumbnail(picture)))
+    return replace(made, examples=tuple(examples))
+
+
+def strange() -> RunRecord:
+    made = record(STRANGE[:5], 53, skill=(2.0, 1.0))
+    none = torch.full((53, 1), -9.0)
+    facts = replace(
+        made.facts,
+        dataset=ATTACK,
+        title=ATTACK,
+        templates=(ATTACK,),
+        base_model=ATTACK,
+        adapter=ATTACK,
+        machine=ATTACK,
+        settings={ATTACK: ATTACK},
+    )
+    unit = made.gains.units[0]
+    words = tuple(Words(unit, i, ((ATTACK, 0.5), (STRANGE[4], -0.1)), 0.3) for i in range(3))
+    whole = RunRecord(
+        STRANGE,
+        made.labels,
+        torch.cat([made.before, none], 1),
+        torch.cat([made.after, none], 1),
+        facts,
+        made.gains,
+        words,
+    )
+    return with_examples(whole)
+
+
+def many(classes: int, images: int) -> RunRecord:
+    names = tuple(f"{i:04} a class of things" for i in range(classes))
+    made = record(names, images, skill=(2.0, 2.5), gains=gain_record(12, 12, 65))
+    return with_examples(made)
+
+
+RECORDS = {
+    "usual": lambda: with_examples(record(images=60, gains=gain_record(6, 8, 16))),
+    "strange": strange,
+    "two classes": lambda: with_examples(record(("a", "b"), 20)),
+    "many classes": lambda: many(100, 700),
+    "a thousand classes": lambda: many(1000, 3000),
+    "fifty classes": lambda: many(50, 500),
+    "one image": lambda: record(("a", "b"), 1, skill=(9.0, 9.0)),
+    "perfect already": lambda: record(images=30, skill=(99.0, 99.0)),
+    "no gains by unit": lambda: replace(record(), gains=None),
+}
+
+
+@pytest.fixture(scope="module", params=RECORDS, ids=str)
+def page_file(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(RECORDS[request.param](), path)
+    return path
+
+
+class Visit:
+    """A page and all that it said and asked for."""
+
+    def __init__(self, browser: Any, path: Path, **options: Any) -> None:  # noqa: F811
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_opens_quietly_and_alone_and_keeps_its_width(browser, page_file, scheme) -> None:  # noqa: F811
+    viewport = {"width": 360, "height": 800}
+    with Visit(browser, page_file, color_scheme=scheme, viewport=viewport) as visit:
+        for width in (360, 768, 1280):
+            visit.page.set_viewport_size({"width": width, "height": 800})
+            assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+        back = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        dark = sum(map(int, re.findall(r"\d+", back)[:3])) < 384
+        assert dark == (scheme == "dark")
+        outside = [url for url in visit.asked if not url.startswith("data:image/")]
+        assert outside == [page_file.as_uri()]
+        assert visit.said == []
+        assert visit.page.title() != "run"
+        assert visit.page.locator("script").count() == 0
+        broken = "[...document.images].filter(image => !image.naturalWidth).length"
+        assert visit.page.evaluate(broken) == 0
+
+
+def test_what_is_named_in_markup_stays_text(browser, tmp_path: Path) -> None:  # noqa: F811
+    write_report(strange(), tmp_path / "report.html")
+    with Visit(browser, tmp_path / "report.html") as visit:
+        shown = visit.page.inner_text("main")
+        assert shown.count("<script>") > 5
+        assert visit.page.locator("img").count() == len(strange().examples)
+        assert "onerror" in visit.page.inner_text("h1")
+
+
+def test_nothing_leaves_the_file_even_for_code_that_got_in(browser, tmp_path: Path) -> None:  # noqa: F811
+    write_report(record(), tmp_path / "report.html")
+    fetch = (
+        "url => new Promise(done => { const image = new Image(); image.onload = () => done('got');"
+        "image.onerror = () => done('refused'); image.src = url; })"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/image.png"
+        with Visit(browser, tmp_path / "report.html") as visit:
+            assert visit.page.evaluate(fetch, url) == "refused"
+            assert any("Content Security Policy" in text for text in visit.said)
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_paper_is_light_whatever_the_screen(browser, page_file) -> None:  # noqa: F811
+    with Visit(browser, page_file, color_scheme="dark") as visit:
+        visit.page.emulate_media(media="print", color_scheme="dark")
+        colors = "(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))"
+        assert visit.page.evaluate(colors) == ["rgb(255, 255, 255)", "rgb(24, 27, 31)"]
+        assert visit.page.pdf(format="A4").startswith(b"%PDF")
+
+
+CONTRAST = """
+() => {
+  const light = text => {
+    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map(v => {
+      v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = node => {
+    for (; node; node = node.parentElement) {
+      const color = getComputedStyle(node).backgroundColor;
+      if (color !== 'rgba(0, 0, 0, 0)') return color;
+    }
+  };
+  const found = {};
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || node.tagName === 'title') continue;
+    const style = getComputedStyle(node);
+    const [a, b] = [light(node.closest('svg') ? style.fill : style.color), light(behind(node))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found[node.tagName + '.' + node.getAttribute('class')] = ratio;
+  }
+  return found;
+}
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out_from_what_is_behind_it(browser, tmp_path, scheme) -> None:  # noqa: F811
+    made = with_examples(record(images=60, gains=gain_record(6, 8, 16)))
+    gains = made.gains
+    # every colour of either scale
+    spread = torch.linspace(-0.2, 2.2, len(gains.gains))
+    made = replace(
+        made, gains=replace(gains, gains=spread, share=torch.linspace(-0.1, 1, len(spread)))
+    )
+    write_report(made, tmp_path / "report.html")
+    with Visit(browser, tmp_path / "report.html", color_scheme=scheme) as visit:
+        page = visit.page
+        used = set(page.evaluate("[...document.querySelectorAll('td')].map(e => e.className)"))
+        assert {f"d{i}" for i in range(9)} | {f"s{i}" for i in range(7)} <= used
+        assert page.evaluate(CONTRAST) == {}
+
+
+def test_the_demo_sized_page_is_small(page_file) -> None:
+    assert page_file.stat().st_size < 2_000_000
