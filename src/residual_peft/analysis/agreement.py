@@ -1,0 +1,197 @@
+"""How alike units are by what they wrote for the same images: the simpler measures.
+
+| function | compares | models |
+|---|---|---|
+| `mean_cosine` | the means of two units, as directions | of one readout width |
+| `image_cosine` | their contributions, image by image | of one readout width |
+| `correlation` | how each coordinate of the readout varies over images | of one readout width |
+| `relative_similarity` | their cosines to anchor images | any two |
+
+The first three depend on where a model puts its axes, the last does not. All but the first want
+the same images in the same order.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import ResiDualError
+from .contributions import Contributions, UnitContribution
+from .matching import check_widths
+from .similarity import SimilarityMatrix
+
+_NUMBERS = 2**24  # in a block of images of all units: 64 MB in float32
+
+Rows = Callable[[Tensor], Tensor]  # indices (n,) of images -> what a unit is compared by, (n, w)
+
+
+def mean_cosine(seen: Contributions, other: Contributions | None = None) -> SimilarityMatrix:
+    """Cosine of the units' mean contributions μ_u · μ_v / |μ_u||μ_v|, in [−1, 1].
+
+    Looks at nothing but where the means point: the images may differ.
+
+    Args:
+        seen: whose units are the rows.
+        other: whose units are the columns; None for the same.
+
+    Raises:
+        ResiDualError: readouts of different widths.
+    """
+    right = seen if other is None else other
+    check_widths(seen.width, right.width)
+    mine, theirs = (
+        functional.normalize(torch.stack([part.mean for part in c.parts]).double(), dim=1)
+        for c in (seen, right)
+    )
+    return _matrix(seen, other, mine @ theirs.T, "cosine of means")
+
+
+def image_cosine(seen: Contributions, other: Contributions | None = None) -> SimilarityMatrix:
+    """Mean over the images n of the cosine of x_u(n) and x_v(n), means included, in [−1, 1].
+
+    Args:
+        seen: whose units are the rows.
+        other: whose units are the columns, of the same images; None for the same.
+
+    Raises:
+        ResiDualError: readouts of different widths, or other images.
+    """
+    if other is not None:
+        check_widths(seen.width, other.width)
+
+    def rows(part: UnitContribution) -> Rows:
+        return lambda index: functional.normalize(_written(part, index), dim=1)
+
+    return _matrix(seen, other, _mean_products(seen, other, rows, seen.width), "cosine per image")
+
+
+def correlation(seen: Contributions, other: Contributions | None = None) -> SimilarityMatrix:
+    """Mean over the readout's d coordinates of Pearson's correlation over images, in [−1, 1].
+
+    A coordinate along which a unit does not vary counts as 0.
+
+    Args:
+        seen: whose units are the rows.
+        other: whose units are the columns, of the same images; None for the same.
+
+    Raises:
+        ResiDualError: readouts of different widths, or other images.
+    """
+    if other is not None:
+        check_widths(seen.width, other.width)
+
+    def rows(part: UnitContribution) -> Rows:
+        coordinates, axes = part.coordinates.double(), part.components.double()
+        middle = coordinates.mean(0)
+        centred = coordinates - middle
+        covariance = centred.T @ centred / len(centred)
+        variances = ((covariance @ axes) * axes).sum(0).clamp_min(0)  # of Φᵀ C Φ, the diagonal
+        # what is left of a coordinate that is constant is rounding, not variance
+        flat = variances <= 1e-12 * variances.max()
+        scale = torch.where(flat, 0.0, variances.rsqrt())
+        scaled, dtype = axes * scale, part.coordinates.dtype
+        return lambda index: ((coordinates[index] - middle) @ scaled).to(dtype)
+
+    values = _mean_products(seen, other, rows, seen.width) / seen.width
+    return _matrix(seen, other, values, "correlation over images")
+
+
+def relative_similarity(
+    seen: Contributions,
+    other: Contributions | None = None,
+    *,
+    anchors: int | Tensor = 128,
+    seed: int = 0,
+) -> SimilarityMatrix:
+    """Mean over images of the cosine of two units' relative representations, in [−1, 1].
+
+    L. Moschella et al., Relative representations enable zero-shot latent space communication,
+    ICLR 2023 (arXiv 2209.15430): r_u(n) holds the cosines of unit u's contribution to image n with
+    its contributions to A anchor images, here about the unit's mean, since means are large against
+    what varies. It does not change when a space is rotated or scaled, so that models of different
+    widths compare.
+
+    Args:
+        seen: whose units are the rows.
+        other: whose units are the columns, of the same images; None for the same.
+        anchors: how many images to draw as anchors, all at most, or which (A,).
+        seed: of the draw.
+
+    Raises:
+        ResiDualError: other images, or anchors that are none of them.
+    """
+    chosen = _anchors(anchors, len(seen), seed)
+
+    def rows(part: UnitContribution) -> Rows:
+        directions = functional.normalize(part.coordinates[chosen], dim=1).T
+
+        def relative(index: Tensor) -> Tensor:
+            here = functional.normalize(part.coordinates[index], dim=1)
+            return functional.normalize(here @ directions, dim=1)
+
+        return relative
+
+    values = _mean_products(seen, other, rows, len(chosen))
+    return _matrix(
+        seen, other, values, f"cosine of relative representations, {len(chosen)} anchors"
+    )
+
+
+def _anchors(anchors: int | Tensor, images: int, seed: int) -> Tensor:
+    if isinstance(anchors, int):
+        if anchors < 1:
+            raise ResiDualError(f"wanted at least one anchor image, got anchors={anchors}.")
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+        return order[:anchors]
+    if (
+        anchors.ndim != 1
+        or not len(anchors)
+        or not bool(((anchors >= 0) & (anchors < images)).all())
+    ):
+        raise ResiDualError(
+            f"wanted anchors as indices of the {images} images, got {anchors.tolist()}."
+        )
+    return anchors
+
+
+def _mean_products(
+    seen: Contributions,
+    other: Contributions | None,
+    rows: Callable[[UnitContribution], Rows],
+    width: int,
+) -> Tensor:
+    """Mean over images of the products r_u(n) · r_v(n) of all pairs of units, (U, V), float64."""
+    right = seen if other is None else other
+    if len(seen) != len(right):
+        raise ResiDualError(
+            f"wanted what two models wrote for the same images, got {len(seen)} and {len(right)}: "
+            "collect both from the same batches, in the same order."
+        )
+    mine = [rows(part) for part in seen.parts]
+    theirs = mine if other is None else [rows(part) for part in right.parts]
+    total = torch.zeros(len(mine), len(theirs), dtype=torch.float64)
+    block = max(1, _NUMBERS // (width * max(len(mine), len(theirs))))
+    for index in torch.arange(len(seen)).split(block):
+        left = torch.stack([rows_of(index) for rows_of in mine]).flatten(1)
+        same = (
+            left
+            if other is None
+            else torch.stack([rows_of(index) for rows_of in theirs]).flatten(1)
+        )
+        total += (left @ same.to(left.dtype).T).double()
+    return total / len(seen)
+
+
+def _written(part: UnitContribution, index: Tensor) -> Tensor:
+    """x (n, d) of some of the images, the mean included."""
+    dtype = part.coordinates.dtype
+    return part.coordinates[index] @ part.components.to(dtype) + part.mean.to(dtype)
+
+
+def _matrix(
+    seen: Contributions, other: Contributions | None, values: Tensor, measure: str
+) -> SimilarityMatrix:
+    columns = seen.units if other is None else other.units
+    return SimilarityMatrix(seen.units, columns, values, measure, within=other is None)
