@@ -28,6 +28,22 @@ def run(monkeypatch, *arguments: str) -> None:
     cli.main()
 
 
+def stop(monkeypatch, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *arguments)
+    return stopped.value.code
+
+
+def test_a_fit_without_a_report_can_have_one_later(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "adapter"
+    arguments = ("fit", "--data", str(folder), "--out", str(out), "--template", "a {} object")
+    assert stop(monkeypatch, *arguments, "--no-report") == 0
+    assert "The report" not in capsys.readouterr().out
+    assert not (out / "report.html").exists()
+    assert stop(monkeypatch, "report", str(out)) == 0
+    assert "Content-Security-Policy" in (out / "report.html").read_text()
+
+
 def test_fit_then_eval(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "adapter"
     with pytest.raises(SystemExit) as stopped:
@@ -55,7 +71,19 @@ def test_fit_then_eval(folder, tmp_path, monkeypatch, capsys):
     }  # of four classes all are in the top 5
     assert found["accuracy"].dataset_name == folder.name
     assert f"adapted {found['accuracy'].metric_value:.3f}" in printed
-    assert str(folder.parent) not in (out / "README.md").read_text()
+    page = (out / "report.html").read_text()
+    for text in ((out / "README.md").read_text(), page):
+        assert folder.name in text
+        assert str(folder.parent) not in text
+    assert f"The report is {out / 'report.html'}" in printed
+    assert f"{found['accuracy'].metric_value:.1%}"[:-1] + "\N{NO-BREAK SPACE}%" in page
+    elsewhere = tmp_path / "shown" / "page.html"
+    assert stop(monkeypatch, "report", str(out), "--out", str(elsewhere)) == 0
+    assert elsewhere.read_text() == page
+    assert f"The report is {elsewhere}" in capsys.readouterr().out
+    (out / "report.html").unlink()
+    assert stop(monkeypatch, "report", str(out / "run")) == 0
+    assert (out / "run" / "report.html").read_text() == page
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "eval", "--adapter", str(out), "--data", str(folder))
     assert stopped.value.code == 0

@@ -192,3 +192,40 @@ def test_eval_refuses_other_classes(fitted: Path, tmp_path: Path, capsys) -> Non
     arguments = ("--adapter", str(fitted / "adapter"), "--data", str(tmp_path / "photos"))
     assert run("eval", *arguments) == 2
     assert "the adapter's classes (cat, dog), got cat, cow" in the_one_line(capsys)
+
+
+def no_record(adapter: Path) -> None:
+    shutil.rmtree(adapter / "run")
+
+
+def cut_record(adapter: Path) -> None:
+    path = adapter / "run" / "run.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def another_files_record(adapter: Path) -> None:
+    (adapter / "run" / "run.json").write_text('{"loss": [1, 2]}')
+
+
+def a_directory_in_the_way(adapter: Path) -> None:
+    (adapter / "report.html").unlink()
+    (adapter / "report.html").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (no_record, "wanted a directory with the record of a fit (run/run.json), got "),
+        (shutil.rmtree, "which has none; `residual-peft fit` leaves one beside its adapter."),
+        (cut_record, "is not a whole safetensors file ("),
+        (another_files_record, "is no whole record of a fit: it lacks or misuses 'stamp'"),
+        (a_directory_in_the_way, "wanted a file to write the report to, got the directory "),
+    ],
+)
+def test_report_names_what_is_wrong_with_a_directory(
+    fitted: Path, tmp_path: Path, capsys, mistake: Callable[[Path], None], message: str
+) -> None:
+    adapter = Path(shutil.copytree(fitted / "adapter", tmp_path / "adapter"))
+    mistake(adapter)
+    assert run("report", str(adapter)) == 2
+    assert message in the_one_line(capsys)

@@ -121,6 +121,7 @@ def test_a_fit_leaves_a_record_of_itself(fitted, splits) -> None:
         assert float(right) == pytest.approx(metrics["accuracy"])
     assert torch.equal(found.gains.gains, gains(out))
     assert float(found.gains.share.sum()) + found.gains.rescaling_share == pytest.approx(1)
+    assert found.gains.settings_share == 0
     assert found.facts.trained == len(gains(out))
     assert found.facts.splits == {name: len(split) for name, split in splits.items()}
     assert found.facts.images_read == len(splits["train"]) + len(splits["validation"])

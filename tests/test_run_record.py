@@ -38,7 +38,7 @@ def same(one: RunRecord, other: RunRecord) -> bool:
     names = ("class_names", "facts", "words", "examples")
     units = [
         getattr(one.gains, name) == getattr(other.gains, name)
-        for name in ("units", "counts", "rescaling_share")
+        for name in ("units", "counts", "rescaling_share", "settings_share")
     ]
     return all([*tensors, *units, *(getattr(one, n) == getattr(other, n) for n in names)])
 

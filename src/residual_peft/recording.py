@@ -143,7 +143,7 @@ def machine(device: torch.device) -> str:
 
 def _gains(classifier: ZeroShotClassifier, rows: Coordinates) -> GainRecord:
     found = explain_adapter(classifier, rows)
-    rest = found.rescaling_share + found.settings_share
+    rest = {"rescaling_share": found.rescaling_share, "settings_share": found.settings_share}
     if rows.state.settings.per_unit:  # directions without a meaning of their own
         effects = found.by_unit()
         firsts = torch.tensor([0, *found.counts[:-1]]).cumsum(0)
@@ -153,7 +153,7 @@ def _gains(classifier: ZeroShotClassifier, rows: Coordinates) -> GainRecord:
             gains=found.gains[firsts],
             share=torch.tensor([effect.share for effect in effects]),
             toward_label=torch.tensor([effect.toward_label for effect in effects]),
-            rescaling_share=rest,
+            **rest,
         )
     basis = adapter_basis(classifier.model)
     return GainRecord(
@@ -162,8 +162,8 @@ def _gains(classifier: ZeroShotClassifier, rows: Coordinates) -> GainRecord:
         gains=found.gains,
         share=found.share,
         toward_label=found.toward_label,
-        rescaling_share=rest,
         eigenvalues=torch.cat(basis.eigenvalues),
+        **rest,
     )
 
 

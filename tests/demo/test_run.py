@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from residual_peft.demo.run import run_demo
+from residual_peft.run_record import RunRecord
 
 SECOND = """
 import json, sys, torch
@@ -60,6 +61,20 @@ def test_the_default_beats_zero_shot_by_far(results):
     assert found["world"]["color"] > 0.95
     assert (out / "gains.png").read_bytes().startswith(b"\x89PNG")
     assert "residual_peft" in (out / "README.md").read_text()
+
+
+def test_the_demo_leaves_a_report_on_its_adapter(results):
+    out, found = results
+    record = RunRecord.load(out)
+    right = [(x.argmax(1) == record.labels).double().mean() for x in (record.before, record.after)]
+    rows = [row["test_accuracy"] for row in found["rows"]]
+    assert [float(x) for x in right] == pytest.approx(rows)
+    assert record.facts.adapter == out.name
+    assert len(record.examples) >= 12
+    page = (out / "report.html").read_text()
+    assert "Handwritten digits, by a CLIP that was never shown any" in page
+    assert len(page) < 2_000_000
+    assert page.count("<img ") == len(record.examples)
 
 
 @pytest.mark.parametrize("program", [SECOND, CLASSIFIER], ids=["PEFT", "classifier"])

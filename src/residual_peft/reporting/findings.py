@@ -187,7 +187,7 @@ class Findings:
         found.append(("mean over the classes of their recall", "mean_per_class_recall"))
         rows = [(name, scores[0][key], scores[1][key], True) for name, key in found]
         errors = [
-            expected_calibration_error(x.double().softmax(1), record.labels)
+            expected_calibration_error(x.softmax(1), record.labels)
             for x in (record.before, record.after)
         ]
         return [*rows, ("calibration error of the scores", errors[0], errors[1], False)]

@@ -75,7 +75,8 @@ class GainRecord:
         gains: λ (K,).
         share: (K,), of the squared change of the logits, as `explain_adapter` divides it.
         toward_label: (K,), mean change of the label's logit.
-        rescaling_share: what the shares leave to 1.
+        rescaling_share: the same for the change of the embeddings' length.
+        settings_share: the same for what the adapter's settings drop; all shares add up to 1.
         eigenvalues: variance along each component in the basis (K,); None without components.
     """
 
@@ -85,6 +86,7 @@ class GainRecord:
     share: Tensor
     toward_label: Tensor
     rescaling_share: float = 0.0
+    settings_share: float = 0.0
     eigenvalues: Tensor | None = None
 
     def __post_init__(self) -> None:

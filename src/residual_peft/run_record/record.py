@@ -137,6 +137,7 @@ class RunRecord:
                 "units": [str(unit) for unit in gains.units],
                 "counts": list(gains.counts),
                 "rescaling_share": gains.rescaling_share,
+                "settings_share": gains.settings_share,
             },
             "words": [asdict(words) | {"unit": str(words.unit)} for words in self.words],
             "examples": [
@@ -164,6 +165,7 @@ def _read(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, An
             share=tensors["share"],
             toward_label=tensors["toward_label"],
             rescaling_share=float(gains["rescaling_share"]),
+            settings_share=float(gains["settings_share"]),
             eigenvalues=tensors.get("eigenvalues"),
         ),
         "words": tuple(

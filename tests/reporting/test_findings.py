@@ -1,0 +1,166 @@
+"""What a report says of the test images and of the gains, counted by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from residual_peft.anatomy import Unit
+from residual_peft.metrics import accuracy_interval, difference_interval
+from residual_peft.reporting.components import (
+    gain_map,
+    share_map,
+    strongest,
+    unit_views,
+    widest_spectra,
+)
+from residual_peft.reporting.findings import Findings
+from residual_peft.run_record import Example, GainRecord, RunRecord, Words
+
+from ..records import FACTS, record
+
+NAMES = ("cat", "dog", "bird", "cow")
+
+
+def told(labels, before, after) -> RunRecord:
+    """Images that are taken for the given classes, with a score of 10 to 0."""
+    logits = [10.0 * torch.nn.functional.one_hot(torch.tensor(x), 4) for x in (before, after)]
+    return RunRecord(NAMES, torch.tensor(labels), *logits, FACTS)
+
+
+@pytest.fixture
+def found() -> Findings:
+    #      cat cat cat cat dog dog dog bird bird
+    return Findings(
+        told(
+            [0, 0, 0, 0, 1, 1, 1, 2, 2],
+            [1, 1, 1, 0, 1, 1, 2, 2, 3],
+            [0, 0, 1, 0, 1, 2, 2, 3, 3],
+        )
+    )
+
+
+def test_images_are_counted_by_side(found: Findings) -> None:
+    change = found.change
+    sides = (change.right, change.fixed, change.broken, change.wrong)
+    assert sides == (2, 2, 2, 3)
+    assert (change.was.correct, change.now.correct, change.images) == (4, 4, 9)
+    assert change.difference == 0
+    assert change.was.interval == accuracy_interval(4, 9)
+    right = [np.array(x, bool) for x in ([0, 0, 0, 1, 1, 1, 0, 1, 0], [1, 1, 0, 1, 1, 0, 0, 0, 0])]
+    assert change.interval == difference_interval(right[1], right[0])
+    assert change.noise
+
+
+def test_classes_are_sorted_by_their_change(found: Findings) -> None:
+    assert [change.name for change in found.classes] == ["cat", "dog", "bird"]
+    differences = [change.difference for change in found.classes]
+    assert differences == pytest.approx([0.5, -1 / 3, -0.5])
+    assert [change.name for change in found.worse] == ["bird", "dog"]
+    assert all(change.noise for change in found.classes)  # with so few images
+    assert found.without_images == ["cow"]
+
+
+def test_a_change_beyond_noise_is_told_from_one_within() -> None:
+    labels = [0] * 40 + [1] * 40
+    wrong, right = [2] * 40, [0] * 40
+    found = Findings(told(labels, wrong + [1] * 40, right + [2] + [1] * 39))
+    clear, slight = found.classes
+    assert (clear.name, clear.noise, slight.name, slight.noise) == ("cat", False, "dog", True)
+    worse = Findings(told(labels, right + [1] * 40, wrong + [1] * 40))
+    assert (worse.worse[0].name, worse.worse[0].noise) == ("cat", False)
+
+
+def test_confusions_are_those_of_now_and_those_that_are_gone(found: Findings) -> None:
+    now = [(c.label, c.taken_for, c.before, c.after) for c in found.confusions()]
+    assert now == [("dog", "bird", 1, 2), ("bird", "cow", 1, 2), ("cat", "dog", 3, 1)]
+    assert [(c.label, c.taken_for) for c in found.resolved()] == [("cat", "dog")]
+    assert len(found.confusions(1)) == 1
+    perfect = Findings(told([0, 1], [0, 1], [0, 1]))
+    assert perfect.confusions() == perfect.resolved() == perfect.worse == []
+
+
+def test_examples_say_what_they_were_taken_for(found: Findings) -> None:
+    record = replace(found.record, examples=(Example(0, b"\x89PNG"), Example(5, b"\xff\xd8")))
+    fixed, broken = Findings(record).shown
+    assert (fixed.label, fixed.before, fixed.after, fixed.fixed) == ("cat", "dog", "cat", True)
+    assert (broken.label, broken.before, broken.after, broken.fixed) == (
+        "dog",
+        "dog",
+        "bird",
+        False,
+    )
+    certain = math.exp(10) / (math.exp(10) + 3)
+    assert (fixed.before_score, fixed.after_score) == pytest.approx((certain, certain))
+    assert (fixed.tiny, broken.tiny) == (True, False)
+
+
+def test_measures_say_which_way_is_better(found: Findings) -> None:
+    names = {name: (before, after, more) for name, before, after, more in found.measures}
+    assert names["mean over the classes of their recall"] == pytest.approx(
+        ((1 / 4 + 2 / 3 + 1 / 2) / 3, (3 / 4 + 1 / 3) / 3, True)
+    )
+    assert not names["calibration error of the scores"][2]
+    assert not any("five" in name for name in names)  # of four classes
+    many = Findings(record(tuple("abcdefg"), 20))
+    assert any("five" in name for name, *_ in many.measures)
+
+
+def gains(**changes) -> GainRecord:
+    """Layer 1 with two heads of two components and an MLP of one, and the embedding."""
+    units = (Unit("head", 1, 0), Unit("head", 1, 1), Unit("mlp", 1), Unit("embed"))
+    known = {
+        "units": units,
+        "counts": (2, 2, 1, 1),
+        "gains": torch.tensor([2.0, 0.0, 1.0, 1.0, -1.0, 3.0]),
+        "share": torch.tensor([0.3, -0.1, 0.05, 0.05, 0.4, 0.2]),
+        "toward_label": torch.arange(6.0),
+        "eigenvalues": torch.tensor([3.0, 1.0, 1.0, 0.5, 2.0, 1.0]),
+        "rescaling_share": 0.1,
+    }
+    return GainRecord(**known | changes)
+
+
+def test_a_map_has_a_place_for_every_head_and_mlp() -> None:
+    views = unit_views(gains())
+    drawn = gain_map(views)
+    assert drawn.columns == ["0", "1", "MLP"]
+    # weighted by variance: (3 * 2 + 1 * 0) / 4
+    assert drawn.layers == [(1, [pytest.approx(1.5), 1.0, -1.0])]
+    assert drawn.reach == 2
+    shares = share_map(views)
+    assert shares.layers == [(1, pytest.approx([0.2, 0.1, 0.4]))]
+    whole = GainRecord((Unit("output"),), (2,), torch.ones(2), torch.ones(2), torch.ones(2))
+    assert gain_map(unit_views(whole)) is None
+    same = unit_views(gains(gains=torch.ones(6)))
+    assert gain_map(same).reach > 0  # nothing is divided by nothing
+
+
+def test_the_strongest_come_first_whatever_their_sign() -> None:
+    words = (
+        Words(Unit("head", 1, 0), 1, (("a stripe", 0.5),), 0.4),
+        Words(Unit("mlp", 1), None, (("anything", 0.1),)),
+    )
+    shares = torch.tensor([0.3, -0.9, 0.05, 0.05, 0.4, 0.2])
+    made = replace(record(gains=gains(share=shares)), words=words)
+    first, second, third = strongest(made, 3)
+    assert (str(first.unit), first.component, first.gain) == ("layer1.head0", 1, 0.0)
+    assert first.words.texts[0][0] == "a stripe"
+    assert (str(second.unit), second.component) == ("layer1.mlp", 0)
+    assert second.words.component is None
+    assert (str(third.unit), third.component, third.words) == ("layer1.head0", 0, None)
+    assert third.share == pytest.approx(0.3)
+
+
+def test_a_unit_with_one_gain_has_no_number_of_a_component() -> None:
+    two = torch.ones(2)
+    coarse = GainRecord((Unit("head", 0, 0), Unit("head", 0, 1)), (1, 1), two, two, two)
+    assert [item.component for item in strongest(record(gains=coarse))] == [None, None]
+    assert widest_spectra(unit_views(coarse)) == []
+
+
+def test_spectra_are_those_of_the_units_that_did_most() -> None:
+    views = widest_spectra(unit_views(gains()), 2)
+    assert [str(view.unit) for view in views] == ["layer1.head0", "layer1.head1"]  # no unit of one

@@ -1,0 +1,115 @@
+"""The text of a report, without a browser; it is written whole or not at all."""
+
+import html
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from residual_peft.errors import ResiDualError
+from residual_peft.experiments import METHODS
+from residual_peft.fitting import fit_adapter
+from residual_peft.reporting import report_html, write_report
+from residual_peft.run_record import RunRecord
+
+from ..records import gain_record, record
+from ..training_case import save_clip
+from ..training_case import task as images
+
+
+def text(made: RunRecord) -> str:
+    """What is read, on one line."""
+    body = re.sub(r"<style>.*?</style>", "", report_html(made), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def test_the_headline_says_it_in_plain_words() -> None:
+    labels = torch.zeros(200, dtype=torch.int64)
+    before, after = torch.zeros(200, 2), torch.zeros(200, 2)
+    before[100:, 1] = after[:20, 1] = 1.0
+    made = RunRecord(("a", "b"), labels, before, after, record().facts)
+    shown = text(made)
+    assert "On 200 test images: 50.0 % → 90.0 % recognised, +40.0 points (95 % interval" in shown
+    assert "That is more than chance makes" in shown
+    assert "80 right before and after" in shown
+    assert "100 put right" in shown
+    assert "20 gone wrong" in shown
+    assert "0 wrong before and after" in shown
+    worse = text(replace(made, before=after, after=before))
+    assert "−40.0 points" in worse
+    assert "The adapter made it worse, by more than chance" in worse
+    assert "a : 180 → 100 of 200 images (−40.0 points), more than chance makes" in worse
+    same = text(replace(made, after=before))
+    assert "The adapter changed nothing in the number of images that are recognised" in same
+
+
+def test_a_small_difference_is_called_one() -> None:
+    labels, logits = torch.zeros(30, dtype=torch.int64), torch.ones(30, 2).cumsum(0)
+    after = logits.clone()
+    logits[0, 1] += 1
+    shown = text(RunRecord(("a", "b"), labels, logits, after, record().facts))
+    assert "chance alone could make this difference" in shown
+    one = text(record(("a", "b"), 1, skill=(9.0, 9.0)))
+    assert "On 1 test image:" in one
+    assert "What became of the image" in one
+
+
+def test_sections_without_anything_to_show_are_left_out() -> None:
+    shown = text(replace(record(), gains=None))
+    assert "Where in the model" not in shown
+    assert "Images that changed side" not in shown
+    assert "Where in the model" in text(record())
+    assert "The components that did most" in text(record())
+    assert "in a local directory" not in shown
+    local = replace(record().facts, base_model="clip")
+    assert "The base model lies in a local directory" in text(replace(record(), facts=local))
+
+
+def test_a_thousand_classes_fit_in_a_page() -> None:
+    names = tuple(f"class {i}" for i in range(1000))
+    page = report_html(record(names, 3000, skill=(2.0, 2.5), gains=gain_record(24, 16, 65)))
+    assert len(page) < 1_000_000
+    assert "All 1000 classes as a table" in page
+    assert 'class="heat dense"' not in page
+    assert 'class="heat dense"' in report_html(record(names[:50], 300))
+
+
+def test_code_to_load_it_runs_as_it_stands() -> None:
+    facts = replace(record().facts, adapter='my "best" adapter')
+    page = report_html(replace(record(), facts=facts))
+    code = html.unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", page, re.DOTALL)[1])
+    assert compile(code, "report", "exec")
+    assert code.startswith("import residual_peft ")
+    assert 'from_pretrained("my \\"best\\" adapter")' in code
+
+
+def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "pages" / "report.html"
+    write_report(record(), path)
+    whole = path.read_text(encoding="utf-8")
+    bad = record()
+    bad.after[0, 0] = float("nan")
+    with pytest.raises(ResiDualError, match="wanted finite scores, got NaN"):
+        write_report(bad, path)
+    assert path.read_text(encoding="utf-8") == whole == report_html(record())
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    odd = replace(record(), class_names=("\udcff", "b", "c"))  # a folder's name that is no text
+    write_report(odd, path)
+    assert '<bdi class="name" title="?">?</bdi>' in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", ["coarse", "residual_star", "rd_y", "residual"])
+def test_every_method_of_the_paper_has_a_report(method: str, tmp_path: Path) -> None:
+    save_clip(tmp_path / "model")
+    config = METHODS[method].config(0)
+    fit_adapter(str(tmp_path / "model"), images(60), tmp_path / "out", templates=["a {}."],
+                config=config)  # fmt: skip
+    made = RunRecord.load(tmp_path / "out")
+    total = float(made.gains.share.sum()) + made.gains.rescaling_share + made.gains.settings_share
+    assert total == pytest.approx(1, abs=1e-4)
+    shown = text(made)
+    assert ("Mean gain" in shown) == (method != "rd_y")
+    assert ("Spectra of the units" in shown) == (method != "coarse")
+    assert not re.search(r"\bnan\b", shown)
