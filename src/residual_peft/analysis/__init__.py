@@ -4,10 +4,13 @@ Functions take `Contributions` (one pass over some images), `Coordinates` or a `
 return typed results; `reporting` draws them.
 """
 
+from .ablation import AblationCurve, AblationPoint, layer_ablation, unit_ablation
 from .adaptation import AdapterExplanation, ComponentEffect, UnitEffect, explain_adapter
 from .agreement import correlation, image_cosine, mean_cosine, relative_similarity
 from .attributes import GainSense, gain_sense, variance_explained
+from .coarse import CoarseOptimum, coarse_optimum
 from .contributions import Contributions, UnitContribution, collect_contributions
+from .curves import DEFAULT_BUDGETS, CurvePoint, Margin, SelectionCurve, selection_curve
 from .dictionary import TextDictionary, read_texts
 from .dimension import (
     DimensionProfile,
@@ -17,10 +20,13 @@ from .dimension import (
     participation_ratio,
 )
 from .explanation import Explanation, explain_components, explain_units
+from .jaccard import OverlapMatrix, overlap
 from .matching import spectral_cosine
 from .neighbours import TwoNN, two_nn
 from .one_image import ImageExplanation, explain_image, explain_row
 from .pursuit import Pursuit, omp, somp, text_span
+from .rankings import Ranking, random_rankings, rank_units
+from .selection import ReferenceLine, SelectionStudy, compare_selections
 from .similarity import (
     LayerSimilarity,
     SameUnitSimilarity,
@@ -30,23 +36,36 @@ from .similarity import (
 )
 
 __all__ = [
+    "DEFAULT_BUDGETS",
+    "AblationCurve",
+    "AblationPoint",
     "AdapterExplanation",
+    "CoarseOptimum",
     "ComponentEffect",
     "Contributions",
+    "CurvePoint",
     "DimensionProfile",
     "Explanation",
     "GainSense",
     "ImageExplanation",
     "LayerDimension",
     "LayerSimilarity",
+    "Margin",
+    "OverlapMatrix",
     "Pursuit",
+    "Ranking",
+    "ReferenceLine",
     "SameUnitSimilarity",
+    "SelectionCurve",
+    "SelectionStudy",
     "SimilarityMatrix",
     "TextDictionary",
     "TwoNN",
     "UnitContribution",
     "UnitEffect",
+    "coarse_optimum",
     "collect_contributions",
+    "compare_selections",
     "correlation",
     "dimension_profile",
     "explain_adapter",
@@ -56,17 +75,23 @@ __all__ = [
     "explain_units",
     "gain_sense",
     "image_cosine",
+    "layer_ablation",
     "linear_dimension",
     "mean_cosine",
     "omp",
+    "overlap",
     "participation_ratio",
+    "random_rankings",
+    "rank_units",
     "read_texts",
     "relative_similarity",
     "same_unit_similarity",
+    "selection_curve",
     "somp",
     "spectral_cosine",
     "spectral_similarity",
     "text_span",
     "two_nn",
+    "unit_ablation",
     "variance_explained",
 ]

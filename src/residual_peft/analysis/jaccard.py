@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
-
-from scipy.stats import hypergeom
 
 from ..anatomy import Unit
 from ..errors import ResiDualError
@@ -73,7 +72,8 @@ def overlap(chosen: Mapping[str, Sequence[Unit]], total: int | None = None) -> O
 
 
 def _chance(first: int, second: int, total: int) -> float:
-    """Expected Jaccard overlap of two independent random sets."""
+    """Expected Jaccard overlap of two independent random sets: k shared is hypergeometric."""
     shared = range(max(0, first + second - total), min(first, second) + 1)
-    odds = hypergeom.pmf(shared, total, first, second)
-    return float(sum(p * k / (first + second - k) for p, k in zip(odds, shared, strict=True)))
+    ways = (comb(first, k) * comb(total - first, second - k) for k in shared)
+    pairs = zip(ways, shared, strict=True)
+    return sum(way * k / (first + second - k) for way, k in pairs) / comb(total, second)
