@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,12 @@ from transformers.utils import logging as transformers_logging
 from .demo.run import run_demo
 from .errors import ResiDualError
 from .experiments import METHODS, Row
+from .files import write_json
 from .fitting import evaluate_adapter, fit_adapter
 from .hub import DEMO_MODEL, REPORT, push_directory
 from .reporting import HEADERS, table_cells, write_report
 from .run_record import RunRecord
+from .studies import study_adapter, study_model, write_study
 from .tuner import check_directory
 
 app = typer.Typer(
@@ -29,6 +32,9 @@ app = typer.Typer(
 
 Data = Annotated[str, typer.Option(help="A folder of class folders, or a dataset id on the Hub.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
+Words = Annotated[
+    Path | None, typer.Option(help="Texts to explain with, one a line; a bundled list if left out.")
+]
 LabelColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
 
 
@@ -111,6 +117,109 @@ def write_page(
         raise ResiDualError(f"wanted a file to write the report to, got the directory '{path}'.")
     write_report(record, path)
     print(f"The report is {path}")
+
+
+@app.command()
+def explain(
+    adapter: Annotated[str, typer.Option(help="The adapter's directory or Hub id.")],
+    data: Data,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A photo to explain by itself, too; repeatable.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    words: Words = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write all of it to.")] = None,
+    components: Annotated[int, typer.Option(help="How many to show.", min=1)] = 12,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    seed: Annotated[int, typer.Option(help="Of the splits, as for fit.")] = 0,
+) -> None:
+    """Say which components an adapter amplified or silenced, what that did, and in which words."""
+    study = study_adapter(
+        adapter,
+        data,
+        split=split,
+        images=image or [],
+        words=words,
+        count=components,
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+        progress=True,
+    )
+    found = study.explanation
+    table = Table("component", "gain", "share", "toward label", "words")
+    for effect, said in zip_longest(study.strongest, study.words):
+        table.add_row(
+            f"{effect.unit} {effect.component}",
+            f"{effect.gain:.2f}",
+            f"{effect.share:.1%}",
+            f"{effect.toward_label:+.3f}",
+            ", ".join(said.texts) if said else "",
+        )
+    Console().print(table)
+    print(
+        f"Shares of the squared change of the logits of {found.images} images; all components "
+        f"{float(found.share.sum()):.1%}, rescaling {found.rescaling_share:.1%}, settings "
+        f"{found.settings_share:.1%}."
+    )
+    for path, moved in study.images.items():
+        print(
+            f"{path}: {moved.from_class} -> {moved.to_class}, margin {moved.margin_before:+.2f} -> "
+            f"{moved.margin_after:+.2f}"
+        )
+        for unit, number, gain, effect in moved.strongest(5):
+            print(f"  {unit} {number}: gain {gain:.2f}, {effect:+.2f}")
+    if out is not None:
+        write_json(out, study.as_dict())
+        print(f"All of it is in {out}.")
+
+
+@app.command()
+def analyse(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The folder to write study.json and figures to.")],
+    model: Annotated[str, typer.Option(help="A CLIP: a directory or a Hub id.")] = DEMO_MODEL,
+    template: Annotated[
+        list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
+    ] = None,
+    words: Words = None,
+    images: Annotated[int, typer.Option(help="At most so many of each split.", min=2)] = 5000,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    seed: Annotated[int, typer.Option(help="Of the splits and draws.")] = 0,
+) -> None:
+    """Say which heads of a model carry some data, how many dimensions they use, in which words."""
+    study = study_model(
+        model,
+        data,
+        templates=template,
+        words=words,
+        images=images,
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+        progress=True,
+    )
+    names = write_study(study, out)
+    table = Table("kept", "S", "U", "U|T", "at random")
+    columns = [study.selection.curve(letter).points for letter in ("S", "U", "U|T", "R")]
+    rows = {points[0].units: points for points in zip(*columns, strict=True)}
+    for units, points in rows.items():  # of few heads, several budgets are the same number
+        name = "1 head" if units == 1 else f"{units} heads"
+        table.add_row(name, *(f"{point.accuracy:.3f}" for point in points))
+    Console().print(table)
+    lines = {line.letter: line.accuracy for line in study.selection.lines}
+    print(
+        f"Accuracy on {study.images['test']} test images: whole model {lines['B']:.3f}, all heads "
+        f"alone {lines['H']:.3f}, one gain per head {lines['O']:.3f}."
+    )
+    words_of = {item.unit: item.texts for item in study.words}
+    best = study.selection.curve("S")
+    ranking = next(r for r in study.selection.rankings if r.method == best.method)
+    for unit in ranking.top(5):
+        print(f"{unit}: {', '.join(words_of[unit][:3])}")
+    print(f"{', '.join(names)} are in {out}.")
 
 
 @app.command()

@@ -1,0 +1,296 @@
+"""From names to an analysis of a model's heads on some data, or of what a saved adapter changed."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .analysis import (
+    AblationCurve,
+    AdapterExplanation,
+    Contributions,
+    DimensionProfile,
+    Explanation,
+    ImageExplanation,
+    SelectionStudy,
+    SimilarityMatrix,
+    coarse_optimum,
+    collect_contributions,
+    compare_selections,
+    dimension_profile,
+    explain_adapter,
+    explain_image,
+    explain_units,
+    layer_ablation,
+    spectral_similarity,
+)
+from .backbones import Backbone, load_backbone
+from .coordinates import collect_coordinates
+from .data import ImageData, batches, load_data
+from .describing import describe_components, dictionary_for
+from .errors import ResiDualError
+from .files import PathLike, atomic_directory, write_json
+from .prompts import DEFAULT_TEMPLATES
+from .reporting.figures import (
+    draw_ablation,
+    draw_dimension,
+    draw_selection,
+    draw_similarity,
+    save_figure,
+)
+from .zero_shot import ZeroShotClassifier
+
+IMAGES = 5000
+STUDY = "study.json"
+
+
+@dataclass(frozen=True)
+class ModelStudy:
+    """What a model's heads know of some data.
+
+    Attributes:
+        model: its name.
+        dataset: what to call the data.
+        class_names: C names.
+        images: split -> how many images were read.
+        dimension: of every head and MLP, on training images.
+        similarity: spectral cosine of all heads against all.
+        selection: accuracy on test images with only the heads that training images chose.
+        ablations: accuracy without each layer, and without ever more layers from the last on; at
+            their means.
+        words: texts for every head, by SOMP.
+    """
+
+    model: str
+    dataset: str
+    class_names: tuple[str, ...]
+    images: dict[str, int]
+    dimension: DimensionProfile
+    similarity: SimilarityMatrix
+    selection: SelectionStudy
+    ablations: tuple[AblationCurve, ...]
+    words: tuple[Explanation, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: all of it."""
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "class_names": list(self.class_names),
+            "images": self.images,
+            "dimension": {"share": self.dimension.share, "units": self.dimension.rows()},
+            "similarity": {
+                "measure": self.similarity.measure,
+                "pairs": self.similarity.rows(),
+            },
+            "selection": self.selection.as_dict(),
+            "ablations": [curve.as_dict() for curve in self.ablations],
+            "words": [asdict(item) | {"unit": str(item.unit)} for item in self.words],
+        }
+
+
+def study_model(
+    model: str,
+    data: Any,
+    *,
+    templates: Sequence[str] | None = None,
+    words: str | os.PathLike[str] | Iterable[str] | None = None,
+    images: int = IMAGES,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> ModelStudy:
+    """Dimension, similarity, selection, ablation and words of a CLIP's heads on labelled images.
+
+    Heads are ranked, described and measured on training images, and scored on test images.
+
+    Args:
+        model: a CLIP's directory or Hub id.
+        data: what `load_data` takes.
+        templates: prompts with `{}`; the default ones when None.
+        words: as for `dictionary_for`.
+        images: at most so many of each split, drawn at random.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        seed: of the splits and draws.
+        progress: whether to show bars.
+
+    Raises:
+        ResiDualError: bad data, or a model that is not there.
+    """
+    if images < 2:
+        raise ResiDualError(f"wanted at least two images of each split, got images={images}.")
+    found = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
+    clip = load_backbone(model)
+    classifier = ZeroShotClassifier.from_text(
+        clip.model, clip.tokenizer, found.class_names, templates or DEFAULT_TEMPLATES
+    )
+    train, validation, test = (
+        _contributions(clip, found, split, images, seed, progress)
+        for split in ("train", "validation", "test")
+    )
+    embeddings = classifier.class_embeddings
+    optimum = coarse_optimum(train, validation, embeddings, logit_scale=classifier.logit_scale)
+    heads = train.select(["head"])
+    return ModelStudy(
+        model=Path(model).name if Path(model).is_dir() else model,
+        dataset=Path(found.source).name,
+        class_names=found.class_names,
+        images={"train": len(train), "validation": len(validation), "test": len(test)},
+        dimension=dimension_profile(
+            train.select(["head", "mlp"]), two_nn_images=min(images, len(train)), progress=progress
+        ),
+        similarity=spectral_similarity(heads.basis(clip.model)),
+        selection=compare_selections(train, test, embeddings, seed=seed, optimum=optimum),
+        ablations=(
+            layer_ablation(test, embeddings, ablation="mean", reference=train),
+            layer_ablation(
+                test, embeddings, ablation="mean", reference=train, cumulative="from_last"
+            ),
+        ),
+        words=tuple(explain_units(heads, dictionary_for(clip, words), steps=5, progress=progress)),
+    )
+
+
+def write_study(study: ModelStudy, out: PathLike) -> list[str]:
+    """Write `study.json` and the paper's figures beside it, whole or not at all.
+
+    Returns:
+        The names of the files.
+    """
+    drawings: dict[str, Any] = {
+        "dimension.png": lambda axis: draw_dimension(study.dimension, axis),
+        "similarity.png": lambda axis: draw_similarity(study.similarity, axis),
+        "selection.png": lambda axis: draw_selection(study.selection, axis),
+        "ablation.png": lambda axis: draw_ablation(study.ablations[0], axis),
+        "ablation_cumulative.png": lambda axis: draw_ablation(study.ablations[1], axis),
+    }
+    with atomic_directory(out) as folder:
+        write_json(folder / STUDY, study.as_dict())
+        for name, draw in drawings.items():
+            save_figure(folder / name, draw)
+    return [STUDY, *drawings]
+
+
+@dataclass(frozen=True)
+class AdapterStudy:
+    """What a saved adapter changed.
+
+    Attributes:
+        explanation: of the logits of a split's images.
+        strongest: the components with the largest shares.
+        words: texts for each of those; empty without a text tower or components.
+        images: path -> which components moved it.
+    """
+
+    explanation: AdapterExplanation
+    strongest: tuple[Any, ...]
+    words: tuple[Explanation, ...]
+    images: dict[str, ImageExplanation]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: units, strongest components with their words, and images."""
+        found = self.explanation
+        words: list[Explanation | None] = [*self.words] or [None] * len(self.strongest)
+        return {
+            "images": found.images,
+            "logit_change": found.change,
+            "rescaling_share": found.rescaling_share,
+            "settings_share": found.settings_share,
+            "units": [asdict(item) | {"unit": str(item.unit)} for item in found.by_unit()],
+            "components": [
+                asdict(item)
+                | {"unit": str(item.unit)}
+                | {"words": [] if said is None else _signed(said)}
+                for item, said in zip(self.strongest, words, strict=True)
+            ],
+            "moved": {path: _moved(item) for path, item in self.images.items()},
+        }
+
+
+def study_adapter(
+    adapter: str | os.PathLike[str],
+    data: Any,
+    *,
+    split: str = "test",
+    images: Iterable[str | os.PathLike[str]] = (),
+    words: str | os.PathLike[str] | Iterable[str] | None = None,
+    count: int = 12,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> AdapterStudy:
+    """Say which components of a saved adapter moved the logits of some images, and their words.
+
+    Args:
+        adapter: the adapter's directory or Hub id, in readout mode.
+        data: what `load_data` takes, with the adapter's classes.
+        split: which images.
+        images: single ones to explain, too.
+        words: as for `dictionary_for`.
+        count: components to describe.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        seed: of the splits.
+        progress: whether to show a bar.
+
+    Raises:
+        ResiDualError: bad data, other classes, an adapter that is not there or is in stream mode.
+    """
+    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    found = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
+    if found.class_names != classifier.class_names:
+        raise ResiDualError(
+            f"wanted data with the adapter's classes ({', '.join(classifier.class_names)}), got "
+            f"{', '.join(found.class_names)}; use the data that it was fitted for."
+        )
+    loader = batches(found[split], classifier.image_processor, name=f"the split '{split}'")
+    rows = collect_coordinates(classifier.model, loader, progress=progress)
+    explanation = explain_adapter(classifier, rows)
+    strongest = tuple(explanation.strongest(count))
+    base = classifier.model.get_base_model()
+    said: list[Explanation] = []
+    if hasattr(base, "get_text_features"):
+        clip = load_backbone(base.config._name_or_path)
+        said = describe_components(classifier.model, strongest, dictionary_for(clip, words))
+    return AdapterStudy(
+        explanation=explanation,
+        strongest=strongest,
+        words=tuple(said),
+        images={str(path): explain_image(classifier, str(path)) for path in images},
+    )
+
+
+def _contributions(
+    clip: Backbone, data: ImageData, split: str, images: int, seed: int, progress: bool
+) -> Contributions:
+    rows = data[split]
+    if len(rows) > images:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        rows = rows.select(order[:images].sort().values.tolist())
+    loader = batches(rows, clip.image_processor, name=f"the split '{split}'")
+    return collect_contributions(clip.model, loader, progress=progress)
+
+
+def _signed(said: Explanation) -> list[dict[str, Any]]:
+    pairs = zip(said.texts, said.coefficients or (), strict=True)
+    return [{"text": text, "coefficient": value} for text, value in pairs]
+
+
+def _moved(item: ImageExplanation, count: int = 10) -> dict[str, Any]:
+    return {
+        "from": item.from_class,
+        "to": item.to_class,
+        "margin_before": item.margin_before,
+        "margin_after": item.margin_after,
+        "rescaling": item.rescaling,
+        "components": [
+            {"unit": str(unit), "component": number, "gain": gain, "effect": effect}
+            for unit, number, gain, effect in item.strongest(count)
+        ],
+    }
