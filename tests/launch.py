@@ -15,19 +15,19 @@ ENVIRONMENT = {
 }
 
 
-def launch(module: str, *arguments: object, processes: int = 2) -> None:
-    """Run a module in so many processes, and show what they said if they fail or hang."""
+def launch(*program: object, processes: int = 2) -> str:
+    """Run a script, or `-m` and a module, in so many processes; what they print."""
     # accelerate's own --cpu starts several processes through MPI alone; torchrun's way on the CPU
     # is --multi_gpu with ACCELERATE_USE_CPU
     options = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    run(["-m", "accelerate.commands.launch", *options, "-m", module, *map(str, arguments)])
+    return run("-m", "accelerate.commands.launch", *options, *program)
 
 
-def run(arguments: list[str]) -> None:
-    """Run Python on what is checked out."""
+def run(*arguments: object) -> str:
+    """Run Python on what is checked out; show what it said if it fails or hangs."""
     found = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
@@ -36,3 +36,4 @@ def run(arguments: list[str]) -> None:
         timeout=120,
     )
     assert found.returncode == 0, found.stderr[-9000:]
+    return found.stdout

@@ -83,12 +83,19 @@ def check_many_tasks(lines: list[str]) -> None:
     assert len(lines) == 5
 
 
+def check_several_processes(lines: list[str]) -> None:
+    assert lines[:2] == ["processes: 1", "400 images in 4 shards"]
+    assert numbers(lines[2])[0] > 0.85  # zero-shot 0.55
+    assert len(lines) == 3
+
+
 CHECKS = {
     "decompose.py": check_decomposition,
     "fit_folder_with_trainer.py": check_trainer,
     "fit_from_coordinates.py": check_coordinates,
     "load_and_predict.py": check_prediction,
     "many_tasks.py": check_many_tasks,
+    "several_processes.py": check_several_processes,
     "two_adapters.py": check_two_adapters,
 }
 

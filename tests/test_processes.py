@@ -26,7 +26,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=[2, 3])
 def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp(f"processes{request.param}")
-    launch("tests.several_processes", out, processes=request.param)
+    launch("-m", "tests.several_processes", out, processes=request.param)
     assert len(list(out.glob("bases*.pt"))) == request.param
     return out
 

@@ -264,7 +264,7 @@ def test_bar_counts_what_is_done(tmp_path, capsys):
 @pytest.mark.parametrize("fit_basis", [False, True])
 def test_kill_9_leaves_what_the_next_run_makes_the_same_bytes_of(fit_basis, tmp_path):
     """At images, and while each file is being written: nothing half, nothing left over."""
-    run(["-m", "tests.store_process", str(tmp_path), str(int(fit_basis))])
+    run("-m", "tests.store_process", tmp_path, int(fit_basis))
     whole = files(tmp_path / "whole")
     assert len(whole) == (7 if fit_basis else 5)
     assert files(tmp_path / "killed") == whole

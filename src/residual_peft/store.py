@@ -179,10 +179,10 @@ def write_coordinates(
     Args:
         model: a model with a ResiDual adapter in readout mode.
         dataset: labelled images, as `ProcessedImages(split, image_processor)`.
-        directory: made if missing; several processes need one that they all see.
+        directory: made if missing, for one run at a time; its processes must all see it.
         adapter_name: None for the active adapter.
         fit_basis: fit the adapter's bases from the same images in the same pass; its gains restart.
-            Needs (2 L + 1) D numbers of disk per image meanwhile.
+            Needs (2 L + 2) D numbers of disk per image meanwhile.
         dtype: of the coordinates: "float32", "float16" or "bfloat16".
         shard_size: images per file.
         batch_size: images per forward pass.

@@ -20,7 +20,7 @@ def test_two_processes_give_the_gains_of_one(tmp_path: Path) -> None:
     for folder in (one, two):
         folder.mkdir()
     train(one, 1, 0)
-    launch("tests.tuner.ddp", two)
+    launch("-m", "tests.tuner.ddp", two)
     gains = [torch.load(path)[0] for path in (one / "gains0.pt", *sorted(two.glob("gains*.pt")))]
     assert len(gains) == 3
     assert torch.equal(gains[1], gains[2])  # both processes end with the same
