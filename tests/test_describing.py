@@ -1,4 +1,4 @@
-"""Words for an adapter's components: whose dictionary, and that they are those of the components."""
+"""Words for an adapter's components: whose dictionary, and that they are those components'."""
 
 from pathlib import Path
 

@@ -132,6 +132,18 @@ def test_a_fit_leaves_a_record_of_itself(fitted, splits) -> None:
     )
 
 
+def test_words_are_asked_for_found_or_left_out(fitted, model, splits, tmp_path: Path) -> None:
+    assert RunRecord.load(fitted[0]).words == ()  # its text tower is too small for the bundled list
+    report = fit_adapter(model, splits, tmp_path / "a", templates=["a {}."], words=["abc", "fgh"])
+    assert report.adapted == fitted[1].adapted
+    found = RunRecord.load(tmp_path / "a").words
+    assert len(found) == 12
+    assert {text for item in found for text, _ in item.texts} == {"abc", "fgh"}
+    with pytest.raises(ResiDualError, match="one text a line at"):
+        fit_adapter(model, splits, tmp_path / "b", templates=["a {}."], words="none.txt")
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_record_shows_the_images_that_changed_side(fitted, splits) -> None:
     found = RunRecord.load(fitted[0])
     was, now = (logits.argmax(1) == found.labels for logits in (found.before, found.after))

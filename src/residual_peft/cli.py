@@ -77,6 +77,7 @@ def fit(
     license: Annotated[
         str | None, typer.Option(help="Of the adapter, such as apache-2.0, for its card.")
     ] = None,
+    words: Words = None,
     report: Annotated[
         bool, typer.Option(help="Write report.html beside the adapter; it shows test images.")
     ] = True,
@@ -92,6 +93,7 @@ def fit(
         label_column=label_column,
         seed=seed,
         license=license,
+        words=words,
     )
     before, after = done.zero_shot["accuracy"], done.adapted["accuracy"]
     print(f"zero-shot {before:.3f} -> adapted {after:.3f} (test images)")

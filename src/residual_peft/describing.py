@@ -59,7 +59,7 @@ def describe_components(
         model: with the adapter.
         effects: which components, such as `AdapterExplanation.strongest(12)`.
         dictionary: of the readout's width.
-        steps: texts per component.
+        steps: texts per component, or all that there are.
         adapter_name: None for the active adapter.
 
     Raises:
@@ -67,7 +67,7 @@ def describe_components(
     """
     if readout_state(model, adapter_name).settings.per_unit:
         return []  # whole units: directions without a meaning of their own
-    basis = adapter_basis(model, adapter_name)
+    basis, steps = adapter_basis(model, adapter_name), min(steps, len(dictionary))
     return [
         explain_components(basis, dictionary, [effect.unit], [effect.component], steps)[0]
         for effect in effects

@@ -3,7 +3,8 @@
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from peft import get_peft_model
 from transformers import Trainer
 
+from .analysis import TextDictionary
 from .backbones import Backbone, load_backbone
 from .cards import CardFacts
 from .coordinates import Coordinates, collect_coordinates, collect_with_basis
 from .data import ImageData, batches, load_data
+from .describing import dictionary_for
 from .errors import ResiDualError
 from .evaluation import Evaluation, evaluate
 from .hub import REPORT, RUN_DIRECTORY
@@ -72,6 +75,7 @@ def fit_adapter(
     label_column: str | None = None,
     seed: int = 0,
     license: str | None = None,
+    words: str | os.PathLike[str] | Iterable[str] | None = None,
 ) -> FitReport:
     """Fit an adapter to labelled images and save it with its classes and a model card.
 
@@ -91,6 +95,8 @@ def fit_adapter(
         label_column: likewise.
         seed: of the splits; with `trainer` of the order of the images, too.
         license: of the adapter, for its card.
+        words: texts to describe the strongest components with, a file or a list; as for
+            `dictionary_for` when None, nothing is described when empty.
 
     Raises:
         ResiDualError: bad data, a model that is not there, or a config in stream mode without
@@ -109,16 +115,38 @@ def fit_adapter(
         templates or DEFAULT_TEMPLATES,
         image_processor=backbone.image_processor,
     )
+    dictionary = _dictionary(backbone, words)  # before any work is done
     fit = _by_trainer if trainer else _from_coordinates
     done = fit(classifier, images, backbone, config, seed)
     card = _facts_of(data, images, done.report, seed, license)
     classifier.save_pretrained(out, card=card)
-    _leave_record(classifier, images, Path(out), done, card)
+    _leave_record(classifier, images, Path(out), done, card, dictionary)
     return done.report
 
 
+def _dictionary(
+    backbone: Backbone, words: str | os.PathLike[str] | Iterable[str] | None
+) -> TextDictionary | None:
+    if words is not None and not isinstance(words, str | os.PathLike):
+        words = list(words)
+        return dictionary_for(backbone, words) if words else None
+    try:
+        return dictionary_for(backbone, words)
+    except ResiDualError as error:
+        if words is not None:
+            raise
+        # a text tower of an unusual kind, such as one for short texts: nobody asked for this list
+        warnings.warn(f"the report will have no words: {error}", stacklevel=3)
+        return None
+
+
 def _leave_record(
-    classifier: ZeroShotClassifier, images: ImageData, out: Path, done: _Fitted, card: CardFacts
+    classifier: ZeroShotClassifier,
+    images: ImageData,
+    out: Path,
+    done: _Fitted,
+    card: CardFacts,
+    dictionary: TextDictionary | None,
 ) -> None:
     facts = run_facts(
         classifier,
@@ -132,7 +160,9 @@ def _leave_record(
         images_read=done.images_read,
         strength=done.report.strength,
     )
-    record = record_run(classifier, images.test, done.before, done.after, facts, done.rows)
+    record = record_run(
+        classifier, images.test, done.before, done.after, facts, done.rows, dictionary
+    )
     record.save(out / RUN_DIRECTORY)
     (out / REPORT).unlink(missing_ok=True)  # that of an earlier fit would speak of another adapter
 

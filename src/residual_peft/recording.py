@@ -13,14 +13,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .analysis import explain_adapter
+from .analysis import AdapterExplanation, TextDictionary, explain_adapter
 from .classifier_files import ADAPTER_TENSORS, origin_of
 from .coordinates import Coordinates
+from .describing import words_for
 from .evaluation import Evaluation
 from .files import PathLike
 from .images import thumbnail, to_rgb
-from .run_record import Example, GainRecord, RunFacts, RunRecord
-from .tuner import ResiDualConfig, active_adapter, adapter_basis, gains_by_module
+from .run_record import Example, GainRecord, RunFacts, RunRecord, Words
+from .tuner import ResiDualConfig, active_adapter, adapter_basis, gains_by_module, readout_state
 from .zero_shot import ZeroShotClassifier
 
 EXAMPLES_PER_SIDE = 12
@@ -34,6 +35,7 @@ def record_run(
     after: Evaluation,
     facts: RunFacts,
     rows: Coordinates | None = None,
+    dictionary: TextDictionary | None = None,
 ) -> RunRecord:
     """Gather what a report shows; of the images, only those that changed side are decoded.
 
@@ -44,6 +46,7 @@ def record_run(
         after: with it.
         facts: see `run_facts`.
         rows: coordinates of the test images; None where there are none (stream mode).
+        dictionary: texts to describe the strongest components with; None for no words.
 
     Raises:
         ResiDualError: an image cannot be read, or the parts do not belong together.
@@ -54,13 +57,18 @@ def record_run(
         Example(row, thumbnail(to_rgb(pictures[row]["image"], f"image {row} of the test split")))
         for row in chosen
     ]
+    explained = None if rows is None else explain_adapter(classifier, rows)
+    words: tuple[Words, ...] = ()
+    if explained is not None and dictionary is not None:
+        words = words_for(classifier.model, explained, dictionary)
     return RunRecord(
         class_names=classifier.class_names,
         labels=after.labels.cpu(),
         before=before.logits.float().cpu(),
         after=after.logits.float().cpu(),
         facts=facts,
-        gains=None if rows is None else _gains(classifier, rows),
+        gains=None if explained is None else _gains(classifier, explained),
+        words=words,
         examples=tuple(examples),
     )
 
@@ -141,10 +149,14 @@ def machine(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _gains(classifier: ZeroShotClassifier, rows: Coordinates) -> GainRecord:
-    found = explain_adapter(classifier, rows)
-    rest = {"rescaling_share": found.rescaling_share, "settings_share": found.settings_share}
-    if rows.state.settings.per_unit:  # directions without a meaning of their own
+def _gains(classifier: ZeroShotClassifier, found: AdapterExplanation) -> GainRecord:
+    rest: dict[str, Any] = {
+        "rescaling_share": found.rescaling_share,
+        "settings_share": found.settings_share,
+    }
+    if readout_state(
+        classifier.model
+    ).settings.per_unit:  # directions without a meaning of their own
         effects = found.by_unit()
         firsts = torch.tensor([0, *found.counts[:-1]]).cumsum(0)
         return GainRecord(

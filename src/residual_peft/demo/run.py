@@ -14,6 +14,7 @@ from ..backbones import Backbone, load_backbone
 from ..cards import CardFacts
 from ..coordinates import collect_coordinates
 from ..data import batches
+from ..describing import dictionary_for
 from ..evaluation import Evaluation
 from ..experiments import METHODS, Row, Task, run_method
 from ..files import PathLike, atomic_directory, write_json
@@ -147,6 +148,7 @@ def _write_report(
         seed=kept.seed,
         fitting_seconds=kept.fit_seconds,
     )
-    record = record_run(classifier, splits["test"], before, after, facts, rows)
+    dictionary = dictionary_for(task.backbone)
+    record = record_run(classifier, splits["test"], before, after, facts, rows, dictionary)
     record.save(directory / RUN_DIRECTORY)
     write_report(record, directory / REPORT)
