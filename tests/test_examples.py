@@ -89,7 +89,31 @@ def check_several_processes(lines: list[str]) -> None:
     assert len(lines) == 3
 
 
+def check_analysis(lines: list[str]) -> None:
+    whole = numbers(lines[0])[0]
+    assert lines[0].startswith("shape: whole model")
+    kept = {line.split(":")[0]: numbers(line) for line in lines[1:4]}
+    assert list(kept) == ["S", "U|T", "R"]
+    assert kept["S"][1] > kept["R"][1] + 0.1  # the heads that were chosen carry the task
+    assert max(max(scores) for scores in kept.values()) <= whole
+    rows = [re.match(r"layer\d\.head\d: \d+ linear dimensions, TwoNN", line) for line in lines[4:]]
+    assert len(rows) == 3
+    assert all(rows)
+
+
+def check_explanation(lines: list[str]) -> None:
+    assert lines[0].startswith("360 images, 1,578 gains")
+    shares = [float(re.search(r"(-?\d+\.\d)% of the change", line)[1]) for line in lines[1:6]]
+    assert [abs(s) for s in shares] == sorted((abs(s) for s in shares), reverse=True)
+    assert lines[6].endswith("= 1.000000")
+    moved, parts = numbers(lines[7])
+    assert moved == parts > 0
+    assert len(lines) == 11
+
+
 CHECKS = {
+    "analyse_heads.py": check_analysis,
+    "explain_adapter.py": check_explanation,
     "decompose.py": check_decomposition,
     "fit_folder_with_trainer.py": check_trainer,
     "fit_from_coordinates.py": check_coordinates,

@@ -44,3 +44,30 @@ def test_the_first_example_runs(tmp_path, monkeypatch):
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
     saved = names["model"].state_dict()
     assert any("gains" in name and torch.isfinite(value).all() for name, value in saved.items())
+
+
+def results(name: str) -> dict:
+    return json.loads((README.parent / "benchmarks" / f"{name}.json").read_text())
+
+
+def test_what_is_said_of_heads_gains_and_words_was_measured() -> None:
+    text = " ".join(README.read_text().split())
+    mean = results("selection")["summary"]["mean"]
+    left = [f"{mean[letter]['share_of_H']['0.1']:.0%}".replace("%", " %") for letter in "SR"]
+    assert (
+        f"{left[0]} of the accuracy of all heads is left; a random tenth leaves {left[1]}" in text
+    )
+    given = f"{mean['U|T']['share_of_H']['0.1']:.0%}".replace("%", " %")
+    assert f"without labels, it is {given}" in text
+    assert f"on {len(mean['U']['does_not_hold'])} of 30 counts" in text
+    gains = results("gain_sense")["summary"]
+    fixed = gains["fixed_ridge"]
+    assert len(fixed["own_attribute_correlates_most"]) == 8
+    assert "letter" not in fixed["own_attribute_correlates_most"]
+    own = fixed["own_correlation"].values()
+    assert f"Spearman {min(own):.2f} to {max(own):.2f}" in text
+    assert len(gains["chosen_ridge"]["own_attribute_correlates_most"]) == 5
+    hits = results("words")["dictionaries"]["centred"]["somp_hits"]["by_the_first_component"]
+    hit = hits["share_from_0.3"]
+    share, chance = hit["hit_rate"], hit["dealt_at_random"]
+    assert f"in {100 * share:.0f} % of the cases, by chance {100 * chance:.0f} %" in text
