@@ -20,6 +20,10 @@ METRIC_NAMES = {
     "accuracy": "accuracy",
     "top5_accuracy": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
+    "mean_average_precision": "mean average precision",
+    "micro_f1": "F1 over all labels (micro)",
+    "macro_f1": "F1 by class (macro)",
+    "exact_match": "all labels right",
 }
 MARK = "<!-- written by residual-peft; without this line the card is yours and stays as it is -->"
 _SPECIAL = re.compile(r"[\\`*_{}\[\]()#.!|~$:@^]")
@@ -81,6 +85,8 @@ class SavedAdapter:
         effect: what each gain scales, in words.
         basis: what the basis was fitted on, in words; `CardFacts.basis_data` says it better.
         figure: the picture of the gains, relative to the card.
+        multi_label: whether an image may have several labels.
+        logit_bias: of the classes' sigmoids.
     """
 
     location: str
@@ -93,6 +99,8 @@ class SavedAdapter:
     effect: str | None = None
     basis: str | None = None
     figure: str | None = None
+    multi_label: bool = False
+    logit_bias: float = 0.0
 
 
 def adapter_card(adapter: SavedAdapter, facts: CardFacts) -> str:

@@ -82,6 +82,11 @@ def read_classes(directory: Path, name: object) -> tuple[dict[str, Any], Tensor]
     return record, tensors["class_embeddings"]
 
 
+def label_settings(record: dict[str, Any]) -> dict[str, Any]:
+    """How a saved classifier takes labels, as its constructor does; of older files, one each."""
+    return {key: record[key] for key in ("multi_label", "logit_bias") if key in record}
+
+
 def write_card(
     model: nn.Module, folder: Path, record: dict[str, Any], facts: CardFacts, location: str
 ) -> None:
@@ -108,6 +113,7 @@ def write_card(
             base_class=record["base_class"],
             class_names=record["class_names"],
             templates=record["templates"],
+            **label_settings(record),
             **adapter,
         ),
         facts,

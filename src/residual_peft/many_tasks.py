@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .anatomy import base_model, find_tower
-from .classifier_files import FILES, load_base, origin_of, read_classes
+from .classifier_files import FILES, label_settings, load_base, origin_of, read_classes
 from .decomposition import run_tower
 from .errors import ResiDualError
 from .hub import local_directory
 from .images import ImageLike, image_list, load_image_processor, pixel_values
+from .predictions import Prediction, predictions_of
 from .taps import Capture, capture_of
 from .tuner import (
     PREFIX,
@@ -41,7 +42,7 @@ from .tuner import (
 )
 from .tuner.mixing import BASE, each_its_own, giving_names
 from .tuner.readout import readouts
-from .zero_shot import Prediction, ZeroShotClassifier, evaluating, pixel_batches, predictions_of
+from .zero_shot import ZeroShotClassifier, evaluating, pixel_batches
 
 BLOCK = 8
 """Tasks that share one product. See `_Task`."""
@@ -64,6 +65,11 @@ class _Task:
     block: int = 0
     place: int = 0
 
+    def predictions(self, logits: Tensor) -> list[Prediction]:
+        """What logits (N, C) say, one label per image or several, as the classifier has it."""
+        classifier = self.classifier
+        return predictions_of(logits, classifier.class_names, classifier.multi_label)
+
 
 @dataclass(frozen=True)
 class _Pass:
@@ -76,10 +82,10 @@ class _Pass:
 class TaskSet:
     """Any number of tasks over one backbone, answered from one forward pass.
 
-    A task is a `ZeroShotClassifier`: class names, class embeddings, a logit scale and an adapter in
-    readout mode, or none. Tasks over one basis share it, in memory and in the arithmetic; other
-    bases are allowed, and cost a pass over the coordinates each. Adding and removing tasks changes
-    no weights, and no other task's output in any bit.
+    A task is a `ZeroShotClassifier`: class names and embeddings, a logit scale, one label per image
+    or several with a bias, and an adapter in readout mode, or none. Tasks over one basis share it,
+    in memory and in the arithmetic; other bases are allowed, and cost a pass over the coordinates
+    each. Adding and removing tasks changes no weights, and no other task's output in any bit.
 
     Any number of threads may predict with one set; add and remove tasks while none does.
 
@@ -307,7 +313,7 @@ class TaskSet:
         """
         items, single = image_list(images)
         found = {
-            name: predictions_of(logits, self.class_names(name))
+            name: self._task(name).predictions(logits)
             for name, logits in self.predict_logits(items, adapters, batch_size=batch_size).items()
         }
         return {name: made[0] for name, made in found.items()} if single else dict(found)
@@ -344,8 +350,7 @@ class TaskSet:
             with evaluating(self.model):
                 seen = self._run(pixels)
             for task, readout in zip(own, self._mixed(own, seen), strict=True):
-                logits = task.classifier.logits(readout[None]).cpu()
-                predictions += predictions_of(logits, task.classifier.class_names)
+                predictions += task.predictions(task.classifier.logits(readout[None]).cpu())
         return predictions
 
     def _task(self, name: str) -> _Task:
@@ -484,6 +489,7 @@ class TaskSet:
             logit_scale=record["logit_scale"],
             templates=record["templates"],
             image_processor=processor,
+            **label_settings(record),
         )
         return _Task(classifier, adapter, owned=adapter is not None)
 

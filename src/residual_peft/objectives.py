@@ -20,9 +20,11 @@ from torch.nn import functional
 
 from .coordinates import Coordinates
 from .errors import ResiDualError
+from .predictions import check_class_numbers, check_multi_hot
 from .store import CoordinateStore
 from .zero_shot import ZeroShotClassifier
 
+KEPT = 2**26  # numbers: 256 MB in float32
 CHUNK = 1024  # images per matrix product: its logits and readouts stay small beside coordinates
 
 
@@ -73,27 +75,21 @@ class Objective:
         return self.loss == "sigmoid"
 
     def check_labels(self, labels: Tensor, classifier: ZeroShotClassifier) -> None:
-        """Refuse labels that do not suit the loss.
+        """Refuse labels, or a classifier, that do not suit the loss.
 
         Raises:
             ResiDualError: class numbers outside the classes, or for "sigmoid" anything but a row of
-                C zeros and ones per image.
+                C zeros and ones per image; a classifier for several labels with "softmax".
         """
-        if not self.multi_label:
-            if labels.ndim != 1:
-                raise ResiDualError(
-                    f"wanted one class number per image, got labels of shape "
-                    f"{tuple(labels.shape)}; several labels per image need loss='sigmoid'."
-                )
-            return classifier.check_labels(labels)
         count = len(classifier.class_names)
-        if labels.ndim != 2 or labels.shape[1] != count:
+        if self.multi_label:
+            return check_multi_hot(labels, count)
+        if classifier.multi_label:
             raise ResiDualError(
-                f"wanted labels of shape (N, {count}), a 0 or 1 per class, for loss='sigmoid', got "
-                f"{tuple(labels.shape)}."
+                "the classifier is for several labels per image (multi_label=True), and "
+                "loss='softmax' for one: use Objective(loss='sigmoid'), or a classifier without."
             )
-        if not ((labels == 0) | (labels == 1)).all():
-            raise ResiDualError("wanted labels of zeros and ones for loss='sigmoid', got others.")
+        return check_class_numbers(labels, count)
 
     def weights_of(self, labels: Tensor, classes: int) -> Tensor | None:
         """The weight of each class, (C,), for these labels.
@@ -186,6 +182,7 @@ class GainProblem:
             self.scale /= rows.mean_length
         if self.in_classes:
             self.directions = self.directions @ self.embeddings.T
+        self.kept: dict[int, Tensor] = {}
         self.per_unit = rows.state.settings.per_unit
         self.neutral = rows.state.settings.neutral
         self.component_scales = self._scales()
@@ -196,7 +193,9 @@ class GainProblem:
         gains = gains.double()
         offset = self._spread(gains - self.neutral).to(self.dtype)
         scaled = offset[:, None] * self.directions
-        correlation = torch.zeros_like(self.directions, dtype=torch.float64)  # Cᵀ dY
+        # dYᵀ C, not Cᵀ dY: both then read C along its rows
+        shape = self.directions.T.shape
+        correlation = torch.zeros(shape, dtype=torch.float64, device=self.directions.device)
         total, bias_gradient = 0.0, 0.0
         for coordinates, base, labels in self._chunks():
             outputs = torch.addmm(base, coordinates, scaled).requires_grad_()
@@ -206,10 +205,10 @@ class GainProblem:
             )
             loss.backward()
             assert outputs.grad is not None
-            correlation += coordinates.T @ outputs.grad
+            correlation += outputs.grad.T @ coordinates
             total += loss.item()
             bias_gradient += 0.0 if shift.grad is None else shift.grad.item()
-        along = (correlation * self.directions).sum(1)
+        along = (correlation * self.directions.T).sum(0)
         gradient = self._gathered(along) / self.normalizer
         from_one = gains - 1
         pull = self.objective.strength * self.ridge_weights * from_one
@@ -248,6 +247,7 @@ class GainProblem:
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Coordinates, the part that no gain changes, and labels of some images at a time."""
+        number = 0
         for rows in self.rows.parts:
             for start in range(0, len(rows), CHUNK):
                 part = slice(start, start + CHUNK)
@@ -257,10 +257,19 @@ class GainProblem:
                     labels=rows.labels[part],
                     coordinates=rows.coordinates[part],
                 )
-                base = some.base.to(self.dtype)
-                if self.in_classes:
-                    base = base @ self.embeddings.T
-                yield some.coordinates.to(self.dtype), base, some.labels
+                yield some.coordinates.to(self.dtype), self._base(number, some), some.labels
+                number += 1
+
+    def _base(self, number: int, rows: Coordinates) -> Tensor:
+        """The part of a chunk's outputs that no gain changes; kept where that is little."""
+        if not self.in_classes:
+            return rows.base.to(self.dtype)
+        if number in self.kept:
+            return self.kept[number]
+        base = rows.base.to(self.dtype) @ self.embeddings.T
+        if len(self.rows) * self.classes <= KEPT:
+            self.kept[number] = base
+        return base
 
     def _scales(self) -> Tensor:
         """The mean square of each coordinate, (K,), float64."""

@@ -8,7 +8,7 @@ the norm of the gradient that it leaves.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from .blas import one_thread_in_scipy
 from .coordinates import Coordinates, Readouts
+from .data import iterative_folds
 from .errors import ResiDualError
 from .metrics import accuracy, mean_average_precision
 from .objectives import GainProblem, Objective
+from .predictions import best_bias
 from .store import CoordinateStore
 from .training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE
 from .tuner import gains_of
@@ -39,7 +42,7 @@ class Fit:
 
     Attributes:
         parameters: the fitted tensors: `gains`, or `weight` (d, d) and `bias` (d,); with
-            loss="sigmoid" `logit_bias` (), too.
+            loss="sigmoid" `logit_bias` (), too: that of the objective's own logits.
         history: per epoch (AdamW) `epoch`, `loss` (mean over its steps) and, with validation data,
             `accuracy`; per iteration (L-BFGS) `epoch`, `loss` and `gradient_norm`.
         best_epoch: whose parameters these are, counted from 1; 0 where the start was never
@@ -83,13 +86,15 @@ def fit_gains(
 
     Schedule-free AdamW (`method.md`, section 4), on the classifier's cross-entropy unless told
     otherwise. With validation data, the gains of the epoch with the best accuracy are taken, the
-    first of equals; the start counts as one of them.
+    first of equals; the start counts as one of them. With loss="sigmoid" the classifier becomes one
+    for several labels per image and gets its `logit_bias`.
 
     Args:
         classifier: its model has the adapter that the coordinates are of.
         train: coordinates to fit, in memory or on disk.
         validation: coordinates to choose the epoch by; without, the last epoch's gains are taken.
-        objective: what is minimized; cross-entropy without a ridge when None.
+        objective: what is minimized; cross-entropy without a ridge when None, binary where the
+            classifier is for several labels.
         start: gains to start at; the adapter's own when None.
         adapter_name: None for the active adapter.
         learning_rate: of schedule-free AdamW.
@@ -102,7 +107,7 @@ def fit_gains(
     Raises:
         ResiDualError: coordinates of another adapter, or labels that do not suit the classes.
     """
-    objective = Objective() if objective is None else objective
+    objective = Objective(loss=_loss_for(classifier)) if objective is None else objective
     target, start = _target_and_start(classifier, (train, validation), start, adapter_name)
     for part in (train, validation):
         if part is not None:
@@ -123,6 +128,8 @@ def fit_gains(
     )
     with torch.no_grad():
         target.copy_(fit.gains)
+    if objective.multi_label:
+        _set_labels(classifier, train, objective, fit.parameters)
     return fit
 
 
@@ -142,13 +149,15 @@ def solve_gains(
     """Fit an adapter's gains by L-BFGS on all images at once, and write them into it.
 
     Draws nothing at random. With `Objective(normalized=False, strength=...)` there is one optimum,
-    wherever it starts and whichever machine it runs on.
+    wherever it starts and whichever machine it runs on. With loss="sigmoid" the classifier becomes
+    one for several labels per image and gets the `logit_bias` that suits its normalized logits.
 
     Args:
         classifier: its model has the adapter that the coordinates are of.
         train: coordinates to fit, in memory or on disk.
         validation: coordinates to report the accuracy on.
-        objective: what is minimized; the linear one with a ridge of 1e-3 when None.
+        objective: what is minimized; the linear one with a ridge of 1e-3 when None, with the loss
+            that the classifier's labels need.
         start: gains to start at; ones when None.
         adapter_name: None for the active adapter.
         tolerance: it stops once the gradient's norm is below this.
@@ -159,7 +168,8 @@ def solve_gains(
     Raises:
         ResiDualError: as `fit_gains`.
     """
-    objective = Objective(normalized=False, strength=1e-3) if objective is None else objective
+    if objective is None:
+        objective = Objective(normalized=False, loss=_loss_for(classifier), strength=1e-3)
     target = gains_of(classifier.model, adapter_name)
     start = torch.ones_like(target) if start is None else start
     target, start = _target_and_start(classifier, (train, validation), start, adapter_name)
@@ -180,10 +190,13 @@ def solve_gains(
     if validation is not None:
         objective.check_labels(validation.labels, classifier)
         with torch.no_grad():
-            logits = classifier.logits(validation.adapted(gains.to(validation.readout.device)))
+            adapted = validation.adapted(gains.to(validation.readout.device))
+            logits = classifier.scaled_cosines(adapted)
         score = _score(logits, validation.labels)
     with torch.no_grad():
         target.copy_(parameters["gains"])
+    if objective.multi_label:
+        _set_labels(classifier, train, objective, parameters)
     return Fit(
         parameters,
         history,
@@ -237,9 +250,10 @@ def strength_path(
         classifier: as for `solve_gains`.
         train: coordinates to fit, in memory or on disk.
         validation: held-out coordinates; without, `train` is cross-validated.
-        objective: what is minimized, but for its strength; the linear one when None.
+        objective: what is minimized, but for its strength; the linear one when None, with the loss
+            that the classifier's labels need.
         strengths: to try.
-        folds: of the cross-validation, stratified by class, in the order of the images (no seed).
+        folds: of the cross-validation, stratified by class, the same in every run.
         tolerance: of each fit; coarser than the last one's will do.
         max_iterations: of each fit.
         adapter_name: None for the active adapter.
@@ -248,7 +262,8 @@ def strength_path(
     Raises:
         ResiDualError: as `fit_gains`; no strengths; fewer images of a class than folds.
     """
-    objective = Objective(normalized=False) if objective is None else objective
+    if objective is None:
+        objective = Objective(normalized=False, loss=_loss_for(classifier))
     if not strengths:
         raise ResiDualError("wanted strengths of the ridge to try, got none.")
     ones = torch.ones_like(gains_of(classifier.model, adapter_name))
@@ -413,14 +428,15 @@ def _lbfgs(
 
         # its own tests are off: the gradient in λ is what is promised
         options = {"maxiter": max_iterations, "maxfun": 4 * max_iterations, "maxcor": _HISTORY}
-        result = minimize(
-            evaluate,
-            theta,
-            jac=True,
-            method="L-BFGS-B",
-            callback=accept,
-            options={**options, "ftol": 0.0, "gtol": 0.0},
-        )
+        with one_thread_in_scipy():
+            result = minimize(
+                evaluate,
+                theta,
+                jac=True,
+                method="L-BFGS-B",
+                callback=accept,
+                options={**options, "ftol": 0.0, "gtol": 0.0},
+            )
     gains, bias = unpack(result.x)
     value, gradient, slope = problem.value_and_gradient(gains, bias)
     norm = float((gradient.square().sum() + (slope**2 if multi else 0.0)).sqrt())
@@ -436,30 +452,46 @@ def _first_bias(
 ) -> float:
     """The bias of the sigmoid's logits that suits the gains to start at, by bisection."""
     problem = GainProblem(classifier, rows, objective)
-    low, high = -4 * classifier.logit_scale - 20, 4 * classifier.logit_scale + 20
     logits = problem.logits(gains.to(problem.directions.device))
-    for _ in range(60):  # the loss is convex in the bias
-        middle = (low + high) / 2
-        bias = torch.tensor(middle, dtype=logits.dtype, device=logits.device, requires_grad=True)
-        objective.loss_of(logits, rows.labels, problem.class_weights, bias).backward()
-        assert bias.grad is not None
-        low, high = (middle, high) if bias.grad < 0 else (low, middle)
-    return (low + high) / 2
+    return best_bias(logits, rows.labels, classifier.largest_bias, problem.class_weights)
+
+
+def _set_labels(
+    classifier: ZeroShotClassifier,
+    train: Coordinates | CoordinateStore,
+    objective: Objective,
+    parameters: dict[str, Tensor],
+) -> None:
+    """Make the classifier one for several labels per image, with the bias of a sigmoid's fit."""
+    bias = float(parameters["logit_bias"])
+    if not objective.normalized:  # it suits the linear logits, and predictions are normalized
+        normalized = replace(objective, normalized=True)
+        bias = _first_bias(classifier, train, normalized, parameters["gains"])
+    classifier.multi_label, classifier.logit_bias = True, bias
+
+
+def _loss_for(classifier: ZeroShotClassifier) -> Literal["softmax", "sigmoid"]:
+    return "sigmoid" if classifier.multi_label else "softmax"
 
 
 def _folds(
     rows: Coordinates | CoordinateStore, objective: Objective, folds: int
 ) -> list[tuple[Any, Coordinates]]:
     """Pairs of what is fitted and what is held out."""
-    # with several labels per image: strata by how many there are
-    strata = rows.labels.sum(1) if objective.multi_label else rows.labels
-    counts = strata.unique(return_counts=True)[1]
-    if folds < 2 or (not objective.multi_label and int(counts.min()) < folds):
+    labels = rows.labels.cpu().numpy()
+    several = objective.multi_label
+    counts = labels.sum(0) if several else np.unique(labels, return_counts=True)[1]
+    if folds < 2 or (not several and counts.min() < folds):
         raise ResiDualError(
             f"wanted at least two folds and as many images of each class, got folds={folds} and "
             f"{int(counts.min())} images of the rarest class; give validation images instead."
         )
-    splits = StratifiedKFold(folds).split(np.zeros(len(rows)), strata.cpu().numpy())
+    if several:
+        fold_of = iterative_folds(labels, folds)
+        every = range(folds)
+        splits = [(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in every]
+    else:
+        splits = list(StratifiedKFold(folds).split(np.zeros(len(rows)), labels))
     device = rows.labels.device
     return [
         (rows.rows(torch.from_numpy(a).to(device)), rows.rows(torch.from_numpy(b).to(device)))
@@ -494,7 +526,7 @@ class _Loss:
 
     def __call__(self, readout: Tensor, labels: Tensor) -> Tensor:
         if self.objective.normalized:
-            logits = self.classifier.logits(readout)
+            logits = self.classifier.scaled_cosines(readout)
         else:
             embeddings = self.classifier.class_embeddings.to(readout.device, readout.dtype)
             logits = self.classifier.logit_scale / self.length * readout @ embeddings.T
@@ -571,7 +603,7 @@ def _copied(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
 def _accuracy(
     classifier: ZeroShotClassifier, adapted: Callable[[Any], Tensor], rows: Readouts
 ) -> float:
-    return _score(classifier.logits(adapted(rows)), rows.labels)
+    return _score(classifier.scaled_cosines(adapted(rows)), rows.labels)
 
 
 def _epoch(

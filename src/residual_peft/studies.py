@@ -44,6 +44,7 @@ from .reporting.figures import (
 from .zero_shot import ZeroShotClassifier
 
 IMAGES = 5000
+OPTIMUM_IMAGES = 1000
 STUDY = "study.json"
 
 
@@ -134,7 +135,8 @@ def study_model(
         for split in ("train", "validation", "test")
     )
     embeddings = classifier.class_embeddings
-    optimum = coarse_optimum(train, validation, embeddings, logit_scale=classifier.logit_scale)
+    few = train.rows(_drawn(len(train), OPTIMUM_IMAGES, seed))  # N U² numbers at every step
+    optimum = coarse_optimum(few, validation, embeddings, logit_scale=classifier.logit_scale)
     heads = train.select(["head"])
     return ModelStudy(
         model=Path(model).name if Path(model).is_dir() else model,
@@ -271,10 +273,15 @@ def _contributions(
 ) -> Contributions:
     rows = data[split]
     if len(rows) > images:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        rows = rows.select(order[:images].sort().values.tolist())
+        rows = rows.select(_drawn(len(rows), images, seed).tolist())
     loader = batches(rows, clip.image_processor, name=f"the split '{split}'")
     return collect_contributions(clip.model, loader, progress=progress)
+
+
+def _drawn(total: int, count: int, seed: int) -> torch.Tensor:
+    """At most so many of `total` rows, drawn at random, in their order."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
 
 
 def _signed(said: Explanation) -> list[dict[str, Any]]:

@@ -4,11 +4,11 @@ A `ZeroShotClassifier` is a model with W_text (C, d) beside it. Names, templates
 stored in the adapter's directory, so that one call brings all of it back.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .classifier_files import (
     ADAPTER_TENSORS,
     FILES,
     is_ours,
+    label_settings,
     load_base,
     origin_of,
     read_classes,
@@ -35,20 +36,12 @@ from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors
 from .hub import ADAPTER_CONFIG, CARD, local_directory, push_directory
 from .images import ImageLike, image_list, load_image_processor, pixel_values, to_rgb
+from .predictions import Prediction as Prediction
+from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
 from .prompts import DEFAULT_TEMPLATES, check_class_names, check_templates, embed_classes
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
 USUAL_LOGIT_SCALE = 100.0
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of one image."""
-
-    label: str
-    index: int
-    score: float  # the label's probability
-    probabilities: tuple[float, ...]  # of every class, in the order of the class names
 
 
 class ZeroShotClassifier:
@@ -61,6 +54,10 @@ class ZeroShotClassifier:
         class_embeddings: W_text (C, d), rows of unit norm.
         logit_scale: the factor of the cosine.
         image_processor: what turns images into pixel values; needed by `predict` only.
+        multi_label: whether an image may have several labels, or none: every class has a sigmoid of
+            its own in place of the softmax over all.
+        logit_bias: what is added to every logit. A sigmoid needs one, since cosines of images and
+            texts are far from 0; a fit with several labels sets it, and `fit_bias` does without.
     """
 
     def __init__(
@@ -72,12 +69,17 @@ class ZeroShotClassifier:
         logit_scale: float | None = None,
         templates: Sequence[str] = (),
         image_processor: Any = None,
+        multi_label: bool = False,
+        logit_bias: float = 0.0,
     ) -> None:
         self.model: Any = model
         self.class_names = check_class_names(class_names)
         self.templates = tuple(templates)
         self.image_processor = image_processor
         self.logit_scale = _logit_scale(model) if logit_scale is None else float(logit_scale)
+        self.multi_label, self.logit_bias = bool(multi_label), float(logit_bias)
+        if not math.isfinite(self.logit_bias):
+            raise ResiDualError(f"wanted a finite logit_bias, got {logit_bias}.")
         width = find_tower(model).readout_width
         if class_embeddings.shape != (len(self.class_names), width):
             raise ResiDualError(
@@ -105,6 +107,8 @@ class ZeroShotClassifier:
         text_model: nn.Module | None = None,
         logit_scale: float | None = None,
         image_processor: Any = None,
+        multi_label: bool = False,
+        logit_bias: float = 0.0,
         batch_size: int = 256,
     ) -> "ZeroShotClassifier":
         """Classify with the embeddings of class names put in prompt templates.
@@ -117,6 +121,8 @@ class ZeroShotClassifier:
             text_model: the text tower, where `model` has none.
             logit_scale: factor of the cosine; the dual encoder's own when None, else 100.
             image_processor: for `predict`.
+            multi_label: whether an image may have several labels.
+            logit_bias: what is added to every logit.
             batch_size: prompts per forward pass.
 
         Raises:
@@ -139,6 +145,8 @@ class ZeroShotClassifier:
             logit_scale=logit_scale,
             templates=templates,
             image_processor=image_processor or getattr(tokenizer, "image_processor", None),
+            multi_label=multi_label,
+            logit_bias=logit_bias,
         )
 
     @property
@@ -153,12 +161,17 @@ class ZeroShotClassifier:
         return self
 
     def logits(self, outputs: Any) -> Tensor:
-        """logit_scale · normalize(y') · W_textᵀ, (B, C) in float32 or better.
+        """logit_scale · normalize(y') · W_textᵀ + logit_bias, (B, C) in float32 or better.
 
         Args:
             outputs: readouts (B, d), normalized or not, or a model output that has them as
                 `image_embeds` or, without a projection, as `pooler_output`.
         """
+        cosines = self.scaled_cosines(outputs)
+        return cosines + self.logit_bias if self.logit_bias else cosines
+
+    def scaled_cosines(self, outputs: Any) -> Tensor:
+        """The logits without their bias; arguments are those of `logits`."""
         readout = readout_of(outputs)
         readout = readout.to(torch.promote_types(readout.dtype, self.class_embeddings.dtype))
         weights = self.class_embeddings.to(readout.device, readout.dtype)
@@ -169,10 +182,15 @@ class ZeroShotClassifier:
     ) -> Tensor:
         """Cross-entropy of the logits; fits the Trainer's `compute_loss_func`.
 
+        The mean over images; with `multi_label`, binary cross-entropy and the mean over images and
+        classes. Either is the sum over the entries of `labels`, divided by their number.
+
         Args:
             outputs: as for `logits`.
-            labels: (B,) from 0 to C - 1.
-            num_items_in_batch: images in the whole accumulated batch, whose mean is wanted.
+            labels: (B,) from 0 to C - 1; with `multi_label` (B, C) zeros and ones of any dtype.
+            num_items_in_batch: entries of all labels in the whole accumulated batch, as the Trainer
+                counts them, where the sum is to be divided by that instead: images, or
+                images times classes.
 
         Raises:
             ResiDualError: no labels, or labels outside the classes (-1 and -100 included).
@@ -180,27 +198,59 @@ class ZeroShotClassifier:
         self.check_labels(labels)
         logits = self.logits(outputs)
         labels = labels.to(logits.device)
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        if self.multi_label:
+            loss = functional.binary_cross_entropy_with_logits(
+                logits, labels.to(logits.dtype), reduction=reduction
+            )
+        else:
+            loss = functional.cross_entropy(logits, labels, reduction=reduction)
         if num_items_in_batch is None:
-            return functional.cross_entropy(logits, labels)
-        total = functional.cross_entropy(logits, labels, reduction="sum")
+            return loss
         if isinstance(num_items_in_batch, Tensor):
-            num_items_in_batch = num_items_in_batch.to(total.device)
-        return total / num_items_in_batch
+            num_items_in_batch = num_items_in_batch.to(loss.device)
+        return loss / num_items_in_batch
 
     def check_labels(self, labels: Tensor | None) -> None:
-        """Raise a ResiDualError unless every label belongs to a class."""
+        """Raise a ResiDualError unless every label belongs to a class.
+
+        With `multi_label`, unless they are (B, C) zeros and ones.
+        """
         if labels is None:
             raise ResiDualError(
                 "wanted labels beside the images, got none; with the Trainer, set "
                 "label_names=['labels'] and remove_unused_columns=False."
             )
-        outside = (labels < 0) | (labels >= len(self.class_names))
-        if outside.any():
-            row = int(outside.nonzero()[0])
+        check = check_multi_hot if self.multi_label else check_class_numbers
+        check(labels, len(self.class_names))
+
+    @torch.no_grad()
+    def fit_bias(self, outputs: Any, labels: Tensor) -> float:
+        """Set the bias that suits labelled images best, the model as it is; returns it.
+
+        For a classifier with `multi_label` before it is trained or used without a fit.
+
+        Args:
+            outputs: of all images, as for `logits`.
+            labels: (N, C) zeros and ones.
+
+        Raises:
+            ResiDualError: a classifier for one label per image, or labels that do not suit it.
+        """
+        if not self.multi_label:
             raise ResiDualError(
-                f"wanted labels from 0 to {len(self.class_names) - 1} ({len(self.class_names)} "
-                f"classes), got {int(labels[row])} for image {row} of the batch."
+                "a softmax does not change with a bias: fit_bias is for a classifier with "
+                "multi_label=True."
             )
+        self.check_labels(labels)
+        cosines = self.scaled_cosines(outputs)
+        self.logit_bias = best_bias(cosines, labels.to(cosines.device), self.largest_bias)
+        return self.logit_bias
+
+    @property
+    def largest_bias(self) -> float:
+        """What a fitted bias stays below in size; cosines can ask for no more."""
+        return 4 * self.logit_scale + 20
 
     @torch.no_grad()
     def predict_logits(
@@ -236,7 +286,7 @@ class ZeroShotClassifier:
         """
         items, single = image_list(images)
         logits = self.predict_logits(items, batch_size=batch_size)
-        predictions = predictions_of(logits, self.class_names)
+        predictions = predictions_of(logits, self.class_names, self.multi_label)
         return predictions[0] if single else predictions
 
     def save_pretrained(
@@ -263,6 +313,8 @@ class ZeroShotClassifier:
             "dtype": str(next(base_model(self.model).parameters()).dtype).split(".")[-1],
             "adapted": isinstance(self.model, PeftModel),
         }
+        if self.multi_label or self.logit_bias:  # absent otherwise, and from older files
+            record |= {"multi_label": self.multi_label, "logit_bias": self.logit_bias}
         there = target / CARD
         with atomic_directory(target) as folder:
             if isinstance(self.model, PeftModel):
@@ -361,6 +413,7 @@ class ZeroShotClassifier:
             logit_scale=record["logit_scale"],
             templates=record["templates"],
             image_processor=processor,
+            **label_settings(record),
         )
         return classifier if device is None else classifier.to(device)
 
@@ -377,17 +430,6 @@ def readout_of(outputs: Any) -> Tensor:
         f"wanted a model output with image_embeds or pooler_output, got {type(outputs).__name__}; "
         "a bare CLIPModel needs texts to run, an adapted one does not."
     )
-
-
-def predictions_of(logits: Tensor, class_names: Sequence[str]) -> list[Prediction]:
-    """One prediction per row of logits (N, C)."""
-    predictions = []
-    for row in logits.softmax(-1):
-        index = int(row.argmax())
-        predictions.append(
-            Prediction(class_names[index], index, float(row[index]), tuple(row.tolist()))
-        )
-    return predictions
 
 
 def pixel_batches(

@@ -273,8 +273,11 @@ def test_missing_and_impossible_labels_are_refused():
         load_data(unlabelled(None), class_names=("a", "b", "c"))
     features = Features({"image": ImageFeature(), "label": Sequence(Value("int64"))})
     many = Dataset.from_dict({"image": [image()], "label": [[1, 2]]}, features=features)
-    with pytest.raises(ResiDualError, match="wanted one class per image"):
+    with pytest.raises(ResiDualError, match="bare numbers; say what they mean with class_names"):
         load_data(many, label_column="label")
+    real = many.cast_column("label", Sequence(Value("float32")))
+    with pytest.raises(ResiDualError, match=r"wanted one class per image, .* or in all splits a li"):
+        load_data(real, label_column="label")
     with pytest.raises(ResiDualError, match="no label column among image"):
         load_data(rows().remove_columns("label"))
     with pytest.raises(ResiDualError, match="no image column among label"):

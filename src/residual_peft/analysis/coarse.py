@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..anatomy import Unit
+from ..blas import one_thread_in_scipy
 from ..errors import ResiDualError
 from ..zero_shot import USUAL_LOGIT_SCALE
 from .contributions import Contributions
@@ -108,14 +109,15 @@ def coarse_optimum(
     best: CoarseOptimum | None = None
     for strength in sorted(strengths, reverse=True):
         for normalized in (False, True):
-            found = minimize(
-                problem,
-                start,
-                args=(strength, normalized),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": max_iterations, "ftol": 1e-10, "gtol": 1e-5},
-            ).x
+            with one_thread_in_scipy():
+                found = minimize(
+                    problem,
+                    start,
+                    args=(strength, normalized),
+                    jac=True,
+                    method="L-BFGS-B",
+                    options={"maxiter": max_iterations, "ftol": 1e-10, "gtol": 1e-5},
+                ).x
             start = start if normalized else found
             gains = torch.from_numpy(found)
             right = _correct(outside, class_embeddings, gains).float().mean().item()

@@ -1,17 +1,21 @@
 """A Hub id, a folder of class folders or a `datasets.Dataset` -> labelled splits of images.
 
 Whatever comes in, what goes out has a column `image` (datasets.Image), a column `label`
-(ClassLabel) and class names; missing splits are cut from the training split, stratified and seeded.
+(ClassLabel, or lists of it) and class names; missing splits are cut from the training split,
+stratified and seeded.
 """
 
 from .batches import ProcessedImages, batches, collate, with_progress
-from .loading import ImageData, load_data, stratified_split
+from .loading import ImageData, load_data
+from .stratification import iterative_folds, iterative_split, stratified_split
 
 __all__ = [
     "ImageData",
     "ProcessedImages",
     "batches",
     "collate",
+    "iterative_folds",
+    "iterative_split",
     "load_data",
     "stratified_split",
     "with_progress",

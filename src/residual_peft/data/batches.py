@@ -5,17 +5,20 @@ from typing import Any
 
 import datasets
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import ResiDualError
 from ..images import pixel_values, to_rgb
+from .label_lists import item_of, multi_hot
 
 
 class ProcessedImages(torch.utils.data.Dataset):
     """A split as the model and the Trainer take it: item -> `pixel_values` (3, H, W), `labels`.
+
+    `labels` is a class number, or for a column of lists C zeros and ones, uint8.
 
     Images are decoded when they are asked for; an image that cannot be read is a ResiDualError
     with its path or row.
@@ -25,6 +28,7 @@ class ProcessedImages(torch.utils.data.Dataset):
         self.dataset = dataset.cast_column("image", datasets.Image(decode=False)).with_format(None)
         self.image_processor = image_processor
         self.name = name
+        self.classes = _classes_of(dataset, name)  # None unless there are several labels per image
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -38,14 +42,33 @@ class ProcessedImages(torch.utils.data.Dataset):
             raise ResiDualError(f"{title} is missing (empty row); remove it.")
         pixels = pixel_values(self.image_processor, [to_rgb(stored, title)])[0]
         item = {"pixel_values": pixels}
-        return item | {"labels": row["label"]} if "label" in row else item
+        if "label" not in row:
+            return item
+        if self.classes is None:
+            return item | {"labels": row["label"]}
+        return item | {"labels": torch.from_numpy(multi_hot([row["label"]], self.classes)[0])}
+
+
+def _classes_of(dataset: Dataset, name: str) -> int | None:
+    """How many classes lists of labels are of; None where labels are no lists."""
+    item = item_of(dataset.features.get("label"))
+    if item is not None and not isinstance(item, ClassLabel):
+        raise ResiDualError(
+            f"the labels of {name} are lists of {item}: how many classes there are is not to be "
+            "seen. load_data(...) gives them names."
+        )
+    return None if item is None else int(item.num_classes)
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Items of `ProcessedImages` -> a batch: `pixel_values` (B, 3, H, W) and `labels` (B,)."""
+    """Items of `ProcessedImages` -> a batch: `pixel_values` (B, 3, H, W) and `labels`.
+
+    Those are (B,) int64, or with several labels per image (B, C) uint8.
+    """
     batch = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
     if "labels" in items[0]:
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
+        labels = [torch.as_tensor(item["labels"]) for item in items]
+        batch["labels"] = torch.stack(labels)
     return batch
 
 

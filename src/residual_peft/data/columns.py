@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Features
 
 from ..errors import ResiDualError
 from ..prompts import check_class_names
+from .label_lists import item_of, label_lists, labels_in, multi_hot
 
 IMAGE_COLUMNS = ("image", "img", "webp", "jpg", "jpeg", "png", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
@@ -63,6 +64,7 @@ def _image_column(features: Features, name: str) -> str:
 
 def _label_column(features: Features, image: str, name: str) -> str:
     typed = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    typed = typed or [c for c, f in features.items() if isinstance(item_of(f), ClassLabel)]
     candidates = typed or [column for column in features if column != image]
     if len(typed) == 1:
         return typed[0]
@@ -78,21 +80,26 @@ def _label_column(features: Features, image: str, name: str) -> str:
 def with_class_labels(
     parts: dict[str, Dataset], class_names: Iterable[str] | None, name: str
 ) -> tuple[tuple[str, ...], dict[str, Dataset]]:
-    """Class names, and the parts with their labels as ClassLabel of these names.
+    """Class names, and the parts with their labels as ClassLabel of these names, or lists of it.
 
     Raises:
         ResiDualError: labels of another kind, missing, outside the classes or without a meaning;
             bad class names.
     """
-    feature = parts[next(iter(parts))].features["label"]
-    kind = getattr(feature, "dtype", None)
-    if kind not in ("string", "large_string") and not str(kind).startswith(("int", "uint")):
+    features = [part.features["label"] for part in parts.values()]
+    several = has_lists(next(iter(parts.values())))
+    feature = item_of(features[0]) if several else features[0]
+    kind = str(getattr(feature, "dtype", None))
+    if not kind.startswith(("int", "uint", "string", "large_string")) or any(
+        (item_of(other) is not None) != several for other in features
+    ):
         raise ResiDualError(
-            f"the labels of {name} are {feature}; wanted one class per image, as a number or text."
+            f"the labels of {name} are {features[0]}; wanted one class per image, as a number or "
+            "text, or in all splits a list of them."
         )
     own = list(feature.names) if isinstance(feature, ClassLabel) else None
-    if own is None and str(kind).endswith("string"):
-        own = sorted({text for part in parts.values() for text in _column(part)} - {None})
+    if own is None and kind.endswith("string"):
+        own = sorted(_texts(parts))
         if class_names is not None and set(own) - set(given := list(class_names)):
             raise ResiDualError(
                 f"{name} has the label '{min(set(own) - set(given))}', which is none of the class "
@@ -106,12 +113,27 @@ def with_class_labels(
     names = check_class_names(own or [] if class_names is None else class_names)
     if own is not None and len(own) != len(names):
         raise ResiDualError(f"{name} has {len(own)} classes, got {len(names)} class names.")
-    return names, {split: _as_class_label(d, names, split, name) for split, d in parts.items()}
+    typed = label_lists if several else _as_class_label
+    return names, {split: typed(d, names, split, name) for split, d in parts.items()}
+
+
+def has_lists(dataset: Dataset) -> bool:
+    """Whether an image may have several labels: its column `label` holds lists."""
+    return item_of(dataset.features["label"]) is not None
+
+
+def _texts(parts: Mapping[str, Dataset]) -> set[str]:
+    """All labels that occur, none of them missing."""
+    found: set[Any] = set()
+    for part in parts.values():
+        for label in labels_in(part):
+            found.update(label if isinstance(label, list) else [label])
+    return found - {None}
 
 
 def _as_class_label(dataset: Dataset, names: tuple[str, ...], split: str, name: str) -> Dataset:
     feature = dataset.features["label"]
-    labels = _column(dataset)
+    labels = labels_in(dataset)
     if None in labels:
         raise ResiDualError(
             f"row {labels.index(None)} of {name}, split {split}, has no label; remove it."
@@ -121,10 +143,6 @@ def _as_class_label(dataset: Dataset, names: tuple[str, ...], split: str, name: 
     if isinstance(feature, ClassLabel) and tuple(feature.names) == names:
         return dataset  # a cast would write every image anew
     return dataset.cast_column("label", ClassLabel(names=list(names)))
-
-
-def _column(dataset: Dataset) -> list[Any]:
-    return dataset.select_columns(["label"])[:]["label"]
 
 
 def _check_range(
@@ -142,18 +160,25 @@ def _check_range(
 
 def check_labels(
     dataset: Dataset, names: tuple[str, ...], split: str, name: str
-) -> npt.NDArray[np.int64]:
-    """The labels (N,) of a split; a ResiDualError names the first row outside the classes."""
-    labels = np.asarray(_column(dataset), dtype=np.int64)
+) -> npt.NDArray[np.integer]:
+    """The labels of a split: (N,) class numbers, or of lists (N, C) zeros and ones.
+
+    Raises:
+        ResiDualError: labels outside the classes; it names the first such row.
+    """
+    if has_lists(dataset):
+        return multi_hot(labels_in(dataset), len(names))
+    labels = np.asarray(labels_in(dataset), dtype=np.int64)
     _check_range(labels, names, split, name)
     return labels
 
 
 def check_classes(
-    labels: Mapping[str, npt.NDArray[np.int64]], names: tuple[str, ...], source: str
+    labels: Mapping[str, npt.NDArray[np.integer]], names: tuple[str, ...], source: str
 ) -> None:
     """Raise a ResiDualError that names the classes with no image in any split."""
-    counts = np.bincount(np.concatenate(list(labels.values())), minlength=len(names))
+    every = np.concatenate(list(labels.values()))
+    counts = every.sum(0) if every.ndim == 2 else np.bincount(every, minlength=len(names))
     if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
         listed = ", ".join(f"'{name}'" for name in empty[:5])
         raise ResiDualError(

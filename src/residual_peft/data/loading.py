@@ -5,13 +5,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from datasets import Dataset, DatasetDict
 
 from ..errors import ResiDualError
-from .columns import check_classes, check_labels, standard_columns, with_class_labels
+from .columns import (
+    check_classes,
+    check_labels,
+    has_lists,
+    standard_columns,
+    with_class_labels,
+)
 from .sources import CANONICAL_SPLIT, SPLIT_NAMES, find
+from .stratification import iterative_split, stratified_split
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +26,17 @@ class ImageData:
     """Labelled images, split.
 
     Attributes:
-        splits: some of "train", "validation" and "test", each with the columns `image` and `label`.
+        splits: some of "train", "validation" and "test", each with the columns `image` and `label`:
+            a ClassLabel, or with `multi_label` a list of it, increasing and perhaps empty.
         class_names: one name per label.
         source: where they came from, for messages and cards.
+        multi_label: whether an image may have several labels, or none.
     """
 
     splits: DatasetDict
     class_names: tuple[str, ...]
     source: str
+    multi_label: bool = False
 
     def __getitem__(self, split: str) -> Dataset:
         if split not in self.splits:
@@ -69,6 +77,9 @@ def load_data(
 ) -> ImageData:
     """Load images with labels and see to it that they can be trained and tested on.
 
+    A column of lists (of class numbers or class names) gives images several labels, or none. Splits
+    that are missing are cut so that each has every label in the same share.
+
     Args:
         source: a folder with one folder of images per class (with or without train, validation and
             test folders above them), a directory that `Dataset.save_to_disk` wrote, a Hub id, a
@@ -105,44 +116,12 @@ def load_data(
     shares = {s: share for s, share in wanted.items() if share and s not in labelled}
     if "train" in labelled and shares:
         whole = labelled["train"]
-        rows = stratified_split(labels["train"], shares, seed, names)
-        labelled |= {split: whole.select(indices) for split, indices in rows.items()}
+        split = iterative_split if has_lists(whole) else stratified_split
+        rows = split(labels["train"], shares, seed, names)
+        labelled |= {part: whole.select(indices) for part, indices in rows.items()}
     ordered = {split: labelled[split] for split in SPLIT_NAMES if split in labelled}
-    return ImageData(DatasetDict(ordered), names, name)
-
-
-def stratified_split(
-    labels: npt.NDArray[np.int64],
-    shares: Mapping[str, float],
-    seed: int,
-    class_names: tuple[str, ...] | None = None,
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Cut rows into "train" and the given parts, each class in the same shares.
-
-    Every class keeps at least one row in every part. Rows stay in order within a part.
-
-    Raises:
-        ResiDualError: shares that leave nothing to train on, or a class with too few rows.
-    """
-    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise ResiDualError(f"wanted shares between 0 and 1 that leave a rest, got {dict(shares)}.")
-    generator = np.random.default_rng(seed)
-    parts: dict[str, list[npt.NDArray[np.int64]]] = {"train": [], **{name: [] for name in shares}}
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        if len(rows) <= len(shares):
-            title = class_names[label] if class_names else label
-            raise ResiDualError(
-                f"class '{title}' has {len(rows)} image(s), too few to give one each to train, "
-                f"{' and '.join(shares)}; add images or bring your own splits."
-            )
-        for name, share in shares.items():
-            # what is left must still give every later part and train one row
-            count = min(max(1, round(share * len(labels[labels == label]))), len(rows) - 1)
-            parts[name].append(rows[:count])
-            rows = rows[count:]
-        parts["train"].append(rows)
-    return {name: np.sort(np.concatenate(rows)) for name, rows in parts.items()}
+    several = any(map(has_lists, ordered.values()))
+    return ImageData(DatasetDict(ordered), names, name, several)
 
 
 def _choose_splits(
