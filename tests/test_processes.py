@@ -17,9 +17,11 @@ from .models import Size
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("one")
+    out, threads = tmp_path_factory.mktemp("one"), torch.get_num_threads()
+    torch.set_num_threads(1)  # as `launch` does: products round otherwise with more
     torch.save(several_processes.bases(1, 0), out / "bases0.pt")
     several_processes.stores(out, across_processes=False)
+    torch.set_num_threads(threads)
     return out
 
 

@@ -1,12 +1,13 @@
 """One forward pass -> what every unit wrote to the readout, and the proof that it is all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .anatomy import TowerAnatomy, Unit, base_model, find_tower
 from .errors import ResiDualError
@@ -214,8 +215,16 @@ class _Streams:
         """Return what all heads of a layer wrote together."""
         seen = self.capture.heads[layer]
         assert seen is not None
-        weight, bias = self.anatomy.stream_weight(layer)
-        return self.anatomy.float64(seen) @ weight.transpose(1, 2).flatten(0, 1) + bias
+        part = self.anatomy.layers[layer]
+        written = functional.linear(
+            self.anatomy.float64(seen),
+            self.anatomy.float64(part.output_projection.weight),
+            None
+            if part.output_projection.bias is None
+            else self.anatomy.float64(part.output_projection.bias),
+        )
+        scale = part.attention_scale
+        return written if scale is None else written * self.anatomy.float64(scale)
 
 
 def check_exact(anatomy: TowerAnatomy, capture: Capture, readout: Tensor) -> None:
@@ -243,12 +252,12 @@ def check_exact(anatomy: TowerAnatomy, capture: Capture, readout: Tensor) -> Non
     _check_close("the final norm's input", total, stream, terms, tolerance)
     matrix = anatomy.readout_matrix()
     summed = total @ matrix.T / streams.sigma + anatomy.readout_bias()
-    terms = [term @ matrix.T / streams.sigma for term in terms]
-    _check_close("the readout", summed, anatomy.float64(readout), terms, tolerance)
+    parts = torch.stack(terms) @ matrix.T / streams.sigma
+    _check_close("the readout", summed, anatomy.float64(readout), parts.unbind(), tolerance)
 
 
 def _check_close(
-    where: str, summed: Tensor, seen: Tensor, terms: list[Tensor], tolerance: float
+    where: str, summed: Tensor, seen: Tensor, terms: Sequence[Tensor], tolerance: float
 ) -> None:
     """Compare a sum of terms (B, n) with what the model computed, sample by sample."""
     if not bool(seen.isfinite().all() and summed.isfinite().all()):

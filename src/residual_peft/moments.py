@@ -36,10 +36,22 @@ class Moments:
         if len(batch) == 0:
             return
         batch = batch.detach().double()
-        mean = batch.mean(0)
-        centred = batch - mean
-        m2 = centred.movedim(0, -1) @ centred.movedim(0, -2)
-        self.merge(Moments(len(batch), mean, m2))
+        size, mean = len(batch), batch.mean(0)
+        rows = (batch - mean).movedim(0, -2)  # (*S, B, n)
+        if self.count == 0:
+            self.count, self.mean, self.m2 = size, mean, rows.mT @ rows
+            return
+        self._check_shape(mean)
+        count = self.count + size
+        delta = mean - self.mean
+        # what the means' distance adds is one more row: a single product, and nothing of the size
+        # of `m2` beside it
+        weight, width = self.count * size / count, delta.shape[-1]
+        left = torch.cat([rows, weight * delta.unsqueeze(-2)], dim=-2).view(-1, size + 1, width)
+        right = torch.cat([rows, delta.unsqueeze(-2)], dim=-2).view(-1, size + 1, width)
+        self.m2.view(-1, width, width).baddbmm_(left.mT, right)
+        self.mean = self.mean + delta * (size / count)
+        self.count = count
 
     def merge(self, other: "Moments") -> None:
         """Add what another has seen, as if its samples had been added here; `other` stays.
@@ -50,19 +62,22 @@ class Moments:
         if other.count == 0:
             return
         if self.count == 0:
-            self.count, self.mean, self.m2 = other.count, other.mean, other.m2
+            # m2 is added to in place, and the other stays
+            self.count, self.mean, self.m2 = other.count, other.mean, other.m2.clone()
             return
-        if other.mean.shape != self.mean.shape:
-            raise ValueError(
-                f"cannot merge moments of shape {tuple(other.mean.shape)} into "
-                f"{tuple(self.mean.shape)}"
-            )
+        self._check_shape(other.mean)
         count = self.count + other.count
         delta = other.mean.to(self.mean.device) - self.mean
         outer = delta.unsqueeze(-1) * delta.unsqueeze(-2)
         self.m2 = self.m2 + other.m2.to(self.m2.device) + outer * (self.count * other.count / count)
         self.mean = self.mean + delta * (other.count / count)
         self.count = count
+
+    def _check_shape(self, mean: Tensor) -> None:
+        if mean.shape != self.mean.shape:
+            raise ValueError(
+                f"cannot merge moments of shape {tuple(mean.shape)} into {tuple(self.mean.shape)}"
+            )
 
     def across_processes(self, shape: tuple[int, ...], device: torch.device) -> "Moments":
         """What all processes of `torch.distributed` have seen, the same in each to the last bit.
