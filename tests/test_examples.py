@@ -111,6 +111,16 @@ def check_explanation(lines: list[str]) -> None:
     assert len(lines) == 11
 
 
+def check_several_labels(lines: list[str]) -> None:
+    assert lines[0] == "20 classes, 598 images to learn from"
+    scores = {line.split(":")[0]: numbers(line) for line in lines[1:4]}
+    assert list(scores) == ["mean_average_precision", "micro_f1", "exact_match"]
+    assert scores["exact_match"][1] > scores["exact_match"][0] + 0.1
+    assert min(after for _, after in scores.values()) > 0.9
+    assert re.fullmatch(r"the first test image: \w+(, \w+)?", lines[4])
+    assert len(lines) == 5
+
+
 CHECKS = {
     "analyse_heads.py": check_analysis,
     "explain_adapter.py": check_explanation,
@@ -119,6 +129,7 @@ CHECKS = {
     "fit_from_coordinates.py": check_coordinates,
     "load_and_predict.py": check_prediction,
     "many_tasks.py": check_many_tasks,
+    "several_labels.py": check_several_labels,
     "several_processes.py": check_several_processes,
     "two_adapters.py": check_two_adapters,
 }

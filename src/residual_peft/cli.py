@@ -17,7 +17,7 @@ from .errors import ResiDualError
 from .experiments import METHODS, Row
 from .files import write_json
 from .fitting import evaluate_adapter, fit_adapter
-from .hub import DEMO_MODEL, REPORT, push_directory
+from .hub import DEMO_MODEL, REPORT, RUN_DIRECTORY, push_directory
 from .reporting import HEADERS, table_cells, write_report
 from .run_record import RunRecord
 from .studies import study_adapter, study_model, write_study
@@ -95,12 +95,16 @@ def fit(
         license=license,
         words=words,
     )
-    before, after = done.zero_shot["accuracy"], done.adapted["accuracy"]
-    print(f"zero-shot {before:.3f} -> adapted {after:.3f} (test images)")
+    name = "accuracy" if "accuracy" in done.adapted else "mean_average_precision"
+    before, after = done.zero_shot[name], done.adapted[name]
+    measured = "" if name == "accuracy" else "mean average precision, "
+    print(f"zero-shot {before:.3f} -> adapted {after:.3f} ({measured}test images)")
     encoding, fitting = done.encoding_seconds, done.fitting_seconds
     print(f"{encoding:.1f} s to read the images, {fitting:.1f} s to fit the gains")
     print(f"The adapter is in {out}.")
-    if report:
+    if report and not (out / RUN_DIRECTORY).is_dir():
+        print("There is no report: it counts right and wrong images, with one label each.")
+    elif report:
         write_report(RunRecord.load(out), out / REPORT)
         print(f"The report is {out / REPORT}")
 

@@ -11,17 +11,32 @@ from torch import Tensor
 from .data import ProcessedImages, batches, with_progress
 from .decomposition import run_tower
 from .errors import ResiDualError
-from .metrics import Array, classification_metrics, confusion_matrix, per_class_recall
+from .metrics import (
+    Array,
+    classification_metrics,
+    confusion_matrix,
+    multi_label_metrics,
+    per_class_recall,
+)
 from .zero_shot import ZeroShotClassifier
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier said of N images, and how good it was."""
+    """What a classifier said of N images, and how good it was.
+
+    With several labels per image, `labels` are zeros and ones (N, C); `recalls` and `confusion` are
+    for one label per image.
+    """
 
     class_names: tuple[str, ...]
     logits: Tensor  # (N, C)
-    labels: Tensor  # (N,)
+    labels: Tensor  # (N,), or (N, C)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
 
     @property
     def predictions(self) -> Tensor:
@@ -30,7 +45,9 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Accuracy, top-5 accuracy and mean per-class recall."""
+        """Accuracy, top-5 accuracy and mean per-class recall; or those of `multi_label_metrics`."""
+        if self.multi_label:
+            return multi_label_metrics(self.logits, self.labels)
         return classification_metrics(self.logits, self.labels)
 
     @property

@@ -1,6 +1,7 @@
 """From names to an adapter on disk, and from an adapter on disk to its scores."""
 
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -16,7 +17,12 @@ from transformers import Trainer
 from .analysis import TextDictionary
 from .backbones import Backbone, load_backbone
 from .cards import CardFacts
-from .coordinates import Coordinates, collect_coordinates, collect_with_basis
+from .coordinates import (
+    Coordinates,
+    collect_coordinates,
+    collect_readouts,
+    collect_with_basis,
+)
 from .data import ImageData, batches, load_data
 from .describing import dictionary_for
 from .errors import ResiDualError
@@ -26,7 +32,7 @@ from .objectives import Objective
 from .prompts import DEFAULT_TEMPLATES
 from .recording import record_run, run_facts
 from .solvers import solve_gains, strength_path
-from .training import trainer_kwargs, training_arguments
+from .training import MULTI_LABEL_METRIC, trainer_kwargs, training_arguments
 from .tuner import ResiDualConfig, fit_bases, gains_of
 from .zero_shot import ZeroShotClassifier
 
@@ -82,6 +88,7 @@ def fit_adapter(
     One pass over the training images gives bases and coordinates; then the convex objective is
     solved (`solve_gains`) with the strength of its ridge chosen on the validation images. In `run`
     beside the adapter lies a `RunRecord`: numbers and small pictures that a report is drawn from.
+    Data with several labels per image are fitted with a sigmoid per class, and leave no record.
 
     Args:
         model: a CLIP's directory or Hub id.
@@ -114,8 +121,9 @@ def fit_adapter(
         images.class_names,
         templates or DEFAULT_TEMPLATES,
         image_processor=backbone.image_processor,
+        multi_label=images.multi_label,
     )
-    dictionary = _dictionary(backbone, words)  # before any work is done
+    dictionary = None if images.multi_label else _dictionary(backbone, words)  # before any work
     fit = _by_trainer if trainer else _from_coordinates
     done = fit(classifier, images, backbone, config, seed)
     card = _facts_of(data, images, done.report, seed, license)
@@ -148,6 +156,10 @@ def _leave_record(
     card: CardFacts,
     dictionary: TextDictionary | None,
 ) -> None:
+    (out / REPORT).unlink(missing_ok=True)  # that of an earlier fit would speak of another adapter
+    if images.multi_label:  # a report counts images that are right or wrong
+        shutil.rmtree(out / RUN_DIRECTORY, ignore_errors=True)
+        return
     facts = run_facts(
         classifier,
         out,
@@ -164,7 +176,6 @@ def _leave_record(
         classifier, images.test, done.before, done.after, facts, done.rows, dictionary
     )
     record.save(out / RUN_DIRECTORY)
-    (out / REPORT).unlink(missing_ok=True)  # that of an earlier fit would speak of another adapter
 
 
 def _from_coordinates(
@@ -184,26 +195,29 @@ def _from_coordinates(
     held_out = batches(images.validation, processor, name="the validation split")
     validation = collect_coordinates(model, held_out, progress=True)
     encoded = time.perf_counter()
-    objective = Objective(normalized=False)
-    strength = strength_path(classifier, train, validation, objective=objective, progress=True).best
-    chosen = Objective(normalized=False, strength=strength)
+    bias_before = classifier.fit_bias(train.readout, train.labels) if images.multi_label else 0.0
+    strength = strength_path(classifier, train, validation, progress=True).best
+    loss: Any = "sigmoid" if classifier.multi_label else "softmax"
+    chosen = Objective(normalized=False, loss=loss, strength=strength)
     solve_gains(classifier, train, objective=chosen, progress=True)
     fitted = time.perf_counter()
     test = batches(images.test, processor, name="the test split")
     rows = collect_coordinates(model, test, progress=True)
     with torch.no_grad():
         adapted = rows.adapted(gains_of(model).detach().cpu())
-    before, after = (_evaluated(classifier, y, rows.labels) for y in (rows.readout, adapted))
+    after = _evaluated(classifier, adapted, rows.labels, classifier.logit_bias)
+    before = _evaluated(classifier, rows.readout, rows.labels, bias_before)
     report = FitReport(before.metrics, after.metrics, encoded - started, fitted - encoded, strength)
     method = "one pass over the images, then a convex problem with one solution"
     return _Fitted(report, before, after, rows, method, len(train) + len(validation))
 
 
 def _evaluated(
-    classifier: ZeroShotClassifier, readout: torch.Tensor, labels: torch.Tensor
+    classifier: ZeroShotClassifier, readout: torch.Tensor, labels: torch.Tensor, bias: float
 ) -> Evaluation:
     classifier.check_labels(labels)
-    return Evaluation(classifier.class_names, classifier.logits(readout).cpu(), labels)
+    logits = classifier.scaled_cosines(readout).cpu()
+    return Evaluation(classifier.class_names, logits + bias if bias else logits, labels)
 
 
 def _by_trainer(
@@ -214,15 +228,20 @@ def _by_trainer(
     seed: int,
 ) -> _Fitted:
     """Bases by a pass of their own, then the Trainer."""
+    train = batches(images.train, backbone.image_processor, name="the training split")
+    options: dict[str, Any] = {"seed": seed, "disable_tqdm": False}
+    if images.multi_label:
+        seen = collect_readouts(backbone.model, train, progress=True)
+        classifier.fit_bias(seen.readout, seen.labels)
+        options["metric_for_best_model"] = MULTI_LABEL_METRIC
     before = evaluate(classifier, images.test, name="the test split", progress=True)
     started = time.perf_counter()
     config = config or ResiDualConfig(seed=seed)
     classifier.model = get_peft_model(backbone.model, config)
-    train = batches(images.train, backbone.image_processor, name="the training split")
     fit_bases(classifier.model, train, progress=True)
     encoded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        settings = training_arguments(folder, seed=seed, disable_tqdm=False)
+        settings = training_arguments(folder, **options)
         Trainer(**trainer_kwargs(classifier, images, settings)).train()
     fitted = time.perf_counter()
     after = evaluate(classifier, images.test, name="the test split", progress=True)

@@ -76,6 +76,39 @@ def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
     return float(average_precision_score(targets[:, present], values[:, present], average="macro"))
 
 
+def multi_label_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """How good logits are where an image may have several labels, or none.
+
+    Args:
+        scores: logits (N, C), their bias included: a class is named from 0 on, a probability of
+            one half.
+        labels: zeros and ones (N, C).
+
+    Returns:
+        `mean_average_precision`; `micro_f1`, over all images and classes at once; `macro_f1`, the
+        mean over the classes that occur; `exact_match`, the share of images with just their labels.
+
+    Raises:
+        ResiDualError: shapes that differ, or no image with any label.
+    """
+    values, targets = _numpy(scores), _numpy(labels)
+    if values.ndim != 2 or values.shape != targets.shape:
+        raise ResiDualError(
+            f"wanted logits and labels (images, classes), got shapes {tuple(values.shape)} and "
+            f"{tuple(targets.shape)}."
+        )
+    precision = mean_average_precision(values, targets)
+    named, real = values >= 0, targets.astype(bool)
+    hits, all_named, all_real = (named & real).sum(0), named.sum(0), real.sum(0)
+    by_class = 2 * hits / np.maximum(all_named + all_real, 1)
+    return {
+        "mean_average_precision": precision,
+        "micro_f1": float(2 * hits.sum() / (all_named.sum() + all_real.sum())),
+        "macro_f1": float(by_class[all_real > 0].mean()),
+        "exact_match": float((named == real).all(axis=1).mean()),
+    }
+
+
 def confusion_matrix(scores: ArrayLike, labels: ArrayLike) -> Array:
     """Counts (C, C): row = label, column = prediction."""
     values, targets = _checked(scores, labels)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .errors import ResiDualError
 
@@ -98,14 +97,11 @@ def best_bias(logits: Tensor, labels: Tensor, limit: float, weights: Tensor | No
         weights: of each class's positives, (C,).
     """
     targets = labels.to(logits)
-    weights = None if weights is None else weights.to(logits)
+    weights = torch.ones_like(logits[0]) if weights is None else weights.to(logits)
     low, high = -limit, limit
     for _ in range(60):
         middle = (low + high) / 2
-        bias = torch.tensor(middle, dtype=logits.dtype, device=logits.device, requires_grad=True)
-        functional.binary_cross_entropy_with_logits(
-            logits + bias, targets, pos_weight=weights, reduction="sum"
-        ).backward()
-        assert bias.grad is not None
-        low, high = (middle, high) if bias.grad < 0 else (low, middle)
+        probabilities = (logits + middle).sigmoid()
+        slope = (1 - targets) * probabilities - weights * targets * (1 - probabilities)
+        low, high = (middle, high) if float(slope.double().sum()) < 0 else (low, middle)
     return (low + high) / 2

@@ -126,6 +126,7 @@ def study_model(
     if images < 2:
         raise ResiDualError(f"wanted at least two images of each split, got images={images}.")
     found = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
+    _check_one_label(found)
     clip = load_backbone(model)
     classifier = ZeroShotClassifier.from_text(
         clip.model, clip.tokenizer, found.class_names, templates or DEFAULT_TEMPLATES
@@ -251,6 +252,7 @@ def study_adapter(
             f"wanted data with the adapter's classes ({', '.join(classifier.class_names)}), got "
             f"{', '.join(found.class_names)}; use the data that it was fitted for."
         )
+    _check_one_label(found)
     loader = batches(found[split], classifier.image_processor, name=f"the split '{split}'")
     rows = collect_coordinates(classifier.model, loader, progress=progress)
     explanation = explain_adapter(classifier, rows)
@@ -266,6 +268,14 @@ def study_adapter(
         words=tuple(said),
         images={str(path): explain_image(classifier, str(path)) for path in images},
     )
+
+
+def _check_one_label(data: ImageData) -> None:
+    if data.multi_label:
+        raise ResiDualError(
+            f"'{data.source}' has several labels per image: analyses from names are for one. In "
+            "Python, most of residual_peft.analysis needs no labels."
+        )
 
 
 def _contributions(

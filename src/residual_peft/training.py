@@ -8,6 +8,7 @@ Everything in it can also be passed piece by piece, as users write it.
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -22,11 +23,13 @@ from transformers import (
 
 from .data import ImageData, ProcessedImages, collate
 from .errors import ResiDualError
-from .metrics import classification_metrics
+from .metrics import classification_metrics, multi_label_metrics
 from .zero_shot import ZeroShotClassifier, readout_of
 
 LEARNING_RATE, BATCH_SIZE, EPOCHS, PATIENCE = 0.8, 64, 30, 5
 """The paper's settings for gains (`paper-facts.md`)."""
+MULTI_LABEL_METRIC = "mean_average_precision"
+"""What a model for several labels per image is chosen by."""
 
 
 def training_arguments(output_dir: str | os.PathLike[str], **options: Any) -> TrainingArguments:
@@ -34,6 +37,9 @@ def training_arguments(output_dir: str | os.PathLike[str], **options: Any) -> Tr
 
     Schedule-free AdamW at 0.8 without a schedule or clipping, batches of 64, at most 30 epochs, one
     evaluation and one checkpoint per epoch, the best by validation accuracy loaded at the end.
+
+    For several labels per image, name what to choose by:
+    `training_arguments(out, metric_for_best_model=MULTI_LABEL_METRIC)`.
 
     Three settings are not a matter of taste: the images must not be removed as an unused column,
     labels must be named since CLIP's forward has none, and early stopping must remember its count
@@ -88,6 +94,12 @@ def trainer_kwargs(
         raise ResiDualError(
             f"the data have {len(data.class_names)} classes, the classifier "
             f"{len(classifier.class_names)}; make it from data.class_names."
+        )
+    if data.multi_label != classifier.multi_label:
+        raise ResiDualError(
+            f"the data have {'several labels' if data.multi_label else 'one label'} per image, the "
+            f"classifier is for {'several' if classifier.multi_label else 'one'}: make it with "
+            "multi_label=data.multi_label."
         )
     evaluated = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
     if evaluated and "validation" not in data.splits:
@@ -161,8 +173,14 @@ class LogitsForMetrics:
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, top-5 accuracy and mean per-class recall of logits (N, C), for the Trainer."""
-    return classification_metrics(prediction.predictions, prediction.label_ids)
+    """Metrics of logits (N, C) for the Trainer.
+
+    Of labels (N,) accuracy, top-5 accuracy and mean per-class recall; of (N, C) zeros and ones
+    those of `multi_label_metrics`.
+    """
+    labels = np.asarray(prediction.label_ids)
+    measure = multi_label_metrics if labels.ndim == 2 else classification_metrics
+    return measure(prediction.predictions, labels)
 
 
 def _processed(classifier: ZeroShotClassifier, dataset: Dataset, name: str) -> ProcessedImages:

@@ -91,7 +91,7 @@ def spectrum(view: UnitView) -> Markup:
     parts: list[Markup] = []
     for power in range(0, decades + 1, 1 if decades <= 3 else 2):
         y = _TOP + (_FLOOR - _TOP) * power / decades
-        parts += _gridline(y, "1" if power == 0 else f"{10.0**-power:g}")
+        parts += _gridline(y, f"{10.0**-power:g}" if power < 5 else f"1e−{power}")
     for place, value in zip(places, values, strict=True):
         depth = min(-math.log10(max(float(value), 1e-9)), decades)
         y = _TOP + (_FLOOR - _TOP) * depth / decades

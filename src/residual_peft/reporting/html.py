@@ -57,6 +57,7 @@ def report_html(record: RunRecord) -> str:
         .render(
             record=record,
             facts=record.facts,
+            heading=_heading(record),
             found=found,
             change=found.change,
             rows=found.classes if few else found.classes[:CHANGED_CLASSES],
@@ -72,6 +73,13 @@ def report_html(record: RunRecord) -> str:
             demo_model=DEMO_MODEL,
         )
     )
+
+
+def _heading(record: RunRecord) -> str:
+    name = record.facts.dataset
+    if name == "the dataset":  # what `load_data` calls one that came without a name
+        name = f"{len(record.class_names):,} classes"
+    return record.facts.title or f"{name}, before and after adapting CLIP"
 
 
 def _heatmaps(found: Findings) -> list[tuple[str, list[list[tuple[int, str]]]]]:
