@@ -12,7 +12,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.experiments import METHODS
 from residual_peft.fitting import fit_adapter
 from residual_peft.reporting import report_html, write_report
-from residual_peft.run_record import RunRecord
+from residual_peft.run_record import RunRecord, Words
 
 from ..records import gain_record, record
 from ..training_case import save_clip
@@ -42,7 +42,8 @@ def test_the_headline_says_it_in_plain_words() -> None:
     assert "The adapter made it worse, by more than chance" in worse
     assert "a : 180 → 100 of 200 images (−40.0 points), more than chance makes" in worse
     same = text(replace(made, after=before))
-    assert "The adapter changed nothing in the number of images that are recognised" in same
+    assert "0.0 points" in same
+    assert "No image changed side." in same
 
 
 def test_a_small_difference_is_called_one() -> None:
@@ -62,9 +63,24 @@ def test_sections_without_anything_to_show_are_left_out() -> None:
     assert "Images that changed side" not in shown
     assert "Where in the model" in text(record())
     assert "The components that did most" in text(record())
+    assert "pets, before and after adapting CLIP" in shown
+    nameless = replace(record(), facts=replace(record().facts, dataset="the dataset"))
+    assert "3 classes, before and after adapting CLIP" in text(nameless)
     assert "in a local directory" not in shown
     local = replace(record().facts, base_model="clip")
     assert "The base model lies in a local directory" in text(replace(record(), facts=local))
+
+
+def test_words_stand_below_what_they_describe() -> None:
+    made = record()
+    unit = made.gains.units[0]
+    texts = (("a stripe", 0.5), ("a <b>dot</b>", -0.25))
+    shown = text(replace(made, words=(Words(unit, 0, texts, 0.42),)))
+    assert "writes + a stripe ; − a <b>dot</b> (42 % of its direction)" in shown
+    assert "which end is which is arbitrary" in shown
+    whole = text(replace(made, words=(Words(unit, None, texts),)))
+    assert "its whole unit writes + a stripe" in whole
+    assert "which end is which" not in text(made)
 
 
 def test_a_thousand_classes_fit_in_a_page() -> None:
@@ -112,4 +128,6 @@ def test_every_method_of_the_paper_has_a_report(method: str, tmp_path: Path) -> 
     shown = text(made)
     assert ("Mean gain" in shown) == (method != "rd_y")
     assert ("Spectra of the units" in shown) == (method != "coarse")
+    assert ("The units that did most" in shown) == (method == "coarse")
+    assert ("Each attention head and MLP writes" in shown) == (method != "rd_y")
     assert not re.search(r"\bnan\b", shown)
