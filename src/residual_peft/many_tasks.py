@@ -34,18 +34,19 @@ from .tuner import (
     active_adapter,
     base_of,
     check_directory,
-    compose,
+    compose_offsets,
     coordinates_of,
     gains_of,
     load_adapter,
+    offsets_of,
     readout_state,
 )
 from .tuner.mixing import BASE, each_its_own, giving_names
 from .tuner.readout import readouts
 from .zero_shot import ZeroShotClassifier, evaluating, pixel_batches
 
-BLOCK = 8
-"""Tasks that share one product. See `_Task`."""
+BLOCK = 25
+"""Tasks that share one product, see `_Task`: with fewer, the directions are read too often."""
 
 NameOrPath = str | os.PathLike[str]
 
@@ -396,17 +397,21 @@ class TaskSet:
                 states[id(state)] = state
                 blocks.setdefault((id(state), task.block), []).append(index)
         readouts = [seen.readout] * len(tasks)
-        common: dict[int, tuple[Tensor, Tensor]] = {}
+        common: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for (key, _), members in blocks.items():
             state = states[key]
             if key not in common:
                 assert seen.capture is not None
-                common[key] = base_of(state, seen.readout), coordinates_of(state, seen.capture)
-            base, coordinates = common[key]
-            gains = coordinates.new_full((BLOCK, 1, state.num_gains), state.settings.neutral)
+                coordinates = coordinates_of(state, seen.capture)
+                # one for all blocks: fresh memory takes as long as filling it
+                room = coordinates.new_empty((BLOCK, *coordinates.shape))
+                common[key] = base_of(state, seen.readout), coordinates, room
+            base, coordinates, room = common[key]
+            offsets = coordinates.new_zeros((BLOCK, 1, coordinates.shape[1]))
             for index in members:
-                gains[tasks[index].place, 0] = gains_of(self.model, tasks[index].adapter)
-            adapted = compose(state, base, coordinates, gains)  # (BLOCK, B, d)
+                gains = gains_of(self.model, tasks[index].adapter)
+                offsets[tasks[index].place, 0] = offsets_of(state, gains)
+            adapted = compose_offsets(state, base, coordinates, offsets, room)  # (BLOCK, B, d)
             for index in members:
                 readouts[index] = adapted[tasks[index].place]
         return readouts

@@ -19,7 +19,14 @@ from .adapters import (
     restart_gains,
 )
 from .config import PRESETS, ResiDualConfig, ResiDualType
-from .gains import ReadoutState, base_of, compose, coordinates_of
+from .gains import (
+    ReadoutState,
+    base_of,
+    compose,
+    compose_offsets,
+    coordinates_of,
+    offsets_of,
+)
 from .hotswap import hotswap_adapter
 from .loading import check_directory, load_adapter
 from .model import PREFIX, ResiDualModel
@@ -41,6 +48,7 @@ __all__ = [
     "base_of",
     "check_directory",
     "compose",
+    "compose_offsets",
     "coordinates_of",
     "fit_bases",
     "gains_by_module",
@@ -48,6 +56,7 @@ __all__ = [
     "gains_of",
     "hotswap_adapter",
     "load_adapter",
+    "offsets_of",
     "put_basis",
     "readout_config",
     "readout_state",

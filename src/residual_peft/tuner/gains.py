@@ -186,10 +186,26 @@ def compose(state: ReadoutState, base: Tensor, coordinates: Tensor, gains: Tenso
         coordinates: `coordinates_of` the capture (B, K).
         gains: λ, one per component (K,) or per unit (U,), or a row of them per sample (B, ...).
     """
-    gains = gains.to(state.directions.dtype) - state.settings.neutral
+    return compose_offsets(state, base, coordinates, offsets_of(state, gains))
+
+
+def offsets_of(state: ReadoutState, gains: Tensor) -> Tensor:
+    """λ − neutral at each component, (..., K), of gains (..., K) or (..., U)."""
+    offsets = gains.to(state.directions.dtype) - state.settings.neutral
     if state.settings.per_unit:
-        gains = gains.index_select(-1, state.gain_index)
-    return base + (coordinates * gains) @ state.directions
+        offsets = offsets.index_select(-1, state.gain_index)
+    return offsets
+
+
+def compose_offsets(
+    state: ReadoutState,
+    base: Tensor,
+    coordinates: Tensor,
+    offsets: Tensor,
+    room: Tensor | None = None,
+) -> Tensor:
+    """`compose`, from `offsets_of` the gains; `room` takes c ⊙ offsets where no gradient is due."""
+    return base + torch.mul(coordinates, offsets, out=room) @ state.directions
 
 
 def _whole_space(anatomy: TowerAnatomy, unit: Unit, factors: dict[Unit, Tensor]) -> Tensor:
