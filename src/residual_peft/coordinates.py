@@ -164,7 +164,7 @@ def collect_with_basis(
     """Fit an adapter's bases and collect its coordinates in one pass over the same images.
 
     What `fit_bases` and then `collect_coordinates` give, for one forward per image: what the heads
-    and MLPs wrote is kept as it is, (L · 2D + D) numbers per image at most, until the basis is
+    and MLPs wrote is kept as it is, (2 L + 2) D numbers per image at most, until the basis is
     known. The units of every batch are checked to add up.
 
     Args:
