@@ -71,3 +71,12 @@ def test_what_is_said_of_heads_gains_and_words_was_measured() -> None:
     hit = hits["share_from_0.3"]
     share, chance = hit["hit_rate"], hit["dealt_at_random"]
     assert f"in {100 * share:.0f} % of the cases, by chance {100 * chance:.0f} %" in text
+
+
+def test_the_table_of_speed_is_what_the_benchmark_wrote() -> None:
+    found = results("speed")
+    headers = ("what", "against", "asked", "reached", "holds")
+    text = README.read_text()
+    assert markdown_table(headers, found["table"]) in text
+    assert found["machine"]["processor"].split(",")[0] in text
+    assert len(found["table"]) == len(found["rows"])
