@@ -40,7 +40,7 @@ class Readouts:
     """What a pass over N labelled images leaves: the readouts of the unadapted model."""
 
     readout: Tensor  # y (N, d)
-    labels: Tensor  # (N,)
+    labels: Tensor  # (N,), or with several per image zeros and ones (N, C)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,7 +97,8 @@ def collect_readouts(
 
     Args:
         model: adapted or not.
-        batches: mappings with `pixel_values` (B, C, H, W) and `labels` (B,), as `data.batches`.
+        batches: mappings with `pixel_values` (B, 3, H, W) and `labels` (B,), or (B, C) zeros
+            and ones, as `data.batches`.
         progress: True for a bar, or what to call after each batch with its number of images.
 
     Raises:

@@ -40,8 +40,8 @@ class Evaluation:
 
     @property
     def predictions(self) -> Tensor:
-        """The class of the highest logit, (N,)."""
-        return self.logits.argmax(-1)
+        """The class of the highest logit, (N,); or which of several are likely, bool (N, C)."""
+        return self.logits >= 0 if self.multi_label else self.logits.argmax(-1)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -32,7 +32,7 @@ from .objectives import Objective
 from .prompts import DEFAULT_TEMPLATES
 from .recording import record_run, run_facts
 from .solvers import solve_gains, strength_path
-from .training import MULTI_LABEL_METRIC, trainer_kwargs, training_arguments
+from .training import trainer_kwargs, training_arguments
 from .tuner import ResiDualConfig, fit_bases, gains_of
 from .zero_shot import ZeroShotClassifier
 
@@ -229,11 +229,9 @@ def _by_trainer(
 ) -> _Fitted:
     """Bases by a pass of their own, then the Trainer."""
     train = batches(images.train, backbone.image_processor, name="the training split")
-    options: dict[str, Any] = {"seed": seed, "disable_tqdm": False}
     if images.multi_label:
         seen = collect_readouts(backbone.model, train, progress=True)
         classifier.fit_bias(seen.readout, seen.labels)
-        options["metric_for_best_model"] = MULTI_LABEL_METRIC
     before = evaluate(classifier, images.test, name="the test split", progress=True)
     started = time.perf_counter()
     config = config or ResiDualConfig(seed=seed)
@@ -241,7 +239,7 @@ def _by_trainer(
     fit_bases(classifier.model, train, progress=True)
     encoded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        settings = training_arguments(folder, **options)
+        settings = training_arguments(folder, seed=seed, disable_tqdm=False)
         Trainer(**trainer_kwargs(classifier, images, settings)).train()
     fitted = time.perf_counter()
     after = evaluate(classifier, images.test, name="the test split", progress=True)

@@ -3,7 +3,7 @@
 A store is a directory:
 
     manifest.json              what it belongs to: model, adapter, processor, images, sizes
-    shard-00000.safetensors    coordinates (n, K), readout (n, d), labels (n,), ids (n,)
+    shard-00000.safetensors    coordinates (n, K), readout (n, d), labels (n,) or (n, C), ids (n,)
     basis/                     where the pass fitted the adapter's bases, too
 
 Each shard holds the same images whoever writes it and appears whole or not at all. So a run goes on
@@ -53,15 +53,28 @@ SHARD, BATCH = 4096, 64  # images; 260 MB of a ViT-B/16's 15,504 coordinates in 
 
 
 def coordinate_bytes(
-    images: int, coordinates: int, width: int, dtype: torch.dtype = torch.float32
+    images: int,
+    coordinates: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    classes: int | None = None,
 ) -> int:
-    """Bytes of a store's tensors: coordinates and readout, a label and an id per image.
+    """Bytes of a store's tensors: coordinates and readout, label and id per image.
+
+    Args:
+        images: N.
+        coordinates: of each image, K.
+        width: of the readout, d.
+        dtype: of the coordinates.
+        classes: C where an image may have several labels, which take a byte each; None for one.
 
     >>> coordinate_bytes(1_000_000, 15_504, 512, torch.bfloat16) / 1e9  # ViT-B/16, heads and MLPs
     33.072
     """
     # the readout stays in float32: it is what every gain of 1 gives
-    return images * (coordinates * dtype.itemsize + width * 4 + 16)
+    labels = 8 if classes is None else classes
+    return images * (coordinates * dtype.itemsize + width * 4 + labels + 8)
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ class CoordinateStore:
 
     @cached_property
     def labels(self) -> Tensor:
-        """(N,)."""
+        """(N,), or with several labels per image zeros and ones (N, C)."""
         return torch.cat([tensors["labels"] for tensors in self._shards])
 
     @cached_property

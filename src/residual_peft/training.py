@@ -5,6 +5,7 @@
 Everything in it can also be passed piece by piece, as users write it.
 """
 
+import copy
 import os
 from typing import Any
 
@@ -38,8 +39,8 @@ def training_arguments(output_dir: str | os.PathLike[str], **options: Any) -> Tr
     Schedule-free AdamW at 0.8 without a schedule or clipping, batches of 64, at most 30 epochs, one
     evaluation and one checkpoint per epoch, the best by validation accuracy loaded at the end.
 
-    For several labels per image, name what to choose by:
-    `training_arguments(out, metric_for_best_model=MULTI_LABEL_METRIC)`.
+    With several labels per image `trainer_kwargs` puts the mean average precision in place of the
+    accuracy.
 
     Three settings are not a matter of taste: the images must not be removed as an unused column,
     labels must be named since CLIP's forward has none, and early stopping must remember its count
@@ -79,11 +80,15 @@ def trainer_kwargs(
 ) -> dict[str, Any]:
     """All that the Trainer takes to train a classifier's adapter on a data set.
 
+    A classifier for several labels per image is trained with the `logit_bias` that it has: give it
+    one that suits it with `fit_bias` before.
+
     Args:
         classifier: its model is trained, its image processor prepares the images.
         data: its training split, and its validation split where there is one.
-        args: from `training_arguments`, or your own.
-        patience: evaluations without a better accuracy before it stops; None never.
+        args: from `training_arguments`, or your own. Where they choose by accuracy, which several
+            labels per image do not have, the Trainer gets a copy with `MULTI_LABEL_METRIC`.
+        patience: evaluations without a better score before it stops; None never.
 
     Raises:
         ResiDualError: no image processor, other classes, or an evaluation without validation data.
@@ -107,6 +112,9 @@ def trainer_kwargs(
             f"'{data.source}' has no validation split to evaluate on; load it with validation=0.1, "
             "or train with eval_strategy='no' and load_best_model_at_end=False."
         )
+    if data.multi_label and args.metric_for_best_model in ("accuracy", "eval_accuracy"):
+        args = copy.copy(args)
+        args.metric_for_best_model = MULTI_LABEL_METRIC
     callbacks: list[TrainerCallback] = [AveragedGains()]
     if evaluated and patience is not None:
         callbacks.append(EarlyStoppingCallback(patience))
