@@ -156,3 +156,56 @@ def test_intervals_of_nothing_are_refused():
         metrics.accuracy_interval(3, 4, 95)
     with pytest.raises(ResiDualError, match=r"got shapes \(3,\) and \(2,\)"):
         metrics.difference_interval([True] * 3, [True] * 2)
+
+
+def random_lists(seed=0, images=120, classes=6):
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((images, classes)) < 0.3).astype(np.uint8)
+    return generator.normal(size=labels.shape) + 0.7 * labels, labels
+
+
+def slow_average_precision(scores, labels):
+    """Of one class, without equal scores: the mean over its images of the precision down to it."""
+    order = np.argsort(-scores)
+    found = labels[order].astype(bool)
+    return np.mean([found[: i + 1].mean() for i in np.flatnonzero(found)])
+
+
+def test_the_mean_average_precision_is_that_of_a_loop_and_takes_any_tensor():
+    scores, labels = random_lists()
+    classes = range(labels.shape[1])
+    expected = np.mean([slow_average_precision(scores[:, c], labels[:, c]) for c in classes])
+    assert metrics.mean_average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
+    # as a model in half precision gives them, or one that is being trained
+    half = torch.tensor(scores).bfloat16()
+    wanted = metrics.mean_average_precision(half.double(), labels)
+    assert metrics.mean_average_precision(half, torch.tensor(labels)) == wanted
+    trained = torch.tensor(scores, requires_grad=True)
+    assert metrics.mean_average_precision(trained, torch.tensor(labels)) == pytest.approx(expected)
+    found = metrics.multi_label_metrics(trained, torch.tensor(labels).bool())
+    assert found == metrics.multi_label_metrics(scores, labels.astype(float))
+
+
+def test_of_equal_scores_none_comes_first():
+    labels = np.array([[1], [0], [0], [1]])
+    # all four are named at once, with a precision of one half
+    assert metrics.mean_average_precision(np.zeros((4, 1)), labels) == 0.5
+
+
+@pytest.mark.parametrize("measure", ["mean_average_precision", "multi_label_metrics"])
+def test_several_labels_are_checked(measure):
+    measure = getattr(metrics, measure)
+    scores, labels = random_lists()
+    with pytest.raises(ResiDualError, match=r"got shapes \(120, 6\) and \(120,\)"):
+        measure(scores, labels[:, 0])
+    with pytest.raises(ResiDualError, match=r"got shapes \(120, 6\) and \(7, 6\)"):
+        measure(scores, labels[:7])
+    with pytest.raises(ResiDualError, match="with labels to measure a precision on, got none"):
+        measure(scores, np.zeros_like(labels))
+    wrong = labels.copy()
+    wrong[3, 4] = 2
+    with pytest.raises(ResiDualError, match="zeros and ones, got 2 for class 4 of image 3"):
+        measure(scores, wrong)
+    scores[5, 2] = np.nan
+    with pytest.raises(ResiDualError, match="NaN or infinity for image 5"):
+        measure(scores, labels)

@@ -257,16 +257,13 @@ def _facts_of(
 ) -> CardFacts:
     """What the card says of a fit; of a path only the end, which is all that others can use."""
     on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
-    of_five = len(images.class_names) <= 5  # then every class is among the top five
     metrics = dict(report.adapted)
-    if of_five:
+    if len(images.class_names) <= 5:  # then every class is among the top five
         metrics.pop("top5_accuracy", None)
     return CardFacts(
         dataset=Path(images.source).name if on_disk else images.source,
         dataset_id=None if on_disk else data,
-        metrics={
-            k: value for k, value in metrics.items() if not (of_five and k == "top5_accuracy")
-        },
+        metrics=metrics,
         metrics_before=report.zero_shot,
         test_images=len(images.test),
         training_data=f"{len(images.train):,} images, {len(images.validation):,} to choose by",
@@ -285,6 +282,8 @@ def evaluate_adapter(
     seed: int = 0,
 ) -> dict[str, float]:
     """Accuracy, top-5 accuracy and mean per-class recall of a saved adapter.
+
+    With several labels per image those of `multi_label_metrics`.
 
     Arguments are those of `fit_adapter`; `split` names the images to measure on.
 

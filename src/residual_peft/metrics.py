@@ -1,7 +1,8 @@
 """Accuracy, top-k accuracy, mean per-class recall and calibration: pure functions of arrays.
 
-Metrics take scores (N, C), one row per image and one column per class, and labels (N,). Intervals
-take what was right: counts, or one True or False per image.
+Metrics take scores (N, C), one row per image and one column per class, and labels (N,); those for
+several labels per image take zeros and ones (N, C). Intervals take what was right: counts, or one
+True or False per image.
 """
 
 from pathlib import Path
@@ -67,12 +68,11 @@ def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
         labels: zeros and ones (N, C); classes that no image has are left out.
 
     Raises:
-        ResiDualError: no image has any label.
+        ResiDualError: shapes that differ, scores that are not finite, labels of other numbers, or
+            no image with any label.
     """
-    values, targets = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    values, targets = _checked_several(scores, labels)
     present = targets.any(axis=0)
-    if not present.any():
-        raise ResiDualError("wanted images with labels to measure a precision on, got none.")
     return float(average_precision_score(targets[:, present], values[:, present], average="macro"))
 
 
@@ -89,20 +89,14 @@ def multi_label_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float
         mean over the classes that occur; `exact_match`, the share of images with just their labels.
 
     Raises:
-        ResiDualError: shapes that differ, or no image with any label.
+        ResiDualError: as `mean_average_precision`.
     """
-    values, targets = _numpy(scores), _numpy(labels)
-    if values.ndim != 2 or values.shape != targets.shape:
-        raise ResiDualError(
-            f"wanted logits and labels (images, classes), got shapes {tuple(values.shape)} and "
-            f"{tuple(targets.shape)}."
-        )
-    precision = mean_average_precision(values, targets)
-    named, real = values >= 0, targets.astype(bool)
+    values, real = _checked_several(scores, labels)
+    named = values >= 0
     hits, all_named, all_real = (named & real).sum(0), named.sum(0), real.sum(0)
     by_class = 2 * hits / np.maximum(all_named + all_real, 1)
     return {
-        "mean_average_precision": precision,
+        "mean_average_precision": mean_average_precision(values, real),
         "micro_f1": float(2 * hits.sum() / (all_named.sum() + all_real.sum())),
         "macro_f1": float(by_class[all_real > 0].mean()),
         "exact_match": float((named == real).all(axis=1).mean()),
@@ -229,9 +223,7 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
         )
     if len(targets) == 0:
         raise ResiDualError("wanted at least one image to compute a metric, got none.")
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-        raise ResiDualError(f"wanted finite scores, got NaN or infinity for image {row}.")
+    _check_finite(values)
     if not np.issubdtype(targets.dtype, np.integer):
         raise ResiDualError(f"wanted whole numbers as labels, got {targets.dtype}.")
     outside = np.flatnonzero((targets < 0) | (targets >= values.shape[1]))
@@ -241,6 +233,34 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
             f"image {int(outside[0])}; unlabelled images cannot be scored."
         )
     return values, targets.astype(np.int64)
+
+
+def _checked_several(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    """Scores (N, C), and as bool (N, C) which classes each image has."""
+    values, targets = _numpy(scores), _numpy(labels)
+    if values.ndim != 2 or values.shape != targets.shape:
+        raise ResiDualError(
+            "wanted scores and labels (images, classes), a 0 or 1 per class, got shapes "
+            f"{tuple(values.shape)} and {tuple(targets.shape)}."
+        )
+    _check_finite(values)
+    real = targets.astype(bool)
+    other = np.argwhere(targets != real)
+    if len(other):
+        row, column = other[0].tolist()
+        raise ResiDualError(
+            f"wanted labels of zeros and ones, got {targets[row, column]} for class {column} of "
+            f"image {row}."
+        )
+    if not real.any():
+        raise ResiDualError("wanted images with labels to measure a precision on, got none.")
+    return values, real
+
+
+def _check_finite(values: Array) -> None:
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise ResiDualError(f"wanted finite scores, got NaN or infinity for image {row}.")
 
 
 def _numpy(value: ArrayLike) -> Array:

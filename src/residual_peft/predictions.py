@@ -74,7 +74,8 @@ def check_multi_hot(labels: Tensor, classes: int) -> None:
     if labels.ndim != 2 or labels.shape[1] != classes:
         raise ResiDualError(
             f"wanted labels of shape (N, {classes}), a 0 or 1 per class, for several labels per "
-            f"image (loss='sigmoid'), got {tuple(labels.shape)}."
+            f"image (loss='sigmoid'), got {tuple(labels.shape)}; load_data(...) and batches(...) "
+            "make them of a column of lists."
         )
     other = (labels != 0) & (labels != 1)
     if other.any():
