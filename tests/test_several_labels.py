@@ -35,10 +35,8 @@ from residual_peft.data import ProcessedImages, batches, iterative_split
 from residual_peft.fitting import evaluate_adapter, fit_adapter
 from residual_peft.metrics import multi_label_metrics
 from residual_peft.solvers import fit_gains
-from residual_peft.studies import study_model
 from residual_peft.tuner import gains_of
 from tests.models import SIZES, clip_model, pixels
-from tests.test_cli import stop
 from tests.training_case import save_clip
 from tests.tuner.twin import randomize_gains
 
@@ -307,17 +305,3 @@ def test_the_trainer_refuses_a_classifier_for_one(splits: DatasetDict, tmp_path:
     classifier.image_processor = load_backbone().image_processor
     with pytest.raises(ResiDualError, match="the data have several labels per image, the classif"):
         trainer_kwargs(classifier, data, training_arguments(tmp_path))
-
-
-def test_the_command_line(
-    splits: DatasetDict, model_path: str, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    splits.save_to_disk(str(tmp_path / "data"))
-    given = ("--data", str(tmp_path / "data"), "--model", model_path, "--template", "a {}.")
-    assert stop(monkeypatch, "fit", *given, "--out", str(tmp_path / "a")) == 0
-    printed = capsys.readouterr().out
-    assert "(mean average precision, test images)" in printed
-    assert "There is no report: it counts right and wrong images, with one label each." in printed
-    assert not (tmp_path / "a" / "report.html").exists()
-    with pytest.raises(ResiDualError, match="several labels per image: analyses from names"):
-        study_model(model_path, splits)

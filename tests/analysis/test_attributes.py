@@ -45,6 +45,17 @@ def test_all_of_it_and_none_of_it() -> None:
     assert variance_explained(coordinates, labels).tolist() == [1.0, 0.0]
 
 
+def test_of_several_labels_each_class_is_an_attribute() -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = (torch.rand(50, 3, generator=generator) < 0.4).to(torch.uint8)
+    coordinates = torch.randn(50, 4, generator=generator) + labels[:, [1]]
+    found = variance_explained(coordinates, labels[:, 1])
+    assert torch.equal(found, variance_explained(coordinates, labels[:, 1].long()))
+    for wrong in (labels, labels[:7, 1]):
+        with pytest.raises(ResiDualError, match=r"each of 50 images, got .* labels\[:, number\]"):
+            variance_explained(coordinates, wrong)
+
+
 def test_gains_that_follow_the_attribute() -> None:
     generator = torch.Generator().manual_seed(2)
     explained = torch.rand(300, generator=generator).double()

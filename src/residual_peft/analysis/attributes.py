@@ -22,8 +22,15 @@ def variance_explained(coordinates: Tensor, labels: Tensor) -> Tensor:
             does not apply, are left out.
 
     Raises:
-        ResiDualError: fewer than two values, or no more images than values.
+        ResiDualError: not one value per image, fewer than two values, or no more images than
+            values.
     """
+    if labels.shape != (len(coordinates),):
+        raise ResiDualError(
+            f"wanted one value of an attribute for each of {len(coordinates)} images, got labels "
+            f"of shape {tuple(labels.shape)}; of several labels per image take one class's column, "
+            "labels[:, number]."
+        )
     known = labels >= 0
     values, place = labels[known].unique(return_inverse=True)
     c = coordinates[known].double()
