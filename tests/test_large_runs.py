@@ -16,7 +16,8 @@ from residual_peft.bases import SpectralBasis
 from residual_peft.demo.tasks import world_images
 from residual_peft.reporting import markdown_table
 from residual_peft.spectra import BasisAccumulator
-from residual_peft.store import _Writer, write_coordinates
+from residual_peft.store import write_coordinates
+from residual_peft.store.writing import _Writer
 
 from .launch import ROOT, launch
 from .models import Size, clip_model, pixels

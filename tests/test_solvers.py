@@ -1,5 +1,7 @@
 """The deterministic solver, the objectives' gradients and the path of strengths."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -122,6 +124,27 @@ def test_the_gradient_is_the_trainers(config):
     _, gradient, _ = problem.value_and_gradient(gains.detach())
     assert gradient.norm() > 1e-3
     torch.testing.assert_close(gradient.float(), gains.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_another_strength_and_what_is_kept_change_nothing_else(objective, monkeypatch):
+    classifier = fitted()
+    settings = OBJECTIVES[objective]
+    rows = with_labels_for(settings, passed(classifier))
+    gains = 1 + torch.randn(rows.state.num_gains)
+    problem = GainProblem(classifier, rows, settings)
+    problem.value_and_gradient(gains)  # what no gain changes is kept now
+    other = problem.with_strength(0.7)
+    fresh = GainProblem(classifier, rows, replace(settings, strength=0.7))
+    monkeypatch.setattr("residual_peft.objectives.KEPT", 0)
+    bare = GainProblem(classifier, rows, replace(settings, strength=0.7))
+    values = [p.value_and_gradient(gains, 0.3) for p in (other, fresh, bare, bare)]
+    for value, gradient, slope in values[1:]:
+        assert value == values[0][0]
+        assert torch.equal(gradient, values[0][1])
+        assert slope == values[0][2]
+    assert not bare.kept
+    assert problem.objective == settings
 
 
 def test_the_convex_objective_has_one_optimum_wherever_it_starts():

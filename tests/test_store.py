@@ -13,6 +13,7 @@ from residual_peft.store import (
     CoordinateStore,
     coordinate_bytes,
     write_coordinates,
+    writing,
 )
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 
@@ -113,9 +114,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(fit_basis, tmp_path, monke
     assert list((tmp_path / "killed").glob("*-00003.safetensors")) == []
     assert list((tmp_path / "killed").glob("*-00002.safetensors"))  # nothing is lost
     if fit_basis:  # and in the second stage, after two shards of coordinates
-        from residual_peft import store
-
-        real, calls = store._Writer._write, []
+        real, calls = writing._Writer._write, []
 
         def dying(self, *arguments):
             if len(calls) == 2:
@@ -123,7 +122,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(fit_basis, tmp_path, monke
             calls.append(1)
             real(self, *arguments)
 
-        monkeypatch.setattr(store._Writer, "_write", dying)
+        monkeypatch.setattr(writing._Writer, "_write", dying)
         with pytest.raises(Killed):
             write(tmp_path / "killed")
         monkeypatch.undo()

@@ -11,6 +11,7 @@ strength above 0. ρ is a constant: it only gives the linear logits the size of 
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -187,6 +188,12 @@ class GainProblem:
         self.neutral = rows.state.settings.neutral
         self.component_scales = self._scales()
         self.ridge_weights = objective.ridge_weights(self._gathered(self.component_scales))
+
+    def with_strength(self, strength: float) -> "GainProblem":
+        """The same with another ridge, without another look at the coordinates."""
+        other = copy(self)
+        other.objective = replace(self.objective, strength=strength)
+        return other
 
     def value_and_gradient(self, gains: Tensor, bias: float = 0.0) -> tuple[float, Tensor, float]:
         """The objective at λ (K,) or (U,), its gradient of that shape in float64, and d/d bias."""

@@ -1,0 +1,23 @@
+"""Gains fitted from coordinates, in seconds: schedule-free AdamW, or L-BFGS to a certified optimum.
+
+Both minimize one `Objective`. The first is the paper's and the Trainer's, in random batches with
+the epoch chosen on held-out images; the second takes all images at once, needs no seed, and reports
+the norm of the gradient that it leaves.
+"""
+
+from .adamw import fit_gains, fit_linear, linear_readout
+from .common import Fit
+from .quasi_newton import solve_gains
+from .strengths import STRENGTHS, StrengthPath, few_shot, strength_path
+
+__all__ = [
+    "STRENGTHS",
+    "Fit",
+    "StrengthPath",
+    "few_shot",
+    "fit_gains",
+    "fit_linear",
+    "linear_readout",
+    "solve_gains",
+    "strength_path",
+]

@@ -1,0 +1,161 @@
+"""How strong the ridge should be, by held-out images; subsets of few images per class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..coordinates import Coordinates
+from ..data import iterative_folds
+from ..errors import ResiDualError
+from ..objectives import GainProblem, Objective
+from ..store import CoordinateStore
+from ..tuner import gains_of
+from ..zero_shot import ZeroShotClassifier
+from .common import bias_for, loss_for, score_of, target_and_start
+from .quasi_newton import lbfgs
+
+STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
+
+
+@dataclass(frozen=True)
+class StrengthPath:
+    """Held-out accuracy and loss along strengths of the ridge.
+
+    Attributes:
+        strengths: from strong to weak (S,).
+        accuracy: by fold (F, S); for loss="sigmoid" the mean average precision.
+        loss: the objective's loss on the held-out images, without the ridge (F, S).
+    """
+
+    strengths: tuple[float, ...]
+    accuracy: Tensor
+    loss: Tensor
+
+    @property
+    def best(self) -> float:
+        """The strength with the best mean accuracy; of equals the one with the lowest loss."""
+        order = zip(self.accuracy.mean(0).tolist(), (-self.loss.mean(0)).tolist(), strict=True)
+        scores = list(order)
+        return self.strengths[max(range(len(scores)), key=scores.__getitem__)]
+
+
+def strength_path(
+    classifier: ZeroShotClassifier,
+    train: Coordinates | CoordinateStore,
+    validation: Coordinates | None = None,
+    *,
+    objective: Objective | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    folds: int = 5,
+    tolerance: float = 1e-3,
+    max_iterations: int = 100,
+    adapter_name: str | None = None,
+    progress: bool = False,
+) -> StrengthPath:
+    """Try strengths of the ridge from strong to weak, each from the last one's gains.
+
+    The images are not seen again, and the adapter's gains stay as they are.
+
+    Args:
+        classifier: as for `solve_gains`.
+        train: coordinates to fit, in memory or on disk.
+        validation: held-out coordinates; without, `train` is cross-validated.
+        objective: what is minimized, but for its strength; the linear one when None, with the loss
+            that the classifier's labels need.
+        strengths: to try.
+        folds: of the cross-validation, stratified by class, the same in every run.
+        tolerance: of each fit; coarser than the last one's will do.
+        max_iterations: of each fit.
+        adapter_name: None for the active adapter.
+        progress: whether to show a bar.
+
+    Raises:
+        ResiDualError: as `fit_gains`; no strengths; fewer images of a class than folds.
+    """
+    if objective is None:
+        objective = Objective(normalized=False, loss=loss_for(classifier))
+    if not strengths:
+        raise ResiDualError("wanted strengths of the ridge to try, got none.")
+    ones = torch.ones_like(gains_of(classifier.model, adapter_name))
+    _, start = target_and_start(classifier, (train, validation), ones, adapter_name)
+    tried = tuple(sorted(strengths, reverse=True))
+    pairs: list[tuple[Any, Coordinates]] = (
+        [(train, validation)] if validation is not None else _folds(train, objective, folds)
+    )
+    scores, losses = [], []
+    with tqdm(
+        total=len(pairs) * len(tried), desc="Choosing the ridge", disable=not progress
+    ) as bar:
+        for inside, outside in pairs:
+            gains, bias = start, 0.0
+            problem = GainProblem(classifier, inside, objective)
+            if objective.multi_label:
+                bias = bias_for(classifier, problem, start)
+            # its own loss on what it has not seen; classes are weighted as where it was fitted
+            bare = replace(objective, strength=0.0, class_weights=None)
+            held_out = GainProblem(classifier, outside, bare)
+            found: list[tuple[float, float]] = []
+            for strength in tried:
+                this = problem.with_strength(strength)
+                gains, bias, _ = lbfgs(this, gains, bias, tolerance, max_iterations, False)
+                loss, _, _ = held_out.value_and_gradient(gains, bias)
+                found.append((score_of(held_out.logits(gains), outside.labels), loss))
+                bar.update()
+            scores.append([score for score, _ in found])
+            losses.append([loss for _, loss in found])
+    return StrengthPath(tried, torch.tensor(scores), torch.tensor(losses))
+
+
+def _folds(
+    rows: Coordinates | CoordinateStore, objective: Objective, folds: int
+) -> list[tuple[Any, Coordinates]]:
+    """Pairs of what is fitted and what is held out."""
+    labels = rows.labels.cpu().numpy()
+    several = objective.multi_label
+    counts = labels.sum(0) if several else np.unique(labels, return_counts=True)[1]
+    if folds < 2 or (not several and counts.min() < folds):
+        raise ResiDualError(
+            f"wanted at least two folds and as many images of each class, got folds={folds} and "
+            f"{int(counts.min())} images of the rarest class; give validation images instead."
+        )
+    if several:
+        fold_of = iterative_folds(labels, folds)
+        every = range(folds)
+        splits = [(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in every]
+    else:
+        splits = list(StratifiedKFold(folds).split(np.zeros(len(rows)), labels))
+    device = rows.labels.device
+    return [
+        (rows.rows(torch.from_numpy(a).to(device)), rows.rows(torch.from_numpy(b).to(device)))
+        for a, b in splits
+    ]
+
+
+def few_shot(rows: Any, shots: int, seed: int = 0) -> Any:
+    """So many images of each class, drawn at random, in their old order.
+
+    Args:
+        rows: `Coordinates` or `Readouts`.
+        shots: images per class.
+        seed: of the draw.
+
+    Raises:
+        ResiDualError: a class has fewer, or images have several labels.
+    """
+    if rows.labels.ndim != 1:
+        raise ResiDualError("few_shot draws by class: wanted one class number per image.")
+    generator, chosen = torch.Generator().manual_seed(seed), []
+    for label in rows.labels.unique():
+        index = (rows.labels == label).nonzero().flatten().cpu()
+        if not 1 <= shots <= len(index):
+            raise ResiDualError(
+                f"wanted {shots} images per class, class {int(label)} has {len(index)}."
+            )
+        chosen.append(index[torch.randperm(len(index), generator=generator)[:shots]])
+    return rows.rows(torch.cat(chosen).sort().values.to(rows.labels.device))

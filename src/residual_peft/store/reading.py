@@ -1,0 +1,113 @@
+"""A finished store, its shards mapped into memory."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..coordinates import Coordinates
+from ..errors import ResiDualError
+from ..files import read_json, read_tensors
+from ..fingerprint import Fingerprint
+from ..tuner import (
+    ReadoutState,
+    readout_state,
+)
+from .layout import MANIFEST, adapter_digest, shard_paths
+
+
+@dataclass(frozen=True)
+class CoordinateStore:
+    """A finished store, for the solvers as `Coordinates` are, its shards mapped into memory.
+
+    Attributes:
+        directory: where it lies.
+        manifest: what it belongs to.
+        state: of the adapter that the coordinates are of.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    state: ReadoutState
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        model: nn.Module,
+        adapter_name: str | None = None,
+    ) -> "CoordinateStore":
+        """Open a finished store for the adapter that it was written with.
+
+        Raises:
+            ResiDualError: there is none, it is not finished, or it belongs to another model or
+                adapter.
+        """
+        folder = Path(directory)
+        manifest = read_json(folder / MANIFEST)
+        if not manifest.get("complete"):
+            raise ResiDualError(
+                f"'{folder}' is not finished; call write_coordinates with the same arguments again."
+            )
+        Fingerprint.from_dict(manifest["model"]).check(model, f"'{folder}'")
+        state = readout_state(model, adapter_name).map(Tensor.cpu)
+        if adapter_digest(state) != manifest["adapter"]:
+            raise ResiDualError(
+                f"'{folder}' was written for an adapter with another basis or other units; load "
+                "that one, or write the coordinates anew."
+            )
+        return cls(folder, manifest, state)
+
+    def __len__(self) -> int:
+        return int(self.manifest["images"])
+
+    @cached_property
+    def parts(self) -> tuple[Coordinates, ...]:
+        """One `Coordinates` per shard; read from disk when they are touched."""
+        return tuple(
+            Coordinates(t["readout"], t["labels"], t["coordinates"], self.state)
+            for t in self._shards
+        )
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N,), or with several labels per image zeros and ones (N, C)."""
+        return torch.cat([tensors["labels"] for tensors in self._shards])
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """The row of each image in the data set, (N,)."""
+        return torch.cat([tensors["ids"] for tensors in self._shards])
+
+    @property
+    def mean_length(self) -> float:
+        """Mean ‖y‖ of the readouts."""
+        lengths = sum(float(part.readout.double().norm(dim=1).sum()) for part in self.parts)
+        return lengths / len(self)
+
+    def rows(self, index: Tensor) -> Coordinates:
+        """Those of some of the images, in memory, float32."""
+        size, index = self.manifest["shard_size"], index.cpu()
+        # labels travel along; everything else is read where it lies
+        width, count = self.parts[0].readout.shape[1], self.parts[0].coordinates.shape[1]
+        readout = torch.empty(len(index), width, dtype=self.parts[0].readout.dtype)
+        coordinates = torch.empty(len(index), count, dtype=readout.dtype)
+        shards = index // size
+        for shard in shards.unique().tolist():
+            here = (shards == shard).nonzero().flatten()
+            part, inside = self.parts[shard], index[here] - shard * size
+            readout[here] = part.readout[inside]
+            coordinates[here] = part.coordinates[inside].to(readout.dtype)
+        return Coordinates(readout, self.labels[index], coordinates, self.state)
+
+    def load(self) -> Coordinates:
+        """All of it in memory, float32: `coordinate_bytes` says how much that takes."""
+        return self.rows(torch.arange(len(self)))
+
+    @cached_property
+    def _shards(self) -> list[dict[str, Tensor]]:
+        return [read_tensors(path)[0] for path in shard_paths(self.directory, self.manifest)]
