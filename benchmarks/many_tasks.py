@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
+from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from residual_peft import ResiDualConfig, TaskSet, ZeroShotClassifier, gains_of
+from residual_peft.anatomy import base_model
 from residual_peft.decomposition import run_tower
 from residual_peft.files import write_json
 from residual_peft.tuner import readout_state
@@ -43,14 +45,14 @@ def backbone() -> CLIPVisionModelWithProjection:
     return CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
 
 
-def over_the_same_weights(adapted: PeftModel) -> CLIPVisionModelWithProjection:
-    """The plain model over an adapted one's weights, not a copy.
+def over_the_same_weights(model: nn.Module) -> CLIPVisionModelWithProjection:
+    """The plain model over an adapted or merged one's weights, not a copy.
 
     Where weights lie in memory changes a forward pass by several percent, from run to run.
     """
     state = {
         name.replace(".base_layer", ""): tensor
-        for name, tensor in adapted.get_base_model().state_dict().items()
+        for name, tensor in base_model(model).state_dict().items()
         if "residual_peft" not in name
     }
     plain = backbone()

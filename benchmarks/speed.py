@@ -153,7 +153,7 @@ def basis_memory() -> Row:
 
 def moments() -> Row:
     """Per head: streaming moments and eigenvectors against full SVDs of stored contributions."""
-    heads, size, width, count, batch = 12, 64, 512, 10_000, 250
+    heads, size, width, count, batch = 12, 64, 512, 10_000, 100
     maps = torch.randn(heads, size, width) / size**0.5
 
     def captured(start: int) -> Tensor:  # what each head's output projection reads
@@ -509,9 +509,10 @@ def inference(batch: int, rounds: int) -> Row:
 
 def merged() -> Row:
     """A merged stream-mode model against the base model."""
-    plain, images = backbone(), pixels(4)
+    images = pixels(4)
     model = get_peft_model(backbone(), ResiDualConfig(mode="stream", gain_init="normal"))
     whole = model.merge_and_unload().eval()
+    plain = over_the_same_weights(whole)
     same = [type(module).__name__ for module in whole.modules()] == [
         type(module).__name__ for module in plain.modules()
     ]

@@ -60,6 +60,13 @@ def test_what_is_said_of_heads_gains_and_words_was_measured() -> None:
     given = f"{mean['U|T']['share_of_H']['0.1']:.0%}".replace("%", " %")
     assert f"without labels, it is {given}" in text
     assert f"on {len(mean['U']['does_not_hold'])} of 30 counts" in text
+    drops = [
+        drop
+        for task in results("selection")["tasks"].values()
+        for ablation in ("zero", "mean")
+        for drop in task[ablation]["largest drop by one head"].values()
+    ]
+    assert f"no single head is needed: the best cost {100 * max(drops):.0f} points" in text
     gains = results("gain_sense")["summary"]
     fixed = gains["fixed_ridge"]
     assert len(fixed["own_attribute_correlates_most"]) == 8
