@@ -11,16 +11,20 @@ from residual_peft import cli
 from residual_peft.demo.tasks import world_task
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("photos")
-    task = world_task("size", 60, seed=5)
+def photos(root: Path, attribute: str, count: int, seed: int) -> Path:
+    """A folder of class folders, from the bundled world."""
+    task = world_task(attribute, count, seed=seed)
     names = task.features["label"].names
     for index, row in enumerate(task):
         path = root / names[row["label"]]
         path.mkdir(exist_ok=True)
         row["image"].save(path / f"{index}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return photos(tmp_path_factory.mktemp("photos"), "size", 60, seed=5)
 
 
 def run(monkeypatch, *arguments: str) -> None:

@@ -5,20 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from residual_peft.demo.tasks import world_task
-from tests.test_cli import stop
+from tests.test_cli import photos, stop
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shapes")
-    task = world_task("shape", 200, seed=6)
-    names = task.features["label"].names
-    for index, row in enumerate(task):
-        path = root / names[row["label"]]
-        path.mkdir(exist_ok=True)
-        row["image"].save(path / f"{index}.png")
-    return root
+    return photos(tmp_path_factory.mktemp("shapes"), "shape", 200, seed=6)
 
 
 def test_analyse(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -49,6 +41,9 @@ def test_explain(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "all.json").read_text())
     assert len(found["components"]) == 3
+    signs = {word["text"]: word["coefficient"] for word in found["components"][0]["words"]}
+    first, value = next(iter(signs.items()))
+    assert f"{'+' if value > 0 else '−'} {first}" in printed
     for component in found["components"]:
         assert component["unit"] in printed
         assert f"{component['share']:.1%}" in printed

@@ -39,6 +39,11 @@ def test_the_command_line(
     assert "(mean average precision, test images)" in printed
     assert "There is no report: it counts right and wrong images, with one label each." in printed
     assert not (tmp_path / "a" / "report.html").exists()
+    (tmp_path / "words.txt").write_text("one\ntwo\n")
+    words = ("--words", str(tmp_path / "words.txt"), "--out", str(tmp_path / "b"))
+    assert stop(monkeypatch, "fit", *given, *words) == 2
+    assert "words are for the components of a report: data with several" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
     # what an earlier fit on other data left would be read as this one's
     (tmp_path / "a" / "run").mkdir()
     (tmp_path / "a" / "report.html").write_text("of another adapter")

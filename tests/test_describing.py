@@ -18,7 +18,12 @@ from residual_peft.backbones import Backbone, load_backbone
 from residual_peft.data import batches
 from residual_peft.demo.tasks import world_task
 from residual_peft.demo.world import attribute_texts
-from residual_peft.describing import describe_components, dictionary_for, words_for
+from residual_peft.describing import (
+    describe_components,
+    dictionary_for,
+    dictionary_if_any,
+    words_for,
+)
 from residual_peft.hub import DEMO_MODEL, local_directory
 from residual_peft.tuner import adapter_basis, gains_of
 
@@ -72,6 +77,18 @@ def test_words_are_those_of_the_strongest_components(clip: Backbone) -> None:
         )
         assert item.texts == tuple(zip(truth.texts, truth.coefficients or (), strict=True))
         assert item.explained == truth.explained[-1]
+
+
+def test_what_nobody_asked_for_may_be_missing(
+    clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("residual_peft.describing.WORDS_FILE", "other.txt")
+    monkeypatch.setattr(clip.model.config.text_config, "max_position_embeddings", 2)
+    with pytest.warns(UserWarning, match="there will be no words: the prompt"):
+        assert dictionary_if_any(clip) is None
+    with pytest.raises(ResiDualError, match="tokens, the text tower reads at most 2"):
+        dictionary_if_any(clip, ["a blue star on white", "red"])
+    assert dictionary_if_any(clip, []) is None
 
 
 def test_whole_units_have_no_components_to_describe(clip: Backbone) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import ClassLabel, DatasetDict, Value
 
+from residual_peft.data import load_data
 from residual_peft.errors import ResiDualError
 from residual_peft.fitting import FitReport, evaluate_adapter, fit_adapter
 from residual_peft.images import thumbnail
@@ -184,6 +185,21 @@ def test_other_classes_are_refused(fitted, splits) -> None:
     )
     with pytest.raises(ResiDualError, match=r"classes \(dark, grey, light\), got black, grey, whi"):
         evaluate_adapter(fitted[0], renamed)
+
+
+def test_a_missing_split_is_told_before_any_work(splits, tmp_path: Path) -> None:
+    for gone, options in (("validation", {"validation": 0}), ("test", {"test": 0})):
+        data = load_data(DatasetDict(train=splits["train"]), **options)
+        with pytest.raises(ResiDualError, match=f"has no split '{gone}'"):
+            fit_adapter("nobody/nothing", data, tmp_path / "out")
+
+
+def test_words_that_nothing_would_show_are_refused(model, splits, tmp_path: Path) -> None:
+    for config in (ResiDualConfig(mode="stream"), ResiDualConfig.paper("coarse")):
+        with pytest.raises(ResiDualError, match="words are for the components of a report"):
+            fit_adapter(
+                model, splits, tmp_path / "out", config=config, trainer=True, words=["a", "b"]
+            )
 
 
 def test_a_bad_fit_writes_nothing(model, splits, tmp_path: Path) -> None:

@@ -92,10 +92,14 @@ def test_a_study_on_disk(study, tmp_path: Path) -> None:
 
 
 def test_at_most_so_many_images(digits: Path) -> None:
-    small = study_model(DEMO_MODEL, str(digits), images=40)
+    few = study_model(DEMO_MODEL, str(digits), images=3, words=["one", "two", "three"])
+    assert few.images == {"train": 3, "validation": 3, "test": 3}
+    assert {len(item.texts) for item in few.words} <= {0, 1, 2, 3}
+    small = study_model(DEMO_MODEL, str(digits), images=40, words=[])
+    assert small.words == ()
     assert small.images == {"train": 40, "validation": 40, "test": 40}
-    with pytest.raises(ResiDualError, match="at least two images of each split, got images=1"):
-        study_model(DEMO_MODEL, str(digits), images=1)
+    with pytest.raises(ResiDualError, match="at least three images of each split, got images=2"):
+        study_model(DEMO_MODEL, str(digits), images=2)
 
 
 def test_what_an_adapter_changed(adapter: Path, digits: Path, tmp_path: Path) -> None:

@@ -39,13 +39,22 @@ def load_backbone(
     """
     directory = model_directory(name_or_path, revision=revision, token=token)
     model = _load(CLIPModel, directory, str(name_or_path))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise _no_clip(str(name_or_path), error) from error
+    tokenizer = _load_tokenizer(directory, str(name_or_path))
     _rename(model, str(name_or_path))
     model.eval().requires_grad_(False)
     return Backbone(model, tokenizer, load_image_processor(directory), str(name_or_path))
+
+
+def backbone_of(model: CLIPModel, *, token: str | None = None) -> Backbone:
+    """A loaded CLIP with what feeds it, from where it was loaded.
+
+    Raises:
+        ResiDualError: its tokenizer or image processor is not there any more.
+    """
+    name = str(model.config._name_or_path)
+    directory = model_directory(name, token=token)
+    tokenizer = _load_tokenizer(directory, name)
+    return Backbone(model, tokenizer, load_image_processor(directory), name)
 
 
 def load_image_tower(
@@ -63,6 +72,13 @@ def load_image_tower(
     model = _load(CLIPVisionModelWithProjection, directory, str(name_or_path))
     _rename(model, str(name_or_path))
     return model.eval()
+
+
+def _load_tokenizer(directory: Path, name: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_clip(name, error) from error
 
 
 def _load(kind: Any, directory: Path, name: str) -> Any:

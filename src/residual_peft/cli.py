@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from .anatomy import Unit
 from .demo.run import run_demo
 from .errors import ResiDualError
 from .experiments import METHODS, Row
@@ -125,6 +126,10 @@ def write_page(
     print(f"The report is {path}")
 
 
+def _named(unit: Unit, component: int | None) -> str:
+    return f"{unit}" if component is None else f"{unit} {component}"
+
+
 @app.command()
 def explain(
     adapter: Annotated[str, typer.Option(help="The adapter's directory or Hub id.")],
@@ -157,11 +162,11 @@ def explain(
     table = Table("component", "gain", "share", "toward label", "words")
     for effect, said in zip_longest(study.strongest, study.words):
         table.add_row(
-            f"{effect.unit} {effect.component}",
+            _named(effect.unit, effect.component),
             f"{effect.gain:.2f}",
             f"{effect.share:.1%}",
             f"{effect.toward_label:+.3f}",
-            ", ".join(said.texts) if said else "",
+            ", ".join(said.signed()) if said else "",
         )
     Console().print(table)
     print(
@@ -175,7 +180,7 @@ def explain(
             f"{moved.margin_after:+.2f}"
         )
         for unit, number, gain, effect in moved.strongest(5):
-            print(f"  {unit} {number}: gain {gain:.2f}, {effect:+.2f}")
+            print(f"  {_named(unit, number)}: gain {gain:.2f}, {effect:+.2f}")
     if out is not None:
         write_json(out, study.as_dict())
         print(f"All of it is in {out}.")
@@ -190,7 +195,7 @@ def analyse(
         list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
     ] = None,
     words: Words = None,
-    images: Annotated[int, typer.Option(help="At most so many of each split.", min=2)] = 5000,
+    images: Annotated[int, typer.Option(help="At most so many of each split.", min=3)] = 5000,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     seed: Annotated[int, typer.Option(help="Of the splits and draws.")] = 0,
@@ -224,7 +229,7 @@ def analyse(
     best = study.selection.curve("S")
     ranking = next(r for r in study.selection.rankings if r.method == best.method)
     for unit in ranking.top(5):
-        print(f"{unit}: {', '.join(words_of[unit][:3])}")
+        print(f"{unit}: {', '.join(words_of.get(unit, ())[:3])}")
     print(f"{', '.join(names)} are in {out}.")
 
 

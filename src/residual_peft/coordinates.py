@@ -4,7 +4,7 @@ y' = base + (c ⊙ (λ − neutral)) Φ is affine in the gains, and neither c no
 (`method.md`, section 3). So the images are seen once; `solvers` does the rest.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -226,7 +226,7 @@ def _pixels(batch: Any) -> Tensor:
 
 
 def _labels(batch: Any) -> Tensor:
-    if not isinstance(batch, dict) or "labels" not in batch:
+    if not isinstance(batch, Mapping) or "labels" not in batch:
         raise ResiDualError("wanted batches with 'pixel_values' and 'labels', got no labels.")
     return torch.as_tensor(batch["labels"]).cpu()
 

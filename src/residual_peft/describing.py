@@ -1,6 +1,7 @@
 """Words for what an adapter changed: a text dictionary for a backbone, texts for its components."""
 
 import os
+import warnings
 from collections.abc import Iterable
 
 from torch import nn
@@ -13,6 +14,7 @@ from .analysis import (
     explain_components,
 )
 from .backbones import Backbone
+from .errors import ResiDualError
 from .hub import model_directory
 from .run_record import Words
 from .tuner import adapter_basis, readout_state
@@ -45,6 +47,31 @@ def dictionary_for(
     return TextDictionary.general(model, tokenizer)
 
 
+def dictionary_if_any(
+    backbone: Backbone, texts: str | os.PathLike[str] | Iterable[str] | None = None
+) -> TextDictionary | None:
+    """`dictionary_for`; None where nobody asked and the model cannot read the bundled list.
+
+    Args:
+        backbone: a dual encoder with its tokenizer.
+        texts: as for `dictionary_for`; an empty list for no words.
+
+    Raises:
+        ResiDualError: texts that were asked for and cannot be had.
+    """
+    if texts is not None and not isinstance(texts, str | os.PathLike):
+        texts = list(texts)
+        return dictionary_for(backbone, texts) if texts else None
+    try:
+        return dictionary_for(backbone, texts)
+    except ResiDualError as error:
+        if texts is not None:
+            raise
+        # a text tower of an unusual kind, such as one for short texts
+        warnings.warn(f"there will be no words: {error}", stacklevel=3)
+        return None
+
+
 def describe_components(
     model: nn.Module,
     effects: Iterable[ComponentEffect],
@@ -66,11 +93,12 @@ def describe_components(
         ResiDualError: the adapter's basis has no such component.
     """
     if readout_state(model, adapter_name).settings.per_unit:
-        return []  # whole units: directions without a meaning of their own
+        return []  # whole units, which keep no directions
     basis, steps = adapter_basis(model, adapter_name), min(steps, len(dictionary))
     return [
         explain_components(basis, dictionary, [effect.unit], [effect.component], steps)[0]
         for effect in effects
+        if effect.component is not None
     ]
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from .coordinates import (
     collect_with_basis,
 )
 from .data import ImageData, batches, load_data
-from .describing import dictionary_for
+from .describing import dictionary_if_any
 from .errors import ResiDualError
 from .evaluation import Evaluation, evaluate
 from .hub import REPORT, RUN_DIRECTORY
@@ -114,6 +113,15 @@ def fit_adapter(
             "an adapter in stream mode has no coordinates to fit from; use trainer=True."
         )
     images = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
+    for split in ("train", "validation", "test"):
+        images[split]  # says which one is missing
+    whole = config is not None and (config.mode == "stream" or config.granularity == "unit")
+    described = not (whole or images.multi_label)
+    if words and not described:
+        raise ResiDualError(
+            "words are for the components of a report: data with several labels per image have no "
+            "report, stream mode and one gain per unit no components there; leave them out."
+        )
     backbone = load_backbone(model)
     classifier = ZeroShotClassifier.from_text(
         backbone.model,
@@ -123,29 +131,13 @@ def fit_adapter(
         image_processor=backbone.image_processor,
         multi_label=images.multi_label,
     )
-    dictionary = None if images.multi_label else _dictionary(backbone, words)  # before any work
+    dictionary = dictionary_if_any(backbone, words) if described else None  # before any work
     fit = _by_trainer if trainer else _from_coordinates
     done = fit(classifier, images, backbone, config, seed)
     card = _facts_of(data, images, done.report, seed, license)
     classifier.save_pretrained(out, card=card)
     _leave_record(classifier, images, Path(out), done, card, dictionary)
     return done.report
-
-
-def _dictionary(
-    backbone: Backbone, words: str | os.PathLike[str] | Iterable[str] | None
-) -> TextDictionary | None:
-    if words is not None and not isinstance(words, str | os.PathLike):
-        words = list(words)
-        return dictionary_for(backbone, words) if words else None
-    try:
-        return dictionary_for(backbone, words)
-    except ResiDualError as error:
-        if words is not None:
-            raise
-        # a text tower of an unusual kind, such as one for short texts: nobody asked for this list
-        warnings.warn(f"the report will have no words: {error}", stacklevel=3)
-        return None
 
 
 def _leave_record(
@@ -272,6 +264,15 @@ def _facts_of(
     )
 
 
+def check_classes(classifier: ZeroShotClassifier, images: ImageData) -> None:
+    """Refuse data with other classes than a classifier's."""
+    if images.class_names != classifier.class_names:
+        raise ResiDualError(
+            f"wanted data with the adapter's classes ({', '.join(classifier.class_names)}), got "
+            f"{', '.join(images.class_names)}; use the data that it was fitted for."
+        )
+
+
 def evaluate_adapter(
     adapter: str | os.PathLike[str],
     data: Any,
@@ -292,9 +293,5 @@ def evaluate_adapter(
     """
     classifier = ZeroShotClassifier.from_pretrained(adapter)
     images = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
-    if images.class_names != classifier.class_names:
-        raise ResiDualError(
-            f"wanted data with the adapter's classes ({', '.join(classifier.class_names)}), got "
-            f"{', '.join(images.class_names)}; use the data that it was fitted for."
-        )
+    check_classes(classifier, images)
     return evaluate(classifier, images[split], name=split, progress=True).metrics

@@ -21,7 +21,7 @@ from .evaluation import Evaluation
 from .files import PathLike
 from .images import thumbnail, to_rgb
 from .run_record import Example, GainRecord, RunFacts, RunRecord, Words
-from .tuner import ResiDualConfig, active_adapter, adapter_basis, gains_by_module, readout_state
+from .tuner import ResiDualConfig, active_adapter, adapter_basis, gains_by_module
 from .zero_shot import ZeroShotClassifier
 
 EXAMPLES_PER_SIDE = 12
@@ -154,9 +154,7 @@ def _gains(classifier: ZeroShotClassifier, found: AdapterExplanation) -> GainRec
         "rescaling_share": found.rescaling_share,
         "settings_share": found.settings_share,
     }
-    if readout_state(
-        classifier.model
-    ).settings.per_unit:  # directions without a meaning of their own
+    if found.per_unit:
         effects = found.by_unit()
         firsts = torch.tensor([0, *found.counts[:-1]]).cumsum(0)
         return GainRecord(

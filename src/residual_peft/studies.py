@@ -27,12 +27,13 @@ from .analysis import (
     layer_ablation,
     spectral_similarity,
 )
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, backbone_of, load_backbone
 from .coordinates import collect_coordinates
 from .data import ImageData, batches, load_data
-from .describing import describe_components, dictionary_for
+from .describing import describe_components, dictionary_if_any
 from .errors import ResiDualError
 from .files import PathLike, atomic_directory, write_json
+from .fitting import check_classes
 from .prompts import DEFAULT_TEMPLATES
 from .reporting.figures import (
     draw_ablation,
@@ -123,11 +124,14 @@ def study_model(
     Raises:
         ResiDualError: bad data, or a model that is not there.
     """
-    if images < 2:
-        raise ResiDualError(f"wanted at least two images of each split, got images={images}.")
+    if images < 3:
+        raise ResiDualError(f"wanted at least three images of each split, got images={images}.")
     found = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
     _check_one_label(found)
+    for split in ("train", "validation", "test"):
+        found[split]  # says which one is missing
     clip = load_backbone(model)
+    dictionary = dictionary_if_any(clip, words)  # before any work
     classifier = ZeroShotClassifier.from_text(
         clip.model, clip.tokenizer, found.class_names, templates or DEFAULT_TEMPLATES
     )
@@ -155,7 +159,11 @@ def study_model(
                 test, embeddings, ablation="mean", reference=train, cumulative="from_last"
             ),
         ),
-        words=tuple(explain_units(heads, dictionary_for(clip, words), steps=5, progress=progress)),
+        words=()
+        if dictionary is None
+        else tuple(
+            explain_units(heads, dictionary, steps=min(5, len(dictionary)), progress=progress)
+        ),
     )
 
 
@@ -247,21 +255,19 @@ def study_adapter(
     """
     classifier = ZeroShotClassifier.from_pretrained(adapter)
     found = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
-    if found.class_names != classifier.class_names:
-        raise ResiDualError(
-            f"wanted data with the adapter's classes ({', '.join(classifier.class_names)}), got "
-            f"{', '.join(found.class_names)}; use the data that it was fitted for."
-        )
+    check_classes(classifier, found)
     _check_one_label(found)
+    base = classifier.model.get_base_model()
+    dictionary = None
+    if hasattr(base, "get_text_features"):
+        dictionary = dictionary_if_any(backbone_of(base), words)
     loader = batches(found[split], classifier.image_processor, name=f"the split '{split}'")
     rows = collect_coordinates(classifier.model, loader, progress=progress)
     explanation = explain_adapter(classifier, rows)
     strongest = tuple(explanation.strongest(count))
-    base = classifier.model.get_base_model()
     said: list[Explanation] = []
-    if hasattr(base, "get_text_features"):
-        clip = load_backbone(base.config._name_or_path)
-        said = describe_components(classifier.model, strongest, dictionary_for(clip, words))
+    if dictionary is not None:
+        said = describe_components(classifier.model, strongest, dictionary)
     return AdapterStudy(
         explanation=explanation,
         strongest=strongest,

@@ -120,6 +120,25 @@ def test_by_unit_and_strongest() -> None:
     assert float(found.gains[index]) == first.gain
 
 
+@pytest.mark.parametrize("name", ["coarse", "per unit"])
+def test_whole_units_are_shown_as_such(name: str) -> None:
+    model, classifier, rows, _ = case(name)
+    found, moved = explain_adapter(classifier, rows), explain_row(classifier, rows, 3)
+    units, gains = list(rows.state.settings.units), gains_of(model).detach()
+    for effect in found.strongest(4):
+        index = units.index(effect.unit)
+        assert effect.component is None
+        assert effect.gain == pytest.approx(float(gains[index]), abs=1e-6)
+        shares = found.share.split(list(found.counts))
+        assert effect.share == pytest.approx(float(shares[index].sum()))
+    listed = moved.strongest(len(units))
+    assert len(listed) == len(units)
+    assert sum(effect for *_, effect in listed) == pytest.approx(float(moved.effects.sum()))
+    for unit, number, gain, _ in listed:
+        assert number is None
+        assert gain == pytest.approx(float(gains[units.index(unit)]), abs=1e-6)
+
+
 def test_a_chunk_is_no_border(monkeypatch: pytest.MonkeyPatch) -> None:
     _, classifier, rows, _ = case()
     whole = explain_adapter(classifier, rows)

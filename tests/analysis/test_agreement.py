@@ -1,6 +1,7 @@
 """The simpler measures against plain loops over images and units, in float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,15 @@ MEASURES = {
     "correlation": (correlation, by_coordinates),
     "relative": (relative, by_anchors),
 }
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_half_precision_holds_what_it_adds_up(name: str) -> None:
+    measure, _ = MEASURES[name]
+    exact = random_contributions(COUNTS, 64, 400, shared=0.7)
+    parts = [replace(part, coordinates=part.coordinates.half()) for part in exact]
+    half = measure(replace(exact, parts=tuple(parts)))
+    torch.testing.assert_close(half.values, measure(exact).values, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("numbers", [50, 2**24])

@@ -68,6 +68,7 @@ def test_gains_that_follow_the_attribute() -> None:
     assert found.amplified == pytest.approx(float(explained[order[:30].copy()].mean()))
     assert found.silenced == pytest.approx(float(explained[order[-30:].copy()].mean()))
     assert found.amplified > found.all > found.silenced
+    assert gain_sense(torch.nn.Parameter(gains), explained) == found  # as `gains_of` gives them
 
 
 def test_components_of_next_to_no_variance_do_not_count() -> None:

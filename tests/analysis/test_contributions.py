@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
+from transformers import BatchFeature
 
 from residual_peft import ResiDualConfig, ResiDualError, SpectralBasis, decompose
 from residual_peft.analysis import Contributions, collect_contributions
@@ -118,6 +119,28 @@ def test_the_axes_as_a_basis() -> None:
         torch.testing.assert_close(one, other[: len(one)], rtol=1e-4, atol=1e-7)
 
 
+def test_labels_in_whatever_mapping_in_all_batches_or_none() -> None:
+    model, given = clip_model(), batches()
+    seen = collect_contributions(model, [BatchFeature(batch) for batch in given])
+    assert seen.labels is not None
+    assert len(seen.labels) == COUNT
+    rows = collect_with_basis(
+        get_peft_model(clip_model(), ResiDualConfig()), [BatchFeature(batch) for batch in given]
+    )
+    assert torch.equal(rows.labels, seen.labels)
+    given[0] = {"pixel_values": given[0]["pixel_values"]}
+    with pytest.raises(ResiDualError, match="labels in all batches or in none, got 23 for 40 im"):
+        collect_contributions(model, given)
+
+
+def test_axes_of_rows_are_those_of_all_images() -> None:
+    model = clip_model()
+    seen = collect_contributions(model, batches())
+    assert seen.rows(torch.arange(5)).basis(model).num_samples == COUNT
+    assert seen.select("mlp", layers=[0]).rows(torch.arange(5)).collected == COUNT
+    assert [unit.kind for unit in seen.select("head").units] == ["head"] * 4
+
+
 def test_what_a_user_can_mend() -> None:
     model = clip_model()
     seen = collect_contributions(model, [pixels(4)])
@@ -130,6 +153,10 @@ def test_what_a_user_can_mend() -> None:
         collect_contributions(model, [pixels(4)], ["head"], layers=[7])
     with pytest.raises(ResiDualError, match="at least two images to tell variance from, got 1"):
         collect_contributions(model, [pixels(1)])
+    one = get_peft_model(clip_model(), ResiDualConfig())
+    rows = collect_with_basis(one, batches()).rows(torch.tensor([3]))
+    with pytest.raises(ResiDualError, match="at least two images to tell variance from, got 1"):
+        Contributions.from_coordinates(rows)
     output = get_peft_model(clip_model(), ResiDualConfig.paper("rd_y"))
     with pytest.raises(ResiDualError, match="the output is no unit of its own"):
         Contributions.from_coordinates(collect_coordinates(output, batches()))

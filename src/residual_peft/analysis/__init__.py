@@ -9,7 +9,8 @@ from .adaptation import AdapterExplanation, ComponentEffect, UnitEffect, explain
 from .agreement import correlation, image_cosine, mean_cosine, relative_similarity
 from .attributes import GainSense, gain_sense, variance_explained
 from .coarse import CoarseOptimum, coarse_optimum
-from .contributions import Contributions, UnitContribution, collect_contributions
+from .collecting import collect_contributions
+from .contributions import Contributions, UnitContribution
 from .curves import DEFAULT_BUDGETS, CurvePoint, Margin, SelectionCurve, selection_curve
 from .dictionary import TextDictionary, read_texts
 from .dimension import (

@@ -5,7 +5,6 @@ Exact, since the readout is a sum: see `movement` for the formula.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ..coordinates import Coordinates
 from ..errors import ResiDualError
 from ..store import CoordinateStore
 from ..zero_shot import ZeroShotClassifier
-from .movement import Moved, centred_classes, gains_per_component
+from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
 
 CHUNK = 1024  # images per product
 
@@ -26,7 +25,8 @@ class ComponentEffect:
 
     Attributes:
         unit: whose component.
-        component: its number within the unit, 0 the one with the most variance.
+        component: its number within the unit, 0 the one with the most variance; None for a whole
+            unit, of an adapter with one gain per unit.
         gain: λ.
         variance: mean square of its coordinate over the images.
         share: of the squared change of all logits; negative where it worked against the change.
@@ -34,7 +34,7 @@ class ComponentEffect:
     """
 
     unit: Unit
-    component: int
+    component: int | None
     gain: float
     variance: float
     share: float
@@ -66,7 +66,7 @@ class AdapterExplanation:
 
     Logits count from their mean over the classes, which no decision depends on. D (N, C) is their
     change; the share of a part D_k of it is ⟨D_k, D⟩ / ⟨D, D⟩, so that all shares, those of the
-    rescaling and the settings included, add up to 1.
+    rescaling and the settings included, add up to 1; where nothing changed they are all 0.
 
     Attributes:
         units: the adapted units.
@@ -74,13 +74,14 @@ class AdapterExplanation:
         gains: λ (K,), float64; where a unit has one gain, it stands at each of its components.
         variance: (K,), mean square of each coordinate.
         share: (K,), of the squared change.
-        toward_label: (K,), mean change of the label's logit; NaN without labels.
+        toward_label: (K,), mean change of the label's logit.
         rescaling_share: of the change of the readouts' length.
         settings_share: of what the adapter's settings drop whatever the gains; 0 for the default.
         rescaling_toward_label: as `toward_label`.
         settings_toward_label: as `toward_label`.
         change: root mean square of D, in units of a logit.
         images: N.
+        per_unit: whether the adapter has one gain per unit, and no components of its own.
     """
 
     units: tuple[Unit, ...]
@@ -95,14 +96,14 @@ class AdapterExplanation:
     settings_toward_label: float
     change: float
     images: int
+    per_unit: bool = False
 
     def component(self, index: int) -> ComponentEffect:
         """The effect of one of the K components."""
-        ends = list(accumulate(self.counts))
-        place = next(i for i, end in enumerate(ends) if index < end)
+        place, number = place_of(index, self.counts)
         return ComponentEffect(
             unit=self.units[place],
-            component=index - (ends[place] - self.counts[place]),
+            component=number,
             gain=float(self.gains[index]),
             variance=float(self.variance[index]),
             share=float(self.share[index]),
@@ -110,7 +111,14 @@ class AdapterExplanation:
         )
 
     def strongest(self, count: int = 10) -> list[ComponentEffect]:
-        """The components with the largest shares, whatever their sign."""
+        """The components, or whole units, with the largest shares, whatever their sign."""
+        if self.per_unit:
+            sums = [part.sum() for part in self.variance.split(list(self.counts))]
+            found = [
+                ComponentEffect(e.unit, None, e.mean_gain, float(v), e.share, e.toward_label)
+                for e, v in zip(self.by_unit(), sums, strict=True)
+            ]
+            return sorted(found, key=lambda effect: -abs(effect.share))[:count]
         order = self.share.abs().argsort(descending=True, stable=True)
         return [self.component(int(index)) for index in order[:count]]
 
@@ -156,15 +164,15 @@ def explain_adapter(
     classifier.check_labels(rows.labels)
     gains = gains_per_component(classifier, rows, adapter_name)
     weights = centred_classes(classifier)
-    state = rows.state
-    directions = state.directions.double().cpu()
+    state = exact_state(rows.state)
+    directions = state.directions
     along_change = torch.zeros_like(directions)
     along_label = torch.zeros_like(directions)
     squares = torch.zeros(len(directions), dtype=torch.float64)
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("rescaling", "settings")}
     total = 0.0
     for part in _chunks(rows):
-        seen = Moved.of(part, gains)
+        seen = Moved.of(part, gains, state)
         change = (seen.after - seen.before) @ weights.T  # D (n, C)
         own = weights[part.labels]
         c = part.coordinates.double()
@@ -190,10 +198,12 @@ def explain_adapter(
         settings_toward_label=float(sums["settings"][1]) / count,
         change=(total / count / len(weights)) ** 0.5,
         images=count,
+        per_unit=rows.state.settings.per_unit,
     )
 
 
 def _chunks(rows: Coordinates | CoordinateStore) -> Iterator[Coordinates]:
     for part in rows.parts:
-        for index in torch.arange(len(part)).split(CHUNK):
-            yield part.to("cpu").rows(index)
+        here = part.to("cpu")
+        for index in torch.arange(len(here)).split(CHUNK):
+            yield here.rows(index)

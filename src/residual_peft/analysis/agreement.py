@@ -83,16 +83,16 @@ def correlation(seen: Contributions, other: Contributions | None = None) -> Simi
         check_widths(seen.width, other.width)
 
     def rows(part: UnitContribution) -> Rows:
-        coordinates, axes = part.coordinates.double(), part.components.double()
-        middle = coordinates.mean(0)
-        centred = coordinates - middle
+        axes, middle = part.components.double(), part.coordinates.double().mean(0)
+        centred = part.coordinates.double() - middle
         covariance = centred.T @ centred / len(centred)
         variances = ((covariance @ axes) * axes).sum(0).clamp_min(0)  # of Φᵀ C Φ, the diagonal
         # what is left of a coordinate that is constant is rounding, not variance
         flat = variances <= 1e-12 * variances.max()
         scale = torch.where(flat, 0.0, variances.rsqrt())
-        scaled, dtype = axes * scale, part.coordinates.dtype
-        return lambda index: ((coordinates[index] - middle) @ scaled).to(dtype)
+        scaled = axes * scale
+        kind = torch.promote_types(part.coordinates.dtype, torch.float32)
+        return lambda index: ((part.coordinates[index].double() - middle) @ scaled).to(kind)
 
     values = _mean_products(seen, other, rows, seen.width) / seen.width
     return _matrix(seen, other, values, "correlation over images")
@@ -125,10 +125,10 @@ def relative_similarity(
     chosen = _anchors(anchors, len(seen), seed)
 
     def rows(part: UnitContribution) -> Rows:
-        directions = functional.normalize(part.coordinates[chosen], dim=1).T
+        directions = functional.normalize(_wide(part.coordinates[chosen]), dim=1).T
 
         def relative(index: Tensor) -> Tensor:
-            here = functional.normalize(part.coordinates[index], dim=1)
+            here = functional.normalize(_wide(part.coordinates[index]), dim=1)
             return functional.normalize(here @ directions, dim=1)
 
         return relative
@@ -186,8 +186,14 @@ def _mean_products(
 
 def _written(part: UnitContribution, index: Tensor) -> Tensor:
     """x (n, d) of some of the images, the mean included."""
-    dtype = part.coordinates.dtype
-    return part.coordinates[index] @ part.components.to(dtype) + part.mean.to(dtype)
+    coordinates = _wide(part.coordinates[index])
+    dtype = coordinates.dtype
+    return coordinates @ part.components.to(dtype) + part.mean.to(dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: half precision neither sums nor holds what products add up to."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _matrix(

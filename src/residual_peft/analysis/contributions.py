@@ -16,16 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import TowerAnatomy, Unit, find_tower
+from ..anatomy import Unit
 from ..bases import SpectralBasis
 from ..coordinates import Coordinates
-from ..data import with_progress
-from ..decomposition import checked_capture, contributions, head_inputs
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
-from ..spectra import UnitBasis, pixels_of, spectrum
+from ..spectra import UnitBasis, spectrum
 from ..store import CoordinateStore
-from ..taps import Capture
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,18 @@ class Contributions:
         parts: one `UnitContribution` per unit.
         readout: y (N, d) of the unadapted model, float32.
         labels: (N,), or None where the batches had none.
+        collected: how many images the axes and eigenvalues are of; more than N after `rows`.
     """
 
     units: tuple[Unit, ...]
     parts: tuple[UnitContribution, ...]
     readout: Tensor
     labels: Tensor | None
+    collected: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.collected:
+            object.__setattr__(self, "collected", len(self.readout))
 
     def __len__(self) -> int:
         return len(self.readout)
@@ -104,7 +107,9 @@ class Contributions:
         return rest.to(self.readout.dtype)
 
     def select(
-        self, units: Iterable[Unit | str] | None = None, layers: Iterable[int] | None = None
+        self,
+        units: Iterable[Unit | str] | Unit | str | None = None,
+        layers: Iterable[int] | None = None,
     ) -> "Contributions":
         """Some of the units; what the others wrote moves to `rest`.
 
@@ -115,6 +120,7 @@ class Contributions:
         Raises:
             ResiDualError: nothing is left.
         """
+        units = [units] if isinstance(units, str | Unit) else units
         names = None if units is None else {str(unit) for unit in units}
         inside = None if layers is None else set(layers)
         kept = [
@@ -128,13 +134,13 @@ class Contributions:
                 f"no unit is left of {len(self.units)} with units={names and sorted(names)} and "
                 f"layers={inside and sorted(inside)}."
             )
-        return Contributions(tuple(p.unit for p in kept), tuple(kept), self.readout, self.labels)
+        return replace(self, units=tuple(p.unit for p in kept), parts=tuple(kept))
 
     def rows(self, index: Tensor) -> "Contributions":
         """Those to the readouts of some of the images, in the same axes: μ, Φ and λ stay."""
         parts = tuple(replace(part, coordinates=part.coordinates[index]) for part in self.parts)
         labels = None if self.labels is None else self.labels[index]
-        return Contributions(self.units, parts, self.readout[index], labels)
+        return replace(self, parts=parts, readout=self.readout[index], labels=labels)
 
     def scores(self, directions: Tensor) -> Tensor:
         """What each unit adds to the readout along some directions: x_u · w, (N, U, C).
@@ -154,6 +160,8 @@ class Contributions:
     def basis(self, model: nn.Module) -> SpectralBasis:
         """The units' axes as a `SpectralBasis`, which compares, saves and shares them.
 
+        Of `rows` it is the same one: their axes are those of all images.
+
         Args:
             model: the one that these were collected from.
         """
@@ -163,7 +171,7 @@ class Contributions:
             components=[part.components for part in self.parts],
             eigenvalues=[part.eigenvalues for part in self.parts],
             total_variance=torch.stack([part.eigenvalues.sum() for part in self.parts]),
-            num_samples=len(self),
+            num_samples=self.collected,
             source="data",
             fingerprint=Fingerprint.of(model),
         )
@@ -179,10 +187,11 @@ class Contributions:
             rows: in memory or on disk.
 
         Raises:
-            ResiDualError: the adapter adapts the output.
+            ResiDualError: the adapter adapts the output, or fewer than two images.
         """
         whole = rows.load() if isinstance(rows, CoordinateStore) else rows
         state = whole.state
+        check_count(len(whole))
         if any(unit.kind == "output" for unit in state.settings.units):
             raise ResiDualError("the output is no unit of its own: wanted heads or MLPs.")
         parts = []
@@ -191,100 +200,18 @@ class Contributions:
         for unit, mean, block, c in zip(
             state.settings.units, state.means.double().cpu(), directions, columns, strict=True
         ):
-            parts.append(_rotated(unit, c.cpu(), block, mean))
-        return cls(state.settings.units, tuple(parts), whole.readout.float().cpu(), whole.labels)
+            parts.append(in_principal_axes(unit, c.cpu(), block, mean))
+        labels = whole.labels.cpu()
+        return cls(state.settings.units, tuple(parts), whole.readout.float().cpu(), labels)
 
 
-def collect_contributions(
-    model: nn.Module,
-    batches: Iterable[Any],
-    units: Iterable[str] = ("embed", "head", "mlp"),
-    *,
-    layers: Iterable[int] | None = None,
-    dtype: torch.dtype = torch.float32,
-    progress: bool = False,
-) -> Contributions:
-    """Run the unadapted model once over some images and keep what every unit wrote.
-
-    Memory: N Σ k_u numbers; 50,000 images of a ViT-L/14's 384 heads take 5 GB in float32. Choose
-    `layers`, kinds of units or float16 where that is too much. The units of every batch are checked
-    to add up to the model's own readout.
-
-    Args:
-        model: a model with a known image tower, adapted or not.
-        batches: `pixel_values` tensors (B, C, H, W), or mappings that hold them and, for what needs
-            them, `labels` (B,).
-        units: kinds of units: "embed", "head", "mlp".
-        layers: keep heads and MLPs of these layers only.
-        dtype: of the coordinates.
-        progress: whether to show a bar.
-
-    Raises:
-        ResiDualError: no images, only one, no unit left, or units that do not add up.
-    """
-    anatomy = find_tower(model)
-    inside = None if layers is None else set(layers)
-    chosen = [
-        unit
-        for unit in anatomy.units(units)
-        if unit.kind != "output" and (inside is None or unit.layer is None or unit.layer in inside)
-    ]
-    if not chosen:
-        raise ResiDualError(f"no unit is left with units={units!r} and layers={layers!r}.")
-    collector = _Collector(anatomy, chosen, dtype)
-    readouts: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in with_progress(batches, "Reading images", progress):
-        capture, readout = checked_capture(model, anatomy, pixels_of(batch))
-        collector.add(capture)
-        readouts.append(readout.float().cpu())
-        if isinstance(batch, dict) and "labels" in batch:
-            labels.append(torch.as_tensor(batch["labels"]).cpu())
-    count = sum(map(len, readouts))
+def check_count(count: int) -> None:
+    """Refuse fewer images than a variance needs."""
     if count < 2:
         raise ResiDualError(f"wanted at least two images to tell variance from, got {count}.")
-    known = torch.cat(labels) if sum(map(len, labels)) == count else None
-    return Contributions(tuple(chosen), collector.finish(), torch.cat(readouts), known)
 
 
-class _Collector:
-    """Per unit, what it wrote in a fixed orthonormal frame, batch by batch."""
-
-    def __init__(self, anatomy: TowerAnatomy, units: list[Unit], dtype: torch.dtype) -> None:
-        self.anatomy, self.units, self.dtype = anatomy, units, dtype
-        self.seen: dict[Unit, list[Tensor]] = {unit: [] for unit in units}
-        self.frames: dict[int, Tensor] = {}  # per layer: Q of the heads (H, d, r)
-        self.maps: dict[int, Tensor] = {}  # per layer: T of the heads (H, r, e + 1)
-        for layer in sorted({u.layer for u in units if u.kind == "head" and u.layer is not None}):
-            self.frames[layer], self.maps[layer] = torch.linalg.qr(anatomy.head_factor(layer))
-
-    def add(self, capture: Capture) -> None:
-        for layer, triangle in self.maps.items():
-            inside = torch.einsum(
-                "bhe,hre->hbr", head_inputs(self.anatomy, capture, layer), triangle
-            ).to("cpu", self.dtype)
-            for unit in (u for u in self.units if u.kind == "head" and u.layer == layer):
-                assert unit.head is not None
-                self.seen[unit].append(inside[unit.head].clone())
-        others = [unit for unit in self.units if unit.kind != "head"]
-        if others:
-            written = contributions(self.anatomy, capture, others).to("cpu", self.dtype)
-            for index, unit in enumerate(others):
-                self.seen[unit].append(written[:, index].clone())
-
-    def finish(self) -> tuple[UnitContribution, ...]:
-        found = []
-        for unit in self.units:
-            frame = None
-            if unit.kind == "head":
-                assert unit.layer is not None
-                frame = self.frames[unit.layer][unit.head].T.cpu()  # (r, d)
-            inside = torch.cat(self.seen.pop(unit))
-            found.append(_rotated(unit, inside, frame, None))
-        return tuple(found)
-
-
-def _rotated(
+def in_principal_axes(
     unit: Unit, inside: Tensor, frame: Tensor | None, offset: Tensor | None
 ) -> UnitContribution:
     """x = offset + inside @ frame, (N, r) in orthonormal rows (r, d) -> mean and principal axes."""

@@ -16,7 +16,7 @@ from ..anatomy import Unit
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from .contributions import Contributions
-from .neighbours import TwoNN, two_nn
+from .neighbours import TooFewPoints, TwoNN, two_nn
 
 
 def linear_dimension(
@@ -94,8 +94,8 @@ class DimensionProfile:
         linear: fewest directions that reach it, (U,) int64.
         first_share: share of the variance along the first direction, (U,).
         participation: (Σλ)² / Σλ² over the directions held, (U,).
-        two_nn: TwoNN by the fit, (U,); NaN where it was not asked for, or where a unit writes the
-            same to all images.
+        two_nn: TwoNN by the fit, (U,); NaN where it was not asked for, or where a unit writes
+            fewer than three different things.
         likelihood: TwoNN by maximum likelihood, (U,).
         duplicates: images that TwoNN left out as copies, (U,) int64.
         images: how many TwoNN was given; 0 where it was not asked for.
@@ -183,7 +183,7 @@ def dimension_profile(
     Raises:
         ResiDualError: a basis that was truncated below `share`, or what `two_nn` refuses.
     """
-    if two_nn_images < 0:
+    if two_nn_images < 0 or two_nn_images in (1, 2):
         raise ResiDualError(
             f"wanted at least 3 images for TwoNN or 0 for none, got two_nn_images={two_nn_images}."
         )
@@ -198,7 +198,7 @@ def dimension_profile(
         for index, part in enumerate(parts):
             points = part.coordinates[chosen].to(device or part.coordinates.device)
             if points.shape[1]:
-                clouds[index] = _cloud(part.unit, points, block, resolution)
+                clouds[index] = _cloud(points, block, resolution)
     return DimensionProfile(
         units=tuple(source.units),
         share=share,
@@ -220,11 +220,12 @@ def _spectra(source: Contributions | SpectralBasis) -> list[tuple[Tensor, float]
     return [(part.eigenvalues, float(part.eigenvalues.sum())) for part in source.parts]
 
 
-def _cloud(unit: Unit, points: Tensor, block: int, resolution: float | None) -> TwoNN:
+def _cloud(points: Tensor, block: int, resolution: float | None) -> TwoNN | None:
+    """None for a unit that writes too few different things to have a dimension."""
     try:
         return two_nn(points, block=block, resolution=resolution)
-    except ResiDualError as error:
-        raise ResiDualError(f"{unit}: {error}") from None
+    except TooFewPoints:
+        return None
 
 
 def _doubles(values: list[float]) -> Tensor:

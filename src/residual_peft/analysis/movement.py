@@ -13,7 +13,9 @@ readout; that is one more term, and nothing is approximated:
                           + s w·(y¹ − y) / ‖y'‖                       the settings
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch import Tensor
 from ..coordinates import Coordinates
 from ..errors import ResiDualError
 from ..store import CoordinateStore
-from ..tuner import compose, gains_of
+from ..tuner import ReadoutState, compose, gains_of
 from ..zero_shot import ZeroShotClassifier
 
 
@@ -36,13 +38,8 @@ class Moved:
     length: Tensor  # ‖y'‖ (n, 1)
 
     @classmethod
-    def of(cls, rows: Coordinates, gains: Tensor) -> "Moved":
-        """At gains that stand at each component, (K,)."""
-        state = rows.state.map(
-            lambda tensor: tensor.double() if tensor.is_floating_point() else tensor
-        )
-        # one gain per component from here on, whatever the adapter has
-        state = replace(state, settings=replace(state.settings, per_unit=False))
+    def of(cls, rows: Coordinates, gains: Tensor, state: ReadoutState) -> "Moved":
+        """At gains that stand at each component, (K,); `state` is `exact_state` of the rows'."""
         whole = replace(
             rows,
             readout=rows.readout.double(),
@@ -62,6 +59,23 @@ class Moved:
             settings=(at_one - y) / length,
             length=length,
         )
+
+
+def place_of(index: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Unit and number within it of one of the K components.
+
+    >>> place_of(5, (3, 4))
+    (1, 2)
+    """
+    ends = list(accumulate(counts))
+    unit = next(i for i, end in enumerate(ends) if index < end)
+    return unit, index - (ends[unit] - counts[unit])
+
+
+def exact_state(state: ReadoutState) -> ReadoutState:
+    """The adapter's in float64 on the CPU, with one gain per component whatever the adapter has."""
+    exact = state.map(lambda t: t.cpu().double() if t.is_floating_point() else t.cpu())
+    return replace(exact, settings=replace(exact.settings, per_unit=False))
 
 
 def gains_per_component(

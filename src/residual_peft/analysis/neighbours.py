@@ -14,6 +14,10 @@ from ..errors import ResiDualError
 _CANDIDATES = 8
 
 
+class TooFewPoints(ResiDualError):
+    """Fewer than three different points, which have no two neighbours each."""
+
+
 @dataclass(frozen=True)
 class TwoNN:
     """An intrinsic dimension from the ratio of each point's two nearest distances.
@@ -101,7 +105,7 @@ def _distinct_distances(points: Tensor, block: int, resolution: float | None) ->
         if not bool(copies.any()):
             return distances
         points = points[~copies]
-    raise ResiDualError(
+    raise TooFewPoints(
         f"TwoNN needs at least three different points, got {len(points)} among {count}: give "
         "more images, or leave out a unit that writes the same to all."
     )

@@ -1,7 +1,6 @@
 """Which components moved one image from one class to another."""
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from ..errors import ResiDualError
 from ..images import ImageLike
 from ..store import CoordinateStore
 from ..zero_shot import ZeroShotClassifier, pixel_batches
-from .movement import Moved, centred_classes, gains_per_component
+from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class ImageExplanation:
         counts: components of each.
         gains: λ (K,).
         coordinates: c (K,) of the image.
+        per_unit: whether the adapter has one gain per unit, and no components of its own.
     """
 
     from_class: str
@@ -47,14 +47,24 @@ class ImageExplanation:
     counts: tuple[int, ...]
     gains: Tensor
     coordinates: Tensor
+    per_unit: bool = False
 
-    def strongest(self, count: int = 10) -> list[tuple[Unit, int, float, float]]:
-        """(unit, component, gain, effect) of the components with the largest effects."""
-        ends = list(accumulate(self.counts))
-        found = []
+    def strongest(self, count: int = 10) -> list[tuple[Unit, int | None, float, float]]:
+        """(unit, component, gain, effect) of those with the largest effects.
+
+        Of an adapter with one gain per unit, the component is None and the effect the unit's.
+        """
+        if self.per_unit:
+            sums = [effects.sum() for effects in self.effects.split(list(self.counts))]
+            gains = [gains[0] for gains in self.gains.split(list(self.counts))]
+            whole: list[tuple[Unit, int | None, float, float]] = [
+                (unit, None, float(gain), float(effect))
+                for unit, gain, effect in zip(self.units, gains, sums, strict=True)
+            ]
+            return sorted(whole, key=lambda item: -abs(item[3]))[:count]
+        found: list[tuple[Unit, int | None, float, float]] = []
         for index in self.effects.abs().argsort(descending=True, stable=True)[:count].tolist():
-            place = next(i for i, end in enumerate(ends) if index < end)
-            number = index - (ends[place] - self.counts[place])
+            place, number = place_of(index, self.counts)
             effect = float(self.effects[index])
             found.append((self.units[place], number, float(self.gains[index]), effect))
         return found
@@ -86,8 +96,9 @@ def explain_row(
     if not 0 <= index < len(rows):
         raise ResiDualError(f"wanted an image from 0 to {len(rows) - 1}, got {index}.")
     gains = gains_per_component(classifier, rows, adapter_name)
-    one = rows.rows(torch.tensor([index]))
-    seen, weights = Moved.of(one, gains), centred_classes(classifier)
+    one = rows.rows(torch.tensor([index])).to("cpu")
+    state = exact_state(one.state)
+    seen, weights = Moved.of(one, gains, state), centred_classes(classifier)
     before, after = (seen.before @ weights.T)[0], (seen.after @ weights.T)[0]
     names = classifier.class_names
     start = int(before.argmax()) if from_class is None else _class(names, from_class)
@@ -97,7 +108,7 @@ def explain_row(
     if end == start:
         raise ResiDualError(f"wanted two classes to compare, got {names[start]!r} twice.")
     against = weights[end] - weights[start]
-    along = one.state.directions.double().cpu() @ against
+    along = state.directions @ against
     coordinates = one.coordinates[0].double()
     return ImageExplanation(
         from_class=names[start],
@@ -111,6 +122,7 @@ def explain_row(
         counts=one.state.counts,
         gains=gains,
         coordinates=coordinates,
+        per_unit=one.state.settings.per_unit,
     )
 
 

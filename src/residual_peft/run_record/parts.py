@@ -113,7 +113,8 @@ class Words:
         unit: whose.
         component: its number within the unit; None for the unit as a whole.
         texts: the texts with their coefficients, the strongest first.
-        explained: the share of variance that they explain; None when unknown.
+        explained: the share that they explain of a unit's variance, or of the squared length of a
+            component's direction; None when unknown.
     """
 
     unit: Unit
