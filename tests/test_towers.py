@@ -1,6 +1,8 @@
 """What the families of towers have of their own: attention, image sizes, tokens, poolers."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from residual_peft.errors import ResiDualError
 from residual_peft.fingerprint import Fingerprint
 from residual_peft.zero_shot import readout_of
 
-from .models import TOWERS, Size, clip_model, pixels, randomize
+from .models import EVERY, TOWERS, Size, clip_model, pixels, randomize
 from .tuner.twin import adapted, expected, randomize_gains, relative
 
+ROOT = Path(__file__).parents[1]
 LARGER = Size(image=24)
 NAMES = ("cat", "dog", "bird")
 every_tower = pytest.mark.parametrize("builder", TOWERS)
@@ -171,3 +174,14 @@ def test_a_classifier_from_class_means_is_saved_and_loaded(tmp_path: Any) -> Non
     loaded = ZeroShotClassifier.from_pretrained(tmp_path, model=TOWERS["Dinov2Model"]())
     output = loaded.model(pixel_values=pixels())
     torch.testing.assert_close(loaded.logits(output), made.logits(run_tower(model, pixels())))
+
+
+def test_the_table_of_towers_is_what_the_benchmark_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "towers.json").read_text())
+    text = (ROOT / "docs" / "towers.md").read_text()
+    assert list(measured["rows"]) == list(EVERY)
+    assert f"(transformers {measured['transformers']})" in text
+    for name, row in measured["rows"].items():
+        assert f"| `{name}` | {' | '.join(f'{error:.0e}' for error in row.values())} |" in text
+        assert row["units_float64"] < 1e-10
+        assert max(row.values()) < 1e-5
