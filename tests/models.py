@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 from transformers import (
@@ -59,7 +60,7 @@ def randomize(model: nn.Module, seed: int = 0) -> Any:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if "logit_scale" in name:
                 continue
-            if "norm" in name and name.endswith("weight"):
+            if ("norm" in name and name.endswith("weight")) or name.endswith("lambda1"):
                 parameter.copy_(1 + 0.4 * noise)
             elif parameter.ndim > 1 and "embedding" not in name:
                 fan_in = parameter[0].numel()
@@ -123,6 +124,73 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "CLIPVisionModelWithProjection": clip_vision_model_with_projection,
     "CLIPVisionModel": clip_vision_model,
 }
+
+
+def clip_like(prefix: str, kind: str = "Model", **vision: Any) -> Callable[..., Any]:
+    """A builder of a relative of CLIP: its dual encoder, or its image tower."""
+
+    def build(size: Size | None = None, seed: int = 0) -> Any:
+        size = size or Size()
+        config = getattr(transformers, f"{prefix}VisionConfig")(
+            **vision_config(size).to_dict() | vision
+        )
+        if kind == "Model":
+            text = text_config(size).to_dict() | {"project_dim": 16, "intermediate_size": 20}
+            whole = getattr(transformers, f"{prefix}Config")
+            config = whole(
+                text_config=text, vision_config=config.to_dict(), projection_dim=size.readout
+            )
+        return randomize(getattr(transformers, prefix + kind)(config), seed)
+
+    return build
+
+
+def vit_like(kind: str, **options: Any) -> Callable[..., Any]:
+    """A builder of a tower whose readout is a token of its last hidden state."""
+    config_of = kind.removesuffix("ForImageClassification").removesuffix("Model") + "Config"
+
+    def build(size: Size | None = None, seed: int = 0) -> Any:
+        size = size or Size()
+        config = getattr(transformers, config_of)(
+            hidden_size=size.width,
+            intermediate_size=size.width + 5,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            image_size=size.image,
+            patch_size=size.patch,
+            **options,
+        )
+        return randomize(getattr(transformers, kind)(config), seed)
+
+    return build
+
+
+# the towers beside CLIP's own, under the names of their classes; the second of a kind has a remark
+TOWERS: dict[str, Callable[..., Any]] = {
+    "MetaClip2Model": clip_like("MetaClip2"),
+    "MetaClip2VisionModelWithProjection": clip_like("MetaClip2", "VisionModelWithProjection"),
+    "MetaClip2VisionModel, GELU": clip_like("MetaClip2", "VisionModel", hidden_act="gelu"),
+    "AltCLIPModel": clip_like("AltCLIP"),
+    "AltCLIPVisionModel": clip_like("AltCLIP", "VisionModel"),
+    "ChineseCLIPModel": clip_like("ChineseCLIP"),
+    "ChineseCLIPVisionModel": clip_like("ChineseCLIP", "VisionModel"),
+    "CLIPSegModel": clip_like("CLIPSeg"),
+    "CLIPSegVisionModel": clip_like("CLIPSeg", "VisionModel"),
+    "ViTModel": vit_like("ViTModel"),
+    "ViTModel, no qkv bias": vit_like("ViTModel", qkv_bias=False),
+    "ViTForImageClassification": vit_like("ViTForImageClassification"),
+    "DeiTModel": vit_like("DeiTModel"),
+    "DeiTForImageClassification": vit_like("DeiTForImageClassification"),
+    "Dinov2Model": vit_like("Dinov2Model"),
+    "Dinov2Model, SwiGLU": vit_like("Dinov2Model", use_swiglu_ffn=True),
+    "Dinov2WithRegistersModel": vit_like("Dinov2WithRegistersModel"),
+    "DINOv3ViTModel": vit_like("DINOv3ViTModel", num_register_tokens=3),
+    "DINOv3ViTModel, gated": vit_like("DINOv3ViTModel", use_gated_mlp=True, key_bias=True),
+}
+EVERY: dict[str, Callable[..., Any]] = {**BUILDERS, **TOWERS}
+# CLIP at all sizes; the others are the same linear algebra
+ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
+ALL += [(builder, size) for builder in TOWERS for size in ("usual", "one layer")]
 
 
 def pixels(count: int = 5, size: Size | None = None, seed: int = 0) -> Tensor:

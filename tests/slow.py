@@ -1,5 +1,7 @@
 """Slow, obvious twins in float64: loops over layers and heads, no hooks, nothing of the package."""
 
+import copy
+import re
 from typing import Any
 
 import torch
@@ -9,7 +11,14 @@ from residual_peft.anatomy import Unit
 
 
 def tower_of(model: nn.Module) -> Any:
-    return getattr(model, "vision_model", model)
+    names = [name for name in ("vision_model", "vit", "deit") if hasattr(model, name)]
+    return getattr(model, names[0]) if names else model
+
+
+def final_norm_of(model: nn.Module) -> Any:
+    tower = tower_of(model)
+    names = [name for name in ("post_layernorm", "layernorm", "norm") if hasattr(tower, name)]
+    return getattr(tower, names[0])
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -26,6 +35,8 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
 def slow_streams(model: nn.Module, pixel_values: Tensor) -> tuple[dict[Unit, Tensor], Tensor]:
     """What each unit writes to the stream at the class token, (B, D), and the stream's end."""
     tower = tower_of(model)
+    if not hasattr(tower, "pre_layrnorm"):
+        return recorded_streams(tower, pixel_values)
     embeddings = tower.embeddings
     patches = nn.functional.conv2d(
         pixel_values.double(),
@@ -52,17 +63,51 @@ def slow_streams(model: nn.Module, pixel_values: Tensor) -> tuple[dict[Unit, Ten
             written[Unit("head", index, head)] = out[:, 0]
             stream = stream + out
         hidden = linear(layer_norm(stream, layer.layer_norm2), layer.mlp.fc1)
-        out = linear(hidden * torch.sigmoid(1.702 * hidden), layer.mlp.fc2)
+        quick = tower.config.hidden_act == "quick_gelu"
+        active = hidden * torch.sigmoid(1.702 * hidden) if quick else nn.functional.gelu(hidden)
+        out = linear(active, layer.mlp.fc2)
         written[Unit("mlp", index)] = out[:, 0]
         stream = stream + out
     return written, stream[:, 0]
 
 
 @torch.no_grad()
+def recorded_streams(tower: Any, pixel_values: Tensor) -> tuple[dict[Unit, Tensor], Tensor]:
+    """The same of a ViT or DINO: all that its modules take and give, sorted out by their names."""
+    tower, given, taken = copy.deepcopy(tower).double().eval(), {}, {}
+    for name, module in tower.named_modules():
+
+        def record(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            taken[name], given[name] = args[0] if args else None, output
+
+        module.register_forward_hook(record)
+    tower(pixel_values.double())
+    written = {Unit("embed"): given["embeddings"][:, 0]}
+    projections = [n for n in given if re.search(r"attention\.(o_proj|output\.dense)$", n)]
+    mlps = [n for n in given if re.search(r"(\d+\.mlp|\d+\.output\.dense)$", n)]
+    for index, (path, mlp) in enumerate(zip(projections, mlps, strict=True)):
+        block = tower.get_submodule(mlp.removesuffix(".output.dense").removesuffix(".mlp"))
+        scales = [
+            getattr(getattr(block, name, None), "lambda1", torch.ones(1))
+            for name in ("layer_scale1", "layer_scale2")
+        ]
+        linear, heads = tower.get_submodule(path), tower.config.num_attention_heads
+        size = linear.in_features // heads
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            out = taken[path][:, 0, part] @ linear.weight[:, part].T
+            bias = 0.0 if linear.bias is None else linear.bias / heads
+            written[Unit("head", index, head)] = scales[0] * (out + bias)
+        written[Unit("mlp", index)] = scales[1] * given[mlp][:, 0]
+    norm = next(name for name in ("layernorm", "norm") if name in given)
+    return written, taken[norm][:, 0]
+
+
+@torch.no_grad()
 def slow_contributions(model: Any, pixel_values: Tensor) -> dict[Unit, Tensor]:
     """x_u of every unit (B, d), and the readout itself under `output`; method.md, section 1."""
     written, stream = slow_streams(model, pixel_values)
-    norm = tower_of(model).post_layernorm
+    norm = final_norm_of(model)
     projection = torch.eye(stream.shape[1], dtype=torch.float64)
     if hasattr(model, "visual_projection"):
         projection = model.visual_projection.weight.double()

@@ -19,7 +19,19 @@ from residual_peft.anatomy import (
 from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 
-from .models import BUILDERS, SIZES, Size, clip_model, clip_vision_model, pixels, text_config
+from .models import (
+    ALL as EVERY_SIZE,
+)
+from .models import (
+    BUILDERS,
+    EVERY,
+    SIZES,
+    Size,
+    clip_model,
+    clip_vision_model,
+    pixels,
+    text_config,
+)
 
 ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
 
@@ -52,16 +64,17 @@ def test_a_unit_has_the_indices_of_its_kind() -> None:
         Unit("embed", 0)
 
 
-@pytest.mark.parametrize(("builder", "name"), ALL)
+@pytest.mark.parametrize(("builder", "name"), EVERY_SIZE)
 def test_sizes_are_read_from_the_modules(builder: str, name: str) -> None:
     size = SIZES[name]
-    anatomy = find_tower(BUILDERS[builder](size))
-    assert anatomy.architecture == builder
+    anatomy = find_tower(EVERY[builder](size))
+    assert anatomy.architecture == builder.split(",")[0]
     assert anatomy.width == size.width
     assert anatomy.num_heads == size.heads
     assert anatomy.head_dim == size.width // size.heads
     assert len(anatomy.layers) == size.layers
-    assert anatomy.readout_width == (size.width if builder == "CLIPVisionModel" else size.readout)
+    projected = hasattr(anatomy.model, "visual_projection")
+    assert anatomy.readout_width == (size.readout if projected else size.width)
 
 
 def test_units_come_in_the_order_in_which_they_write() -> None:
@@ -145,24 +158,36 @@ def test_an_output_projection_without_bias() -> None:
     assert not bias.any()
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", EVERY)
 def test_the_projection_path_leads_to_the_module_that_gives_the_readout(builder: str) -> None:
-    model = BUILDERS[builder]()
+    model = EVERY[builder]()
     anatomy, seen = find_tower(model), []
     module = anatomy.model.get_submodule(anatomy.projection_path)
     module.register_forward_hook(lambda module, args, output: seen.append(output))
     readout = run_tower(model, pixels())
     assert len(seen) == 1
-    assert torch.equal(seen[0], readout)
+    assert torch.equal(seen[0][:, 0] if anatomy.reads_tokens else seen[0], readout)
 
 
 @pytest.mark.parametrize("model", [CLIPTextModel(text_config(Size())), nn.Linear(3, 3)], ids=type)
 def test_an_unknown_architecture_is_named_with_the_known_ones(model: nn.Module) -> None:
     name = type(model).__name__
     with pytest.raises(
-        ResiDualError, match=f"the architecture {name} is not known; wanted one of CLIPModel, CLIPV"
+        ResiDualError,
+        match=f"the architecture {name} is not known; wanted one of AltCLIPModel, .* CLIPModel, ",
     ):
         find_tower(model)
+    with pytest.raises(ResiDualError) as caught:
+        find_tower(model)
+    lines = str(caught.value).splitlines()
+    assert lines[1:4] == [
+        "    from residual_peft import TowerAnatomy, register_architecture",
+        f'    @register_architecture("{name}")',
+        f'    def describe(model): return TowerAnatomy("{name}", model, tower=model.tower, ...)',
+    ]
+    assert lines[4] == (
+        "decompose(model, pixel_values) then checks that the units sum to the model's own readout."
+    )
 
 
 def test_a_subclass_is_read_as_its_parent() -> None:

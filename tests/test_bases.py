@@ -19,7 +19,8 @@ from residual_peft.files import read_tensors, write_tensors
 from residual_peft.spectra import spectrum
 
 from .models import (
-    BUILDERS,
+    ALL,
+    EVERY,
     SIZES,
     Size,
     clip_model,
@@ -28,7 +29,6 @@ from .models import (
 from .slow import slow_contributions, slow_pca
 
 KINDS = ("embed", "head", "mlp", "output")
-ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
 TENSORS, METADATA = "residual_basis.safetensors", "residual_basis.json"
 
 
@@ -62,7 +62,7 @@ def test_streaming_equals_one_full_svd_of_a_slow_twins_contributions(
     builder: str, name: str
 ) -> None:
     size = SIZES[name]
-    model, images = BUILDERS[builder](size).double(), pixels(60, size).double()
+    model, images = EVERY[builder](size).double(), pixels(60, size).double()
     basis = SpectralBasis.fit(model, images.split(7), units=KINDS)
     assert basis.units == tuple(find_tower(model).units(KINDS))
     assert (basis.num_samples, basis.source) == (60, "data")

@@ -24,7 +24,8 @@ from residual_peft.errors import ResiDualError
 from residual_peft.taps import _frames
 
 from .models import (
-    BUILDERS,
+    ALL,
+    EVERY,
     SIZES,
     Size,
     clip_model,
@@ -33,8 +34,6 @@ from .models import (
     pixels,
 )
 from .slow import slow_contributions
-
-ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
 
 
 def vision(model: nn.Module) -> Any:
@@ -62,7 +61,7 @@ def test_contributions_sum_to_the_models_own_output(
     builder: str, name: str, dtype: torch.dtype, limit: float
 ) -> None:
     size = SIZES[name]
-    model, images = BUILDERS[builder](size).to(dtype), pixels(5, size).to(dtype)
+    model, images = EVERY[builder](size).to(dtype), pixels(5, size).to(dtype)
     found = decompose(model, images)
     with torch.no_grad():
         own = run_tower(model, images)
@@ -76,7 +75,7 @@ def test_contributions_sum_to_the_models_own_output(
 @pytest.mark.parametrize(("builder", "name"), ALL)
 def test_each_contribution_is_that_of_a_slow_twin(builder: str, name: str) -> None:
     size = SIZES[name]
-    model, images = BUILDERS[builder](size).double(), pixels(5, size).double()
+    model, images = EVERY[builder](size).double(), pixels(5, size).double()
     found, expected = decompose(model, images), slow_contributions(model, images)
     for index, unit in enumerate(found.units):
         torch.testing.assert_close(

@@ -3,7 +3,8 @@
 Importing this package registers the method with PEFT, and changes nothing else.
 """
 
-from .anatomy import TowerAnatomy, Unit, find_tower
+from . import architectures as architectures
+from .anatomy import LayerAnatomy, TowerAnatomy, Unit, find_tower, register_architecture
 from .bases import SpectralBasis
 from .cards import CardFacts
 from .coordinates import Coordinates, collect_coordinates, collect_with_basis
@@ -34,6 +35,7 @@ __all__ = [
     "CoordinateStore",
     "Coordinates",
     "Decomposition",
+    "LayerAnatomy",
     "Objective",
     "ResiDualConfig",
     "ResiDualError",
@@ -55,6 +57,7 @@ __all__ = [
     "gains_of",
     "hotswap_adapter",
     "load_data",
+    "register_architecture",
     "solve_gains",
     "strength_path",
     "trainer_kwargs",

@@ -1,7 +1,8 @@
 """Where an architecture keeps its parts, and the linear maps between them.
 
 An architecture is one function from a model to a `TowerAnatomy`, registered under the name of its
-class; everything below this file reads parts and sizes from the anatomy and knows no model.
+class; `architectures` holds those of transformers. Everything below the two reads parts and sizes
+from the anatomy and knows no model.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,6 +18,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from .errors import ResiDualError
 
 UNIT_KINDS = ("embed", "head", "mlp", "output")
+
+UNKNOWN = """the architecture {name} is not known; wanted one of {known}. To describe your own:
+    from residual_peft import TowerAnatomy, register_architecture
+    @register_architecture("{name}")
+    def describe(model): return TowerAnatomy("{name}", model, tower=model.tower, ...)
+decompose(model, pixel_values) then checks that the units sum to the model's own readout."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ class TowerAnatomy:
     projection_path: str  # in `model`, of the module whose output is the readout
     num_heads: int
     readout_token: int = 0
+    reads_tokens: bool = False  # the readout is that token of the tower's last_hidden_state
+    outside: tuple[nn.Module, ...] = ()  # parts of the tower that its readout does not pass through
 
     @property
     def width(self) -> int:
@@ -222,10 +231,8 @@ def find_tower(model: nn.Module) -> TowerAnatomy:
     for cls in type(model).__mro__:  # a subclass is read as its parent; the exactness check judges
         if cls.__name__ in ARCHITECTURES:
             return _checked(ARCHITECTURES[cls.__name__](model))
-    raise ResiDualError(
-        f"the architecture {type(model).__name__} is not known; wanted one of "
-        f"{', '.join(sorted(ARCHITECTURES))}."
-    )
+    known = ", ".join(sorted(ARCHITECTURES))
+    raise ResiDualError(UNKNOWN.format(name=type(model).__name__, known=known))
 
 
 def unwrapped(module: nn.Module) -> Any:
@@ -233,38 +240,6 @@ def unwrapped(module: nn.Module) -> Any:
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
         module = inner
     return module
-
-
-@register_architecture("CLIPModel", "CLIPVisionModelWithProjection", "CLIPVisionModel")
-def _clip(model: Any) -> TowerAnatomy:
-    """CLIP: the class token through a pre-norm encoder, final norm, bias-free projection."""
-    # up to transformers 5.3 or so CLIPVisionModel kept its parts one level down
-    nested = getattr(model, "vision_model", None)
-    tower = model if nested is None else getattr(nested, "vision_model", nested)
-    projection = getattr(model, "visual_projection", None)
-    inside = next(name for name, module in model.named_modules() if module is tower)
-    layers = tuple(
-        LayerAnatomy(
-            module=layer,
-            output_projection=unwrapped(layer.self_attn.out_proj),
-            mlp=unwrapped(layer.mlp),
-            mlp_projection=unwrapped(unwrapped(layer.mlp).fc2),
-        )
-        for layer in tower.encoder.layers
-    )
-    return TowerAnatomy(
-        architecture=type(model).__name__,
-        model=model,
-        tower=tower,
-        embedding=unwrapped(tower.pre_layrnorm),
-        layers=layers,
-        final_norm=unwrapped(tower.post_layernorm),
-        projection=None if projection is None else unwrapped(projection),
-        projection_path="visual_projection"
-        if projection is not None
-        else ".".join(filter(None, [inside, "post_layernorm"])),
-        num_heads=tower.encoder.layers[0].self_attn.num_heads,
-    )
 
 
 def _checked(anatomy: TowerAnatomy) -> TowerAnatomy:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -59,17 +60,24 @@ def unadapted(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def run_tower(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def run_tower(model: nn.Module, pixel_values: Tensor, **options: Any) -> Tensor:
     """Run the model's own image readout, unnormalized and with its adapters: (B, d).
+
+    Args:
+        model: the model.
+        pixel_values: (B, C, H, W).
+        options: for the model's forward, such as `interpolate_pos_encoding=True`.
 
     Raises:
         ResiDualError: images of a size that the model does not take.
     """
     anatomy = find_tower(model)
     model = base_model(model)
-    features = getattr(model, "get_image_features", model)
+    features: Any = getattr(model, "get_image_features", model)
+    if anatomy.reads_tokens:
+        features = anatomy.tower
     try:
-        output = features(pixel_values=pixel_values, return_dict=True)
+        output = features(pixel_values=pixel_values, return_dict=True, **options)
     except ValueError as error:
         if "image size" not in str(error):
             raise
@@ -79,6 +87,9 @@ def run_tower(model: nn.Module, pixel_values: Tensor) -> Tensor:
             "with its own image processor, or set crop_size in preprocessor_config.json to its "
             "image_size."
         ) from error
+    if anatomy.reads_tokens:
+        tokens: Tensor = output.last_hidden_state
+        return tokens[:, anatomy.readout_token]
     if features is not model:
         return output if isinstance(output, Tensor) else output.pooler_output
     return output.pooler_output if anatomy.projection is None else output.image_embeds
@@ -94,18 +105,23 @@ class Decomposition:
     readout: Tensor  # (B, d)
 
 
-def decompose(model: nn.Module, pixel_values: Tensor) -> Decomposition:
+def decompose(model: nn.Module, pixel_values: Tensor, **options: Any) -> Decomposition:
     """Split the readout of the unadapted model into the contributions of its units.
 
     Returned in float32 or, for a float64 model, in float64; summed in float64 inside. The sum is
     checked against the model's own output on every call.
+
+    Args:
+        model: the model.
+        pixel_values: (B, C, H, W).
+        options: for the model's forward, such as `interpolate_pos_encoding=True`.
 
     Raises:
         ResiDualError: unknown architecture, pixels that are not finite, or a sum that leaves the
             model's own output (the message names the layer).
     """
     anatomy = find_tower(model)
-    capture, readout = checked_capture(model, anatomy, pixel_values)
+    capture, readout = checked_capture(model, anatomy, pixel_values, **options)
     units = anatomy.units()
     parts = contributions(anatomy, capture, units)
     dtype = torch.promote_types(readout.dtype, torch.float32)
@@ -118,7 +134,7 @@ def decompose(model: nn.Module, pixel_values: Tensor) -> Decomposition:
 
 
 def checked_capture(
-    model: nn.Module, anatomy: TowerAnatomy, pixel_values: Tensor
+    model: nn.Module, anatomy: TowerAnatomy, pixel_values: Tensor, **options: Any
 ) -> tuple[Capture, Tensor]:
     """Run the unadapted model once: what every unit wrote, and the readout (B, d), checked.
 
@@ -128,7 +144,7 @@ def checked_capture(
     weight = anatomy.layers[0].output_projection.weight
     check_pixels(pixel_values)
     with torch.no_grad(), unadapted(model), tapped(anatomy, layers=True) as tap:
-        readout = run_tower(model, pixel_values.to(weight.device))
+        readout = run_tower(model, pixel_values.to(weight.device), **options)
         capture = tap.take()
     check_exact(anatomy, capture, readout)
     return capture, readout

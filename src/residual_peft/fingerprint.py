@@ -105,19 +105,23 @@ class Fingerprint:
             ) from None
 
 
-def _weights(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _weights(
+    module: nn.Module, prefix: str, outside: tuple[nn.Module, ...] = ()
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the named parameters of a module tree as it was before PEFT wrapped parts of it."""
+    if any(module is other for other in outside):
+        return
     if isinstance(inner := getattr(module, "base_layer", None), nn.Module):
-        yield from _weights(inner, prefix)
+        yield from _weights(inner, prefix, outside)
         return
     for name, parameter in module.named_parameters(recurse=False):
         yield f"{prefix}.{name}", parameter
     for name, child in module.named_children():
-        yield from _weights(child, f"{prefix}.{name}")
+        yield from _weights(child, f"{prefix}.{name}", outside)
 
 
 def _digest(anatomy: TowerAnatomy, dtype: torch.dtype) -> str:
-    weights = list(_weights(anatomy.tower, "tower"))
+    weights = list(_weights(anatomy.tower, "tower", anatomy.outside))
     if anatomy.projection is not None:
         weights += _weights(anatomy.projection, "projection")
     digest = hashlib.sha256()

@@ -177,7 +177,7 @@ class LogitsForMetrics:
         for part in parts:
             if isinstance(part, Tensor) and part.ndim == 2 and part.shape[1] == width:
                 return self.classifier.logits(part)
-        return self.classifier.logits(readout_of(outputs))
+        return self.classifier.logits(readout_of(outputs, self.classifier.model))
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

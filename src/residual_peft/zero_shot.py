@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from .anatomy import base_model, find_tower
 from .cards import CardFacts
+from .class_means import class_means
 from .classifier_files import (
     ADAPTER_TENSORS,
     FILES,
@@ -149,6 +150,33 @@ class ZeroShotClassifier:
             logit_bias=logit_bias,
         )
 
+    @classmethod
+    def from_class_means(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Any],
+        class_names: Iterable[str],
+        *,
+        logit_scale: float | None = None,
+        image_processor: Any = None,
+    ) -> "ZeroShotClassifier":
+        """Take each class's mean readout for its embedding, where there is no text tower.
+
+        Args:
+            model: the (adapted) model, whose readouts as they are now count.
+            batches: of labelled training images, as for `class_means`.
+            class_names: C names, in the order of the labels.
+            logit_scale: factor of the cosine; the model's own when None, else 100.
+            image_processor: for `predict`.
+
+        Raises:
+            ResiDualError: as `class_means`.
+        """
+        names = check_class_names(class_names)
+        with evaluating(model):
+            means = class_means(model, batches, names)
+        return cls(model, names, means, logit_scale=logit_scale, image_processor=image_processor)
+
     @property
     def device(self) -> torch.device:
         """The model's device."""
@@ -165,14 +193,15 @@ class ZeroShotClassifier:
 
         Args:
             outputs: readouts (B, d), normalized or not, or a model output that has them as
-                `image_embeds` or, without a projection, as `pooler_output`.
+                `image_embeds`, without a projection as `pooler_output`, or, where the readout is
+                one of the tower's tokens, in `last_hidden_state`.
         """
         cosines = self.scaled_cosines(outputs)
         return cosines + self.logit_bias if self.logit_bias else cosines
 
     def scaled_cosines(self, outputs: Any) -> Tensor:
         """The logits without their bias; arguments are those of `logits`."""
-        readout = readout_of(outputs)
+        readout = readout_of(outputs, self.model)
         readout = readout.to(torch.promote_types(readout.dtype, self.class_embeddings.dtype))
         weights = self.class_embeddings.to(readout.device, readout.dtype)
         return self.logit_scale * functional.normalize(readout, dim=-1) @ weights.T
@@ -418,14 +447,28 @@ class ZeroShotClassifier:
         return classifier if device is None else classifier.to(device)
 
 
-def readout_of(outputs: Any) -> Tensor:
-    """The readouts (B, d) in a model's output, or the tensor that they are already."""
+def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
+    """The readouts (B, d) in a model's output, or the tensor that they are already.
+
+    Without `model`, a tower whose readout is one of its tokens is not known as such.
+
+    Raises:
+        ResiDualError: they are not there.
+    """
     if isinstance(outputs, Tensor):
         return outputs
-    for name in ("image_embeds", "pooler_output"):
+    anatomy = None if model is None else find_tower(model)
+    tokens = anatomy is not None and anatomy.reads_tokens
+    for name in ("last_hidden_state",) if tokens else ("image_embeds", "pooler_output"):
         value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
         if isinstance(value, Tensor):
-            return value
+            return value if anatomy is None or not tokens else value[:, anatomy.readout_token]
+    if anatomy is not None and tokens:
+        raise ResiDualError(
+            f"wanted a model output with last_hidden_state, got {type(outputs).__name__}: the "
+            f"readout of {anatomy.architecture} is its class token, which a head for image "
+            "classification leaves out; load the bare tower, such as ViTModel."
+        )
     raise ResiDualError(
         f"wanted a model output with image_embeds or pooler_output, got {type(outputs).__name__}; "
         "a bare CLIPModel needs texts to run, an adapted one does not."

@@ -27,7 +27,7 @@ from residual_peft.tuner import (
     fit_bases,
     gains_by_module,
 )
-from tests.models import BUILDERS, Size, pixels, randomize
+from tests.models import BUILDERS, TOWERS, Size, pixels, randomize
 
 
 class SlowLinear(nn.Module):
@@ -122,6 +122,33 @@ def _text(model: Any) -> Any:
 CASES: dict[str, SimpleNamespace] = {
     name: SimpleNamespace(build=build, targets=None, run=clip_output, batches=[pixels(30, seed=5)])
     for name, build in BUILDERS.items()
+}
+
+
+def tower_output(model: Any, dtype: torch.dtype) -> Tensor:
+    """What the tower says of an image: of every token where the readout is one of them."""
+    if _text(model) is not None:
+        return clip_output(model, dtype)
+    output = model(pixel_values=pixels().to(dtype))
+    return output[0] if "logits" in output else output.last_hidden_state
+
+
+CASES |= {
+    name: SimpleNamespace(
+        build=TOWERS[name], targets=None, run=tower_output, batches=[pixels(30, seed=5)]
+    )
+    for name in (
+        "MetaClip2Model",
+        "AltCLIPModel",
+        "ChineseCLIPModel",
+        "CLIPSegModel",
+        "ViTForImageClassification",
+        "DeiTModel",
+        "Dinov2Model",
+        "Dinov2Model, SwiGLU",
+        "Dinov2WithRegistersModel",
+        "DINOv3ViTModel",
+    )
 }
 
 

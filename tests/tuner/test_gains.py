@@ -14,7 +14,7 @@ from residual_peft.tuner import (
     gains_of,
     readout_state,
 )
-from tests.models import BUILDERS, SIZES, clip_model, pixels
+from tests.models import BUILDERS, EVERY, SIZES, TOWERS, clip_model, pixels
 from tests.tuner.twin import adapted, expected, randomize_gains, relative
 
 OPTIONS = {
@@ -55,8 +55,14 @@ def test_equals_the_definition_in_float64(name: str, builder: str) -> None:
     model = adapted(CONFIGS[name](), builder=builder, dtype=torch.float64)
     images = pixels().double()
     found = run_tower(model, images)
-    assert relative(found, expected(BUILDERS[builder]().double(), model, images)) < 1e-10
-    assert relative(found, run_tower(BUILDERS[builder]().double(), images)) > 1e-3
+    assert relative(found, expected(EVERY[builder]().double(), model, images)) < 1e-10
+    assert relative(found, run_tower(EVERY[builder]().double(), images)) > 1e-3
+
+
+@pytest.mark.parametrize("builder", TOWERS)
+@pytest.mark.parametrize("name", ["default", "paper residual", "paper residual_star", "paper rd_y"])
+def test_equals_the_definition_for_every_tower(name: str, builder: str) -> None:
+    test_equals_the_definition_in_float64(name, builder)
 
 
 @pytest.mark.parametrize("size", SIZES)

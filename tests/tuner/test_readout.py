@@ -25,7 +25,7 @@ from residual_peft.tuner import (
     readout_state,
     restart_gains,
 )
-from tests.models import BUILDERS, SIZES, Size, clip_model, clip_vision_model, pixels
+from tests.models import EVERY, SIZES, Size, clip_model, clip_vision_model, pixels
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 
@@ -33,12 +33,12 @@ def layer_of(model: nn.Module) -> ResiDualReadout:
     return next(m for m in model.modules() if isinstance(m, ResiDualReadout))
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", EVERY)
 @pytest.mark.parametrize("fit", [False, True])
 @pytest.mark.parametrize("units", [("head",), ("embed", "head", "mlp"), ("output",)])
 def test_identity_at_the_start(builder: str, fit: bool, units: tuple[str, ...]) -> None:
     model = adapted(ResiDualConfig(units=units), builder=builder, fit=fit, gains=False)
-    wanted = run_tower(BUILDERS[builder](), pixels())
+    wanted = run_tower(EVERY[builder](), pixels())
     assert relative(run_tower(model, pixels()), wanted) < 1e-6
 
 
@@ -97,10 +97,10 @@ def test_no_activation_of_the_backbone_is_kept_for_backward(inputs_require_grad:
     assert leaves[0] is gains_of(model)
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", EVERY)
 def test_disable_adapter_gives_the_base_model(builder: str) -> None:
     model = adapted(builder=builder)
-    before, base = run_tower(model, pixels()), run_tower(BUILDERS[builder](), pixels())
+    before, base = run_tower(model, pixels()), run_tower(EVERY[builder](), pixels())
     with model.disable_adapter():
         assert torch.equal(run_tower(model, pixels()), base)
     assert torch.equal(run_tower(model, pixels()), before)
@@ -174,9 +174,9 @@ def test_without_any_adapter_left_the_model_is_the_base_model() -> None:
     assert torch.equal(run_tower(model.base_model, pixels()), run_tower(clip_model(), pixels()))
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", EVERY)
 def test_unload_gives_the_model_back_as_it_was(builder: str) -> None:
-    fresh = BUILDERS[builder]()
+    fresh = EVERY[builder]()
     model = adapted(builder=builder).unload()
     assert type(model) is type(fresh)
     assert list(model.state_dict()) == list(fresh.state_dict())
@@ -269,7 +269,7 @@ def test_an_input_from_elsewhere_is_refused() -> None:
         assert projection(torch.randn(2, 24)).shape == (2, 16)
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", EVERY)
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_stand_by_themselves(builder: str, clone) -> None:
     model = adapted(builder=builder)
@@ -284,7 +284,7 @@ def test_copies_stand_by_themselves(builder: str, clone) -> None:
     fit_bases(other, [pixels(50, seed=6)])
     assert torch.equal(run_tower(model, pixels()), wanted)
     assert torch.equal(
-        run_tower(clone(model).unload(), pixels()), run_tower(BUILDERS[builder](), pixels())
+        run_tower(clone(model).unload(), pixels()), run_tower(EVERY[builder](), pixels())
     )
 
 

@@ -21,7 +21,7 @@ from residual_peft.tuner import (
     readout_state,
 )
 from tests.models import (
-    BUILDERS,
+    EVERY,
     Size,
     clip_model,
     clip_vision_model,
@@ -56,7 +56,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", EVERY)
 @pytest.mark.parametrize(
     "options", [{}, {"low_cpu_mem_usage": True}, {"autocast_adapter_dtype": False}], ids=str
 )
@@ -64,12 +64,10 @@ def test_saved_and_loaded(tmp_path: Path, builder: str, options: dict) -> None:
     model = adapted(ResiDualConfig(components=0.9), builder=builder)
     wanted = run_tower(model, pixels())
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(BUILDERS[builder](), tmp_path, **options)
+    loaded = PeftModel.from_pretrained(EVERY[builder](), tmp_path, **options)
     assert torch.equal(run_tower(loaded, pixels()), wanted)
     assert not any(p.requires_grad or p.is_meta for p in loaded.parameters())
-    trainable = PeftModel.from_pretrained(
-        BUILDERS[builder](), tmp_path, is_trainable=True, **options
-    )
+    trainable = PeftModel.from_pretrained(EVERY[builder](), tmp_path, is_trainable=True, **options)
     assert [p for p in trainable.parameters() if p.requires_grad] == [gains_of(trainable)]
     run_tower(trainable, pixels()).sum().backward()
     assert bool(gains_of(trainable).grad.isfinite().all())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from residual_peft.anatomy import Unit
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
-from tests.models import BUILDERS, Size, pixels
+from tests.models import EVERY, Size, pixels
 from tests.slow import slow_contributions
 
 IMAGES = 60
@@ -110,7 +110,7 @@ def adapted(
     gains: bool = True,
 ) -> PeftModel:
     """A tiny model with one adapter, its basis fitted, its gains random."""
-    base = BUILDERS[builder](size).to(dtype)
+    base = EVERY[builder](size).to(dtype)
     model = get_peft_model(base, config or ResiDualConfig())
     if fit:
         fit_bases(model, [pixels(IMAGES, size, seed=5).to(dtype)])

@@ -150,6 +150,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """y' (B, d): the base layer's output and, for each active adapter, what its gains change.
 
+        Where the base layer gives all tokens (B, T, d), only the readout token changes.
+
         `adapter_names` (one name per sample, "__base__" for none) is PEFT's, and comes before the
         active adapters.
 
@@ -170,13 +172,26 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         if self.disable_adapters or not used:
             return y
         capture = self._capture(x, y)
-        base = y.detach()  # no gradient enters the backbone: y' is affine in the gains
-        with torch.autocast(y.device.type, enabled=False):
+        tokens = y.detach()  # no gradient enters the backbone: y' is affine in the gains
+        base = tokens[:, self.anatomy.readout_token] if tokens.ndim == 3 else tokens
+        adapted = self._adapted(used, names, base, capture).to(y.dtype)
+        return adapted if tokens.ndim < 3 else self._in_place(adapted, tokens)
+
+    def _adapted(
+        self, used: list[str], names: list[str] | None, base: Tensor, capture: Capture
+    ) -> Tensor:
+        """y' of the active adapters together, or of one adapter per sample."""
+        with torch.autocast(base.device.type, enabled=False):
             if names is None:
-                return self._together(used, base, capture).to(y.dtype)
+                return self._together(used, base, capture)
             states = {name: self.state(name) for name in used}
             gains = {name: self.residual_peft_gains[name] for name in used}
-            return each_its_own(states, gains, names, base, capture).to(y.dtype)
+            return each_its_own(states, gains, names, base, capture)
+
+    def _in_place(self, adapted: Tensor, tokens: Tensor) -> Tensor:
+        """All tokens (B, T, d), the readout token exchanged for its adapted self."""
+        at = self.anatomy.readout_token % tokens.shape[1]
+        return torch.cat([tokens[:, :at], adapted[:, None], tokens[:, at + 1 :]], dim=1)
 
     def _capture(self, x: Tensor, y: Tensor) -> Capture:
         capture = capture_of(y if self.anatomy.projection is None else x)

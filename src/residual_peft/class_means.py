@@ -1,0 +1,73 @@
+"""Labelled images -> one embedding per class, for towers that have no text tower beside them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .decomposition import check_pixels, run_tower
+from .errors import ResiDualError
+from .predictions import check_class_numbers
+
+
+@torch.no_grad()
+def class_means(model: nn.Module, batches: Iterable[Any], class_names: Sequence[str]) -> Tensor:
+    """Normalize the readouts of each class's images, take their mean, normalize it: (C, d).
+
+    Summed in float64 and given back in float32 or, for a float64 model, in float64.
+
+    Args:
+        model: run as it is, adapters included.
+        batches: dicts with `pixel_values` and `labels`, or pairs of the two.
+        class_names: C names, for messages; labels are their numbers.
+
+    Raises:
+        ResiDualError: batches of another kind, labels that do not suit, or a class without images.
+    """
+    count = len(class_names)
+    sums: Tensor | None = None
+    images = torch.zeros(count, dtype=torch.int64)
+    weight = next(model.parameters())
+    for batch in batches:
+        pixels, labels = _labelled(batch)
+        check_class_numbers(labels, count)
+        check_pixels(pixels)
+        readout = run_tower(model, pixels.to(weight.device)).cpu().double()
+        if sums is None:
+            sums = torch.zeros(count, readout.shape[1], dtype=torch.float64)
+        sums.index_add_(0, labels.cpu(), functional.normalize(readout, dim=-1))
+        images += labels.cpu().bincount(minlength=count)
+    if sums is None or not images.all():
+        missing = [
+            name for name, seen in zip(class_names, images.tolist(), strict=True) if not seen
+        ]
+        raise ResiDualError(
+            f"wanted images of all {count} classes, got none of {', '.join(missing[:5])}"
+            f"{' and others' if len(missing) > 5 else ''}: give more images, or leave those "
+            "classes out of class_names."
+        )
+    means = sums / images[:, None]
+    return functional.normalize(means, dim=-1).to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _labelled(batch: Any) -> tuple[Tensor, Tensor]:
+    """The pixel values and labels of a batch."""
+    try:
+        pixels, labels = (
+            batch
+            if isinstance(batch, tuple | list)
+            else (
+                batch["pixel_values"],
+                batch["labels"],
+            )
+        )
+    except (KeyError, TypeError, IndexError, ValueError):
+        pixels = labels = None
+    if not isinstance(pixels, Tensor) or not isinstance(labels, Tensor):
+        raise ResiDualError(
+            "wanted batches with pixel_values and labels as tensors, as dicts or as pairs, got "
+            f"{type(batch).__name__}; class means need labelled images."
+        )
+    return pixels, labels
