@@ -67,7 +67,8 @@ def test_saved_and_loaded(
     loaded = PeftModel.from_pretrained(
         CASES[case].build(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage
     )
-    assert torch.equal(output(case, loaded), wanted)
+    # not bit for bit: where a tensor begins in memory decides which kernel multiplies it
+    assert relative(output(case, loaded), wanted) < 1e-6
     assert not any(p.requires_grad or p.is_meta for p in loaded.parameters())
     config = loaded.peft_config["default"]
     assert config.component_counts == model.peft_config["default"].component_counts
@@ -471,7 +472,7 @@ def test_a_whole_number_weight_is_refused() -> None:
 
 
 def test_an_unknown_model_needs_target_modules() -> None:
-    with pytest.raises(ResiDualError, match=r"architecture Mlp is not known.*target_modules="):
+    with pytest.raises(ResiDualError, match=r"(?s)architecture Mlp is not known.*target_modules="):
         get_peft_model(Mlp(), ResiDualConfig(mode="stream"))
     with pytest.raises(ResiDualError, match=r"layers_to_transform=\[7\].*has 2 layers, 0 to 1"):
         get_peft_model(clip_model(), ResiDualConfig(mode="stream", layers_to_transform=7))
@@ -479,7 +480,7 @@ def test_an_unknown_model_needs_target_modules() -> None:
 
 @pytest.mark.parametrize("build", [Mlp, clip_model])
 def test_readout_mode_names_stream_mode_where_modules_were_named(build: Any) -> None:
-    with pytest.raises(ResiDualError, match=r"target_modules=\['first'\].*mode='stream'"):
+    with pytest.raises(ResiDualError, match=r"(?s)target_modules=\['first'\].*mode='stream'"):
         get_peft_model(build(), ResiDualConfig(target_modules=["first"]))
 
 
