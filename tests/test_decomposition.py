@@ -109,10 +109,10 @@ def test_half_precision_passes_the_check_and_is_summed_in_float32(
 
 def test_sigma_of_a_half_precision_stream_is_float32() -> None:
     stream = (torch.randn(4, 24) + 3).bfloat16()
-    sigma = Capture(heads=[], mlps=[], layers=[], stream=stream).sigma(1e-5)
-    assert sigma.dtype == torch.float32
+    totals = Capture(heads=[], mlps=[], layers=[], stream=stream).totals(1e-5)
+    assert totals.dtype == torch.float32
     expected = (stream.double().var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(sigma.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(totals.double(), 1 / expected, rtol=1e-5, atol=0)
 
 
 def test_autocast_passes_the_check() -> None:
@@ -193,7 +193,7 @@ def test_pixels_that_are_not_finite_are_refused_with_their_image(value: float) -
         (pixels()[0], r"torch.float32 of shape \(3, 16, 16\)"),
         (pixels()[:0], r"torch.float32 of shape \(0, 3, 16, 16\)"),
         (pixels().byte(), r"torch.uint8 of shape \(5, 3, 16, 16\)"),
-        ([[0.0]], "got list"),
+        ([[0.0]], "got a list"),
     ],
 )
 def test_what_is_no_batch_of_pixels_is_refused(images: object, got: str) -> None:

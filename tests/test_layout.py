@@ -15,6 +15,7 @@ ROOMS = [
     "files",
     "hub",
     "cards",
+    "pooling",
     "anatomy",
     "architectures",
     "figures",

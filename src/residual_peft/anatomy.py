@@ -5,8 +5,8 @@ class; `architectures` holds those of transformers. Everything below the two rea
 from the anatomy and knows no model.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .errors import ResiDualError
+from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm
 
-UNIT_KINDS = ("embed", "head", "mlp", "output")
+UNIT_KINDS = ("embed", "head", "mlp", "pooler", "output")
+SIDES = ("image", "text")
+READOUTS = ("mean", "patches")
+CLASS_TOKEN = FirstToken()
 
-UNKNOWN = """the architecture {name} is not known; wanted one of {known}. To describe your own:
+UNKNOWN = """the architecture {name} is not known{side}; wanted one of {known}. To describe it:
     from residual_peft import TowerAnatomy, register_architecture
     @register_architecture("{name}")
     def describe(model): return TowerAnatomy("{name}", model, tower=model.tower, ...)
@@ -29,6 +33,8 @@ decompose(model, pixel_values) then checks that the units sum to the model's own
 @dataclass(frozen=True)
 class Unit:
     """One writer to the residual stream, or `output` for the readout as a whole.
+
+    `pooler` is the MLP after an attention pooling, which writes to the readout itself.
 
     >>> str(Unit("head", 3, 5)), str(Unit("mlp", 3)), str(Unit("embed"))
     ('layer3.head5', 'layer3.mlp', 'embed')
@@ -67,7 +73,7 @@ class Unit:
         """
         layer, _, rest = text.partition(".")
         number = layer.removeprefix("layer")
-        if not rest and text in ("embed", "output"):
+        if not rest and text in ("embed", "pooler", "output"):
             return cls(text)
         if layer.startswith("layer") and number.isdecimal():
             if rest == "mlp":
@@ -75,8 +81,8 @@ class Unit:
             if rest.startswith("head") and rest[4:].isdecimal():
                 return cls("head", int(number), int(rest[4:]))
         raise ResiDualError(
-            f"{text!r} is not the name of a unit; wanted 'embed', 'layer3.head5', 'layer3.mlp' or "
-            "'output'."
+            f"{text!r} is not the name of a unit; wanted 'embed', 'layer3.head5', 'layer3.mlp', "
+            "'pooler' or 'output'."
         )
 
 
@@ -94,9 +100,10 @@ class LayerAnatomy:
 
 @dataclass(frozen=True)
 class TowerAnatomy:
-    """An image tower: modules with any PEFT wrapping taken off, and the sizes read from them.
+    """An image or text tower: modules with any PEFT wrapping taken off, sizes read from them.
 
-    Symbols of `method.md`: L layers, H heads, e head_dim, D width, d readout_width.
+    Symbols of `method.md`: L layers, H heads, e head_dim, D width, d readout_width; J pools, the
+    weights that each token has in the readout (1 but for an attention pooling: `pooling`).
     """
 
     architecture: str
@@ -108,9 +115,16 @@ class TowerAnatomy:
     projection: nn.Linear | None
     projection_path: str  # in `model`, of the module whose output is the readout
     num_heads: int
-    readout_token: int = 0
-    reads_tokens: bool = False  # the readout is that token of the tower's last_hidden_state
+    readout_token: Callable[[tuple[Any, ...], dict[str, Any]], int | Tensor] = CLASS_TOKEN
+    reads_tokens: bool = False  # the readout is read from the tower's last_hidden_state
     outside: tuple[nn.Module, ...] = ()  # parts of the tower that its readout does not pass through
+    side: str = "image"
+    inputs: tuple[str, ...] = ("pixel_values",)  # of the model's forward; the first is a must
+    read: "Callable[[TowerAnatomy, Mapping[str, Any]], Tensor] | None" = None  # inputs -> readout
+    pooling: Pooling | None = None  # None: one token
+    readout: str | None = None  # None: the model's own
+    # tokens before the patches, of all that the final norm puts out; None where it sees one alone
+    prefix_tokens: int | None = None
 
     @property
     def width(self) -> int:
@@ -127,8 +141,23 @@ class TowerAnatomy:
         """The width d of the readout."""
         return self.width if self.projection is None else self.projection.out_features
 
-    def units(self, kinds: Iterable[str] = ("embed", "head", "mlp")) -> list[Unit]:
-        """List the units of the given kinds: embed, each layer's heads and MLP, output.
+    @property
+    def cuts_out(self) -> bool:
+        """Whether what the projection gets is cut out of the final norm's output, a new tensor."""
+        return self.projection is not None and self.prefix_tokens is not None
+
+    @property
+    def pools(self) -> int:
+        """J, how many weights each token has in the readout."""
+        return 1 if self.pooling is None else self.pooling.count
+
+    @property
+    def factor_width(self) -> int:
+        """J (e + 1), the dimensions that a head's contribution is a linear function of."""
+        return self.pools * (self.head_dim + 1)
+
+    def units(self, kinds: Iterable[str] = ("embed", "head", "mlp", "pooler")) -> list[Unit]:
+        """List the units of the given kinds: embed, each layer's heads and MLP, pooler, output.
 
         Raises:
             ResiDualError: a kind is unknown.
@@ -142,17 +171,28 @@ class TowerAnatomy:
         for layer in range(len(self.layers)):
             units += [Unit("head", layer, head) for head in range(self.num_heads)]
             units.append(Unit("mlp", layer))
+        if isinstance(self.pooling, AttentionPooling):
+            units.append(Unit("pooler"))
         return [unit for unit in [*units, Unit("output")] if unit.kind in kinds]
 
     def readout_matrix(self) -> Tensor:
-        """R = P diag(γ) (I − 11ᵀ/D), shape (d, D), float64: method.md, section 1."""
-        norm = self.final_norm
-        matrix = torch.eye(self.width, dtype=torch.float64, device=self.float64_device)
-        if self.projection is not None:
-            matrix = self.float64(self.projection.weight)
+        """R = P diag(γ) (I − 11ᵀ/D), shape (d, D), float64: method.md, section 1.
+
+        With J pools, one such map for each, side by side: (d, J·D).
+        """
+        norm, maps = self.final_norm, [self._output_map()]
+        if isinstance(self.pooling, AttentionPooling):
+            maps = [self.float64(matrix) for matrix in self.pooling.maps()]
+        if isinstance(self.pooling, SecondNorm):
+            maps = [maps[0] @ self.float64(self.pooling.map())]
         if norm.weight is not None:
-            matrix = matrix * self.float64(norm.weight)
-        return matrix - matrix.mean(1, keepdim=True)
+            maps = [matrix * self.float64(norm.weight) for matrix in maps]
+        return torch.cat([matrix - matrix.mean(1, keepdim=True) for matrix in maps], dim=1)
+
+    def _output_map(self) -> Tensor:
+        if self.projection is not None:
+            return self.float64(self.projection.weight)
+        return torch.eye(self.width, dtype=torch.float64, device=self.float64_device)
 
     def readout_bias(self) -> Tensor:
         """P β, and the projection's own bias where it has one: shape (d,), float64."""
@@ -160,10 +200,19 @@ class TowerAnatomy:
         bias = torch.zeros(self.width, dtype=torch.float64, device=self.float64_device)
         if norm.bias is not None:
             bias = self.float64(norm.bias)
+        if isinstance(self.pooling, AttentionPooling):
+            maps = torch.stack([self.float64(matrix) for matrix in self.pooling.maps()])
+            return maps.sum(0) @ bias + self.float64(self.pooling.bias())
         if projection is None:
             return bias
         bias = self.float64(projection.weight) @ bias
         return bias if projection.bias is None else bias + self.float64(projection.bias)
+
+    def constant_map(self) -> Tensor | None:
+        """What 1/σ₂ of a final norm that runs twice is multiplied with (d,), float64, or None."""
+        if not isinstance(self.pooling, SecondNorm):
+            return None
+        return self._output_map() @ self.float64(self.pooling.shift())
 
     def stream_weight(self, layer: int) -> tuple[Tensor, Tensor]:
         """W_{l,h} (H, D, e) and b_l (D,) of one layer, layer scale folded in, float64."""
@@ -180,13 +229,16 @@ class TowerAnatomy:
     def head_factor(self, layer: int, readout_matrix: Tensor | None = None) -> Tensor:
         """B_u = [R W_u, R b_l / H] of every head of a layer: (H, d, e + 1), float64.
 
-        A head's contribution is B_u ẑ with ẑ = [z/σ ; 1/σ]: method.md, section 2.
+        A head's contribution is B_u ẑ with ẑ = [z/σ ; 1/σ]: method.md, section 2. With J pools,
+        B_u is (d, J·e + J), the maps of all z_j before those of all weights.
         `readout_matrix` saves computing R again.
         """
         readout = self.readout_matrix() if readout_matrix is None else readout_matrix
         weight, bias = self.stream_weight(layer)
-        shift = (readout @ bias / self.num_heads)[None, :, None]
-        return torch.cat([readout @ weight, shift.expand(self.num_heads, -1, 1)], dim=2)
+        maps = readout.unflatten(1, (self.pools, -1)).transpose(0, 1)  # (J, d, D)
+        inside = torch.cat([pool @ weight for pool in maps], dim=2)
+        shift = torch.stack([pool @ bias for pool in maps], dim=1) / self.num_heads
+        return torch.cat([inside, shift.expand(self.num_heads, -1, -1)], dim=2)
 
     def float64(self, tensor: Tensor) -> Tensor:
         """Detach and cast a tensor to float64, on the CPU where its device has none."""
@@ -199,16 +251,15 @@ class TowerAnatomy:
         return torch.device("cpu") if device.type == "mps" else device
 
 
-ARCHITECTURES: dict[str, Callable[[nn.Module], TowerAnatomy]] = {}
+Describe = Callable[[nn.Module], TowerAnatomy]
+ARCHITECTURES: dict[str, dict[str, Describe]] = {side: {} for side in SIDES}
 
 
-def register_architecture(
-    *class_names: str,
-) -> Callable[[Callable[[nn.Module], TowerAnatomy]], Callable[[nn.Module], TowerAnatomy]]:
+def register_architecture(*class_names: str, side: str = "image") -> Callable[[Describe], Describe]:
     """Register a function from a model to its anatomy under the names of the model's class."""
 
-    def register(function: Callable[[nn.Module], TowerAnatomy]) -> Callable:
-        ARCHITECTURES.update(dict.fromkeys(class_names, function))
+    def register(function: Describe) -> Describe:
+        ARCHITECTURES[side].update(dict.fromkeys(class_names, function))
         return function
 
     return register
@@ -221,18 +272,89 @@ def base_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def find_tower(model: nn.Module) -> TowerAnatomy:
-    """Find the parts of a model's image tower, whether or not PEFT has wrapped some of them.
+def find_tower(
+    model: nn.Module, side: str | None = None, readout: str | None = None
+) -> TowerAnatomy:
+    """Find the parts of a model's tower, whether or not PEFT has wrapped some of them.
+
+    Args:
+        model: the model.
+        side: "image" or "text"; None what its first adapter adapts, else the image tower where
+            there is one.
+        readout: None the model's own (or the adapter's); "mean" the mean of all tokens after the
+            final norm, "patches" of those that stand for patches.
 
     Raises:
-        ResiDualError: the architecture is not known, or one of its parts is not as expected.
+        ResiDualError: the architecture is not known, one of its parts is not as expected, or it has
+            no such readout.
     """
     model = base_model(model)
-    for cls in type(model).__mro__:  # a subclass is read as its parent; the exactness check judges
-        if cls.__name__ in ARCHITECTURES:
-            return _checked(ARCHITECTURES[cls.__name__](model))
-    known = ", ".join(sorted(ARCHITECTURES))
-    raise ResiDualError(UNKNOWN.format(name=type(model).__name__, known=known))
+    if side is None and readout is None and (adapted := _adapted_tower(model)) is not None:
+        side, readout = adapted.side, adapted.readout
+    if side is not None and side not in SIDES:
+        raise ResiDualError(f"wanted side 'image' or 'text', got {side!r}.")
+    if readout is not None and readout not in READOUTS:
+        raise ResiDualError(
+            f"wanted readout None (the model's own), 'mean' or 'patches', got {readout!r}."
+        )
+    sides = SIDES if side is None else (side,)
+    describe = next(filter(None, (_describe(model, one) for one in sides)), None)
+    if describe is None:
+        known = ", ".join(sorted(ARCHITECTURES[side or "image"]))
+        raise ResiDualError(
+            UNKNOWN.format(
+                name=type(model).__name__,
+                known=known,
+                side="" if side is None else f" for its {side} tower",
+            )
+        )
+    anatomy = _checked(describe(model))
+    return anatomy if readout in (None, anatomy.readout) else _mean_readout(anatomy, readout)
+
+
+def _describe(model: nn.Module, side: str) -> Describe | None:
+    """Find what describes a model's tower; a subclass is read as its parent."""
+    classes = (cls.__name__ for cls in type(model).__mro__)
+    return next(
+        (ARCHITECTURES[side][name] for name in classes if name in ARCHITECTURES[side]), None
+    )
+
+
+def _adapted_tower(model: nn.Module) -> TowerAnatomy | None:
+    """Find the tower whose readout an adapter in the model changes: the image tower before text."""
+    found = [getattr(module, "anatomy", None) for module in model.modules()]
+    towers = [anatomy for anatomy in found if isinstance(anatomy, TowerAnatomy)]
+    return min(towers, key=lambda anatomy: SIDES.index(anatomy.side), default=None)
+
+
+def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
+    """Turn a tower into one whose readout is the mean of its tokens, each after the final norm.
+
+    Raises:
+        ResiDualError: its final norm does not run over all tokens.
+    """
+    if anatomy.prefix_tokens is None:
+        raise ResiDualError(
+            f"readout={readout!r}: {anatomy.architecture} runs its final norm over the readout "
+            "token alone, so that its tokens have no mean that belongs to the model. Leave readout "
+            "out, or take a tower whose last_hidden_state is normed (ViT, DINO, SigLIP, I-JEPA)."
+        )
+    named = anatomy.model.named_modules()
+    path = next(name for name, module in named if unwrapped(module) is anatomy.final_norm)
+    outside = list(anatomy.outside)
+    if isinstance(anatomy.pooling, AttentionPooling):
+        outside.append(anatomy.pooling.head)
+    return replace(
+        anatomy,
+        projection=None,
+        projection_path=path,
+        readout_token=CLASS_TOKEN,
+        reads_tokens=True,
+        outside=tuple(outside),
+        read=None,
+        pooling=MeanPooling(anatomy.prefix_tokens if readout == "patches" else 0),
+        readout=readout,
+    )
 
 
 def unwrapped(module: nn.Module) -> Any:

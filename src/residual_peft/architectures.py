@@ -1,15 +1,17 @@
-"""Where transformers' towers keep their parts: those that read one token after a final LayerNorm.
+"""Where transformers' towers keep their parts: pre-norm encoders with a final LayerNorm.
 
 A family is known by its classes, and its parts and sizes by its modules, never by a table of sizes.
 transformers moves modules between releases: each part is looked for wherever one of them had it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from .anatomy import LayerAnatomy, TowerAnatomy, register_architecture, unwrapped
 from .errors import ResiDualError
+from .pooling import AttentionPooling, EndToken, FirstToken, MeanPooling, SecondNorm
 
 CLIP_LIKE = (
     "CLIPModel",
@@ -34,6 +36,23 @@ VIT_LIKE = (
     "Dinov2WithRegistersModel",
     "DINOv3ViTModel",
 )
+SIGLIP_LIKE = ("SiglipModel", "SiglipVisionModel", "Siglip2Model", "Siglip2VisionModel")
+# the text towers that are pre-norm encoders: those of AltCLIP, ChineseCLIP and BLIP are post-norm,
+# so that their streams are no sums
+TEXT = (
+    "CLIPModel",
+    "CLIPTextModelWithProjection",
+    "CLIPTextModel",
+    "MetaClip2Model",
+    "MetaClip2TextModelWithProjection",
+    "MetaClip2TextModel",
+    "CLIPSegModel",
+    "CLIPSegTextModel",
+    "SiglipModel",
+    "SiglipTextModel",
+    "Siglip2Model",
+    "Siglip2TextModel",
+)
 
 # where transformers 5.6 and later keep the parts of a ViT, the newest place first
 LAYERS = ("layers", "encoder.layer", "model.layer", "layer")
@@ -56,27 +75,153 @@ def _clip(model: Any) -> TowerAnatomy:
     tower = model if nested is None else getattr(nested, "vision_model", nested)
     projection = getattr(model, "visual_projection", None)
     inside = next(name for name, module in model.named_modules() if module is tower)
-    layers = tuple(
-        LayerAnatomy(
-            module=layer,
-            output_projection=unwrapped(layer.self_attn.out_proj),
-            mlp=unwrapped(layer.mlp),
-            mlp_projection=unwrapped(unwrapped(layer.mlp).fc2),
-        )
-        for layer in tower.encoder.layers
-    )
     return TowerAnatomy(
         architecture=type(model).__name__,
         model=model,
         tower=tower,
         embedding=unwrapped(tower.pre_layrnorm),
-        layers=layers,
+        layers=_encoder_layers(tower),
         final_norm=unwrapped(tower.post_layernorm),
         projection=None if projection is None else unwrapped(projection),
         projection_path="visual_projection"
         if projection is not None
         else ".".join(filter(None, [inside, "post_layernorm"])),
         num_heads=tower.encoder.layers[0].self_attn.num_heads,
+    )
+
+
+def _encoder_layers(tower: Any) -> tuple[LayerAnatomy, ...]:
+    """The layers of CLIP's kind of encoder."""
+    return tuple(
+        LayerAnatomy(
+            module=layer,
+            output_projection=_part(
+                layer, _first(layer, ("self_attn.out_proj", "self_attn.projection"))
+            ),
+            mlp=unwrapped(layer.mlp),
+            mlp_projection=_part(layer, "mlp.fc2"),
+        )
+        for layer in tower.encoder.layers
+    )
+
+
+def _path_of(model: nn.Module, part: nn.Module) -> str:
+    """Name a module by where it is, or PEFT's layer around it."""
+    return next(name for name, module in model.named_modules() if unwrapped(module) is part)
+
+
+@register_architecture(*SIGLIP_LIKE)
+def _siglip(model: Any) -> TowerAnatomy:
+    """SigLIP and SigLIP 2: attention pooling over the normed tokens; without it, their mean."""
+    tower = getattr(model, "vision_model", model)
+    head = unwrapped(tower.head) if getattr(tower, "use_head", True) else None
+    norm = unwrapped(tower.post_layernorm)
+    pooling: Any = MeanPooling()
+    if head is not None:
+        pooling = AttentionPooling(head, unwrapped(head.mlp), _part(head, "mlp.fc2"))
+    flexible = type(model).__name__.startswith("Siglip2")
+    return TowerAnatomy(
+        architecture=type(model).__name__,
+        model=model,
+        tower=tower,
+        embedding=unwrapped(tower.embeddings),
+        layers=_encoder_layers(tower),
+        final_norm=norm,
+        projection=None,
+        projection_path=_path_of(model, norm if head is None else head),
+        num_heads=tower.encoder.layers[0].self_attn.num_heads,
+        reads_tokens=head is None,
+        inputs=("pixel_values", "pixel_attention_mask", "spatial_shapes")
+        if flexible
+        else ("pixel_values",),
+        pooling=pooling,
+        readout="mean" if head is None else None,
+        prefix_tokens=0,
+    )
+
+
+@register_architecture("BlipForImageTextRetrieval", "BlipModel")
+def _blip(model: Any) -> TowerAnatomy:
+    """BLIP: the class token, normed once for retrieval and twice for `BlipModel`."""
+    tower, norm = model.vision_model, unwrapped(model.vision_model.post_layernorm)
+    retrieval = hasattr(model, "vision_proj")
+    path = "vision_proj" if retrieval else "visual_projection"
+    return TowerAnatomy(
+        architecture=type(model).__name__,
+        model=model,
+        tower=tower,
+        embedding=unwrapped(tower.embeddings),
+        layers=_encoder_layers(tower),
+        final_norm=norm,
+        projection=_part(model, path),
+        projection_path=path,
+        num_heads=tower.encoder.layers[0].self_attn.num_heads,
+        read=_blip_retrieval if retrieval else None,
+        pooling=None if retrieval else SecondNorm(norm),
+        prefix_tokens=1 if retrieval else None,
+    )
+
+
+def _blip_retrieval(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
+    """The readout that is compared with texts: its class has no `get_image_features`."""
+    model: Any = anatomy.model
+    tokens = model.vision_model(**given, return_dict=True).last_hidden_state
+    readout: Tensor = model.vision_proj(tokens[:, 0, :])
+    return readout
+
+
+@register_architecture("IJepaModel")
+def _ijepa(model: Any) -> TowerAnatomy:
+    """I-JEPA: a ViT without a class token, whose readout is the mean of its tokens."""
+    norm = _first(model, FINAL_NORM)
+    blocks: Any = _part(model, _first(model, LAYERS))
+    pooler = getattr(model, "pooler", None)
+    return TowerAnatomy(
+        architecture=type(model).__name__,
+        model=model,
+        tower=model,
+        embedding=unwrapped(model.embeddings),
+        layers=tuple(_vit_layer(block) for block in blocks),
+        final_norm=_part(model, norm),
+        projection=None,
+        projection_path=norm,
+        num_heads=_part(blocks[0], _first(blocks[0], HEADS)),
+        reads_tokens=True,
+        outside=() if pooler is None else (pooler,),
+        pooling=MeanPooling(),
+        readout="mean",
+        prefix_tokens=0,
+    )
+
+
+@register_architecture(*TEXT, side="text")
+def _text(model: Any) -> TowerAnatomy:
+    """The text towers of CLIP and SigLIP: one token after the final norm, then a projection."""
+    nested = getattr(model, "text_model", None)
+    tower = model if nested is None else getattr(nested, "text_model", nested)
+    norm = unwrapped(tower.final_layer_norm)
+    head = getattr(tower, "head", None)
+    token: FirstToken | EndToken = FirstToken(-1)  # SigLIP reads the last one, whatever it is
+    if head is None:
+        eos = tower.eos_token_id
+        token = EndToken(None if eos == 2 else eos)  # 2 stands in old configs, which were wrong
+        head = getattr(model, "text_projection", None)
+    projection = None if head is None else unwrapped(head)
+    return TowerAnatomy(
+        architecture=type(model).__name__,
+        model=model,
+        tower=tower,
+        embedding=unwrapped(tower.embeddings),
+        layers=_encoder_layers(tower),
+        final_norm=norm,
+        projection=projection,
+        projection_path=_path_of(model, norm if projection is None else projection),
+        num_heads=tower.encoder.layers[0].self_attn.num_heads,
+        readout_token=token,
+        reads_tokens=projection is None,
+        side="text",
+        inputs=("input_ids", "attention_mask", "position_ids"),
+        prefix_tokens=0,
     )
 
 
@@ -103,7 +248,15 @@ def _vit(model: Any) -> TowerAnatomy:
         num_heads=_part(blocks[0], _first(blocks[0], HEADS)),
         reads_tokens=True,
         outside=() if pooler is None else (pooler,),
+        prefix_tokens=_prefix_tokens(model, tower),
     )
+
+
+def _prefix_tokens(model: Any, tower: Any) -> int:
+    """The class token, DeiT's for distillation, and registers: all that stand for no patch."""
+    distilled = getattr(tower.embeddings, "distillation_token", None) is not None
+    registers = getattr(model.config, "num_register_tokens", 0) or 0
+    return 1 + distilled + registers
 
 
 def _vit_layer(block: nn.Module) -> LayerAnatomy:

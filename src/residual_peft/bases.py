@@ -12,8 +12,9 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
-from .anatomy import Unit, find_tower
+from .anatomy import TowerAnatomy, Unit, find_tower
 from .cards import basis_card
+from .decomposition import batch_size, named_inputs
 from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors, write_json, write_tensors
 from .fingerprint import Fingerprint
@@ -24,7 +25,6 @@ from .spectra import (
     Components,
     UnitBasis,
     check_components,
-    pixels_of,
     weight_spectra,
 )
 
@@ -35,7 +35,6 @@ __all__ = [
     "SpectralBasis",
     "UnitBasis",
     "check_components",
-    "pixels_of",
 ]
 
 TENSORS_FILE = "residual_basis.safetensors"
@@ -75,19 +74,23 @@ class SpectralBasis:
         progress: bool | Callable[[int], object] = False,
         *,
         across_processes: bool = False,
+        side: str | None = None,
+        readout: str | None = None,
     ) -> "SpectralBasis":
         """Fit bases of the unadapted model in one streaming pass, constant memory.
 
         Args:
-            model: a model with a known image tower, adapted or not; its mode is left as it was.
-            batches: `pixel_values` tensors (B, C, H, W), or mappings that hold them. One such
-                batch by itself will do, too.
+            model: a model with a known tower, adapted or not; its mode is left as it was.
+            batches: `pixel_values` tensors (B, C, H, W), or mappings that hold them (for a text
+                tower `input_ids`). One such batch by itself will do, too.
             units: kinds of units: "head", "mlp", "embed", "output".
             components: None all directions with variance, int the first k, float the fewest that
                 reach a share of the variance.
             progress: True for a bar, or what to call after each batch with its number of images.
             across_processes: under `torch.distributed`, each process gives its own share of the
                 images (or none), and all get the basis of all of them.
+            side: "image" or "text", as `find_tower`.
+            readout: None the model's own, "mean" or "patches", as `find_tower`.
 
         Raises:
             ResiDualError: no images, pixels that are not finite, too few images for the components,
@@ -95,14 +98,14 @@ class SpectralBasis:
         """
         check_components(components)
         processes = Processes.running() if across_processes else Processes()
-        accumulator = BasisAccumulator(model, units)
+        accumulator = BasisAccumulator(model, units, side=side, readout=readout)
         if isinstance(batches, Tensor | Mapping):
             batches = [batches]
         bar = tqdm(desc="Fitting bases", unit="image", disable=progress is not True)
         with processes.in_step(), bar:
             for batch in batches:
                 accumulator.update(batch)
-                seen = len(pixels_of(batch))
+                seen = batch_size(named_inputs(accumulator.tower, batch))
                 bar.update(seen)
                 if callable(progress):
                     progress(seen)
@@ -133,21 +136,26 @@ class SpectralBasis:
         model: nn.Module,
         units: Iterable[str] = ("head", "mlp"),
         components: Components = None,
+        *,
+        side: str | None = None,
+        readout: str | None = None,
     ) -> "SpectralBasis":
         """Take bases from the weights alone: SVD of each unit's map to the readout, means 0.
+
+        Arguments as for `fit`.
 
         Raises:
             ResiDualError: an unknown architecture, unknown units or bad `components`.
         """
         check_components(components)
-        anatomy = find_tower(model)
+        anatomy = find_tower(model, side, readout)
         chosen = tuple(anatomy.units(units))
         return cls._of(
             chosen,
             [found.truncate(components) for found in weight_spectra(anatomy, chosen)],
             num_samples=None,
             source="weights",
-            fingerprint=Fingerprint.of(model),
+            fingerprint=Fingerprint.of(anatomy),
         )
 
     @classmethod
@@ -279,7 +287,7 @@ class SpectralBasis:
             fingerprint=self.fingerprint,
         )
 
-    def check_belongs_to(self, model: nn.Module) -> None:
+    def check_belongs_to(self, model: nn.Module | TowerAnatomy) -> None:
         """Refuse a model with other weights or another width, whatever its precision.
 
         Raises:

@@ -1,13 +1,14 @@
 """Labelled images -> one embedding per class, for towers that have no text tower beside them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .decomposition import check_pixels, run_tower
+from .anatomy import find_tower
+from .decomposition import checked_inputs, run_tower
 from .errors import ResiDualError
 from .predictions import check_class_numbers
 
@@ -29,12 +30,12 @@ def class_means(model: nn.Module, batches: Iterable[Any], class_names: Sequence[
     count = len(class_names)
     sums: Tensor | None = None
     images = torch.zeros(count, dtype=torch.int64)
-    weight = next(model.parameters())
+    weight, anatomy = next(model.parameters()), find_tower(model)
     for batch in batches:
         pixels, labels = _labelled(batch)
         check_class_numbers(labels, count)
-        check_pixels(pixels)
-        readout = run_tower(model, pixels.to(weight.device)).cpu().double()
+        inputs = checked_inputs(anatomy, pixels)
+        readout = run_tower(model, inputs, anatomy=anatomy).cpu().double()
         if sums is None:
             sums = torch.zeros(count, readout.shape[1], dtype=torch.float64)
         sums.index_add_(0, labels.cpu(), functional.normalize(readout, dim=-1))
@@ -52,22 +53,16 @@ def class_means(model: nn.Module, batches: Iterable[Any], class_names: Sequence[
     return functional.normalize(means, dim=-1).to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def _labelled(batch: Any) -> tuple[Tensor, Tensor]:
-    """The pixel values and labels of a batch."""
-    try:
-        pixels, labels = (
-            batch
-            if isinstance(batch, tuple | list)
-            else (
-                batch["pixel_values"],
-                batch["labels"],
-            )
-        )
-    except (KeyError, TypeError, IndexError, ValueError):
-        pixels = labels = None
-    if not isinstance(pixels, Tensor) or not isinstance(labels, Tensor):
+def _labelled(batch: Any) -> tuple[Any, Tensor]:
+    """What a tower takes of a batch, and its labels."""
+    inputs = labels = None
+    if isinstance(batch, Mapping):
+        inputs, labels = batch, batch.get("labels")
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        inputs, labels = batch
+    if not isinstance(inputs, Tensor | Mapping) or not isinstance(labels, Tensor):
         raise ResiDualError(
             "wanted batches with pixel_values and labels as tensors, as dicts or as pairs, got "
             f"{type(batch).__name__}; class means need labelled images."
         )
-    return pixels, labels
+    return inputs, labels

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from .anatomy import find_tower
 from .bases import SpectralBasis
 from .data import with_progress
-from .decomposition import check_pixels, checked_capture, run_tower, unadapted
+from .decomposition import checked_capture, checked_inputs, run_tower, unadapted
 from .errors import ResiDualError
-from .spectra import BasisAccumulator, pixels_of
+from .spectra import BasisAccumulator
 from .taps import Capture, tapped
 from .tuner import (
     ReadoutState,
     active_adapter,
+    adapted_tower,
     base_of,
     compose,
     coordinates_of,
@@ -106,9 +107,9 @@ def collect_readouts(
     """
     anatomy, readouts, labels = find_tower(model), [], []
     for batch in with_progress(batches, "Reading images", progress):
-        pixels = _pixels(batch)
+        inputs = checked_inputs(anatomy, batch)
         with torch.no_grad(), unadapted(model):
-            readout = run_tower(model, pixels.to(anatomy.layers[0].output_projection.weight.device))
+            readout = run_tower(model, inputs, anatomy=anatomy)
         readouts.append(readout.cpu())
         labels.append(_labels(batch))
     return Readouts(_joined(readouts), torch.cat(labels))
@@ -134,19 +135,18 @@ def collect_coordinates(
     Raises:
         ResiDualError: as `collect_readouts`; no such adapter, or units that do not add up.
     """
-    anatomy, state = find_tower(model), readout_state(model, adapter_name)
-    device = anatomy.layers[0].output_projection.weight.device
+    anatomy, state = adapted_tower(model, adapter_name), readout_state(model, adapter_name)
     readouts: list[Tensor] = []
     found: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in with_progress(batches, "Reading images", progress):
-        pixels = _pixels(batch).to(device)
+        inputs = checked_inputs(anatomy, batch)
         capture: Capture
         if not readouts:
-            capture, readout = checked_capture(model, anatomy, pixels)
+            capture, readout = checked_capture(model, anatomy, inputs)
         else:
             with torch.no_grad(), unadapted(model), tapped(anatomy) as tap:
-                readout = run_tower(model, pixels)
+                readout = run_tower(model, inputs, anatomy=anatomy)
                 capture = tap.take()
         found.append(coordinates_of(state, capture).cpu())
         readouts.append(readout.to(state.directions.dtype).cpu())
@@ -182,14 +182,13 @@ def collect_with_basis(
     if not config.needs_basis:
         restart_gains(model, adapter_name=name)
         return collect_coordinates(model, batches, adapter_name=name, progress=progress)
-    anatomy = find_tower(model)
-    device = anatomy.layers[0].output_projection.weight.device
-    accumulator = BasisAccumulator(model, config.units)
+    anatomy = adapted_tower(model, name)
+    accumulator = BasisAccumulator(model, config.units, side=anatomy.side, readout=anatomy.readout)
     kinds = {unit.kind for unit in accumulator.units}
     seen: list[tuple[Capture, Tensor]] = []
     labels: list[Tensor] = []
     for batch in with_progress(batches, "Reading images", progress):
-        capture, readout = checked_capture(model, anatomy, _pixels(batch).to(device))
+        capture, readout = checked_capture(model, anatomy, batch)
         accumulator.add(capture)
         capture.layers = [None] * len(capture.layers)
         if "head" not in kinds:
@@ -217,12 +216,6 @@ def collect_with_basis(
 def _starts(parts: list[Tensor]) -> list[int]:
     """Where each part begins among all of them."""
     return [0, *accumulate(len(part) for part in parts)][:-1]
-
-
-def _pixels(batch: Any) -> Tensor:
-    pixels = pixels_of(batch)
-    check_pixels(pixels)
-    return pixels
 
 
 def _labels(batch: Any) -> Tensor:

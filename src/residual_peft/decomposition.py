@@ -1,32 +1,36 @@
 """One forward pass -> what every unit wrote to the readout, and the proof that it is all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .anatomy import TowerAnatomy, Unit, base_model, find_tower
+from .anatomy import TowerAnatomy, Unit, find_tower
 from .errors import ResiDualError
-from .taps import CAPTURE_ATTRIBUTE, Capture, Tap, capture_of, install_taps, tapped
+from .pooling import MeanPooling
+from .taps import CAPTURE_ATTRIBUTE, Capture, Tap, capture_of, install_taps, tapped, token_of
 
 __all__ = [
     "CAPTURE_ATTRIBUTE",
     "Capture",
     "Decomposition",
     "Tap",
+    "batch_size",
     "capture_of",
     "check_exact",
     "check_pixels",
     "checked_capture",
+    "checked_inputs",
     "contributions",
     "decompose",
     "head_inputs",
     "install_taps",
+    "named_inputs",
+    "read_tokens",
     "run_tower",
     "tapped",
     "unadapted",
@@ -60,39 +64,106 @@ def unadapted(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def run_tower(model: nn.Module, pixel_values: Tensor, **options: Any) -> Tensor:
-    """Run the model's own image readout, unnormalized and with its adapters: (B, d).
+def run_tower(
+    model: nn.Module, inputs: Any, *, anatomy: TowerAnatomy | None = None, **options: Any
+) -> Tensor:
+    """Run the model's own readout, unnormalized and with its adapters: (B, d).
 
     Args:
         model: the model.
-        pixel_values: (B, C, H, W).
+        inputs: `pixel_values` (B, C, H, W), `input_ids` (B, T) of a text tower, or a mapping that
+            holds what the tower takes (`TowerAnatomy.inputs`).
+        anatomy: which of its towers and readouts; None what its adapter adapts, or the image tower.
         options: for the model's forward, such as `interpolate_pos_encoding=True`.
 
     Raises:
         ResiDualError: images of a size that the model does not take.
     """
-    anatomy = find_tower(model)
-    model = base_model(model)
-    features: Any = getattr(model, "get_image_features", model)
-    if anatomy.reads_tokens:
-        features = anatomy.tower
+    anatomy = find_tower(model) if anatomy is None else anatomy
+    given = {**named_inputs(anatomy, inputs), **options}
     try:
-        output = features(pixel_values=pixel_values, return_dict=True, **options)
+        return (anatomy.read or _own_readout)(anatomy, given)
     except ValueError as error:
         if "image size" not in str(error):
             raise
-        height, width = pixel_values.shape[-2:]
+        height, width = given["pixel_values"].shape[-2:]
         raise ResiDualError(
             f"this model does not take images of {height} x {width} pixels ({error}): prepare them "
             "with its own image processor, or set crop_size in preprocessor_config.json to its "
             "image_size."
         ) from error
+
+
+def _own_readout(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
+    """Read from the tower's tokens, by `get_image_features`, or from the output of the model."""
+    model: Any = anatomy.model
     if anatomy.reads_tokens:
-        tokens: Tensor = output.last_hidden_state
-        return tokens[:, anatomy.readout_token]
+        tokens = cast(Any, anatomy.tower)(**given, return_dict=True).last_hidden_state
+        return read_tokens(anatomy, tokens, given)
+    features: Any = getattr(model, f"get_{anatomy.side}_features", model)
+    output = features(**given, return_dict=True)
     if features is not model:
         return output if isinstance(output, Tensor) else output.pooler_output
-    return output.pooler_output if anatomy.projection is None else output.image_embeds
+    name = "pooler_output" if anatomy.projection is None else f"{anatomy.side}_embeds"
+    found: Tensor | None = getattr(output, name, None)
+    return output.pooler_output if found is None else found
+
+
+def read_tokens(anatomy: TowerAnatomy, tokens: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """The readout (B, d) that the normed tokens (B, T, d) hold."""
+    if isinstance(anatomy.pooling, MeanPooling):
+        return tokens[:, anatomy.pooling.first :].mean(1)
+    return token_of(tokens, anatomy.readout_token((), dict(given)))
+
+
+def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Tensor]:
+    """What a tower takes of a batch: of a mapping its `inputs`, a tensor as the first of them.
+
+    Raises:
+        ResiDualError: the batch is neither, or lacks the first.
+    """
+    first = anatomy.inputs[0]
+    if isinstance(batch, Mapping):
+        found = {name: batch[name] for name in anatomy.inputs if batch.get(name) is not None}
+        if first not in found:
+            mend = "image processor" if anatomy.side == "image" else "tokenizer"
+            raise ResiDualError(
+                f"a batch holds {sorted(map(str, batch))} and no {first!r}: run the "
+                f"{anatomy.side}s through the model's {mend}."
+            )
+        return found
+    if not isinstance(batch, Tensor):
+        raise ResiDualError(
+            f"wanted {first} as a tensor, or a mapping that holds it, got a {type(batch).__name__}."
+        )
+    return {first: batch}
+
+
+def checked_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Tensor]:
+    """The same on the tower's device, refused where it is not as it should be.
+
+    Raises:
+        ResiDualError: as `named_inputs`; pixels that are not finite, or of another shape or kind.
+    """
+    given = named_inputs(anatomy, batch)
+    first = given[anatomy.inputs[0]]
+    if anatomy.side == "text":
+        if not isinstance(first, Tensor) or first.ndim != 2 or first.is_floating_point():
+            raise ResiDualError(
+                "wanted input_ids as whole numbers of shape (texts, tokens), got "
+                f"{getattr(first, 'dtype', type(first).__name__)} of shape "
+                f"{tuple(getattr(first, 'shape', ()))}: run the texts through the tokenizer with "
+                'padding=True and return_tensors="pt".'
+            )
+    else:
+        check_pixels(first, patches="spatial_shapes" in anatomy.inputs)
+    device = anatomy.layers[0].output_projection.weight.device
+    return {name: value.to(device) for name, value in given.items()}
+
+
+def batch_size(inputs: Mapping[str, Tensor]) -> int:
+    """The number of samples in what `checked_inputs` gave."""
+    return len(next(iter(inputs.values())))
 
 
 @dataclass(frozen=True)
@@ -105,7 +176,14 @@ class Decomposition:
     readout: Tensor  # (B, d)
 
 
-def decompose(model: nn.Module, pixel_values: Tensor, **options: Any) -> Decomposition:
+def decompose(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    side: str | None = None,
+    readout: str | None = None,
+    **options: Any,
+) -> Decomposition:
     """Split the readout of the unadapted model into the contributions of its units.
 
     Returned in float32 or, for a float64 model, in float64; summed in float64 inside. The sum is
@@ -113,57 +191,66 @@ def decompose(model: nn.Module, pixel_values: Tensor, **options: Any) -> Decompo
 
     Args:
         model: the model.
-        pixel_values: (B, C, H, W).
+        inputs: `pixel_values` (B, C, H, W), or a mapping of what the tower takes; for a text tower
+            `input_ids` (B, T) or a mapping that holds them.
+        side: which tower, as `find_tower`.
+        readout: which readout, as `find_tower`.
         options: for the model's forward, such as `interpolate_pos_encoding=True`.
 
     Raises:
         ResiDualError: unknown architecture, pixels that are not finite, or a sum that leaves the
             model's own output (the message names the layer).
     """
-    anatomy = find_tower(model)
-    capture, readout = checked_capture(model, anatomy, pixel_values, **options)
+    anatomy = find_tower(model, side, readout)
+    capture, found = checked_capture(model, anatomy, inputs, **options)
     units = anatomy.units()
     parts = contributions(anatomy, capture, units)
-    dtype = torch.promote_types(readout.dtype, torch.float32)
+    dtype = torch.promote_types(found.dtype, torch.float32)
     return Decomposition(
         units=units,
-        contributions=parts.to(readout.device, dtype),
-        bias=anatomy.readout_bias().to(readout.device, dtype),
-        readout=readout.detach().to(dtype),
+        contributions=parts.to(found.device, dtype),
+        bias=anatomy.readout_bias().to(found.device, dtype),
+        readout=found.detach().to(dtype),
     )
 
 
 def checked_capture(
-    model: nn.Module, anatomy: TowerAnatomy, pixel_values: Tensor, **options: Any
+    model: nn.Module, anatomy: TowerAnatomy, batch: Any, **options: Any
 ) -> tuple[Capture, Tensor]:
     """Run the unadapted model once: what every unit wrote, and the readout (B, d), checked.
 
     Raises:
         ResiDualError: as `decompose`.
     """
-    weight = anatomy.layers[0].output_projection.weight
-    check_pixels(pixel_values)
+    inputs = checked_inputs(anatomy, batch)
     with torch.no_grad(), unadapted(model), tapped(anatomy, layers=True) as tap:
-        readout = run_tower(model, pixel_values.to(weight.device), **options)
+        readout = run_tower(model, inputs, anatomy=anatomy, **options)
         capture = tap.take()
     check_exact(anatomy, capture, readout)
     return capture, readout
 
 
-def check_pixels(pixel_values: Tensor) -> None:
+def check_pixels(pixel_values: Tensor, *, patches: bool = False) -> None:
     """Refuse pixels that are not a (B, C, H, W) floating point tensor of finite numbers.
+
+    With `patches` wanted cut up, as SigLIP 2's NaFlex models take them: (B, N, C·p·p).
 
     Raises:
         ResiDualError: names the images of the batch that are at fault.
     """
+    kind = "patches, values" if patches else "channels, height, width"
     if not isinstance(pixel_values, Tensor):
         raise ResiDualError(
-            f"wanted pixel_values as a tensor (images, channels, height, width), got "
+            f"wanted pixel_values as a tensor (images, {kind}), got "
             f"{type(pixel_values).__name__}: run the images through the model's image processor."
         )
-    if pixel_values.ndim != 4 or not pixel_values.is_floating_point() or not len(pixel_values):
+    if (
+        pixel_values.ndim != (3 if patches else 4)
+        or not pixel_values.is_floating_point()
+        or not len(pixel_values)
+    ):
         raise ResiDualError(
-            "wanted pixel_values as floats of shape (images, channels, height, width), got "
+            f"wanted pixel_values as floats of shape (images, {kind}), got "
             f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}: run the images through "
             "the model's image processor."
         )
@@ -192,27 +279,37 @@ def contributions(anatomy: TowerAnatomy, capture: Capture, units: list[Unit]) ->
                 heads = {unit.layer: head_inputs(anatomy, capture, unit.layer)}
                 factor = anatomy.head_factor(unit.layer, matrix)
             parts.append(heads[unit.layer][:, unit.head] @ factor[unit.head].T)
+        elif unit.kind == "pooler":
+            parts.append(streams.pooler())
         else:
-            part = streams.of(unit) @ matrix.T / streams.sigma
-            parts.append(part + anatomy.readout_bias() if unit.kind == "output" else part)
+            part = streams.scaled(unit) @ matrix.T
+            if unit.kind in ("embed", "output"):
+                part = part + streams.constant()
+            if unit.kind == "output":
+                part = part + anatomy.readout_bias() + streams.pooler()
+            parts.append(part)
     return torch.stack(parts, dim=1)
 
 
 def head_inputs(anatomy: TowerAnatomy, capture: Capture, layer: int) -> Tensor:
-    """ẑ = [z/σ ; 1/σ] of every head of a layer: (B, H, e + 1), float64."""
+    """ẑ = [z/σ ; 1/σ] of every head of a layer: (B, H, e + 1), float64.
+
+    With J pools all z_j come first, then all weights: (B, H, J·e + J).
+    """
     seen = capture.heads[layer]
     assert seen is not None
-    sigma = anatomy.float64(capture.sigma(anatomy.final_norm.eps)).unsqueeze(2)
-    heads = anatomy.float64(seen).unflatten(1, (anatomy.num_heads, -1))
-    return torch.cat([heads / sigma, (1 / sigma).expand(-1, anatomy.num_heads, 1)], dim=2)
+    totals = anatomy.float64(capture.totals(anatomy.final_norm.eps))  # (B, J)
+    heads = capture.scaled(anatomy.float64(seen), totals).unflatten(2, (anatomy.num_heads, -1))
+    inside = heads.transpose(1, 2).flatten(2)  # (B, H, J·e)
+    return torch.cat([inside, totals[:, None].expand(-1, anatomy.num_heads, -1)], dim=2)
 
 
 class _Streams:
-    """What each unit wrote to the stream, (B, D) in float64, read from a capture."""
+    """What each unit wrote to the stream, (B, D) or pooled (B, J, D) in float64, from a capture."""
 
     def __init__(self, anatomy: TowerAnatomy, capture: Capture) -> None:
         self.anatomy, self.capture = anatomy, capture
-        self.sigma = anatomy.float64(capture.sigma(anatomy.final_norm.eps))
+        self.totals = anatomy.float64(capture.totals(anatomy.final_norm.eps))
 
     def of(self, unit: Unit) -> Tensor:
         """Return what embed, an MLP or output (the whole stream) wrote."""
@@ -227,18 +324,37 @@ class _Streams:
         written = self.anatomy.float64(tensor)
         return written if scale is None else written * self.anatomy.float64(scale)
 
+    def scaled(self, unit: Unit) -> Tensor:
+        """Return the same as it enters the readout's map: (B, J·D)."""
+        return self.readable(self.of(unit))
+
+    def readable(self, written: Tensor) -> Tensor:
+        """Give what was written its weight: (B, J·D)."""
+        return self.capture.scaled(written, self.totals).flatten(1)
+
+    def pooler(self) -> Tensor:
+        """Return what the MLP after an attention pooling adds to the readout, or zeros: (B, d)."""
+        if self.capture.pooler is None:
+            return self.totals.new_zeros(len(self.totals), self.anatomy.readout_width)
+        return self.anatomy.float64(self.capture.pooler)
+
+    def constant(self) -> Tensor:
+        """Return what no unit writes and yet is not the same for all samples: (B, d) or (1,)."""
+        shift = self.anatomy.constant_map()
+        if shift is None or self.capture.constant is None:
+            return self.totals.new_zeros(1)
+        return self.anatomy.float64(self.capture.constant)[:, None] * shift
+
     def attention(self, layer: int) -> Tensor:
         """Return what all heads of a layer wrote together."""
         seen = self.capture.heads[layer]
         assert seen is not None
         part = self.anatomy.layers[layer]
-        written = functional.linear(
-            self.anatomy.float64(seen),
-            self.anatomy.float64(part.output_projection.weight),
-            None
-            if part.output_projection.bias is None
-            else self.anatomy.float64(part.output_projection.bias),
-        )
+        written = self.anatomy.float64(seen) @ self.anatomy.float64(part.output_projection.weight).T
+        if part.output_projection.bias is not None:
+            bias = self.anatomy.float64(part.output_projection.bias)
+            pooled = self.capture.pooled is not None
+            written = written + (self.totals[:, :, None] * bias if pooled else bias)
         scale = part.attention_scale
         return written if scale is None else written * self.anatomy.float64(scale)
 
@@ -267,9 +383,10 @@ def check_exact(anatomy: TowerAnatomy, capture: Capture, readout: Tensor) -> Non
     stream = streams.of(Unit("output"))
     _check_close("the final norm's input", total, stream, terms, tolerance)
     matrix = anatomy.readout_matrix()
-    summed = total @ matrix.T / streams.sigma + anatomy.readout_bias()
-    parts = torch.stack(terms) @ matrix.T / streams.sigma
-    _check_close("the readout", summed, anatomy.float64(readout), parts.unbind(), tolerance)
+    parts = [streams.readable(term) @ matrix.T for term in terms]
+    parts += [streams.constant().expand_as(parts[0]), streams.pooler()]
+    summed = streams.readable(total) @ matrix.T + parts[-2] + parts[-1] + anatomy.readout_bias()
+    _check_close("the readout", summed, anatomy.float64(readout), parts, tolerance)
 
 
 def _check_close(
@@ -281,8 +398,8 @@ def _check_close(
             f"the model computes NaN or infinite values, first seen at {where}: load it in float32 "
             "or bfloat16, and look at its weights and at the images."
         )
-    error = (summed - seen).norm(dim=1)
-    scale = torch.stack([seen, *terms]).norm(dim=2).amax(0)
+    error = (summed - seen).flatten(1).norm(dim=1)
+    scale = torch.stack([seen, *terms]).flatten(2).norm(dim=2).amax(0)
     worst = float((error / scale.clamp_min(torch.finfo(scale.dtype).tiny)).max())
     if worst > tolerance:
         raise ResiDualError(

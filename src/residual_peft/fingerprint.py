@@ -20,7 +20,7 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Name, class, readout width d and weight digests of an image tower.
+    """Name, class, readout width d and weight digests of a tower.
 
     `digests` holds the sha256 of the tower's and its projection's weights, cast to each precision,
     so that a half-precision copy of the same weights is known as such.
@@ -32,13 +32,19 @@ class Fingerprint:
     digests: dict[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, precisions: Iterable[str] = tuple(PRECISIONS)) -> "Fingerprint":
-        """Compute a model's fingerprint; adapters around its layers are left out.
+    def of(
+        cls, model: nn.Module | TowerAnatomy, precisions: Iterable[str] = tuple(PRECISIONS)
+    ) -> "Fingerprint":
+        """Compute a tower's fingerprint; adapters around its layers are left out.
+
+        Args:
+            model: a model, for the tower that `find_tower` finds, or a tower.
+            precisions: those of the digests.
 
         Raises:
             ResiDualError: the architecture is not known.
         """
-        anatomy = find_tower(model)
+        anatomy = model if isinstance(model, TowerAnatomy) else find_tower(model)
         name = getattr(getattr(anatomy.model, "config", None), "_name_or_path", "")
         return cls(
             name=name or anatomy.architecture,
@@ -54,7 +60,7 @@ class Fingerprint:
             self.digests[name] == other.digests[name] for name in shared
         )
 
-    def check(self, model: nn.Module, what: str = "the basis") -> None:
+    def check(self, model: nn.Module | TowerAnatomy, what: str = "the basis") -> None:
         """Refuse a model of other weights.
 
         Raises:
@@ -124,7 +130,7 @@ def _digest(anatomy: TowerAnatomy, dtype: torch.dtype) -> str:
     weights = list(_weights(anatomy.tower, "tower", anatomy.outside))
     if anatomy.projection is not None:
         weights += _weights(anatomy.projection, "projection")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256((anatomy.readout or "").encode())
     for name, weight in sorted(weights, key=lambda pair: pair[0]):
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         cast = weight.detach().to("cpu", dtype).contiguous().flatten()

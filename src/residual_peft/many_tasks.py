@@ -25,7 +25,7 @@ from .errors import ResiDualError
 from .hub import local_directory
 from .images import ImageLike, image_list, load_image_processor, pixel_values
 from .predictions import Prediction, predictions_of
-from .taps import Capture, capture_of
+from .taps import Capture
 from .tuner import (
     PREFIX,
     ReadoutState,
@@ -377,7 +377,8 @@ class TaskSet:
     def _run(self, pixels: Tensor) -> _Pass:
         """Run the unadapted model, whatever adapters are active, for this thread alone."""
         pixels = pixels.to(self.device)
-        layer = next(readouts(self.model), None)
+        side = find_tower(self.model).side
+        layer = next((found for found in readouts(self.model) if found.anatomy.side == side), None)
         if layer is None:
             return _Pass(run_tower(self.model, pixels), None)
         with giving_names(self.model, [BASE] * len(pixels)), _keeping(layer) as keep:
@@ -546,7 +547,7 @@ class _Keep:
 
     def __call__(self, module: Any, args: Any, output: Any) -> None:
         if threading.get_ident() == self.thread:
-            self.capture = capture_of(output if module.anatomy.projection is None else args[0])
+            self.capture = module.capture(args[0], output)
 
 
 @contextmanager

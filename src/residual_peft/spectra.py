@@ -1,7 +1,7 @@
 """The spectrum of each unit: from one pass over images, or from the weights alone."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from .decomposition import checked_capture, contributions, head_inputs
 from .errors import ResiDualError
 from .fingerprint import Fingerprint
 from .moments import Moments
+from .pooling import AttentionPooling
 from .processes import Processes
 from .taps import Capture
 
@@ -85,15 +86,29 @@ class BasisAccumulator:
     without its model, so that jobs that run one after the other can be merged, too.
     """
 
-    def __init__(self, model: nn.Module, units: Iterable[str] = ("head", "mlp")) -> None:
-        self.anatomy: TowerAnatomy | None = find_tower(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Iterable[str] = ("head", "mlp"),
+        *,
+        side: str | None = None,
+        readout: str | None = None,
+    ) -> None:
+        self.anatomy: TowerAnatomy | None = find_tower(model, side, readout)
         self.model: nn.Module | None = model
         self.units = tuple(self.anatomy.units(units))
         if not self.units:
             raise ResiDualError("units=() asks for no unit at all; wanted kinds such as ('head',).")
-        self.fingerprint = Fingerprint.of(model)
+        self.fingerprint = Fingerprint.of(self.anatomy)
         self.heads = [Moments() for _ in self.anatomy.layers]  # per layer, of ẑ: (H, e + 1)
         self.others = Moments()  # of x_u for the units that are not heads: (U', d)
+
+    @property
+    def tower(self) -> TowerAnatomy:
+        """The tower that is looked at."""
+        if self.anatomy is None:
+            raise RuntimeError("an accumulator that was pickled has no model")
+        return self.anatomy
 
     @property
     def count(self) -> int:
@@ -108,7 +123,7 @@ class BasisAccumulator:
         """
         if self.model is None or self.anatomy is None:
             raise RuntimeError("an accumulator that was pickled can be merged, not updated")
-        capture, _ = checked_capture(self.model, self.anatomy, pixels_of(batch))
+        capture, _ = checked_capture(self.model, self.anatomy, batch)
         self.add(capture)
 
     def add(self, capture: Capture) -> None:
@@ -161,7 +176,7 @@ class BasisAccumulator:
         merged.model, merged.anatomy = self.model, anatomy
         device = anatomy.float64_device
         if "head" in kinds:
-            shape = (anatomy.num_heads, anatomy.head_dim + 1)
+            shape = (anatomy.num_heads, anatomy.factor_width)
             merged.heads = [moments.across_processes(shape, device) for moments in self.heads]
         if others := sum(unit.kind != "head" for unit in self.units):
             shape = (others, anatomy.readout_width)
@@ -201,7 +216,7 @@ class BasisAccumulator:
         assert self.anatomy is not None
         width, count = self.anatomy.readout_width, self.count
         only_heads = all(unit.kind == "head" for unit in self.units)
-        dimension = min(width, self.anatomy.head_dim + 1) if only_heads else width
+        dimension = min(width, self.anatomy.factor_width) if only_heads else width
         wanted = 1
         if isinstance(components, int):
             wanted = dimension = min(components, dimension)
@@ -220,27 +235,6 @@ class BasisAccumulator:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "model": None, "anatomy": None}
-
-
-def pixels_of(batch: Any) -> Tensor:
-    """Take the pixel_values out of a batch: a tensor, or a mapping that holds them.
-
-    Raises:
-        ResiDualError: there are none.
-    """
-    if isinstance(batch, Mapping):
-        if "pixel_values" not in batch:
-            raise ResiDualError(
-                f"a batch holds {sorted(map(str, batch))} and no 'pixel_values': run the images "
-                "through the model's image processor."
-            )
-        batch = batch["pixel_values"]
-    if not isinstance(batch, Tensor):
-        raise ResiDualError(
-            f"wanted batches that are tensors or mappings with 'pixel_values', got a "
-            f"{type(batch).__name__}."
-        )
-    return batch
 
 
 def _head_spectra(anatomy: TowerAnatomy, layer: int, moments: Moments) -> list[UnitBasis]:
@@ -280,14 +274,19 @@ def weight_spectra(anatomy: TowerAnatomy, units: Iterable[Unit]) -> list[UnitBas
     (embed, output). Means are 0 (P β for the output), eigenvalues are squared singular values.
     """
     readout = anatomy.readout_matrix()
+    maps = readout.unflatten(1, (anatomy.pools, -1)).transpose(0, 1)  # (J, d, D)
     found: list[UnitBasis] = []
     layer, heads = -1, readout
     for unit in units:
         matrix = readout
         if unit.layer is not None and unit.kind == "head":
             if unit.layer != layer:
-                layer, heads = unit.layer, readout @ anatomy.stream_weight(unit.layer)[0]
+                weight = anatomy.stream_weight(unit.layer)[0]
+                layer, heads = unit.layer, torch.cat([pool @ weight for pool in maps], dim=2)
             matrix = heads[unit.head]
+        elif unit.kind == "pooler":
+            assert isinstance(anatomy.pooling, AttentionPooling)
+            matrix = anatomy.float64(anatomy.pooling.last.weight)
         elif unit.layer is not None:
             part = anatomy.layers[unit.layer]
             name = f"{anatomy.architecture}: the last map of the MLP of layer {unit.layer}"
@@ -295,7 +294,7 @@ def weight_spectra(anatomy: TowerAnatomy, units: Iterable[Unit]) -> list[UnitBas
             matrix = anatomy.float64(part.mlp_projection.weight)
             if part.mlp_scale is not None:
                 matrix = anatomy.float64(part.mlp_scale)[:, None] * matrix
-            matrix = readout @ matrix
+            matrix = torch.cat([pool @ matrix for pool in maps], dim=1)
         mean = (
             anatomy.readout_bias() if unit.kind == "output" else torch.zeros(len(matrix)).double()
         )

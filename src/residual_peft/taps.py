@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import TowerAnatomy, find_tower
+from .pooling import AttentionPooling, Pooling, SecondNorm, inverse_sigma
 
 CAPTURE_ATTRIBUTE = "_residual_capture"
 
@@ -25,7 +26,9 @@ CAPTURE_ATTRIBUTE = "_residual_capture"
 class Capture:
     """What the taps saw in one forward pass at the readout token, detached, in the model's dtype.
 
-    Entries that were not asked for are None.
+    Where the readout is pooled, each tensor is (B, J, ...) instead: what was seen of all tokens,
+    summed with their weights w (`pooling`), in float32 or better. Entries that were not asked for
+    are None.
     """
 
     heads: list[Tensor | None]  # per layer (B, H·e): the input of the output projection
@@ -33,12 +36,24 @@ class Capture:
     layers: list[Tensor | None]  # per layer (B, D): the block's output
     embed: Tensor | None = None  # (B, D)
     stream: Tensor | None = None  # (B, D): h, the input of the final norm
+    pooled: Tensor | None = None  # (B, J): Σ_t w_jt where the readout is pooled
+    pooler: Tensor | None = None  # (B, d): what the MLP after an attention pooling wrote
+    constant: Tensor | None = None  # (B,): 1/σ₂ of a final norm that runs twice
+    token: int | Tensor | None = None  # the readout token, or that of each sample (B,)
+    normed: Tensor | None = None  # (B, D): the final norm's output, where the projection slices it
 
-    def sigma(self, eps: float) -> Tensor:
-        """σ = sqrt(var(h) + eps) of the stream, (B, 1), in float32 or better."""
+    def totals(self, eps: float) -> Tensor:
+        """Σ_t w_jt, (B, J), in float32 or better: 1/σ where one token is read."""
+        if self.pooled is not None:
+            return self.pooled
         assert self.stream is not None
-        stream = self.stream.to(torch.promote_types(self.stream.dtype, torch.float32))
-        return (stream.var(dim=-1, correction=0, keepdim=True) + eps).sqrt()
+        return inverse_sigma(self.stream, eps)[:, None]
+
+    def scaled(self, tensor: Tensor, totals: Tensor) -> Tensor:
+        """What was seen of a part, times its weight: (B, J, n) in the dtype of `totals`."""
+        if self.pooled is not None:
+            return tensor.to(totals.dtype)
+        return tensor.to(totals.dtype)[:, None] * totals[:, :, None]
 
     def rows(self, index: Tensor) -> "Capture":
         """What was seen of some samples of the batch."""
@@ -48,16 +63,12 @@ class Capture:
     def map(self, function: Callable[[Tensor], Tensor]) -> "Capture":
         """Apply a function, such as a move to another device, to every tensor."""
 
-        def apply(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else function(tensor)
+        def apply(value: Any) -> Any:
+            if isinstance(value, list):
+                return [apply(tensor) for tensor in value]
+            return function(value) if isinstance(value, Tensor) else value
 
-        return Capture(
-            heads=[apply(tensor) for tensor in self.heads],
-            mlps=[apply(tensor) for tensor in self.mlps],
-            layers=[apply(tensor) for tensor in self.layers],
-            embed=apply(self.embed),
-            stream=apply(self.stream),
-        )
+        return Capture(**{name: apply(value) for name, value in vars(self).items()})
 
     def absorb(self, other: "Capture") -> None:
         """Fill in from another capture of the same forward pass what is missing in this one."""
@@ -67,6 +78,7 @@ class Capture:
             a if a is not None else b for a, b in zip(self.layers, other.layers, strict=True)
         ]
         self.embed = other.embed if self.embed is None else self.embed
+        self.pooler = other.pooler if self.pooler is None else self.pooler
 
 
 class _Frames(threading.local):
@@ -85,6 +97,11 @@ def capture_of(tensor: Tensor) -> Capture | None:
     return getattr(tensor, CAPTURE_ATTRIBUTE, None)
 
 
+def take_capture(key: str) -> Capture | None:
+    """Return this thread's last finished capture of an installation, once."""
+    return _frames.finished.pop(key, None)
+
+
 @dataclass(frozen=True)
 class _Hook:
     """A hook without state: `key` names the installation, so that overlapping ones do not mix.
@@ -93,21 +110,36 @@ class _Hook:
     """
 
     key: str
-    token: int = 0
     slot: str = ""
     layer: int = 0
+    all_tokens: bool = False
 
-    def read(self, value: Any) -> Tensor:
+    def read(self, value: Any, capture: Capture) -> Tensor:
         """Clone the readout token of (B, T, D), or of (B, D) where it was picked already."""
         tensor = value[0] if isinstance(value, tuple | list) else value
-        tensor = tensor[:, self.token] if tensor.ndim == 3 else tensor
+        tensor = tensor if self.all_tokens else token_of(tensor, capture.token)
         return tensor.detach().clone()
 
 
+def token_of(tensor: Tensor, token: int | Tensor | None) -> Tensor:
+    """One token (B, D) of (B, T, D), the same or each sample's own; (B, D) stays as it is."""
+    if tensor.ndim != 3:
+        return tensor
+    if isinstance(token, Tensor):
+        return tensor[torch.arange(len(tensor), device=tensor.device), token.to(tensor.device)]
+    return tensor[:, token or 0]
+
+
+@dataclass(frozen=True)
 class _Open(_Hook):
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    token: Callable[[Any, Any], int | Tensor] | None = None
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         _frames.open[self.key] = Capture(
-            heads=[None] * self.layer, mlps=[None] * self.layer, layers=[None] * self.layer
+            heads=[None] * self.layer,
+            mlps=[None] * self.layer,
+            layers=[None] * self.layer,
+            token=None if self.token is None else self.token(args, kwargs),
         )
 
 
@@ -120,32 +152,81 @@ class _TapInput(_Hook):
     def __call__(self, module: nn.Module, args: Any) -> None:
         # no frame: the tower is not running, as when checkpointing runs a block again
         if (capture := _frames.open.get(self.key)) is not None:
-            getattr(capture, self.slot)[self.layer] = self.read(args)
+            getattr(capture, self.slot)[self.layer] = self.read(args, capture)
 
 
 class _TapOutput(_Hook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if (capture := _frames.open.get(self.key)) is None:
             return
-        if self.slot == "embed":
-            capture.embed = self.read(output)
+        if self.slot in ("embed", "pooler"):
+            setattr(capture, self.slot, self.read(output, capture))
         else:
-            getattr(capture, self.slot)[self.layer] = self.read(output)
+            getattr(capture, self.slot)[self.layer] = self.read(output, capture)
 
 
+@dataclass(frozen=True)
+class _Stream(_Hook):
+    """On a final norm that is not the end: read the stream, the first time it runs."""
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if (capture := _frames.open.get(self.key)) is not None and capture.stream is None:
+            capture.stream = self.read(args, capture)
+
+
+@dataclass(frozen=True)
 class _Finish(_Hook):
-    """On the final norm: read the stream and let the capture travel on with the output."""
+    """On the last module: read the stream, pool, and let the capture travel on with the output."""
 
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+    pooling: Pooling | None = None
+    eps: float = 0.0
+    sliced: bool = False
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         if (capture := _frames.open.get(self.key)) is None:
             return
-        capture.stream = self.read(args)
+        if (capture.stream if self.pooling is None else capture.pooled) is not None:
+            return  # BLIP runs its final norm once more, for a token that is not the readout
+        if self.pooling is None:
+            capture.stream = self.read(args, capture)
+            if self.sliced:
+                capture.normed = self.read(output, capture)
+        elif isinstance(self.pooling, SecondNorm) and args[0].ndim == 3:
+            return  # the first of its two runs
+        else:
+            self._pool(capture, args, kwargs)
         if self.slot == "keep":
             _frames.finished[self.key] = capture
         if (earlier := capture_of(output)) is None:
             setattr(output, CAPTURE_ATTRIBUTE, capture)
         else:
             earlier.absorb(capture)
+
+    def _pool(self, capture: Capture, args: Any, kwargs: Any) -> None:
+        """Sum what was seen of all tokens with their weights."""
+        stream = capture.stream
+        assert stream is not None
+        assert self.pooling is not None
+        inverse = inverse_sigma(stream, self.eps)
+        if isinstance(self.pooling, SecondNorm):
+            second = inverse_sigma(args[0].detach(), self.eps)
+            capture.constant = second
+            capture.pooled = (inverse * second)[:, None]
+
+            def pool(tensor: Tensor) -> Tensor:
+                return tensor.to(inverse.dtype)[:, None] * capture.pooled[:, :, None]  # type: ignore[index]
+        else:
+            weights = self.pooling.weights(stream, args, kwargs).detach().to(inverse.dtype)
+            weights = weights * inverse[:, None]
+            capture.pooled = weights.sum(2)
+
+            def pool(tensor: Tensor) -> Tensor:
+                return weights @ tensor.to(weights.dtype)
+
+        for part in (capture.heads, capture.mlps, capture.layers):
+            part[:] = [None if tensor is None else pool(tensor) for tensor in part]
+        capture.embed = None if capture.embed is None else pool(capture.embed)
+        capture.stream = pool(stream)
 
 
 def install_taps(
@@ -155,38 +236,55 @@ def install_taps(
     mlps: bool = True,
     embed: bool = True,
     layers: bool = False,
+    key: str | None = None,
 ) -> list[RemovableHandle]:
-    """Install permanent taps; `capture_of(output of the final norm)` then holds the capture.
+    """Install permanent taps; `capture_of(output of the last module)` then holds the capture.
 
-    They survive `copy.deepcopy` and pickling, may overlap with others, and are taken away again by
-    calling `remove()` on each handle.
+    That is the final norm, or what pools its tokens. They survive `copy.deepcopy` and pickling, may
+    overlap with others, and are taken away again by calling `remove()` on each handle. With a
+    `key`, `take_capture(key)` gives the capture as well, where the tensor does not get through.
     """
-    return _install(anatomy, _Hook(uuid.uuid4().hex), heads, mlps, embed, layers)
+    hook = _Hook(uuid.uuid4().hex if key is None else key, slot="" if key is None else "keep")
+    return _install(anatomy, hook, heads, mlps, embed, layers)
 
 
 def _install(
     anatomy: TowerAnatomy, hook: _Hook, heads: bool, mlps: bool, embed: bool, layers: bool
 ) -> list[RemovableHandle]:
-    key, token = hook.key, anatomy.readout_token
-    depth = len(anatomy.layers)
+    key, depth, pooling = hook.key, len(anatomy.layers), anatomy.pooling
+    tokens = pooling is not None and not isinstance(pooling, SecondNorm)
+    last = pooling.head if isinstance(pooling, AttentionPooling) else anatomy.final_norm
+    opened = _Open(key, layer=depth, token=anatomy.readout_token)
+    finish = _Finish(
+        key,
+        hook.slot,
+        pooling=pooling,
+        eps=float(anatomy.final_norm.eps),
+        sliced=anatomy.cuts_out,
+    )
     handles = [
-        anatomy.tower.register_forward_pre_hook(_Open(key, layer=depth)),
+        anatomy.tower.register_forward_pre_hook(opened, with_kwargs=True),
         # always_call: a tower that raises must not leave its frame behind
         anatomy.tower.register_forward_hook(_Close(key), always_call=True),
-        anatomy.final_norm.register_forward_hook(_Finish(key, token, hook.slot)),
     ]
+    if pooling is not None:
+        stream = _Stream(key, all_tokens=tokens)
+        handles.append(anatomy.final_norm.register_forward_pre_hook(stream))
+    handles.append(last.register_forward_hook(finish, with_kwargs=True))
+    if isinstance(pooling, AttentionPooling):
+        handles.append(pooling.mlp.register_forward_hook(_TapOutput(key, "pooler")))
     if embed:
-        tap = _TapOutput(key, token, "embed")
+        tap = _TapOutput(key, "embed", all_tokens=tokens)
         handles.append(anatomy.embedding.register_forward_hook(tap))
     for index, layer in enumerate(anatomy.layers):
         if heads:
-            before = _TapInput(key, token, "heads", index)
+            before = _TapInput(key, "heads", index, tokens)
             handles.append(layer.output_projection.register_forward_pre_hook(before))
         if mlps:
-            tap = _TapOutput(key, token, "mlps", index)
+            tap = _TapOutput(key, "mlps", index, tokens)
             handles.append(layer.mlp.register_forward_hook(tap))
         if layers:
-            tap = _TapOutput(key, token, "layers", index)
+            tap = _TapOutput(key, "layers", index, tokens)
             handles.append(layer.module.register_forward_hook(tap))
     return handles
 
@@ -203,7 +301,7 @@ class Tap:
         Raises:
             RuntimeError: no tower has run to its end since the last call.
         """
-        if (capture := _frames.finished.pop(self.key, None)) is None:
+        if (capture := take_capture(self.key)) is None:
             raise RuntimeError("no forward pass of the tapped tower has finished in this thread")
         return capture
 

@@ -32,7 +32,7 @@ from .classifier_files import (
     write_card,
     write_classes,
 )
-from .decomposition import run_tower
+from .decomposition import read_tokens, run_tower
 from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors
 from .hub import ADAPTER_CONFIG, CARD, local_directory, push_directory
@@ -462,11 +462,11 @@ def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
     for name in ("last_hidden_state",) if tokens else ("image_embeds", "pooler_output"):
         value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
         if isinstance(value, Tensor):
-            return value if anatomy is None or not tokens else value[:, anatomy.readout_token]
+            return read_tokens(anatomy, value, {}) if anatomy is not None and tokens else value
     if anatomy is not None and tokens:
         raise ResiDualError(
             f"wanted a model output with last_hidden_state, got {type(outputs).__name__}: the "
-            f"readout of {anatomy.architecture} is its class token, which a head for image "
+            f"readout of {anatomy.architecture} is made of its tokens, which a head for image "
             "classification leaves out; load the bare tower, such as ViTModel."
         )
     raise ResiDualError(

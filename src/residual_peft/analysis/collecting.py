@@ -10,7 +10,6 @@ from ..anatomy import TowerAnatomy, Unit, find_tower
 from ..data import with_progress
 from ..decomposition import checked_capture, contributions, head_inputs
 from ..errors import ResiDualError
-from ..spectra import pixels_of
 from ..taps import Capture
 from .contributions import Contributions, UnitContribution, check_count, in_principal_axes
 
@@ -55,7 +54,7 @@ def collect_contributions(
     readouts: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in with_progress(batches, "Reading images", progress):
-        capture, readout = checked_capture(model, anatomy, pixels_of(batch))
+        capture, readout = checked_capture(model, anatomy, batch)
         collector.add(capture)
         readouts.append(readout.float().cpu())
         if isinstance(batch, Mapping) and "labels" in batch:

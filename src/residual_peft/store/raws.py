@@ -9,6 +9,8 @@ from ..anatomy import TowerAnatomy
 from ..files import read_tensors, write_tensors
 from ..taps import Capture
 
+SINGLE = ("embed", "stream", "pooled", "pooler", "constant")  # of a capture, not by layer
+
 
 def write_raw(
     path: Path, anatomy: TowerAnatomy, seen: list[tuple[Capture, Tensor, Tensor]]
@@ -22,9 +24,11 @@ def write_raw(
     tensors = {
         "readout": torch.cat([readout for _, readout, _ in seen]),
         "labels": torch.cat([labels for _, _, labels in seen]),
-        "embed": joined([capture.embed for capture in captures]),
-        "stream": joined([capture.stream for capture in captures]),
     }
+    for name in SINGLE:
+        parts = [getattr(capture, name) for capture in captures]
+        if any(part is not None for part in parts):
+            tensors[name] = joined(parts)
     for layer in range(len(anatomy.layers)):
         tensors[f"heads.{layer}"] = joined([capture.heads[layer] for capture in captures])
         tensors[f"mlps.{layer}"] = joined([capture.mlps[layer] for capture in captures])
@@ -39,7 +43,6 @@ def read_raw(path: Path, anatomy: TowerAnatomy) -> tuple[Capture, Tensor, Tensor
         heads=[tensors[f"heads.{layer}"] for layer in layers],
         mlps=[tensors[f"mlps.{layer}"] for layer in layers],
         layers=[None for _ in layers],
-        embed=tensors["embed"],
-        stream=tensors["stream"],
+        **{name: tensors[name] for name in SINGLE if name in tensors},
     )
     return capture.map(lambda t: t.to(device)), tensors["readout"], tensors["labels"]

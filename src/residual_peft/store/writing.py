@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from ..anatomy import find_tower
 from ..bases import METADATA_FILE, TENSORS_FILE, SpectralBasis
 from ..data import ProcessedImages, collate
-from ..decomposition import checked_capture, run_tower, unadapted
+from ..decomposition import (
+    batch_size,
+    checked_capture,
+    checked_inputs,
+    run_tower,
+    unadapted,
+)
 from ..errors import ResiDualError
 from ..files import read_json, write_json, write_tensors
 from ..fingerprint import Fingerprint
@@ -23,6 +28,7 @@ from ..spectra import BasisAccumulator
 from ..taps import Capture, tapped
 from ..tuner import (
     active_adapter,
+    adapted_tower,
     coordinates_of,
     put_basis,
     readout_config,
@@ -162,7 +168,10 @@ class _Writer:
         self, manifest: dict[str, Any], mine: Sequence[int], processes: Processes
     ) -> None:
         """What the units wrote; then the bases; then coordinates."""
-        anatomy, paths = find_tower(self.model), shard_paths(self.folder, manifest)
+        anatomy, paths = (
+            adapted_tower(self.model, self.adapter_name),
+            shard_paths(self.folder, manifest),
+        )
         raws = [path.with_name(path.name.replace("shard", "raw")) for path in paths]
         basis_files = [self.folder / BASIS / name for name in (METADATA_FILE, TENSORS_FILE)]
         # one process looks for all; both files, as a kill may come between them
@@ -192,8 +201,10 @@ class _Writer:
 
     def _basis_of(self, raws: list[Path], processes: Processes) -> SpectralBasis:
         config = readout_config(self.model, self.adapter_name)
-        accumulator = BasisAccumulator(self.model, config.units)
-        anatomy = find_tower(self.model)
+        anatomy = adapted_tower(self.model, self.adapter_name)
+        accumulator = BasisAccumulator(
+            self.model, config.units, side=anatomy.side, readout=anatomy.readout
+        )
         with processes.in_step():
             for path in raws:
                 capture, _, labels = read_raw(path, anatomy)
@@ -211,21 +222,20 @@ class _Writer:
 
         A batch never crosses the border of a shard. The first of each shard is checked.
         """
-        anatomy = find_tower(self.model)
-        device = anatomy.layers[0].output_projection.weight.device
+        anatomy = adapted_tower(self.model, self.adapter_name)
         images = Subset(self.dataset, list(rows_of_shard(manifest, index)))
         loader = DataLoader(
             images, self.batch_size, collate_fn=collate, num_workers=self.num_workers
         )
         for number, batch in enumerate(loader):
-            pixels = batch["pixel_values"].to(device)
+            inputs = checked_inputs(anatomy, batch)
             if number == 0:
-                capture, readout = checked_capture(self.model, anatomy, pixels)
+                capture, readout = checked_capture(self.model, anatomy, inputs)
             else:
                 with torch.no_grad(), unadapted(self.model), tapped(anatomy) as tap:
-                    readout = run_tower(self.model, pixels)
+                    readout = run_tower(self.model, inputs, anatomy=anatomy)
                     capture = tap.take()
-            bar.update(len(pixels))
+            bar.update(batch_size(inputs))
             yield capture, readout.float().cpu(), batch["labels"]
 
     def _bar(self, manifest: dict[str, Any], mine: Iterable[int], paths: list[Path]) -> tqdm:

@@ -8,6 +8,7 @@ from peft import mapping
 from ..errors import ResiDualError
 from .adapters import (
     active_adapter,
+    adapted_tower,
     adapter_basis,
     fit_bases,
     gains_by_module,
@@ -44,6 +45,7 @@ __all__ = [
     "ResiDualStreamLinear",
     "ResiDualType",
     "active_adapter",
+    "adapted_tower",
     "adapter_basis",
     "base_of",
     "check_directory",

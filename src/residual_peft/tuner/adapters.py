@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..anatomy import Unit, base_model
+from ..anatomy import TowerAnatomy, Unit, base_model
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
@@ -76,6 +76,8 @@ def fit_bases(
         components,
         progress,
         across_processes=across_processes,
+        side=config.side,
+        readout=config.readout,
     )
     return put_basis(peft_model, basis, adapter_name)
 
@@ -116,6 +118,16 @@ def readout_state(peft_model: nn.Module, adapter_name: str | None = None) -> Rea
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     return _adapter(peft_model, name)[0].state(name)
+
+
+def adapted_tower(peft_model: nn.Module, adapter_name: str | None = None) -> TowerAnatomy:
+    """The tower, and its readout, that an adapter in readout mode adapts.
+
+    Raises:
+        ResiDualError: no such adapter, several are active, or it is in stream mode.
+    """
+    name = active_adapter(peft_model) if adapter_name is None else adapter_name
+    return _adapter(peft_model, name)[0].anatomy
 
 
 def readout_config(peft_model: nn.Module, adapter_name: str | None = None) -> ResiDualConfig:

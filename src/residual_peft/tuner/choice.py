@@ -9,6 +9,7 @@ from torch import nn
 from ..anatomy import TowerAnatomy, Unit
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
+from ..pooling import AttentionPooling
 from ..spectra import Components
 from .config import ResiDualConfig
 
@@ -28,8 +29,8 @@ def chosen_units(config: ResiDualConfig, anatomy: TowerAnatomy) -> tuple[Unit, .
     layers, depth = config.layers_to_transform, len(anatomy.layers)
     if layers is not None and layers[-1] >= depth:
         raise ResiDualError(
-            f"layers_to_transform={layers}, but the image tower of {anatomy.architecture} has "
-            f"{depth} layers, 0 to {depth - 1}."
+            f"layers_to_transform={layers}, but the {anatomy.side} tower of "
+            f"{anatomy.architecture} has {depth} layers, 0 to {depth - 1}."
         )
     units = [
         unit
@@ -123,6 +124,8 @@ def _excluded(anatomy: TowerAnatomy, units: list[Unit], pattern: Pattern) -> set
     }
 
     def modules(unit: Unit) -> list[nn.Module]:
+        if unit.kind == "pooler" and isinstance(anatomy.pooling, AttentionPooling):
+            return [anatomy.pooling.mlp, anatomy.pooling.last]
         if unit.layer is None:
             return [anatomy.embedding] if unit.kind == "embed" else []
         layer = anatomy.layers[unit.layer]

@@ -10,7 +10,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from ..anatomy import UNIT_KINDS
+from ..anatomy import READOUTS, SIDES, UNIT_KINDS
 from ..bases import check_components
 from ..errors import ResiDualError
 
@@ -52,8 +52,13 @@ class ResiDualConfig(PeftConfig):
         mode: "readout" puts the gains on each unit's direct contribution to the readout; "stream"
             writes them into the weights of the attention output projections and of the MLPs' last
             Linears, so that all tokens change, gradients flow and the adapter merges.
-        units: kinds of adapted units, of "head", "mlp", "embed", or "output" alone; stream mode
-            knows heads and MLPs, and with `target_modules` adapts those modules instead.
+        units: kinds of adapted units, of "head", "mlp", "embed", "pooler" (the MLP after an
+            attention pooling), or "output" alone; stream mode knows heads and MLPs, and with
+            `target_modules` adapts those modules instead.
+        side: the tower that is adapted, "image" or "text"; None the image tower where there is one.
+            An adapter for each, both active, adapts both sides at once.
+        readout: readout mode: None the model's own readout, "mean" the mean of all tokens after the
+            final norm, "patches" of those that stand for patches.
         components: directions kept per unit: None all, an int the first so many, a float in (0, 1]
             the fewest that explain this share of the variance.
         remainder: "keep" adds all that is not scaled as it is, "drop" leaves it out.
@@ -93,6 +98,8 @@ class ResiDualConfig(PeftConfig):
 
     mode: str = "readout"
     units: tuple[str, ...] = ("head", "mlp")
+    side: str | None = None
+    readout: str | None = None
     components: int | float | None = None
     remainder: str = "keep"
     restore_mean: bool = True
@@ -202,6 +209,10 @@ class ResiDualConfig(PeftConfig):
             )
         self.units = tuple(kind for kind in UNIT_KINDS if kind in self.units)
         _check_choice("mode", self.mode, MODES)
+        if self.side is not None:
+            _check_choice("side", self.side, SIDES)
+        if self.readout is not None:
+            _check_choice("readout", self.readout, READOUTS)
         _check_choice("remainder", self.remainder, REMAINDERS)
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_choice("gain_init", self.gain_init, GAIN_INITS)
@@ -222,7 +233,8 @@ class ResiDualConfig(PeftConfig):
         refused: tuple[tuple[str, bool, str], ...] = (
             ("remainder", self.remainder == "drop", "'keep'"),
             ("restore_mean", not self.restore_mean, "True"),
-            ("units", bool({"embed", "output"} & set(self.units)), "'head' and 'mlp'"),
+            ("units", bool({"embed", "pooler", "output"} & set(self.units)), "'head' and 'mlp'"),
+            ("readout", self.readout is not None, "None: all tokens change, whatever is read"),
         )
         for name, wrong, wanted in refused:
             if wrong:

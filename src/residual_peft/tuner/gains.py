@@ -68,15 +68,17 @@ class ReadoutState:
     means: Tensor  # μ (U, d)
     shift: Tensor  # Φ_u μ_u, for the output Φ_u (μ_u − P β) (K,)
     constant: Tensor  # the means that are added or taken away, whatever the gains (d,)
-    head_maps: Tensor  # A_u = Φ_u B_u (heads, k_max, e + 1), rows of zeros below k_u
+    head_maps: Tensor  # A_u = Φ_u B_u (heads, k_max, J (e + 1)), rows of zeros below k_u
     head_index: (
         Tensor  # where each adapted head lies among all heads of the adapted layers (heads,)
     )
     order: Tensor  # where in [heads' padded components, the others'] each component lies (K,)
     gain_index: Tensor  # the gain of each component (K,)
-    readout_matrix: Tensor  # R (d, D), or empty where every adapted unit is a head
+    readout_matrix: Tensor  # R (d, J·D), or empty where every adapted unit is a head
     mlp_scales: Tensor  # layer scale of every MLP (L, D), or empty where there is none
+    constant_map: Tensor  # of what is part of embed beside its R u/σ (d,), or empty
     num_heads: int
+    pools: int  # J
     eps: float
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "ReadoutState":
@@ -135,7 +137,7 @@ def derive(
     dense = any(unit.kind != "head" for unit in settings.units)
     device = anatomy.layers[0].output_projection.weight.device
     total = means.sum(0)
-    empty = matrix.new_zeros(0)
+    empty, shift_of_embed = matrix.new_zeros(0), anatomy.constant_map()
     return ReadoutState(
         settings=settings,
         counts=tuple(counts),
@@ -143,12 +145,14 @@ def derive(
         means=means.to(device, dtype),
         shift=torch.cat(shift).to(device, dtype),
         constant=_constant(settings, total).to(device, dtype),
-        head_maps=_pad(maps, anatomy.head_dim + 1).to(device, dtype),
+        head_maps=_pad(maps, anatomy.factor_width).to(device, dtype),
         head_index=_head_index(settings.units, anatomy.num_heads).to(device),
         order=_order(settings.units, counts).to(device),
         gain_index=(gains if settings.per_unit else torch.arange(len(gains))).to(device),
         readout_matrix=(matrix if dense else empty).to(device, dtype),
         mlp_scales=_mlp_scales(anatomy).to(device, dtype),
+        constant_map=(empty if shift_of_embed is None else shift_of_embed).to(device, dtype),
+        pools=anatomy.pools,
         num_heads=anatomy.num_heads,
         eps=float(anatomy.final_norm.eps),
     )
@@ -160,14 +164,13 @@ def coordinates_of(state: ReadoutState, capture: Capture) -> Tensor:
 
     Heads: c_u = A_u ẑ − Φ_u μ_u with ẑ = [z/σ ; 1/σ]; the others: x_u = R u/σ first.
     """
-    dtype = state.directions.dtype
-    sigma = capture.sigma(state.eps).to(dtype)
-    parts = [_head_coordinates(state, capture, sigma)]
+    totals = capture.totals(state.eps).to(state.directions.dtype)
+    parts = [_head_coordinates(state, capture, totals)]
     ends = accumulate(state.counts)
     for unit, count, end in zip(state.settings.units, state.counts, ends, strict=True):
         if unit.kind != "head":
-            written = _written(state, capture, unit).to(dtype) / sigma
-            parts.append(written @ state.readout_matrix.T @ state.directions[end - count : end].T)
+            contribution = _contribution(state, capture, unit, totals)
+            parts.append(contribution @ state.directions[end - count : end].T)
     return torch.cat(parts, dim=1).index_select(1, state.order) - state.shift
 
 
@@ -267,24 +270,44 @@ def _mlp_scales(anatomy: TowerAnatomy) -> Tensor:
     return torch.stack([ones if scale is None else anatomy.float64(scale) for scale in scales])
 
 
-def _head_coordinates(state: ReadoutState, capture: Capture, sigma: Tensor) -> Tensor:
+def _head_coordinates(state: ReadoutState, capture: Capture, totals: Tensor) -> Tensor:
     """A_u ẑ of every adapted head, padded: (B, heads · k_max)."""
     heads = [unit for unit in state.settings.units if unit.kind == "head"]
     layers = sorted({unit.layer for unit in heads if unit.layer is not None})
     if not heads:
-        return sigma.new_zeros(len(sigma), 0)
+        return totals.new_zeros(len(totals), 0)
     seen = [_present(capture.heads[layer], f"the heads of layer {layer}") for layer in layers]
-    inputs = torch.stack(seen, dim=1).to(sigma.dtype).unflatten(2, (state.num_heads, -1))
-    inputs = inputs.flatten(1, 2)
-    if len(heads) != inputs.shape[1]:  # not all heads of these layers
-        inputs = inputs.index_select(1, state.head_index)
-    inputs = inputs / sigma.unsqueeze(2)  # (B, heads, e)
-    weight, shift = state.head_maps[..., :-1], state.head_maps[..., -1]
-    return (torch.einsum("bhe,hke->bhk", inputs, weight) + shift / sigma.unsqueeze(2)).flatten(1)
+    inputs = torch.stack(seen, dim=-2).to(totals.dtype).unflatten(-1, (state.num_heads, -1))
+    inputs = inputs.flatten(-3, -2)  # (B, heads, e), or pooled (B, J, heads, e)
+    if len(heads) != inputs.shape[-2]:  # not all heads of these layers
+        inputs = inputs.index_select(-2, state.head_index)
+    if capture.pooled is None:
+        inputs = inputs * totals[:, :, None]
+    else:
+        inputs = inputs.transpose(1, 2).flatten(2)  # (B, heads, J·e)
+    weight, shift = state.head_maps.tensor_split([state.head_maps.shape[-1] - state.pools], dim=-1)
+    found = torch.einsum("bhe,hke->bhk", inputs, weight)
+    return (found + torch.einsum("bj,hkj->bhk", totals, shift)).flatten(1)
+
+
+def _contribution(state: ReadoutState, capture: Capture, unit: Unit, totals: Tensor) -> Tensor:
+    """x_u (B, d) of a unit that is no head; of output without P β."""
+    dtype = totals.dtype
+    if unit.kind == "pooler":
+        return _present(capture.pooler, str(unit)).to(dtype)
+    written = capture.scaled(_written(state, capture, unit), totals).flatten(1)
+    found = written @ state.readout_matrix.T
+    if unit.kind == "mlp":
+        return found
+    if len(state.constant_map) and capture.constant is not None:
+        found = found + capture.constant.to(dtype)[:, None] * state.constant_map
+    if unit.kind == "output" and capture.pooler is not None:
+        found = found + capture.pooler.to(dtype)
+    return found
 
 
 def _written(state: ReadoutState, capture: Capture, unit: Unit) -> Tensor:
-    """What embed, an MLP or all units together (output) wrote to the stream: (B, D)."""
+    """What embed, an MLP or all units together (output) wrote to the stream: (B, D) or pooled."""
     if unit.kind == "embed":
         return _present(capture.embed, str(unit))
     if unit.kind == "output":

@@ -29,8 +29,8 @@ def polar_frames(factors: Tensor) -> Tensor:
 
 
 def stored_width(anatomy: TowerAnatomy) -> int:
-    """The numbers that a direction of a head is stored in: e + 1, or d if that is less."""
-    return min(anatomy.readout_width, anatomy.head_dim + 1)
+    """The numbers that a direction of a head is stored in: J (e + 1), or d if that is less."""
+    return min(anatomy.readout_width, anatomy.factor_width)
 
 
 class HeadSpace:

@@ -34,7 +34,7 @@ def tower_targets(config: ResiDualConfig, model: nn.Module) -> list[str]:
             has no such layers.
     """
     try:
-        anatomy = find_tower(model)
+        anatomy = find_tower(model, config.side)
     except ResiDualError as error:
         raise ResiDualError(
             f"mode='stream' without target_modules adapts an image tower's own projections, and "

@@ -82,7 +82,7 @@ class ResiDualModel(BaseTuner):
             prepare(peft_config, self.model, self._fingerprints(peft_config))
             return peft_config
         try:
-            anatomy = find_tower(self.model)
+            anatomy = find_tower(self.model, peft_config.side, peft_config.readout)
         except ResiDualError as error:
             if peft_config.target_modules is None:
                 raise
@@ -94,9 +94,7 @@ class ResiDualModel(BaseTuner):
         path, given = anatomy.projection_path, peft_config.target_modules
         if peft_config._awaits_weights:
             if given not in (None, [path]):  # another class may hold the same tower elsewhere
-                Fingerprint.from_dict(peft_config.fingerprint or {}).check(
-                    self.model, "the adapter"
-                )
+                Fingerprint.from_dict(peft_config.fingerprint or {}).check(anatomy, "the adapter")
         elif given not in (None, [path]):
             raise ResiDualError(
                 f"target_modules={given}: readout mode adapts the readout of "
@@ -147,10 +145,10 @@ class ResiDualModel(BaseTuner):
                 self._replace_module(parent, target_name, layer, target)
                 accept_images_alone(self.model)
             return
-        anatomy = find_tower(self.model)
+        anatomy = find_tower(self.model, peft_config.side, peft_config.readout)
         trusted = self._fingerprints(peft_config)
         # may refuse, so it comes before the first change to the model
-        placement = place(peft_config, self.model, anatomy, trusted)
+        placement = place(peft_config, anatomy, trusted)
         if not isinstance(target, ResiDualReadout):
             layer = ResiDualReadout(target, anatomy)
             self._replace_module(parent, target_name, layer, target)

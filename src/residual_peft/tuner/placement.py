@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..anatomy import TowerAnatomy
 from ..bases import SpectralBasis
@@ -46,7 +46,6 @@ class Placement:
 
 def place(
     config: ResiDualConfig,
-    model: nn.Module,
     anatomy: TowerAnatomy,
     trusted: list[dict[str, Any]] | None = None,
 ) -> Placement:
@@ -57,8 +56,7 @@ def place(
 
     Args:
         config: the adapter's own copy.
-        model: the base model.
-        anatomy: its tower.
+        anatomy: the tower.
         trusted: fingerprints that this model was found to match before.
 
     Raises:
@@ -67,25 +65,27 @@ def place(
     """
     settings = settings_of(config, anatomy)
     if config._awaits_weights:
-        _check_saved(config, model, settings, trusted or [])
+        _check_saved(config, anatomy, settings, trusted or [])
         if config.save_basis or not config.needs_basis:
             return _room(config, settings, anatomy)
     if not config.needs_basis:
         config.component_counts, config.basis_source, config.num_samples = [], None, None
-        config.fingerprint = Fingerprint.of(model).to_dict()
+        config.fingerprint = Fingerprint.of(anatomy).to_dict()
         return without_basis(config, settings, anatomy)
     wanted = copy.copy(config)
-    basis = fitted_to(config, _find_basis(config, model), settings.units)
+    basis = fitted_to(config, _find_basis(config, anatomy), settings.units)
     placement = with_basis(config, settings, basis, anatomy)
     if config._awaits_weights:
         _check_same_basis(wanted, config)
     return placement
 
 
-def _find_basis(config: ResiDualConfig, model: nn.Module) -> SpectralBasis:
+def _find_basis(config: ResiDualConfig, anatomy: TowerAnatomy) -> SpectralBasis:
     """Take the basis that a config names, or one from the weights alone."""
     if config.basis is None:
-        return SpectralBasis.from_weights(model, config.units)
+        return SpectralBasis.from_weights(
+            anatomy.model, config.units, side=anatomy.side, readout=anatomy.readout
+        )
     try:
         basis = SpectralBasis.from_pretrained(config.basis)
     except ResiDualError as error:
@@ -97,7 +97,7 @@ def _find_basis(config: ResiDualConfig, model: nn.Module) -> SpectralBasis:
             f"there (seen from {os.getcwd()!r}), or name where it is as `basis` in "
             "adapter_config.json."
         ) from error
-    basis.check_belongs_to(model)
+    basis.check_belongs_to(anatomy)
     return basis
 
 
@@ -225,7 +225,7 @@ def _empty_basis(
 
 def _check_saved(
     config: ResiDualConfig,
-    model: nn.Module,
+    anatomy: TowerAnatomy,
     settings: Settings,
     trusted: list[dict[str, Any]],
 ) -> None:
@@ -238,7 +238,7 @@ def _check_saved(
             "which weights it belongs to; save the adapter again."
         )
     if config.fingerprint not in trusted:
-        Fingerprint.from_dict(config.fingerprint).check(model, "the adapter")
+        Fingerprint.from_dict(config.fingerprint).check(anatomy, "the adapter")
     counts = config.component_counts or []
     if not settings.per_unit and len(counts) != len(settings.units):
         raise ResiDualError(

@@ -1,5 +1,6 @@
 """The paper's mode as a PEFT layer: gains on each unit's direct contribution to the readout."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
@@ -11,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..anatomy import TowerAnatomy
 from ..errors import ResiDualError
-from ..taps import Capture, capture_of, install_taps
+from ..pooling import MeanPooling
+from ..taps import Capture, capture_of, install_taps, take_capture, token_of
 from .gains import (
     ReadoutState,
     Settings,
@@ -58,7 +60,10 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         # derived from the above and the tower's weights; absent until the weights are there
         self.adapter_states: dict[str, ReadoutState] = {}
         self.anatomy = anatomy  # no module itself, so the tower is not registered twice
-        self.taps: list[RemovableHandle] = install_taps(anatomy)
+        self.key = uuid.uuid4().hex
+        self.taps: list[RemovableHandle] = install_taps(
+            anatomy, key=self.key if anatomy.cuts_out else None
+        )
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
         self._loaded: set[str] = set()
@@ -71,8 +76,9 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
 
     @property
     def _base_weight(self) -> Tensor:
-        weight: Any = self.weight  # of the base layer, by PEFT's mixin
-        return weight
+        # the base layer may be a whole module that pools, or a norm without parameters
+        tower = self.anatomy.layers[0].output_projection.weight
+        return next(self.base_layer.parameters(), tower)
 
     def update_layer(
         self,
@@ -161,6 +167,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
                 more or fewer `adapter_names` than samples.
         """
         names: list[str] | None = kwargs.pop("adapter_names", None)
+        if self.anatomy.projection is None:
+            take_capture(self.key)  # an earlier call's, that an error left behind
         y = self.base_layer(x, *args, **kwargs)
         chosen: Any = self.active_adapters if names is None else names
         used = [name for name in dict.fromkeys(chosen) if name in self.residual_peft_gains]
@@ -169,13 +177,17 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(names)} and {len(y)} respectively."
             )
-        if self.disable_adapters or not used:
+        # BLIP runs its final norm once more, for a token that is not the readout
+        again = isinstance(self.anatomy.pooling, MeanPooling) and y.ndim == 2
+        if self.disable_adapters or not used or again:
             return y
-        capture = self._capture(x, y)
+        capture = self.capture(x, y)
         tokens = y.detach()  # no gradient enters the backbone: y' is affine in the gains
-        base = tokens[:, self.anatomy.readout_token] if tokens.ndim == 3 else tokens
-        adapted = self._adapted(used, names, base, capture).to(y.dtype)
-        return adapted if tokens.ndim < 3 else self._in_place(adapted, tokens)
+        base = self._readout(tokens, capture)
+        adapted = self._adapted(used, names, base, capture)
+        if tokens.ndim < 3:
+            return adapted.to(y.dtype)
+        return self._in_place(adapted, base, tokens, capture)
 
     def _adapted(
         self, used: list[str], names: list[str] | None, base: Tensor, capture: Capture
@@ -188,18 +200,49 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             gains = {name: self.residual_peft_gains[name] for name in used}
             return each_its_own(states, gains, names, base, capture)
 
-    def _in_place(self, adapted: Tensor, tokens: Tensor) -> Tensor:
-        """All tokens (B, T, d), the readout token exchanged for its adapted self."""
-        at = self.anatomy.readout_token % tokens.shape[1]
-        return torch.cat([tokens[:, :at], adapted[:, None], tokens[:, at + 1 :]], dim=1)
+    def _readout(self, tokens: Tensor, capture: Capture) -> Tensor:
+        """The unadapted readout (B, d) in what the base layer gave."""
+        pooling = self.anatomy.pooling
+        if tokens.ndim == 3 and isinstance(pooling, MeanPooling):
+            wide = tokens.to(self.dtype)
+            return wide[:, pooling.first :].mean(1)
+        return token_of(tokens, capture.token)
 
-    def _capture(self, x: Tensor, y: Tensor) -> Capture:
+    def _in_place(self, adapted: Tensor, base: Tensor, tokens: Tensor, capture: Capture) -> Tensor:
+        """All tokens (B, T, d), of which those that are read out are changed.
+
+        Under the mean each of them moves by what the mean is to move by.
+        """
+        pooling, token = self.anatomy.pooling, capture.token
+        if isinstance(pooling, MeanPooling):
+            moved = tokens[:, pooling.first :] + (adapted - base)[:, None]
+            return torch.cat([tokens[:, : pooling.first], moved.to(tokens.dtype)], dim=1)
+        here = torch.arange(tokens.shape[1], device=tokens.device)
+        token = token.to(tokens.device) if isinstance(token, Tensor) else torch.tensor(token or 0)
+        chosen = here == (token.to(here.device) % tokens.shape[1]).view(-1, 1)  # (B or 1, T)
+        return torch.where(chosen[:, :, None], adapted.to(tokens.dtype)[:, None], tokens)
+
+    def capture(self, x: Tensor, y: Tensor) -> Capture:
+        """What the taps saw in the forward pass that has just led from `x` to `y`.
+
+        It travels with the final norm's output; where the readout is cut out of that, this thread's
+        last one counts if its token is what came in.
+
+        Raises:
+            ResiDualError: the base layer was called by itself.
+        """
+        last = take_capture(self.key)
         capture = capture_of(y if self.anatomy.projection is None else x)
+        if capture is None and last is not None:
+            whole = self.anatomy.projection is None
+            if whole or (last.normed is not None and torch.equal(last.normed, x)):
+                capture = last
         if capture is None or capture.stream is None:
             raise ResiDualError(
-                f"{self.anatomy.projection_path} got an input that the final norm of the image "
-                "tower did not just compute, so the contributions of its units are not known; call "
-                "the model as a whole, or turn the adapter off with disable_adapter()."
+                f"{self.anatomy.projection_path} got an input that the final norm of the "
+                f"{self.anatomy.side} tower did not just compute, so the contributions of its "
+                "units are not known; call the model as a whole, or turn the adapter off with "
+                "disable_adapter()."
             )
         return capture
 

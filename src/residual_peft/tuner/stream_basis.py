@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ..anatomy import base_model
 from ..bases import Components, UnitBasis
-from ..decomposition import check_pixels, run_tower, unadapted
+from ..decomposition import batch_size, checked_inputs, run_tower, unadapted
 from ..errors import ResiDualError
 from ..moments import Moments
 from ..processes import Processes, summed
-from ..spectra import pixels_of, spectrum, weight_spectrum
+from ..spectra import spectrum, weight_spectrum
 from .linears import float64, linear_weight, tower_or_none
 
 
@@ -181,11 +181,10 @@ def _run(model: nn.Module, batch: Any) -> int:
     images = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and "input_ids" not in batch)
     device = next(model.parameters()).device
     with torch.no_grad(), unadapted(model):
-        if images and tower_or_none(model) is not None:
-            pixels = pixels_of(batch)
-            check_pixels(pixels)
-            run_tower(model, pixels.to(device))
-            return len(pixels)
+        if images and (tower := tower_or_none(model)) is not None:
+            inputs = checked_inputs(tower, batch)
+            run_tower(model, inputs, anatomy=tower)
+            return batch_size(inputs)
         if isinstance(batch, Tensor):
             base_model(model)(batch.to(device))
             return len(batch)
