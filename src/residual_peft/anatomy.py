@@ -279,18 +279,15 @@ def find_tower(
 
     Args:
         model: the model.
-        side: "image" or "text"; None what its first adapter adapts, else the image tower where
-            there is one.
-        readout: None the model's own (or the adapter's); "mean" the mean of all tokens after the
-            final norm, "patches" of those that stand for patches.
+        side: "image" or "text"; None the image tower where there is one.
+        readout: "mean" the mean of all tokens after the final norm, "patches" of those that stand
+            for patches; None what an adapter of that tower adapts, else the model's own.
 
     Raises:
         ResiDualError: the architecture is not known, one of its parts is not as expected, or it has
             no such readout.
     """
     model = base_model(model)
-    if side is None and readout is None and (adapted := _adapted_tower(model)) is not None:
-        side, readout = adapted.side, adapted.readout
     if side is not None and side not in SIDES:
         raise ResiDualError(f"wanted side 'image' or 'text', got {side!r}.")
     if readout is not None and readout not in READOUTS:
@@ -309,6 +306,8 @@ def find_tower(
             )
         )
     anatomy = _checked(describe(model))
+    if readout is None:
+        readout = _adapted_readout(model, anatomy.side)
     return anatomy if readout in (None, anatomy.readout) else _mean_readout(anatomy, readout)
 
 
@@ -320,11 +319,11 @@ def _describe(model: nn.Module, side: str) -> Describe | None:
     )
 
 
-def _adapted_tower(model: nn.Module) -> TowerAnatomy | None:
-    """Find the tower whose readout an adapter in the model changes: the image tower before text."""
-    found = [getattr(module, "anatomy", None) for module in model.modules()]
-    towers = [anatomy for anatomy in found if isinstance(anatomy, TowerAnatomy)]
-    return min(towers, key=lambda anatomy: SIDES.index(anatomy.side), default=None)
+def _adapted_readout(model: nn.Module, side: str) -> str | None:
+    """Which readout of a tower an adapter in the model changes."""
+    found = (getattr(module, "anatomy", None) for module in model.modules())
+    towers = (a for a in found if isinstance(a, TowerAnatomy) and a.side == side)
+    return next((anatomy.readout for anatomy in towers), None)
 
 
 def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:

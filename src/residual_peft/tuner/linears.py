@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..anatomy import LayerAnatomy, TowerAnatomy, Unit, find_tower
+from ..anatomy import SIDES, LayerAnatomy, TowerAnatomy, Unit, find_tower
 from ..errors import ResiDualError
 from .choice import chosen_units
 from .config import ResiDualConfig
@@ -37,7 +37,7 @@ def tower_targets(config: ResiDualConfig, model: nn.Module) -> list[str]:
         anatomy = find_tower(model, config.side)
     except ResiDualError as error:
         raise ResiDualError(
-            f"mode='stream' without target_modules adapts an image tower's own projections, and "
+            f"mode='stream' without target_modules adapts a tower's own projections, and "
             f"they were not found: {error} Or name the Linears to adapt with target_modules=."
         ) from None
     paths = _paths(model)
@@ -53,9 +53,9 @@ def _module_of(layer: LayerAnatomy, kind: str) -> nn.Linear:
     return layer.output_projection if kind == "head" else layer.mlp_projection
 
 
-def unit_names(model: nn.Module, path: str, heads: int) -> list[str]:
-    """Name the heads that write through a Linear: as units in the image tower, else by its path."""
-    tower = tower_or_none(model)
+def unit_names(model: nn.Module, path: str, heads: int, side: str | None = None) -> list[str]:
+    """Name the heads that write through a Linear: as units in the tower, else by its path."""
+    tower = tower_or_none(model, side)
     paths = _paths(model)
     for index, layer in enumerate(tower.layers if tower is not None else ()):
         if paths[id(layer.output_projection)] == path:
@@ -124,14 +124,15 @@ def linear_weight(module: nn.Module) -> Tensor:
 def heads_of(model: nn.Module, path: str) -> int:
     """Count the heads that write through a Linear: 1 where it is no attention output projection.
 
-    Asked in this order: the image tower; where its name is that of an output projection, its
+    Asked in this order: the towers; where its name is that of an output projection, its
     parent; where it is also in an attention block, the parent's or model's config. A count is
     believed only when the heads fill the module's input exactly.
     """
-    tower = tower_or_none(model)
-    if tower is not None:
-        for part in tower.layers:
-            if _paths(model)[id(part.output_projection)] == path:
+    paths = _paths(model)
+    for side in SIDES:
+        tower = tower_or_none(model, side)
+        for part in () if tower is None else tower.layers:
+            if tower is not None and paths[id(part.output_projection)] == path:
                 return tower.num_heads
     *owners, name = path.split(".")
     if name.isdigit() and owners:  # diffusers: to_out.0
@@ -154,10 +155,10 @@ def heads_of(model: nn.Module, path: str) -> int:
     return 1
 
 
-def tower_or_none(model: nn.Module) -> TowerAnatomy | None:
-    """Find a model's image tower, if it has one that is known."""
+def tower_or_none(model: nn.Module, side: str | None = None) -> TowerAnatomy | None:
+    """Find a model's tower (None: the image tower where there is one), if it is known."""
     try:
-        return find_tower(model)
+        return find_tower(model, side)
     except ResiDualError:
         return None
 

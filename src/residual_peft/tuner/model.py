@@ -8,7 +8,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
 from torch import Tensor, nn
 
-from ..anatomy import find_tower
+from ..anatomy import TowerAnatomy, find_tower
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .choice import check_nothing_inside
@@ -101,6 +101,7 @@ class ResiDualModel(BaseTuner):
                 f"{anatomy.architecture}, which is computed at {path!r}; leave it out, or set "
                 "mode='stream' to put gains into those modules."
             )
+        self._check_readout(anatomy)
         check_nothing_inside(peft_config, anatomy, self.model)
         peft_config.target_modules = [path]
         return peft_config
@@ -115,9 +116,23 @@ class ResiDualModel(BaseTuner):
                     "base model once more for it, or delete the other adapters first."
                 )
 
+    def _check_readout(self, anatomy: TowerAnatomy) -> None:
+        """Refuse a second readout of one tower: one would change what the other reads."""
+        for layer in readouts(self.model):
+            if layer.anatomy.side == anatomy.side and layer.anatomy.readout != anatomy.readout:
+                raise ResiDualError(
+                    f"wanted an adapter with readout={layer.anatomy.readout!r} like those that the "
+                    f"{anatomy.side} tower has, got readout={anatomy.readout!r}: one tower cannot "
+                    "have both. Load the base model once more for it."
+                )
+
     def _fingerprints(self, peft_config: ResiDualConfig) -> list[dict[str, Any]]:
-        """Of what this model was found to match before."""
-        others = (config for config in self.peft_config.values() if config is not peft_config)
+        """Of what this tower was found to match before."""
+        others = (
+            config
+            for config in self.peft_config.values()
+            if config is not peft_config and config.side == peft_config.side
+        )
         return [other.fingerprint for other in others if other.fingerprint is not None]
 
     @staticmethod

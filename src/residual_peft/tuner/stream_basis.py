@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
-from ..anatomy import base_model
+from ..anatomy import TowerAnatomy, base_model
 from ..bases import Components, UnitBasis
 from ..decomposition import batch_size, checked_inputs, run_tower, unadapted
 from ..errors import ResiDualError
@@ -106,6 +106,7 @@ def collect_moments(
     progress: bool | Callable[[int], object] = False,
     *,
     across_processes: bool = False,
+    side: str | None = None,
 ) -> tuple[dict[str, Moments], int]:
     """Run the unadapted model once over the batches: moments of what enters each Linear.
 
@@ -114,11 +115,12 @@ def collect_moments(
     Args:
         model: the adapted model.
         layers: path -> module to read the input of, and its number of heads.
-        batches: images for a known image tower; otherwise, or with `input_ids`, what the model
-            takes: a mapping of its arguments, or a tensor for its first one.
+        batches: images or texts for a known tower; otherwise, or with both, what the model takes: a
+            mapping of its arguments, or a tensor for its first one.
         progress: True for a bar, or what to call after each batch with its number of samples.
         across_processes: whether each process of `torch.distributed` gives its own share, which may
             be empty.
+        side: the tower that a tensor is for; None the image tower where there is one.
 
     Raises:
         ResiDualError: no samples, values that are not finite, or a module that was never called.
@@ -136,7 +138,7 @@ def collect_moments(
     try:
         with processes.in_step(), bar:
             for batch in batches:
-                seen = _run(model, batch)
+                seen = _run(model, batch, side)
                 count += seen
                 bar.update(seen)
                 if callable(progress):
@@ -176,12 +178,21 @@ def _pooled(
     return found, int(summed(torch.tensor(count)))
 
 
-def _run(model: nn.Module, batch: Any) -> int:
+def _tower_of(model: nn.Module, batch: Any, side: str | None) -> TowerAnatomy | None:
+    """Find the tower that a batch is for; None where it is unknown, or the batch is for both."""
+    if isinstance(batch, Mapping):
+        given = {"image": "pixel_values" in batch, "text": "input_ids" in batch}
+        if all(given.values()):
+            return None
+        side = next((name for name, there in given.items() if there), side)
+    return tower_or_none(model, side)
+
+
+def _run(model: nn.Module, batch: Any, side: str | None) -> int:
     """Run the unadapted model on one batch, and count its samples."""
-    images = isinstance(batch, Tensor) or (isinstance(batch, Mapping) and "input_ids" not in batch)
     device = next(model.parameters()).device
     with torch.no_grad(), unadapted(model):
-        if images and (tower := tower_or_none(model)) is not None:
+        if (tower := _tower_of(model, batch, side)) is not None:
             inputs = checked_inputs(tower, batch)
             run_tower(model, inputs, anatomy=tower)
             return batch_size(inputs)

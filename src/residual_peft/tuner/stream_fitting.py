@@ -44,7 +44,12 @@ def fit_stream(
         for path, layer in layers.items()
     }
     moments, count = collect_moments(
-        peft_model, readers, batches, progress, across_processes=across_processes
+        peft_model,
+        readers,
+        batches,
+        progress,
+        across_processes=across_processes,
+        side=config.side,
     )
     # all are read out before the first is put in: a refusal leaves the adapter as it was
     found = {

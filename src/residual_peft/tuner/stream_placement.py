@@ -38,8 +38,8 @@ def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, An
         config.fingerprint = None
         if trusted:  # and not the weights as they are now: adapters may be merged
             config.fingerprint = trusted[0]
-        elif tower_or_none(model) is not None:  # as yet only image towers have one
-            config.fingerprint = Fingerprint.of(model).to_dict()
+        elif (tower := tower_or_none(model, config.side)) is not None:
+            config.fingerprint = Fingerprint.of(tower).to_dict()
         if config.basis is not None:
             config._saved_basis = found = saved_basis(config, model, trusted)
             config.basis_source, config.num_samples = found.source, found.num_samples
@@ -53,7 +53,9 @@ def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, An
     if config._directory is not None and os.path.isdir(config._directory):
         check_weights_file(config._directory)
     if config.fingerprint is not None and config.fingerprint not in trusted:
-        Fingerprint.from_dict(config.fingerprint).check(model, "the adapter")
+        Fingerprint.from_dict(config.fingerprint).check(
+            tower_or_none(model, config.side) or model, "the adapter"
+        )
     if config.basis is not None and not config.save_basis:
         config._saved_basis = saved_basis(config, model, trusted)
 
@@ -108,7 +110,7 @@ def asked_components(
     config: ResiDualConfig, model: nn.Module, path: str, heads: int
 ) -> list[Components]:
     """The `components` that a config asks for of each head of a Linear."""
-    return [components_of(config, name) for name in unit_names(model, path, heads)]
+    return [components_of(config, name) for name in unit_names(model, path, heads, config.side)]
 
 
 def _begin(

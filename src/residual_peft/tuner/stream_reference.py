@@ -15,6 +15,7 @@ from ..files import read_tensors
 from ..fingerprint import Fingerprint
 from ..hub import local_directory
 from .config import ResiDualConfig
+from .linears import tower_or_none
 from .loading import SAFETENSORS_WEIGHTS_NAME, check_directory
 from .stream_tensors import STREAM_BASIS, room_for
 
@@ -117,7 +118,8 @@ def saved_basis(
             "with save_basis=True."
         )
     if theirs.fingerprint is not None and theirs.fingerprint not in trusted:
-        Fingerprint.from_dict(theirs.fingerprint).check(model, f"the basis of '{name}'")
+        tower = tower_or_none(model, config.side) or model
+        Fingerprint.from_dict(theirs.fingerprint).check(tower, f"the basis of '{name}'")
     found, _ = read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
     tensors: dict[str, list[Tensor]] = {}
     for path in theirs.component_counts:
