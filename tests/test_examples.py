@@ -121,7 +121,14 @@ def check_several_labels(lines: list[str]) -> None:
     assert len(lines) == 5
 
 
+def check_both_sides(lines: list[str]) -> None:
+    start, text, image, both, loaded = (numbers(line)[0] for line in lines)
+    assert start < min(text, image)
+    assert max(text, image) < both == loaded
+
+
 CHECKS = {
+    "both_sides.py": check_both_sides,
     "analyse_heads.py": check_analysis,
     "explain_adapter.py": check_explanation,
     "decompose.py": check_decomposition,

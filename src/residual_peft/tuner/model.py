@@ -273,7 +273,7 @@ class ResiDualModel(BaseTuner):
         They may come from another class with the same tower, which has its readout elsewhere.
         """
         for name, layer in model.named_modules():
-            if isinstance(layer, ResiDualReadout):
+            if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
                 state_dict = _at_path(state_dict, name)
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
@@ -285,7 +285,7 @@ class ResiDualModel(BaseTuner):
 
 
 def _at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Name the tensors of the readout's layer, of which a model has one, after where it is."""
+    """Name the tensors of a readout's layer, of which an adapter has one, after where it is."""
     marked = {key: key.rpartition(f".{PREFIX}") for key in tensors}
     return {
         f"{path}{dot}{rest}" if dot else key: tensors[key] for key, (_, dot, rest) in marked.items()

@@ -25,7 +25,7 @@ from .gains import (
 )
 from .head_space import HeadSpace
 from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
-from .mixing import each_its_own, weighted_gains
+from .mixing import BASE, each_its_own, weighted_gains
 
 BASIS = tuple(f"residual_peft_{field.name}" for field in fields(StoredBasis))
 
@@ -172,7 +172,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         y = self.base_layer(x, *args, **kwargs)
         chosen: Any = self.active_adapters if names is None else names
         used = [name for name in dict.fromkeys(chosen) if name in self.residual_peft_gains]
-        if names is not None and len(names) != len(y):
+        elsewhere = not used and any(name != BASE for name in names or ())  # the other side's
+        if names is not None and len(names) != len(y) and not elsewhere:
             raise ResiDualError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(names)} and {len(y)} respectively."
@@ -198,7 +199,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
                 return self._together(used, base, capture)
             states = {name: self.state(name) for name in used}
             gains = {name: self.residual_peft_gains[name] for name in used}
-            return each_its_own(states, gains, names, base, capture)
+            own = [name if name in gains else BASE for name in names]  # not the other side's
+            return each_its_own(states, gains, own, base, capture)
 
     def _readout(self, tokens: Tensor, capture: Capture) -> Tensor:
         """The unadapted readout (B, d) in what the base layer gave."""
