@@ -115,7 +115,8 @@ class TowerAnatomy:
     projection: nn.Linear | None
     projection_path: str  # in `model`, of the module whose output is the readout
     num_heads: int
-    readout_token: Callable[[tuple[Any, ...], dict[str, Any]], int | Tensor] = CLASS_TOKEN
+    # its index, or what finds that of each sample (B,) in the arguments of the tower's forward
+    readout_token: int | Callable[[tuple[Any, ...], dict[str, Any]], int | Tensor] = CLASS_TOKEN
     reads_tokens: bool = False  # the readout is read from the tower's last_hidden_state
     outside: tuple[nn.Module, ...] = ()  # parts of the tower that its readout does not pass through
     side: str = "image"
@@ -125,6 +126,11 @@ class TowerAnatomy:
     readout: str | None = None  # None: the model's own
     # tokens before the patches, of all that the final norm puts out; None where it sees one alone
     prefix_tokens: int | None = None
+
+    def token(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | Tensor:
+        """The readout token's index in a call of the tower, or that of each sample (B,)."""
+        known = self.readout_token
+        return known if isinstance(known, int) else known(args, dict(kwargs))
 
     @property
     def width(self) -> int:

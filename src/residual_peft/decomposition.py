@@ -113,7 +113,7 @@ def read_tokens(anatomy: TowerAnatomy, tokens: Tensor, given: Mapping[str, Any])
     """The readout (B, d) that the normed tokens (B, T, d) hold."""
     if isinstance(anatomy.pooling, MeanPooling):
         return tokens[:, anatomy.pooling.first :].mean(1)
-    return token_of(tokens, anatomy.readout_token((), dict(given)))
+    return token_of(tokens, anatomy.token((), given))
 
 
 def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ class Decomposition:
 
 def decompose(
     model: nn.Module,
-    inputs: Any,
+    pixel_values: Any,
     *,
     side: str | None = None,
     readout: str | None = None,
@@ -191,7 +191,7 @@ def decompose(
 
     Args:
         model: the model.
-        inputs: `pixel_values` (B, C, H, W), or a mapping of what the tower takes; for a text tower
+        pixel_values: (B, C, H, W), or a mapping of what the tower takes; for a text tower
             `input_ids` (B, T) or a mapping that holds them.
         side: which tower, as `find_tower`.
         readout: which readout, as `find_tower`.
@@ -202,7 +202,7 @@ def decompose(
             model's own output (the message names the layer).
     """
     anatomy = find_tower(model, side, readout)
-    capture, found = checked_capture(model, anatomy, inputs, **options)
+    capture, found = checked_capture(model, anatomy, pixel_values, **options)
     units = anatomy.units()
     parts = contributions(anatomy, capture, units)
     dtype = torch.promote_types(found.dtype, torch.float32)

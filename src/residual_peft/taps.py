@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import TowerAnatomy, find_tower
-from .pooling import AttentionPooling, Pooling, SecondNorm, inverse_sigma
+from .pooling import AttentionPooling, FirstToken, Pooling, SecondNorm, inverse_sigma
 
 CAPTURE_ATTRIBUTE = "_residual_capture"
 
@@ -254,7 +254,9 @@ def _install(
     key, depth, pooling = hook.key, len(anatomy.layers), anatomy.pooling
     tokens = pooling is not None and not isinstance(pooling, SecondNorm)
     last = pooling.head if isinstance(pooling, AttentionPooling) else anatomy.final_norm
-    opened = _Open(key, layer=depth, token=anatomy.readout_token)
+    token = anatomy.readout_token
+    token = FirstToken(token) if isinstance(token, int) else token
+    opened = _Open(key, layer=depth, token=token)
     finish = _Finish(
         key,
         hook.slot,
