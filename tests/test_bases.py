@@ -137,7 +137,7 @@ def test_batches_may_be_tensors_mappings_or_one_batch_alone() -> None:
         ([], r"too few images: a basis needs at least 2, got 0"),
         ([pixels(1)], r"too few images: a basis needs at least 2, got 1"),
         ([{"image": pixels(2)}], r"a batch holds \['image'\] and no 'pixel_values'"),
-        ([[pixels(2), 1]], r"wanted batches that are tensors or mappings .* got a list"),
+        ([[pixels(2), 1]], r"wanted pixel_values as a tensor, or a mapping .*, got a list"),
         ([pixels(4), pixels(4) * float("nan")], r"NaN or infinite values in 4 of 4 images"),
         ([pixels(4) / 0], r"NaN or infinite values"),
         (pixels(2)[0], r"wanted pixel_values as floats of shape"),
