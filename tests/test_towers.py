@@ -11,7 +11,15 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import ViTForImageClassification, ViTModel
 
-from residual_peft import ResiDualConfig, ZeroShotClassifier, decompose, find_tower, fit_bases
+from residual_peft import (
+    ResiDualConfig,
+    ZeroShotClassifier,
+    collect_coordinates,
+    decompose,
+    find_tower,
+    fit_bases,
+    gains_of,
+)
 from residual_peft.architectures import _first
 from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
@@ -54,6 +62,18 @@ def test_another_image_size_by_interpolated_positions(builder: str) -> None:
     assert relative(found.contributions.sum(1) + found.bias, found.readout) < 1e-10
     adapter = get_peft_model(model, ResiDualConfig())
     assert relative(run_tower(adapter, images, **options), found.readout) < 1e-6
+
+
+def test_bases_and_coordinates_of_another_image_size() -> None:
+    images = pixels(60, size=LARGER)
+    batch = {"pixel_values": images, "labels": torch.zeros(60), "interpolate_pos_encoding": True}
+    model = get_peft_model(TOWERS["ViTModel"](), ResiDualConfig())
+    fit_bases(model, [batch])
+    randomize_gains(model)
+    found = collect_coordinates(model, [batch])
+    wanted = run_tower(model, images, interpolate_pos_encoding=True)
+    assert relative(found.adapted(gains_of(model)), wanted) < 1e-5
+    assert relative(found.readout, wanted) > 1e-3
 
 
 def test_another_image_size_is_refused_without() -> None:

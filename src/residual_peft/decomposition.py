@@ -36,6 +36,8 @@ __all__ = [
     "unadapted",
 ]
 
+OPTIONS = ("interpolate_pos_encoding",)  # of a forward pass, beside its tensors
+
 
 @contextmanager
 def unadapted(model: nn.Module) -> Iterator[None]:
@@ -116,8 +118,10 @@ def read_tokens(anatomy: TowerAnatomy, tokens: Tensor, given: Mapping[str, Any])
     return token_of(tokens, anatomy.token((), given))
 
 
-def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Tensor]:
+def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
     """What a tower takes of a batch: of a mapping its `inputs`, a tensor as the first of them.
+
+    A mapping may also say `interpolate_pos_encoding`: images of another size than the model's.
 
     Raises:
         ResiDualError: the batch is neither, or lacks the first.
@@ -131,7 +135,7 @@ def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Tensor]:
                 f"a batch holds {sorted(map(str, batch))} and no {first!r}: run the "
                 f"{anatomy.side}s through the model's {mend}."
             )
-        return found
+        return found | {name: batch[name] for name in OPTIONS if batch.get(name)}
     if not isinstance(batch, Tensor):
         raise ResiDualError(
             f"wanted {first} as a tensor, or a mapping that holds it, got a {type(batch).__name__}."
@@ -139,7 +143,7 @@ def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Tensor]:
     return {first: batch}
 
 
-def checked_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Tensor]:
+def checked_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
     """The same on the tower's device, refused where it is not as it should be.
 
     Raises:
@@ -158,10 +162,13 @@ def checked_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Tensor]:
     else:
         check_pixels(first, patches="spatial_shapes" in anatomy.inputs)
     device = anatomy.layers[0].output_projection.weight.device
-    return {name: value.to(device) for name, value in given.items()}
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in given.items()
+    }
 
 
-def batch_size(inputs: Mapping[str, Tensor]) -> int:
+def batch_size(inputs: Mapping[str, Any]) -> int:
     """The number of samples in what `checked_inputs` gave."""
     return len(next(iter(inputs.values())))
 
