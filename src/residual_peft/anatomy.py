@@ -20,7 +20,7 @@ from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondN
 
 UNIT_KINDS = ("embed", "head", "mlp", "pooler", "output")
 SIDES = ("image", "text")
-READOUTS = ("mean", "patches")
+READOUTS = ("own", "mean", "patches")
 CLASS_TOKEN = FirstToken()
 
 UNKNOWN = """the architecture {name} is not known{side}; wanted one of {known}. To describe it:
@@ -286,8 +286,9 @@ def find_tower(
     Args:
         model: the model.
         side: "image" or "text"; None the image tower where there is one.
-        readout: "mean" the mean of all tokens after the final norm, "patches" of those that stand
-            for patches; None what an adapter of that tower adapts, else the model's own.
+        readout: "own" the model's own, "mean" the mean of all tokens after the final norm,
+            "patches" of those that stand for patches; None what an adapter of that tower adapts,
+            else the model's own.
 
     Raises:
         ResiDualError: the architecture is not known, one of its parts is not as expected, or it has
@@ -298,7 +299,7 @@ def find_tower(
         raise ResiDualError(f"wanted side 'image' or 'text', got {side!r}.")
     if readout is not None and readout not in READOUTS:
         raise ResiDualError(
-            f"wanted readout None (the model's own), 'mean' or 'patches', got {readout!r}."
+            f"wanted readout 'own' (the model's), 'mean' or 'patches', got {readout!r}."
         )
     sides = SIDES if side is None else (side,)
     describe = next(filter(None, (_describe(model, one) for one in sides)), None)
@@ -314,7 +315,7 @@ def find_tower(
     anatomy = _checked(describe(model))
     if readout is None:
         readout = _adapted_readout(model, anatomy.side)
-    return anatomy if readout in (None, anatomy.readout) else _mean_readout(anatomy, readout)
+    return anatomy if readout in (None, "own", anatomy.readout) else _mean_readout(anatomy, readout)
 
 
 def _describe(model: nn.Module, side: str) -> Describe | None:

@@ -57,8 +57,8 @@ class ResiDualConfig(PeftConfig):
             `target_modules` adapts those modules instead.
         side: the tower that is adapted, "image" or "text"; None the image tower where there is one.
             An adapter for each, both active, adapts both sides at once.
-        readout: readout mode: None the model's own readout, "mean" the mean of all tokens after the
-            final norm, "patches" of those that stand for patches.
+        readout: readout mode: None (or "own") the model's own, "mean" the mean of all tokens after
+            the final norm, "patches" of those that stand for patches.
         components: directions kept per unit: None all, an int the first so many, a float in (0, 1]
             the fewest that explain this share of the variance.
         remainder: "keep" adds all that is not scaled as it is, "drop" leaves it out.
@@ -213,6 +213,7 @@ class ResiDualConfig(PeftConfig):
             _check_choice("side", self.side, SIDES)
         if self.readout is not None:
             _check_choice("readout", self.readout, READOUTS)
+            self.readout = None if self.readout == "own" else self.readout
         _check_choice("remainder", self.remainder, REMAINDERS)
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_choice("gain_init", self.gain_init, GAIN_INITS)

@@ -82,7 +82,7 @@ class ResiDualModel(BaseTuner):
             prepare(peft_config, self.model, self._fingerprints(peft_config))
             return peft_config
         try:
-            anatomy = find_tower(self.model, peft_config.side, peft_config.readout)
+            anatomy = find_tower(self.model, peft_config.side, peft_config.readout or "own")
         except ResiDualError as error:
             if peft_config.target_modules is None:
                 raise
@@ -160,7 +160,7 @@ class ResiDualModel(BaseTuner):
                 self._replace_module(parent, target_name, layer, target)
                 accept_images_alone(self.model)
             return
-        anatomy = find_tower(self.model, peft_config.side, peft_config.readout)
+        anatomy = find_tower(self.model, peft_config.side, peft_config.readout or "own")
         trusted = self._fingerprints(peft_config)
         # may refuse, so it comes before the first change to the model
         placement = place(peft_config, anatomy, trusted)
@@ -222,6 +222,17 @@ class ResiDualModel(BaseTuner):
         for layer in layers:
             layer.combine(list(adapters), list(weights), adapter_name)
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapters[0]])
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        """Put a module in place of another; PEFT's own wants a weight, which a pooler has not."""
+        if getattr(child, "base_layer", None) is new_module:
+            setattr(parent, child_name, new_module)
+        elif isinstance(new_module, ResiDualReadout) and not hasattr(child, "weight"):
+            setattr(parent, child_name, new_module.train(child.training))
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _check_merge_allowed(self) -> None:
         if any(True for _ in readouts(self.model)):
