@@ -21,6 +21,7 @@ from residual_peft import (
     decompose,
     find_tower,
     fit_bases,
+    gains_by_module,
     gains_of,
 )
 from residual_peft.coordinates import collect_with_basis
@@ -30,6 +31,7 @@ from residual_peft.tuner import adapted_tower, adapter_basis
 
 from .pooled import CASES, POOLED, Pooled, double, own_readout, slow_parts
 from .slow import slow_pca
+from .tuner.stream_twin import slow as slow_stream
 from .tuner.twin import SlowBasis, randomize_gains, relative, slow_adapted
 
 every = pytest.mark.parametrize("name", CASES)
@@ -340,6 +342,28 @@ def test_under_a_mean_every_token_of_it_moves_alike(name: str) -> None:
     moved = after[:, first:] - before[:, first:]
     torch.testing.assert_close(moved, moved[:, :1].expand_as(moved), rtol=1e-4, atol=1e-5)
     assert moved.abs().max() > 1e-2
+
+
+STREAM = [name for name in CASES if dict(CASES[name].options).get("readout") is None]
+
+
+@pytest.mark.parametrize("name", STREAM)
+def test_stream_mode_changes_every_token_and_merges(name: str) -> None:
+    case, batch = CASES[name], CASES[name].batch()
+    options = dict(case.options)
+    model = get_peft_model(case.build(), ResiDualConfig(mode="stream", **options)).eval()
+    fit_bases(model, [case.batch(COUNT, seed=5)])
+    generator = torch.Generator().manual_seed(7)
+    for gains in gains_by_module(model).values():
+        gains.data = 1 + 0.5 * torch.randn(gains.shape, generator=generator)
+    anatomy = find_tower(case.build(), **options)
+    assert len(gains_by_module(model)) == 2 * len(anatomy.layers)
+    wanted = own_readout(case, slow_stream(model, case.build()), double(batch))
+    found = own_readout(case, model.get_base_model(), batch)
+    assert relative(found, wanted) < 1e-5
+    assert relative(own_readout(case, case.build(), batch), wanted) > 1e-3
+    merged = model.merge_and_unload()
+    assert relative(own_readout(case, merged, batch), wanted) < 1e-5
 
 
 def test_a_pooling_head_keeps_the_attention_of_the_image_as_it_is() -> None:

@@ -1,6 +1,8 @@
 """What the families of towers have of their own: attention, image sizes, tokens, poolers."""
 
+import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,16 @@ from residual_peft import (
     fit_bases,
     gains_of,
 )
+from residual_peft import anatomy as anatomy
 from residual_peft.architectures import _first
 from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.fingerprint import Fingerprint
+from residual_peft.tuner import readout_state
 from residual_peft.zero_shot import readout_of
 
 from .models import EVERY, TOWERS, Size, clip_model, pixels, randomize
+from .pooled import CASES
 from .tuner.twin import adapted, expected, randomize_gains, relative
 
 ROOT = Path(__file__).parents[1]
@@ -199,9 +204,41 @@ def test_a_classifier_from_class_means_is_saved_and_loaded(tmp_path: Any) -> Non
 def test_the_table_of_towers_is_what_the_benchmark_measured() -> None:
     measured = json.loads((ROOT / "benchmarks" / "towers.json").read_text())
     text = (ROOT / "docs" / "towers.md").read_text()
-    assert list(measured["rows"]) == list(EVERY)
+    assert list(measured["rows"]) == [*EVERY, *CASES]
     assert f"(transformers {measured['transformers']})" in text
     for name, row in measured["rows"].items():
-        assert f"| `{name}` | {' | '.join(f'{error:.0e}' for error in row.values())} |" in text
+        cells = [cell if isinstance(cell, str) else f"{cell:.0e}" for cell in row.values()]
+        assert f"| `{name}` | {' | '.join(cells)} |" in text
         assert row["units_float64"] < 1e-10
-        assert max(row.values()) < 1e-5
+        assert max(cell for cell in row.values() if not isinstance(cell, str)) < 1e-5
+        assert set(cells) & {"post-norm"} == ({"post-norm"} if name.startswith(POST) else set())
+
+
+POST = ("AltCLIPModel", "ChineseCLIPModel", "Blip")
+
+
+def test_the_tower_that_the_page_describes_works(monkeypatch: Any) -> None:
+    monkeypatch.setattr(anatomy, "ARCHITECTURES", copy.deepcopy(anatomy.ARCHITECTURES))
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "towers.md").read_text(), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {"__name__": "towers_page"}
+    exec(code[1], names)
+    model = get_peft_model(randomize(names["TinyViT"]()), ResiDualConfig())
+    assert len(find_tower(model).units()) == 1 + 2 * 3
+    fit_bases(model, [pixels(60, seed=5)])
+    randomize_gains(model)
+    with model.disable_adapter():
+        before = model(pixels())
+    state = readout_state(model)
+    found = collect_coordinates(model, [{"pixel_values": pixels(), "labels": torch.zeros(5)}])
+    assert relative(model(pixels()), found.adapted(gains_of(model))) < 1e-5
+    assert relative(model(pixels()), before) > 1e-2
+    assert state.pools == 1
+
+
+@pytest.mark.parametrize("name", ["AltCLIPModel", "ChineseCLIPModel"])
+def test_a_post_norm_text_tower_is_refused(name: str) -> None:
+    with pytest.raises(ResiDualError, match=f"the text tower of {name} is post-norm: a LayerNorm"):
+        get_peft_model(TOWERS[name](), ResiDualConfig(side="text"))
+    with pytest.raises(ResiDualError, match="ViTModel is not known for its text tower; wanted one"):
+        find_tower(TOWERS["ViTModel"](), "text")

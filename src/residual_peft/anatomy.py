@@ -259,6 +259,8 @@ class TowerAnatomy:
 
 Describe = Callable[[nn.Module], TowerAnatomy]
 ARCHITECTURES: dict[str, dict[str, Describe]] = {side: {} for side in SIDES}
+UNSUITED: dict[str, dict[str, str]] = {side: {} for side in SIDES}
+"""Side -> class -> why that tower of it cannot be decomposed."""
 
 
 def register_architecture(*class_names: str, side: str = "image") -> Callable[[Describe], Describe]:
@@ -304,15 +306,18 @@ def find_tower(
     sides = SIDES if side is None else (side,)
     describe = next(filter(None, (_describe(model, one) for one in sides)), None)
     if describe is None:
+        name = type(model).__name__
+        if side is not None and (reason := UNSUITED[side].get(name)) is not None:
+            raise ResiDualError(f"the {side} tower of {name} {reason}.")
         known = ", ".join(sorted(ARCHITECTURES[side or "image"]))
         raise ResiDualError(
             UNKNOWN.format(
-                name=type(model).__name__,
+                name=name,
                 known=known,
                 side="" if side is None else f" for its {side} tower",
             )
         )
-    anatomy = _checked(describe(model))
+    anatomy = _checked(_bare(describe(model)))
     if readout is None:
         readout = _adapted_readout(model, anatomy.side)
     return anatomy if readout in (None, "own", anatomy.readout) else _mean_readout(anatomy, readout)
@@ -368,6 +373,26 @@ def unwrapped(module: nn.Module) -> Any:
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
         module = inner
     return module
+
+
+def _bare(anatomy: TowerAnatomy) -> TowerAnatomy:
+    """Take PEFT's layers off all parts: who describes a tower need not think of them."""
+
+    def bare(part: LayerAnatomy) -> LayerAnatomy:
+        return replace(
+            part,
+            output_projection=unwrapped(part.output_projection),
+            mlp=unwrapped(part.mlp),
+            mlp_projection=unwrapped(part.mlp_projection),
+        )
+
+    return replace(
+        anatomy,
+        embedding=unwrapped(anatomy.embedding),
+        layers=tuple(bare(part) for part in anatomy.layers),
+        final_norm=unwrapped(anatomy.final_norm),
+        projection=None if anatomy.projection is None else unwrapped(anatomy.projection),
+    )
 
 
 def _checked(anatomy: TowerAnatomy) -> TowerAnatomy:

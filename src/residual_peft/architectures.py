@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .anatomy import LayerAnatomy, TowerAnatomy, register_architecture, unwrapped
+from .anatomy import UNSUITED, LayerAnatomy, TowerAnatomy, register_architecture, unwrapped
 from .errors import ResiDualError
 from .pooling import AttentionPooling, EndToken, FirstToken, MeanPooling, SecondNorm
 
@@ -37,8 +37,15 @@ VIT_LIKE = (
     "DINOv3ViTModel",
 )
 SIGLIP_LIKE = ("SiglipModel", "SiglipVisionModel", "Siglip2Model", "Siglip2VisionModel")
-# the text towers that are pre-norm encoders: those of AltCLIP, ChineseCLIP and BLIP are post-norm,
-# so that their streams are no sums
+# text towers whose LayerNorms stand behind each sum, so that their streams are no sums
+POST_NORM = ("AltCLIPModel", "ChineseCLIPModel", "BlipForImageTextRetrieval", "BlipModel")
+UNSUITED["text"].update(
+    dict.fromkeys(
+        POST_NORM,
+        "is post-norm: a LayerNorm after each sum rescales all that was written before, so that "
+        'what its heads write does not add up. Adapt the image side (side="image")',
+    )
+)
 TEXT = (
     "CLIPModel",
     "CLIPTextModelWithProjection",
