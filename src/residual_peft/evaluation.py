@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from .anatomy import find_tower
 from .data import ProcessedImages, batches, with_progress
-from .decomposition import run_tower
+from .decomposition import checked_inputs, run_tower
 from .errors import ResiDualError
 from .metrics import (
     Array,
@@ -98,7 +99,7 @@ def evaluate(
         num_workers=num_workers,
         name=name,
     )
-    training = classifier.model.training
+    training, anatomy = classifier.model.training, find_tower(classifier.model)
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     if training:
@@ -106,7 +107,7 @@ def evaluate(
     try:
         for batch in with_progress(loader, "Classifying", progress):
             classifier.check_labels(batch.get("labels"))
-            readout = run_tower(classifier.model, batch["pixel_values"].to(classifier.device))
+            readout = run_tower(classifier.model, checked_inputs(anatomy, batch))
             logits.append(classifier.logits(readout).cpu())
             labels.append(batch["labels"].cpu())
     finally:

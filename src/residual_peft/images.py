@@ -50,6 +50,17 @@ def pixel_values(processor: Any, images: Iterable[Image.Image]) -> Tensor:
     return processor(images=list(images), return_tensors="pt")["pixel_values"]
 
 
+def model_inputs(processor: Any, images: Iterable[Image.Image]) -> dict[str, Tensor]:
+    """RGB images -> all that a model takes of them: `pixel_values`, and what NaFlex models add.
+
+    Those are `pixel_attention_mask` (B, N) and `spatial_shapes` (B, 2), beside patches
+    (B, N, C·p·p).
+    """
+    found = processor(images=list(images), return_tensors="pt")
+    names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+    return {name: found[name] for name in names if name in found}
+
+
 def to_rgb(image: ImageLike, name: str = "the image") -> Image.Image:
     """One image of any kind -> PIL in RGB, upright.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .anatomy import base_model, find_tower
 from .classifier_files import FILES, label_settings, load_base, origin_of, read_classes
-from .decomposition import run_tower
+from .decomposition import batch_size, checked_inputs, run_tower
 from .errors import ResiDualError
 from .hub import local_directory
 from .images import ImageLike, image_list, load_image_processor, pixel_values
@@ -241,11 +241,13 @@ class TaskSet:
             self._take_out(task.adapter)
 
     @torch.no_grad()
-    def logits(self, pixels: Tensor, adapters: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def logits(
+        self, pixels: Tensor | Mapping[str, Tensor], adapters: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """Logits of each task for one batch, from one forward pass.
 
         Args:
-            pixels: pixel values (B, C, H, W).
+            pixels: pixel values (B, C, H, W), or a mapping of what the model takes.
             adapters: names of tasks; None for all.
 
         Returns:
@@ -346,7 +348,8 @@ class TaskSet:
             )
         predictions: list[Prediction] = []
         for pixels in pixel_batches(items, self.image_processor, batch_size):
-            names = adapters[len(predictions) : len(predictions) + len(pixels)]
+            start = len(predictions)
+            names = adapters[start : start + len(pixels["pixel_values"])]
             own = [tasks[name] for name in names]
             with evaluating(self.model):
                 seen = self._run(pixels)
@@ -374,15 +377,15 @@ class TaskSet:
             raise ResiDualError("wanted at least one task, got none; add(name, classifier).")
         return {name: tasks[name] for name in names}
 
-    def _run(self, pixels: Tensor) -> _Pass:
+    def _run(self, pixels: Tensor | Mapping[str, Tensor]) -> _Pass:
         """Run the unadapted model, whatever adapters are active, for this thread alone."""
-        pixels = pixels.to(self.device)
-        side = find_tower(self.model).side
+        anatomy = find_tower(self.model)
+        inputs, side = checked_inputs(anatomy, pixels), anatomy.side
         layer = next((found for found in readouts(self.model) if found.anatomy.side == side), None)
         if layer is None:
-            return _Pass(run_tower(self.model, pixels), None)
-        with giving_names(self.model, [BASE] * len(pixels)), _keeping(layer) as keep:
-            readout = run_tower(self.model, pixels)
+            return _Pass(run_tower(self.model, inputs), None)
+        with giving_names(self.model, [BASE] * batch_size(inputs)), _keeping(layer) as keep:
+            readout = run_tower(self.model, inputs)
         return _Pass(readout, keep.capture)
 
     def _state(self, task: _Task) -> ReadoutState:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .anatomy import base_model
+from .anatomy import base_model, find_tower
 from .errors import ResiDualError
+from .pooling import FirstToken
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
@@ -67,7 +68,8 @@ def embed_classes(
     normalized again (Radford et al. 2021, section 3.1.4). Underscores in names become spaces.
 
     Args:
-        text_model: a CLIPModel (or one that PEFT has wrapped), or a CLIPTextModelWithProjection.
+        text_model: a dual encoder such as a CLIPModel (or one that PEFT has wrapped), or a text
+            tower with its projection.
         tokenizer: its tokenizer, or a processor that has one.
         class_names: C names.
         templates: texts with `{}` where the name goes.
@@ -83,38 +85,61 @@ def embed_classes(
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     tokens = [list(ids) for ids in tokenizer(prompts)["input_ids"]]
     config = getattr(model.config, "text_config", model.config)
-    _check_tokens(tokens, prompts, names, config)
+    token = _readout_token(model)
+    _check_tokens(tokens, prompts, names, config, getattr(token, "token_id", None))
     padding = getattr(tokenizer, "pad_token_id", None)
     padding = tokenizer.eos_token_id if padding is None else padding
+    # SigLIP reads the last token of texts that are all as long as in training, padding and all
+    whole = config.max_position_embeddings if token == FirstToken(-1) else 0
     device = next(model.parameters()).device
     features = []
     with torch.no_grad():
         for start in range(0, len(tokens), batch_size):
-            ids, mask = _pad(tokens[start : start + batch_size], padding)
-            features.append(_text_features(model, ids.to(device), mask.to(device)))
+            ids, mask = _pad(tokens[start : start + batch_size], padding, whole)
+            features.append(
+                _text_features(model, ids.to(device), None if whole else mask.to(device))
+            )
     embeddings = torch.cat(features)
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     embeddings = functional.normalize(embeddings, dim=-1).view(len(names), len(templates), -1)
     return functional.normalize(embeddings.mean(1), dim=-1)
 
 
-def _text_features(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def _readout_token(model: Any) -> Any:
+    """What finds the token that a text tower reads, or None where only the model knows."""
+    try:
+        return find_tower(model, "text").readout_token
+    except ResiDualError:
+        return None
+
+
+def _text_features(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+    if hasattr(model, "text_proj"):  # BlipForImageTextRetrieval
+        tokens = model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        features: Tensor = model.text_proj(tokens[:, 0])
+        return features
     if hasattr(model, "get_text_features"):
         output = model.get_text_features(input_ids=ids, attention_mask=mask)
         return output if isinstance(output, Tensor) else output.pooler_output
-    return model(input_ids=ids, attention_mask=mask).text_embeds
+    output = model(input_ids=ids, attention_mask=mask)
+    embeds = getattr(output, "text_embeds", None)
+    return output.pooler_output if embeds is None else embeds
 
 
-def _pad(tokens: list[list[int]], padding: int) -> tuple[Tensor, Tensor]:
-    # by hand, since a tokenizer may lack a padding token; what follows the end is never read
-    longest = max(map(len, tokens))
+def _pad(tokens: list[list[int]], padding: int, length: int) -> tuple[Tensor, Tensor]:
+    # by hand, since a tokenizer may lack a padding token; what follows CLIP's end is never read
+    longest = max(length, *map(len, tokens))
     ids = [row + [padding] * (longest - len(row)) for row in tokens]
     mask = [[1] * len(row) + [0] * (longest - len(row)) for row in tokens]
     return torch.tensor(ids), torch.tensor(mask)
 
 
 def _check_tokens(
-    tokens: list[list[int]], prompts: list[str], names: tuple[str, ...], config: Any
+    tokens: list[list[int]],
+    prompts: list[str],
+    names: tuple[str, ...],
+    config: Any,
+    end: int | None,
 ) -> None:
     context, vocabulary = config.max_position_embeddings, config.vocab_size
     for index, row in enumerate(tokens):
@@ -129,10 +154,9 @@ def _check_tokens(
                 f"the tokenizer does not belong to this text tower: it gave {row} for the prompt "
                 f"{prompts[index]!r} of class '{name}', wanted numbers below {vocabulary}."
             )
-        # eos 2 marks old configs, with which CLIP reads the highest token instead
-        if config.eos_token_id not in (None, 2) and config.eos_token_id not in row:
+        if end is not None and end not in row:
             raise ResiDualError(
-                f"the tokenizer does not end a prompt with token {config.eos_token_id}, where this "
+                f"the tokenizer does not end a prompt with token {end}, where this "
                 f"text tower reads it (class '{name}'); use the model's own tokenizer."
             )
 

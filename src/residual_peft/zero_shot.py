@@ -32,11 +32,11 @@ from .classifier_files import (
     write_card,
     write_classes,
 )
-from .decomposition import read_tokens, run_tower
+from .decomposition import checked_inputs, read_tokens, run_tower
 from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors
 from .hub import ADAPTER_CONFIG, CARD, local_directory, push_directory
-from .images import ImageLike, image_list, load_image_processor, pixel_values, to_rgb
+from .images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
 from .predictions import Prediction as Prediction
 from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
 from .prompts import DEFAULT_TEMPLATES, check_class_names, check_templates, embed_classes
@@ -109,7 +109,7 @@ class ZeroShotClassifier:
         logit_scale: float | None = None,
         image_processor: Any = None,
         multi_label: bool = False,
-        logit_bias: float = 0.0,
+        logit_bias: float | None = None,
         batch_size: int = 256,
     ) -> "ZeroShotClassifier":
         """Classify with the embeddings of class names put in prompt templates.
@@ -123,7 +123,8 @@ class ZeroShotClassifier:
             logit_scale: factor of the cosine; the dual encoder's own when None, else 100.
             image_processor: for `predict`.
             multi_label: whether an image may have several labels.
-            logit_bias: what is added to every logit.
+            logit_bias: what is added to every logit; None the dual encoder's own where it has one
+                (SigLIP) and an image may have several labels, else 0: a softmax cancels it.
             batch_size: prompts per forward pass.
 
         Raises:
@@ -137,6 +138,8 @@ class ZeroShotClassifier:
             )
         if logit_scale is None:
             logit_scale = _logit_scale(model, text_model)
+        if logit_bias is None:
+            logit_bias = _logit_bias(model, text_model) if multi_label else 0.0
         names, templates = check_class_names(class_names), check_templates(templates)
         embeddings = embed_classes(text_model, tokenizer, names, templates, batch_size=batch_size)
         return cls(
@@ -292,10 +295,12 @@ class ZeroShotClassifier:
             batch_size: images per forward pass.
         """
         items, _ = image_list(images)
-        pixels = pixel_batches(items, self.image_processor, batch_size)
+        batches = pixel_batches(items, self.image_processor, batch_size)
+        anatomy = find_tower(self.model)
         with evaluating(self.model):
             logits = [
-                self.logits(run_tower(self.model, batch.to(self.device))).cpu() for batch in pixels
+                self.logits(run_tower(self.model, checked_inputs(anatomy, batch))).cpu()
+                for batch in batches
             ]
         return torch.cat(logits)
 
@@ -458,7 +463,7 @@ def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
     if isinstance(outputs, Tensor):
         return outputs
     anatomy = None if model is None else find_tower(model)
-    tokens = anatomy is not None and anatomy.reads_tokens
+    tokens = anatomy is not None and anatomy.reads_tokens and anatomy.side == "image"
     for name in ("last_hidden_state",) if tokens else ("image_embeds", "pooler_output"):
         value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
         if isinstance(value, Tensor):
@@ -477,8 +482,8 @@ def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
 
 def pixel_batches(
     items: Sequence[ImageLike], image_processor: Any, batch_size: int
-) -> Iterator[Tensor]:
-    """Pixel values (at most batch_size, C, H, W) of all images, in their order.
+) -> Iterator[dict[str, Tensor]]:
+    """What a model takes of all images, at most batch_size of them at a time, in their order.
 
     Raises:
         ResiDualError: no images, one that cannot be read (names it), or no image processor.
@@ -493,7 +498,7 @@ def pixel_batches(
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
         images = [to_rgb(item, f"image {start + i}") for i, item in enumerate(batch)]
-        yield pixel_values(image_processor, images)
+        yield model_inputs(image_processor, images)
 
 
 @contextmanager
@@ -511,7 +516,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _has_text(model: nn.Module) -> bool:
     model = base_model(model)
-    return hasattr(model, "get_text_features") or hasattr(model, "text_projection")
+    return any(hasattr(model, n) for n in ("get_text_features", "text_projection", "text_proj"))
+
+
+def _logit_bias(*models: nn.Module) -> float:
+    for model in models:
+        bias = getattr(base_model(model), "logit_bias", None)
+        if isinstance(bias, Tensor):
+            return float(bias.detach())
+    return 0.0
 
 
 def _logit_scale(*models: nn.Module) -> float:

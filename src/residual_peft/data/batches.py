@@ -11,12 +11,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import ResiDualError
-from ..images import pixel_values, to_rgb
+from ..images import model_inputs, to_rgb
 from .label_lists import item_of, multi_hot
 
 
 class ProcessedImages(torch.utils.data.Dataset):
     """A split as the model and the Trainer take it: item -> `pixel_values` (3, H, W), `labels`.
+
+    Models that take more of an image than its pixels get that, too (`images.model_inputs`).
 
     `labels` is a class number, or for a column of lists C zeros and ones, uint8.
 
@@ -40,8 +42,8 @@ class ProcessedImages(torch.utils.data.Dataset):
         title = f"image {index} of {self.name}" + (f" ('{path}')" if path else "")
         if stored is None:
             raise ResiDualError(f"{title} is missing (empty row); remove it.")
-        pixels = pixel_values(self.image_processor, [to_rgb(stored, title)])[0]
-        item = {"pixel_values": pixels}
+        prepared = model_inputs(self.image_processor, [to_rgb(stored, title)])
+        item: dict[str, Any] = {name: tensor[0] for name, tensor in prepared.items()}
         if "label" not in row:
             return item
         if self.classes is None:
@@ -65,7 +67,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
 
     Those are (B,) int64, or with several labels per image (B, C) uint8.
     """
-    batch = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
+    names = [name for name in items[0] if name != "labels"]
+    batch = {name: torch.stack([item[name] for item in items]) for name in names}
     if "labels" in items[0]:
         labels = [torch.as_tensor(item["labels"]) for item in items]
         batch["labels"] = torch.stack(labels)

@@ -39,15 +39,22 @@ class ImagesOnlyForward:
             if value is not None
             and name not in ("attention_mask", "position_ids", "return_loss", "return_dict")
         }
-        features: Any = self.model.get_image_features(**options)
-        embeds = getattr(features, "pooler_output", features)
-        output = CLIPOutput(image_embeds=embeds)
+        output = CLIPOutput(image_embeds=self._embeds(options))
         return output.to_tuple() if given.get("return_dict") is False else output
+
+    def _embeds(self, options: dict[str, Any]) -> Any:
+        if hasattr(self.model, "get_image_features"):
+            features: Any = self.model.get_image_features(**options)
+            return getattr(features, "pooler_output", features)
+        options.pop("use_itm_head", None)
+        tokens = self.model.vision_model(**options).last_hidden_state
+        return self.model.vision_proj(tokens[:, 0, :])  # BlipForImageTextRetrieval
 
 
 def accept_images_alone(model: nn.Module) -> None:
     """Let a dual encoder's forward take images alone; other models are left as they are."""
     dual = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+    dual |= hasattr(model, "vision_proj") and hasattr(model, "text_proj")
     if dual and not isinstance(model.__dict__.get("forward"), ImagesOnlyForward):
         model.forward = ImagesOnlyForward(model)
 
