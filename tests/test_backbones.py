@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from residual_peft.backbones import load_backbone, load_image_tower
 from residual_peft.decomposition import run_tower
@@ -60,7 +60,9 @@ def test_what_is_nowhere_is_named(load) -> None:
 
 
 def test_a_directory_without_a_clip_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResiDualError, match=r"wanted a CLIP in transformers format in '.*', got n"):
+    with pytest.raises(
+        ResiDualError, match=r"wanted a CLIP.* in transformers format in '.*', got n"
+    ):
         load_backbone(tmp_path)
 
 
@@ -68,15 +70,25 @@ def test_a_directory_without_a_clip_is_refused(tmp_path: Path) -> None:
 def test_weights_cut_short_are_refused(folder: Path, load) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ResiDualError, match=r"wanted a CLIP in transformers format in '.*', got n"):
+    with pytest.raises(
+        ResiDualError, match=r"wanted a CLIP.* in transformers format in '.*', got n"
+    ):
         load(folder)
+
+
+def test_another_known_tower_is_loaded_as_what_it_is(folder: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
+    ViTModel(ViTConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)).save_pretrained(folder)
+    found = load_backbone(folder)
+    assert type(found.model) is ViTModel
+    assert found.tokenizer is None
 
 
 @pytest.mark.parametrize("load", [load_backbone, load_image_tower])
 def test_another_architecture_is_refused_and_not_drawn_at_random(folder: Path, load) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
-    ViTModel(ViTConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)).save_pretrained(folder)
-    with pytest.raises(ResiDualError, match=r"model_type is 'vit', and \d+ weights are missing"):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 9}
+    BertModel(BertConfig(intermediate_size=16, **sizes)).save_pretrained(folder)
+    with pytest.raises(ResiDualError, match=r"model_type is 'bert', and \d+ weights are missing"):
         load(folder)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import ViTConfig, ViTModel
+from transformers import BertConfig, BertModel
 
 from residual_peft import cli
 
@@ -99,8 +99,8 @@ def same_name_twice(photos_: Path, model: Path) -> None:
 
 
 def another_architecture(photos_: Path, model: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
-    ViTModel(ViTConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)).save_pretrained(model)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 9}
+    BertModel(BertConfig(intermediate_size=16, **sizes)).save_pretrained(model)
 
 
 def cut_weights(photos_: Path, model: Path) -> None:
@@ -122,7 +122,7 @@ def another_image_size(photos_: Path, model: Path) -> None:
         (one_class, "wanted at least two classes to tell apart, got ['dog']."),
         (empty_class, "holds no images; add images of a kind that PIL reads or remove the folder."),
         (same_name_twice, "the class name 'sea lion' occurs 2 times"),
-        (another_architecture, "its model_type is 'vit', and "),
+        (another_architecture, "its model_type is 'bert', and "),
         (cut_weights, "got none that loads (Error while deserializing header"),
         (another_image_size, "this model does not take images of 24 x 24 pixels ("),
     ],

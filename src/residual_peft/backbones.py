@@ -1,4 +1,4 @@
-"""A name or a path -> a CLIP with its tokenizer and image processor, in float32 and frozen."""
+"""A name or a path -> a model with its tokenizer and image processor, in float32 and frozen."""
 
 import os
 from dataclasses import dataclass
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
 
+from .anatomy import ARCHITECTURES, base_model
 from .errors import ResiDualError
 from .files import read_json
 from .hub import DEMO_MODEL, model_directory
@@ -18,10 +20,10 @@ from .images import load_image_processor
 
 @dataclass(frozen=True)
 class Backbone:
-    """A dual encoder and what feeds it."""
+    """A dual encoder, or an image tower by itself, and what feeds it."""
 
-    model: CLIPModel
-    tokenizer: Any
+    model: Any
+    tokenizer: Any  # None where there is no text tower
     image_processor: Any
     name: str
 
@@ -32,28 +34,45 @@ def load_backbone(
     revision: str | None = None,
     token: str | None = None,
 ) -> Backbone:
-    """Load a CLIP, in float32 and eval mode; the default is the bundled one.
+    """Load a CLIP or another model with a known image tower, in float32 and eval mode.
+
+    The default is the bundled CLIP. A model without a text tower has no tokenizer.
 
     Raises:
-        ResiDualError: nothing there or nothing reachable, or it is no CLIP that loads.
+        ResiDualError: nothing there or nothing reachable, or no such model that loads.
     """
     directory = model_directory(name_or_path, revision=revision, token=token)
-    model = _load(CLIPModel, directory, str(name_or_path))
-    tokenizer = _load_tokenizer(directory, str(name_or_path))
+    model = _load(_class_of(directory), directory, str(name_or_path))
+    tokenizer = _load_tokenizer(directory, str(name_or_path)) if has_text(model) else None
     _rename(model, str(name_or_path))
     model.eval().requires_grad_(False)
     return Backbone(model, tokenizer, load_image_processor(directory), str(name_or_path))
 
 
-def backbone_of(model: CLIPModel, *, token: str | None = None) -> Backbone:
-    """A loaded CLIP with what feeds it, from where it was loaded.
+def has_text(model: nn.Module) -> bool:
+    """Whether a model, or what PEFT has wrapped, embeds texts beside images, or alone."""
+    model = base_model(model)
+    return any(hasattr(model, n) for n in ("get_text_features", "text_projection", "text_proj"))
+
+
+def _class_of(directory: Path) -> Any:
+    """The class that a directory's model was saved as, where its tower is known; else CLIP's."""
+    saved = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
+    for name in saved.get("architectures") or []:
+        if name in ARCHITECTURES["image"] and not name.startswith("CLIPVision"):
+            return getattr(transformers, name, CLIPModel)
+    return CLIPModel
+
+
+def backbone_of(model: Any, *, token: str | None = None) -> Backbone:
+    """A loaded model with what feeds it, from where it was loaded.
 
     Raises:
         ResiDualError: its tokenizer or image processor is not there any more.
     """
     name = str(model.config._name_or_path)
     directory = model_directory(name, token=token)
-    tokenizer = _load_tokenizer(directory, name)
+    tokenizer = _load_tokenizer(directory, name) if has_text(model) else None
     return Backbone(model, tokenizer, load_image_processor(directory), name)
 
 
@@ -107,7 +126,8 @@ def _load(kind: Any, directory: Path, name: str) -> Any:
 def _no_clip(name: str, reason: Exception | str) -> ResiDualError:
     first = (str(reason).splitlines() or [repr(reason)])[0]
     return ResiDualError(
-        f"wanted a CLIP in transformers format in '{name}', got none that loads ({first})."
+        f"wanted a CLIP, or another model with a known image tower, in transformers format in "
+        f"'{name}', got none that loads ({first})."
     )
 
 

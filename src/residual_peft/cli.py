@@ -22,7 +22,7 @@ from .hub import DEMO_MODEL, REPORT, RUN_DIRECTORY, push_directory
 from .reporting import HEADERS, table_cells, write_report
 from .run_record import RunRecord
 from .studies import study_adapter, study_model, write_study
-from .tuner import check_directory
+from .tuner import ResiDualConfig, check_directory
 
 app = typer.Typer(
     help="Adapt CLIP with one gain per spectral component of each attention head.",
@@ -65,12 +65,20 @@ def demo(
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write the adapter to.")],
-    model: Annotated[str, typer.Option(help="A CLIP: a directory or a Hub id.")] = DEMO_MODEL,
+    model: Annotated[
+        str, typer.Option(help="A CLIP, SigLIP, DINOv2, ...: a directory or a Hub id.")
+    ] = DEMO_MODEL,
     template: Annotated[
         list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
     ] = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    readout: Annotated[
+        str | None,
+        typer.Option(
+            help="mean or patches: the mean of the tower's tokens; classes are means, too."
+        ),
+    ] = None,
     trainer: Annotated[
         bool, typer.Option("--trainer", help="Train with the HF Trainer instead: slower.")
     ] = False,
@@ -89,6 +97,7 @@ def fit(
         data,
         out,
         templates=template,
+        config=None if readout is None else ResiDualConfig(seed=seed, readout=readout),
         trainer=trainer,
         image_column=image_column,
         label_column=label_column,
@@ -99,7 +108,7 @@ def fit(
     name = "accuracy" if "accuracy" in done.adapted else "mean_average_precision"
     before, after = done.zero_shot[name], done.adapted[name]
     measured = "" if name == "accuracy" else "mean average precision, "
-    print(f"zero-shot {before:.3f} -> adapted {after:.3f} ({measured}test images)")
+    print(f"{done.start} {before:.3f} -> adapted {after:.3f} ({measured}test images)")
     encoding, fitting = done.encoding_seconds, done.fitting_seconds
     print(f"{encoding:.1f} s to read the images, {fitting:.1f} s to fit the gains")
     print(f"The adapter is in {out}.")
@@ -190,7 +199,9 @@ def explain(
 def analyse(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write study.json and figures to.")],
-    model: Annotated[str, typer.Option(help="A CLIP: a directory or a Hub id.")] = DEMO_MODEL,
+    model: Annotated[
+        str, typer.Option(help="A CLIP, SigLIP, DINOv2, ...: a directory or a Hub id.")
+    ] = DEMO_MODEL,
     template: Annotated[
         list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
     ] = None,

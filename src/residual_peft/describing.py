@@ -37,6 +37,10 @@ def dictionary_for(
         ResiDualError: a file that cannot be read, or fewer than two texts.
     """
     model, tokenizer = backbone.model, backbone.tokenizer
+    if tokenizer is None:
+        raise ResiDualError(
+            f"{type(model).__name__} has no text tower to embed words with; leave them out."
+        )
     if isinstance(texts, str | os.PathLike):
         return TextDictionary.from_file(texts, model, tokenizer)
     if texts is not None:

@@ -5,15 +5,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import Trainer
 
 from .analysis import TextDictionary
+from .anatomy import find_tower
 from .backbones import Backbone, load_backbone
 from .cards import CardFacts
 from .coordinates import (
@@ -22,7 +23,8 @@ from .coordinates import (
     collect_readouts,
     collect_with_basis,
 )
-from .data import ImageData, batches, load_data
+from .data import ImageData, batches, load_data, with_progress
+from .decomposition import unadapted
 from .describing import dictionary_if_any
 from .errors import ResiDualError
 from .evaluation import Evaluation, evaluate
@@ -41,7 +43,8 @@ class FitReport:
     """What a fit gave and took.
 
     Attributes:
-        zero_shot: metrics on the test images without the adapter.
+        zero_shot: metrics on the test images without the adapter; where classes are the means of
+            their training images, with those.
         adapted: metrics on them with it.
         encoding_seconds: the pass over training and validation images; for the Trainer's way, the
             pass that fits the bases.
@@ -54,6 +57,7 @@ class FitReport:
     encoding_seconds: float
     fitting_seconds: float
     strength: float | None
+    start: str = "zero-shot"  # or "class means": what the classes are before the adapter
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,14 @@ def fit_adapter(
     Data with several labels per image are fitted with a sigmoid per class, and leave no record.
 
     Args:
-        model: a CLIP's directory or Hub id.
+        model: the directory or Hub id of a CLIP or another model with a known image tower; without
+            a text tower (or with `readout` in `config`) classes are the means of their training
+            images.
         data: what `load_data` takes.
         out: where to save.
         templates: prompts with `{}`; the default ones when None.
-        config: the adapter's; the default when None.
+        config: the adapter's; the default when None, with as many components as a head has
+            dimensions under an attention pooling (SigLIP).
         trainer: fit with the HF Trainer instead, forward and backward for every batch and epoch,
             on the normalized loss.
         image_column: of the data, found when None.
@@ -123,21 +130,88 @@ def fit_adapter(
             "report, stream mode and one gain per unit no components there; leave them out."
         )
     backbone = load_backbone(model)
-    classifier = ZeroShotClassifier.from_text(
-        backbone.model,
-        backbone.tokenizer,
-        images.class_names,
-        templates or DEFAULT_TEMPLATES,
-        image_processor=backbone.image_processor,
-        multi_label=images.multi_label,
-    )
+    config = _settled(config, backbone, seed)
+    by_texts = backbone.tokenizer is not None and config.readout is None
+    if not by_texts:
+        _check_without_texts(backbone, images, templates, words)
+    described = described and by_texts
     dictionary = dictionary_if_any(backbone, words) if described else None  # before any work
+    classifier = _classifier(backbone, images, templates, config, by_texts)
     fit = _by_trainer if trainer else _from_coordinates
     done = fit(classifier, images, backbone, config, seed)
+    if not by_texts:
+        done = replace(done, report=replace(done.report, start="class means"))
     card = _facts_of(data, images, done.report, seed, license)
     classifier.save_pretrained(out, card=card)
     _leave_record(classifier, images, Path(out), done, card, dictionary)
     return done.report
+
+
+def _settled(config: ResiDualConfig | None, backbone: Backbone, seed: int) -> ResiDualConfig:
+    """The adapter's config: the default when None.
+
+    Under an attention pooling a unit has as many directions as the readout is wide, of which the
+    default keeps as many as a head has dimensions.
+    """
+    if config is not None:
+        return config
+    tower = find_tower(backbone.model)
+    return ResiDualConfig(seed=seed, components=tower.head_dim if tower.pools > 1 else None)
+
+
+def _check_without_texts(backbone: Backbone, images: ImageData, templates: Any, words: Any) -> None:
+    """Refuse what only class names as texts can do."""
+    kind = type(backbone.model).__name__
+    why = (
+        f"{kind} has no text tower"
+        if backbone.tokenizer is None
+        else ("the text tower is not trained to match the mean of tokens")
+    )
+    if templates or words:
+        raise ResiDualError(
+            f"{why}: classes are the means of their training images, so leave out the "
+            f"{'templates' if templates else 'words'}."
+        )
+    if images.multi_label:
+        raise ResiDualError(
+            f"{why}, and an image with several labels belongs to no one class's mean: take a model "
+            "with a text tower, such as a CLIP, for data with several labels per image."
+        )
+
+
+def _classifier(
+    backbone: Backbone,
+    images: ImageData,
+    templates: Sequence[str] | None,
+    config: ResiDualConfig,
+    by_texts: bool,
+) -> ZeroShotClassifier:
+    """Classes from their names, or from the means of their training images."""
+    if by_texts:
+        return ZeroShotClassifier.from_text(
+            backbone.model,
+            backbone.tokenizer,
+            images.class_names,
+            templates or DEFAULT_TEMPLATES,
+            image_processor=backbone.image_processor,
+            multi_label=images.multi_label,
+        )
+    model = get_peft_model(backbone.model, config)  # which knows its readout
+    train = batches(images.train, backbone.image_processor, name="the training split")
+    with model.disable_adapter():
+        return ZeroShotClassifier.from_class_means(
+            model,
+            with_progress(train, "Class means", True),
+            images.class_names,
+            image_processor=backbone.image_processor,
+        )
+
+
+def _adapted(classifier: ZeroShotClassifier, config: ResiDualConfig) -> PeftModel:
+    """The classifier's model with the adapter in."""
+    if not isinstance(classifier.model, PeftModel):
+        classifier.model = get_peft_model(classifier.model, config)
+    return classifier.model
 
 
 def _leave_record(
@@ -174,12 +248,12 @@ def _from_coordinates(
     classifier: ZeroShotClassifier,
     images: ImageData,
     backbone: Backbone,
-    config: ResiDualConfig | None,
+    config: ResiDualConfig,
     seed: int,
 ) -> _Fitted:
     """Each image is read once, test images too."""
     started = time.perf_counter()
-    model = classifier.model = get_peft_model(backbone.model, config or ResiDualConfig(seed=seed))
+    model = _adapted(classifier, config)
     processor = backbone.image_processor
     train = collect_with_basis(
         model, batches(images.train, processor, name="the training split"), progress=True
@@ -216,7 +290,7 @@ def _by_trainer(
     classifier: ZeroShotClassifier,
     images: ImageData,
     backbone: Backbone,
-    config: ResiDualConfig | None,
+    config: ResiDualConfig,
     seed: int,
 ) -> _Fitted:
     """Bases by a pass of their own, then the Trainer."""
@@ -224,10 +298,10 @@ def _by_trainer(
     if images.multi_label:
         seen = collect_readouts(backbone.model, train, progress=True)
         classifier.fit_bias(seen.readout, seen.labels)
-    before = evaluate(classifier, images.test, name="the test split", progress=True)
+    with unadapted(classifier.model):
+        before = evaluate(classifier, images.test, name="the test split", progress=True)
     started = time.perf_counter()
-    config = config or ResiDualConfig(seed=seed)
-    classifier.model = get_peft_model(backbone.model, config)
+    _adapted(classifier, config)
     fit_bases(classifier.model, train, progress=True)
     encoded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

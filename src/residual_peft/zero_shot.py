@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .anatomy import base_model, find_tower
+from .backbones import has_text
 from .cards import CardFacts
 from .class_means import class_means
 from .classifier_files import (
@@ -131,7 +132,7 @@ class ZeroShotClassifier:
             ResiDualError: as `embed_classes`; no text tower; towers of different width.
         """
         text_model = model if text_model is None else text_model
-        if not _has_text(text_model):
+        if not has_text(text_model):
             raise ResiDualError(
                 f"{type(base_model(text_model)).__name__} has no text tower to embed class names "
                 "with; pass text_model=CLIPTextModelWithProjection.from_pretrained(...)."
@@ -512,11 +513,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _has_text(model: nn.Module) -> bool:
-    model = base_model(model)
-    return any(hasattr(model, n) for n in ("get_text_features", "text_projection", "text_proj"))
 
 
 def _logit_bias(*models: nn.Module) -> float:

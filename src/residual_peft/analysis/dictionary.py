@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..anatomy import base_model
+from ..backbones import has_text
 from ..errors import ResiDualError
 from ..prompts import embed_classes
 
@@ -114,11 +115,11 @@ class TextDictionary:
             ResiDualError: fewer than two texts, an empty one, no text tower, or as `embed_classes`.
         """
         kept = _distinct(texts)
-        inner = base_model(model)
-        if not (hasattr(inner, "get_text_features") or hasattr(inner, "text_projection")):
+        if not has_text(model):
             raise ResiDualError(
                 f"wanted a model with a text tower to embed a dictionary with, got "
-                f"{type(inner).__name__}; pass the CLIPModel, or its CLIPTextModelWithProjection."
+                f"{type(base_model(model)).__name__}; pass the CLIPModel, or its "
+                "CLIPTextModelWithProjection."
             )
         embeddings = embed_classes(model, tokenizer, kept, templates, batch_size=batch_size)
         found = cls(kept, embeddings.cpu())
