@@ -224,7 +224,9 @@ def own_readout(case: Pooled, model: Any, batch: dict[str, Tensor], **options: A
     output = tower(**batch, **options)
     tokens = output.last_hidden_state
     if case.kind in ("mean", "patches"):
-        return tokens[:, case.prefix if case.kind == "patches" else 0 :].mean(1)
+        mask = batch.get("pixel_attention_mask", torch.ones(tokens.shape[:2])).bool()
+        mask = mask & (torch.arange(tokens.shape[1]) >= _first(case))
+        return torch.stack([row[kept].mean(0) for row, kept in zip(tokens, mask, strict=True)])
     if hasattr(model, "vision_proj"):
         return model.vision_proj(tokens[:, 0])
     if case.options == TEXT and hasattr(model, "get_text_features"):
@@ -234,6 +236,10 @@ def own_readout(case: Pooled, model: Any, batch: dict[str, Tensor], **options: A
     if hasattr(model, "text_projection"):
         return model(**batch).text_embeds
     return output.pooler_output
+
+
+def _first(case: Pooled) -> int:
+    return case.prefix if case.kind == "patches" else 0
 
 
 def _record(tower: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -308,8 +314,15 @@ def _places(case: Pooled, batch: dict[str, Tensor], row: int, length: int) -> li
         "first": [0],
         "twice": [0],
         "last": [length - 1],
+        "mean": _real(batch, row, length),
         "patches": list(range(case.prefix, length)),
     }.get(case.kind, list(range(length)))
+
+
+def _real(batch: dict[str, Tensor], row: int, length: int) -> list[int]:
+    """The tokens of one sample that are no padding."""
+    mask = batch.get("pixel_attention_mask")
+    return list(range(length)) if mask is None else mask[row].nonzero().flatten().tolist()
 
 
 @torch.no_grad()

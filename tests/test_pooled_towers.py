@@ -29,7 +29,7 @@ from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import adapted_tower, adapter_basis
 
-from .pooled import CASES, POOLED, Pooled, double, own_readout, slow_parts
+from .pooled import CASES, EOS, POOLED, Pooled, double, own_readout, slow_parts
 from .slow import slow_pca
 from .tuner.stream_twin import slow as slow_stream
 from .tuner.twin import SlowBasis, randomize_gains, relative, slow_adapted
@@ -377,6 +377,26 @@ def test_a_pooling_head_keeps_the_attention_of_the_image_as_it_is() -> None:
         gains.data = values.to(gains.dtype)
         readouts.append(read(model, batch))
     assert relative(readouts[2], (readouts[0] + readouts[1]) / 2) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["SiglipModel", "ViTModel, mean", "BlipModel"])
+def test_weights_are_not_rounded_under_autocast(name: str) -> None:
+    case = CASES[name]
+    model, batch = case.build(), case.batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = decompose(model, batch, **dict(case.options))
+    assert relative(found.contributions.sum(1) + found.bias, found.readout) < 0.03
+
+
+@pytest.mark.parametrize(("eos", "place"), [(2, 3), (EOS, 6)])
+def test_metaclip_2_reads_where_its_texts_end(eos: int, place: int) -> None:
+    """CLIP's old configs say 2 and mean the highest token; MetaCLIP 2's says 2 and means it."""
+    model = CASES["MetaClip2TextModelWithProjection"].build()
+    model.text_model.eos_token_id = model.text_model.config.eos_token_id = eos
+    ids = torch.tensor([[5, 9, 8, 2, 7, 9, EOS, 4]])
+    assert find_tower(model).token((ids,), {}).tolist() == [place]
+    found = decompose(model, {"input_ids": ids})
+    assert relative(found.readout, model(input_ids=ids).text_embeds) < 1e-6
 
 
 def test_a_second_readout_of_one_tower_is_refused() -> None:

@@ -126,6 +126,7 @@ class TowerAnatomy:
     readout: str | None = None  # None: the model's own
     # tokens before the patches, of all that the final norm puts out; None where it sees one alone
     prefix_tokens: int | None = None
+    mask: str | None = None  # the input that says which tokens are no padding
 
     def token(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | Tensor:
         """The readout token's index in a call of the tower, or that of each sample (B,)."""
@@ -363,7 +364,7 @@ def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
         reads_tokens=True,
         outside=tuple(outside),
         read=None,
-        pooling=MeanPooling(anatomy.prefix_tokens if readout == "patches" else 0),
+        pooling=MeanPooling(anatomy.prefix_tokens if readout == "patches" else 0, anatomy.mask),
         readout=readout,
     )
 

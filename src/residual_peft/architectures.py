@@ -123,10 +123,11 @@ def _siglip(model: Any) -> TowerAnatomy:
     tower = getattr(model, "vision_model", model)
     head = unwrapped(tower.head) if getattr(tower, "use_head", True) else None
     norm = unwrapped(tower.post_layernorm)
-    pooling: Any = MeanPooling()
+    flexible = type(model).__name__.startswith("Siglip2")
+    mask = "pixel_attention_mask" if flexible else None
+    pooling: Any = MeanPooling(mask=mask)
     if head is not None:
         pooling = AttentionPooling(head, unwrapped(head.mlp), _part(head, "mlp.fc2"))
-    flexible = type(model).__name__.startswith("Siglip2")
     return TowerAnatomy(
         architecture=type(model).__name__,
         model=model,
@@ -144,6 +145,7 @@ def _siglip(model: Any) -> TowerAnatomy:
         pooling=pooling,
         readout="mean" if head is None else None,
         prefix_tokens=0,
+        mask=mask,
     )
 
 
@@ -211,7 +213,9 @@ def _text(model: Any) -> TowerAnatomy:
     token: FirstToken | EndToken = FirstToken(-1)  # SigLIP reads the last one, whatever it is
     if head is None:
         eos = tower.eos_token_id
-        token = EndToken(None if eos == 2 else eos)  # 2 stands in old configs, which were wrong
+        # 2 stands in CLIP's old configs, which were wrong; MetaCLIP 2's is 2
+        wrong = eos == 2 and not type(tower).__name__.startswith("MetaClip2")
+        token = EndToken(None if wrong else eos)
         head = getattr(model, "text_projection", None)
     projection = None if head is None else unwrapped(head)
     return TowerAnatomy(

@@ -114,7 +114,7 @@ def _own_readout(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
 def read_tokens(anatomy: TowerAnatomy, tokens: Tensor, given: Mapping[str, Any]) -> Tensor:
     """The readout (B, d) that the normed tokens (B, T, d) hold."""
     if isinstance(anatomy.pooling, MeanPooling):
-        return tokens[:, anatomy.pooling.first :].mean(1)
+        return anatomy.pooling.mean(tokens, anatomy.pooling.real((), given))
     return token_of(tokens, anatomy.token((), given))
 
 

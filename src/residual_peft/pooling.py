@@ -10,6 +10,7 @@ so that each unit's contribution is the same sum over what it wrote, and what fo
 holds with ẑ = [Σ_t w_jt z_t for each j ; Σ_t w_jt for each j], J (e + 1) numbers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,17 +52,39 @@ class EndToken:
 
 @dataclass(frozen=True)
 class MeanPooling:
-    """The mean of the tokens from `first` on, after the final LayerNorm of each: J = 1."""
+    """The mean of the tokens from `first` on, after the final LayerNorm of each: J = 1.
+
+    Padding does not count: a readout is that of one sample, however much others pad it.
+    """
 
     first: int = 0
+    mask: str | None = None  # the tower's second input, nonzero where a token is no padding
     count = 1
 
-    def weights(self, stream: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """Each token's share in the mean: (B, 1, T)."""
-        batch, tokens = stream.shape[:2]
-        share = stream.new_zeros(batch, 1, tokens)
-        share[:, :, self.first :] = 1 / (tokens - self.first)
-        return share
+    def real(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Find the mask (B, T) in a call of the tower, if it has one."""
+        if self.mask is None:
+            return None
+        found: Tensor | None = kwargs.get(self.mask)
+        return args[1] if found is None and len(args) > 1 else found
+
+    def inside(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """Which of the tokens (B, T, ...) the mean is taken of: (1 or B, T)."""
+        chosen = (torch.arange(tokens.shape[1], device=tokens.device) >= self.first)[None]
+        return chosen if real is None else chosen & (real.to(tokens.device) != 0)
+
+    def mean(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """The mean (B, d) of tokens (B, T, d)."""
+        if real is None:
+            return tokens[:, self.first :].mean(1)
+        inside = self.inside(tokens, real)
+        zeroed = tokens.masked_fill(~inside[:, :, None], 0)
+        return zeroed.sum(1) / inside.sum(1, keepdim=True).to(tokens.dtype)
+
+    def shares(self, stream: Tensor, real: Tensor | None) -> Tensor:
+        """Each token's share in the mean: (1 or B, 1, T)."""
+        inside = self.inside(stream, real).to(torch.promote_types(stream.dtype, torch.float32))
+        return (inside / inside.sum(1, keepdim=True))[:, None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +110,7 @@ class AttentionPooling:
         """J, its number of heads."""
         return int(self.attention.num_heads)
 
-    def weights(self, stream: Tensor, args: Any, kwargs: Any) -> Tensor:
+    def weights(self, args: Any, kwargs: Any) -> Tensor:
         """α (B, J, T) of one call of the head, in float32 or better."""
         hidden: Tensor = args[0] if args else kwargs["hidden_state"]
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")

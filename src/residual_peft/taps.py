@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import TowerAnatomy, find_tower
-from .pooling import AttentionPooling, FirstToken, Pooling, SecondNorm, inverse_sigma
+from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm, inverse_sigma
 
 CAPTURE_ATTRIBUTE = "_residual_capture"
 
@@ -40,6 +40,7 @@ class Capture:
     pooler: Tensor | None = None  # (B, d): what the MLP after an attention pooling wrote
     constant: Tensor | None = None  # (B,): 1/σ₂ of a final norm that runs twice
     token: int | Tensor | None = None  # the readout token, or that of each sample (B,)
+    real: Tensor | None = None  # (B, T): nonzero where a token is no padding, under a mean
     normed: Tensor | None = None  # (B, D): the final norm's output, where the projection slices it
 
     def totals(self, eps: float) -> Tensor:
@@ -133,6 +134,7 @@ def token_of(tensor: Tensor, token: int | Tensor | None) -> Tensor:
 @dataclass(frozen=True)
 class _Open(_Hook):
     token: Callable[[Any, Any], int | Tensor] | None = None
+    pooling: Pooling | None = None
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         _frames.open[self.key] = Capture(
@@ -140,6 +142,7 @@ class _Open(_Hook):
             mlps=[None] * self.layer,
             layers=[None] * self.layer,
             token=None if self.token is None else self.token(args, kwargs),
+            real=self.pooling.real(args, kwargs) if isinstance(self.pooling, MeanPooling) else None,
         )
 
 
@@ -194,7 +197,8 @@ class _Finish(_Hook):
         elif isinstance(self.pooling, SecondNorm) and args[0].ndim == 3:
             return  # the first of its two runs
         else:
-            self._pool(capture, args, kwargs)
+            with torch.autocast(output.device.type, enabled=False):  # weights are not rounded
+                self._pool(capture, args, kwargs)
         if self.slot == "keep":
             _frames.finished[self.key] = capture
         if (earlier := capture_of(output)) is None:
@@ -216,8 +220,12 @@ class _Finish(_Hook):
             def pool(tensor: Tensor) -> Tensor:
                 return tensor.to(inverse.dtype)[:, None] * capture.pooled[:, :, None]  # type: ignore[index]
         else:
-            weights = self.pooling.weights(stream, args, kwargs).detach().to(inverse.dtype)
-            weights = weights * inverse[:, None]
+            weights = (
+                self.pooling.shares(stream, capture.real)
+                if isinstance(self.pooling, MeanPooling)
+                else self.pooling.weights(args, kwargs)
+            )
+            weights = weights.detach().to(inverse.dtype) * inverse[:, None]
             capture.pooled = weights.sum(2)
 
             def pool(tensor: Tensor) -> Tensor:
@@ -256,7 +264,7 @@ def _install(
     last = pooling.head if isinstance(pooling, AttentionPooling) else anatomy.final_norm
     token = anatomy.readout_token
     token = FirstToken(token) if isinstance(token, int) else token
-    opened = _Open(key, layer=depth, token=token)
+    opened = _Open(key, layer=depth, token=token, pooling=pooling)
     finish = _Finish(
         key,
         hook.slot,

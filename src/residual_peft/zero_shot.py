@@ -465,10 +465,19 @@ def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
         return outputs
     anatomy = None if model is None else find_tower(model)
     tokens = anatomy is not None and anatomy.reads_tokens and anatomy.side == "image"
-    for name in ("last_hidden_state",) if tokens else ("image_embeds", "pooler_output"):
+    last = ("last_hidden_state",) if tokens else ("pooler_output",)
+    for name in ("image_embeds", *last):
         value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(value, Tensor) and anatomy is not None and name == "last_hidden_state":
+            if anatomy.mask is not None:
+                raise ResiDualError(
+                    f"the readout of {anatomy.architecture} depends on {anatomy.mask}, which a "
+                    "model output does not hold: call the dual encoder, or its tower through "
+                    "run_tower(model, inputs)."
+                )
+            return read_tokens(anatomy, value, {})
         if isinstance(value, Tensor):
-            return read_tokens(anatomy, value, {}) if anatomy is not None and tokens else value
+            return value
     if anatomy is not None and tokens:
         raise ResiDualError(
             f"wanted a model output with last_hidden_state, got {type(outputs).__name__}: the "

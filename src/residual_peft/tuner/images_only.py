@@ -6,6 +6,10 @@ from typing import Any
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPOutput
 
+from ..anatomy import find_tower
+from ..decomposition import run_tower
+from ..errors import ResiDualError
+
 
 class ImagesOnlyForward:
     """Stands in for a dual encoder's `forward`: images without text give `image_embeds` alone.
@@ -43,12 +47,14 @@ class ImagesOnlyForward:
         return output.to_tuple() if given.get("return_dict") is False else output
 
     def _embeds(self, options: dict[str, Any]) -> Any:
-        if hasattr(self.model, "get_image_features"):
+        try:
+            anatomy = find_tower(self.model, "image")
+        except ResiDualError:  # stream mode adapts what it does not know
             features: Any = self.model.get_image_features(**options)
             return getattr(features, "pooler_output", features)
-        options.pop("use_itm_head", None)
-        tokens = self.model.vision_model(**options).last_hidden_state
-        return self.model.vision_proj(tokens[:, 0, :])  # BlipForImageTextRetrieval
+        options.pop("use_itm_head", None)  # BlipForImageTextRetrieval's, for texts
+        named = {name: options.pop(name) for name in anatomy.inputs if name in options}
+        return run_tower(self.model, named, anatomy=anatomy, **options)
 
 
 def accept_images_alone(model: nn.Module) -> None:

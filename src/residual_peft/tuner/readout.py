@@ -207,8 +207,7 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         """The unadapted readout (B, d) in what the base layer gave."""
         pooling = self.anatomy.pooling
         if tokens.ndim == 3 and isinstance(pooling, MeanPooling):
-            wide = tokens.to(self.dtype)
-            return wide[:, pooling.first :].mean(1)
+            return pooling.mean(tokens.to(self.dtype), capture.real)
         return token_of(tokens, capture.token)
 
     def _in_place(self, adapted: Tensor, base: Tensor, tokens: Tensor, capture: Capture) -> Tensor:
@@ -218,8 +217,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         """
         pooling, token = self.anatomy.pooling, capture.token
         if isinstance(pooling, MeanPooling):
-            moved = tokens[:, pooling.first :] + (adapted - base)[:, None]
-            return torch.cat([tokens[:, : pooling.first], moved.to(tokens.dtype)], dim=1)
+            moved = (tokens + (adapted - base)[:, None]).to(tokens.dtype)
+            return torch.where(pooling.inside(tokens, capture.real)[:, :, None], moved, tokens)
         here = torch.arange(tokens.shape[1], device=tokens.device)
         token = token.to(tokens.device) if isinstance(token, Tensor) else torch.tensor(token or 0)
         chosen = here == (token.to(here.device) % tokens.shape[1]).view(-1, 1)  # (B or 1, T)
