@@ -425,7 +425,7 @@ def _tolerance(capture: Capture, readout: Tensor, depth: int) -> float:
     """
     seen = [readout, capture.stream, *capture.heads, *capture.mlps]
     dtypes = {tensor.dtype for tensor in seen if tensor is not None}
-    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    eps = max(capture.eps, *(torch.finfo(dtype).eps for dtype in dtypes))
     if readout.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
         eps = max(eps, 2**-10)  # products are rounded to ten bits
     if eps <= torch.finfo(torch.float64).eps:

@@ -37,6 +37,7 @@ class Capture:
     embed: Tensor | None = None  # (B, D)
     stream: Tensor | None = None  # (B, D): h, the input of the final norm
     pooled: Tensor | None = None  # (B, J): Σ_t w_jt where the readout is pooled
+    eps: float = 0.0  # of the lowest precision that was seen before it was pooled
     pooler: Tensor | None = None  # (B, d): what the MLP after an attention pooling wrote
     constant: Tensor | None = None  # (B,): 1/σ₂ of a final norm that runs twice
     token: int | Tensor | None = None  # the readout token, or that of each sample (B,)
@@ -231,6 +232,8 @@ class _Finish(_Hook):
             def pool(tensor: Tensor) -> Tensor:
                 return weights @ tensor.to(weights.dtype)
 
+        seen = [*capture.heads, *capture.mlps, stream]
+        capture.eps = max(torch.finfo(t.dtype).eps for t in seen if t is not None)
         for part in (capture.heads, capture.mlps, capture.layers):
             part[:] = [None if tensor is None else pool(tensor) for tensor in part]
         capture.embed = None if capture.embed is None else pool(capture.embed)
