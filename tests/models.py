@@ -61,7 +61,8 @@ def randomize(model: nn.Module, seed: int = 0) -> Any:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if "logit_scale" in name:
                 continue
-            norm = "norm" in name or re.search(r"(^|\.)ln_", name)  # open_clip's are called ln_1 ...
+            # open_clip calls them ln_1, ln_pre ...
+            norm = "norm" in name or re.search(r"(^|\.)ln_", name)
             if (norm and name.endswith("weight")) or name.endswith(("lambda1", "gamma")):
                 parameter.copy_(1 + 0.4 * noise)
             elif parameter.ndim > 1 and "embedding" not in name:

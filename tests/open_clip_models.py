@@ -1,7 +1,7 @@
 """Tiny models of the package open_clip; it wants torchvision, which no CPU build of torch has.
 
-A stand-in is there while `import open_clip` runs, and no longer: towers and tokenizers work with it,
-open_clip's own image transforms do not.
+A stand-in is there while `import open_clip` runs, and no longer: towers and tokenizers work with
+it, open_clip's own image transforms do not.
 """
 
 import importlib.machinery
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import transformers.utils
-from torch import nn
 
 from tests.models import Size, randomize
 
@@ -80,7 +79,7 @@ def open_clip_model(
     text: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """A dual encoder whose every weight is random; `layer_scale` is drawn anew where it is given."""
+    """A dual encoder whose every weight is random, its layer scale too where it has one."""
     size = size or Size()
     model = getattr(open_clip, kind)(
         size.readout,
@@ -118,8 +117,3 @@ def tokens(count: int = 4) -> torch.Tensor:
     for row in range(count):
         ids[row, 15 - row], ids[row, 16 - row :] = 63, 0
     return ids
-
-
-def norm_of(model: nn.Module) -> Any:
-    """The final norm of its image tower."""
-    return model.visual.ln_post

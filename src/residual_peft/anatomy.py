@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .errors import ResiDualError
+from .fused_attention import check_attention
 from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm
 
 UNIT_KINDS = ("embed", "head", "mlp", "pooler", "output")
@@ -178,7 +179,7 @@ class TowerAnatomy:
 
     @property
     def by_thread(self) -> bool:
-        """Whether a capture is handed over by thread: no tensor carries it to where it is wanted."""
+        """Whether a capture is handed over by thread, as no tensor carries it to the readout."""
         return self.whole or self.cuts_out
 
     @property
@@ -418,7 +419,9 @@ def _checked(anatomy: TowerAnatomy) -> TowerAnatomy:
             name, layer.output_projection, anatomy.width, fused=layer.attention is not None
         )
         if layer.attention is not None:
-            check_attention(f"{anatomy.architecture}: the attention of layer {index}", layer)
+            check_attention(
+                f"{anatomy.architecture}: the attention of layer {index}", layer.attention
+            )
         if layer.output_projection.in_features % anatomy.num_heads:
             raise ResiDualError(
                 f"{name} takes {layer.output_projection.in_features} features, which "
@@ -452,28 +455,6 @@ def check_linear(
         raise ResiDualError(
             f"{name} keeps a {tuple(weight.shape)} weight of {weight.dtype}; wanted {shape} in "
             "floating point: load the model without quantisation."
-        )
-
-
-def check_attention(name: str, layer: LayerAnatomy) -> None:
-    """Refuse a fused attention that computes more than softmax(q k) v of its inputs.
-
-    Raises:
-        ResiDualError: begins with `name`, and says what it is.
-    """
-    attention = layer.attention
-    plain = (
-        type(attention) is nn.MultiheadAttention
-        and attention._qkv_same_embed_dim
-        and attention.bias_k is None
-        and not attention.add_zero_attn
-        and not attention.dropout
-        and attention.out_proj is layer.output_projection
-    )
-    if not plain:
-        raise ResiDualError(
-            f"{name} is a {type(attention).__name__} with parts of its own; wanted a plain "
-            "nn.MultiheadAttention without dropout, bias_k, add_zero_attn, kdim and vdim."
         )
 
 

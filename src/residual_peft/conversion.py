@@ -75,7 +75,7 @@ def convert_adapter(directory: PathLike, model: nn.Module, output: PathLike) -> 
 
 
 def open_clip_to_transformers(model: nn.Module) -> CLIPModel:
-    """Copy an open_clip model's weights into a `CLIPModel` of transformers, which computes the same.
+    """Copy an open_clip model's weights into a `CLIPModel` of transformers that computes the same.
 
     Layer scale is folded into the linear maps before it. What the copy computes is equal within
     rounding; the tokenizer and the image processor are transformers' own, such as CLIP's.

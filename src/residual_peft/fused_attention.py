@@ -1,8 +1,8 @@
 """What the heads of a fused attention hand to its output projection, at one token per sample.
 
-`nn.MultiheadAttention` computes with the weight of its output projection and never calls it, so that
-no hook sees its input. It is computed once more from what the attention itself was given. One query
-needs neither the keys nor the values of all tokens,
+`nn.MultiheadAttention` computes with the weight of its output projection and never calls it, so
+that no hook sees its input. It is computed once more from what the attention itself was given. One
+query needs neither the keys nor the values of all tokens,
 
     softmax_t(q · (W_k x_t + b_k)) = softmax_t((W_kᵀ q) · x_t)
     Σ_t α_t (W_v x_t + b_v) = W_v (Σ_t α_t x_t) + b_v,
@@ -15,6 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .errors import ResiDualError
+
+
+def check_attention(name: str, attention: nn.MultiheadAttention) -> None:
+    """Refuse an attention that computes more than softmax(q k) v of its inputs.
+
+    Raises:
+        ResiDualError: begins with `name`, and says what is wanted.
+    """
+    plain = (
+        type(attention) is nn.MultiheadAttention
+        and attention._qkv_same_embed_dim
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+        and not attention.dropout
+    )
+    if not plain:
+        raise ResiDualError(
+            f"{name} is a {type(attention).__name__} with parts of its own; wanted a plain "
+            "nn.MultiheadAttention without dropout, add_bias_kv, add_zero_attn, kdim and vdim."
+        )
 
 
 @torch.no_grad()

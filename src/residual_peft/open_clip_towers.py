@@ -9,7 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .anatomy import LayerAnatomy, ParameterProjection, TowerAnatomy, register_architecture, unwrapped
+from .anatomy import (
+    LayerAnatomy,
+    ParameterProjection,
+    TowerAnatomy,
+    register_architecture,
+    unwrapped,
+)
 from .errors import ResiDualError
 
 CLASSES = ("CLIP", "CustomTextCLIP")
@@ -17,7 +23,7 @@ CLASSES = ("CLIP", "CustomTextCLIP")
 
 @register_architecture(*CLASSES)
 def _open_clip(model: Any) -> TowerAnatomy:
-    """open_clip's VisionTransformer: the class token, a pre-norm encoder, final norm, projection."""
+    """A VisionTransformer: the class token, a pre-norm encoder, final norm, projection."""
     visual: Any = unwrapped(getattr(model, "visual", nn.Identity()))
     _check_tower(type(model).__name__, visual)
     return TowerAnatomy(
@@ -102,9 +108,7 @@ def _read(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
 
 def _weights(anatomy: TowerAnatomy) -> dict[str, Tensor]:
     """The tower's weights under the names and in the shapes that its copy in transformers has."""
-    found = {
-        f"tower.{name}": tensor for name, tensor in image_weights(anatomy.tower).items()
-    }
+    found = {f"tower.{name}": tensor for name, tensor in image_weights(anatomy.tower).items()}
     if anatomy.projection is not None:
         found["projection.weight"] = anatomy.projection.weight
     return found

@@ -511,7 +511,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _has_text(model: nn.Module) -> bool:
     model = base_model(model)
-    return hasattr(model, "get_text_features") or hasattr(model, "text_projection")
+    return any(
+        hasattr(model, name) for name in ("get_text_features", "encode_text", "text_projection")
+    )
 
 
 def _logit_scale(*models: nn.Module) -> float:

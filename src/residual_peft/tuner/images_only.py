@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPOutput
 
+from ..open_clip_towers import is_open_clip
+
 
 class ImagesOnlyForward:
     """Stands in for a dual encoder's `forward`: images without text give `image_embeds` alone.
@@ -39,8 +41,12 @@ class ImagesOnlyForward:
             if value is not None
             and name not in ("attention_mask", "position_ids", "return_loss", "return_dict")
         }
-        features: Any = self.model.get_image_features(**options)
-        embeds = getattr(features, "pooler_output", features)
+        if is_open_clip(self.model):
+            features: Any = self.model.encode_image(options["pixel_values"])
+            embeds = features[0] if isinstance(features, tuple) else features
+        else:
+            features = self.model.get_image_features(**options)
+            embeds = getattr(features, "pooler_output", features)
         output = CLIPOutput(image_embeds=embeds)
         return output.to_tuple() if given.get("return_dict") is False else output
 
@@ -48,6 +54,7 @@ class ImagesOnlyForward:
 def accept_images_alone(model: nn.Module) -> None:
     """Let a dual encoder's forward take images alone; other models are left as they are."""
     dual = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+    dual = dual or is_open_clip(model)
     if dual and not isinstance(model.__dict__.get("forward"), ImagesOnlyForward):
         model.forward = ImagesOnlyForward(model)
 

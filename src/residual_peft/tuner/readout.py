@@ -248,8 +248,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         whole = self.anatomy.projection is None or self.anatomy.whole
         capture = capture_of(y if whole else x)
         if capture is None and last is not None:
-            if whole or (last.normed is not None and torch.equal(last.normed, x)):
-                capture = last
+            same = last.normed is not None and torch.equal(last.normed, x)
+            capture = last if whole or same else None
         if capture is None or capture.stream is None:
             raise ResiDualError(
                 f"{self.anatomy.projection_path} got an input that the final norm of the "
