@@ -14,7 +14,6 @@ from torch import nn
 
 from residual_peft import (
     ResiDualConfig,
-    SpectralBasis,
     ZeroShotClassifier,
     collect_with_basis,
     decompose,
@@ -49,18 +48,21 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def make(kind: str) -> Any:
-    return open_clip_model(**KINDS[kind])
+    # frozen, as PEFT makes it: torch's attention takes another path through weights that train
+    return open_clip_model(**KINDS[kind]).requires_grad_(False)
 
 
 def images(kind: str = "CLIP", count: int = 5) -> torch.Tensor:
     return pixels(count, KINDS[kind].get("size"))
 
 
-def with_adapter(model: nn.Module, config: ResiDualConfig | None = None, seed: int = 7) -> Any:
+def with_adapter(
+    model: nn.Module, config: ResiDualConfig | None = None, size: Size | None = None
+) -> Any:
     dtype = next(model.parameters()).dtype
     adapted = get_peft_model(model, config or ResiDualConfig())
-    fit_bases(adapted, [pixels(IMAGES, seed=5).to(dtype)])
-    randomize_gains(adapted, seed=seed)
+    fit_bases(adapted, [pixels(IMAGES, size, seed=5).to(dtype)])
+    randomize_gains(adapted)
     return adapted.eval()
 
 
@@ -100,18 +102,14 @@ def test_mixed_precision_by_autocast() -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("units", [("head",), ("embed", "head", "mlp", "output")])
+@pytest.mark.parametrize("units", [("head",), ("embed", "head", "mlp"), ("output",)])
 def test_the_adapted_readout_is_the_slow_one(kind: str, units: tuple[str, ...]) -> None:
-    if "size" in KINDS[kind]:
-        return
-    model = with_adapter(make(kind).double(), ResiDualConfig(units=units, remainder="drop"))
-    wanted = expected(make(kind).double(), model, pixels().double())
-    assert relative(run_tower(model, pixels().double()), wanted) < 1e-5  # float32 gains and bases
-    assert (
-        relative(model.base_model.model.visual.base_layer(pixels().double()), wanted) > 0.01
-        if (kind != "tokens beside")
-        else True
-    )
+    base, given = make(kind).double(), images(kind).double()
+    config = ResiDualConfig(units=units, remainder="drop")
+    model = with_adapter(make(kind).double(), config, size=KINDS[kind].get("size"))
+    wanted = expected(base, model, given)
+    assert relative(run_tower(model, given), wanted) < 1e-12
+    assert relative(run_tower(base, given), wanted) > 0.01
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -224,11 +222,13 @@ def test_threads_share_the_model() -> None:
 
 
 def test_fitting_on_coordinates() -> None:
-    model = with_adapter(make("CLIP"))
-    basis, coordinates = collect_with_basis(model, [(pixels(IMAGES, seed=5), torch.arange(60) % 2)])
-    assert isinstance(basis, SpectralBasis)
-    assert len(coordinates) == IMAGES
-    fit_gains(model, coordinates, torch.randn(2, 16))
+    made = ZeroShotClassifier(with_adapter(make("CLIP")), ("a", "b"), torch.randn(2, 16))
+    batch = {"pixel_values": pixels(IMAGES, seed=5), "labels": torch.arange(IMAGES) % 2}
+    coordinates = collect_with_basis(made.model, [batch])
+    before = made.loss(run_tower(made.model, batch["pixel_values"]), batch["labels"])
+    fit_gains(made, coordinates, epochs=3)
+    after = made.loss(run_tower(made.model, batch["pixel_values"]), batch["labels"])
+    assert after < before
 
 
 def test_class_names_by_its_tokenizer(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_what_is_refused_of_a_known_tower() -> None:
         find_tower(make("CLIP"), readout="mean")
     with pytest.raises(ResiDualError, match="CLIP is not known for its text tower"):
         find_tower(make("CLIP"), "text")
-    with pytest.raises(ResiDualError, match="does not take images of 24 x 24 pixels .*16 x 16"):
+    with pytest.raises(ResiDualError, match=r"does not take images of 24 x 24 pixels .*16 x 16"):
         decompose(make("CLIP"), pixels(size=Size(image=24)))
     with pytest.raises(ResiDualError, match=r"attn.out_proj is inside the nn.MultiheadAttention"):
         get_peft_model(make("CLIP"), ResiDualConfig(mode="stream"))

@@ -213,6 +213,15 @@ class ResiDualModel(BaseTuner):
             raise ResiDualError(MERGE_REFUSED)
         super()._check_merge_allowed()
 
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        if isinstance(child, ResiDualReadout) and new_module is child.base_layer:
+            # PEFT's own would also hand over the weight, which a module that pools has not
+            setattr(parent, child_name, new_module)
+            return
+        super()._replace_module(parent, child_name, new_module, child)
+
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         unloaded = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         restore_forward(self.model)

@@ -192,6 +192,7 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         # BLIP runs its final norm once more, for a token that is not the readout
         again = isinstance(self.anatomy.pooling, MeanPooling) and y.ndim == 2
         if self.disable_adapters or not used or again:
+            take_capture(self.key)  # or it would stay in memory
             return output
         capture = self.capture(x, y)
         tokens = y.detach()  # no gradient enters the backbone: y' is affine in the gains
