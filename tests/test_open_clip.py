@@ -189,6 +189,11 @@ def test_attributes_of_the_tower_are_at_hand_behind_the_adapter() -> None:
     assert torch.equal(model.visual.proj, base.proj)
     assert len(model.visual.transformer.resblocks) == 2
     assert not hasattr(model.visual, "nothing_of_that_name")
+    with pytest.raises(ResiDualError, match="forward_intermediates goes past its readout"):
+        model.forward_intermediates(pixels())
+    with model.disable_adapter():
+        found = model.forward_intermediates(pixels(), normalize=False)["image_features"]
+    assert torch.equal(found, base(pixels()))
     model.visual.set_grad_checkpointing()
     assert model.visual.transformer.grad_checkpointing
     projection = with_adapter(clip_model()).base_model.model.visual_projection

@@ -35,6 +35,11 @@ MERGE_REFUSED = (
     "Keep the adapter beside the model or take it off with unload(); mode='stream' merges."
 )
 
+FORWARD_REFUSED = (
+    "the tower's {} goes past its readout, so that the adapter would not be seen: call the model, "
+    "or turn the adapter off with disable_adapter()."
+)
+
 
 class ResiDualReadout(nn.Module, ResiDualLayer):
     """Stands where a tower's readout is computed, and adds what the gains change.
@@ -77,7 +82,14 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             anatomy = self.__dict__.get("anatomy")  # not there yet while it is unpickled
             if anatomy is None or not anatomy.whole or name.startswith("__"):
                 raise
+            if name.startswith("forward_") and self._changes_something:
+                raise ResiDualError(FORWARD_REFUSED.format(name)) from None
             return getattr(self.base_layer, name)
+
+    @property
+    def _changes_something(self) -> bool:
+        active: Any = self.active_adapters
+        return not self.disable_adapters and any(a in self.residual_peft_gains for a in active)
 
     @property
     def dtype(self) -> torch.dtype:
