@@ -7,6 +7,10 @@ export TOKENIZERS_PARALLELISM ?= false
 # two workers with one thread each; a file's tests stay together, as their fixtures do
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+# open_clip wants torchvision, which there is none of beside torch's builds for CPUs: its tests do
+# without, and so do these
+OPEN_CLIP := --no-deps open_clip_torch ftfy wcwidth
+
 .PHONY: demo test test-slow test-oldest test-newest lint format clean
 
 demo: .venv/ready
@@ -27,6 +31,7 @@ test-oldest: .venv-oldest/ready
 	$(PYTHON) -m venv .venv-oldest
 	grep ^torch== constraints.txt > .venv-oldest/torch.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/torch.txt --editable ".[dev]" $(OLDEST:%='%')
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt $(OPEN_CLIP)
 	touch $@
 
 # the newest of everything but torch
@@ -34,6 +39,7 @@ test-newest:
 	$(PYTHON) -m venv .venv-newest
 	grep ^torch== constraints.txt > .venv-newest/torch.txt
 	.venv-newest/bin/python -m pip install --quiet --upgrade --constraint .venv-newest/torch.txt --editable ".[dev]"
+	.venv-newest/bin/python -m pip install --quiet --upgrade $(OPEN_CLIP)
 	$(subst $(BIN),.venv-newest/bin,$(PYTEST)) -m "not slow"
 
 lint: .venv/ready
@@ -49,6 +55,7 @@ format: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(OPEN_CLIP)
 	touch $@
 
 clean:

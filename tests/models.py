@@ -1,5 +1,6 @@
 """Tiny CLIP models whose every weight is random, so that a forgotten bias is seen."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -60,7 +61,9 @@ def randomize(model: nn.Module, seed: int = 0) -> Any:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if "logit_scale" in name:
                 continue
-            if ("norm" in name and name.endswith("weight")) or name.endswith("lambda1"):
+            # open_clip calls them ln_1, ln_pre ...
+            norm = "norm" in name or re.search(r"(^|\.)ln_", name)
+            if (norm and name.endswith("weight")) or name.endswith(("lambda1", "gamma")):
                 parameter.copy_(1 + 0.4 * noise)
             elif parameter.ndim > 1 and "embedding" not in name:
                 fan_in = parameter[0].numel()

@@ -16,6 +16,8 @@ def tower_of(model: nn.Module) -> Any:
 
 
 def final_norm_of(model: nn.Module) -> Any:
+    if hasattr(model, "visual"):
+        return model.visual.ln_post
     tower = tower_of(model)
     names = [name for name in ("post_layernorm", "layernorm", "norm") if hasattr(tower, name)]
     return getattr(tower, names[0])
@@ -34,6 +36,8 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
 @torch.no_grad()
 def slow_streams(model: nn.Module, pixel_values: Tensor) -> tuple[dict[Unit, Tensor], Tensor]:
     """What each unit writes to the stream at the class token, (B, D), and the stream's end."""
+    if hasattr(model, "visual"):
+        return open_clip_streams(model.visual, pixel_values.double())
     tower = tower_of(model)
     if not hasattr(tower, "pre_layrnorm"):
         return recorded_streams(tower, pixel_values)
@@ -66,6 +70,44 @@ def slow_streams(model: nn.Module, pixel_values: Tensor) -> tuple[dict[Unit, Ten
         quick = tower.config.hidden_act == "quick_gelu"
         active = hidden * torch.sigmoid(1.702 * hidden) if quick else nn.functional.gelu(hidden)
         out = linear(active, layer.mlp.fc2)
+        written[Unit("mlp", index)] = out[:, 0]
+        stream = stream + out
+    return written, stream[:, 0]
+
+
+@torch.no_grad()
+def open_clip_streams(visual: Any, pixel_values: Tensor) -> tuple[dict[Unit, Tensor], Tensor]:
+    """The same of open_clip's VisionTransformer."""
+    patches = nn.functional.conv2d(
+        pixel_values, visual.conv1.weight.double(), stride=visual.patch_size
+    )
+    patches = patches.flatten(2).transpose(1, 2)
+    token = visual.class_embedding.double().expand(len(patches), 1, -1)
+    stream = torch.cat([token, patches], 1) + visual.positional_embedding.double()
+    if isinstance(visual.ln_pre, nn.LayerNorm):
+        stream = layer_norm(stream, visual.ln_pre)
+    written = {Unit("embed"): stream[:, 0]}
+    for index, block in enumerate(visual.transformer.resblocks):
+        attention, normed = block.attn, layer_norm(stream, block.ln_1)
+        heads, width = attention.num_heads, attention.embed_dim
+        size = width // heads
+        scales = [getattr(ls, "gamma", torch.ones(1)).double() for ls in (block.ls_1, block.ls_2)]
+        weight, bias = attention.in_proj_weight.double(), attention.in_proj_bias.double()
+        for head in range(heads):
+            query, key, value = (
+                normed @ weight[part].T + bias[part]
+                for start in (0, width, 2 * width)
+                for part in [slice(start + head * size, start + (head + 1) * size)]
+            )
+            mixed = (query @ key.mT / size**0.5).softmax(-1) @ value
+            outward = attention.out_proj.weight.double()[:, head * size : (head + 1) * size]
+            out = scales[0] * (mixed @ outward.T + attention.out_proj.bias.double() / heads)
+            written[Unit("head", index, head)] = out[:, 0]
+            stream = stream + out
+        hidden = linear(layer_norm(stream, block.ln_2), block.mlp.c_fc)
+        quick = type(block.mlp.gelu).__name__ == "QuickGELU"
+        active = hidden * torch.sigmoid(1.702 * hidden) if quick else nn.functional.gelu(hidden)
+        out = scales[1] * linear(active, block.mlp.c_proj)
         written[Unit("mlp", index)] = out[:, 0]
         stream = stream + out
     return written, stream[:, 0]
@@ -111,6 +153,8 @@ def slow_contributions(model: Any, pixel_values: Tensor) -> dict[Unit, Tensor]:
     projection = torch.eye(stream.shape[1], dtype=torch.float64)
     if hasattr(model, "visual_projection"):
         projection = model.visual_projection.weight.double()
+    if getattr(getattr(model, "visual", None), "proj", None) is not None:
+        projection = model.visual.proj.double().T
     sigma = (stream.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
     found = {}
     for unit, value in written.items():

@@ -4,9 +4,11 @@ Importing this package registers the method with PEFT, and changes nothing else.
 """
 
 from . import architectures as architectures
+from . import open_clip_towers as open_clip_towers
 from .anatomy import LayerAnatomy, TowerAnatomy, Unit, find_tower, register_architecture
 from .bases import SpectralBasis
 from .cards import CardFacts
+from .conversion import convert_adapter, open_clip_to_transformers
 from .coordinates import Coordinates, collect_coordinates, collect_with_basis
 from .data import load_data
 from .decomposition import Decomposition, decompose
@@ -48,6 +50,7 @@ __all__ = [
     "adapter_basis",
     "collect_coordinates",
     "collect_with_basis",
+    "convert_adapter",
     "decompose",
     "evaluate",
     "find_tower",
@@ -57,6 +60,7 @@ __all__ = [
     "gains_of",
     "hotswap_adapter",
     "load_data",
+    "open_clip_to_transformers",
     "register_architecture",
     "solve_gains",
     "strength_path",

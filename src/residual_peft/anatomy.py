@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .errors import ResiDualError
+from .fused_attention import check_attention
 from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm
 
 UNIT_KINDS = ("embed", "head", "mlp", "pooler", "output")
@@ -96,6 +97,33 @@ class LayerAnatomy:
     mlp_projection: nn.Linear  # the MLP's last linear map
     attention_scale: Tensor | None = None  # layer scale (D,), folded into the output projection
     mlp_scale: Tensor | None = None  # layer scale (D,)
+    # where it computes with the output projection's weight and never calls it
+    attention: nn.MultiheadAttention | None = None
+
+    @property
+    def tokens_first(self) -> bool:
+        """Whether the block runs over (T, B, D), as a fused attention without batch_first wants."""
+        return self.attention is not None and not self.attention.batch_first
+
+
+@dataclass(frozen=True)
+class ParameterProjection:
+    """A projection that is no module but a parameter (D, d) of one; read anew, as it may move."""
+
+    owner: nn.Module
+    name: str
+    bias = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The same as a Linear keeps it: (d, D)."""
+        found: Tensor = getattr(self.owner, self.name)
+        return found.T
+
+    @property
+    def out_features(self) -> int:
+        """The width d of the readout."""
+        return len(self.weight)
 
 
 @dataclass(frozen=True)
@@ -112,7 +140,7 @@ class TowerAnatomy:
     embedding: nn.Module  # its output at the readout token is the stream's start
     layers: tuple[LayerAnatomy, ...]
     final_norm: nn.LayerNorm
-    projection: nn.Linear | None
+    projection: nn.Linear | ParameterProjection | None
     projection_path: str  # in `model`, of the module whose output is the readout
     num_heads: int
     # its index, or what finds that of each sample (B,) in the arguments of the tower's forward
@@ -127,6 +155,9 @@ class TowerAnatomy:
     # tokens before the patches, of all that the final norm puts out; None where it sees one alone
     prefix_tokens: int | None = None
     mask: str | None = None  # the input that says which tokens are no padding
+    whole: bool = False  # the module whose output is the readout is the tower itself
+    # the named tensors of its fingerprint, where those are not the modules' own
+    weights: "Callable[[TowerAnatomy], Mapping[str, Tensor]] | None" = None
 
     def token(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | Tensor:
         """The readout token's index in a call of the tower, or that of each sample (B,)."""
@@ -152,6 +183,11 @@ class TowerAnatomy:
     def cuts_out(self) -> bool:
         """Whether what the projection gets is cut out of the final norm's output, a new tensor."""
         return self.projection is not None and self.prefix_tokens is not None
+
+    @property
+    def by_thread(self) -> bool:
+        """Whether a capture is handed over by thread, as no tensor carries it to the readout."""
+        return self.whole or self.cuts_out
 
     @property
     def pools(self) -> int:
@@ -345,6 +381,12 @@ def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
     Raises:
         ResiDualError: its final norm does not run over all tokens.
     """
+    if any(layer.attention is not None for layer in anatomy.layers):
+        raise ResiDualError(
+            f"readout={readout!r}: the fused attention of {anatomy.architecture} is read at one "
+            "token. Leave readout out, or turn the model into one of transformers (of open_clip: "
+            "open_clip_to_transformers(model))."
+        )
     if anatomy.prefix_tokens is None:
         raise ResiDualError(
             f"readout={readout!r}: {anatomy.architecture} runs its final norm over the readout "
@@ -392,7 +434,9 @@ def _bare(anatomy: TowerAnatomy) -> TowerAnatomy:
         embedding=unwrapped(anatomy.embedding),
         layers=tuple(bare(part) for part in anatomy.layers),
         final_norm=unwrapped(anatomy.final_norm),
-        projection=None if anatomy.projection is None else unwrapped(anatomy.projection),
+        projection=unwrapped(anatomy.projection)
+        if isinstance(anatomy.projection, nn.Module)
+        else anatomy.projection,
     )
 
 
@@ -405,27 +449,37 @@ def _checked(anatomy: TowerAnatomy) -> TowerAnatomy:
         )
     for index, layer in enumerate(anatomy.layers):
         name = f"{anatomy.architecture}: the attention output projection of layer {index}"
-        check_linear(name, layer.output_projection, anatomy.width)
+        check_linear(
+            name, layer.output_projection, anatomy.width, fused=layer.attention is not None
+        )
+        if layer.attention is not None:
+            check_attention(
+                f"{anatomy.architecture}: the attention of layer {index}", layer.attention
+            )
         if layer.output_projection.in_features % anatomy.num_heads:
             raise ResiDualError(
                 f"{name} takes {layer.output_projection.in_features} features, which "
                 f"{anatomy.num_heads} heads cannot share equally."
             )
-    if anatomy.projection is not None:
+    if isinstance(anatomy.projection, nn.Module):
         check_linear(f"{anatomy.architecture}: the visual projection", anatomy.projection)
     return anatomy
 
 
-def check_linear(name: str, module: nn.Module, out_features: int | None = None) -> None:
+def check_linear(
+    name: str, module: nn.Module, out_features: int | None = None, *, fused: bool = False
+) -> None:
     """Refuse what is not a plain linear layer with its weight at hand.
 
     `nn.MultiheadAttention` never calls its fused output projection, so that hooks on it and
-    adapters in its place do nothing, in silence; quantised weights are packed.
+    adapters in its place do nothing, in silence: it passes as `fused` alone, where the anatomy says
+    so. Quantised weights are packed.
 
     Raises:
         ResiDualError: begins with `name`, and says what it is.
     """
-    if not isinstance(module, nn.Linear) or isinstance(module, NonDynamicallyQuantizableLinear):
+    inside = isinstance(module, NonDynamicallyQuantizableLinear)
+    if not isinstance(module, nn.Linear) or (inside and not fused):
         raise ResiDualError(
             f"{name} is a {_kind(module)}; wanted a plain nn.Linear (neither fused nor "
             "quantised): load the model with its plain attention, in float16 or wider."

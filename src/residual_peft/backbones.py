@@ -17,6 +17,8 @@ from .files import read_json
 from .hub import DEMO_MODEL, model_directory
 from .images import load_image_processor
 
+TEXT_PARTS = ("get_text_features", "encode_text", "text_projection", "text_proj")
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -52,7 +54,7 @@ def load_backbone(
 def has_text(model: nn.Module) -> bool:
     """Whether a model, or what PEFT has wrapped, embeds texts beside images, or alone."""
     model = base_model(model)
-    return any(hasattr(model, n) for n in ("get_text_features", "text_projection", "text_proj"))
+    return any(hasattr(model, n) for n in TEXT_PARTS)
 
 
 def _class_of(directory: Path) -> Any:

@@ -33,7 +33,7 @@ _WRITERS = {
 def origin_of(model: nn.Module) -> tuple[str | None, str]:
     """Name and class of the base model, as other machines know them."""
     base: Any = base_model(model)
-    name = getattr(base.config, "_name_or_path", "") or None
+    name = getattr(getattr(base, "config", None), "_name_or_path", "") or None
     return name and known_name(name), type(base).__name__
 
 

@@ -127,9 +127,12 @@ def _weights(
 
 
 def _digest(anatomy: TowerAnatomy, dtype: torch.dtype) -> str:
-    weights = list(_weights(anatomy.tower, "tower", anatomy.outside))
-    if anatomy.projection is not None:
-        weights += _weights(anatomy.projection, "projection")
+    if anatomy.weights is not None:
+        weights = list(anatomy.weights(anatomy).items())
+    else:
+        weights = list(_weights(anatomy.tower, "tower", anatomy.outside))
+        if isinstance(anatomy.projection, nn.Module):
+            weights += _weights(anatomy.projection, "projection")
     digest = hashlib.sha256((anatomy.readout or "").encode())
     for name, weight in sorted(weights, key=lambda pair: pair[0]):
         digest.update(f"{name}{tuple(weight.shape)}".encode())

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from .anatomy import base_model, find_tower
 from .errors import ResiDualError
+from .open_clip_towers import is_open_clip
 from .pooling import FirstToken
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -68,9 +69,9 @@ def embed_classes(
     normalized again (Radford et al. 2021, section 3.1.4). Underscores in names become spaces.
 
     Args:
-        text_model: a dual encoder such as a CLIPModel (or one that PEFT has wrapped), or a text
-            tower with its projection.
-        tokenizer: its tokenizer, or a processor that has one.
+        text_model: a dual encoder such as a CLIPModel (or one that PEFT has wrapped), a text tower
+            with its projection, or a model of open_clip.
+        tokenizer: its tokenizer, or a processor that has one (of open_clip: get_tokenizer(name)).
         class_names: C names.
         templates: texts with `{}` where the name goes.
         batch_size: prompts per forward pass.
@@ -82,6 +83,9 @@ def embed_classes(
     names, templates = check_class_names(class_names), check_templates(templates)
     prompts = [t.replace("{}", _spoken(name)) for name in names for t in templates]
     model: Any = base_model(text_model)
+    device = next(model.parameters()).device
+    if is_open_clip(model):
+        return _ensembled(_open_clip_features(model, tokenizer, prompts, batch_size), len(names))
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     tokens = [list(ids) for ids in tokenizer(prompts)["input_ids"]]
     config = getattr(model.config, "text_config", model.config)
@@ -91,7 +95,6 @@ def embed_classes(
     padding = tokenizer.eos_token_id if padding is None else padding
     # SigLIP reads the last token of texts that are all as long as in training, padding and all
     whole = config.max_position_embeddings if token == FirstToken(-1) else 0
-    device = next(model.parameters()).device
     features = []
     with torch.no_grad():
         for start in range(0, len(tokens), batch_size):
@@ -99,10 +102,7 @@ def embed_classes(
             features.append(
                 _text_features(model, ids.to(device), None if whole else mask.to(device))
             )
-    embeddings = torch.cat(features)
-    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    embeddings = functional.normalize(embeddings, dim=-1).view(len(names), len(templates), -1)
-    return functional.normalize(embeddings.mean(1), dim=-1)
+    return _ensembled(torch.cat(features), len(names))
 
 
 def _readout_token(model: Any) -> Any:
@@ -111,6 +111,31 @@ def _readout_token(model: Any) -> Any:
         return find_tower(model, "text").readout_token
     except ResiDualError:
         return None
+
+
+def _ensembled(features: Tensor, classes: int) -> Tensor:
+    """Of the prompts (C·t, d) -> of the classes (C, d)."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    embeddings = functional.normalize(features, dim=-1).unflatten(0, (classes, -1))
+    return functional.normalize(embeddings.mean(1), dim=-1)
+
+
+def _open_clip_features(model: Any, tokenizer: Any, prompts: list[str], batch_size: int) -> Tensor:
+    """The same by open_clip's own tokenizer, which gives all prompts at one length, and its tower.
+
+    Raises:
+        ResiDualError: the tokenizer is of another library, or for another length.
+    """
+    ids = tokenizer(prompts)
+    length = model.context_length
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] != length:
+        raise ResiDualError(
+            "wanted open_clip's own tokenizer for this model, open_clip.get_tokenizer(name), which "
+            f"gives token ids as a tensor (prompts, {length}); got a {type(tokenizer).__name__}."
+        )
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        return torch.cat([model.encode_text(part.to(device)) for part in ids.split(batch_size)])
 
 
 def _text_features(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .anatomy import TowerAnatomy, find_tower
+from .fused_attention import heads_at
 from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm, inverse_sigma
 
 CAPTURE_ATTRIBUTE = "_residual_capture"
@@ -115,10 +116,12 @@ class _Hook:
     slot: str = ""
     layer: int = 0
     all_tokens: bool = False
+    tokens_first: bool = False  # (T, B, D)
 
     def read(self, value: Any, capture: Capture) -> Tensor:
         """Clone the readout token of (B, T, D), or of (B, D) where it was picked already."""
         tensor = value[0] if isinstance(value, tuple | list) else value
+        tensor = tensor.transpose(0, 1) if self.tokens_first and tensor.ndim == 3 else tensor
         tensor = tensor if self.all_tokens else token_of(tensor, capture.token)
         return tensor.detach().clone()
 
@@ -157,6 +160,14 @@ class _TapInput(_Hook):
         # no frame: the tower is not running, as when checkpointing runs a block again
         if (capture := _frames.open.get(self.key)) is not None:
             getattr(capture, self.slot)[self.layer] = self.read(args, capture)
+
+
+class _TapAttention(_Hook):
+    """On an attention that never calls its output projection: compute what that would get."""
+
+    def __call__(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if (capture := _frames.open.get(self.key)) is not None:
+            capture.heads[self.layer] = heads_at(module, capture.token, *args, **kwargs)
 
 
 class _TapOutput(_Hook):
@@ -290,14 +301,18 @@ def _install(
         tap = _TapOutput(key, "embed", all_tokens=tokens)
         handles.append(anatomy.embedding.register_forward_hook(tap))
     for index, layer in enumerate(anatomy.layers):
-        if heads:
+        first = layer.tokens_first
+        if heads and layer.attention is not None:
+            fused = _TapAttention(key, "heads", index)
+            handles.append(layer.attention.register_forward_hook(fused, with_kwargs=True))
+        elif heads:
             before = _TapInput(key, "heads", index, tokens)
             handles.append(layer.output_projection.register_forward_pre_hook(before))
         if mlps:
-            tap = _TapOutput(key, "mlps", index, tokens)
+            tap = _TapOutput(key, "mlps", index, tokens, first)
             handles.append(layer.mlp.register_forward_hook(tap))
         if layers:
-            tap = _TapOutput(key, "layers", index, tokens)
+            tap = _TapOutput(key, "layers", index, tokens, first)
             handles.append(layer.module.register_forward_hook(tap))
     return handles
 

@@ -43,6 +43,7 @@ def read_raw(path: Path, anatomy: TowerAnatomy) -> tuple[Capture, Tensor, Tensor
         heads=[tensors[f"heads.{layer}"] for layer in layers],
         mlps=[tensors[f"mlps.{layer}"] for layer in layers],
         layers=[None for _ in layers],
-        **{name: tensors[name] for name in SINGLE if name in tensors},
     )
+    for name in SINGLE:
+        setattr(capture, name, tensors.get(name))
     return capture.map(lambda t: t.to(device)), tensors["readout"], tensors["labels"]

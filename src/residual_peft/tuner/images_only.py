@@ -9,6 +9,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from ..anatomy import find_tower
 from ..decomposition import run_tower
 from ..errors import ResiDualError
+from ..open_clip_towers import is_open_clip
 
 
 class ImagesOnlyForward:
@@ -61,6 +62,7 @@ def accept_images_alone(model: nn.Module) -> None:
     """Let a dual encoder's forward take images alone; other models are left as they are."""
     dual = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
     dual |= hasattr(model, "vision_proj") and hasattr(model, "text_proj")
+    dual |= is_open_clip(model)
     if dual and not isinstance(model.__dict__.get("forward"), ImagesOnlyForward):
         model.forward = ImagesOnlyForward(model)
 

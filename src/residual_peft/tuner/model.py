@@ -285,7 +285,7 @@ class ResiDualModel(BaseTuner):
         """
         for name, layer in model.named_modules():
             if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
-                state_dict = _at_path(state_dict, name)
+                state_dict = at_path(state_dict, name)
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
             known = isinstance(layer, ResiDualReadout | ResiDualStreamLinear)
@@ -295,7 +295,7 @@ class ResiDualModel(BaseTuner):
         return mapped
 
 
-def _at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+def at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     """Name the tensors of a readout's layer, of which an adapter has one, after where it is."""
     marked = {key: key.rpartition(f".{PREFIX}") for key in tensors}
     return {

@@ -35,6 +35,11 @@ MERGE_REFUSED = (
     "Keep the adapter beside the model or take it off with unload(); mode='stream' merges."
 )
 
+FORWARD_REFUSED = (
+    "the tower's {} goes past its readout, so that the adapter would not be seen: call the model, "
+    "or turn the adapter off with disable_adapter()."
+)
+
 
 class ResiDualReadout(nn.Module, ResiDualLayer):
     """Stands where a tower's readout is computed, and adds what the gains change.
@@ -62,12 +67,29 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         self.anatomy = anatomy  # no module itself, so the tower is not registered twice
         self.key = uuid.uuid4().hex
         self.taps: list[RemovableHandle] = install_taps(
-            anatomy, key=self.key if anatomy.cuts_out else None
+            anatomy, key=self.key if anatomy.by_thread else None
         )
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
         self._loaded: set[str] = set()
         self.register_load_state_dict_post_hook(_after_load)
+
+    def __getattr__(self, name: str) -> Any:
+        """Where the layer stands for a whole tower, it also has the tower's attributes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            anatomy = self.__dict__.get("anatomy")  # not there yet while it is unpickled
+            if anatomy is None or not anatomy.whole or name.startswith("__"):
+                raise
+            if name.startswith("forward_") and self._changes_something:
+                raise ResiDualError(FORWARD_REFUSED.format(name)) from None
+            return getattr(self.base_layer, name)
+
+    @property
+    def _changes_something(self) -> bool:
+        active: Any = self.active_adapters
+        return not self.disable_adapters and any(a in self.residual_peft_gains for a in active)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,10 +175,11 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             bool(t.isfinite().all()) for t in tensors
         )
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """y' (B, d): the base layer's output and, for each active adapter, what its gains change.
 
-        Where the base layer gives all tokens (B, T, d), only the readout token changes.
+        Where the base layer gives all tokens (B, T, d), only the readout token changes; of a tuple
+        that it gives, only the first.
 
         `adapter_names` (one name per sample, "__base__" for none) is PEFT's, and comes before the
         active adapters.
@@ -167,9 +190,10 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
                 more or fewer `adapter_names` than samples.
         """
         names: list[str] | None = kwargs.pop("adapter_names", None)
-        if self.anatomy.projection is None:
+        if self.anatomy.projection is None or self.anatomy.whole:
             take_capture(self.key)  # an earlier call's, that an error left behind
-        y = self.base_layer(x, *args, **kwargs)
+        output = self.base_layer(x, *args, **kwargs)
+        y, *rest = output if isinstance(output, tuple) else (output,)
         chosen: Any = self.active_adapters if names is None else names
         used = [name for name in dict.fromkeys(chosen) if name in self.residual_peft_gains]
         elsewhere = not used and any(name != BASE for name in names or ())  # the other side's
@@ -182,13 +206,14 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         again = isinstance(self.anatomy.pooling, MeanPooling) and y.ndim == 2
         if self.disable_adapters or not used or again:
             take_capture(self.key)  # nobody else will
-            return y
+            return output
         capture = self.capture(x, y)
         tokens = y.detach()  # no gradient enters the backbone: y' is affine in the gains
         base = self._readout(tokens, capture)
         adapted = self._adapted(used, names, base, capture)
         if tokens.ndim < 3:
-            return adapted.to(y.dtype)
+            adapted = adapted.to(y.dtype)
+            return (adapted, *rest) if isinstance(output, tuple) else adapted
         return self._in_place(adapted, base, tokens, capture)
 
     def _adapted(
@@ -234,11 +259,11 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             ResiDualError: the base layer was called by itself.
         """
         last = take_capture(self.key)
-        capture = capture_of(y if self.anatomy.projection is None else x)
+        whole = self.anatomy.projection is None or self.anatomy.whole
+        capture = capture_of(y if whole else x)
         if capture is None and last is not None:
-            whole = self.anatomy.projection is None
-            if whole or (last.normed is not None and torch.equal(last.normed, x)):
-                capture = last
+            same = last.normed is not None and torch.equal(last.normed, x)
+            capture = last if whole or same else None
         if capture is None or capture.stream is None:
             raise ResiDualError(
                 f"{self.anatomy.projection_path} got an input that the final norm of the "
