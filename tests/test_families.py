@@ -30,6 +30,7 @@ from residual_peft.anatomy import find_tower
 from residual_peft.data import batches
 from residual_peft.decomposition import run_tower
 from residual_peft.prompts import embed_classes
+from residual_peft.training import LogitsForMetrics
 
 from .models import TOWERS, clip_like, clip_model, pixels, text_config
 from .pooled import double, dual, patches, text_sizes
@@ -206,6 +207,15 @@ def test_naflex_images_go_all_the_way() -> None:
     tasks.add("colours", classifier)
     found = tasks.predict([row["image"] for row in data], batch_size=5)["colours"]
     assert [p.label for p in found] == [p.label for p in one_by_one]
+
+
+def test_metrics_read_a_token_and_not_what_a_pooler_makes_of_it() -> None:
+    model = TOWERS["ViTModel"]()
+    classifier = ZeroShotClassifier(model, NAMES, functional.normalize(torch.randn(3, 24), dim=1))
+    output = model(pixel_values=pixels())
+    assert output.pooler_output.shape == (5, 24)
+    found = LogitsForMetrics(classifier)(output.to_tuple())
+    assert torch.equal(found, classifier.logits(output.last_hidden_state[:, 0]))
 
 
 @pytest.mark.parametrize("name", ["SiglipModel", "Dinov2Model", "BlipForImageTextRetrieval"])

@@ -399,6 +399,19 @@ def test_metaclip_2_reads_where_its_texts_end(eos: int, place: int) -> None:
     assert relative(found.readout, model(input_ids=ids).text_embeds) < 1e-6
 
 
+def test_a_mean_of_texts_leaves_out_padding() -> None:
+    model = CASES["SiglipTextModel"].build()
+    ids, mask = CASES["SiglipTextModel"].batch()["input_ids"], torch.ones(5, 9, dtype=torch.long)
+    mask[1, 4:] = mask[3, 7:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    found = decompose(model, batch, readout="mean")
+    assert relative(found.contributions.sum(1) + found.bias, found.readout) < 1e-5
+    tokens = model(**batch).last_hidden_state
+    assert relative(found.readout[1], tokens[1, :4].mean(0)) < 1e-6
+    with pytest.raises(ResiDualError, match="readout='patches' of a text tower"):
+        find_tower(model, readout="patches")
+
+
 def test_a_second_readout_of_one_tower_is_refused() -> None:
     model = get_peft_model(CASES["ViTModel, mean"].build(), ResiDualConfig(readout="mean"))
     with pytest.raises(ResiDualError, match=r"readout='mean' like those .* got readout=None"):

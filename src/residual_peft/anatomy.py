@@ -393,6 +393,8 @@ def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
             "token alone, so that its tokens have no mean that belongs to the model. Leave readout "
             "out, or take a tower whose last_hidden_state is normed (ViT, DINO, SigLIP, I-JEPA)."
         )
+    if readout == "patches" and anatomy.side == "text":
+        raise ResiDualError("readout='patches' of a text tower: wanted 'mean', or the model's own.")
     named = anatomy.model.named_modules()
     path = next(name for name, module in named if unwrapped(module) is anatomy.final_norm)
     outside = list(anatomy.outside)

@@ -233,6 +233,7 @@ def _text(model: Any) -> TowerAnatomy:
         side="text",
         inputs=("input_ids", "attention_mask", "position_ids"),
         prefix_tokens=0,
+        mask="attention_mask",
     )
 
 

@@ -22,7 +22,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from .anatomy import find_tower
 from .data import ImageData, ProcessedImages, collate
+from .decomposition import read_tokens
 from .errors import ResiDualError
 from .metrics import classification_metrics, multi_label_metrics
 from .zero_shot import ZeroShotClassifier, readout_of
@@ -173,9 +175,15 @@ class LogitsForMetrics:
     def __call__(self, outputs: Any, labels: Tensor | None = None) -> Tensor:
         """Find the readouts among the outputs and compare them with the classes."""
         width = self.classifier.class_embeddings.shape[1]
+        anatomy = find_tower(self.classifier.model)
         parts = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        for part in parts:
-            if isinstance(part, Tensor) and part.ndim == 2 and part.shape[1] == width:
+        found = [part for part in parts if isinstance(part, Tensor) and part.shape[-1] == width]
+        # a tower whose readout is made of tokens also gives what its pooler makes of them
+        tokens = [part for part in found if part.ndim == 3 and anatomy.reads_tokens]
+        if tokens:
+            return self.classifier.logits(read_tokens(anatomy, tokens[0], {}))
+        for part in found:
+            if part.ndim == 2:
                 return self.classifier.logits(part)
         return self.classifier.logits(readout_of(outputs, self.classifier.model))
 

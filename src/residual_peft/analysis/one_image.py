@@ -139,8 +139,8 @@ def explain_image(
     Raises:
         ResiDualError: as `explain_row`, or an image that cannot be read.
     """
-    pixels = next(pixel_batches([image], classifier.image_processor, 1))
-    batch = {"pixel_values": pixels, "labels": torch.zeros(1, dtype=torch.int64)}
+    batch = next(pixel_batches([image], classifier.image_processor, 1))
+    batch["labels"] = torch.zeros(1, dtype=torch.int64)
     rows = collect_coordinates(classifier.model, [batch], adapter_name=adapter_name)
     return explain_row(
         classifier,

@@ -48,9 +48,9 @@ class _Say(TrainerCallback):
 
 def _items(batches: Iterable[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     return [
-        {"pixel_values": pixels, "labels": label}
+        {name: value[row] for name, value in batch.items()}
         for batch in batches
-        for pixels, label in zip(batch["pixel_values"], batch["labels"], strict=True)
+        for row in range(len(batch["labels"]))
     ]
 
 

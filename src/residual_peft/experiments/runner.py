@@ -185,6 +185,6 @@ def _test_accuracy(classifier: ZeroShotClassifier, task: Task) -> float:
     classifier.model.eval()
     logits, labels = [], []
     for batch in task.test:
-        logits.append(classifier.logits(run_tower(classifier.model, batch["pixel_values"])))
+        logits.append(classifier.logits(run_tower(classifier.model, batch)))
         labels.append(batch["labels"])
     return accuracy(torch.cat(logits), torch.cat(labels))

@@ -15,7 +15,7 @@ from .choice import check_nothing_inside
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
 from .layer import GAINS, ResiDualLayer
-from .linears import in_chosen_layers, tower_targets
+from .linears import in_chosen_layers, tower_or_none, tower_targets
 from .mixing import check_names, check_weighted, giving_names, layers_with
 from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
@@ -128,12 +128,15 @@ class ResiDualModel(BaseTuner):
 
     def _fingerprints(self, peft_config: ResiDualConfig) -> list[dict[str, Any]]:
         """Of what this tower was found to match before."""
-        others = (
-            config
-            for config in self.peft_config.values()
-            if config is not peft_config and config.side == peft_config.side
-        )
-        return [other.fingerprint for other in others if other.fingerprint is not None]
+        tower = tower_or_none(self.model)
+        usual = None if tower is None else tower.side
+        return [
+            other.fingerprint
+            for other in self.peft_config.values()
+            if other is not peft_config
+            and other.fingerprint is not None
+            and (other.side or usual) == (peft_config.side or usual)
+        ]
 
     @staticmethod
     def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
