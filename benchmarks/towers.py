@@ -31,6 +31,7 @@ from residual_peft.decomposition import run_tower
 from residual_peft.files import write_json
 from residual_peft.tuner import adapted_tower
 from tests.models import EVERY, pixels
+from tests.open_clip_models import open_clip_model
 from tests.pooled import CASES, TEXT, Pooled, double, own_readout, texts
 from tests.test_pooled_towers import expected as expected_pooled
 from tests.tuner.stream_twin import slow
@@ -49,6 +50,14 @@ HEADERS = (
 MARK = "<!-- the table is written by benchmarks/towers.py -->\n"
 
 
+# a fused attention output projection is no module of its own, which stream mode could change
+OPEN_CLIP = {
+    "open_clip.CLIP": open_clip_model,
+    "open_clip.CLIP, layer scale": lambda *args: open_clip_model(layer_scale=0.5),
+    "open_clip.CustomTextCLIP": lambda *args: open_clip_model("CustomTextCLIP"),
+}
+
+
 def error(found: Tensor, wanted: Tensor) -> float:
     """The largest relative error of a batch."""
     gap = (found.double() - wanted.double()).norm(dim=1) / wanted.double().norm(dim=1)
@@ -57,6 +66,8 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 def case_of(name: str) -> Pooled:
     """What the tests know of a tower; those that read one token are built like each other."""
+    if name in OPEN_CLIP:
+        return Pooled(OPEN_CLIP[name], "first")
     return CASES[name] if name in CASES else Pooled(EVERY[name], "first")
 
 
@@ -109,6 +120,8 @@ def text_error(name: str, case: Pooled) -> float | str:
     kind = type(case.build()).__name__
     if kind in POST_NORM:
         return "post-norm"
+    if name in OPEN_CLIP:
+        return "not adapted"
     if case.options or kind not in ARCHITECTURES["text"]:
         return "-"
     last = kind.startswith("Siglip")
@@ -137,6 +150,8 @@ def measure(name: str) -> dict[str, float | str]:
         "merged": "as above",
         "text": text_error(name, case),
     }
+    if name in OPEN_CLIP:
+        return row | {"stream": "fused", "merged": "-"}
     if "readout" in dict(case.options):  # stream mode changes all tokens, whatever is read
         return row
     batch, stream = case.batch(), adapted(case, "stream")
@@ -164,7 +179,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure all towers and write both files."""
-    rows = {name: measure(name) for name in [*EVERY, *CASES]}
+    rows = {name: measure(name) for name in [*EVERY, *CASES, *OPEN_CLIP]}
     write_json(HERE / "towers.json", {"transformers": transformers.__version__, "rows": rows})
     page = HERE.parent / "docs" / "towers.md"
     text = page.read_text()
