@@ -156,6 +156,20 @@ def test_an_adapted_dual_encoder_takes_images_alone(name: str) -> None:
         bare(**batch)
 
 
+@pytest.mark.parametrize("name", ["SiglipModel", "Siglip2Model"])
+def test_images_alone_give_the_mean_that_is_adapted(name: str) -> None:
+    batch = given(name)
+    model = get_peft_model(BUILDERS[name](), ResiDualConfig(readout="mean"))
+    fit_bases(model, [given(name, 60)])
+    randomize_gains(model)
+    found = model(**batch).image_embeds
+    assert torch.equal(found, run_tower(model, batch))
+    tokens = model.get_base_model().vision_model(**batch).last_hidden_state
+    mask = batch.get("pixel_attention_mask", torch.ones(tokens.shape[:2])).bool()
+    wanted = [row[kept].mean(0) for row, kept in zip(tokens, mask, strict=True)]
+    assert relative(found, torch.stack(wanted)) < 1e-6
+
+
 def photos(count: int = 24) -> Dataset:
     """Squares of three colours, of all shapes."""
     generator = np.random.default_rng(0)

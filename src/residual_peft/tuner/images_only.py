@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from ..anatomy import find_tower
+from ..anatomy import TowerAnatomy, find_tower
 from ..decomposition import run_tower
 from ..errors import ResiDualError
 from ..open_clip_towers import is_open_clip
@@ -23,6 +23,7 @@ class ImagesOnlyForward:
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
         self.before = model.__dict__.get("forward")  # such as accelerate's
+        self.tower: TowerAnatomy | None = None  # where `get_image_features` is not its readout
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -48,23 +49,37 @@ class ImagesOnlyForward:
         return output.to_tuple() if given.get("return_dict") is False else output
 
     def _embeds(self, options: dict[str, Any]) -> Any:
-        try:
-            anatomy = find_tower(self.model, "image")
-        except ResiDualError:  # stream mode adapts what it does not know
+        if self.tower is None:
             features: Any = self.model.get_image_features(**options)
             return getattr(features, "pooler_output", features)
         options.pop("use_itm_head", None)  # BlipForImageTextRetrieval's, for texts
-        named = {name: options.pop(name) for name in anatomy.inputs if name in options}
-        return run_tower(self.model, named, anatomy=anatomy, **options)
+        named = {name: options.pop(name) for name in self.tower.inputs if name in options}
+        return run_tower(self.model, named, anatomy=self.tower, **options)
 
 
 def accept_images_alone(model: nn.Module) -> None:
     """Let a dual encoder's forward take images alone; other models are left as they are."""
     dual = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
     dual |= hasattr(model, "vision_proj") and hasattr(model, "text_proj")
-    dual |= is_open_clip(model)
-    if dual and not isinstance(model.__dict__.get("forward"), ImagesOnlyForward):
+    if not (dual or is_open_clip(model)):
+        return
+    if not isinstance(model.__dict__.get("forward"), ImagesOnlyForward):
         model.forward = ImagesOnlyForward(model)
+    forward: Any = model.forward
+    forward.tower = _unusual_tower(model)
+
+
+def _unusual_tower(model: nn.Module) -> TowerAnatomy | None:
+    """Find the image tower where its readout is not what `get_image_features` gives.
+
+    Not while the model runs: `torch.compile` would have to follow it.
+    """
+    try:
+        anatomy = find_tower(model, "image")
+    except ResiDualError:  # stream mode adapts what it does not know
+        return None
+    usual = hasattr(model, "get_image_features") and not anatomy.reads_tokens
+    return None if usual else anatomy
 
 
 def restore_forward(model: nn.Module) -> None:
