@@ -1,5 +1,6 @@
 """`fit` on models that are no CLIP, and what its directory then answers by itself."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from residual_peft import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.fitting import evaluate_adapter, fit_adapter
 from residual_peft.run_record import RunRecord
+from residual_peft.studies import study_model
 
-from .models import TOWERS
+from .models import TOWERS, Size
 from .test_cli import stop
 from .test_families import BUILDERS, one_tokenizer, processor
 from .tokenizers import clip_tokenizer
@@ -37,10 +39,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def saved(name: str, folder: Path) -> Path:
+def saved(name: str, folder: Path, size: Size | None = None) -> Path:
     """A tiny random model as somebody would find it on the Hub."""
     build: Any = TOWERS[name] if name in TOWERS else BUILDERS[name]
-    build().save_pretrained(folder)
+    build(size).save_pretrained(folder)
     processor(name).save_pretrained(folder)
     if name in BUILDERS:
         clip_tokenizer().save_pretrained(folder)
@@ -91,6 +93,22 @@ def _words(folder: Path) -> Path:
     path = folder / "words.txt"
     path.write_text("red\ngreen\nblue\na square\n")
     return path
+
+
+def test_analyse_and_explain_without_a_text_tower(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Size(width=40, heads=4)
+    model, out = str(saved("Dinov2Model", tmp_path / "model", wide)), tmp_path / "adapter"
+    data = ("--data", str(photos))
+    study = tmp_path / "study"
+    assert stop(monkeypatch, "analyse", "--model", model, *data, "--out", str(study)) == 0
+    found = json.loads((study / "study.json").read_text())
+    assert found["words"] == []
+    assert stop(monkeypatch, "fit", "--model", model, *data, "--out", str(out)) == 0
+    assert stop(monkeypatch, "explain", "--adapter", str(out), *data) == 0
+    with pytest.raises(ResiDualError, match="Dinov2Model has no text tower: classes are the means"):
+        study_model(model, str(photos), templates=["a {}"])
 
 
 def test_what_needs_texts_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def fit_adapter(
     config = _settled(config, backbone, seed)
     by_texts = backbone.tokenizer is not None and config.readout is None
     if not by_texts:
-        _check_without_texts(backbone, images, templates, words)
+        check_without_texts(backbone, images, templates, words)
     described = described and by_texts
     dictionary = dictionary_if_any(backbone, words) if described else None  # before any work
     classifier = _classifier(backbone, images, templates, config, by_texts)
@@ -159,7 +159,7 @@ def _settled(config: ResiDualConfig | None, backbone: Backbone, seed: int) -> Re
     return ResiDualConfig(seed=seed, components=tower.head_dim if tower.pools > 1 else None)
 
 
-def _check_without_texts(backbone: Backbone, images: ImageData, templates: Any, words: Any) -> None:
+def check_without_texts(backbone: Backbone, images: ImageData, templates: Any, words: Any) -> None:
     """Refuse what only class names as texts can do."""
     kind = type(backbone.model).__name__
     why = (

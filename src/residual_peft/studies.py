@@ -27,13 +27,13 @@ from .analysis import (
     layer_ablation,
     spectral_similarity,
 )
-from .backbones import Backbone, backbone_of, load_backbone
+from .backbones import Backbone, backbone_of, has_text, load_backbone
 from .coordinates import collect_coordinates
 from .data import ImageData, batches, load_data
 from .describing import describe_components, dictionary_if_any
 from .errors import ResiDualError
 from .files import PathLike, atomic_directory, write_json
-from .fitting import check_classes
+from .fitting import check_classes, check_without_texts
 from .prompts import DEFAULT_TEMPLATES
 from .reporting.figures import (
     draw_ablation,
@@ -132,9 +132,14 @@ def study_model(
         found[split]  # says which one is missing
     clip = load_backbone(model)
     dictionary = dictionary_if_any(clip, words)  # before any work
-    classifier = ZeroShotClassifier.from_text(
-        clip.model, clip.tokenizer, found.class_names, templates or DEFAULT_TEMPLATES
-    )
+    if clip.tokenizer is not None:
+        classifier = ZeroShotClassifier.from_text(
+            clip.model, clip.tokenizer, found.class_names, templates or DEFAULT_TEMPLATES
+        )
+    else:
+        check_without_texts(clip, found, templates, words)
+        loader = _loader(clip, found, "train", images, seed)
+        classifier = ZeroShotClassifier.from_class_means(clip.model, loader, found.class_names)
     train, validation, test = (
         _contributions(clip, found, split, images, seed, progress)
         for split in ("train", "validation", "test")
@@ -259,7 +264,7 @@ def study_adapter(
     _check_one_label(found)
     base = classifier.model.get_base_model()
     dictionary = None
-    if hasattr(base, "get_text_features"):
+    if has_text(base) and classifier.templates:
         dictionary = dictionary_if_any(backbone_of(base), words)
     loader = batches(found[split], classifier.image_processor, name=f"the split '{split}'")
     rows = collect_coordinates(classifier.model, loader, progress=progress)
@@ -287,11 +292,16 @@ def _check_one_label(data: ImageData) -> None:
 def _contributions(
     clip: Backbone, data: ImageData, split: str, images: int, seed: int, progress: bool
 ) -> Contributions:
+    loader = _loader(clip, data, split, images, seed)
+    return collect_contributions(clip.model, loader, progress=progress)
+
+
+def _loader(clip: Backbone, data: ImageData, split: str, images: int, seed: int) -> Any:
+    """At most so many images of a split, drawn at random."""
     rows = data[split]
     if len(rows) > images:
         rows = rows.select(_drawn(len(rows), images, seed).tolist())
-    loader = batches(rows, clip.image_processor, name=f"the split '{split}'")
-    return collect_contributions(clip.model, loader, progress=progress)
+    return batches(rows, clip.image_processor, name=f"the split '{split}'")
 
 
 def _drawn(total: int, count: int, seed: int) -> torch.Tensor:
