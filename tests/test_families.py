@@ -12,7 +12,7 @@ from peft import get_peft_model
 from PIL import Image as Pillow
 from torch import Tensor
 from torch.nn import functional
-from transformers import Trainer
+from transformers import SiglipTextModel, Trainer
 
 from residual_peft import (
     ResiDualConfig,
@@ -29,8 +29,10 @@ from residual_peft import (
 from residual_peft.anatomy import find_tower
 from residual_peft.data import batches
 from residual_peft.decomposition import run_tower
+from residual_peft.errors import ResiDualError
 from residual_peft.prompts import embed_classes
 from residual_peft.training import LogitsForMetrics
+from residual_peft.zero_shot import readout_of
 
 from .models import TOWERS, clip_like, clip_model, pixels, text_config
 from .pooled import double, dual, patches, text_sizes
@@ -127,6 +129,43 @@ def test_several_labels_use_the_model_s_own_sigmoid(name: str, tmp_path: Path) -
         model, clip_tokenizer(), NAMES, multi_label=True, logit_bias=-3.0
     )
     assert given_one.logit_bias == -3.0
+
+
+def test_siglip_s_text_tower_alone_embeds_classes() -> None:
+    model = BUILDERS["SiglipModel"]()
+    alone = SiglipTextModel(model.config.text_config)
+    alone.load_state_dict(model.text_model.state_dict())
+    found = ZeroShotClassifier.from_text(model, clip_tokenizer(), NAMES, text_model=alone.eval())
+    wanted = ZeroShotClassifier.from_text(model, clip_tokenizer(), NAMES)
+    torch.testing.assert_close(found.class_embeddings, wanted.class_embeddings)
+
+
+def test_siglip_s_texts_are_padded_on_the_tokenizer_s_side() -> None:
+    model, tokenizer = BUILDERS["SiglipModel"](), clip_tokenizer()
+    tokenizer.padding_side = "left"
+    found = embed_classes(model, tokenizer, NAMES, "a {}")
+    texts = [f"a {word}" for word in NAMES]
+    ids = tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt")
+    assert ids["input_ids"][0, 0] == tokenizer.pad_token_id
+    wanted = model.get_text_features(input_ids=ids["input_ids"]).pooler_output
+    torch.testing.assert_close(found, functional.normalize(wanted, dim=1))
+    assert relative(embed_classes(model, clip_tokenizer(), NAMES, "a {}"), found) > 1e-3
+
+
+def test_a_prompt_longer_than_roberta_s_positions_is_refused() -> None:
+    model = BUILDERS["AltCLIPModel"]()
+    room = CONTEXT - model.config.text_config.pad_token_id - 1
+    fits = embed_classes(model, clip_tokenizer(), ["a" * (room - 2), "b"], "{}")
+    assert fits.isfinite().all()
+    with pytest.raises(ResiDualError, match=f"the text tower reads at most {room}"):
+        embed_classes(model, clip_tokenizer(), ["a" * (room - 1), "b"], "{}")
+
+
+def test_a_mean_is_read_from_an_output_with_texts_too() -> None:
+    model = get_peft_model(BUILDERS["SiglipModel"](), ResiDualConfig(readout="mean"))
+    randomize_gains(model)
+    output = model(**given("SiglipModel"), **prompts("SiglipModel"))
+    assert relative(readout_of(output, model), run_tower(model, given("SiglipModel"))) < 1e-6
 
 
 @every

@@ -54,7 +54,9 @@ def load_backbone(
 def has_text(model: nn.Module) -> bool:
     """Whether a model, or what PEFT has wrapped, embeds texts beside images, or alone."""
     model = base_model(model)
-    return any(hasattr(model, n) for n in TEXT_PARTS)
+    if any(hasattr(model, name) for name in TEXT_PARTS):
+        return True
+    return type(model).__name__ in ARCHITECTURES["text"] and hasattr(model, "head")  # SigLIP's
 
 
 def _class_of(directory: Path) -> Any:

@@ -89,16 +89,19 @@ def embed_classes(
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     tokens = [list(ids) for ids in tokenizer(prompts)["input_ids"]]
     config = getattr(model.config, "text_config", model.config)
-    token = _readout_token(model)
-    _check_tokens(tokens, prompts, names, config, getattr(token, "token_id", None))
+    token, context = _readout_token(model), _context(model, config)
+    _check_tokens(
+        tokens, prompts, names, context, config.vocab_size, getattr(token, "token_id", None)
+    )
     padding = getattr(tokenizer, "pad_token_id", None)
     padding = tokenizer.eos_token_id if padding is None else padding
     # SigLIP reads the last token of texts that are all as long as in training, padding and all
-    whole = config.max_position_embeddings if token == FirstToken(-1) else 0
+    whole = context if token == FirstToken(-1) else 0
+    left = bool(whole) and getattr(tokenizer, "padding_side", "right") == "left"
     features = []
     with torch.no_grad():
         for start in range(0, len(tokens), batch_size):
-            ids, mask = _pad(tokens[start : start + batch_size], padding, whole)
+            ids, mask = _pad(tokens[start : start + batch_size], padding, whole, left)
             features.append(
                 _text_features(model, ids.to(device), None if whole else mask.to(device))
             )
@@ -151,11 +154,29 @@ def _text_features(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     return output.pooler_output if embeds is None else embeds
 
 
-def _pad(tokens: list[list[int]], padding: int, length: int) -> tuple[Tensor, Tensor]:
+def _context(model: nn.Module, config: Any) -> int:
+    """The longest prompt that a text tower reads, in tokens."""
+    context = int(config.max_position_embeddings)
+    for name, module in model.named_modules():
+        # RoBERTa's kind (AltCLIP) counts positions from the one after padding's
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            context -= int(padding) + 1
+    return context
+
+
+def _pad(tokens: list[list[int]], padding: int, length: int, left: bool) -> tuple[Tensor, Tensor]:
     # by hand, since a tokenizer may lack a padding token; what follows CLIP's end is never read
     longest = max(length, *map(len, tokens))
-    ids = [row + [padding] * (longest - len(row)) for row in tokens]
-    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in tokens]
+    gaps = [[0] * (longest - len(row)) for row in tokens]
+    fill = [[padding] * len(gap) for gap in gaps]
+    ones = [[1] * len(row) for row in tokens]
+    if left:
+        ids = [gap + row for row, gap in zip(tokens, fill, strict=True)]
+        mask = [gap + one for one, gap in zip(ones, gaps, strict=True)]
+    else:
+        ids = [row + gap for row, gap in zip(tokens, fill, strict=True)]
+        mask = [one + gap for one, gap in zip(ones, gaps, strict=True)]
     return torch.tensor(ids), torch.tensor(mask)
 
 
@@ -163,10 +184,10 @@ def _check_tokens(
     tokens: list[list[int]],
     prompts: list[str],
     names: tuple[str, ...],
-    config: Any,
+    context: int,
+    vocabulary: int,
     end: int | None,
 ) -> None:
-    context, vocabulary = config.max_position_embeddings, config.vocab_size
     for index, row in enumerate(tokens):
         name = names[index * len(names) // len(tokens)]
         if len(row) > context:

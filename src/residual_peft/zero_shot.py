@@ -465,6 +465,9 @@ def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
         return outputs
     anatomy = None if model is None else find_tower(model)
     tokens = anatomy is not None and anatomy.reads_tokens and anatomy.side == "image"
+    inside = getattr(outputs, "vision_model_output", None)
+    if tokens and inside is not None:  # of a dual encoder that was given texts, too
+        outputs = inside
     last = ("last_hidden_state",) if tokens else ("pooler_output",)
     for name in ("image_embeds", *last):
         value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
