@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from residual_peft import ZeroShotClassifier
+from residual_peft.cards import TASK
 from residual_peft.errors import ResiDualError
 from residual_peft.fitting import evaluate_adapter, fit_adapter
 from residual_peft.run_record import RunRecord
@@ -84,6 +86,13 @@ def test_fit_evaluates_and_predicts_from_the_directory_alone(
     assert type(classifier.model.get_base_model()).__name__ == name
     wanted = dict(zip(("", *options[:1]), ("", *options[1:]), strict=False)).get("--readout")
     assert classifier.model.peft_config["default"].readout == wanted
+    card = ModelCard.load(out / "README.md")
+    told = ("image-classification", True) if start == "class means" else (TASK, False)
+    assert (card.data.pipeline_tag, "the means of their training images" in card.text) == told
+    family = {"Siglip": "SigLIP", "Dinov2": "DINOv2", "ViTFor": "ViT", "BlipFor": "BLIP"}
+    spoken = next(said for start, said in family.items() if name.startswith(start))
+    assert f"by an adapted {spoken}" in card.text
+    assert spoken.lower() in "".join(card.data.tags)
     picture = next((photos / "red").iterdir())
     assert classifier.predict(picture).label in COLOURS
     assert len(RunRecord.load(out).facts.templates) == (start == "zero-shot")

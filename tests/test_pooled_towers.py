@@ -379,7 +379,7 @@ def test_a_pooling_head_keeps_the_attention_of_the_image_as_it_is() -> None:
     assert relative(readouts[2], (readouts[0] + readouts[1]) / 2) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["SiglipModel", "ViTModel, mean", "BlipModel"])
+@pytest.mark.parametrize("name", ["SiglipModel", "Siglip2Model", "ViTModel, mean", "BlipModel"])
 def test_weights_are_not_rounded_under_autocast(name: str) -> None:
     case = CASES[name]
     model, batch = case.build(), case.batch()

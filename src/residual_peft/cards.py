@@ -16,6 +16,7 @@ from .errors import ResiDualError
 from .hub import DEMO_MODEL
 
 TASK = "zero-shot-image-classification"
+NO_TEXT_TASK = "image-classification"  # where classes are means of images
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "top5_accuracy": "top-5 accuracy",
@@ -109,19 +110,24 @@ def adapter_card(adapter: SavedAdapter, facts: CardFacts) -> str:
     Raises:
         ResiDualError: what was given makes no valid card.
     """
+    family = _family(adapter.base_class)
+    means = not adapter.templates and "CLIP" not in family  # class names were in no prompt
     subject = facts.dataset or facts.dataset_id or f"{len(adapter.class_names)} classes"
-    title = facts.title or f"{subject}, by {'an adapted' if adapter.method else 'a'} CLIP"
+    title = facts.title or f"{subject}, by {'an adapted' if adapter.method else 'a'} {family}"
     body = _render(
         "adapter_card.md.jinja",
         adapter=adapter,
         facts=facts,
         title=title,
+        means=means,
         base=_base_in_words(adapter.base_model, adapter.base_class),
         found_by_name=adapter.base_model == DEMO_MODEL or _hub_id(adapter.base_model) is not None,
         metric_names=METRIC_NAMES,
     )
     library = "peft" if adapter.method else "transformers"
-    return _whole_card(_metadata(facts, title, adapter.base_model, library), body)
+    task = NO_TEXT_TASK if means else TASK
+    data = _metadata(facts, title, adapter.base_model, library, task, family)
+    return _whole_card(data, body)
 
 
 def basis_card(
@@ -150,6 +156,13 @@ def basis_card(
     return _whole_card(data, body)
 
 
+def _family(base_class: str | None) -> str:
+    """What a class's models are called: CLIP of CLIPModel, SigLIP of SiglipModel."""
+    name = re.sub(r"(Vision|Text)?(Model(WithProjection)?|For[A-Z].*)$", "", base_class or "CLIP")
+    spoken = {"Siglip": "SigLIP", "Siglip2": "SigLIP 2", "Blip": "BLIP", "Dinov2": "DINOv2"}
+    return spoken.get(name, name or "CLIP")
+
+
 def _base_in_words(name: str | None, kind: str) -> str:
     """The base model in Markdown; of a path only the end, the rest says nothing to others."""
     if name == DEMO_MODEL:
@@ -161,11 +174,13 @@ def _base_in_words(name: str | None, kind: str) -> str:
     return f"a {as_text(kind)} without a name"
 
 
-def _metadata(facts: CardFacts, title: str, base_model: str | None, library: str) -> ModelCardData:
+def _metadata(
+    facts: CardFacts, title: str, base_model: str | None, library: str, task: str, family: str
+) -> ModelCardData:
     hub_model = _hub_id(base_model)
     results = [
         EvalResult(
-            task_type=TASK,
+            task_type=task,
             dataset_type=facts.dataset_id or "imagefolder",
             dataset_name=facts.dataset or facts.dataset_id or "",
             dataset_split=facts.split,
@@ -180,8 +195,8 @@ def _metadata(facts: CardFacts, title: str, base_model: str | None, library: str
         base_model=hub_model,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
         license=facts.license,
-        pipeline_tag=TASK,
-        tags=["residual-peft", "clip"],
+        pipeline_tag=task,
+        tags=["residual-peft", family.lower().replace(" ", "")],
         model_name=title if results else None,
         eval_results=results or None,
     )
