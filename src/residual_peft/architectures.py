@@ -35,6 +35,7 @@ VIT_LIKE = (
     "Dinov2Model",
     "Dinov2WithRegistersModel",
     "DINOv3ViTModel",
+    "IJepaModel",
 )
 SIGLIP_LIKE = ("SiglipModel", "SiglipVisionModel", "Siglip2Model", "Siglip2VisionModel")
 # text towers whose LayerNorms stand behind each sum, so that their streams are no sums
@@ -179,30 +180,6 @@ def _blip_retrieval(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
     return readout
 
 
-@register_architecture("IJepaModel")
-def _ijepa(model: Any) -> TowerAnatomy:
-    """I-JEPA: a ViT without a class token, whose readout is the mean of its tokens."""
-    norm = _first(model, FINAL_NORM)
-    blocks: Any = _part(model, _first(model, LAYERS))
-    pooler = getattr(model, "pooler", None)
-    return TowerAnatomy(
-        architecture=type(model).__name__,
-        model=model,
-        tower=model,
-        embedding=unwrapped(model.embeddings),
-        layers=tuple(_vit_layer(block) for block in blocks),
-        final_norm=_part(model, norm),
-        projection=None,
-        projection_path=norm,
-        num_heads=_part(blocks[0], _first(blocks[0], HEADS)),
-        reads_tokens=True,
-        outside=() if pooler is None else (pooler,),
-        pooling=MeanPooling(),
-        readout="mean",
-        prefix_tokens=0,
-    )
-
-
 @register_architecture(*TEXT, side="text")
 def _text(model: Any) -> TowerAnatomy:
     """The text towers of CLIP and SigLIP: one token after the final norm, then a projection."""
@@ -241,13 +218,14 @@ def _text(model: Any) -> TowerAnatomy:
 def _vit(model: Any) -> TowerAnatomy:
     """ViT, DeiT, DINO: the class token after the final norm; layer scale where there is one.
 
-    Of a model for image classification, that token and not the logits.
+    Of a model for image classification, that token and not the logits. I-JEPA has no such token,
+    and is read out by the mean of all.
     """
     inside = next((name for name in ("vit", "deit") if hasattr(model, name)), "")
     tower: Any = model.get_submodule(inside)
     norm = _first(tower, FINAL_NORM)
     blocks: Any = _part(tower, _first(tower, LAYERS))
-    pooler = getattr(tower, "pooler", None)
+    pooler, prefix = getattr(tower, "pooler", None), _prefix_tokens(model, tower)
     return TowerAnatomy(
         architecture=type(model).__name__,
         model=model,
@@ -260,12 +238,16 @@ def _vit(model: Any) -> TowerAnatomy:
         num_heads=_part(blocks[0], _first(blocks[0], HEADS)),
         reads_tokens=True,
         outside=() if pooler is None else (pooler,),
-        prefix_tokens=_prefix_tokens(model, tower),
+        pooling=None if prefix else MeanPooling(),
+        readout=None if prefix else "mean",
+        prefix_tokens=prefix,
     )
 
 
 def _prefix_tokens(model: Any, tower: Any) -> int:
     """The class token, DeiT's for distillation, and registers: all that stand for no patch."""
+    if getattr(tower.embeddings, "cls_token", None) is None:
+        return 0
     distilled = getattr(tower.embeddings, "distillation_token", None) is not None
     registers = getattr(model.config, "num_register_tokens", 0) or 0
     return 1 + distilled + registers
