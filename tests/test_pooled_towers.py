@@ -412,6 +412,16 @@ def test_a_mean_of_texts_leaves_out_padding() -> None:
         find_tower(model, readout="patches")
 
 
+def test_a_basis_of_one_readout_is_none_of_another(tmp_path: Path) -> None:
+    """The weights are the same, and what the units contribute is not."""
+    build, batch = CASES["ViTModel, mean"].build, CASES["ViTModel, mean"].batch(COUNT)
+    SpectralBasis.fit(build(), [batch]).save_pretrained(tmp_path)
+    get_peft_model(build(), ResiDualConfig(basis=str(tmp_path)))
+    for readout in ("mean", "patches"):
+        with pytest.raises(ResiDualError, match="the basis belongs to the weights of ViTModel"):
+            get_peft_model(build(), ResiDualConfig(readout=readout, basis=str(tmp_path)))
+
+
 def test_a_second_readout_of_one_tower_is_refused() -> None:
     model = get_peft_model(CASES["ViTModel, mean"].build(), ResiDualConfig(readout="mean"))
     with pytest.raises(ResiDualError, match=r"readout='mean' like those .* got readout=None"):
