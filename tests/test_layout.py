@@ -11,6 +11,7 @@ ROOT = Path(residual_peft.__file__).parent
 
 ROOMS = [
     "errors",
+    "provenance",
     "blas",
     "files",
     "hub",

@@ -1,0 +1,39 @@
+"""Which images a classifier was fitted on, and how they were shared out: saved with it."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """How the images of a fit were shared out, so that whoever evaluates uses the same test images.
+
+    Attributes:
+        digest: of the data as a whole (`digest_of`): equal where the images, their classes and the
+            splits that they came in are equal, whatever the files are called.
+        seed: of the splits that were cut.
+        shares: part -> its share of the images, for the parts that were cut from the training
+            images ("validation", "test"); a part that the data came with is not among them.
+        images: split -> how many images it has.
+    """
+
+    digest: str
+    seed: int = 0
+    shares: dict[str, float] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+
+
+def image_digest(content: bytes) -> str:
+    """The name of an image by its content: the first 32 hex digits of the SHA-256 of its file."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def digest_of(rows: Iterable[tuple[str, str, str]]) -> str:
+    """One digest for a data set, whatever the order of its images.
+
+    Args:
+        rows: (split that the image came in, its class or classes, its `image_digest`) each.
+    """
+    lines = sorted("\t".join(row) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
