@@ -11,6 +11,8 @@ from PIL import Image
 from residual_peft import ResiDualConfig, ZeroShotClassifier, gains_of
 from residual_peft.backbones import load_backbone
 from residual_peft.cards import CardFacts
+from residual_peft.errors import ResiDualError
+from residual_peft.provenance import SplitRecord, image_digest
 
 from .test_zero_shot import photographs
 
@@ -83,3 +85,31 @@ def test_our_card_is_renewed_and_yours_is_kept(backbone, tmp_path):
     card.write_text("---\nlicense: cc0-1.0\n---\nMine.\n")
     made.save_pretrained(tmp_path, card=CardFacts(license="mit"))
     assert card.read_text() == "---\nlicense: cc0-1.0\n---\nMine.\n"
+
+
+def test_how_images_were_shared_out_is_saved_with_the_classifier(backbone, tmp_path):
+    made = classifier_of(backbone, None)
+    assert made.split is None
+    assert made.fitted_on == ()
+    made.save_pretrained(tmp_path / "bare")
+    assert not (tmp_path / "bare" / "run").exists()
+    bare = ZeroShotClassifier.from_pretrained(tmp_path / "bare", model=backbone.model)
+    assert (bare.split, bare.fitted_on) == (None, ())
+    split = SplitRecord("ab" * 16, 7, {"test": 0.1, "validation": 0.2}, {"train": 70, "test": 10})
+    made.split, made.fitted_on = split, tuple(image_digest(b"%d" % i) for i in range(3))
+    made.save_pretrained(tmp_path / "fitted")
+    again = ZeroShotClassifier.from_pretrained(tmp_path / "fitted", model=backbone.model)
+    assert (again.split, again.fitted_on) == (split, made.fitted_on)
+    # a classifier that takes the place of another does not inherit its images
+    bare.save_pretrained(tmp_path / "fitted")
+    again = ZeroShotClassifier.from_pretrained(tmp_path / "fitted", model=backbone.model)
+    assert (again.split, again.fitted_on) == (None, ())
+
+
+def test_a_record_of_images_of_another_kind_is_refused(backbone, tmp_path):
+    made = classifier_of(backbone, None)
+    made.fitted_on = (image_digest(b""),)
+    made.save_pretrained(tmp_path)
+    (tmp_path / "run" / "fitted_on.txt").write_text("no digest\n")
+    with pytest.raises(ResiDualError, match=r"fitted_on.txt' holds something other"):
+        ZeroShotClassifier.from_pretrained(tmp_path, model=backbone.model)

@@ -1,5 +1,7 @@
 """What a saved classifier consists of, and the base model that it names."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from .cards import MARK, CardFacts, SavedAdapter, adapter_card
 from .errors import ResiDualError
 from .figures import gains_figure
 from .files import read_json, read_tensors, write_json, write_tensors
-from .hub import ADAPTER_CONFIG, CARD, DEMO_MODEL, known_name, model_directory
+from .hub import ADAPTER_CONFIG, CARD, DEMO_MODEL, RUN_DIRECTORY, known_name, model_directory
+from .provenance import SplitRecord
 from .tuner import ResiDualConfig, gains_by_unit
 
 CLASSIFIER_JSON = "residual_classifier.json"
@@ -22,6 +25,7 @@ CLASSIFIER_TENSORS = "residual_classifier.safetensors"
 ADAPTER_TENSORS = "adapter_model.safetensors"
 FILES = [CLASSIFIER_JSON, CLASSIFIER_TENSORS, ADAPTER_CONFIG, ADAPTER_TENSORS]
 FILES += ["*processor_config.json"]
+FITTED_ON = f"{RUN_DIRECTORY}/fitted_on.txt"
 FIGURE = "gains.png"
 _WRITERS = {
     "embed": "the patch embedding",
@@ -80,6 +84,58 @@ def read_classes(directory: Path, name: object) -> tuple[dict[str, Any], Tensor]
     if "class_embeddings" not in tensors:
         raise ResiDualError(f"'{directory / CLASSIFIER_TENSORS}' holds no class_embeddings.")
     return record, tensors["class_embeddings"]
+
+
+def split_of(record: dict[str, Any]) -> SplitRecord | None:
+    """How a saved classifier's images were shared out; of older files, and without a fit, None.
+
+    Raises:
+        ResiDualError: the record is of another kind.
+    """
+    found = record.get("split")
+    if found is None:
+        return None
+    try:
+        split = SplitRecord(**found)
+        shares = {str(part): float(share) for part, share in split.shares.items()}
+        images = {str(part): int(count) for part, count in split.images.items()}
+        return SplitRecord(str(split.digest), int(split.seed), shares, images)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ResiDualError(
+            f"the classifier's record of its split is of another kind ({error}); save the "
+            "classifier again."
+        ) from None
+
+
+def write_fitted_on(folder: Path, target: Path, digests: Sequence[str]) -> None:
+    """Write the digests of the images of a fit; those of an adapter that was there before go.
+
+    Args:
+        folder: what takes the place of `target`'s files.
+        target: where the classifier is saved.
+        digests: one for each image.
+    """
+    if digests or (target / FITTED_ON).exists():
+        (folder / FITTED_ON).parent.mkdir(exist_ok=True)
+        (folder / FITTED_ON).write_text("".join(f"{digest}\n" for digest in digests), "utf-8")
+
+
+def read_fitted_on(directory: Path) -> tuple[str, ...]:
+    """The digests that `write_fitted_on` wrote; none where there is no such file.
+
+    Raises:
+        ResiDualError: the file holds something else.
+    """
+    path = directory / FITTED_ON
+    if not path.is_file():
+        return ()
+    digests = path.read_bytes().split()
+    if not all(re.fullmatch(b"[0-9a-f]{32}", digest) for digest in digests):
+        raise ResiDualError(
+            f"'{path}' holds something other than the digests of images, one a line; delete it, "
+            "or save the classifier again."
+        )
+    return tuple(digest.decode() for digest in digests)
 
 
 def label_settings(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ from .classifier_files import (
     load_base,
     origin_of,
     read_classes,
+    read_fitted_on,
+    split_of,
     write_adapter,
     write_card,
     write_classes,
+    write_fitted_on,
 )
 from .decomposition import checked_inputs, read_tokens, run_tower
 from .errors import ResiDualError
@@ -41,6 +45,7 @@ from .images import ImageLike, image_list, load_image_processor, model_inputs, t
 from .predictions import Prediction as Prediction
 from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
 from .prompts import DEFAULT_TEMPLATES, check_class_names, check_templates, embed_classes
+from .provenance import SplitRecord
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
 USUAL_LOGIT_SCALE = 100.0
@@ -60,6 +65,9 @@ class ZeroShotClassifier:
             its own in place of the softmax over all.
         logit_bias: what is added to every logit. A sigmoid needs one, since cosines of images and
             texts are far from 0; a fit with several labels sets it, and `fit_bias` does without.
+        split: how the images of its fit were shared out; None where it was not fitted, or not known.
+        fitted_on: digests (`image_digest`) of the images that it was trained or chosen on; may be
+            empty. Saved under `run/`, which is never pushed.
     """
 
     def __init__(
@@ -80,6 +88,8 @@ class ZeroShotClassifier:
         self.image_processor = image_processor
         self.logit_scale = _logit_scale(model) if logit_scale is None else float(logit_scale)
         self.multi_label, self.logit_bias = bool(multi_label), float(logit_bias)
+        self.split: SplitRecord | None = None
+        self.fitted_on: tuple[str, ...] = ()
         if not math.isfinite(self.logit_bias):
             raise ResiDualError(f"wanted a finite logit_bias, got {logit_bias}.")
         width = find_tower(model).readout_width
@@ -350,6 +360,8 @@ class ZeroShotClassifier:
         }
         if self.multi_label or self.logit_bias:  # absent otherwise, and from older files
             record |= {"multi_label": self.multi_label, "logit_bias": self.logit_bias}
+        if self.split is not None:
+            record["split"] = asdict(self.split)
         there = target / CARD
         with atomic_directory(target) as folder:
             if isinstance(self.model, PeftModel):
@@ -357,6 +369,7 @@ class ZeroShotClassifier:
             if self.image_processor is not None:
                 self.image_processor.save_pretrained(folder)
             write_classes(folder, record, self.class_embeddings)
+            write_fitted_on(folder, target, self.fitted_on)
             if not there.is_file() or is_ours(there):
                 where = location or target.resolve().name
                 write_card(self.model, folder, record, card or CardFacts(), where)
@@ -450,6 +463,7 @@ class ZeroShotClassifier:
             image_processor=processor,
             **label_settings(record),
         )
+        classifier.split, classifier.fitted_on = split_of(record), read_fitted_on(directory)
         return classifier if device is None else classifier.to(device)
 
 
