@@ -65,7 +65,7 @@ class ZeroShotClassifier:
             its own in place of the softmax over all.
         logit_bias: what is added to every logit. A sigmoid needs one, since cosines of images and
             texts are far from 0; a fit with several labels sets it, and `fit_bias` does without.
-        split: how the images of its fit were shared out; None where it was not fitted, or not known.
+        split: how the images of its fit were shared out; None without a fit, or where not known.
         fitted_on: digests (`image_digest`) of the images that it was trained or chosen on; may be
             empty. Saved under `run/`, which is never pushed.
     """
