@@ -28,6 +28,7 @@ from residual_peft.fused_attention import check_attention, heads_at
 
 from .models import Size, clip_model, pixels
 from .open_clip_models import CLASSES, open_clip, open_clip_model, tokens
+from .pairs import in_pairs
 from .slow import slow_contributions
 from .tokenizers import clip_tokenizer
 from .tuner.twin import IMAGES, expected, randomize_gains, relative
@@ -277,10 +278,12 @@ def masks(heads: int, batch: int, length: int) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("mask", masks(1, 2, 1))
-@pytest.mark.parametrize("token", [0, 3, torch.tensor([4, 1, 2])], ids=["first", "third", "own"])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("batch_first", [True, False])
+@in_pairs(
+    mask=masks(1, 2, 1),
+    token=[0, 3, torch.tensor([4, 1, 2])],
+    bias=[True, False],
+    batch_first=[True, False],
+)
 def test_what_a_fused_attention_projects(mask: str, token: Any, bias: bool, batch_first) -> None:
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(12, 3, bias=bias, batch_first=batch_first).double()

@@ -15,6 +15,7 @@ from residual_peft.decomposition import run_tower
 from residual_peft.tuner import ResiDualConfig, adapter_basis, fit_bases, gains_of
 from residual_peft.tuner.head_space import HeadSpace, stored_width
 from tests.models import BUILDERS, SIZES, Size, clip_model, pixels
+from tests.pairs import in_pairs
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 WEIGHTS = "adapter_model.safetensors"
@@ -66,9 +67,7 @@ def through(model: nn.Module, basis: SpectralBasis) -> tuple[Tensor, Tensor]:
     return space.unpack(stored, basis.component_counts)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("source", ["data", "weights"])
+@in_pairs(damage=DAMAGES, size=SIZES, source=("data", "weights"))
 def test_nothing_is_lost(size: str, damage: str, source: str) -> None:
     model = clip_model(SIZES[size]).double()
     DAMAGES[damage](model)

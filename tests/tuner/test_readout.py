@@ -26,6 +26,7 @@ from residual_peft.tuner import (
     restart_gains,
 )
 from tests.models import EVERY, SIZES, Size, clip_model, clip_vision_model, pixels
+from tests.pairs import in_pairs
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 
@@ -33,9 +34,11 @@ def layer_of(model: nn.Module) -> ResiDualReadout:
     return next(m for m in model.modules() if isinstance(m, ResiDualReadout))
 
 
-@pytest.mark.parametrize("builder", EVERY)
-@pytest.mark.parametrize("fit", [False, True])
-@pytest.mark.parametrize("units", [("head",), ("embed", "head", "mlp"), ("output",)])
+@in_pairs(
+    builder=EVERY,
+    fit=(False, True),
+    units=[("head",), ("embed", "head", "mlp"), ("output",)],
+)
 def test_identity_at_the_start(builder: str, fit: bool, units: tuple[str, ...]) -> None:
     model = adapted(ResiDualConfig(units=units), builder=builder, fit=fit, gains=False)
     wanted = run_tower(EVERY[builder](), pixels())

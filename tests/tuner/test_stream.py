@@ -24,6 +24,7 @@ from transformers import (
 
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module, restart_gains
 from tests.models import clip_model, pixels
+from tests.pairs import in_pairs
 from tests.tuner.stream_twin import (
     CASES,
     OPTIONS,
@@ -42,12 +43,11 @@ TOLERANCE = {F32: 1e-5, F64: 1e-10}
 
 matrix = pytest.mark.parametrize("case", CASES)
 options = pytest.mark.parametrize("option", OPTIONS)
-fitted = pytest.mark.parametrize("fit", [False, True], ids=["weights", "data"])
+FITTED = (False, True)
+fitted = pytest.mark.parametrize("fit", FITTED, ids=["weights", "data"])
 
 
-@matrix
-@options
-@fitted
+@in_pairs(case=CASES, option=OPTIONS, fit=FITTED)
 def test_forward_is_the_definition(case: str, option: str, fit: bool) -> None:
     model = adapted_stream(case, dtype=F64, fit=fit, **OPTIONS[option])
     base = CASES[case].build()
@@ -76,10 +76,7 @@ def test_starts_away_from_the_identity(case: str) -> None:
     assert relative(found[0], found[2]) > 1e-2
 
 
-@matrix
-@options
-@fitted
-@pytest.mark.parametrize("dtype", [F32, F64])
+@in_pairs(case=CASES, option=OPTIONS, fit=FITTED, dtype=(F32, F64))
 def test_merged_and_unmerged(case: str, option: str, fit: bool, dtype: torch.dtype) -> None:
     model = adapted_stream(case, dtype=dtype, fit=fit, **OPTIONS[option])
     next(iter(gains_by_module(model).values())).data[0] = 0.0
@@ -95,10 +92,7 @@ def test_merged_and_unmerged(case: str, option: str, fit: bool, dtype: torch.dty
         assert "gains" in name or torch.equal(tensor, before[name]), name
 
 
-@matrix
-@options
-@fitted
-@pytest.mark.parametrize("dtype", [F32, F64])
+@in_pairs(case=CASES, option=OPTIONS, fit=FITTED, dtype=(F32, F64))
 def test_merged_for_good(case: str, option: str, fit: bool, dtype: torch.dtype) -> None:
     model = adapted_stream(case, dtype=dtype, fit=fit, **OPTIONS[option])
     wanted = output(case, model, dtype)

@@ -37,6 +37,7 @@ from tests.models import (
     pixels,
     transformers_admits_peft,
 )
+from tests.pairs import in_pairs
 from tests.tuner.stream_twin import (
     CASES,
     OPTIONS,
@@ -53,9 +54,7 @@ from tests.tuner.twin import relative
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@in_pairs(case=CASES, option=OPTIONS, low_cpu_mem_usage=(False, True))
 def test_saved_and_loaded(
     case: str, option: str, low_cpu_mem_usage: bool, tmp_path: Path, monkeypatch: Any
 ) -> None:
