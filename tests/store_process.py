@@ -10,8 +10,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from residual_peft import files
 from residual_peft.data import ProcessedImages
+from residual_peft.files import writing as files
 from residual_peft.store import write_coordinates
 
 from .training_case import adapted_classifier, task

@@ -1,8 +1,14 @@
 """The one error family for what a user can mend."""
 
+from .terminal import printable
+
 
 class ResiDualError(ValueError):
     """Something the user can mend: says what was wanted, what was got and what to do.
 
-    Anything else that is raised from this package is a bug and keeps its traceback.
+    Its text is one line that may be printed, whatever names from others' files it holds. Anything
+    else that is raised from this package is a bug and keeps its traceback.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))

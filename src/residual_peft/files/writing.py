@@ -4,18 +4,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-from .errors import ResiDualError
-
-PathLike = str | os.PathLike[str]
+from ..errors import ResiDualError
+from .looking import PathLike
 
 
 def _reveal(source: Path, destination: Path) -> None:
@@ -65,54 +60,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_json(path: PathLike) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ResiDualError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResiDualError(f"wanted the file '{path}', which is missing.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResiDualError(
-            f"'{path}' is not JSON ({error}); it may have been cut short."
-        ) from None
-
-
 def write_json(path: PathLike, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def read_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors and its metadata.
-
-    Raises:
-        ResiDualError: the file is missing, cut short or not safetensors.
-    """
-    if not Path(path).is_file():
-        raise ResiDualError(f"wanted the file '{path}', which is missing.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ResiDualError(
-            f"'{path}' is not a whole safetensors file ({error}); it may have been cut short or be "
-            "of another kind: copy or download it again."
-        ) from None
-
-
-def write_tensors(
-    path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors as safetensors, whole or not at all."""
-    with atomic_file(path) as temporary:
-        safetensors.torch.save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            dict(metadata or {}),
-        )

@@ -1,0 +1,28 @@
+"""Files: read with every field checked, and written whole or not at all."""
+
+from .faults import disk_fault, disk_faults
+from .looking import PathLike, file_size, quoted, read_bytes
+from .records import Within, read_json, read_object, read_record, record_of
+from .tensors import TensorFacts, read_header, read_tensors, write_tensors
+from .writing import atomic_directory, atomic_file, write_json
+
+__all__ = [
+    "PathLike",
+    "TensorFacts",
+    "Within",
+    "atomic_directory",
+    "atomic_file",
+    "disk_fault",
+    "disk_faults",
+    "file_size",
+    "quoted",
+    "read_bytes",
+    "read_header",
+    "read_json",
+    "read_object",
+    "read_record",
+    "read_tensors",
+    "record_of",
+    "write_json",
+    "write_tensors",
+]
