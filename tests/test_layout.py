@@ -10,6 +10,7 @@ ROOT = Path(residual_peft.__file__).parent
 ROOMS = [
     "terminal",
     "errors",
+    "class_names",
     "provenance",
     "blas",
     "files",

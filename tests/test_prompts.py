@@ -2,8 +2,9 @@ import pytest
 import torch
 from transformers import CLIPProcessor, CLIPTextModelWithProjection
 
+from residual_peft.class_names import check_class_names
 from residual_peft.errors import ResiDualError
-from residual_peft.prompts import check_class_names, embed_classes
+from residual_peft.prompts import embed_classes
 
 from .models import Size, clip_model, randomize, text_config
 from .tokenizers import VOCABULARY, clip_tokenizer

@@ -8,51 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .anatomy import base_model, find_tower
+from .class_names import check_class_names, check_templates, spoken
 from .errors import ResiDualError
 from .open_clip_towers import is_open_clip
 from .pooling import FirstToken
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-
-
-def check_class_names(class_names: Iterable[str]) -> tuple[str, ...]:
-    """Class names as a tuple.
-
-    Raises:
-        ResiDualError: fewer than two, one that is empty or no text, or one that occurs twice.
-    """
-    names = tuple(class_names)
-    if isinstance(class_names, str) or not all(isinstance(n, str) and n.strip() for n in names):
-        raise ResiDualError(
-            f"wanted a list of class names, none of them empty, got {class_names!r}."
-        )
-    if len(names) < 2:
-        raise ResiDualError(f"wanted at least two classes to tell apart, got {list(names)}.")
-    spoken = [_spoken(name) for name in names]
-    if len(set(spoken)) < len(names):
-        twice = next(name for name in spoken if spoken.count(name) > 1)
-        raise ResiDualError(
-            f"the class name '{twice}' occurs {spoken.count(twice)} times (underscores count as "
-            "spaces); give each class its own name."
-        )
-    return names
-
-
-def check_templates(templates: Iterable[str]) -> tuple[str, ...]:
-    """Prompt templates as a tuple; one string counts as one template.
-
-    Raises:
-        ResiDualError: none, or one without `{}`.
-    """
-    templates = (templates,) if isinstance(templates, str) else tuple(templates)
-    if not templates:
-        raise ResiDualError("wanted at least one prompt template such as 'a photo of a {}.'.")
-    for template in templates:
-        if "{}" not in template:
-            raise ResiDualError(
-                f"the prompt template {template!r} has no '{{}}' where the class name goes."
-            )
-    return templates
 
 
 def embed_classes(
@@ -81,7 +42,7 @@ def embed_classes(
             a tokenizer that does not fit the model.
     """
     names, templates = check_class_names(class_names), check_templates(templates)
-    prompts = [t.replace("{}", _spoken(name)) for name in names for t in templates]
+    prompts = [t.replace("{}", spoken(name)) for name in names for t in templates]
     model: Any = base_model(text_model)
     device = next(model.parameters()).device
     if is_open_clip(model):
@@ -205,7 +166,3 @@ def _check_tokens(
                 f"the tokenizer does not end a prompt with token {end}, where this "
                 f"text tower reads it (class '{name}'); use the model's own tokenizer."
             )
-
-
-def _spoken(name: str) -> str:
-    return " ".join(name.replace("_", " ").split())

@@ -22,6 +22,7 @@ from .anatomy import base_model, find_tower
 from .backbones import has_text
 from .cards import CardFacts
 from .class_means import class_means
+from .class_names import check_class_names, check_templates
 from .classifier_files import (
     ADAPTER_TENSORS,
     FILES,
@@ -44,7 +45,7 @@ from .hub import ADAPTER_CONFIG, CARD, local_directory, push_directory
 from .images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
 from .predictions import Prediction as Prediction
 from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
-from .prompts import DEFAULT_TEMPLATES, check_class_names, check_templates, embed_classes
+from .prompts import DEFAULT_TEMPLATES, embed_classes
 from .provenance import SplitRecord
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
