@@ -8,6 +8,7 @@ import residual_peft
 ROOT = Path(residual_peft.__file__).parent
 
 ROOMS = [
+    "registration",
     "terminal",
     "errors",
     "class_names",

@@ -1,34 +1,46 @@
 """ResiDual (arXiv 2411.00246) for Hugging Face: one gain per spectral component of each head.
 
-Importing this package registers the method with PEFT, and changes nothing else.
+Importing this package registers the method with PEFT, and changes nothing else. Its names are
+imported when they are first used: until then neither torch nor PEFT is.
 """
 
-from . import architectures as architectures
-from . import open_clip_towers as open_clip_towers
-from .anatomy import LayerAnatomy, TowerAnatomy, Unit, find_tower, register_architecture
-from .bases import SpectralBasis
-from .cards import CardFacts
-from .conversion import convert_adapter, open_clip_to_transformers
-from .coordinates import Coordinates, collect_coordinates, collect_with_basis
-from .data import load_data
-from .decomposition import Decomposition, decompose
-from .errors import ResiDualError
-from .evaluation import evaluate
-from .many_tasks import TaskSet
-from .objectives import Objective
-from .solvers import fit_gains, solve_gains, strength_path
-from .store import CoordinateStore, write_coordinates
-from .training import trainer_kwargs, training_arguments
-from .tuner import (
-    ResiDualConfig,
-    ResiDualModel,
-    adapter_basis,
-    fit_bases,
-    gains_by_module,
-    gains_of,
-    hotswap_adapter,
-)
-from .zero_shot import ZeroShotClassifier
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from .registration import register_with_peft
+
+if TYPE_CHECKING:
+    from .anatomy import (
+        LayerAnatomy,
+        TowerAnatomy,
+        Unit,
+        find_tower,
+        register_architecture,
+    )
+    from .bases import SpectralBasis
+    from .cards import CardFacts
+    from .conversion import convert_adapter, open_clip_to_transformers
+    from .coordinates import Coordinates, collect_coordinates, collect_with_basis
+    from .data import load_data
+    from .decomposition import Decomposition, decompose
+    from .errors import ResiDualError
+    from .evaluation import evaluate
+    from .many_tasks import TaskSet
+    from .objectives import Objective
+    from .solvers import fit_gains, solve_gains, strength_path
+    from .store import CoordinateStore, write_coordinates
+    from .training import trainer_kwargs, training_arguments
+    from .tuner import (
+        ResiDualConfig,
+        ResiDualModel,
+        adapter_basis,
+        fit_bases,
+        gains_by_module,
+        gains_of,
+        hotswap_adapter,
+    )
+    from .zero_shot import ZeroShotClassifier
 
 __version__ = "0.1.0"
 
@@ -68,3 +80,50 @@ __all__ = [
     "training_arguments",
     "write_coordinates",
 ]
+
+# a module -> what of it is public, as TYPE_CHECKING has it above: a test compares the two
+_PUBLIC = {
+    "anatomy": ("LayerAnatomy", "TowerAnatomy", "Unit", "find_tower", "register_architecture"),
+    "bases": ("SpectralBasis",),
+    "cards": ("CardFacts",),
+    "conversion": ("convert_adapter", "open_clip_to_transformers"),
+    "coordinates": ("Coordinates", "collect_coordinates", "collect_with_basis"),
+    "data": ("load_data",),
+    "decomposition": ("Decomposition", "decompose"),
+    "errors": ("ResiDualError",),
+    "evaluation": ("evaluate",),
+    "many_tasks": ("TaskSet",),
+    "objectives": ("Objective",),
+    "solvers": ("fit_gains", "solve_gains", "strength_path"),
+    "store": ("CoordinateStore", "write_coordinates"),
+    "training": ("trainer_kwargs", "training_arguments"),
+    "tuner": (
+        "ResiDualConfig",
+        "ResiDualModel",
+        "adapter_basis",
+        "fit_bases",
+        "gains_by_module",
+        "gains_of",
+        "hotswap_adapter",
+    ),
+    "zero_shot": ("ZeroShotClassifier",),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a module of this package, when it is first asked for."""
+    if name in _HOME:
+        found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = found
+        return found
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_with_peft()

@@ -5,13 +5,12 @@ class; `architectures` holds those of transformers. Everything below the two rea
 from the anatomy and knows no model.
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -312,6 +311,9 @@ def register_architecture(*class_names: str, side: str = "image") -> Callable[[D
 
 def base_model(model: nn.Module) -> nn.Module:
     """Take a `PeftModel` or a bare tuner off a model; any other model is returned as it is."""
+    from peft import PeftModel  # not at the top: `registration`
+    from peft.tuners.tuners_utils import BaseTuner
+
     while isinstance(model, PeftModel | BaseTuner):
         model = model.get_base_model() if isinstance(model, PeftModel) else model.model
     return model
@@ -497,3 +499,9 @@ def check_linear(
 def _kind(module: nn.Module) -> str:
     kind = type(module)
     return kind.__name__ if kind.__name__ != "Linear" else f"{kind.__module__}.Linear"
+
+
+# the families come with the registry, whichever module of the package is imported first; by name,
+# as they stand below it
+for _family in ("architectures", "open_clip_towers"):
+    importlib.import_module(f"{__package__}.{_family}")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .anatomy import TowerAnatomy, Unit, find_tower
@@ -46,6 +45,8 @@ def unadapted(model: nn.Module) -> Iterator[None]:
     Merged adapters are part of the weights and stay. Not for a model that other threads are using:
     they would lose their adapters for as long.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer  # not at the top: `registration`
+
     adapted = [
         module
         for module in model.modules()

@@ -1,0 +1,204 @@
+"""Names come when they are used, and PEFT knows the method in every order of imports."""
+
+import ast
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import residual_peft
+from tests.test_layout import FILES, ROOMS, room_of
+from tests.tuner.twin import adapted
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "sklearn")
+LOADED = "print([name for name in {} if name in sys.modules])"
+
+
+def run(code: str, *arguments: str) -> str:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("saved")
+    adapted().save_pretrained(path)
+    return str(path)
+
+
+def test_the_import_alone_imports_nothing_heavy() -> None:
+    assert run("import sys, residual_peft;" + LOADED.format(HEAVY)) == "[]"
+
+
+def test_all_public_names_are_there() -> None:
+    assert set(residual_peft.__all__) == set(residual_peft._HOME)
+    for name in residual_peft.__all__:
+        home = importlib.import_module(f"residual_peft.{residual_peft._HOME[name]}")
+        assert getattr(residual_peft, name) is getattr(home, name)
+    assert set(residual_peft.__all__) <= set(dir(residual_peft))
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(residual_peft.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == residual_peft._HOME
+
+
+def test_modules_are_attributes_and_nothing_else_is() -> None:
+    out = run("import residual_peft; print(residual_peft.tuner.PRESETS['rd_y'] is not None)")
+    assert out == "True"
+    with pytest.raises(AttributeError, match="module 'residual_peft' has no attribute 'nonsense'"):
+        _ = residual_peft.nonsense
+    assert not hasattr(residual_peft, "__wrapped__")
+
+
+KNOWN = """
+from peft import PeftModel, mapping
+assert "RESIDUAL_PEFT" in mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+assert not [f for f in sys.meta_path if type(f).__module__.startswith("residual_peft")]
+import peft, inspect
+assert "PeftModel" in inspect.getsource(peft) and peft.__spec__.loader.name == "peft"
+from tests.models import clip_model
+print(type(PeftModel.from_pretrained(clip_model(), sys.argv[1]).base_model).__name__)
+"""
+BEFORE = [
+    pytest.param("from peft import PeftModel; import residual_peft", id="last"),
+    # to ask whether PEFT is there imports nothing, and must not use the hook up
+    pytest.param(
+        "import residual_peft, importlib.util\n"
+        "importlib.reload(residual_peft)\n"
+        "assert importlib.util.find_spec('peft').origin\n"
+        "from transformers.utils import is_peft_available; assert is_peft_available()\n"
+        "assert 'peft' not in sys.modules",
+        id="first",
+    ),
+]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_peft_knows_the_method_in_every_order(before: str, saved: str) -> None:
+    assert run(f"import sys\n{before}\n{KNOWN}", saved) == "ResiDualModel"
+
+
+BY_TRANSFORMERS = """
+import sys
+import residual_peft
+from tests.models import clip_model
+model = clip_model()
+assert "peft" not in sys.modules
+model.load_adapter(sys.argv[1])
+unwanted = ("datasets", "matplotlib", "sklearn")
+print(model.active_adapters(), [name for name in unwanted if name in sys.modules])
+"""
+
+
+def test_transformers_own_loading_needs_the_import_alone(saved: str) -> None:
+    assert run(BY_TRANSFORMERS, saved) == "['default'] []"
+
+
+CLASSIFIER = """
+import sys
+from residual_peft import ZeroShotClassifier
+ZeroShotClassifier.from_pretrained(sys.argv[1])
+print([name for name in ("datasets", "matplotlib", "sklearn") if name in sys.modules])
+"""
+
+
+def test_loading_a_classifier_imports_no_data_plots_or_scores(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    from residual_peft import ResiDualConfig, ZeroShotClassifier
+    from residual_peft.backbones import load_backbone
+    from residual_peft.hub import DEMO_MODEL
+
+    backbone = load_backbone(DEMO_MODEL)
+    model = get_peft_model(backbone.model, ResiDualConfig(components=2))
+    ZeroShotClassifier.from_text(
+        model, backbone.tokenizer, ["one", "two"], image_processor=backbone.image_processor
+    ).save_pretrained(tmp_path)
+    assert run(CLASSIFIER, str(tmp_path)) == "[]"
+
+
+# a file, as multiprocessing imports the main module again in its workers
+WORKERS = """
+import multiprocessing, sys
+import residual_peft
+
+def known(config):
+    from peft import PeftModel, mapping
+    return mapping.PEFT_TYPE_TO_CONFIG_MAPPING["RESIDUAL_PEFT"] is type(config)
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(known, [residual_peft.ResiDualConfig()]))
+"""
+
+
+@pytest.mark.slow
+def test_spawned_workers_know_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(WORKERS)
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    assert run(code, str(script)) == "[True]"
+
+
+def test_what_the_method_is_made_of_imports_no_peft_at_its_top() -> None:
+    """The method is imported at the end of PEFT's import, which must not be inside one of these."""
+    above = [path for path in FILES if path != Path(residual_peft.__file__)]
+    above = [path for path in above if ROOMS.index(room_of(path)) < ROOMS.index("tuner.config")]
+    assert {"anatomy.py", "decomposition.py", "bases.py"} <= {path.name for path in above}
+    for path in above:
+        for node in ast.parse(path.read_text()).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.split(".")[0] == "peft"], path
+
+
+# forked from one that has the slow imports that are not ours
+EACH = """
+import os, sys
+import residual_peft
+import torch, datasets, sklearn.metrics, transformers
+from transformers import CLIPModel
+assert "peft" not in sys.modules
+failed = []
+for name in sys.argv[1:]:
+    if os.fork() == 0:
+        code = 1
+        try:
+            __import__(name)
+            from peft import mapping
+            code = "RESIDUAL_PEFT" not in mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+        finally:
+            os._exit(int(code))
+    if os.wait()[1]:
+        failed.append(name)
+print(failed)
+"""
+
+
+@pytest.mark.slow
+def test_each_module_may_be_the_first_that_is_imported() -> None:
+    found = pkgutil.walk_packages(residual_peft.__path__, "residual_peft.")
+    names = [item.name for item in found if "metric_modules" not in item.name]
+    assert len(names) > 100
+    assert run(EACH, *names) == "[]"
