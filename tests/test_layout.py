@@ -11,6 +11,8 @@ ROOMS = [
     "registration",
     "terminal",
     "errors",
+    "places",
+    "messages",
     "class_names",
     "provenance",
     "blas",

@@ -1,37 +1,57 @@
-"""Arguments in, library calls, messages out; computes nothing itself."""
+"""Arguments in, library calls, messages out; computes nothing itself.
+
+Imports nothing heavy: what a command needs is imported in it, so that `--help` and a mistyped
+folder are answered at once. Exit status: 0; 2 for what a user can mend, with one line; 130 after
+Ctrl-C; 1 for a bug, with its traceback.
+"""
 
 import json
 import sys
-import warnings
-from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from transformers.utils import logging as transformers_logging
+from typer.core import TyperCommand
 
-from .anatomy import Unit
-from .demo.run import run_demo
 from .errors import ResiDualError
-from .experiments import METHODS, Row
-from .files import write_json
-from .fitting import evaluate_adapter, fit_adapter
-from .hub import DEMO_MODEL, REPORT, RUN_DIRECTORY, push_directory
-from .reporting import HEADERS, table_cells, write_report
-from .run_record import RunRecord
-from .studies import study_adapter, study_model, write_study
-from .tuner import ResiDualConfig, check_directory
+from .messages import one_line, quiet
+from .places import check_place
+from .terminal import printable
+
+DEMO_MODEL_SHOWN = "the bundled small CLIP"
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, past what typer makes of it; its text is for the user."""
+
+
+class _Command(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        """Run it; Ctrl-C ends it with one line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted(str(error) or "interrupted.") from error
+
 
 app = typer.Typer(
     help="Adapt CLIP with one gain per spectral component of each attention head.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Data = Annotated[str, typer.Option(help="A folder of class folders, or a dataset id on the Hub.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A CLIP, SigLIP, DINOv2, ...: a directory or a Hub id.", show_default=DEMO_MODEL_SHOWN
+    ),
+]
+Template = Annotated[
+    list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
+]
 ImageColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
 Words = Annotated[
     Path | None, typer.Option(help="Texts to explain with, one a line; a bundled list if left out.")
@@ -39,38 +59,50 @@ Words = Annotated[
 LabelColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
 
 
-def _print_table(rows: list[Row]) -> None:
-    table = Table()
-    for index, header in enumerate(HEADERS):
-        table.add_column(header, justify="right" if index else "left")
-    labels = {name: method.label for name, method in METHODS.items()}
-    for cells in table_cells(rows, labels):
-        table.add_row(*cells)
-    Console().print(table)
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"residual-peft {version('residual-peft')}")
+        raise typer.Exit
 
 
-@app.command()
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo-output"),
 ) -> None:
     """Real handwriting, classified by the bundled CLIP before and after adapting it; offline."""
+    check_place(out)
+    _begin("Loading the bundled model.")
+    from .demo.run import run_demo
+    from .experiments import METHODS, Row
+    from .hub import REPORT
+    from .reporting import HEADERS, table_cells
+
     results = run_demo(out)
-    _print_table([Row(**row) for row in results["rows"]])
+    labels = {name: method.label for name, method in METHODS.items()}
+    cells = table_cells([Row(**row) for row in results["rows"]], labels)
+    _print_table(HEADERS, cells)
     print(f"The adapter, results.json, gains.png and a card are in {out}.")
     if (out / REPORT).is_file():
         print(f"The report is {out / REPORT}")
 
 
-@app.command()
+@app.command(cls=_Command)
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write the adapter to.")],
-    model: Annotated[
-        str, typer.Option(help="A CLIP, SigLIP, DINOv2, ...: a directory or a Hub id.")
-    ] = DEMO_MODEL,
-    template: Annotated[
-        list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
-    ] = None,
+    model: Model = None,
+    template: Template = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     readout: Annotated[
@@ -91,9 +123,20 @@ def fit(
         bool, typer.Option(help="Write report.html beside the adapter; it shows test images.")
     ] = True,
 ) -> None:
-    """Fit an adapter to labelled images: one pass over them, then seconds."""
+    """Fit an adapter to labelled images: one pass over them, then seconds.
+
+    An interrupted fit goes on where it stopped when the same command is given again.
+    """
+    check_place(out)
+    _begin(f"Fitting an adapter to {data} with {model or DEMO_MODEL_SHOWN}.")
+    from .fitting import fit_adapter
+    from .hub import DEMO_MODEL, REPORT, RUN_DIRECTORY
+    from .reporting import write_report
+    from .run_record import RunRecord
+    from .tuner import ResiDualConfig
+
     done = fit_adapter(
-        model,
+        model or DEMO_MODEL,
         data,
         out,
         templates=template,
@@ -105,12 +148,7 @@ def fit(
         license=license,
         words=words,
     )
-    name = "accuracy" if "accuracy" in done.adapted else "mean_average_precision"
-    before, after = done.zero_shot[name], done.adapted[name]
-    measured = "" if name == "accuracy" else "mean average precision, "
-    print(f"{done.start} {before:.3f} -> adapted {after:.3f} ({measured}test images)")
-    encoding, fitting = done.encoding_seconds, done.fitting_seconds
-    print(f"{encoding:.1f} s to read the images, {fitting:.1f} s to fit the gains")
+    _print_fit(done)
     print(f"The adapter is in {out}.")
     if report and not (out / RUN_DIRECTORY).is_dir():
         print("There is no report: it counts right and wrong images, with one label each.")
@@ -119,7 +157,7 @@ def fit(
         print(f"The report is {out / REPORT}")
 
 
-@app.command("report")
+@app.command("report", cls=_Command)
 def write_page(
     run_dir: Annotated[Path, typer.Argument(help="The adapter's directory, as fit left it.")],
     out: Annotated[
@@ -127,6 +165,11 @@ def write_page(
     ] = None,
 ) -> None:
     """Write what a fit did as one page to show: an HTML file that needs no other."""
+    quiet()
+    from .hub import REPORT
+    from .reporting import write_report
+    from .run_record import RunRecord
+
     record = RunRecord.load(run_dir)
     path = out or run_dir / REPORT
     if path.is_dir():
@@ -135,26 +178,28 @@ def write_page(
     print(f"The report is {path}")
 
 
-def _named(unit: Unit, component: int | None) -> str:
-    return f"{unit}" if component is None else f"{unit} {component}"
-
-
-@app.command()
+@app.command(cls=_Command)
 def explain(
     adapter: Annotated[str, typer.Option(help="The adapter's directory or Hub id.")],
     data: Data,
-    image: Annotated[
-        list[Path] | None, typer.Option(help="A photo to explain by itself, too; repeatable.")
-    ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    image: Annotated[
+        list[Path] | None, typer.Option(help="An image to explain by itself, too; repeatable.")
+    ] = None,
     words: Words = None,
+    components: Annotated[int, typer.Option(help="How many to list.", min=1)] = 12,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write all of it to.")] = None,
-    components: Annotated[int, typer.Option(help="How many to show.", min=1)] = 12,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     seed: Annotated[int, typer.Option(help="Of the splits, as for fit.")] = 0,
 ) -> None:
     """Say which components an adapter amplified or silenced, what that did, and in which words."""
+    if out is not None:
+        _check_file(out)
+    _begin(f"Explaining {adapter} on {data}.")
+    from .files import write_json
+    from .studies import study_adapter
+
     study = study_adapter(
         adapter,
         data,
@@ -167,44 +212,19 @@ def explain(
         seed=seed,
         progress=True,
     )
-    found = study.explanation
-    table = Table("component", "gain", "share", "toward label", "words")
-    for effect, said in zip_longest(study.strongest, study.words):
-        table.add_row(
-            _named(effect.unit, effect.component),
-            f"{effect.gain:.2f}",
-            f"{effect.share:.1%}",
-            f"{effect.toward_label:+.3f}",
-            ", ".join(said.signed()) if said else "",
-        )
-    Console().print(table)
-    print(
-        f"Shares of the squared change of the logits of {found.images} images; all components "
-        f"{float(found.share.sum()):.1%}, rescaling {found.rescaling_share:.1%}, settings "
-        f"{found.settings_share:.1%}."
-    )
-    for path, moved in study.images.items():
-        print(
-            f"{path}: {moved.from_class} -> {moved.to_class}, margin {moved.margin_before:+.2f} -> "
-            f"{moved.margin_after:+.2f}"
-        )
-        for unit, number, gain, effect in moved.strongest(5):
-            print(f"  {_named(unit, number)}: gain {gain:.2f}, {effect:+.2f}")
+    _print_table(("component", "gain", "share", "toward label", "words"), study.cells())
+    print("\n".join(study.lines()))
     if out is not None:
         write_json(out, study.as_dict())
         print(f"All of it is in {out}.")
 
 
-@app.command()
+@app.command(cls=_Command)
 def analyse(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write study.json and figures to.")],
-    model: Annotated[
-        str, typer.Option(help="A CLIP, SigLIP, DINOv2, ...: a directory or a Hub id.")
-    ] = DEMO_MODEL,
-    template: Annotated[
-        list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
-    ] = None,
+    model: Model = None,
+    template: Template = None,
     words: Words = None,
     images: Annotated[int, typer.Option(help="At most so many of each split.", min=3)] = 5000,
     image_column: ImageColumn = None,
@@ -212,8 +232,13 @@ def analyse(
     seed: Annotated[int, typer.Option(help="Of the splits and draws.")] = 0,
 ) -> None:
     """Say which heads of a model carry some data, how many dimensions they use, in which words."""
+    check_place(out)
+    _begin(f"Analysing {model or DEMO_MODEL_SHOWN} on {data}.")
+    from .hub import DEMO_MODEL
+    from .studies import study_model, write_study
+
     study = study_model(
-        model,
+        model or DEMO_MODEL,
         data,
         templates=template,
         words=words,
@@ -224,27 +249,12 @@ def analyse(
         progress=True,
     )
     names = write_study(study, out)
-    table = Table("kept", "S", "U", "U|T", "at random")
-    columns = [study.selection.curve(letter).points for letter in ("S", "U", "U|T", "R")]
-    rows = {points[0].units: points for points in zip(*columns, strict=True)}
-    for units, points in rows.items():  # of few heads, several budgets are the same number
-        name = "1 head" if units == 1 else f"{units} heads"
-        table.add_row(name, *(f"{point.accuracy:.3f}" for point in points))
-    Console().print(table)
-    lines = {line.letter: line.accuracy for line in study.selection.lines}
-    print(
-        f"Accuracy on {study.images['test']} test images: whole model {lines['B']:.3f}, all heads "
-        f"alone {lines['H']:.3f}, one gain per head {lines['O']:.3f}."
-    )
-    words_of = {item.unit: item.texts for item in study.words}
-    best = study.selection.curve("S")
-    ranking = next(r for r in study.selection.rankings if r.method == best.method)
-    for unit in ranking.top(5):
-        print(f"{unit}: {', '.join(words_of.get(unit, ())[:3])}")
+    _print_table(("kept", "S", "U", "U|T", "at random"), study.cells())
+    print("\n".join(study.lines()))
     print(f"{', '.join(names)} are in {out}.")
 
 
-@app.command()
+@app.command(cls=_Command)
 def push(
     adapter: Annotated[Path, typer.Option(help="The directory of a saved adapter.")],
     repo: Annotated[str, typer.Option(help="Where to on the Hub: OWNER/NAME.")],
@@ -255,6 +265,10 @@ def push(
     ] = False,
 ) -> None:
     """Upload an adapter with its card to the Hub, in one commit; `hf auth login` comes first."""
+    quiet()
+    from .hub import push_directory
+    from .tuner import check_directory
+
     check_directory(adapter)
     done = push_directory(
         adapter, repo, private=private or None, revision=revision, with_report=with_report
@@ -262,7 +276,7 @@ def push(
     print(f"The adapter is at {done.commit_url}")
 
 
-@app.command("eval")
+@app.command("eval", cls=_Command)
 def evaluate(
     adapter: Annotated[str, typer.Option(help="The adapter's directory or Hub id.")],
     data: Data,
@@ -272,6 +286,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the splits, as for fit.")] = 0,
 ) -> None:
     """Measure an adapter on labelled images; prints JSON."""
+    _begin(f"Measuring {adapter} on {data}.")
+    from .fitting import evaluate_adapter
+
     scores = evaluate_adapter(
         adapter,
         data,
@@ -280,26 +297,56 @@ def evaluate(
         label_column=label_column,
         seed=seed,
     )
-    print(json.dumps(scores, indent=2))
+    print(json.dumps(scores, indent=2, ensure_ascii=False))
 
 
-def _quiet() -> None:
-    """Leave the terminal to this program's own bars and messages."""
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    # transformers' and PEFT's notices to each other about names that will change
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
-    # PEFT asks the Hub for the bundled model's vocabulary, which no method here changes
-    warnings.filterwarnings("ignore", message="Could not find a config file")
+def _print_table(headers: Any, rows: Any) -> None:
+    """Rows of texts; the first column is to the left."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="right" if index else "left")
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def _print_fit(done: Any) -> None:
+    name = "accuracy" if "accuracy" in done.adapted else "mean_average_precision"
+    before, after = done.zero_shot[name], done.adapted[name]
+    measured = "" if name == "accuracy" else "mean average precision, "
+    print(f"{done.start} {before:.3f} -> adapted {after:.3f} ({measured}test images)")
+    encoding, fitting = done.encoding_seconds, done.fitting_seconds
+    print(f"{encoding:.1f} s to read the images, {fitting:.1f} s to fit the gains")
+
+
+def _check_file(path: Path) -> None:
+    """Before any work: a file that can be written in a directory that is there."""
+    if path.is_dir():
+        raise ResiDualError(f"wanted a file to write to, got the directory '{path}'.")
+    check_place(path.parent)
+
+
+def _begin(text: str) -> None:
+    """A first line at once, then the imports that take seconds."""
+    print(printable(text), file=sys.stderr, flush=True)
+    quiet()
 
 
 def main() -> None:
     """Run a command; what a user can mend becomes one line and exit status 2."""
-    _quiet()
     try:
         app()
-    except ResiDualError as error:
-        print(f"residual-peft: {error}", file=sys.stderr)
+    except _Interrupted as stopped:
+        print(f"\nresidual-peft: {printable(stopped)}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        said = one_line(error)
+        if said is None:
+            raise
+        print(f"residual-peft: {said}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -30,6 +30,7 @@ from .errors import ResiDualError
 from .evaluation import Evaluation, evaluate
 from .hub import REPORT, RUN_DIRECTORY
 from .objectives import Objective
+from .places import check_place
 from .prompts import DEFAULT_TEMPLATES
 from .recording import record_run, run_facts
 from .solvers import solve_gains, strength_path
@@ -112,9 +113,10 @@ def fit_adapter(
             `dictionary_for` when None, nothing is described when empty.
 
     Raises:
-        ResiDualError: bad data, a model that is not there, or a config in stream mode without
-            `trainer`.
+        ResiDualError: a place that cannot be written (tried before anything is read), bad data, a
+            model that is not there, or a config in stream mode without `trainer`.
     """
+    check_place(out)
     if config is not None and config.mode == "stream" and not trainer:
         raise ResiDualError(
             "an adapter in stream mode has no coordinates to fit from; use trainer=True."

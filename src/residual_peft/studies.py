@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .analysis import (
     layer_ablation,
     spectral_similarity,
 )
+from .anatomy import Unit
 from .backbones import Backbone, backbone_of, has_text, load_backbone
 from .coordinates import collect_coordinates
 from .data import ImageData, batches, load_data
@@ -92,6 +94,31 @@ class ModelStudy:
             "ablations": [curve.as_dict() for curve in self.ablations],
             "words": [asdict(item) | {"unit": str(item.unit)} for item in self.words],
         }
+
+    def cells(self) -> list[list[str]]:
+        """For a table: budgets of heads and the accuracy of S, U, U|T and R with them."""
+        columns = [self.selection.curve(letter).points for letter in ("S", "U", "U|T", "R")]
+        # of few heads, several budgets are the same number
+        rows = {points[0].units: points for points in zip(*columns, strict=True)}
+        return [
+            [
+                "1 head" if units == 1 else f"{units} heads",
+                *(f"{point.accuracy:.3f}" for point in points),
+            ]
+            for units, points in rows.items()
+        ]
+
+    def lines(self) -> list[str]:
+        """For people: what the whole model and its heads are right on, and words of the best."""
+        lines = {line.letter: line.accuracy for line in self.selection.lines}
+        best = self.selection.curve("S")
+        ranking = next(r for r in self.selection.rankings if r.method == best.method)
+        words_of = {item.unit: item.texts for item in self.words}
+        return [
+            f"Accuracy on {self.images['test']} test images: whole model {lines['B']:.3f}, all "
+            f"heads alone {lines['H']:.3f}, one gain per head {lines['O']:.3f}.",
+            *(f"{unit}: {', '.join(words_of.get(unit, ())[:3])}" for unit in ranking.top(5)),
+        ]
 
 
 def study_model(
@@ -227,6 +254,38 @@ class AdapterStudy:
             "moved": {path: _moved(item) for path, item in self.images.items()},
         }
 
+    def cells(self) -> list[list[str]]:
+        """For a table: component, gain, share, toward the label, words."""
+        return [
+            [
+                _named(effect.unit, effect.component),
+                f"{effect.gain:.2f}",
+                f"{effect.share:.1%}",
+                f"{effect.toward_label:+.3f}",
+                ", ".join(said.signed()) if said else "",
+            ]
+            for effect, said in zip_longest(self.strongest, self.words)
+        ]
+
+    def lines(self) -> list[str]:
+        """For people: what the shares are of, and what moved each of the single images."""
+        found = self.explanation
+        lines = [
+            f"Shares of the squared change of the logits of {found.images} images; all components "
+            f"{float(found.share.sum()):.1%}, rescaling {found.rescaling_share:.1%}, settings "
+            f"{found.settings_share:.1%}."
+        ]
+        for path, moved in self.images.items():
+            lines.append(
+                f"{path}: {moved.from_class} -> {moved.to_class}, margin "
+                f"{moved.margin_before:+.2f} -> {moved.margin_after:+.2f}"
+            )
+            lines += [
+                f"  {_named(unit, number)}: gain {gain:.2f}, {effect:+.2f}"
+                for unit, number, gain, effect in moved.strongest(5)
+            ]
+        return lines
+
 
 def study_adapter(
     adapter: str | os.PathLike[str],
@@ -279,6 +338,10 @@ def study_adapter(
         words=tuple(said),
         images={str(path): explain_image(classifier, str(path)) for path in images},
     )
+
+
+def _named(unit: Unit, component: int | None) -> str:
+    return f"{unit}" if component is None else f"{unit} {component}"
 
 
 def _check_one_label(data: ImageData) -> None:

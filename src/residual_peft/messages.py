@@ -1,0 +1,45 @@
+"""What the command line says of an error, and how it keeps the terminal to itself."""
+
+import logging
+import sys
+import warnings
+
+from .errors import ResiDualError
+from .places import number_of, reason_of
+from .terminal import printable
+
+
+def one_line(error: BaseException) -> str | None:
+    """An error that a user can mend, on one line; None for a bug."""
+    if isinstance(error, ResiDualError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "memory ran out; take a smaller --batch-size or fewer --num-workers."
+    if number_of(error) is not None:
+        return printable(f"stopped: {reason_of(error)}.")
+    return None
+
+
+class _Notes(logging.Handler):
+    """Warnings of this package, each on a line of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """To whatever standard error is now."""
+        print(printable(f"note: {self.format(record)}"), file=sys.stderr, flush=True)
+
+
+_NOTES = _Notes(logging.WARNING)
+
+
+def quiet() -> None:
+    """Leave the terminal to this program's own bars and messages."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    # transformers' and PEFT's notices to each other about names that will change
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    # PEFT asks the Hub for the bundled model's vocabulary, which no method here changes
+    warnings.filterwarnings("ignore", message="Could not find a config file")
+    ours = logging.getLogger(__package__)
+    ours.addHandler(_NOTES)  # once, however often it is called

@@ -1,0 +1,103 @@
+"""A place to write to is tried by writing there; a system's refusal is named."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from residual_peft.errors import ResiDualError
+from residual_peft.messages import one_line
+from residual_peft.places import check_place, number_of, reading_place, reason_of, sweep
+
+from .disks import as_nobody, disk, open_to_all, remounted_read_only
+
+
+def refusal(place: Path) -> str:
+    with pytest.raises(ResiDualError) as refused:
+        check_place(place)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("mine")
+    assert check_place(tmp_path / "there") == tmp_path / "there"
+    assert check_place(tmp_path / "new") == tmp_path / "new"
+    monkeypatch.chdir(tmp_path)
+    assert check_place("new") == tmp_path / "new"
+    assert check_place(".") == tmp_path
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "file"]
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert f"got the file '{tmp_path / 'file'}'; name another" in refusal(tmp_path / "file")
+    missing = refusal(tmp_path / "no" / "such" / "out")
+    assert f"and '{tmp_path / 'no' / 'such'}' is not there; make that directory first" in missing
+    assert "'/dev/null' is a file; make that directory first" in refusal(Path("/dev/null/out"))
+    assert "the name is too long" in refusal(tmp_path / ("a" * 300))
+
+
+def test_a_full_disk_and_one_without_much_room(tmp_path: Path) -> None:
+    with disk(tmp_path / "small", "size=1m") as small:
+        assert "'out' needs" not in refusal(small / "out")
+        assert "about 17 MB of room, and 1.0 MB are free on" in refusal(small / "out")
+        check_place(small / "out", room=1000)
+        (small / "all").write_bytes(bytes(2**20))
+        assert "cannot write" in refusal(small / "out")
+        assert "no space is left on that disk; make room" in refusal(small / "out")
+        for write in (safetensors.torch.save_file, torch.save):
+            with pytest.raises(Exception) as refused:  # noqa: PT011, which library raises what
+                write({"a": torch.zeros(10**5)}, str(small / "tensors"))
+            assert number_of(refused.value) == errno.ENOSPC
+            assert "no space is left" in one_line(refused.value)
+        with pytest.raises(OSError, match="No space left") as refused:
+            (small / "more").write_bytes(bytes(10**5))
+        assert "stopped: no space is left on that disk" in one_line(refused.value)
+
+
+def test_a_read_only_file_system(tmp_path: Path) -> None:
+    with disk(tmp_path / "fixed", "size=64m") as fixed:
+        (fixed / "out").mkdir()
+        remounted_read_only(fixed)
+        for place in (fixed / "out", fixed / "new"):
+            assert "that file system is mounted read-only; name a place" in refusal(place)
+
+
+def test_no_right_to_write(tmp_path: Path) -> None:
+    open_to_all(tmp_path)
+    done = as_nobody(
+        "from residual_peft.places import check_place",
+        "check_place(sys.argv[1])",
+        tmp_path / "out",
+    )
+    assert "you have no right to do that there; name another place" in done.stderr.splitlines()[-1]
+
+
+def test_only_what_a_system_refused_is_a_users_to_mend() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
+    wrapped = RuntimeError("could not save")
+    wrapped.__cause__ = full
+    assert number_of(wrapped) == errno.ENOSPC
+    bugs = (KeyError("a"), OSError("?"), OSError(errno.EBADF, "?"), RuntimeError("is a directory"))
+    for bug in bugs:
+        assert one_line(bug) is None
+    assert "'here'" in reason_of(OSError(errno.EROFS, "", "here"))
+
+
+def test_sweeping_takes_what_killed_runs_left_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for name in (".out.abcd1234", ".out.a_b_c_d_", "out/.out.12345678"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text("")
+    kept = [".out.notes", ".output.abcd1234", ".out.ABCD1234", ".out.nine_9999"]
+    kept.append(reading_place(target).name)
+    for name in kept:
+        (tmp_path / name).mkdir()
+    sweep(target)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == sorted([*kept, "out"])
