@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -13,13 +14,31 @@ from .analysis import (
     TextDictionary,
     explain_components,
 )
+from .anatomy import Unit
 from .backbones import Backbone
 from .errors import ResiDualError
 from .hub import model_directory
-from .run_record import Words
 from .tuner import adapter_basis, readout_state
 
 WORDS_FILE = "words.txt"
+
+
+@dataclass(frozen=True)
+class Words:
+    """Texts that say what one component, or a whole unit, writes.
+
+    Attributes:
+        unit: whose.
+        component: its number within the unit; None for the unit as a whole.
+        texts: the texts with their coefficients, the strongest first.
+        explained: the share that they explain of a unit's variance, or of the squared length of a
+            component's direction; None when unknown.
+    """
+
+    unit: Unit
+    component: int | None
+    texts: tuple[tuple[str, float], ...]
+    explained: float | None = None
 
 
 def dictionary_for(

@@ -4,7 +4,8 @@
 `push_directory` leaves all of it at home.
 """
 
-from .parts import Example, GainRecord, RunFacts, Words
+from ..describing import Words
+from .parts import Example, GainRecord, RunFacts
 from .record import RunRecord
 
 __all__ = ["Example", "GainRecord", "RunFacts", "RunRecord", "Words"]

@@ -106,24 +106,6 @@ class GainRecord:
 
 
 @dataclass(frozen=True)
-class Words:
-    """Texts that say what one component, or a whole unit, writes.
-
-    Attributes:
-        unit: whose.
-        component: its number within the unit; None for the unit as a whole.
-        texts: the texts with their coefficients, the strongest first.
-        explained: the share that they explain of a unit's variance, or of the squared length of a
-            component's direction; None when unknown.
-    """
-
-    unit: Unit
-    component: int | None
-    texts: tuple[tuple[str, float], ...]
-    explained: float | None = None
-
-
-@dataclass(frozen=True)
 class Example:
     """A test image that changed side, small.
 

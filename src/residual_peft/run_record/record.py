@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from ..anatomy import Unit
+from ..describing import Words
 from ..errors import ResiDualError
 from ..files import PathLike, atomic_directory, read_json, read_tensors, write_json, write_tensors
 from ..hub import RUN_DIRECTORY
 from ..images import PICTURE_SUFFIXES, picture_suffix
-from .parts import Example, GainRecord, RunFacts, Words
+from .parts import Example, GainRecord, RunFacts
 
 RECORD_JSON = "run.json"
 RECORD_TENSORS = "run.safetensors"
