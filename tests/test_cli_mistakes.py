@@ -116,8 +116,8 @@ def another_image_size(photos_: Path, model: Path) -> None:
     ("mistake", "message"),
     [
         (no_images, "found no images in "),
-        (unreadable_image, ".png' (not an image that PIL knows); repair, replace or remove it."),
-        (cut_image, "could not read "),
+        (unreadable_image, ".png' (not an image that PIL knows)"),
+        (cut_image, "12 of the 24 images of "),
         (nan_pixels, "has NaN or infinite pixels; wanted finite numbers."),
         (one_class, "wanted at least two classes to tell apart, got ['dog']."),
         (empty_class, "holds no images; add images of a kind that PIL reads or remove the folder."),

@@ -60,8 +60,9 @@ def test_unreadable_images_are_named_by_row_or_path(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i in range(3):
-            (tmp_path / name / f"{i}.png").write_bytes(png() if name == "a" else b"broken")
+            (tmp_path / name / f"{i}.png").write_bytes(png(seed=i))
     data = load_data(tmp_path, validation=0, test=0)
+    (tmp_path / "b" / "0.png").write_bytes(b"broken")  # since it was looked at
     with pytest.raises(ResiDualError, match=r"could not read '.*b/0\.png'"):
         list(batches(data.train, PROCESSOR))
 

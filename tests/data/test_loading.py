@@ -124,13 +124,16 @@ def test_stratified_shares_are_those_of_scikit_learn():
     assert sorted(np.concatenate(list(parts.values()))) == list(range(400))
 
 
-def test_small_classes_are_in_every_part_or_refused():
+def test_small_classes_are_in_every_part_or_trained_on(caplog):
     labels = np.array([0] * 30 + [1] * 3)
     parts = stratified_split(labels, {"validation": 0.1, "test": 0.1}, seed=0)
     assert all((labels[rows] == 1).sum() == 1 for rows in parts.values())
-    message = r"class 'b' has 2 image\(s\), too few to give one each to train, validation and test"
-    with pytest.raises(ResiDualError, match=message):
-        load_data(rows(32, label=lambda i: int(i > 29), names="ab"))
+    for few, names in ((1, ["train"]), (2, ["train", "validation"])):
+        data = load_data(rows(30 + few, label=lambda i: int(i > 29), names="ab"))
+        assert [s for s, d in data.splits.items() if 1 in d[:]["label"]] == names
+        assert f"'b' ({few})" in caplog.text
+    with pytest.raises(ResiDualError, match="2 different images are too few to give one each to"):
+        load_data(rows(2, label=lambda i: i, names="ab"))
     for shares in ({"test": 0.6, "validation": 0.4}, {"test": 1.5}, {"test": -0.1}):
         with pytest.raises(ResiDualError, match="wanted shares between 0 and 1"):
             stratified_split(labels, shares, seed=0)
@@ -150,7 +153,9 @@ def test_of_several_columns_the_usual_one_or_the_named_one_is_taken():
     thumbnails = Dataset.from_dict({"thumbnail": [image(7)] * 30})
     dataset = concatenate_datasets([dataset, thumbnails], axis=1)
     assert load_data(dataset).class_names == ("a", "b", "c")
-    data = load_data(dataset, label_column="coarse_label", image_column="thumbnail", test=0)
+    data = load_data(
+        dataset, label_column="coarse_label", image_column="thumbnail", validation=0, test=0
+    )
     assert data.class_names == ("x", "y")
     assert values(data.train)[0] == (7, 0)
     strange = dataset.rename_columns({"img": "left", "thumbnail": "right"})

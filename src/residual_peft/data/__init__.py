@@ -6,12 +6,14 @@ stratified and seeded.
 """
 
 from .batches import ProcessedImages, batches, collate, with_progress
+from .checking import SkippedImage, write_skipped
 from .loading import ImageData, load_data
 from .stratification import iterative_folds, iterative_split, stratified_split
 
 __all__ = [
     "ImageData",
     "ProcessedImages",
+    "SkippedImage",
     "batches",
     "collate",
     "iterative_folds",
@@ -19,4 +21,5 @@ __all__ = [
     "load_data",
     "stratified_split",
     "with_progress",
+    "write_skipped",
 ]

@@ -1,6 +1,6 @@
 """Which column holds the images, which the labels, and what the labels mean."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Features
 
 from ..class_names import check_class_names
 from ..errors import ResiDualError
+from .checking import SkippedImage
 from .label_lists import item_of, label_lists, labels_in, multi_hot
 
 IMAGE_COLUMNS = ("image", "img", "webp", "jpg", "jpeg", "png", "picture", "photo")
@@ -174,14 +175,31 @@ def check_labels(
 
 
 def check_classes(
-    labels: Mapping[str, npt.NDArray[np.integer]], names: tuple[str, ...], source: str
+    labels: Mapping[str, npt.NDArray[np.integer]],
+    names: tuple[str, ...],
+    source: str,
+    skipped: Sequence[SkippedImage] = (),
 ) -> None:
-    """Raise a ResiDualError that names the classes with no image in any split."""
+    """Raise a ResiDualError that names the classes with no image in any split.
+
+    Args:
+        labels: split -> the classes of its images.
+        names: of the classes.
+        source: what to call the data.
+        skipped: the images that cannot be read, where those are why.
+    """
     every = np.concatenate(list(labels.values()))
     counts = every.sum(0) if every.ndim == 2 else np.bincount(every, minlength=len(names))
     if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
-        listed = ", ".join(f"'{name}'" for name in empty[:5])
+        listed = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if empty[5:] else "")
+        if skipped:
+            first = f"{skipped[0].file} ({skipped[0].reason})"
+            raise ResiDualError(
+                f"no image of {len(empty)} of the {len(names)} classes of {source} can be read "
+                f"({listed}); the first that cannot is {first}. Repair or replace the images, or "
+                "leave the class out."
+            )
         raise ResiDualError(
-            f"{source} has no images of {len(empty)} of its {len(names)} classes ({listed}"
-            f"{', ...' if len(empty) > 5 else ''}); add images or leave the class out."
+            f"{source} has no images of {len(empty)} of its {len(names)} classes ({listed}); add "
+            "images or leave the class out."
         )

@@ -1,13 +1,17 @@
 """Anything with images and labels -> train, validation and test."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+import numpy as np
+import numpy.typing as npt
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError
+from ..provenance import SplitRecord, digest_of
+from .checking import SkippedImage, check_images
 from .columns import (
     check_classes,
     check_labels,
@@ -16,7 +20,7 @@ from .columns import (
     with_class_labels,
 )
 from .sources import CANONICAL_SPLIT, SPLIT_NAMES, find
-from .stratification import iterative_split, stratified_split
+from .stratification import split_by_content
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +35,18 @@ class ImageData:
         class_names: one name per label.
         source: where they came from, for messages and cards.
         multi_label: whether an image may have several labels, or none.
+        split: how the images were shared out, for whoever evaluates later.
+        skipped: the images that were left out because they cannot be read.
+        digests: split -> `provenance.image_digest` of each of its images, in the order of its rows.
     """
 
     splits: DatasetDict
     class_names: tuple[str, ...]
     source: str
     multi_label: bool = False
+    split: SplitRecord = field(default_factory=lambda: SplitRecord(""))
+    skipped: tuple[SkippedImage, ...] = ()
+    digests: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __getitem__(self, split: str) -> Dataset:
         if split not in self.splits:
@@ -60,6 +70,39 @@ class ImageData:
         """The images to report on, never to choose by."""
         return self["test"]
 
+    def whole(self) -> tuple[Dataset, tuple[str, ...]]:
+        """All images of all splits, and their digests."""
+        digests = [digest for split in self.splits for digest in self.digests[split]]
+        return concatenate_datasets(list(self.splits.values())), tuple(digests)
+
+    def without(
+        self, split: str, rows: Iterable[int], skipped: Iterable[SkippedImage] = ()
+    ) -> "ImageData":
+        """The same without some rows of a split, such as images that turn out to be unreadable.
+
+        The record of the split stays: what the other images are for does not change.
+
+        Args:
+            split: of the rows.
+            rows: their numbers in that split.
+            skipped: their names and what is wrong with them, to be listed with the others.
+
+        Raises:
+            ResiDualError: no such split or row, or no image is left in it.
+        """
+        dropped, count = set(rows), len(self[split])
+        if dropped and not 0 <= min(dropped) <= max(dropped) < count:
+            raise ResiDualError(f"wanted rows of '{split}' from 0 to {count - 1}, got {dropped}.")
+        if not (kept := [row for row in range(count) if row not in dropped]):
+            raise ResiDualError(f"no image is left in the split '{split}' of '{self.source}'.")
+        digests = tuple(self.digests[split][row] for row in kept)
+        return replace(
+            self,
+            splits=DatasetDict({**self.splits, split: self[split].select(kept)}),
+            digests={**self.digests, split: digests},
+            skipped=(*self.skipped, *skipped),
+        )
+
 
 def load_data(
     source: Any,
@@ -71,14 +114,22 @@ def load_data(
     splits: Mapping[str, str] | None = None,
     validation: float = 0.1,
     test: float = 0.1,
-    seed: int = 42,
+    seed: int = 0,
+    strict: bool = False,
+    max_bad: float = 0.05,
+    progress: bool | Callable[[int], object] = False,
     revision: str | None = None,
     token: str | None = None,
 ) -> ImageData:
     """Load images with labels and see to it that they can be trained and tested on.
 
     A column of lists (of class numbers or class names) gives images several labels, or none. Splits
-    that are missing are cut so that each has every label in the same share.
+    that are missing are cut so that each has every label in the same share, in the order of the
+    images' content: the same images are cut in the same way whatever their names and wherever they
+    come from, and copies of one image stay in one split.
+
+    Every image is looked at once before. Those that cannot be read (empty, cut short, too large,
+    no rights) are left out and listed in `ImageData.skipped`.
 
     Args:
         source: a folder with one folder of images per class (with or without train, validation and
@@ -94,6 +145,9 @@ def load_data(
             split; 0 for none.
         test: the same for the test split.
         seed: of the split.
+        strict: an image that cannot be read is an error.
+        max_bad: the share of the images that may be left out as unreadable; three always may.
+        progress: a bar while the images are looked at, or a call after each with 1.
         revision: branch, tag or commit on the Hub.
         token: for private datasets.
 
@@ -112,16 +166,56 @@ def load_data(
     names, labelled = with_class_labels(standard, class_names, name)
     labels = {split: check_labels(d, names, split, name) for split, d in labelled.items()}
     check_classes(labels, names, name)
+    found_digests, skipped = check_images(
+        labelled, name, strict=strict, max_bad=max_bad, progress=progress
+    )
+    labelled, labels, digests = _readable(labelled, labels, found_digests)
+    check_classes(labels, names, name, skipped)
     wanted = {"validation": validation, "test": test}
     shares = {s: share for s, share in wanted.items() if share and s not in labelled}
-    if "train" in labelled and shares:
-        whole = labelled["train"]
-        split = iterative_split if has_lists(whole) else stratified_split
-        rows = split(labels["train"], shares, seed, names)
-        labelled |= {part: whole.select(indices) for part, indices in rows.items()}
+    shares = shares if "train" in labelled else {}
+    digest = digest_of(_described(labels, names, digests))
+    if shares:
+        whole, own = labelled["train"], digests["train"]
+        parts = split_by_content(labels["train"], shares, seed, own, names)
+        labelled |= {part: whole.select(rows) for part, rows in parts.items()}
+        digests |= {part: tuple(own[row] for row in rows) for part, rows in parts.items()}
     ordered = {split: labelled[split] for split in SPLIT_NAMES if split in labelled}
-    several = any(map(has_lists, ordered.values()))
-    return ImageData(DatasetDict(ordered), names, name, several)
+    record = SplitRecord(digest, seed, shares, {s: len(d) for s, d in ordered.items()})
+    return ImageData(
+        DatasetDict(ordered),
+        names,
+        name,
+        any(map(has_lists, ordered.values())),
+        record,
+        skipped,
+        {split: digests[split] for split in ordered},
+    )
+
+
+def _readable(
+    parts: dict[str, Dataset],
+    labels: dict[str, npt.NDArray[np.integer]],
+    found: dict[str, dict[int, str]],
+) -> tuple[dict[str, Dataset], dict[str, npt.NDArray[np.integer]], dict[str, tuple[str, ...]]]:
+    """Images, labels and digests of the rows that have a digest."""
+    for split, digests in found.items():
+        if len(digests) < len(parts[split]):
+            rows = list(digests)
+            parts[split], labels[split] = parts[split].select(rows), labels[split][rows]
+    return parts, labels, {split: tuple(digests.values()) for split, digests in found.items()}
+
+
+def _described(
+    labels: dict[str, npt.NDArray[np.integer]],
+    names: tuple[str, ...],
+    digests: dict[str, tuple[str, ...]],
+) -> Iterator[tuple[str, str, str]]:
+    """Split, class or classes and content of every image, for `digest_of`."""
+    for split, rows in labels.items():
+        for row, digest in zip(rows, digests[split], strict=True):
+            own = [names[label] for label in (np.flatnonzero(row) if row.ndim else [row])]
+            yield split, "\x1f".join(sorted(own)), digest
 
 
 def _choose_splits(

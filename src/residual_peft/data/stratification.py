@@ -7,6 +7,7 @@ there is still room to be fair to it.
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,57 @@ Labels = npt.NDArray[np.integer]
 Rows = npt.NDArray[np.int64]
 
 
+def split_by_content(
+    labels: Labels,
+    shares: Mapping[str, float],
+    seed: int,
+    digests: Sequence[str],
+    class_names: Sequence[str] | None = None,
+) -> dict[str, Rows]:
+    """`stratified_split` or `iterative_split` of the different images there are.
+
+    The same images are cut in the same way in whatever order and under whatever names they and
+    their classes come. Copies of one image stay together. An image that has one class here and
+    another there is trained on and never scored: no answer to it would be right.
+
+    Args:
+        labels: class numbers (N,), or zeros and ones (N, C).
+        shares: part -> share of the images.
+        seed: of the order in which images are shared out.
+        digests: name of each image by its content, N.
+        class_names: for messages.
+
+    Raises:
+        ResiDualError: as for the two.
+    """
+    _check_shares(shares)
+    names = np.asarray(digests, dtype=bytes)
+    found, first, image_of = np.unique(names, return_index=True, return_inverse=True)
+    part_of = np.zeros(len(found), dtype=np.int64)  # of the parts below, train for a start
+    several = labels.ndim == 2
+    other = (labels != labels[first][image_of]).reshape(len(labels), -1).any(1)
+    differing = np.unique(image_of[other])
+    if several:
+        own = np.zeros((len(found), labels.shape[1]), dtype=labels.dtype)
+        np.maximum.at(own, image_of, labels)
+        order = sorted(range(labels.shape[1]), key=lambda label: own[:, label].tobytes())
+        own, clear = own[:, order], np.arange(len(found))
+    else:
+        clear = np.setdiff1d(np.arange(len(found)), differing)
+        numbers, starts = np.unique(labels[first][clear], return_index=True)
+        order = numbers[np.argsort(starts)].tolist()  # by the first image of each class
+        place = {number: index for index, number in enumerate(order)}
+        own = np.array([place[number] for number in labels[first][clear].tolist()], dtype=np.int64)
+    if len(differing):
+        kept = "" if several else "; they are trained on, not scored"
+        logger.warning("%d image(s) occur with different labels%s", len(differing), kept)
+    titles = [class_names[label] if class_names else str(label) for label in order]
+    parts = (iterative_split if several else stratified_split)(own, shares, seed, titles)
+    for index, rows in enumerate(parts.values()):
+        part_of[clear[rows]] = index
+    return {part: np.flatnonzero(part_of[image_of] == i) for i, part in enumerate(parts)}
+
+
 def stratified_split(
     labels: Labels,
     shares: Mapping[str, float],
@@ -27,28 +79,39 @@ def stratified_split(
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Cut rows into "train" and the given parts, each class in the same shares.
 
-    Every class keeps at least one row in every part. Rows stay in order within a part.
+    Every class keeps at least one row in every part; one with too few rows for that gives train its
+    first, then the others one each, and is named in a warning. Rows stay in order within a part.
 
     Raises:
-        ResiDualError: shares that leave nothing to train on, or a class with too few rows.
+        ResiDualError: shares that leave nothing to train on, or a part without any row.
     """
     _check_shares(shares)
     generator = np.random.default_rng(seed)
     parts: dict[str, list[npt.NDArray[np.int64]]] = {"train": [], **{name: [] for name in shares}}
+    few = []
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
         if len(rows) <= len(shares):
-            title = class_names[label] if class_names else label
-            raise ResiDualError(
-                f"class '{title}' has {len(rows)} image(s), too few to give one each to train, "
-                f"{' and '.join(shares)}; add images or bring your own splits."
-            )
+            few.append(f"'{class_names[label] if class_names else label}' ({len(rows)})")
+            for name, row in zip(parts, rows, strict=False):
+                parts[name].append(np.array([row]))
+            continue
         for name, share in shares.items():
             # what is left must still give every later part and train one row
             count = min(max(1, round(share * len(labels[labels == label]))), len(rows) - 1)
             parts[name].append(rows[:count])
             rows = rows[count:]
         parts["train"].append(rows)
+    if few:
+        logger.warning(
+            "%d class(es) with too few different images for one each in %s, so these are for "
+            "training first: %s%s",
+            len(few),
+            ", ".join(parts),
+            ", ".join(few[:5]),
+            ", ..." if few[5:] else "",
+        )
+    _check_parts(parts, len(labels))
     return {name: np.sort(np.concatenate(rows)) for name, rows in parts.items()}
 
 
@@ -83,12 +146,8 @@ def iterative_split(
     wanted[:, few] = np.arange(len(names))[:, None] < counts[few]
     part_of = _assigned(labels, wanted, part_shares * len(labels), seed)
     parts = {name: np.flatnonzero(part_of == index) for index, name in enumerate(names)}
+    _check_parts(parts, len(labels))
     for name, rows in parts.items():
-        if not len(rows):
-            raise ResiDualError(
-                f"{len(labels)} images are too few to give one each to {', '.join(names)}; add "
-                "images or bring your own splits."
-            )
         if missing := np.flatnonzero((labels[rows].sum(0) == 0) & (counts > 0)).tolist():
             titles = [class_names[i] if class_names else str(i) for i in missing]
             listed = ", ".join(titles[:5]) + (", ..." if len(titles) > 5 else "")
@@ -145,3 +204,12 @@ def _check_shares(shares: Mapping[str, float]) -> None:
     """Raise a ResiDualError unless the shares leave something to train on."""
     if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
         raise ResiDualError(f"wanted shares between 0 and 1 that leave a rest, got {dict(shares)}.")
+
+
+def _check_parts(parts: Mapping[str, Sequence[Any] | Rows], count: int) -> None:
+    """Raise a ResiDualError unless every part has an image."""
+    if not all(map(len, parts.values())):
+        raise ResiDualError(
+            f"{count} different images are too few to give one each to {', '.join(parts)}; add "
+            "images or bring your own splits."
+        )

@@ -1,0 +1,280 @@
+"""Every image is looked at once, before anything is made of the data: whole, and what content?
+
+Files are read once, in threads, and only as many are in memory as there are threads. What is
+looked at is the cheapest sign that an image is whole: a JPEG's markers up to its end, a PNG's
+checksums; whatever else there is, and a JPEG that seems cut short, is decoded.
+"""
+
+import csv
+import errno
+import io
+import logging
+import os
+import stat
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from PIL import Image, ImageFile
+from tqdm.auto import tqdm
+
+from ..errors import ResiDualError
+from ..files import PathLike, atomic_file
+from ..images import to_rgb
+from ..provenance import image_digest
+
+logger = logging.getLogger(__name__)
+
+THREADS = 8
+ROWS = 32  # of a table at a time
+LARGEST_FILE = 2**30
+ALWAYS_TOLERATED = 3
+_ONE_LARGE_FILE = threading.Lock()  # held by whoever reads one of more than 64 MiB
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_ERRORS = {
+    errno.ENOENT: "no such file",
+    errno.ENOTDIR: "no such file",
+    errno.EACCES: "no right to read it",
+    errno.EPERM: "no right to read it",
+    errno.ELOOP: "a link that leads back to itself",
+}
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that was left out.
+
+    Attributes:
+        file: its path; of an image without one, its split and row.
+        reason: why, in a few words.
+    """
+
+    file: str
+    reason: str
+
+
+class _Bad(Exception):
+    """The image cannot be used; the text is the reason."""
+
+
+def check_images(
+    parts: Mapping[str, Dataset],
+    source: str,
+    *,
+    strict: bool = False,
+    max_bad: float = 0.05,
+    listed: Sequence[SkippedImage] = (),
+    progress: bool | Callable[[int], object] = False,
+) -> tuple[dict[str, dict[int, str]], tuple[SkippedImage, ...]]:
+    """Look at all images once: row -> `image_digest` of the good ones by split, and the bad ones.
+
+    Args:
+        parts: each with a column `image`.
+        source: what to call the data in messages.
+        strict: the first bad image is an error.
+        max_bad: which share of the images may be bad; three always may.
+        listed: bad ones that are known already and in none of the parts.
+        progress: a bar, or a call after each image with 1.
+
+    Raises:
+        ResiDualError: more images are bad than may be.
+    """
+    if isinstance(max_bad, bool) or not 0 <= max_bad <= 1:
+        raise ResiDualError(f"max_bad: wanted a share of the images from 0 to 1, got {max_bad!r}.")
+    skipped = list(listed)
+    if strict and skipped:
+        raise _refused(skipped[0])
+    digests: dict[str, dict[int, str]] = {split: {} for split in parts}
+    total = sum(map(len, parts.values())) + len(skipped)
+    with (
+        tqdm(desc="checking", unit="image", total=total, disable=progress is not True) as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of huge images and odd EXIF: they come again with pixels
+        for split, row, path, digest, reason in _examined(parts):
+            if digest is not None:
+                digests[split][row] = digest
+            else:
+                skipped.append(SkippedImage(_title(split, row, path), reason))
+                if strict:
+                    raise _refused(skipped[-1])
+            bar.update()
+            if callable(progress):
+                progress(1)
+    _check_count(skipped, total, max_bad, source)
+    return digests, tuple(skipped)
+
+
+def write_skipped(path: PathLike, skipped: Iterable[SkippedImage]) -> None:
+    """Write the images that were left out as CSV, `file` and `reason`, whole or not at all."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "reason"))
+        writer.writerows((image.file, image.reason) for image in skipped)
+
+
+def _refused(image: SkippedImage) -> ResiDualError:
+    return ResiDualError(
+        f"could not read {image.file} ({image.reason}); repair, replace or remove it, or leave out "
+        "strict: then it is skipped."
+    )
+
+
+def _check_count(skipped: Sequence[SkippedImage], total: int, max_bad: float, source: str) -> None:
+    if not skipped:
+        return
+    first = ", ".join(f"{image.file} ({image.reason})" for image in skipped[:3])
+    first += ", ..." if len(skipped) > 3 else ""
+    allowed = max(ALWAYS_TOLERATED, int(max_bad * total))
+    if len(skipped) > allowed:
+        raise ResiDualError(
+            f"{len(skipped)} of the {total} images of {source} cannot be read, and max_bad="
+            f"{max_bad:g} allows {allowed}: {first}. Repair or remove them, or allow more."
+        )
+    logger.warning("skipped %d of the %d images of %s: %s", len(skipped), total, source, first)
+
+
+def _title(split: str, row: int, path: str | None) -> str:
+    return f"'{path}'" if path else f"row {row} of the split {split}"
+
+
+def _examined(
+    parts: Mapping[str, Dataset],
+) -> Iterator[tuple[str, int, str | None, str | None, str]]:
+    """Split, row, path, digest (None where the image is bad) and reason of every image, in order.
+
+    A few more than there are threads are under way at any time, however many there are.
+    """
+    pending: deque[tuple[str, int, str | None, Future[tuple[str | None, str]]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for split, dataset in parts.items():
+                for row, (content, path) in enumerate(_stored(dataset)):
+                    pending.append((split, row, path, pool.submit(_look, content, path)))
+                    while len(pending) > 2 * THREADS:
+                        yield _done(*pending.popleft())
+            while pending:
+                yield _done(*pending.popleft())
+        finally:
+            for *_, future in pending:
+                future.cancel()
+
+
+def _done(
+    split: str, row: int, path: str | None, future: Future[tuple[str | None, str]]
+) -> tuple[str, int, str | None, str | None, str]:
+    digest, reason = future.result()
+    return split, row, path, digest, reason
+
+
+def _stored(dataset: Dataset) -> Iterator[tuple[Any, str | None]]:
+    """Bytes (a buffer that need not be copied, or None) and path of every row."""
+    stored = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    tables = stored.with_format("arrow")
+    for start in range(0, len(tables), ROWS):
+        for image in tables[start : start + ROWS]["image"]:
+            if not image.is_valid:
+                yield None, None
+                continue
+            content = image["bytes"]
+            yield content.as_buffer() if content.is_valid else None, image["path"].as_py()
+
+
+def _look(content: Any, path: str | None) -> tuple[str | None, str]:
+    """The image's digest; None, and why, where it cannot be used."""
+    try:
+        if content is None and not path:
+            raise _Bad("an empty row")
+        found = bytes(content) if content is not None else _read(path or "")
+        _check_whole(found)
+        return image_digest(found), ""
+    except _Bad as bad:
+        return None, str(bad)
+
+
+def _read(path: str) -> bytes:
+    try:
+        status = os.stat(path)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+        if kind is not None:  # which may block for ever, or never end
+            raise _Bad(f"{kind}, not a file")
+        if status.st_size > LARGEST_FILE:
+            raise _Bad(f"too large: a file of {status.st_size:,} bytes, more than {LARGEST_FILE:,}")
+        if status.st_size > 2**26:
+            with _ONE_LARGE_FILE:
+                return _content(path)
+        return _content(path)
+    except OSError as error:
+        raise _Bad(_ERRORS.get(error.errno or 0) or error.strerror or repr(error)) from None
+    except ValueError as error:  # a zero byte in its name
+        raise _Bad(str(error)) from None
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(LARGEST_FILE)
+
+
+def _check_whole(content: bytes) -> None:
+    """Raise `_Bad` unless the bytes are a whole image of a size that can be decoded."""
+    if not content:
+        raise _Bad("an empty file")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if 0 in image.size:
+                raise _Bad(f"an image without pixels, {image.size[0]} x {image.size[1]}")
+            if image.format == "PNG":
+                image.verify()
+                return
+            ended = _reaches_end(content) if image.format in ("JPEG", "MPO") else None
+            if ended is False and not ImageFile.LOAD_TRUNCATED_IMAGES:
+                raise _Bad("cut short: a JPEG without an end")
+            if not ended:
+                to_rgb(image, "it")
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise _Bad(f"too large: more than {limit:,} pixels") from None
+    except MemoryError:
+        raise _Bad("too large for the memory there is") from None
+    except _Bad:
+        raise
+    except Exception as error:  # PIL's decoders raise many kinds
+        raise _Bad(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    # PIL's own text names a BytesIO by its address
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image that PIL knows"
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _reaches_end(content: bytes) -> bool | None:
+    """Whether a JPEG's end marker follows its pixels; None where there is no telling.
+
+    A thumbnail before them has one as well. Between the start of the pixels and their end no FF D9
+    occurs: every FF there is escaped. (PIL itself takes zeros in place of the rest, as a download
+    leaves them, for pixels.)
+    """
+    place = 2
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7:  # filling, or no length
+            place += 1 if marker == 0xFF else 2
+            continue
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker == 0xDA:
+            return content.find(b"\xff\xd9", place) >= 0
+    return None
