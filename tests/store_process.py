@@ -71,9 +71,9 @@ LIVES = {
     True: [
         (0, "raw-00002"),
         (1, "raw-00003"),
-        (2, "basis"),  # one of its files is there under the temporary name of its folder
-        (3, "basis"),  # one of its files is where it belongs
-        (4, "shard-00000"),
+        (1, "basis"),  # one of its files is there under the temporary name of its folder
+        (2, "basis"),  # both are
+        (3, "shard-00000"),
         (4, "manifest.json"),
     ],
 }

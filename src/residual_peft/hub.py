@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import ResiDualError
-from .files import read_json
+from .files import read_json, whole_directory
 
 DEMO_MODEL = "residual_peft/demo-clip"
 """The name under which the bundled model goes; it never leaves this machine."""
@@ -66,7 +66,7 @@ def local_directory(
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return path
+        return whole_directory(path)
     name = str(name_or_path)
     if name == DEMO_MODEL:
         return BUNDLED_DIRECTORY

@@ -1,10 +1,11 @@
 """Files: read with every field checked, and written whole or not at all."""
 
+from .aside import sweep
 from .faults import disk_fault, disk_faults
 from .looking import PathLike, file_size, quoted, read_bytes
 from .records import Within, read_json, read_object, read_record, record_of
 from .tensors import TensorFacts, read_header, read_tensors, write_tensors
-from .writing import atomic_directory, atomic_file, write_json
+from .writing import atomic_directory, atomic_file, check_place, whole_directory, write_json
 
 __all__ = [
     "PathLike",
@@ -12,6 +13,7 @@ __all__ = [
     "Within",
     "atomic_directory",
     "atomic_file",
+    "check_place",
     "disk_fault",
     "disk_faults",
     "file_size",
@@ -23,6 +25,8 @@ __all__ = [
     "read_record",
     "read_tensors",
     "record_of",
+    "sweep",
+    "whole_directory",
     "write_json",
     "write_tensors",
 ]

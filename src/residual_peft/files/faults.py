@@ -47,18 +47,23 @@ _MEANING = {
 _INSIDE = re.compile(r"\(os error (\d+)\)")  # how Rust's libraries name what the system said
 
 
-def disk_fault(error: BaseException, path: PathLike | None = None) -> ResiDualError | None:
+def disk_fault(
+    error: BaseException, path: PathLike | None = None, aside: PathLike | None = None
+) -> ResiDualError | None:
     """One line for what a disk refused, or None where something else went wrong.
 
     Args:
         error: an `OSError`, or what safetensors makes of one.
         path: what was read or written, where the error does not say it by itself.
+        aside: a temporary name that stands for `path`.
     """
     number, place = None, None if path is None else os.fsdecode(path)
     if isinstance(error, OSError):
         number = error.errno
-        named = isinstance(error.filename, str | bytes)
-        place = os.fsdecode(error.filename) if named else place
+        named = error.filename2 or error.filename
+        place = os.fsdecode(named) if isinstance(named, str | bytes) else place
+        if aside is not None and place is not None and place.startswith(os.fspath(aside)):
+            place = os.fsdecode(path or aside)
     elif isinstance(error, SafetensorError) and (found := _INSIDE.search(str(error))):
         number = int(found[1])
     if number not in _MEANING:
@@ -71,11 +76,16 @@ def disk_fault(error: BaseException, path: PathLike | None = None) -> ResiDualEr
 
 
 @contextmanager
-def disk_faults(path: PathLike | None = None) -> Iterator[None]:
-    """What the disk refuses in the block becomes a `ResiDualError`; all else stays what it is."""
+def disk_faults(path: PathLike | None = None, *, aside: PathLike | None = None) -> Iterator[None]:
+    """What the disk refuses in the block becomes a `ResiDualError`; all else stays what it is.
+
+    Args:
+        path: what is read or written, where the error does not say it by itself.
+        aside: a temporary name that stands for it.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if (known := disk_fault(error, path)) is None:
+        if (known := disk_fault(error, path, aside)) is None:
             raise
         raise known from error

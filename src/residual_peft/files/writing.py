@@ -1,66 +1,269 @@
-"""Files that appear whole or not at all: written aside, then renamed."""
+"""Files and folders that appear whole or not at all: written aside, then renamed.
 
+A folder that is new appears by one rename. One that is there already keeps what the user put into
+it, so it cannot be exchanged as a whole: its new files are gathered in a hidden folder within it,
+whose rename is the moment in which the save counts, and are then put in their places. Whoever is
+killed before that moment leaves the old files, and whoever is killed after it the new ones, since
+`whole_directory`, by which every loader of this package comes in, finishes the work first.
+"""
+
+import errno
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import ResiDualError
-from .looking import PathLike
+from .aside import aside_name, remove, sweep
+from .faults import disk_faults
+from .looking import PathLike, quoted
+
+_SAVE = ".residual-peft-save-"
+_LONE_HALF = re.compile("[\ud800-\udfff]")
 
 
 def _reveal(source: Path, destination: Path) -> None:
-    """Rename, with the rights that the user's umask gives (temporary files are private)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    source.chmod(0o666 & ~mask)
+    """Give a file or folder its name, by which it takes the place of an older one."""
     os.replace(source, destination)
 
 
 @contextmanager
 def atomic_file(path: PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place once the block has succeeded."""
+    """Yield a temporary path beside `path` that takes its place once the block has succeeded.
+
+    Raises:
+        ResiDualError: the disk does not take it; says why and what to do. Nothing is left behind.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _reveal(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = target.parent / aside_name(target.name)
+    with disk_faults(target, aside=temporary), _parents_of(target):
+        sweep(target.parent)
+        try:
+            yield _new_file(temporary)
+            _open_to_others(temporary)
+            _reveal(temporary, target)
+        finally:
+            remove(temporary)
 
 
 @contextmanager
 def atomic_directory(path: PathLike) -> Iterator[Path]:
     """Yield a temporary directory whose files move into `path` once the block has succeeded.
 
-    Files already in `path` stay, unless one of the same name replaces them.
+    Files already in `path` stay, unless one of the same name replaces them. Killed at any moment,
+    it leaves the old files or, for `whole_directory`, the new ones: never some of each.
+
+    Raises:
+        ResiDualError: the disk does not take them, or something of another kind is in the way;
+            says why and what to do. The old files are then as they were.
     """
     target = Path(path)
-    if target.exists() and not target.is_dir():
-        raise ResiDualError(
-            f"wanted a directory to write to, got the file '{target}'; name another output."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    with disk_faults(target), _parents_of(target):
+        if target.exists() and not target.is_dir():
+            raise ResiDualError(
+                f"wanted a directory to write to, got the file {quoted(target)}; name another "
+                "output."
+            )
+        is_new = not target.is_dir()
+        temporary = (target.parent if is_new else target) / aside_name(target.name)
+        sweep(target.parent)
+        if not is_new:
+            sweep(target)
+            _finish_all(target)
+        with disk_faults(target, aside=temporary):
+            try:
+                temporary.mkdir()
+                yield temporary
+                _open_to_others(temporary)
+                _appear(temporary, target)
+            finally:
+                remove(temporary)
+
+
+def whole_directory(path: PathLike) -> Path:
+    """Where the files of a folder lie, after a save that was killed while it put them in place.
+
+    Returns:
+        `path`, once the last save is finished; where that may not be written, the folder within
+        it that holds all files of that save.
+    """
+    target = Path(path)
+    if not (saves := _saves(target)):
+        return target
     try:
-        yield temporary
-        target.mkdir(exist_ok=True)
-        for source in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            destination = target / source.relative_to(temporary)
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            _reveal(source, destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _finish_all(target)
+    except (OSError, ResiDualError):
+        return saves[-1]
+    return target
+
+
+def check_place(path: PathLike, room: int = 0) -> None:
+    """Try whether a folder can be made or written to, before any work is done for it.
+
+    Args:
+        path: the folder; what was made to try is removed again.
+        room: bytes that are going to be written.
+
+    Raises:
+        ResiDualError: it cannot; says why and what to do.
+    """
+    target = Path(path)
+    with disk_faults(target), _parents_of(target, keep=False):
+        if target.exists() and not target.is_dir():
+            raise ResiDualError(
+                f"wanted a directory to write to, got the file {quoted(target)}; name another "
+                "output."
+            )
+        place = target if target.is_dir() else target.parent
+        temporary = place / aside_name(target.name)
+        with disk_faults(target, aside=temporary):
+            try:
+                _new_file(temporary).write_bytes(b"x" * 4096)
+                free = shutil.disk_usage(place).free
+            finally:
+                remove(temporary)
+    if free < room:
+        raise ResiDualError(
+            f"wanted {room:,} bytes of room for {quoted(target)}, its disk has {free:,}: free "
+            "some, or name another place."
+        )
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, whole or not at all.
+
+    Raises:
+        ResiDualError: the disk does not take it; says why and what to do.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # of a file name that is not UTF-8; JSON can say so, and reads it as it was
+    text = _LONE_HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(text, "utf-8")
+
+
+def _new_file(path: Path) -> Path:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    return path
+
+
+def _open_to_others(path: Path) -> None:
+    """Give a file, or a folder with all in it, the rights that the user's umask gives."""
+    mask = os.umask(0)
+    os.umask(mask)
+    inside = [path, *path.rglob("*")] if path.is_dir() else [path]
+    for part in inside:
+        if not part.is_symlink():
+            part.chmod((0o777 if part.is_dir() else 0o666) & ~mask)
+
+
+@contextmanager
+def _parents_of(target: Path, keep: bool = True) -> Iterator[None]:
+    """Make the folders above a path; those that were missing go when the block fails."""
+    missing = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        if not keep:
+            for folder in missing:  # the innermost first, as far as they are empty
+                try:
+                    folder.rmdir()
+                except OSError:
+                    break
+
+
+def _appear(temporary: Path, target: Path) -> None:
+    """Show the files of a temporary folder in `target`."""
+    if not target.is_dir():
+        try:
+            _reveal(temporary, target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not target.is_dir():
+                raise
+    _check_way(temporary, target)
+    save = target / f"{_SAVE}{time.time_ns():020d}-{secrets.token_hex(4)}"
+    _reveal(temporary, save)  # from now on the new files count
+    _finish(save, target)
+
+
+def _saves(target: Path) -> list[Path]:
+    """Saves into a folder that are whole but not all in place, the oldest first."""
+    try:
+        names = [entry.name for entry in os.scandir(target) if entry.name.startswith(_SAVE)]
+    except OSError:
+        return []
+    found = [target / name for name in sorted(names)]
+    return [save for save in found if save.is_dir() and not save.is_symlink()]
+
+
+def _finish_all(target: Path) -> None:
+    for save in _saves(target):
+        _check_way(save, target)
+        _finish(save, target)
+
+
+def _finish(save: Path, target: Path) -> None:
+    """Put the files of a whole save in their places; two processes may do so at once."""
+    try:
+        for source in _files_in(save):
+            destination = target / source.relative_to(save)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target / aside_name(destination.name)  # where `sweep` looks
+            try:
+                _same_file(source, temporary)
+                _reveal(temporary, destination)
+            finally:
+                remove(temporary)
+        done = target / aside_name("save")
+        _reveal(save, done)  # so that no half of it is taken for a whole
+        remove(done)
+    except FileNotFoundError:
+        if save.exists():
+            raise
+
+
+def _same_file(source: Path, destination: Path) -> None:
+    # a link takes no room, and the save stays whole until all its files are in place
+    try:
+        os.link(source, destination)
+    except OSError:  # a file system without links
+        shutil.copy2(source, destination)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def _check_way(source: Path, target: Path) -> None:
+    """See to it that nothing but older files is where the files of `source` will be.
+
+    Links are no folders here: a stranger's could lead to any place.
+
+    Raises:
+        ResiDualError: a folder lies where a file should be, or a file or link where a folder.
+    """
+    for file in _files_in(source):
+        place = file.relative_to(source)
+        folders = [target / folder for folder in place.parents if folder != Path()]
+        for folder in folders:
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                raise ResiDualError(
+                    f"wanted the folder {quoted(folder)} to write to, got a file or a link; move "
+                    "it away, or name another output."
+                )
+        if (target / place).is_dir():
+            raise ResiDualError(
+                f"wanted to write the file {quoted(target / place)}, got a folder; move it away, "
+                "or name another output."
+            )

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from ..data import ProcessedImages
 from ..errors import ResiDualError
-from ..files import read_json, write_json
+from ..files import read_json, sweep, write_json
 from ..processes import Processes
 from ..tuner import (
     ReadoutState,
@@ -116,7 +115,7 @@ def begin_together(folder: Path, manifest: dict[str, Any], processes: Processes)
     with processes.in_step():
         if processes.rank == 0:
             _begin(folder, manifest)
-            _sweep(folder)
+            sweep(folder)
     with processes.in_step():
         if not (folder / MANIFEST).is_file():
             raise ResiDualError(
@@ -141,10 +140,3 @@ def _begin(folder: Path, manifest: dict[str, Any]) -> None:
                 f"'{folder}' holds coordinates with {what}: use what they were begun with, or name "
                 "another directory."
             )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed run was about to write."""
-    for name in (MANIFEST, BASIS, "shard-", "raw-"):
-        for left in folder.glob(f".{name}*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
