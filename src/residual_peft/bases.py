@@ -3,23 +3,22 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
 from .anatomy import TowerAnatomy, Unit, find_tower
 from .cards import basis_card
-from .decomposition import batch_size, named_inputs
 from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors, write_json, write_tensors
 from .fingerprint import Fingerprint
 from .hub import CARD, known_name, local_directory, push_directory
 from .processes import Processes
+from .reading import Progress, reading
 from .spectra import (
     BasisAccumulator,
     Components,
@@ -65,13 +64,14 @@ class SpectralBasis:
     fingerprint: Fingerprint
 
     @classmethod
+    @torch.inference_mode(False)
     def fit(
         cls,
         model: nn.Module,
         batches: Iterable[Any],
         units: Iterable[str] = ("head", "mlp"),
         components: Components = None,
-        progress: bool | Callable[[int], object] = False,
+        progress: Progress = False,
         *,
         across_processes: bool = False,
         side: str | None = None,
@@ -101,14 +101,18 @@ class SpectralBasis:
         accumulator = BasisAccumulator(model, units, side=side, readout=readout)
         if isinstance(batches, Tensor | Mapping):
             batches = [batches]
-        bar = tqdm(desc="Fitting bases", unit="image", disable=progress is not True)
-        with processes.in_step(), bar:
-            for batch in batches:
-                accumulator.update(batch)
-                seen = batch_size(named_inputs(accumulator.tower, batch))
-                bar.update(seen)
-                if callable(progress):
-                    progress(seen)
+        with processes.in_step():
+            passed = reading(
+                model,
+                accumulator.tower,
+                batches,
+                taps=True,
+                progress=progress,
+                description="Fitting bases",
+            )
+            for seen in passed:
+                assert seen.capture is not None
+                accumulator.add(seen.capture)
         if across_processes:
             accumulator = accumulator.across_processes()
         return cls.from_accumulator(accumulator, components)

@@ -1,68 +1,98 @@
 """Labelled images -> one embedding per class, for towers that have no text tower beside them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .anatomy import find_tower
-from .decomposition import checked_inputs, run_tower
 from .errors import ResiDualError
 from .predictions import check_class_numbers
+from .reading import Progress, reading
+
+CHUNK = 4096  # readouts that are taken to float64 at a time
 
 
-@torch.no_grad()
-def class_means(model: nn.Module, batches: Iterable[Any], class_names: Sequence[str]) -> Tensor:
+def class_means(
+    model: nn.Module,
+    batches: Iterable[Any],
+    class_names: Sequence[str],
+    *,
+    progress: Progress = False,
+) -> Tensor:
     """Normalize the readouts of each class's images, take their mean, normalize it: (C, d).
 
     Summed in float64 and given back in float32 or, for a float64 model, in float64.
 
     Args:
-        model: run as it is, adapters included.
+        model: run as it is, adapters included, in eval mode.
         batches: dicts with `pixel_values` and `labels`, or pairs of the two.
         class_names: C names, for messages; labels are their numbers.
+        progress: True for a bar, or what to call after each batch with its number of images.
 
     Raises:
         ResiDualError: batches of another kind, labels that do not suit, or a class without images.
     """
-    count = len(class_names)
-    sums: Tensor | None = None
-    images = torch.zeros(count, dtype=torch.int64)
-    weight, anatomy = next(model.parameters()), find_tower(model)
-    for batch in batches:
-        pixels, labels = _labelled(batch)
-        check_class_numbers(labels, count)
-        inputs = checked_inputs(anatomy, pixels)
-        readout = run_tower(model, inputs, anatomy=anatomy).cpu().double()
-        if sums is None:
-            sums = torch.zeros(count, readout.shape[1], dtype=torch.float64)
-        sums.index_add_(0, labels.cpu(), functional.normalize(readout, dim=-1))
-        images += labels.cpu().bincount(minlength=count)
-    if sums is None or not images.all():
-        missing = [
-            name for name, seen in zip(class_names, images.tolist(), strict=True) if not seen
-        ]
-        raise ResiDualError(
-            f"wanted images of all {count} classes, got none of {', '.join(missing[:5])}"
-            f"{' and others' if len(missing) > 5 else ''}: give more images, or leave those "
-            "classes out of class_names."
-        )
-    means = sums / images[:, None]
-    return functional.normalize(means, dim=-1).to(torch.promote_types(weight.dtype, torch.float32))
+    sums = _Sums(class_names)
+    passed = reading(
+        model,
+        None,
+        batches,
+        adapters=True,
+        labelled=True,
+        progress=progress,
+        description="Class means",
+    )
+    for seen in passed:
+        assert seen.labels is not None
+        sums.add(seen.readout, seen.labels)
+    return sums.means(next(model.parameters()).dtype)
 
 
-def _labelled(batch: Any) -> tuple[Any, Tensor]:
-    """What a tower takes of a batch, and its labels."""
-    inputs = labels = None
-    if isinstance(batch, Mapping):
-        inputs, labels = batch, batch.get("labels")
-    elif isinstance(batch, tuple | list) and len(batch) == 2:
-        inputs, labels = batch
-    if not isinstance(inputs, Tensor | Mapping) or not isinstance(labels, Tensor):
-        raise ResiDualError(
-            "wanted batches with pixel_values and labels as tensors, as dicts or as pairs, got "
-            f"{type(batch).__name__}; class means need labelled images."
-        )
-    return inputs, labels
+def class_means_of(readouts: Tensor, labels: Tensor, class_names: Sequence[str]) -> Tensor:
+    """The same from readouts (N, d) that were collected already: no image is read twice.
+
+    Args:
+        readouts: of labelled images, such as `Readouts.readout`.
+        labels: (N,), class numbers.
+        class_names: C names, for messages.
+
+    Raises:
+        ResiDualError: labels that do not suit, or a class without images.
+    """
+    sums = _Sums(class_names)
+    for part, numbers in zip(readouts.split(CHUNK), labels.split(CHUNK), strict=True):
+        sums.add(part, numbers)
+    return sums.means(readouts.dtype)
+
+
+class _Sums:
+    """Unit-norm readouts summed by class."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = class_names
+        self.sums: Tensor | None = None  # (C, d)
+        self.images = torch.zeros(len(class_names), dtype=torch.int64)
+
+    @torch.no_grad()
+    def add(self, readout: Tensor, labels: Tensor) -> None:
+        check_class_numbers(labels, len(self.class_names))
+        exact, labels = readout.detach().cpu().double(), labels.cpu()
+        if self.sums is None:
+            self.sums = exact.new_zeros(len(self.class_names), exact.shape[1])
+        self.sums.index_add_(0, labels, functional.normalize(exact, dim=-1))
+        self.images += labels.bincount(minlength=len(self.class_names))
+
+    def means(self, dtype: torch.dtype) -> Tensor:
+        """Means in float32 or better."""
+        if self.sums is None or not self.images.all():
+            seen = zip(self.class_names, self.images.tolist(), strict=True)
+            missing = [name for name, count in seen if not count]
+            raise ResiDualError(
+                f"wanted images of all {len(self.class_names)} classes, got none of "
+                f"{', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}: give more "
+                "images, or leave those classes out of class_names."
+            )
+        means = functional.normalize(self.sums / self.images[:, None], dim=-1)
+        return means.to(torch.promote_types(dtype, torch.float32))

@@ -4,21 +4,18 @@ y' = base + (c ⊙ (λ − neutral)) Φ is affine in the gains, and neither c no
 (`method.md`, section 3). So the images are seen once; `solvers` does the rest.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .anatomy import find_tower
 from .bases import SpectralBasis
-from .data import with_progress
-from .decomposition import checked_capture, checked_inputs, run_tower, unadapted
 from .errors import ResiDualError
+from .reading import Captures, Progress, Seen, images_of, reading
+from .rows import Rows
 from .spectra import BasisAccumulator
-from .taps import Capture, tapped
 from .tuner import (
     ReadoutState,
     active_adapter,
@@ -32,7 +29,8 @@ from .tuner import (
     restart_gains,
 )
 
-Progress = bool | Callable[[int], object]
+SHARED = ("stream", "pooled", "pooler", "constant")
+"""The fields of a capture that coordinates need whatever units they are of."""
 _Rows = TypeVar("_Rows", bound="Readouts")
 
 
@@ -91,6 +89,7 @@ class Coordinates(Readouts):
         return compose(self.state, self.base, self.coordinates, gains)
 
 
+@torch.inference_mode(False)
 def collect_readouts(
     model: nn.Module, batches: Iterable[Any], *, progress: Progress = False
 ) -> Readouts:
@@ -105,16 +104,13 @@ def collect_readouts(
     Raises:
         ResiDualError: no images, no labels, or pixels that are not finite.
     """
-    anatomy, readouts, labels = find_tower(model), [], []
-    for batch in with_progress(batches, "Reading images", progress):
-        inputs = checked_inputs(anatomy, batch)
-        with torch.no_grad(), unadapted(model):
-            readout = run_tower(model, inputs, anatomy=anatomy)
-        readouts.append(readout.cpu())
-        labels.append(_labels(batch))
-    return Readouts(_joined(readouts), torch.cat(labels))
+    kept = _Kept(images_of(batches))
+    for seen in reading(model, None, batches, labelled=True, progress=progress):
+        kept.add(seen)
+    return Readouts(*kept.joined())
 
 
+@torch.inference_mode(False)
 def collect_coordinates(
     model: nn.Module,
     batches: Iterable[Any],
@@ -124,7 +120,8 @@ def collect_coordinates(
 ) -> Coordinates:
     """Coordinates for a ResiDual adapter, on the CPU, in one pass of the unadapted model.
 
-    The units of the first batch are checked to add up to the model's own readout.
+    The units of the first batch are checked to add up to the model's own readout. Memory: the
+    coordinates and readouts, K + d numbers per image.
 
     Args:
         model: a model with a ResiDual adapter.
@@ -136,25 +133,20 @@ def collect_coordinates(
         ResiDualError: as `collect_readouts`; no such adapter, or units that do not add up.
     """
     anatomy, state = adapted_tower(model, adapter_name), readout_state(model, adapter_name)
-    readouts: list[Tensor] = []
-    found: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in with_progress(batches, "Reading images", progress):
-        inputs = checked_inputs(anatomy, batch)
-        capture: Capture
-        if not readouts:
-            capture, readout = checked_capture(model, anatomy, inputs)
-        else:
-            with torch.no_grad(), unadapted(model), tapped(anatomy) as tap:
-                readout = run_tower(model, inputs, anatomy=anatomy)
-                capture = tap.take()
-        found.append(coordinates_of(state, capture).cpu())
-        readouts.append(readout.to(state.directions.dtype).cpu())
-        labels.append(_labels(batch))
-    readout = _joined(readouts)
-    return Coordinates(readout, torch.cat(labels), torch.cat(found), state.map(Tensor.cpu))
+    expected = images_of(batches)
+    kept, found = _Kept(expected), Rows(expected)
+    passed = reading(
+        model, anatomy, batches, taps=True, check="first", labelled=True, progress=progress
+    )
+    for seen in passed:
+        assert seen.capture is not None
+        found.add(coordinates_of(state, seen.capture))
+        kept.add(seen, state.directions.dtype)
+    readout, labels = kept.joined()
+    return Coordinates(readout, labels, found.joined(), state.map(Tensor.cpu))
 
 
+@torch.inference_mode(False)
 def collect_with_basis(
     model: nn.Module,
     batches: Iterable[Any],
@@ -184,47 +176,42 @@ def collect_with_basis(
         return collect_coordinates(model, batches, adapter_name=name, progress=progress)
     anatomy = adapted_tower(model, name)
     accumulator = BasisAccumulator(model, config.units, side=anatomy.side, readout=anatomy.readout)
-    kinds = {unit.kind for unit in accumulator.units}
-    seen: list[tuple[Capture, Tensor]] = []
-    labels: list[Tensor] = []
-    for batch in with_progress(batches, "Reading images", progress):
-        capture, readout = checked_capture(model, anatomy, batch)
-        accumulator.add(capture)
-        capture.layers = [None] * len(capture.layers)
-        if "head" not in kinds:
-            capture.heads = [None] * len(capture.heads)
-        if "mlp" not in kinds:
-            capture.mlps = [None] * len(capture.mlps)
-        seen.append((capture.map(Tensor.cpu), readout.cpu()))
-        labels.append(_labels(batch))
-    if not seen:
-        raise ResiDualError("wanted at least one batch of images, got none.")
+    kept, raw = _Kept(images_of(batches)), Captures(_fields(accumulator))
+    for seen in reading(model, anatomy, batches, taps=True, labelled=True, progress=progress):
+        assert seen.capture is not None
+        accumulator.add(seen.capture)
+        raw.add(seen.capture)
+        kept.add(seen)
+    readout, labels = kept.joined()
     components = None if config.component_pattern else config.components
     put_basis(model, SpectralBasis.from_accumulator(accumulator, components), name)
+    del accumulator
     state = readout_state(model, name).map(Tensor.cpu)
-    readout = torch.cat([part for _, part in seen]).to(state.directions.dtype)
-    found: Tensor | None = None
-    for start, (capture, _) in zip(_starts(labels), seen, strict=True):
-        part = coordinates_of(state, capture)
-        if found is None:
-            found = part.new_empty(len(readout), part.shape[1])
-        found[start : start + len(part)] = part
-    assert found is not None
-    return Coordinates(readout, torch.cat(labels), found, state)
+    found = Rows(len(labels))
+    for capture in raw.drained():
+        found.add(coordinates_of(state, capture))
+    return Coordinates(readout.to(state.directions.dtype), labels, found.joined(), state)
 
 
-def _starts(parts: list[Tensor]) -> list[int]:
-    """Where each part begins among all of them."""
-    return [0, *accumulate(len(part) for part in parts)][:-1]
+def _fields(accumulator: BasisAccumulator) -> list[str]:
+    """What of a capture the coordinates of some units are made of."""
+    kinds = {unit.kind for unit in accumulator.units}
+    asked = {"heads": "head", "mlps": "mlp", "embed": "embed"}
+    return [name for name, kind in asked.items() if kind in kinds] + list(SHARED)
 
 
-def _labels(batch: Any) -> Tensor:
-    if not isinstance(batch, Mapping) or "labels" not in batch:
-        raise ResiDualError("wanted batches with 'pixel_values' and 'labels', got no labels.")
-    return torch.as_tensor(batch["labels"]).cpu()
+class _Kept:
+    """Readouts and labels of a pass."""
 
+    def __init__(self, expected: int | None) -> None:
+        self.readout, self.labels = Rows(expected), Rows(expected)
 
-def _joined(readouts: list[Tensor]) -> Tensor:
-    if not readouts:
-        raise ResiDualError("wanted at least one batch of images, got none.")
-    return torch.cat(readouts)
+    def add(self, seen: Seen, dtype: torch.dtype | None = None) -> None:
+        assert seen.labels is not None
+        self.readout.add(seen.readout.to(dtype))
+        self.labels.add(seen.labels)
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        if not len(self.labels):
+            raise ResiDualError("wanted at least one batch of images, got none.")
+        return self.readout.joined(), self.labels.joined()

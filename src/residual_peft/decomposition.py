@@ -26,6 +26,7 @@ __all__ = [
     "checked_inputs",
     "contributions",
     "decompose",
+    "evaluating",
     "head_inputs",
     "install_taps",
     "named_inputs",
@@ -52,17 +53,26 @@ def unadapted(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, BaseTunerLayer) and not (module.disable_adapters or module.merged)
     ]
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
     for module in adapted:
         # not enable_adapters(False): that would also switch requires_grad, and not switch it back
         module._disable_adapters = True
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for module in adapted:
             module._disable_adapters = False
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off while the block runs; a model in eval mode, which threads may share, is left."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
         for module in training:
             module.training = True
 

@@ -1,6 +1,5 @@
 """Predictions and metrics of one adapter over a data set."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +7,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .anatomy import find_tower
-from .data import ProcessedImages, batches, with_progress
-from .decomposition import checked_inputs, run_tower
+from .data import ProcessedImages, batches
 from .errors import ResiDualError
 from .metrics import (
     Array,
@@ -19,6 +16,8 @@ from .metrics import (
     multi_label_metrics,
     per_class_recall,
 )
+from .reading import Progress, reading
+from .rows import Rows
 from .zero_shot import ZeroShotClassifier
 
 
@@ -72,7 +71,7 @@ def evaluate(
     batch_size: int = 64,
     num_workers: int = 0,
     name: str = "the dataset",
-    progress: bool | Callable[[int], object] = False,
+    progress: Progress = False,
 ) -> Evaluation:
     """Classify every image of a split with the model as it is, its active adapter included.
 
@@ -99,18 +98,19 @@ def evaluate(
         num_workers=num_workers,
         name=name,
     )
-    training, anatomy = classifier.model.training, find_tower(classifier.model)
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    if training:
-        classifier.model.eval()
-    try:
-        for batch in with_progress(loader, "Classifying", progress):
-            classifier.check_labels(batch.get("labels"))
-            readout = run_tower(classifier.model, checked_inputs(anatomy, batch))
-            logits.append(classifier.logits(readout).cpu())
-            labels.append(batch["labels"].cpu())
-    finally:
-        if training:
-            classifier.model.train()
-    return Evaluation(classifier.class_names, torch.cat(logits), torch.cat(labels))
+    logits, labels = Rows(len(dataset)), Rows(len(dataset))
+    passed = reading(
+        classifier.model,
+        None,
+        loader,
+        adapters=True,
+        labelled=True,
+        progress=progress,
+        description="Classifying",
+    )
+    for seen in passed:
+        assert seen.labels is not None
+        classifier.check_labels(seen.labels)
+        logits.add(classifier.logits(seen.readout))
+        labels.add(seen.labels)
+    return Evaluation(classifier.class_names, logits.joined(), labels.joined())

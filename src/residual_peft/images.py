@@ -6,6 +6,7 @@ is applied, palettes and CMYK are converted.
 
 import io
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 # transformers' top level wants torchvision for it until 5.20; the PIL processors do not need it
@@ -24,8 +26,28 @@ from .hub import local_directory
 
 ImageLike = Image.Image | npt.NDArray[Any] | Tensor | str | os.PathLike[str] | Mapping[str, Any]
 _WHITE = (255, 255, 255, 255)
+_ORIENTATION = 0x0112  # the EXIF tag
+LARGE = 2**25
+"""Pixels from which an image in a file is made smaller piece by piece, and never held as a whole
+in more than its own mode."""
 PICTURE_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 """The kinds of small pictures that go into a report, and how their files' names end."""
+
+
+class UnreadableImage(ResiDualError):
+    """An image that cannot be read.
+
+    Attributes:
+        file: its path, or what it is called where it has none.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, message: str, file: str, reason: str) -> None:
+        super().__init__(message)
+        self.file, self.reason = file, reason
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.file, self.reason)
 
 
 def load_image_processor(name_or_path: str | os.PathLike[str]) -> Any:
@@ -61,22 +83,46 @@ def model_inputs(processor: Any, images: Iterable[Image.Image]) -> dict[str, Ten
     return {name: found[name] for name in names if name in found}
 
 
-def to_rgb(image: ImageLike, name: str = "the image") -> Image.Image:
+def least_side(processor: Any) -> int | None:
+    """The shorter side from which on an image holds all that a processor will use of it.
+
+    Twice what it resizes to, so that what is left of its own resampling is what counts. None where
+    it does not resize, or does not say to what.
+    """
+    size = getattr(processor, "size", None)
+    if not getattr(processor, "do_resize", False) or size is None:
+        return None
+    sides = [size[name] for name in ("shortest_edge", "height", "width") if _has(size, name)]
+    return 2 * max(sides) if sides else None
+
+
+def _has(size: Any, name: str) -> bool:
+    return isinstance(size.get(name) if hasattr(size, "get") else None, int)
+
+
+def to_rgb(image: ImageLike, name: str = "the image", *, least: int | None = None) -> Image.Image:
     """One image of any kind -> PIL in RGB, upright.
+
+    A file of more pixels than `PIL.Image.MAX_IMAGE_PIXELS` is refused, unless it is a JPEG that
+    `least` lets be decoded smaller.
 
     Args:
         image: PIL, a path, an array (H, W), (H, W, 1 | 3 | 4) or a tensor (1 | 3 | 4, H, W), whole
             numbers from 0 (uint8, or uint16 up to 65535) or floats from 0 to 1; or a dict with
             `bytes` or `path` as `datasets` stores undecoded images.
         name: what to call it in a message.
+        least: of a file, the shorter side that is enough (`least_side`). A JPEG is decoded at 1/2,
+            1/4 or 1/8 of its size where that leaves so much, in a fraction of the time; other large
+            files are reduced by a whole number. None, and for an image in memory: all pixels.
 
     Raises:
-        ResiDualError: it cannot be read, is empty, or has NaN, infinite or impossible values.
+        UnreadableImage: it cannot be read, is empty, too large, or has NaN, infinite or impossible
+            values.
     """
     if isinstance(image, str | os.PathLike):
-        image, name = _open(Path(image), f"'{image}'"), f"'{image}'"
+        image, name = _open(Path(image), f"'{image}'", least), f"'{image}'"
     elif isinstance(image, Mapping):
-        image = _open_stored(image, name)
+        image = _open_stored(image, name, least)
     elif isinstance(image, Tensor):
         array = image.detach().cpu()
         array = array.float() if array.dtype == torch.bfloat16 else array
@@ -92,7 +138,9 @@ def to_rgb(image: ImageLike, name: str = "the image") -> Image.Image:
         )
     try:
         image.load()
-        return _pil_to_rgb(ImageOps.exif_transpose(image), name)
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return _pil_to_rgb(image, name)
     except ResiDualError:
         raise
     except Exception as error:  # PIL's decoders raise many kinds
@@ -147,34 +195,82 @@ def image_list(images: ImageLike | Iterable[ImageLike]) -> tuple[list[ImageLike]
     return list(images), False
 
 
-def _open(path: Path, name: str) -> Image.Image:
+def _open(path: Path, name: str, least: int | None) -> Image.Image:
     if not path.is_file():
-        raise ResiDualError(f"wanted the image {name}, but there is no such file.")
-    return _open_stream(io.BytesIO(path.read_bytes()), name)
+        raise UnreadableImage(
+            f"wanted the image {name}, but there is no such file.", str(path), "no such file"
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return _open_stream(io.BytesIO(content), name, least)
 
 
-def _open_stored(stored: Mapping[str, Any], name: str) -> Image.Image:
+def _open_stored(stored: Mapping[str, Any], name: str, least: int | None) -> Image.Image:
     data, path = stored.get("bytes"), stored.get("path")
     if data is not None:
-        return _open_stream(io.BytesIO(data), name)
+        return _open_stream(io.BytesIO(data), name, least)
     if not path:
         raise ResiDualError(f"wanted {name} as bytes or a path, got neither.")
-    return _open(Path(path), f"'{path}'")
+    return _open(Path(path), f"'{path}'", least)
 
 
-def _open_stream(stream: io.BytesIO, name: str) -> Image.Image:
+def _open_stream(stream: io.BytesIO, name: str, least: int | None) -> Image.Image:
+    _silence_bomb_warning()
     try:
-        image = Image.open(stream)
+        image: Image.Image = Image.open(stream)
+        if least is not None and isinstance(image, JpegImageFile):
+            image.draft(None, (least, least))
+        _check_size(image, name)
         image.load()
-        return image
+        return image if least is None else _reduced(image, name, least)
+    except ResiDualError:
+        raise
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
-def _unreadable(name: str, error: Exception) -> ResiDualError:
+def _silence_bomb_warning() -> None:
+    """PIL warns where `_check_size` refuses, and of files that come to be decoded smaller."""
+    kind = Image.DecompressionBombWarning
+    if not any(known[2] is kind for known in warnings.filters):
+        warnings.simplefilter("ignore", kind, append=True)  # last: a filter of the user's counts
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    limit, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+    if limit is not None and width * height > limit:
+        raise UnreadableImage(
+            f"{name} has {width} x {height} pixels, more than the {limit:,} that are read: make it "
+            "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS.",
+            name.strip("'"),
+            f"{width} x {height} pixels are more than {limit:,}",
+        )
+
+
+def _reduced(image: Image.Image, name: str, least: int) -> Image.Image:
+    """A large image by a whole number smaller, in RGB, from bands: its copies would be as large."""
+    factor = min(image.size) // least
+    if image.width * image.height < LARGE or factor < 2 or image.mode[0] in "IF":
+        return image
+    width, height = image.size
+    whole = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    band = factor * max(1, 2**20 // (factor * width))
+    for top in range(0, height, band):
+        part = image.crop((0, top, width, min(top + band, height)))
+        whole.paste(_pil_to_rgb(part, name).reduce(factor), (0, top // factor))
+    whole.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    return whole
+
+
+def _unreadable(name: str, error: Exception) -> UnreadableImage:
     # PIL's own text names a BytesIO by its address
     detail = "not an image that PIL knows" if "cannot identify" in str(error) else str(error)
-    return ResiDualError(f"could not read {name} ({detail}); repair, replace or remove it.")
+    detail = detail or type(error).__name__
+    return UnreadableImage(
+        f"could not read {name} ({detail}); repair, replace or remove it.", name.strip("'"), detail
+    )
 
 
 def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .anatomy import base_model, find_tower
 from .classifier_files import FILES, label_settings, load_base, origin_of, read_classes
-from .decomposition import batch_size, checked_inputs, run_tower
+from .decomposition import batch_size, checked_inputs, evaluating, run_tower
 from .errors import ResiDualError
 from .hub import local_directory
 from .images import ImageLike, image_list, load_image_processor, pixel_values
@@ -43,7 +43,7 @@ from .tuner import (
 )
 from .tuner.mixing import BASE, each_its_own, giving_names
 from .tuner.readout import readouts
-from .zero_shot import ZeroShotClassifier, evaluating, pixel_batches
+from .zero_shot import ZeroShotClassifier, pixel_batches
 
 BLOCK = 25
 """Tasks that share one product, see `_Task`: with fewer, the directions are read too often."""

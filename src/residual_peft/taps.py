@@ -317,6 +317,11 @@ def _install(
     return handles
 
 
+def is_tapped(anatomy: TowerAnatomy) -> bool:
+    """Whether a tower has taps, as those of a readout adapter."""
+    return any(isinstance(hook, _Open) for hook in anatomy.tower._forward_pre_hooks.values())
+
+
 @dataclass
 class Tap:
     """Handle on temporary taps: `take()` gives this thread's last finished capture, once."""

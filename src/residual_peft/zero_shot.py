@@ -8,7 +8,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from .classifier_files import (
     write_classes,
     write_fitted_on,
 )
-from .decomposition import checked_inputs, read_tokens, run_tower
+from .decomposition import read_tokens
 from .errors import ResiDualError
 from .files import atomic_directory, read_json, read_tensors
 from .hub import ADAPTER_CONFIG, CARD, local_directory, push_directory
@@ -47,6 +46,8 @@ from .predictions import Prediction as Prediction
 from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
 from .prompts import DEFAULT_TEMPLATES, embed_classes
 from .provenance import SplitRecord
+from .reading import reading
+from .rows import Rows
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
 USUAL_LOGIT_SCALE = 100.0
@@ -188,8 +189,7 @@ class ZeroShotClassifier:
             ResiDualError: as `class_means`.
         """
         names = check_class_names(class_names)
-        with evaluating(model):
-            means = class_means(model, batches, names)
+        means = class_means(model, batches, names)
         return cls(model, names, means, logit_scale=logit_scale, image_processor=image_processor)
 
     @property
@@ -308,13 +308,10 @@ class ZeroShotClassifier:
         """
         items, _ = image_list(images)
         batches = pixel_batches(items, self.image_processor, batch_size)
-        anatomy = find_tower(self.model)
-        with evaluating(self.model):
-            logits = [
-                self.logits(run_tower(self.model, checked_inputs(anatomy, batch))).cpu()
-                for batch in batches
-            ]
-        return torch.cat(logits)
+        logits = Rows(len(items))
+        for seen in reading(self.model, None, batches, adapters=True):
+            logits.add(self.logits(seen.readout))
+        return logits.joined()
 
     def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64) -> Any:
         """Classify images.
@@ -527,19 +524,6 @@ def pixel_batches(
         batch = items[start : start + batch_size]
         images = [to_rgb(item, f"image {start + i}") for i, item in enumerate(batch)]
         yield model_inputs(image_processor, images)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off while the block runs; a model in eval mode, which threads may share, is left."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _logit_bias(*models: nn.Module) -> float:

@@ -1,15 +1,16 @@
 """One pass of the unadapted model over some images -> `Contributions`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..anatomy import TowerAnatomy, Unit, find_tower
-from ..data import with_progress
-from ..decomposition import checked_capture, contributions, head_inputs
+from ..decomposition import contributions, head_inputs
 from ..errors import ResiDualError
+from ..reading import Progress, images_of, reading
+from ..rows import BLOCK, Rows
 from ..taps import Capture
 from .contributions import Contributions, UnitContribution, check_count, in_principal_axes
 
@@ -21,7 +22,7 @@ def collect_contributions(
     *,
     layers: Iterable[int] | None = None,
     dtype: torch.dtype = torch.float32,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> Contributions:
     """Run the unadapted model once over some images and keep what every unit wrote.
 
@@ -36,7 +37,7 @@ def collect_contributions(
         units: kinds of units: "embed", "head", "mlp".
         layers: keep heads and MLPs of these layers only.
         dtype: of the coordinates.
-        progress: whether to show a bar.
+        progress: True for a bar, or what to call after each batch with its number of images.
 
     Raises:
         ResiDualError: no images, only one, no unit left, or units that do not add up.
@@ -50,32 +51,33 @@ def collect_contributions(
     ]
     if not chosen:
         raise ResiDualError(f"no unit is left with units={units!r} and layers={layers!r}.")
-    collector = _Collector(anatomy, chosen, dtype)
-    readouts: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in with_progress(batches, "Reading images", progress):
-        capture, readout = checked_capture(model, anatomy, batch)
-        collector.add(capture)
-        readouts.append(readout.float().cpu())
-        if isinstance(batch, Mapping) and "labels" in batch:
-            labels.append(torch.as_tensor(batch["labels"]).cpu())
-    count = sum(map(len, readouts))
-    check_count(count)
-    if labels and sum(map(len, labels)) != count:
+    expected = images_of(batches)
+    collector = _Collector(anatomy, chosen, dtype, expected)
+    readouts, labels = Rows(expected), Rows(expected)
+    for seen in reading(model, anatomy, batches, taps=True, progress=progress):
+        assert seen.capture is not None
+        collector.add(seen.capture)
+        readouts.add(seen.readout.float())
+        if seen.labels is not None:
+            labels.add(seen.labels)
+    check_count(len(readouts))
+    if len(labels) not in (0, len(readouts)):
         raise ResiDualError(
-            f"wanted labels in all batches or in none, got {sum(map(len, labels))} for {count} "
+            f"wanted labels in all batches or in none, got {len(labels)} for {len(readouts)} "
             "images."
         )
-    known = torch.cat(labels) if labels else None
-    return Contributions(tuple(chosen), collector.finish(), torch.cat(readouts), known)
+    known = labels.joined() if len(labels) else None
+    return Contributions(tuple(chosen), collector.finish(), readouts.joined(), known)
 
 
 class _Collector:
     """Per unit, what it wrote in a fixed orthonormal frame, batch by batch."""
 
-    def __init__(self, anatomy: TowerAnatomy, units: list[Unit], dtype: torch.dtype) -> None:
+    def __init__(
+        self, anatomy: TowerAnatomy, units: list[Unit], dtype: torch.dtype, expected: int | None
+    ) -> None:
         self.anatomy, self.units, self.dtype = anatomy, units, dtype
-        self.seen: dict[Unit, list[Tensor]] = {unit: [] for unit in units}
+        self.seen = {unit: Rows(expected, BLOCK // len(units)) for unit in units}
         self.frames: dict[int, Tensor] = {}  # per layer: Q of the heads (H, d, r)
         self.maps: dict[int, Tensor] = {}  # per layer: T of the heads (H, r, e + 1)
         for layer in sorted({u.layer for u in units if u.kind == "head" and u.layer is not None}):
@@ -88,12 +90,12 @@ class _Collector:
             ).to("cpu", self.dtype)
             for unit in (u for u in self.units if u.kind == "head" and u.layer == layer):
                 assert unit.head is not None
-                self.seen[unit].append(inside[unit.head].clone())
+                self.seen[unit].add(inside[unit.head])
         others = [unit for unit in self.units if unit.kind != "head"]
         if others:
             written = contributions(self.anatomy, capture, others).to("cpu", self.dtype)
             for index, unit in enumerate(others):
-                self.seen[unit].append(written[:, index].clone())
+                self.seen[unit].add(written[:, index])
 
     def finish(self) -> tuple[UnitContribution, ...]:
         found = []
@@ -102,6 +104,6 @@ class _Collector:
             if unit.kind == "head":
                 assert unit.layer is not None
                 frame = self.frames[unit.layer][unit.head].T.cpu()  # (r, d)
-            inside = torch.cat(self.seen.pop(unit))
+            inside = self.seen.pop(unit).joined()
             found.append(in_principal_axes(unit, inside, frame, None))
         return tuple(found)

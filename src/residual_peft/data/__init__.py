@@ -5,7 +5,8 @@ Whatever comes in, what goes out has a column `image` (datasets.Image), a column
 stratified and seeded.
 """
 
-from .batches import ProcessedImages, batches, collate, with_progress
+from ..reading import with_progress
+from .batches import ProcessedImages, batches, collate
 from .checking import SkippedImage, write_skipped
 from .loading import ImageData, load_data
 from .stratification import iterative_folds, iterative_split, stratified_split

@@ -1,6 +1,5 @@
 """A split -> what the model, the Trainer and the passes over images take."""
 
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import datasets
@@ -8,7 +7,6 @@ import torch
 from datasets import ClassLabel, Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..errors import ResiDualError
 from ..images import model_inputs, to_rgb
@@ -87,19 +85,3 @@ def batches(
     if not isinstance(dataset, ProcessedImages):
         dataset = ProcessedImages(dataset, image_processor, name)
     return DataLoader(dataset, batch_size, collate_fn=collate, num_workers=num_workers)
-
-
-def with_progress(
-    batches: Iterable[Any], description: str, progress: bool | Callable[[int], object] = False
-) -> Iterator[Any]:
-    """Batches with a bar that counts images (True), or a call after each with their number."""
-    with tqdm(desc=description, unit="image", disable=progress is not True) as bar:
-        if progress is True and isinstance(batches, DataLoader):
-            data: Any = batches.dataset
-            bar.total = len(data)
-        for batch in batches:
-            yield batch
-            count = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
-            bar.update(count)
-            if callable(progress):
-                progress(count)

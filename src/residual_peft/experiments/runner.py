@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone, load_image_tower
 from ..coordinates import collect_coordinates, collect_readouts
-from ..decomposition import run_tower
 from ..errors import ResiDualError
 from ..files import write_tensors
 from ..metrics import accuracy
+from ..reading import reading
+from ..rows import Rows
 from ..solvers import fit_gains, fit_linear, linear_readout
 from ..tuner import fit_bases, gains_of, restart_gains
 from ..zero_shot import ZeroShotClassifier
@@ -182,9 +183,9 @@ def _adapter_bytes(model: PeftModel) -> int:
 
 @torch.no_grad()
 def _test_accuracy(classifier: ZeroShotClassifier, task: Task) -> float:
-    classifier.model.eval()
-    logits, labels = [], []
-    for batch in task.test:
-        logits.append(classifier.logits(run_tower(classifier.model, batch)))
-        labels.append(batch["labels"])
-    return accuracy(torch.cat(logits), torch.cat(labels))
+    logits, labels = Rows(), Rows()
+    for seen in reading(classifier.model, None, task.test, adapters=True, labelled=True):
+        assert seen.labels is not None
+        logits.add(classifier.logits(seen.readout))
+        labels.add(seen.labels)
+    return accuracy(logits.joined(), labels.joined())

@@ -6,20 +6,20 @@ moves every a_h alike and drops out of `a_h − μ_h = W_h (z_h − z̄_h)` (`me
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
 from ..anatomy import TowerAnatomy, base_model
 from ..bases import Components, UnitBasis
-from ..decomposition import batch_size, checked_inputs, run_tower, unadapted
+from ..decomposition import batch_size, checked_inputs, run_tower
 from ..errors import ResiDualError
 from ..moments import Moments
 from ..processes import Processes, summed
+from ..reading import Progress, running, with_progress
 from ..spectra import spectrum, weight_spectrum
 from .linears import float64, linear_weight, tower_or_none
 
@@ -103,7 +103,7 @@ def collect_moments(
     model: nn.Module,
     layers: Mapping[str, tuple[nn.Module, int]],
     batches: Iterable[Any],
-    progress: bool | Callable[[int], object] = False,
+    progress: Progress = False,
     *,
     across_processes: bool = False,
     side: str | None = None,
@@ -134,15 +134,10 @@ def collect_moments(
         for path, (module, _) in layers.items()
     ]
     count = 0
-    bar = tqdm(desc="Fitting bases", unit="sample", disable=progress is not True)
     try:
-        with processes.in_step(), bar:
-            for batch in batches:
-                seen = _run(model, batch, side)
-                count += seen
-                bar.update(seen)
-                if callable(progress):
-                    progress(seen)
+        with processes.in_step():
+            for batch in with_progress(batches, "Fitting bases", progress, unit="sample"):
+                count += _run(model, batch, side)
     finally:
         for handle in handles:
             handle.remove()
@@ -191,7 +186,7 @@ def _tower_of(model: nn.Module, batch: Any, side: str | None) -> TowerAnatomy | 
 def _run(model: nn.Module, batch: Any, side: str | None) -> int:
     """Run the unadapted model on one batch, and count its samples."""
     device = next(model.parameters()).device
-    with torch.no_grad(), unadapted(model):
+    with running(model):
         if (tower := _tower_of(model, batch, side)) is not None:
             inputs = checked_inputs(tower, batch)
             run_tower(model, inputs, anatomy=tower)
@@ -204,7 +199,9 @@ def _run(model: nn.Module, batch: Any, side: str | None) -> int:
                 f"wanted batches that are tensors or mappings of the arguments of "
                 f"{type(base_model(model)).__name__}, got a {type(batch).__name__}."
             )
-        given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        # a row's number is for whoever reads the data, not for a model
+        given = {k: v for k, v in batch.items() if k != "index"}
+        given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
         base_model(model)(**given)
         return next(len(value) for value in given.values() if isinstance(value, Tensor))
 

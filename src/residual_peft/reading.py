@@ -1,0 +1,297 @@
+"""Images through a model once: the one loop that reads them, whatever is made of what was seen.
+
+Everything that reads images by batches (bases, coordinates, contributions, class means, scores)
+takes them from `reading`, which owns what such a pass must see to: eval mode, no gradients,
+adapters on or off, taps, the check that the units add up, progress, and that the memory of a pass
+grows by what its caller keeps and by nothing else.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .anatomy import TowerAnatomy, find_tower
+from .decomposition import (
+    batch_size,
+    check_exact,
+    checked_inputs,
+    evaluating,
+    run_tower,
+    unadapted,
+)
+from .errors import ResiDualError
+from .pooling import SecondNorm
+from .rows import Rows
+from .taps import Capture, is_tapped, tapped
+
+Progress = bool | Callable[[int], object]
+Check = Literal["first", "all"]
+
+HELD = {"cpu": 2**28}
+"""Bytes that all tokens of all layers may take, where a readout is pooled, by kind of device."""
+HELD_ELSEWHERE = 2**31
+FIRST = 4  # images that are run first, to see how many tokens there are
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass saw of one batch; nothing in it holds on to more memory than its own."""
+
+    readout: Tensor  # (B, d), where the model is
+    capture: Capture | None  # what the units wrote, where it was asked for
+    labels: Tensor | None  # (B,), or with several per image (B, C), on the CPU
+    index: Tensor | None  # the images' rows (B,), where the batches know them
+
+    def __len__(self) -> int:
+        return len(self.readout)
+
+
+def reading(
+    model: nn.Module,
+    anatomy: TowerAnatomy | None,
+    batches: Iterable[Any],
+    *,
+    taps: bool = False,
+    check: Check = "all",
+    adapters: bool = False,
+    labelled: bool = False,
+    progress: Progress = False,
+    description: str = "Reading images",
+) -> Iterator[Seen]:
+    """Run the model once over batches of images, or texts, and give what was seen of each.
+
+    In eval mode and without gradients, for as long as each forward pass takes: between two, the
+    model is as it was. Where a readout is pooled, all tokens of all layers are held until a pass
+    ends, and a batch may come in several parts so that they take at most `HELD`.
+
+    Args:
+        model: adapted or not.
+        anatomy: which of its towers and readouts; None what its adapter adapts, or the image tower.
+        batches: of what the tower takes: tensors, mappings that hold it and perhaps `labels` and
+            `index`, or pairs of one of these and labels.
+        taps: whether to see what every unit writes; then the adapters are off.
+        check: with `taps`, whether the units of all batches or of the first are checked to add up.
+        adapters: whether adapters stay as they are; they are off otherwise.
+        labelled: whether labels are a must.
+        progress: True for a bar, or what to call after each batch with its number of images.
+        description: what the bar says.
+
+    Raises:
+        ResiDualError: no labels where they are a must, values that are not finite, or units that
+            do not add up.
+    """
+    if taps and adapters:
+        raise ValueError("the units of an adapted model do not add up to its readout")
+    anatomy = find_tower(model) if anatomy is None else anatomy
+    forward = _Forward(model, anatomy, taps, adapters)
+    checking = taps
+    for batch in with_progress(batches, description, progress):
+        given, labels, index = parts_of(batch)
+        if labelled and labels is None:
+            raise ResiDualError(
+                "wanted batches with pixel_values and labels as tensors, as dicts ('pixel_values', "
+                f"'labels') or as pairs, got no labels ({type(batch).__name__})."
+            )
+        inputs = checked_inputs(anatomy, given)
+        del batch, given
+        start, count = 0, batch_size(inputs)
+        if labels is not None and (labels.ndim == 0 or len(labels) != count):
+            raise ResiDualError(
+                f"wanted a label for each of {count} images of a batch, got labels of shape "
+                f"{tuple(labels.shape)}."
+            )
+        while start < count:
+            rows = slice(start, start + forward.room(count))
+            readout, capture = forward(_sliced(inputs, rows, count), checking)
+            checking = checking and check == "all"
+            start += len(readout)
+            yield Seen(readout, capture, _rows(labels, rows), _rows(index, rows))
+            del readout, capture
+
+
+@dataclass
+class _Forward:
+    """One forward pass after the other, and how many images each may be of."""
+
+    model: nn.Module
+    anatomy: TowerAnatomy
+    taps: bool
+    adapters: bool
+    tokens: int | None = None  # T, once one pass has run
+
+    def __call__(self, inputs: dict[str, Any], checked: bool) -> tuple[Tensor, Capture | None]:
+        with ExitStack() as stack:
+            stack.enter_context(running(self.model, adapters=self.adapters))
+            if self.tokens is None:
+                hook = self.anatomy.embedding.register_forward_hook(self._count)
+                stack.callback(hook.remove)
+            if not self.taps:
+                return self._read(inputs), None
+            tap = stack.enter_context(tapped(self.anatomy, layers=checked))
+            readout, capture = self._read(inputs), tap.take()
+        if checked:
+            check_exact(self.anatomy, capture, readout)
+            capture.layers = [None] * len(capture.layers)
+        return readout, capture
+
+    def _read(self, inputs: dict[str, Any]) -> Tensor:
+        # a copy: a readout may be a view of all tokens, which would stay as long as it does
+        return run_tower(self.model, inputs, anatomy=self.anatomy).detach().clone()
+
+    def _count(self, module: nn.Module, args: Any, output: Any) -> None:
+        tensor = output[0] if isinstance(output, tuple | list) else output
+        self.tokens = int(tensor.shape[-2]) if tensor.ndim == 3 else 1
+
+    def room(self, wanted: int) -> int:
+        """How many images to run next, of so many wanted."""
+        tower = self.anatomy
+        pooled = tower.pooling is not None and not isinstance(tower.pooling, SecondNorm)
+        if not (pooled and (self.taps or is_tapped(tower))):
+            return wanted
+        if self.tokens is None:
+            return min(FIRST, wanted)
+        weight = tower.layers[0].output_projection.weight
+        # per layer heads, MLP and, where it is checked, the block; embed and stream
+        each = (3 * len(tower.layers) + 2) * self.tokens * tower.width * weight.element_size()
+        return max(1, HELD.get(weight.device.type, HELD_ELSEWHERE) // each)
+
+
+@contextmanager
+def running(model: nn.Module, *, adapters: bool = False) -> Iterator[None]:
+    """How a pass runs a model: dropout off, no gradients, and its adapters off or as they are.
+
+    What it computes are ordinary tensors even where the caller is in inference mode: what is kept
+    of them may be trained on later.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        evaluating(model) if adapters else unadapted(model),
+    ):
+        yield
+
+
+def parts_of(batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+    """What a tower takes of a batch, its labels and its rows, on the CPU, as far as it has them."""
+    given, labels, index = batch, None, None
+    if isinstance(batch, Mapping):
+        labels, index = batch.get("labels"), batch.get("index")
+    elif isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        given, labels = batch
+    return given, _on_cpu(labels), _on_cpu(index)
+
+
+def _on_cpu(values: Any) -> Tensor | None:
+    return None if values is None else torch.as_tensor(values).cpu()
+
+
+def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
+
+
+def _sliced(inputs: dict[str, Any], rows: slice, count: int) -> dict[str, Any]:
+    """Some samples of what a tower takes."""
+    return {
+        name: value[rows] if isinstance(value, Tensor) and len(value) == count else value
+        for name, value in inputs.items()
+    }
+
+
+def with_progress(
+    batches: Iterable[Any], description: str, progress: Progress = False, *, unit: str = "image"
+) -> Iterator[Any]:
+    """Batches with a bar that counts images (True), or a call after each with their number."""
+    skipped: list[Any] = getattr(batches, "skipped", [])
+    with tqdm(desc=description, unit=unit, disable=progress is not True) as bar:
+        bar.total = images_of(batches)
+        missed = 0
+        for batch in batches:
+            yield batch
+            count = _length(batch)
+            if len(skipped) != missed:
+                missed = len(skipped)
+                bar.set_postfix_str(f"{missed} skipped", refresh=False)
+            bar.update(count)
+            if callable(progress):
+                progress(count)
+            del batch
+
+
+def images_of(batches: Iterable[Any]) -> int | None:
+    """How many images the batches hold, if they say; None where only reading them would tell."""
+    data = getattr(batches, "dataset", None)
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _length(batch: Any) -> int:
+    if isinstance(batch, tuple | list):
+        batch = batch[0]
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+
+
+class Captures:
+    """Captures of many batches, until what is made of them is known: one matrix per dtype.
+
+    Args:
+        names: which fields of a capture to keep.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self.rows: dict[torch.dtype, Rows] = {}
+        self.places: list[tuple[str, int | None, torch.dtype, torch.Size]] = []
+        self.empty: Capture | None = None  # with what is not kept per image
+
+    def add(self, capture: Capture) -> None:
+        """Copy what a batch left to the CPU."""
+        found = [
+            (name, layer, tensor)
+            for name in self.names
+            for layer, tensor in _tensors(getattr(capture, name))
+        ]
+        if self.empty is None:
+            depth = len(capture.heads)
+            self.empty = Capture([None] * depth, [None] * depth, [None] * depth, eps=capture.eps)
+            self.places = [(n, layer, t.dtype, t.shape[1:]) for n, layer, t in found]
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for _, _, tensor in found:
+            flat = tensor.reshape(len(tensor), -1)
+            by_dtype.setdefault(tensor.dtype, []).append(flat)
+        for dtype, tensors in by_dtype.items():
+            self.rows.setdefault(dtype, Rows()).add(torch.cat(tensors, dim=1))
+
+    def drained(self) -> Iterator[Capture]:
+        """Each batch's capture again, on the CPU; memory that has been passed is given back."""
+        parts = [rows.drained() for rows in self.rows.values()]
+        for tensors in zip(*parts, strict=True):
+            yield self._capture(dict(zip(self.rows, tensors, strict=True)))
+
+    def _capture(self, packed: dict[torch.dtype, Tensor]) -> Capture:
+        assert self.empty is not None
+        found = self.empty.map(lambda tensor: tensor)
+        starts = dict.fromkeys(packed, 0)
+        for name, layer, dtype, shape in self.places:
+            width = shape.numel()
+            tensor = packed[dtype][:, starts[dtype] : starts[dtype] + width]
+            tensor = tensor.reshape(len(tensor), *shape)
+            starts[dtype] += width
+            if layer is None:
+                setattr(found, name, tensor)
+            else:
+                getattr(found, name)[layer] = tensor
+        return found
+
+
+def _tensors(value: Any) -> list[tuple[int | None, Tensor]]:
+    """The tensors of a capture's field, and for those by layer which."""
+    if isinstance(value, list):
+        return [(layer, tensor) for layer, tensor in enumerate(value) if tensor is not None]
+    return [] if value is None else [(None, value)]
