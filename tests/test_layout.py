@@ -67,6 +67,7 @@ ROOMS = [
     "zero_shot",
     "many_tasks",
     "data",
+    "trainer_settings",
     "training",
     "coordinates",
     "store",

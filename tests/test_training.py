@@ -36,6 +36,9 @@ QUICK = {
 }
 
 
+NEVER = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+
+
 def trainer(out, classifier=None, callbacks=(), **options):
     classifier = classifier or adapted_classifier()
     arguments = training_arguments(out, **(QUICK | options))
@@ -343,6 +346,19 @@ def test_bad_combinations_are_refused(tmp_path):
     classifier.image_processor = None
     with pytest.raises(ResiDualError, match="with an image processor"):
         trainer_kwargs(classifier, task(), arguments)
+
+
+def test_what_trains_is_written_down(tmp_path):
+    classifier, data = adapted_classifier(), task()
+    trainer_kwargs(classifier, data, training_arguments(tmp_path, **QUICK))
+    assert classifier.split == data.split
+    assert set(classifier.fitted_on) == {*data.digests["train"], *data.digests["validation"]}
+    assert not set(classifier.fitted_on) & set(data.digests["test"])
+    more = task(seed=1)
+    trainer_kwargs(classifier, more, training_arguments(tmp_path, **(QUICK | NEVER)))
+    assert classifier.split == more.split
+    first = {*data.digests["train"], *data.digests["validation"]}
+    assert set(classifier.fitted_on) == first | {*more.digests["train"]}
 
 
 def test_an_unreadable_image_stops_training_with_its_name(tmp_path):

@@ -5,13 +5,12 @@
 Everything in it can also be passed piece by piece, as users write it.
 """
 
-import copy
 import os
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
@@ -27,12 +26,12 @@ from .data import ImageData, ProcessedImages, collate
 from .decomposition import read_tokens
 from .errors import ResiDualError
 from .metrics import classification_metrics, multi_label_metrics
+from .trainer_settings import MULTI_LABEL_METRIC as MULTI_LABEL_METRIC
+from .trainer_settings import evaluates, settled
 from .zero_shot import ZeroShotClassifier, readout_of
 
 LEARNING_RATE, BATCH_SIZE, EPOCHS, PATIENCE = 0.8, 64, 30, 5
 """The paper's settings for gains (`paper-facts.md`)."""
-MULTI_LABEL_METRIC = "mean_average_precision"
-"""What a model for several labels per image is chosen by."""
 
 
 def training_arguments(output_dir: str | os.PathLike[str], **options: Any) -> TrainingArguments:
@@ -46,7 +45,8 @@ def training_arguments(output_dir: str | os.PathLike[str], **options: Any) -> Tr
 
     Three settings are not a matter of taste: the images must not be removed as an unused column,
     labels must be named since CLIP's forward has none, and early stopping must remember its count
-    when a run is resumed.
+    when a run is resumed. Where another metric is named, or None for the Trainer's own, which is
+    the loss, it also says whether more of it is better, unless `greater_is_better` does.
     """
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -67,9 +67,11 @@ def training_arguments(output_dir: str | os.PathLike[str], **options: Any) -> Tr
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "restore_callback_states_from_checkpoint": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available() and not options.get("use_cpu"),
         "report_to": "none",
     }
+    if "metric_for_best_model" in options:
+        del settings["greater_is_better"]
     return TrainingArguments(**(settings | options))
 
 
@@ -83,18 +85,53 @@ def trainer_kwargs(
     """All that the Trainer takes to train a classifier's adapter on a data set.
 
     A classifier for several labels per image is trained with the `logit_bias` that it has: give it
-    one that suits it with `fit_bias` before.
+    one that suits it with `fit_bias` before. The classifier is told how its images were shared out
+    and which of them it sees (`split`, `fitted_on`), which `save_pretrained` writes down.
 
     Args:
         classifier: its model is trained, its image processor prepares the images.
         data: its training split, and its validation split where there is one.
-        args: from `training_arguments`, or your own. Where they choose by accuracy, which several
-            labels per image do not have, the Trainer gets a copy with `MULTI_LABEL_METRIC`.
+        args: from `training_arguments`, or your own. The Trainer gets a copy, with what was left
+            open filled in (`trainer_settings.settled`).
         patience: evaluations without a better score before it stops; None never.
 
     Raises:
-        ResiDualError: no image processor, other classes, or an evaluation without validation data.
+        ResiDualError: no image processor, other classes, an evaluation without validation data, or
+            a setting that could only be ignored.
     """
+    _check(classifier, data)
+    args = settled(args, classifier, data, patience)
+    used = ["train", "validation"] if evaluates(args) else ["train"]
+    callbacks: list[TrainerCallback] = [AveragedGains()]
+    if evaluates(args) and patience is not None:
+        callbacks.append(EarlyStoppingCallback(patience))
+    if args.load_best_model_at_end and isinstance(classifier.model, PeftModel):
+        callbacks.append(BestOfNamedAdapters())
+    sets = [ProcessedImages(data[s], classifier.image_processor, f"the split '{s}'") for s in used]
+    classifier.split = data.split if data.split.digest else None
+    seen = (digest for split in used for digest in data.digests.get(split, ()))
+    classifier.fitted_on = tuple(dict.fromkeys([*classifier.fitted_on, *seen]))
+    return {
+        "model": classifier.model,
+        "args": args,
+        "train_dataset": sets[0],
+        "eval_dataset": sets[1] if len(sets) > 1 else None,
+        "data_collator": collate,
+        "compute_loss_func": LossOfImages(classifier, args),
+        "compute_metrics": compute_metrics,
+        "preprocess_logits_for_metrics": LogitsForMetrics(classifier),
+        "callbacks": callbacks,
+    }
+
+
+def _check(classifier: ZeroShotClassifier, data: ImageData) -> None:
+    """Refuse what a classifier cannot be trained on."""
+    if not isinstance(data, ImageData):
+        raise ResiDualError(
+            f"wanted images from load_data(...), got {type(data).__name__}: load_data takes a "
+            "folder, a Hub id or a datasets.Dataset. A stream goes to the Trainer by itself, as "
+            "train_dataset, with items of pixel_values and labels."
+        )
     if classifier.image_processor is None:
         raise ResiDualError("wanted a classifier with an image processor to train on images.")
     if len(data.class_names) != len(classifier.class_names):
@@ -108,31 +145,32 @@ def trainer_kwargs(
             f"classifier is for {'several' if classifier.multi_label else 'one'}: make it with "
             "multi_label=data.multi_label."
         )
-    evaluated = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
-    if evaluated and "validation" not in data.splits:
-        raise ResiDualError(
-            f"'{data.source}' has no validation split to evaluate on; load it with validation=0.1, "
-            "or train with eval_strategy='no' and load_best_model_at_end=False."
+
+
+class LossOfImages:
+    """For `compute_loss_func`: the classifier's loss, with what the Trainer's settings ask of it.
+
+    The Trainer smooths labels in its own loss alone, which a `compute_loss_func` takes the place
+    of. Where one process drives several devices, it gives the number of labels once for each, and
+    multiplies the loss by their number: right for a loss that each replica computes of its share,
+    not for this one, which is of all outputs.
+    """
+
+    def __init__(self, classifier: ZeroShotClassifier, args: TrainingArguments) -> None:
+        self.classifier = classifier
+        self.args = args
+
+    def __call__(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """The loss of a batch; arguments as for `ZeroShotClassifier.loss`."""
+        devices = max(1, self.args.n_gpu)
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.flatten()[0]
+        loss = self.classifier.loss(
+            outputs, labels, num_items_in_batch, label_smoothing=self.args.label_smoothing_factor
         )
-    if data.multi_label and args.metric_for_best_model in ("accuracy", "eval_accuracy"):
-        args = copy.copy(args)
-        args.metric_for_best_model = MULTI_LABEL_METRIC
-    callbacks: list[TrainerCallback] = [AveragedGains()]
-    if evaluated and patience is not None:
-        callbacks.append(EarlyStoppingCallback(patience))
-    return {
-        "model": classifier.model,
-        "args": args,
-        "train_dataset": _processed(classifier, data.train, "the split 'train'"),
-        "eval_dataset": (
-            _processed(classifier, data.validation, "the split 'validation'") if evaluated else None
-        ),
-        "data_collator": collate,
-        "compute_loss_func": classifier.loss,
-        "compute_metrics": compute_metrics,
-        "preprocess_logits_for_metrics": LogitsForMetrics(classifier),
-        "callbacks": callbacks,
-    }
+        return loss if num_items_in_batch is None else loss / devices
 
 
 class AveragedGains(TrainerCallback):
@@ -160,6 +198,31 @@ class AveragedGains(TrainerCallback):
         that were just loaded.
         """
         _average(kwargs.get("optimizer"))
+
+
+class BestOfNamedAdapters(TrainerCallback):
+    """Loads the best checkpoint of adapters that are not called "default", as the Trainer does not.
+
+    PEFT saves those in folders of their own inside a checkpoint, where it does not look: it would
+    go on with the last gains, after a warning about another matter.
+    """
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After the Trainer has loaded what it finds.
+
+        Raises:
+            ResiDualError: the checkpoint does not hold an adapter that was trained.
+        """
+        model, best = kwargs["model"], state.best_model_checkpoint
+        if best is None:
+            return
+        for name in [name for name in model.active_adapters if name != "default"]:
+            folder = os.path.join(best, name)
+            if not os.path.isdir(folder):
+                raise ResiDualError(f"the best checkpoint, '{best}', has no adapter {name!r}.")
+            model.load_adapter(folder, name)
 
 
 class LogitsForMetrics:
@@ -192,15 +255,16 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of logits (N, C) for the Trainer.
 
     Of labels (N,) accuracy, top-5 accuracy and mean per-class recall; of (N, C) zeros and ones
-    those of `multi_label_metrics`.
+    those of `multi_label_metrics`. Lists of batches, as `eval_do_concat_batches=False` has them,
+    are put together.
     """
-    labels = np.asarray(prediction.label_ids)
+    logits, labels = _together(prediction.predictions), _together(prediction.label_ids)
     measure = multi_label_metrics if labels.ndim == 2 else classification_metrics
-    return measure(prediction.predictions, labels)
+    return measure(logits, labels)
 
 
-def _processed(classifier: ZeroShotClassifier, dataset: Dataset, name: str) -> ProcessedImages:
-    return ProcessedImages(dataset, classifier.image_processor, name)
+def _together(batches: Any) -> np.ndarray:
+    return np.concatenate(batches) if isinstance(batches, list) else np.asarray(batches)
 
 
 def _average(optimizer: Any) -> None:

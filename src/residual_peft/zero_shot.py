@@ -222,7 +222,12 @@ class ZeroShotClassifier:
         return self.logit_scale * functional.normalize(readout, dim=-1) @ weights.T
 
     def loss(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+        self,
+        outputs: Any,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        *,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         """Cross-entropy of the logits; fits the Trainer's `compute_loss_func`.
 
@@ -235,6 +240,9 @@ class ZeroShotClassifier:
             num_items_in_batch: entries of all labels in the whole accumulated batch, as the Trainer
                 counts them, where the sum is to be divided by that instead: images, or
                 images times classes.
+            label_smoothing: as in torch's `cross_entropy`; for one label per image alone. The
+                Trainer leaves its own `label_smoothing_factor` to a `compute_loss_func`, which
+                `trainer_kwargs` gives it.
 
         Raises:
             ResiDualError: no labels, or labels outside the classes (-1 and -100 included).
@@ -248,7 +256,9 @@ class ZeroShotClassifier:
                 logits, labels.to(logits.dtype), reduction=reduction
             )
         else:
-            loss = functional.cross_entropy(logits, labels, reduction=reduction)
+            loss = functional.cross_entropy(
+                logits, labels, reduction=reduction, label_smoothing=label_smoothing
+            )
         if num_items_in_batch is None:
             return loss
         if isinstance(num_items_in_batch, Tensor):
