@@ -28,6 +28,7 @@ from ..errors import ResiDualError
 from ..files import PathLike, atomic_file
 from ..images import to_rgb
 from ..provenance import image_digest
+from ..terminal import printable
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +58,17 @@ class SkippedImage:
     """An image that was left out.
 
     Attributes:
-        file: its path; of an image without one, its split and row.
+        file: its path; of an image without one, its split and row. What a terminal would obey in it
+            (escape codes, line breaks) is written out, as are bytes that are not UTF-8.
         reason: why, in a few words.
     """
 
     file: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", printable(self.file))
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 class _Bad(Exception):
@@ -143,7 +149,9 @@ def _check_count(skipped: Sequence[SkippedImage], total: int, max_bad: float, so
             f"{len(skipped)} of the {total} images of {source} cannot be read, and max_bad="
             f"{max_bad:g} allows {allowed}: {first}. Repair or remove them, or allow more."
         )
-    logger.warning("skipped %d of the %d images of %s: %s", len(skipped), total, source, first)
+    logger.warning(
+        "skipped %d of the %d images of %s: %s", len(skipped), total, printable(source), first
+    )
 
 
 def _title(split: str, row: int, path: str | None) -> str:

@@ -23,8 +23,9 @@ def standard_columns(
     """The dataset with nothing but a column `image` (datasets.Image) and a column `label`.
 
     Raises:
-        ResiDualError: no rows, no such column, or several that could be meant.
+        ResiDualError: no rows, a transform, no such column, or several that could be meant.
     """
+    check_format(dataset, name)
     if len(dataset) == 0:
         raise ResiDualError(f"found no images in {name}: it has no rows.")
     features = dataset.features
@@ -47,6 +48,20 @@ def standard_columns(
             f"the column '{image}' of {name} holds {features[image]}, which is no image; name the "
             "image column."
         ) from error
+
+
+def check_format(dataset: Dataset, name: str) -> None:
+    """Refuse a transform, which would be ignored: images are read as they are stored.
+
+    What is fitted in one pass has seen every image once, so no augmentation could change it; a
+    format such as "torch" is only about how rows are given out, and no matter here.
+    """
+    if dataset.format["type"] == "custom":
+        raise ResiDualError(
+            f"{name} has a transform (with_transform or set_transform), which would be ignored: "
+            "images are read as they are stored. Remove it with dataset.with_format(None); to "
+            "augment, give the Trainer a train_dataset of your own."
+        )
 
 
 def _image_column(features: Features, name: str) -> str:
@@ -87,10 +102,10 @@ def with_class_labels(
         ResiDualError: labels of another kind, missing, outside the classes or without a meaning;
             bad class names.
     """
+    parts, own = _with_one_meaning(parts, name)
     features = [part.features["label"] for part in parts.values()]
     several = has_lists(next(iter(parts.values())))
-    feature = item_of(features[0]) if several else features[0]
-    kind = str(getattr(feature, "dtype", None))
+    kind = _kind(next(iter(parts.values())))
     if not kind.startswith(("int", "uint", "string", "large_string")) or any(
         (item_of(other) is not None) != several for other in features
     ):
@@ -98,15 +113,15 @@ def with_class_labels(
             f"the labels of {name} are {features[0]}; wanted one class per image, as a number or "
             "text, or in all splits a list of them."
         )
-    own = list(feature.names) if isinstance(feature, ClassLabel) else None
-    if own is None and kind.endswith("string"):
-        own = sorted(_texts(parts))
-        if class_names is not None and set(own) - set(given := list(class_names)):
+    if kind.endswith("string"):
+        texts = sorted(_texts(parts))
+        given = own if class_names is None else list(class_names)
+        if given is not None and (strange := sorted(set(texts) - set(given))):
+            known = "class names given" if class_names is not None else "classes of its first split"
             raise ResiDualError(
-                f"{name} has the label '{min(set(own) - set(given))}', which is none of the class "
-                "names given."
+                f"{name} has the label '{strange[0]}', which is none of the {known}."
             )
-        own = list(class_names := given) if class_names is not None else own
+        own = texts if given is None else given
     if own is None and class_names is None:
         raise ResiDualError(
             f"the labels of {name} are bare numbers; say what they mean with class_names=[...]."
@@ -116,6 +131,63 @@ def with_class_labels(
         raise ResiDualError(f"{name} has {len(own)} classes, got {len(names)} class names.")
     typed = label_lists if several else _as_class_label
     return names, {split: typed(d, names, split, name) for split, d in parts.items()}
+
+
+def _with_one_meaning(
+    parts: dict[str, Dataset], name: str
+) -> tuple[dict[str, Dataset], list[str] | None]:
+    """The parts, as texts where a number means one class here and another there; the first's names.
+
+    Raises:
+        ResiDualError: bare numbers in one part and texts in another.
+    """
+    named = {split: _names_of(part) for split, part in parts.items()}
+    own = next((names for names in named.values() if names is not None), None)
+    texts = [split for split, part in parts.items() if _kind(part).endswith("string")]
+    differing = len({tuple(names) for names in named.values() if names is not None}) > 1
+    if not differing and (own is None or not texts):
+        if texts and len(texts) < len(parts):
+            raise ResiDualError(
+                f"the labels of {name} are text in the split {texts[0]}, and numbers without a "
+                "meaning in another; give them the same kind in all splits."
+            )
+        return parts, own
+    return {
+        split: part if split in texts else _as_texts(part, named[split], split, name)
+        for split, part in parts.items()
+    }, own
+
+
+def _names_of(part: Dataset) -> list[str] | None:
+    feature = part.features["label"]
+    feature = item_of(feature) or feature
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _kind(part: Dataset) -> str:
+    """What a label is, or in a list of them each."""
+    feature = part.features["label"]
+    return str(getattr(item_of(feature) or feature, "dtype", None))
+
+
+def _as_texts(part: Dataset, names: list[str] | None, split: str, name: str) -> Dataset:
+    """The part with class names in place of class numbers."""
+    if names is None:
+        raise ResiDualError(
+            f"the labels of {name} are numbers without a meaning in the split {split}, and have "
+            "names in another; give them the same kind in all splits."
+        )
+
+    def text(label: Any, row: int) -> Any:
+        if label is None or isinstance(label, list):
+            return label and [text(each, row) for each in label]
+        _check_range(np.array([label]), tuple(names), split, name, row)
+        return names[label]
+
+    found = [text(label, row) for row, label in enumerate(labels_in(part))]
+    several = item_of(part.features["label"]) is not None
+    kind = datasets.List(datasets.Value("string")) if several else datasets.Value("string")
+    return part.remove_columns("label").add_column("label", found, feature=kind)
 
 
 def has_lists(dataset: Dataset) -> bool:
@@ -147,15 +219,16 @@ def _as_class_label(dataset: Dataset, names: tuple[str, ...], split: str, name: 
 
 
 def _check_range(
-    labels: npt.NDArray[np.int64], names: tuple[str, ...], split: str, name: str
+    labels: npt.NDArray[np.int64], names: tuple[str, ...], split: str, name: str, first: int = 0
 ) -> None:
+    """Raise a ResiDualError that names the first row, counted from `first`, with no such class."""
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(outside):
         every = " (as all of that split: it is unlabelled)" if (labels == -1).all() else ""
         raise ResiDualError(
-            f"row {outside[0]} of {name}, split {split}, has the label {labels[outside[0]]}{every};"
-            f" wanted 0 to {len(names) - 1} ({len(names)} classes). Correct or remove it, or "
-            "choose other splits with splits={...}."
+            f"row {first + outside[0]} of {name}, split {split}, has the label "
+            f"{labels[outside[0]]}{every}; wanted 0 to {len(names) - 1} ({len(names)} classes). "
+            "Correct or remove it, or choose other splits with splits={...}."
         )
 
 

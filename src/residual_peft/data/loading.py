@@ -1,5 +1,6 @@
 """Anything with images and labels -> train, validation and test."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError
 from ..provenance import SplitRecord, digest_of
+from ..terminal import printable
 from .checking import SkippedImage, check_images
 from .columns import (
     check_classes,
@@ -19,7 +21,8 @@ from .columns import (
     standard_columns,
     with_class_labels,
 )
-from .sources import CANONICAL_SPLIT, SPLIT_NAMES, find
+from .folders import CANONICAL_SPLIT, SPLIT_NAMES
+from .sources import find
 from .stratification import split_by_content
 
 logger = logging.getLogger(__name__)
@@ -157,20 +160,28 @@ def load_data(
     """
     if isinstance(source, ImageData):
         return source
-    name, found = find(source, config, revision, token)
-    chosen = _choose_splits(found, splits, name)
+    found = find(source, config, revision, token, label_column)
+    name = found.name
+    chosen = _choose_splits(found.splits, splits, name)
     standard = {
-        split: standard_columns(dataset, image_column, label_column, f"{name}, split {split}")
-        for split, dataset in chosen.items()
+        part: standard_columns(dataset, image_column, label_column, f"{name}, split {part}")
+        for part, (_, dataset) in chosen.items()
     }
     names, labelled = with_class_labels(standard, class_names, name)
-    labels = {split: check_labels(d, names, split, name) for split, d in labelled.items()}
+    labels = {part: check_labels(d, names, part, name) for part, d in labelled.items()}
     check_classes(labels, names, name)
-    found_digests, skipped = check_images(
-        labelled, name, strict=strict, max_bad=max_bad, progress=progress
+    seen, skipped = check_images(
+        labelled,
+        name,
+        strict=strict,
+        max_bad=max_bad,
+        listed=found.skipped,
+        progress=progress,
     )
-    labelled, labels, digests = _readable(labelled, labels, found_digests)
+    came_in = {part: split for part, (split, _) in chosen.items()}
+    labelled, labels, digests = _readable(labelled, labels, seen, came_in)
     check_classes(labels, names, name, skipped)
+    _say_copies(digests, name)
     wanted = {"validation": validation, "test": test}
     shares = {s: share for s, share in wanted.items() if share and s not in labelled}
     shares = shares if "train" in labelled else {}
@@ -196,14 +207,45 @@ def load_data(
 def _readable(
     parts: dict[str, Dataset],
     labels: dict[str, npt.NDArray[np.integer]],
-    found: dict[str, dict[int, str]],
+    seen: dict[str, dict[int, str]],
+    came_in: dict[str, str],
 ) -> tuple[dict[str, Dataset], dict[str, npt.NDArray[np.integer]], dict[str, tuple[str, ...]]]:
-    """Images, labels and digests of the rows that have a digest."""
-    for split, digests in found.items():
-        if len(digests) < len(parts[split]):
-            rows = list(digests)
-            parts[split], labels[split] = parts[split].select(rows), labels[split][rows]
-    return parts, labels, {split: tuple(digests.values()) for split, digests in found.items()}
+    """Images, labels and digests of the rows that have a digest, by split.
+
+    Args:
+        parts: what the data came in.
+        labels: of each part.
+        seen: row -> digest of the images of each part that can be used.
+        came_in: part -> split; several parts may be one split, such as "val" and "validation".
+    """
+    images: dict[str, Dataset] = {}
+    numbers: dict[str, npt.NDArray[np.integer]] = {}
+    digests: dict[str, tuple[str, ...]] = {}
+    for split in dict.fromkeys(came_in.values()):
+        own = [part for part in parts if came_in[part] == split]
+        kept = [
+            parts[part] if len(seen[part]) == len(parts[part]) else parts[part].select(seen[part])
+            for part in own
+        ]
+        images[split] = kept[0] if len(kept) == 1 else concatenate_datasets(kept)
+        numbers[split] = np.concatenate([labels[part][list(seen[part])] for part in own])
+        digests[split] = tuple(digest for part in own for digest in seen[part].values())
+    return images, numbers, digests
+
+
+def _say_copies(digests: dict[str, tuple[str, ...]], name: str) -> None:
+    """Say which splits that the data came in share images."""
+    for first, second in itertools.combinations(digests, 2):
+        own = set(digests[first])
+        if count := sum(digest in own for digest in digests[second]):
+            logger.warning(
+                "%d of the %d images of the split %s of %s are in %s as well",
+                count,
+                len(digests[second]),
+                second,
+                printable(name),
+                first,
+            )
 
 
 def _described(
@@ -220,7 +262,8 @@ def _described(
 
 def _choose_splits(
     found: dict[str, Dataset], splits: Mapping[str, str] | None, name: str
-) -> dict[str, Dataset]:
+) -> dict[str, tuple[str, Dataset]]:
+    """What to call a part in messages -> the split that it belongs to, and its images."""
     if splits is not None:
         if strange := set(splits) - set(SPLIT_NAMES):
             raise ResiDualError(
@@ -229,15 +272,18 @@ def _choose_splits(
         for split in splits.values():
             if split not in found:
                 raise ResiDualError(f"'{name}' has no split '{split}', only {', '.join(found)}.")
-        return {split: found[own] for split, own in splits.items()}
-    chosen = {CANONICAL_SPLIT[own]: data for own, data in found.items() if own in CANONICAL_SPLIT}
+        return {split: (split, found[own]) for split, own in splits.items()}
+    chosen = {
+        own: (CANONICAL_SPLIT[own], data) for own, data in found.items() if own in CANONICAL_SPLIT
+    }
     if not chosen and len(found) == 1:
-        return {"train": next(iter(found.values()))}
+        return {"train": ("train", next(iter(found.values())))}
     if not chosen:
         raise ResiDualError(
             f"'{name}' has the splits {', '.join(found) or 'none'}; say which to use with "
             "splits={'train': ..., 'test': ...}."
         )
     if unused := [own for own in found if own not in CANONICAL_SPLIT]:
-        logger.info("the splits %s of %s are not used", ", ".join(unused), name)
-    return chosen
+        unused_names = printable(", ".join(unused))
+        logger.info("the splits %s of %s are not used", unused_names, printable(name))
+    return dict(sorted(chosen.items(), key=lambda item: list(SPLIT_NAMES).index(item[1][0])))

@@ -1,35 +1,50 @@
 """Where images come from: a Hub id, a folder of class folders or `datasets` objects."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Features
-from PIL import Image
+from datasets import Dataset, DatasetDict
 
 from ..errors import ResiDualError
+from .checking import SkippedImage
+from .folders import from_folder
+from .trees import tree_of
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-CANONICAL_SPLIT = {alias: name for name, aliases in SPLIT_NAMES.items() for alias in aliases}
+
+@dataclass(frozen=True)
+class Source:
+    """Images as they come.
+
+    Attributes:
+        name: what to call them in messages.
+        splits: by the names that they have there.
+        skipped: files that are in none of them, and why.
+    """
+
+    name: str
+    splits: dict[str, Dataset]
+    skipped: tuple[SkippedImage, ...] = ()
 
 
 def find(
-    source: Any, config: str | None, revision: str | None, token: str | None
-) -> tuple[str, dict[str, Dataset]]:
-    """What to call the source in messages, and its splits as they are.
+    source: Any,
+    config: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    label_column: str | None = None,
+) -> Source:
+    """The source's splits as they are.
 
     Raises:
-        ResiDualError: nothing there, nothing reachable, no images, or an empty class folder.
+        ResiDualError: nothing there, nothing reachable, no images, or no classes.
     """
     if isinstance(source, Dataset):
-        return "the dataset", {"train": source}
+        return Source("the dataset", {"train": source})
     if isinstance(source, DatasetDict):
-        return "the dataset", dict(source)
+        return Source("the dataset", dict(source))
     if not isinstance(source, str | os.PathLike):
         raise ResiDualError(
             "wanted a folder, a Hub id, a datasets.Dataset or a DatasetDict, got "
@@ -39,12 +54,23 @@ def find(
     if path.is_file():
         raise ResiDualError(f"wanted a folder of class folders, got the file '{path}'.")
     if not path.is_dir():
-        return str(source), _from_hub(str(source), config, revision, token)
+        return Source(str(source), _from_hub(str(source), config, revision, token))
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return find(datasets.load_from_disk(str(path)), None, None, None)
-    if any(path.rglob("*.parquet")):  # a copy of a Hub repository
-        return str(path), _from_hub(str(path), config, None, None)
-    return str(path), _from_folder(path)
+        return _from_disk(path)
+    tree = tree_of(path)
+    if tree.parquet:  # a copy of a Hub repository
+        return Source(str(path), _from_hub(str(path), config, None, None))
+    return Source(str(path), from_folder(tree, label_column), tuple(tree.skipped))
+
+
+def _from_disk(path: Path) -> Source:
+    try:
+        return find(datasets.load_from_disk(str(path)))
+    except ResiDualError:
+        raise
+    except Exception as error:  # many kinds: arrow, JSON, missing files
+        first = next(iter(str(error).splitlines()), "") or repr(error)
+        raise ResiDualError(f"could not load the data saved in '{path}' ({first}).") from error
 
 
 def _from_hub(
@@ -62,60 +88,3 @@ def _from_hub(
             else f"could not load the data in '{name}' ({first})."
         ) from error
     return dict(found)
-
-
-def _from_folder(root: Path) -> dict[str, Dataset]:
-    folders = _folders(root)
-    if folders and all(folder.name.lower() in CANONICAL_SPLIT for folder in folders):
-        parts = {folder.name.lower(): folder for folder in folders}
-    else:
-        parts = {"train": root}
-    files = {split: _class_files(folder) for split, folder in parts.items()}
-    reference = next((s for s in files if CANONICAL_SPLIT[s] == "train"), next(iter(files)))
-    names = sorted(files[reference])
-    for split, classes in files.items():
-        if unknown := sorted(set(classes) - set(names)):
-            raise ResiDualError(
-                f"the folder '{parts[split] / unknown[0]}' is a class that '{parts[reference]}' "
-                "does not have; the classes must be those of the training images."
-            )
-    features = Features({"image": datasets.Image(), "label": ClassLabel(names=names)})
-    return {
-        split: Dataset.from_dict(
-            {
-                "image": [str(path) for name in names for path in classes.get(name, [])],
-                "label": [names.index(name) for name in names for _ in classes.get(name, [])],
-            },
-            features=features,
-        )
-        for split, classes in files.items()
-    }
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _class_files(root: Path) -> dict[str, list[Path]]:
-    Image.init()
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    if not (folders := _folders(root)):
-        raise ResiDualError(
-            f"found no images in '{root}': wanted one folder of images per class in it, such as "
-            f"'{root / 'cat'}' and '{root / 'dog'}'."
-        )
-    files = {
-        folder.name: sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in known and path.is_file() and not path.name.startswith(".")
-        )
-        for folder in folders
-    }
-    if empty := [name for name, paths in files.items() if not paths]:
-        everything = "found no images in any class folder:" if len(empty) == len(files) else ""
-        raise ResiDualError(
-            f"{everything} the class folder '{root / empty[0]}' holds no images; add images of a "
-            "kind that PIL reads or remove the folder.".strip()
-        )
-    return files

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ResiDualError
+from ..terminal import printable
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def stratified_split(
             "training first: %s%s",
             len(few),
             ", ".join(parts),
-            ", ".join(few[:5]),
+            printable(", ".join(few[:5])),
             ", ..." if few[5:] else "",
         )
     _check_parts(parts, len(labels))
@@ -151,7 +152,7 @@ def iterative_split(
         if missing := np.flatnonzero((labels[rows].sum(0) == 0) & (counts > 0)).tolist():
             titles = [class_names[i] if class_names else str(i) for i in missing]
             listed = ", ".join(titles[:5]) + (", ..." if len(titles) > 5 else "")
-            logger.warning("the part '%s' has no image with the label %s", name, listed)
+            logger.warning("the part '%s' has no image with the label %s", name, printable(listed))
     return parts
 
 

@@ -1,0 +1,73 @@
+"""Tables beside images that say what these are, read by the imagefolder of datasets itself."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+from datasets import ClassLabel, Dataset
+from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from ..errors import ResiDualError
+from .columns import LABEL_COLUMNS
+from .label_lists import item_of
+from .trees import Parts
+
+
+def read_metadata(root: Path, files: Sequence[Parts], split: str) -> Dataset:
+    """The images that a split's metadata name, with all that they say of them, in memory.
+
+    Args:
+        root: of the images.
+        files: metadata.csv, .jsonl or .parquet, below the root.
+        split: "train", "validation" or "test".
+
+    Raises:
+        ResiDualError: they cannot be read, or have no column of file names.
+    """
+    paths = [str(root.joinpath(*file).absolute()) for file in files]
+    # as a resolved list, so that a folder's name is never taken for a pattern
+    chosen = DataFilesDict({split: DataFilesList(paths, [(path,) for path in paths])})
+    try:
+        with tempfile.TemporaryDirectory() as cache, _quiet():
+            builder = ImageFolder(cache_dir=cache, data_files=chosen)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=split, in_memory=True)
+    except Exception as error:  # many kinds, from pandas, arrow and the builder
+        cause = error.__cause__ or error.__context__ or error  # what the builder met itself
+        first = next(iter(str(cause).splitlines()), "") or repr(cause)
+        raise ResiDualError(
+            f"could not read '{paths[0]}' ({first}); wanted a table with a column file_name, of "
+            "paths below the table's folder, and a column label."
+        ) from error
+
+
+def has_labels(dataset: Dataset, label_column: str | None) -> bool:
+    """Whether one of the columns is named or typed as labels are."""
+    features = dataset.features
+    return (
+        label_column in features
+        or any(column in features for column in LABEL_COLUMNS)
+        or any(isinstance(item_of(kind) or kind, ClassLabel) for kind in features.values())
+    )
+
+
+def paths_in(dataset: Dataset) -> list[str | None]:
+    """Path of the first image of every row."""
+    column = next(c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image))
+    stored = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return [image and image["path"] for image in stored[:][column]]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars of datasets."""
+    were_disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            datasets.enable_progress_bars()

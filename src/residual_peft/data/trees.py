@@ -1,0 +1,103 @@
+"""What lies in a folder of images, read once."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import ResiDualError
+from .checking import SkippedImage
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+Parts = tuple[str, ...]  # of a path below the root
+
+
+@dataclass
+class Tree:
+    """What lies in a folder; hidden files, and folders that begin with two underscores, do not.
+
+    Attributes:
+        root: the folder.
+        images: whatever has the ending of an image and is no folder, by path.
+        metadata: files named as imagefolder's metadata.
+        folders: all of them, the root left out.
+        parquet: whether there are tables that are no metadata.
+        skipped: what cannot be used: names that are not UTF-8, folders that may not be read.
+    """
+
+    root: Path
+    images: list[Parts] = field(default_factory=list)
+    metadata: list[Parts] = field(default_factory=list)
+    folders: list[Parts] = field(default_factory=list)
+    parquet: bool = False
+    skipped: list[SkippedImage] = field(default_factory=list)
+
+
+def tree_of(root: Path) -> Tree:
+    """All that lies in a folder, links followed.
+
+    Raises:
+        ResiDualError: the folder may not be read, or its path is not UTF-8.
+    """
+    if not _is_text(str(root)):
+        raise ResiDualError(
+            f"the path of the folder '{root}' is not UTF-8, which paths in datasets must be; "
+            "rename it or make a link to it."
+        )
+    Image.init()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    tree = Tree(root)
+    _walk(tree, (), known, frozenset())
+    return tree
+
+
+def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int, int]]) -> None:
+    path = tree.root.joinpath(*place)
+    try:
+        status = path.stat()
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        if not place:
+            raise ResiDualError(f"could not read the folder '{path}' ({error.strerror}).") from None
+        tree.skipped.append(SkippedImage(f"'{path}'", f"a folder: {error.strerror}"))
+        return
+    if (own := (status.st_dev, status.st_ino)) in above:
+        return  # a link to a folder that it lies in
+    for entry in entries:
+        name, here = entry.name, (*place, entry.name)
+        if name.startswith("."):
+            continue
+        named_as_image = os.path.splitext(name)[1].lower() in known
+        if _is_folder(entry):
+            if name.startswith("__"):
+                continue
+            tree.folders.append(here)
+            before = len(tree.images) + len(tree.skipped)
+            _walk(tree, here, known, above | {own})
+            if named_as_image and len(tree.images) + len(tree.skipped) == before:
+                tree.skipped.append(SkippedImage(f"'{entry.path}'", "a folder, not a file"))
+        elif named_as_image and not all(map(_is_text, here)):
+            reason = "its name, or that of its folder, is not UTF-8; rename it"
+            tree.skipped.append(SkippedImage(f"'{entry.path}'", reason))
+        elif named_as_image:
+            tree.images.append(here)
+        elif name in METADATA:
+            tree.metadata.append(here)
+        tree.parquet |= name.endswith(".parquet") and name not in METADATA
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
