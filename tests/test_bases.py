@@ -387,25 +387,79 @@ def drop(key: str) -> Callable[[dict], dict]:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        *map(drop, ["units", "component_counts", "fingerprint", "num_samples", "source"]),
-        lambda data: {**data, "units": data["units"][1:]},
-        lambda data: {**data, "component_counts": data["component_counts"][1:]},
-        lambda data: {**data, "component_counts": [*data["component_counts"], 0]},
-        lambda data: {**data, "component_counts": [1 for _ in data["units"]]},
-        lambda data: {**data, "fingerprint": {**data["fingerprint"], "width": 17}},
-        lambda data: {**data, "units": 3},
-        lambda data: [],
-        lambda data: "text",
+        (drop("units"), r"residual_basis\.json', field units: wanted a list, each text, got none"),
+        (drop("component_counts"), "field component_counts: wanted a list, .* got none"),
+        (drop("fingerprint"), "field fingerprint: wanted fields by name, got none"),
+        (drop("num_samples"), "field num_samples: wanted a whole number or null, got none"),
+        (drop("source"), "field source: wanted 'data' or 'weights', got none"),
+        (lambda data: {**data, "units": data["units"][1:]}, "holds no whole basis: "),
+        (lambda data: {**data, "units": data["units"][:1] * 7}, "1 of them different"),
+        (lambda data: {**data, "units": [], "component_counts": []}, "no whole basis: 0 units"),
+        (
+            lambda data: {**data, "component_counts": data["component_counts"][1:]},
+            r"\d units, \d of them different, and \d counts",
+        ),
+        (lambda data: {**data, "component_counts": [*data["component_counts"], 0]}, "no whole"),
+        (
+            lambda data: {**data, "component_counts": [1 for _ in data["units"]]},
+            r"wanted components in '.*' as floats of shape",
+        ),
+        # a size is believed once the file has it
+        (
+            lambda data: {**data, "component_counts": [2**31 for _ in data["units"]]},
+            r"wanted components in '.*' as floats of shape",
+        ),
+        (
+            lambda data: {**data, "component_counts": [-1 for _ in data["units"]]},
+            r"field component_counts\[0\]: wanted a number from 0 to",
+        ),
+        (
+            lambda data: {**data, "fingerprint": {**data["fingerprint"], "width": 17}},
+            "wanted means in '.*' as floats of shape",
+        ),
+        (lambda data: {**data, "units": 3}, "field units: wanted a list, each text, got 3"),
+        (
+            lambda data: {**data, "units": ["layer" + "9" * 5000 + ".mlp", *data["units"][1:]]},
+            "is not the name of a unit",
+        ),
+        (lambda data: {**data, "format_version": 2}, "by a newer residual-peft .format 2, this"),
+        (lambda data: [], r"residual_basis\.json': wanted fields by name, got list of 0"),
+        (lambda data: "text", r"residual_basis\.json': wanted fields by name, got 'text'"),
     ],
 )
 def test_metadata_of_another_basis_is_refused(
-    folder: Path, change: Callable[[dict], object]
+    folder: Path, change: Callable[[dict], object], message: str
 ) -> None:
     metadata = json.loads((folder / METADATA).read_text())
     (folder / METADATA).write_text(json.dumps(change(metadata)))
-    with pytest.raises(ResiDualError, match=r"holds no whole basis: residual_basis.json and"):
+    with pytest.raises(ResiDualError, match=message):
+        SpectralBasis.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("means", float("nan"), "means in '.*' holds NaN or infinite values"),
+        ("components", float("inf"), "components in '.*' holds NaN or infinite values"),
+        ("eigenvalues", float("nan"), "eigenvalues in '.*' holds NaN or infinite values"),
+        ("eigenvalues", -1.0, "eigenvalues in '.*' are variances, and some are below 0"),
+        ("total_variance", -float("inf"), "total_variance in '.*' holds NaN or infinite values"),
+        ("total_variance", -0.5, "total_variance in '.*' are variances, and some are below 0"),
+    ],
+)
+def test_numbers_that_no_basis_has_are_refused(
+    folder: Path, key: str, value: float, message: str
+) -> None:
+    tensors, _ = read_tensors(folder / TENSORS)
+    spoiled = tensors[key].clone()
+    spoiled.view(-1)[-1] = value
+    write_tensors(folder / TENSORS, {**tensors, key: spoiled})
+    with pytest.raises(ResiDualError, match=message):
+        SpectralBasis.from_pretrained(folder)
+    write_tensors(folder / TENSORS, {**tensors, key: tensors[key].to(torch.int32)})
+    with pytest.raises(ResiDualError, match=rf"wanted {key} in .* as floats of shape .*int32"):
         SpectralBasis.from_pretrained(folder)
 
 
@@ -414,7 +468,7 @@ def test_tensors_missing_or_of_another_shape_are_refused(folder: Path, key: str)
     tensors, _ = read_tensors(folder / TENSORS)
     for wrong in (drop(key)(tensors), {**tensors, key: tensors[key][1:].clone()}):
         write_tensors(folder / TENSORS, wrong)
-        with pytest.raises(ResiDualError, match="do not belong together or lack a field"):
+        with pytest.raises(ResiDualError, match=f"has no tensor {key}|wanted {key} in '.*' as f"):
             SpectralBasis.from_pretrained(folder)
 
 

@@ -260,6 +260,24 @@ def test_only_what_belongs_there_is_pushed(hub, tmp_path):  # noqa: F811
         push_directory(root, "me/x")
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling", "inside"])
+def test_no_link_is_followed_out_of_the_folder(hub, tmp_path, kind):  # noqa: F811
+    root, secret = tmp_path / "adapter", tmp_path / "secret"
+    for folder in (root, secret):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+    target = {"file": secret / "adapter_config.json", "folder": secret, "dangling": root / "no"}
+    link = root / "notes"
+    link.symlink_to(target.get(kind, root / "adapter_config.json"))
+    with pytest.raises(ResiDualError, match="notes' is a link, by which another file of this mach"):
+        push_directory(root, "me/linked")
+    link.unlink()
+    (root / "run").symlink_to(secret)  # what is not pushed may be a link
+    (root / ".hidden").symlink_to(secret)
+    push_directory(root, "me/linked")
+    assert set(hub.repositories["me/linked"].files()) == {".gitattributes", "adapter_config.json"}
+
+
 def test_what_shows_a_users_images_stays_at_home(hub, tmp_path, monkeypatch, capsys):  # noqa: F811
     folder = tmp_path / "adapter"
     classifier_on(DEMO_MODEL, units="output").save_pretrained(folder)

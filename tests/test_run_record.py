@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,35 @@ def link_to_a_secret(run: Path) -> None:
     (run / "examples" / "3.png").symlink_to(run.parent / "secret")
 
 
+def not_a_number(run: Path) -> None:
+    stamp = json.loads((run / "run.json").read_text())["stamp"]
+    tensors = load_file(run / "run.safetensors")
+    tensors["before"][0, 0] = float("nan")
+    save_file(tensors, run / "run.safetensors", {"stamp": stamp})
+
+
+def a_bomb(run: Path) -> None:
+    Image.new("1", (30_000, 30_000)).save(run / "examples" / "3.png")  # 110 kB for 900 MB in RGB
+
+
+def a_pipe(run: Path) -> None:
+    (run / "run.json").unlink()
+    os.mkfifo(run / "run.json")
+
+
+def a_folder_elsewhere(run: Path) -> None:
+    (run / "examples").rename(run.parent / "private")
+    (run / "examples").symlink_to(run.parent / "private")
+
+
+def a_record_elsewhere(run: Path) -> None:
+    run.rename(run.parent.parent / "private")
+    run.symlink_to(run.parent.parent / "private")
+
+
+WORDS = {"unit": "embed", "component": None, "texts": [], "explained": None}
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
@@ -120,22 +150,44 @@ def link_to_a_secret(run: Path) -> None:
         (lambda run: (run / "examples" / "1.jpg").unlink(), "1.jpg' of a test image, which is mi"),
         (cut("run.json", 100), "is not JSON"),
         (cut("run.safetensors", 100), "is not a whole safetensors file"),
-        (cut("examples/1.jpg", 300), "1.jpg' as a whole JPEG or PNG, got something else or a part"),
+        (cut("examples/1.jpg", 300), "1.jpg' as a whole JPEG or PNG of at most 1024 pixels"),
         (of_another_run, "run.safetensors is of another run"),
         (
             one_gain_less,
-            "wanted 12 numbers for the gains of 4 units, got 4 counts and another size",
+            r"wanted gains in '.*' as floats of shape \(12\), got .*32 of shape \(11,\)",
         ),
         (link_to_a_secret, "3.png' of a test image, which is missing"),
         (edit(format_version=2), "written by a newer residual-peft .format 2, this one reads 1"),
-        (edit(class_names=["a", "b"]), r"logits before of shape \(8, 2\), .* got \(8, 3\)"),
-        (edit(facts={"templates": []}), "it lacks or misuses .* missing 6 required"),
+        (
+            edit(class_names=["a", "b"]),
+            r"before in .* of shape \(8, 2\), got torch.float32 of shape \(8, 3\)",
+        ),
+        (
+            edit(facts={"templates": []}),
+            r"run\.json', field facts\.base_model: wanted text, got none",
+        ),
         (edit(examples=[{"row": 99, "file": "3.png"}]), "wanted examples among the 8 test images"),
         (
             edit(examples=[{"row": 3, "file": "../../../../etc/passwd"}]),
             "'.*/run/examples/passwd' of a test image, which is missing",
         ),
-        (lambda run: (run / "run.json").write_text("[]"), "is no whole record of a fit: it lacks"),
+        (
+            lambda run: (run / "run.json").write_text("[]"),
+            "run.json' with fields by name, got list of 0",
+        ),
+        (edit(words=[{"unit": "embed"}]), r"words\[0\]\.component: wanted a whole number or null"),
+        (edit(words=[{**WORDS, "texts": [["a", 1e999]]}]), "holds Infinity, which is no number"),
+        (edit(words=[{**WORDS, "texts": [["a"]]}]), r"texts\[0\]: wanted a list of 2: text, a fin"),
+        (edit(words=[{**WORDS, "unit": f"layer{'9' * 5000}.mlp"}]), "is not the name of a unit"),
+        (
+            edit(examples=[{"row": -1, "file": "3.png"}]),
+            r"examples\[0\]\.row: wanted a number f",
+        ),
+        (not_a_number, "before in '.*' holds NaN or infinite values"),
+        (a_bomb, "3.png' as a whole JPEG or PNG of at most 1024 pixels each way, got something"),
+        (a_pipe, "run.json' as a plain file, got a pipe"),
+        (a_folder_elsewhere, "3.png' of a test image, which is missing or a link"),
+        (a_record_elsewhere, r"run\.json' in the directory itself, got a link that leads out"),
     ],
 )
 def test_what_is_not_whole_is_refused(

@@ -6,6 +6,7 @@ from the anatomy and knows no model.
 """
 
 import importlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,14 +18,16 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from .errors import ResiDualError
 from .fused_attention import check_attention
 from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm
+from .terminal import short
 
 UNIT_KINDS = ("embed", "head", "mlp", "pooler", "output")
 SIDES = ("image", "text")
 READOUTS = ("own", "mean", "patches")
 CLASS_TOKEN = FirstToken()
+_UNIT_NAME = re.compile(r"layer([0-9]{1,9})\.(?:mlp|head([0-9]{1,9}))")
 
-UNKNOWN = """the architecture {name} is not known{side}; wanted one of {known}. To describe it:
-    from residual_peft import TowerAnatomy, register_architecture
+UNKNOWN = "the architecture {name} is not known{side}; wanted one of {known}. To describe it:"
+EXAMPLE = """    from residual_peft import TowerAnatomy, register_architecture
     @register_architecture("{name}")
     def describe(model): return TowerAnatomy("{name}", model, tower=model.tower, ...)
 decompose(model, pixel_values) then checks that the units sum to the model's own readout."""
@@ -71,18 +74,14 @@ class Unit:
         Raises:
             ResiDualError: `text` is not the name of a unit.
         """
-        layer, _, rest = text.partition(".")
-        number = layer.removeprefix("layer")
-        if not rest and text in ("embed", "pooler", "output"):
+        if text in ("embed", "pooler", "output"):
             return cls(text)
-        if layer.startswith("layer") and number.isdecimal():
-            if rest == "mlp":
-                return cls("mlp", int(number))
-            if rest.startswith("head") and rest[4:].isdecimal():
-                return cls("head", int(number), int(rest[4:]))
+        if found := _UNIT_NAME.fullmatch(text):
+            layer, head = int(found[1]), found[2]
+            return cls("mlp", layer) if head is None else cls("head", layer, int(head))
         raise ResiDualError(
-            f"{text!r} is not the name of a unit; wanted 'embed', 'layer3.head5', 'layer3.mlp', "
-            "'pooler' or 'output'."
+            f"{short(text)} is not the name of a unit; wanted 'embed', 'layer3.head5', "
+            "'layer3.mlp', 'pooler' or 'output'."
         )
 
 
@@ -354,7 +353,8 @@ def find_tower(
                 name=name,
                 known=known,
                 side="" if side is None else f" for its {side} tower",
-            )
+            ),
+            EXAMPLE.format(name=name),
         )
     anatomy = _checked(_bare(describe(model)))
     if readout is None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from .anatomy import TowerAnatomy, Unit, find_tower
 from .cards import basis_card
 from .errors import ResiDualError
-from .files import atomic_directory, read_json, read_tensors, write_json, write_tensors
+from .files import (
+    Within,
+    atomic_directory,
+    quoted,
+    read_record,
+    read_tensors,
+    tensor_of,
+    write_json,
+    write_tensors,
+)
 from .fingerprint import Fingerprint
 from .hub import CARD, known_name, local_directory, push_directory
 from .processes import Processes
@@ -38,6 +47,19 @@ __all__ = [
 
 TENSORS_FILE = "residual_basis.safetensors"
 METADATA_FILE = "residual_basis.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What `residual_basis.json` holds."""
+
+    source: Literal["data", "weights"]
+    num_samples: Annotated[int, Within(1)] | None
+    fingerprint: Fingerprint
+    units: tuple[str, ...]
+    component_counts: tuple[Annotated[int, Within(0, 2**31)], ...]
+    format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -320,7 +342,7 @@ class SpectralBasis:
             write_json(
                 folder / METADATA_FILE,
                 {
-                    "format_version": 1,
+                    "format_version": FORMAT_VERSION,
                     "source": self.source,
                     "num_samples": self.num_samples,
                     "fingerprint": self.fingerprint.to_dict(),
@@ -347,39 +369,49 @@ class SpectralBasis:
             allow_patterns=patterns,
             **hub_options,
         )
-        metadata = read_json(folder / METADATA_FILE)
-        tensors, _ = read_tensors(folder / TENSORS_FILE)
-        try:
-            return cls._from_files(metadata, tensors)
-        except ResiDualError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        stored = read_record(folder / METADATA_FILE, _Stored, unknown="ignore")
+        if stored.format_version > FORMAT_VERSION:
             raise ResiDualError(
-                f"'{folder}' holds no whole basis: {METADATA_FILE} and {TENSORS_FILE} do not "
-                f"belong together or lack a field ({error!r}). Save or download it again."
-            ) from None
+                f"{quoted(folder)} was written by a newer residual-peft (format "
+                f"{stored.format_version}, this one reads {FORMAT_VERSION}); update the package."
+            )
+        tensors, _ = read_tensors(folder / TENSORS_FILE)
+        return cls._from_files(stored, tensors, folder / TENSORS_FILE)
 
     @classmethod
-    def _from_files(cls, metadata: Any, tensors: dict[str, Tensor]) -> "SpectralBasis":
-        units = tuple(Unit.parse(name) for name in metadata["units"])
-        counts = [int(count) for count in metadata["component_counts"]]
-        components = tensors["components"].split(counts)
-        eigenvalues = tensors["eigenvalues"].split(counts)
-        fingerprint = Fingerprint.from_dict(metadata["fingerprint"])
-        shape = (len(units), fingerprint.width)
-        if tensors["means"].shape != shape or tensors["total_variance"].shape != shape[:1]:
-            raise ValueError(f"means of shape {tuple(tensors['means'].shape)} for {shape}")
-        if components[0].shape[1] != fingerprint.width or len(counts) != len(units):
-            raise ValueError(f"components of width {components[0].shape[1]} for {shape}")
+    def _from_files(
+        cls, stored: "_Stored", tensors: dict[str, Tensor], path: Path
+    ) -> "SpectralBasis":
+        units, counts = tuple(map(Unit.parse, stored.units)), stored.component_counts
+        if not units or len(set(units)) != len(units) or len(counts) != len(units):
+            raise ResiDualError(
+                f"{quoted(path.parent)} holds no whole basis: {len(units)} units, "
+                f"{len(set(units))} of them different, and {len(counts)} counts of components. "
+                "Save or download it again."
+            )
+        # counts and width are believed once tensors of those sizes lie in the file
+        width, total = stored.fingerprint.width, sum(counts)
+        found = {
+            "means": tensor_of(tensors, "means", path, len(units), width),
+            "components": tensor_of(tensors, "components", path, total, width),
+            "eigenvalues": tensor_of(tensors, "eigenvalues", path, total),
+            "total_variance": tensor_of(tensors, "total_variance", path, len(units)),
+        }
+        for name in ("eigenvalues", "total_variance"):
+            if bool((found[name] < 0).any()):
+                raise ResiDualError(
+                    f"{name} in {quoted(path)} are variances, and some are below 0; save or "
+                    "download the basis again."
+                )
         return cls(
             units=units,
-            means=tensors["means"],
-            components=list(components),
-            eigenvalues=list(eigenvalues),
-            total_variance=tensors["total_variance"],
-            num_samples=metadata["num_samples"],
-            source=metadata["source"],
-            fingerprint=fingerprint,
+            means=found["means"],
+            components=list(found["components"].split(list(counts))),
+            eigenvalues=list(found["eigenvalues"].split(list(counts))),
+            total_variance=found["total_variance"],
+            num_samples=stored.num_samples,
+            source=stored.source,
+            fingerprint=stored.fingerprint,
         )
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .anatomy import TowerAnatomy, find_tower
 from .errors import ResiDualError
+from .files import record_of
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -97,18 +98,9 @@ class Fingerprint:
         Raises:
             ResiDualError: a field is missing or of another kind.
         """
-        try:
-            return cls(
-                name=str(data["name"]),
-                architecture=str(data["architecture"]),
-                width=int(data["width"]),
-                digests={str(key): str(value) for key, value in data["digests"].items()},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResiDualError(
-                f"a fingerprint has name, architecture, width and digests; got {data!r} "
-                f"({error!r})."
-            ) from None
+        value = dict(data) if isinstance(data, Mapping) else data
+        what = "a fingerprint has name, architecture, width and digests; this one"
+        return record_of(value, cls, what, unknown="ignore")
 
 
 def _weights(

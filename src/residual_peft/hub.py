@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import ResiDualError
-from .files import read_json, whole_directory
+from .files import inside, is_file, is_folder, quoted, read_object, whole_directory
 
 DEMO_MODEL = "residual_peft/demo-clip"
 """The name under which the bundled model goes; it never leaves this machine."""
@@ -64,13 +64,12 @@ def local_directory(
     Raises:
         ResiDualError: there is no such directory and the Hub did not give it either; says why.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    path, name = _path_of(name_or_path), str(name_or_path)
+    if is_folder(path):
         return whole_directory(path)
-    name = str(name_or_path)
     if name == DEMO_MODEL:
         return BUNDLED_DIRECTORY
-    if path.is_file():
+    if is_file(path):
         raise ResiDualError(f"wanted the directory of a {what}, got the file '{name}'.")
     try:
         folder = snapshot_download(
@@ -113,9 +112,16 @@ def model_directory(
     return local_directory(name_or_path, allow_patterns=[*MODEL_FILES, "*.bin"], **options)
 
 
+def _path_of(name: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # the home of nobody
+        return Path(name)
+
+
 def known_name(name: str) -> str:
     """A model's name or path as other machines know it, as far as they can."""
-    if not Path(name).is_dir():
+    if not is_folder(name):
         return name
     path = Path(name).resolve()
     return DEMO_MODEL if path == BUNDLED_DIRECTORY.resolve() else str(path)
@@ -151,11 +157,11 @@ def push_directory(
         The client's `CommitInfo`.
 
     Raises:
-        ResiDualError: no files, no report where one was asked for, no right to write, a public
-            repository where a private one was wanted, or the connection broke off; the repository
-            is then as it was.
+        ResiDualError: no files, one that is a link, no report where one was asked for, no right to
+            write, a public repository where a private one was wanted, or the connection broke off;
+            the repository is then as it was.
     """
-    api, root = HfApi(token=token), Path(directory)
+    api, root = HfApi(token=token), whole_directory(directory)
     files = list(_files_of(root, with_report))
     if not files:
         raise ResiDualError(f"wanted a directory with files to push, got '{root}', which has none.")
@@ -192,15 +198,15 @@ def _addition(path: Path, place: str, repo_id: str) -> CommitOperationAdd:
         return CommitOperationAdd(place, _with_known_base(path))
     if place != CARD:
         return CommitOperationAdd(place, path)
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
     text = _EXAMPLE.sub(lambda found: found[1] + json.dumps(repo_id), text)
-    return CommitOperationAdd(place, text.encode())
+    return CommitOperationAdd(place, text.encode(errors="surrogateescape"))
 
 
 def _with_known_base(path: Path) -> bytes:
     """An adapter's config that names the bundled model, not the place where it lies here."""
-    config, key = read_json(path), "base_model_name_or_path"
-    if not isinstance(config, dict) or known_name(config.get(key) or "") != DEMO_MODEL:
+    config, key = read_object(path), "base_model_name_or_path"
+    if not isinstance(name := config.get(key), str) or known_name(name) != DEMO_MODEL:
         return path.read_bytes()
     return json.dumps({**config, key: DEMO_MODEL}, indent=2).encode()
 
@@ -211,6 +217,12 @@ def _files_of(root: Path, with_report: bool) -> Iterator[Path]:
         parts = path.relative_to(root).parts
         if parts[0] in private or any(p.startswith((".", "checkpoint-")) for p in parts):
             continue
+        if path.is_symlink() or not inside(path, root):
+            raise ResiDualError(
+                f"wanted to push what lies in {quoted(root)} itself, and {quoted(path)} is a link, "
+                "by which another file of this machine could become public: put a copy of the "
+                "file in its place, or remove it."
+            )
         if path.is_file():
             yield path
 

@@ -32,6 +32,8 @@ LARGE = 2**25
 in more than its own mode."""
 PICTURE_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 """The kinds of small pictures that go into a report, and how their files' names end."""
+LARGEST_PICTURE = 1024
+"""Pixels that such a picture may have each way; `thumbnail` makes 160."""
 
 
 class UnreadableImage(ResiDualError):
@@ -175,11 +177,14 @@ def picture_suffix(content: bytes, name: str) -> str:
     """
     try:
         with Image.open(io.BytesIO(content), formats=list(PICTURE_SUFFIXES)) as image:
+            if max(image.size) > LARGEST_PICTURE:  # a few bytes can stand for gigabytes
+                raise ValueError(f"{image.size} pixels")
             image.load()
             return PICTURE_SUFFIXES[str(image.format)]
     except Exception as error:  # as above
         raise ResiDualError(
-            f"wanted {name} as a whole JPEG or PNG, got something else or a part of one."
+            f"wanted {name} as a whole JPEG or PNG of at most {LARGEST_PICTURE} pixels each way, "
+            "got something else or a part of one."
         ) from error
 
 

@@ -2,9 +2,9 @@
 
 from .aside import sweep
 from .faults import disk_fault, disk_faults
-from .looking import PathLike, file_size, quoted, read_bytes
+from .looking import PathLike, file_size, inside, is_file, is_folder, quoted, read_bytes
 from .records import Within, read_json, read_object, read_record, record_of
-from .tensors import TensorFacts, read_header, read_tensors, write_tensors
+from .tensors import TensorFacts, read_header, read_tensors, tensor_of, write_tensors
 from .writing import atomic_directory, atomic_file, check_place, whole_directory, write_json
 
 __all__ = [
@@ -17,6 +17,9 @@ __all__ = [
     "disk_fault",
     "disk_faults",
     "file_size",
+    "inside",
+    "is_file",
+    "is_folder",
     "quoted",
     "read_bytes",
     "read_header",
@@ -26,6 +29,7 @@ __all__ = [
     "read_tensors",
     "record_of",
     "sweep",
+    "tensor_of",
     "whole_directory",
     "write_json",
     "write_tensors",

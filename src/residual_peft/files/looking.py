@@ -69,9 +69,22 @@ def quoted(path: PathLike) -> str:
     return f"'{printable(os.fspath(path))}'"
 
 
+def is_folder(path: PathLike) -> bool:
+    """Whether a folder lies there; a name that no folder can have is none."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):  # too long, or with a null byte
+        return False
+
+
 def is_file(path: PathLike) -> bool:
-    """Whether a regular file lies there, as far as this may be asked."""
+    """Whether a regular file lies there; a name that no file can have is none."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
         return False
+
+
+def inside(path: PathLike, folder: PathLike) -> bool:
+    """Whether a path lies in a folder once all links have been followed."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from .writing import atomic_file
 
 MAX_HEADER = 16 * 2**20
 """Bytes of a header: names, types and shapes of some 100,000 tensors."""
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16}
 _BITS |= {"I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64}
 
@@ -89,6 +92,51 @@ def read_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise (disk_fault(error, path) or _not_whole(path, error)) from error
+
+
+def tensor_of(
+    tensors: Mapping[str, Tensor],
+    name: str,
+    path: PathLike,
+    *shape: int | None,
+    whole: bool = False,
+    finite: bool = True,
+) -> Tensor:
+    """One of a file's tensors, of the shape and kind that is wanted.
+
+    Args:
+        tensors: what `read_tensors` gave.
+        name: of the tensor.
+        path: where they come from, for messages.
+        shape: its sizes; None for any.
+        whole: whether it holds whole numbers, and not floats.
+        finite: whether NaN and infinity are refused, for which all of it is read.
+
+    Raises:
+        ResiDualError: there is none, or it is of another shape or kind.
+    """
+    if name not in tensors:
+        raise ResiDualError(
+            f"{quoted(path)} has no tensor {name}; it is of another kind: save or download it "
+            "again."
+        )
+    tensor = tensors[name]
+    fits = len(shape) == tensor.ndim and all(
+        wanted in (None, size) for wanted, size in zip(shape, tensor.shape, strict=True)
+    )
+    numbers = tensor.dtype in _WHOLE if whole else tensor.dtype in _FLOATS
+    if not fits or not numbers:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ResiDualError(
+            f"wanted {name} in {quoted(path)} as {'whole numbers' if whole else 'floats'} of shape "
+            f"({sizes}), got {tensor.dtype} of shape {tuple(tensor.shape)}: its files may not "
+            "belong together; save or download them again."
+        )
+    if finite and not whole and not bool(tensor.isfinite().all()):
+        raise ResiDualError(
+            f"{name} in {quoted(path)} holds NaN or infinite values; save or download it again."
+        )
+    return tensor
 
 
 def write_tensors(

@@ -10,15 +10,29 @@ from torch import Tensor
 from ..anatomy import Unit
 from ..describing import Words
 from ..errors import ResiDualError
-from ..files import PathLike, atomic_directory, read_json, read_tensors, write_json, write_tensors
+from ..files import (
+    PathLike,
+    atomic_directory,
+    inside,
+    quoted,
+    read_bytes,
+    read_object,
+    read_tensors,
+    record_of,
+    tensor_of,
+    whole_directory,
+    write_json,
+    write_tensors,
+)
 from ..hub import RUN_DIRECTORY
 from ..images import PICTURE_SUFFIXES, picture_suffix
 from .parts import Example, GainRecord, RunFacts
+from .stored import FORMAT_VERSION, StoredExample, StoredGains, StoredRun
 
 RECORD_JSON = "run.json"
 RECORD_TENSORS = "run.safetensors"
 EXAMPLES = "examples"
-FORMAT_VERSION = 1
+MAX_PICTURE = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -92,32 +106,47 @@ class RunRecord:
                 files do not belong together.
         """
         given = Path(directory)
-        folder = next(
-            (f for f in (given, given / RUN_DIRECTORY) if (f / RECORD_JSON).is_file()), None
-        )
+        places = map(whole_directory, (given, given / RUN_DIRECTORY))
+        folder = next((f for f in places if (f / RECORD_JSON).exists()), None)
         if folder is None:
             raise ResiDualError(
                 f"wanted a directory with the record of a fit ({RUN_DIRECTORY}/{RECORD_JSON}), got "
                 f"'{given}', which has none; `residual-peft fit` leaves one beside its adapter."
             )
-        described, path = read_json(folder / RECORD_JSON), folder / RECORD_JSON
-        version = described.get("format_version") if isinstance(described, dict) else None
+        for name in (RECORD_JSON, RECORD_TENSORS):
+            if not inside(folder / name, given):  # the report would show files of this machine
+                raise ResiDualError(
+                    f"wanted {quoted(folder / name)} in the directory itself, got a link that "
+                    "leads out of it; copy the record's files there."
+                )
+        described, path = read_object(folder / RECORD_JSON), folder / RECORD_JSON
+        version = described.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ResiDualError(
-                f"'{path}' was written by a newer residual-peft (format {version}, this one reads "
-                f"{FORMAT_VERSION}); update the package."
+                f"{quoted(path)} was written by a newer residual-peft (format {version}, this one "
+                f"reads {FORMAT_VERSION}); update the package."
             )
+        stored = record_of(described, StoredRun, quoted(path), unknown="ignore")
         tensors, metadata = read_tensors(folder / RECORD_TENSORS)
         try:
-            if described["stamp"] != metadata.get("stamp"):
-                raise ValueError(f"{RECORD_TENSORS} is of another run")
-            return cls(**_read(described, tensors), examples=_read_examples(described, folder))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            why = error if isinstance(error, ValueError) else f"it lacks or misuses {error}"
+            if stored.stamp != metadata.get("stamp"):
+                raise ResiDualError(f"{RECORD_TENSORS} is of another run.")
+            return cls(
+                class_names=stored.class_names,
+                facts=stored.facts,
+                gains=None if stored.gains is None else _gains(stored.gains, tensors, folder),
+                words=tuple(
+                    Words(Unit.parse(item.unit), item.component, item.texts, item.explained)
+                    for item in stored.words
+                ),
+                examples=_read_examples(stored.examples, folder),
+                **_logits(tensors, folder, len(stored.class_names)),
+            )
+        except ResiDualError as error:
             raise ResiDualError(
-                f"'{path}' is no whole record of a fit: {why} Fit the adapter again, or restore "
-                "the directory."
-            ) from error
+                f"{quoted(path)} is no whole record of a fit: {error} Fit the adapter again, or "
+                "restore the directory."
+            ) from None
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"labels": self.labels.long()}
@@ -148,47 +177,39 @@ class RunRecord:
         }
 
 
-def _read(described: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of a `RunRecord`, the examples apart."""
-    facts = described["facts"]
-    gains = described["gains"]
-    return {
-        "class_names": tuple(described["class_names"]),
-        "labels": tensors["labels"],
-        "before": tensors["before"],
-        "after": tensors["after"],
-        "facts": RunFacts(**{**facts, "templates": tuple(facts["templates"])}),
-        "gains": gains
-        and GainRecord(
-            units=tuple(Unit.parse(name) for name in gains["units"]),
-            counts=tuple(gains["counts"]),
-            gains=tensors["gains"],
-            share=tensors["share"],
-            toward_label=tensors["toward_label"],
-            rescaling_share=float(gains["rescaling_share"]),
-            settings_share=float(gains["settings_share"]),
-            eigenvalues=tensors.get("eigenvalues"),
-        ),
-        "words": tuple(
-            Words(
-                unit=Unit.parse(item["unit"]),
-                component=item["component"],
-                texts=tuple((str(text), float(value)) for text, value in item["texts"]),
-                explained=item["explained"],
-            )
-            for item in described["words"]
-        ),
-    }
+def _logits(tensors: dict[str, Tensor], folder: Path, classes: int) -> dict[str, Tensor]:
+    """Labels (N,) and logits (N, C)."""
+    path = folder / RECORD_TENSORS
+    labels = tensor_of(tensors, "labels", path, None, whole=True)
+    shape = (len(labels), classes)
+    logits = {name: tensor_of(tensors, name, path, *shape) for name in ("before", "after")}
+    return {"labels": labels.long(), **logits}
 
 
-def _read_examples(described: dict[str, Any], folder: Path) -> tuple[Example, ...]:
+def _gains(stored: StoredGains, tensors: dict[str, Tensor], folder: Path) -> GainRecord:
+    path, total = folder / RECORD_TENSORS, sum(stored.counts)
+    names = ["gains", "share", "toward_label"]
+    names += ["eigenvalues"] if "eigenvalues" in tensors else []
+    return GainRecord(
+        units=tuple(Unit.parse(name) for name in stored.units),
+        counts=stored.counts,
+        rescaling_share=stored.rescaling_share,
+        settings_share=stored.settings_share,
+        **{name: tensor_of(tensors, name, path, total) for name in names},
+    )
+
+
+def _read_examples(stored: tuple[StoredExample, ...], folder: Path) -> tuple[Example, ...]:
     found = []
-    for item in described["examples"]:
-        # a record may come from a stranger: a name must not lead to other files of this machine
-        path = folder / EXAMPLES / Path(item["file"]).name
-        if not path.is_file() or path.is_symlink():
-            raise ResiDualError(f"wanted the picture '{path}' of a test image, which is missing.")
-        content = path.read_bytes()
-        picture_suffix(content, f"'{path}'")
-        found.append(Example(int(item["row"]), content))
+    for item in stored:
+        # a record may come from a stranger: neither a name nor a link must lead to other files of
+        # this machine, as the report shows what it finds
+        path = folder / EXAMPLES / Path(item.file).name
+        if not inside(path, folder) or path.is_symlink() or not path.is_file():
+            raise ResiDualError(
+                f"wanted the picture {quoted(path)} of a test image, which is missing or a link."
+            )
+        content = read_bytes(path, MAX_PICTURE)
+        picture_suffix(content, quoted(path))
+        found.append(Example(item.row, content))
     return tuple(found)

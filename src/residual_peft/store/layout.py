@@ -3,18 +3,47 @@
 import hashlib
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from ..data import ProcessedImages
 from ..errors import ResiDualError
-from ..files import read_json, sweep, write_json
+from ..files import Within, read_record, sweep, write_json
+from ..fingerprint import Fingerprint
 from ..processes import Processes
 from ..tuner import (
     ReadoutState,
 )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds."""
+
+    model: Fingerprint
+    processor: str
+    data: str
+    adapter: str | None
+    fits_basis: str | None
+    images: Annotated[int, Within(1, 2**40)]
+    dtype: Literal["float32", "float16", "bfloat16"]
+    shard_size: Annotated[int, Within(1, 2**40)]
+    batch_size: Annotated[int, Within(1, 2**40)]
+    complete: bool
+    format_version: Literal[1] = 1
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check what a store says of itself.
+
+    Raises:
+        ResiDualError: it is missing, cut short or of another kind.
+    """
+    return asdict(read_record(folder / MANIFEST, Manifest, unknown="ignore"))
+
 
 MANIFEST, BASIS = "manifest.json", "basis"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -130,7 +159,7 @@ def _begin(folder: Path, manifest: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / MANIFEST, {**manifest, "complete": False})
         return
-    there = read_json(folder / MANIFEST)
+    there = read_manifest(folder)
     for key, value in manifest.items():
         if key == "adapter" and manifest["fits_basis"]:
             continue  # known only when the basis is

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..coordinates import Coordinates
 from ..errors import ResiDualError
-from ..files import read_json, read_tensors
+from ..files import quoted, read_header, read_tensors
 from ..fingerprint import Fingerprint
 from ..tuner import (
     ReadoutState,
     readout_state,
 )
-from .layout import MANIFEST, adapter_digest, shard_paths
+from .layout import adapter_digest, read_manifest, rows_of_shard, shard_paths
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,19 @@ class CoordinateStore:
                 adapter.
         """
         folder = Path(directory)
-        manifest = read_json(folder / MANIFEST)
-        if not manifest.get("complete"):
+        manifest = read_manifest(folder)
+        if not manifest["complete"]:
             raise ResiDualError(
                 f"'{folder}' is not finished; call write_coordinates with the same arguments again."
             )
-        Fingerprint.from_dict(manifest["model"]).check(model, f"'{folder}'")
+        Fingerprint(**manifest["model"]).check(model, quoted(folder))
         state = readout_state(model, adapter_name).map(Tensor.cpu)
         if adapter_digest(state) != manifest["adapter"]:
             raise ResiDualError(
                 f"'{folder}' was written for an adapter with another basis or other units; load "
                 "that one, or write the coordinates anew."
             )
+        _check_shards(folder, manifest, state)
         return cls(folder, manifest, state)
 
     def __len__(self) -> int:
@@ -111,3 +112,32 @@ class CoordinateStore:
     @cached_property
     def _shards(self) -> list[dict[str, Tensor]]:
         return [read_tensors(path)[0] for path in shard_paths(self.directory, self.manifest)]
+
+
+def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -> None:
+    """Believe a manifest's numbers once files of those sizes are there; reads their headers alone.
+
+    Raises:
+        ResiDualError: a shard is missing, cut short or of another shape.
+    """
+    count = -(-manifest["images"] // manifest["shard_size"])
+    if (there := sum(1 for _ in folder.glob("shard-*.safetensors"))) < count:
+        raise ResiDualError(
+            f"{quoted(folder)} wants {count:,} shards of coordinates and has {there:,}: write them "
+            "again."
+        )
+    for index, path in enumerate(shard_paths(folder, manifest)):
+        found, rows = read_header(path), len(rows_of_shard(manifest, index))
+        shapes = {name: facts.shape for name, facts in found.items()}
+        wanted = {
+            "coordinates": (rows, len(state.shift)),
+            "readout": (rows, state.constant.shape[-1]),
+            "ids": (rows,),
+        }
+        labels = shapes.get("labels", ())
+        fits = len(labels) in (1, 2) and labels[0] == rows
+        if not fits or any(shapes.get(name) != shape for name, shape in wanted.items()):
+            raise ResiDualError(
+                f"{quoted(path)} does not hold the {rows:,} images that its store says, for this "
+                "adapter: write the coordinates again."
+            )

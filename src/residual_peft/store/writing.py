@@ -21,7 +21,7 @@ from ..decomposition import (
     unadapted,
 )
 from ..errors import ResiDualError
-from ..files import read_json, write_json, write_tensors
+from ..files import whole_directory, write_json, write_tensors
 from ..fingerprint import Fingerprint
 from ..processes import Processes
 from ..spectra import BasisAccumulator
@@ -45,6 +45,7 @@ from .layout import (
     begin_together,
     data_digest,
     processor_digest,
+    read_manifest,
     rows_of_shard,
     shard_paths,
 )
@@ -121,7 +122,7 @@ def write_coordinates(
     state = readout_state(model, name).map(Tensor.cpu)
     finished = {**manifest, "adapter": adapter_digest(state), "complete": True}
     with processes.in_step():
-        if processes.rank == 0 and read_json(folder / MANIFEST) != finished:
+        if processes.rank == 0 and read_manifest(folder) != finished:
             write_json(folder / MANIFEST, finished)
     return CoordinateStore.open(folder, model, name)
 
@@ -173,8 +174,9 @@ class _Writer:
             shard_paths(self.folder, manifest),
         )
         raws = [path.with_name(path.name.replace("shard", "raw")) for path in paths]
-        basis_files = [self.folder / BASIS / name for name in (METADATA_FILE, TENSORS_FILE)]
-        # one process looks for all; both files, as a kill may come between them
+        basis_folder = whole_directory(self.folder / BASIS)
+        basis_files = [basis_folder / name for name in (METADATA_FILE, TENSORS_FILE)]
+        # one process looks for all
         if not processes.gathered(all(path.is_file() for path in basis_files))[0]:
             with processes.in_step(), self._bar(manifest, mine, raws) as bar:
                 for index in (i for i in mine if not raws[i].is_file()):
