@@ -118,6 +118,60 @@ def test_what_is_not_known_is_not_said():
     assert "An adapter of type LORA for me/clip" in "".join(other.texts)
 
 
+WHOLE = {
+    "training_data": "9 photos",
+    "basis_data": "40 images",
+    "seed": 3,
+    "license": "mit",
+}
+SHAPES = {
+    "all": (adapter(), CardFacts(**WHOLE), "classes prompt base training the seed: licence:"),
+    "bare": (adapter(basis=None), CardFacts(), "classes prompt base licence:"),
+    "no templates": (adapter(templates=()), CardFacts(seed=0), "classes base the seed: licence:"),
+    "several labels": (
+        adapter(multi_label=True, templates=("a {}.", "{}", "`{}`")),
+        CardFacts(),
+        "classes labels: prompt base the licence:",
+    ),
+    "means": (
+        adapter(base_class="Dinov2Model", templates=()),
+        CardFacts(training_data="x"),
+        "classes classes: base training the licence:",
+    ),
+    "a local model": (adapter(base_model="/a/b"), CardFacts(), "classes prompt base the licence:"),
+    "not adapted": (
+        adapter(method=None, gains=None, effect=None, basis=None, figure=None),
+        CardFacts(),
+        "classes prompt base licence:",
+    ),
+    "measured": (adapter(), FACTS, "classes prompt base training the seed: licence:"),
+}
+
+
+@pytest.mark.parametrize(("saved", "facts", "starts"), SHAPES.values(), ids=SHAPES)
+def test_the_details_are_one_list_with_an_item_for_each(saved, facts, starts):
+    """As a renderer of Markdown reads it: `trim_blocks` takes a newline that a block ends with."""
+    body = ModelCard(adapter_card(saved, facts)).text
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    kinds = [token.type for token in tokens]
+    assert kinds.count("bullet_list_open") == 1
+    titles = [tokens[i + 1].content for i, kind in enumerate(kinds) if kind == "heading_open"]
+    assert titles[1:] == ["Use", "Details"]
+    first, last = kinds.index("bullet_list_open"), kinds.index("bullet_list_close")
+    assert last == len(kinds) - 1
+    items = [
+        token for token in tokens[first:last] if token.type == "paragraph_open" and token.hidden
+    ]
+    texts = [token.content for token in tokens[first:last] if token.type == "inline"]
+    assert [text.split()[0] for text in texts] == starts.split()
+    assert len(items) == len(texts)  # a tight list: no blank line between its items
+    assert not [text for text in texts if "\n" in text]
+    pictures = [t for t in tokens if t.type == "inline" and t.content.startswith("![")]
+    assert len(pictures) == (saved.figure is not None)
+    assert kinds.count("table_open") == (1 if facts.metrics else 0)
+    assert kinds.count("fence") == (2 if saved.method and saved.base_model == "me/clip" else 1)
+
+
 @pytest.mark.parametrize(
     "name", ["/home/someone/models/clip-9", "C:\\users\\clip-9", "clip-9", None]
 )

@@ -11,14 +11,14 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .anatomy import base_model
+from .anatomy import Unit, base_model
 from .cards import MARK, CardFacts, SavedAdapter, adapter_card
 from .errors import ResiDualError
 from .figures import gains_figure
 from .files import read_json, read_tensors, write_json, write_tensors
 from .hub import ADAPTER_CONFIG, CARD, DEMO_MODEL, RUN_DIRECTORY, known_name, model_directory
 from .provenance import SplitRecord
-from .tuner import ResiDualConfig, gains_by_unit
+from .tuner import ResiDualConfig, adapter_basis, gains_by_unit
 
 CLASSIFIER_JSON = "residual_classifier.json"
 CLASSIFIER_TENSORS = "residual_classifier.safetensors"
@@ -31,6 +31,7 @@ _WRITERS = {
     "embed": "the patch embedding",
     "head": "one attention head",
     "mlp": "one MLP",
+    "pooler": "the MLP after the attention pooling",
 }
 
 
@@ -184,7 +185,7 @@ def _describe(model: PeftModel, name: str, config: ResiDualConfig, folder: Path)
     figure = None
     if config.mode == "readout" and {"head", "mlp"} & set(config.units):
         values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
-        gains_figure(values, folder / FIGURE)
+        gains_figure(values, folder / FIGURE, variance=_variance(model, name, config))
         figure = FIGURE
     images = "" if config.num_samples is None else f"{config.num_samples:,} images"
     return {
@@ -193,6 +194,16 @@ def _describe(model: PeftModel, name: str, config: ResiDualConfig, folder: Path)
         "basis": images or ("the weights alone" if config.basis_source else None),
         "figure": figure,
     }
+
+
+def _variance(
+    model: PeftModel, name: str, config: ResiDualConfig
+) -> dict[Unit, list[float]] | None:
+    """What each gain of an adapter scales; None with one gain per unit."""
+    if config.granularity == "unit":
+        return None
+    basis = adapter_basis(model, name)
+    return {u: part.tolist() for u, part in zip(basis.units, basis.eigenvalues, strict=True)}
 
 
 def _effect_of(config: ResiDualConfig) -> str:

@@ -1,6 +1,7 @@
 """Numbers -> pictures, drawn without pyplot; matplotlib is imported once one is drawn."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,11 +10,58 @@ from .errors import ResiDualError
 from .files import PathLike, atomic_file
 
 
-def gains_by_place(gains: Mapping[Unit, Sequence[float]]) -> tuple[np.ndarray, list[str]]:
-    """Mean gain of each unit, by layer (rows) and head or MLP (columns).
+def mean_gain(gains: Sequence[float] | Any, variance: Sequence[float] | Any | None = None) -> float:
+    """The gain of a unit as a whole: the mean of its gains, weighted by what they scale.
+
+    The variance along a component says how much of what the unit writes a gain scales. Most
+    components write next to nothing: their gains may go anywhere without any effect, and a plain
+    mean would be theirs.
+
+    >>> mean_gain([2.0, -100.0], [0.99, 0.01]), mean_gain([2.0, -100.0])
+    (0.98, -49.0)
+
+    Args:
+        gains: λ (k,).
+        variance: of what each scales, such as the eigenvalues of its basis (k,); None, or all 0,
+            where it is not known.
+    """
+    values = np.asarray(gains, float)
+    if variance is None:
+        return float(values.mean())
+    weights = np.asarray(variance, float).clip(0)
+    return (
+        float((values * weights).sum() / weights.sum()) if weights.sum() > 0 else mean_gain(gains)
+    )
+
+
+def brief(value: float, digits: int = 2) -> str:
+    """A number for a small cell, in five characters at most and a minus.
+
+    >>> [brief(x) for x in (0.5, -6.694, 21.33, 224.31, -51234.0, 3e9, -0.001)]
+    ['0.50', '−6.69', '21.3', '224', '−51k', '3e9', '0.00']
+    """
+    size = abs(value)
+    if size < 999.5:
+        kept = min(digits, 0 if size >= 99.95 else 1 if size >= 9.995 else 2)
+        text = f"{value:.{kept}f}"
+    elif size < 999.5e6:
+        power, name = (3, "k") if size < 999.5e3 else (6, "M")
+        part = value / 10**power
+        text = f"{part:.{0 if abs(part) >= 9.95 else 1}f}{name}"
+    else:
+        text = f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    nothing = text.lstrip("-").strip("0.") == ""
+    return text.replace("-", "" if nothing else "\N{MINUS SIGN}")
+
+
+def gains_by_place(
+    gains: Mapping[Unit, Sequence[float]], variance: Mapping[Unit, Sequence[float]] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """`mean_gain` of each unit, by layer (rows) and head or MLP (columns).
 
     Args:
         gains: unit -> its gains; units without a layer are left out.
+        variance: unit -> the variance along its components, where that is known.
 
     Returns:
         (layers, columns) means with NaN where nothing is adapted, and the columns' names.
@@ -32,20 +80,33 @@ def gains_by_place(gains: Mapping[Unit, Sequence[float]]) -> tuple[np.ndarray, l
     grid = np.full((layers, len(columns)), np.nan)
     for unit, values in placed.items():
         column = unit.head if unit.head is not None else len(columns) - 1
-        grid[unit.layer, column] = float(np.mean(values)) if len(values) else np.nan
+        if len(values):
+            grid[unit.layer, column] = mean_gain(values, (variance or {}).get(unit))
     return grid, columns
 
 
-def gains_figure(gains: Mapping[Unit, Sequence[float]], path: PathLike, *, title: str = "") -> None:
+def gains_figure(
+    gains: Mapping[Unit, Sequence[float]],
+    path: PathLike,
+    *,
+    variance: Mapping[Unit, Sequence[float]] | None = None,
+    title: str = "",
+) -> None:
     """Write a PNG: mean gain of every unit by layer and head, and how all gains spread.
 
     Drawn without pyplot, so that nothing global changes and any thread may call it.
+
+    Args:
+        gains: unit -> its gains.
+        path: where to.
+        variance: unit -> the variance along its components, which weights the mean.
+        title: over it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
-    grid, columns = gains_by_place(gains)
+    grid, columns = gains_by_place(gains, variance)
     figure = Figure(figsize=(9.5, 1.6 + 0.45 * len(grid)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
@@ -61,7 +122,7 @@ def gains_figure(gains: Mapping[Unit, Sequence[float]], path: PathLike, *, title
             if not np.isnan(value):
                 dark = abs(value - 1) > 0.65 * reach
                 color = "white" if dark else "black"
-                left.text(column, layer, f"{value:.2f}", ha="center", va="center", color=color,
+                left.text(column, layer, brief(value), ha="center", va="center", color=color,
                           fontsize=8)  # fmt: skip
     figure.colorbar(picture, ax=left, shrink=0.9)
     everything = np.concatenate([np.asarray(values, float) for values in gains.values()])

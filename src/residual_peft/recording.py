@@ -21,7 +21,7 @@ from .evaluation import Evaluation
 from .files import PathLike
 from .images import thumbnail, to_rgb
 from .run_record import Example, GainRecord, RunFacts, RunRecord, Words
-from .tuner import ResiDualConfig, active_adapter, adapter_basis, gains_by_module
+from .tuner import ResiDualConfig, active_adapter, gains_by_module
 from .zero_shot import ZeroShotClassifier
 
 EXAMPLES_PER_SIDE = 12
@@ -165,14 +165,13 @@ def _gains(classifier: ZeroShotClassifier, found: AdapterExplanation) -> GainRec
             toward_label=torch.tensor([effect.toward_label for effect in effects]),
             **rest,
         )
-    basis = adapter_basis(classifier.model)
     return GainRecord(
         units=found.units,
         counts=tuple(found.counts),
         gains=found.gains,
         share=found.share,
         toward_label=found.toward_label,
-        eigenvalues=torch.cat(basis.eigenvalues),
+        eigenvalues=found.eigenvalues,
         **rest,
     )
 

@@ -12,7 +12,7 @@ from residual_peft import ResiDualConfig, ResiDualError, ZeroShotClassifier
 from residual_peft.analysis import explain_adapter, explain_image, explain_row
 from residual_peft.coordinates import Coordinates, collect_coordinates
 from residual_peft.decomposition import run_tower, unadapted
-from residual_peft.tuner import gains_of
+from residual_peft.tuner import adapter_basis, gains_of
 from tests.models import SIZES, pixels
 from tests.tuner.twin import adapted
 
@@ -103,8 +103,9 @@ def test_by_unit_and_strongest() -> None:
     assert [effect.unit for effect in units] == list(rows.state.settings.units)
     assert sum(effect.share for effect in units) == pytest.approx(float(found.share.sum()))
     assert sum(effect.components for effect in units) == len(found.gains)
+    eigenvalues = adapter_basis(classifier.model).eigenvalues
     for effect, gains, variance in zip(
-        units, found.gains.split(found.counts), found.variance.split(found.counts), strict=True
+        units, found.gains.split(found.counts), eigenvalues, strict=True
     ):
         mean = float((gains * variance).sum() / variance.sum())
         assert effect.mean_gain == pytest.approx(mean)

@@ -7,12 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from residual_peft.analysis import explain_adapter
+from residual_peft.coordinates import collect_coordinates
+from residual_peft.data import batches, load_data
 from residual_peft.errors import ResiDualError
+from residual_peft.evaluation import evaluate
 from residual_peft.experiments import METHODS
+from residual_peft.figures import brief
 from residual_peft.fitting import fit_adapter
+from residual_peft.recording import record_run
 from residual_peft.reporting import report_html, write_report
+from residual_peft.reporting.components import unit_views
 from residual_peft.run_record import RunRecord, Words
+from residual_peft.tuner import gains_by_unit, gains_of
+from residual_peft.zero_shot import ZeroShotClassifier
 
 from ..records import gain_record, record
 from ..training_case import save_clip
@@ -81,6 +91,40 @@ def test_words_stand_below_what_they_describe() -> None:
     whole = text(replace(made, words=(Words(unit, None, texts),)))
     assert "its whole unit writes + a stripe" in whole
     assert "which end is which" not in text(made)
+
+
+def test_page_and_picture_show_the_same_mean_gains(tmp_path: Path, monkeypatch) -> None:
+    """Of wild gains, whose plain mean is far from the one that is weighted by variance."""
+    save_clip(tmp_path / "model")
+    fit_adapter(str(tmp_path / "model"), images(60), tmp_path / "out", templates=["a {}."])
+    classifier = ZeroShotClassifier.from_pretrained(tmp_path / "out")
+    gains = gains_of(classifier.model)
+    with torch.no_grad():
+        gains.copy_(1 + torch.randn(len(gains)).exp() * 300 * torch.randn(len(gains)))
+    drawn: list[str] = []
+
+    def keep(figure: Figure, *_: object, **__: object) -> None:
+        drawn.extend(text.get_text() for text in figure.axes[0].texts)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    classifier.save_pretrained(tmp_path / "again")
+    data = load_data(images(60))
+    rows = collect_coordinates(
+        classifier.model, batches(data.test, classifier.image_processor, name="test")
+    )
+    scores = evaluate(classifier, data.test)
+    facts = record().facts
+    made = record_run(classifier, data.test, scores, scores, facts, rows)
+    page = report_html(made)
+    cells = re.search(r"<caption>Mean gain</caption>.*?</table>", page, re.DOTALL)[0]
+    shown = [html.unescape(c) for c in re.findall(r"<td class=\"[^>]*>([^<]*)</td>", cells)]
+    assert shown == drawn
+    plain = [brief(float(part.mean())) for part in gains_by_unit(classifier.model).values()]
+    assert len(drawn) > 5
+    assert sum(a != b for a, b in zip(plain, drawn, strict=True)) > 3
+    units = {effect.unit: effect for effect in explain_adapter(classifier, rows).by_unit()}
+    for view in unit_views(made.gains):
+        assert units[view.unit].mean_gain == pytest.approx(view.mean_gain, rel=1e-5)
 
 
 def test_a_thousand_classes_fit_in_a_page() -> None:

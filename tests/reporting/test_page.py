@@ -125,6 +125,37 @@ def test_it_opens_quietly_and_alone_and_keeps_its_width(browser, page_file, sche
         assert visit.page.evaluate(broken) == 0
 
 
+def wild(layers: int, heads: int, components: int) -> RunRecord:
+    """Gains of every size, as a fit leaves them where a component writes next to nothing."""
+    gains = gain_record(layers, heads, components)
+    generator = torch.Generator().manual_seed(3)
+    size = torch.rand(len(gains.gains), generator=generator).mul(9).exp()
+    values = 1 + size * torch.randn(len(size), generator=generator)
+    return record(images=60, gains=replace(gains, gains=values))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(lambda: record(images=60, gains=gain_record(6, 8, 16)), id="usual"),
+        pytest.param(lambda: wild(3, 8, 16), id="wild"),
+        pytest.param(lambda: wild(2, 16, 4), id="many heads"),
+    ],
+)
+def test_no_cell_cuts_its_number(browser, made, tmp_path) -> None:  # noqa: F811
+    write_report(made(), tmp_path / "report.html")
+    cut = (
+        "[...document.querySelectorAll('table.heat.units td')]"
+        ".filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.textContent)"
+    )
+    with Visit(browser, tmp_path / "report.html") as visit:
+        for width in (360, 768, 1280):
+            visit.page.set_viewport_size({"width": width, "height": 800})
+            assert visit.page.locator("table.heat.units td").count() > 20
+            assert visit.page.evaluate(cut) == []
+            assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+
+
 def test_what_is_named_in_markup_stays_text(browser, tmp_path: Path) -> None:  # noqa: F811
     write_report(strange(), tmp_path / "report.html")
     with Visit(browser, tmp_path / "report.html") as visit:

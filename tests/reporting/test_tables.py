@@ -7,7 +7,7 @@ from PIL import Image
 from residual_peft.anatomy import Unit
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments import Row
-from residual_peft.figures import gains_by_place, gains_figure
+from residual_peft.figures import brief, gains_by_place, gains_figure, mean_gain
 from residual_peft.reporting import HEADERS, markdown_table, readable_bytes, table_cells
 
 
@@ -42,6 +42,27 @@ def test_gains_have_their_place():
     np.testing.assert_allclose(grid, [[0.0, 0.1, np.nan], [1.0, np.nan, np.nan], [2.0, 2.1, 6.0]])
     with pytest.raises(ResiDualError, match="wanted gains of heads or MLPs to show by layer"):
         gains_by_place({Unit("output", None, None): [1.0]})
+
+
+def test_a_mean_is_weighted_by_what_the_gains_scale():
+    """Most components write next to nothing, and their gains may go anywhere."""
+    gains = {Unit("head", 0, 0): [2.0, -100.0], Unit("mlp", 0): [3.0, 5.0]}
+    variance = {Unit("head", 0, 0): [0.99, 0.01], Unit("mlp", 0): [0.0, 0.0]}
+    np.testing.assert_allclose(gains_by_place(gains, variance)[0], [[0.98, 4.0]])
+    np.testing.assert_allclose(gains_by_place(gains)[0], [[-49.0, 4.0]])
+    # rounding may leave an eigenvalue below 0, which weighs nothing
+    assert mean_gain([2.0, 7.0], [1.0, -1e-9]) == 2.0
+
+
+def test_a_number_for_a_small_cell_is_short():
+    numbers = [s * m * 10.0**e for s in (1, -1) for m in (1.0, 4.449, 9.996) for e in range(-4, 13)]
+    for value in numbers:
+        text = brief(value)
+        assert len(text.removeprefix("−")) <= 4
+        factor = {"k": 1e3, "M": 1e6}.get(text[-1], 1.0)
+        read = float(text.replace("−", "-").rstrip("kM")) * factor
+        assert read == pytest.approx(value, rel=0.13, abs=0.005)
+        assert text.startswith("−") == (read < 0)
 
 
 def test_the_picture_is_a_picture(tmp_path):

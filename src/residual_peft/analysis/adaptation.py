@@ -12,7 +12,9 @@ from torch import Tensor
 from ..anatomy import Unit
 from ..coordinates import Coordinates
 from ..errors import ResiDualError
+from ..figures import mean_gain
 from ..store import CoordinateStore
+from ..tuner import adapter_basis
 from ..zero_shot import ZeroShotClassifier
 from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
 
@@ -48,7 +50,7 @@ class UnitEffect:
     Attributes:
         unit: which.
         components: how many it has.
-        mean_gain: over its components, weighted by their variance.
+        mean_gain: over its components, weighted by their variance in the basis.
         share: of the squared change of all logits.
         toward_label: mean change of the label's logit against the mean of all classes.
     """
@@ -82,6 +84,7 @@ class AdapterExplanation:
         change: root mean square of D, in units of a logit.
         images: N.
         per_unit: whether the adapter has one gain per unit, and no components of its own.
+        eigenvalues: variance along each component in the basis (K,); None with `per_unit`.
     """
 
     units: tuple[Unit, ...]
@@ -97,6 +100,7 @@ class AdapterExplanation:
     change: float
     images: int
     per_unit: bool = False
+    eigenvalues: Tensor | None = None
 
     def component(self, index: int) -> ComponentEffect:
         """The effect of one of the K components."""
@@ -124,17 +128,16 @@ class AdapterExplanation:
 
     def by_unit(self) -> list[UnitEffect]:
         """The effect of every unit, in the order of the tower."""
+        weights = torch.ones_like(self.gains) if self.eigenvalues is None else self.eigenvalues
         columns = [
             tensor.split(list(self.counts))
-            for tensor in (self.gains, self.variance, self.share, self.toward_label)
+            for tensor in (self.gains, weights, self.share, self.toward_label)
         ]
         return [
             UnitEffect(
                 unit=unit,
                 components=len(gains),
-                mean_gain=float((gains * variance).sum() / variance.sum())
-                if float(variance.sum()) > 0
-                else float(gains.mean()),
+                mean_gain=mean_gain(gains, variance),
                 share=float(share.sum()),
                 toward_label=float(toward.sum()),
             )
@@ -184,6 +187,7 @@ def explain_adapter(
             sums[name][0] += (change * (moved @ weights.T)).sum()
             sums[name][1] += (own * moved).sum()
     offset, count = gains - 1, len(rows)
+    per_unit = rows.state.settings.per_unit
     scale = total or 1.0
     return AdapterExplanation(
         units=state.settings.units,
@@ -198,8 +202,13 @@ def explain_adapter(
         settings_toward_label=float(sums["settings"][1]) / count,
         change=(total / count / len(weights)) ** 0.5,
         images=count,
-        per_unit=rows.state.settings.per_unit,
+        per_unit=per_unit,
+        eigenvalues=None if per_unit else _eigenvalues(classifier, adapter_name),
     )
+
+
+def _eigenvalues(classifier: ZeroShotClassifier, adapter_name: str | None) -> Tensor:
+    return torch.cat(adapter_basis(classifier.model, adapter_name).eigenvalues).double()
 
 
 def _chunks(rows: Coordinates | CoordinateStore) -> Iterator[Coordinates]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
+from ..figures import brief
 from .components import UnitView
 from .findings import Accuracy, Change
 
@@ -107,9 +108,7 @@ def spectrum(view: UnitView) -> Markup:
 def _gain_panel(places: Sequence[float], gains: np.ndarray) -> list[Markup]:
     reach = max(float(np.abs(gains - 1).max()), 1e-3)
     middle, half = (_LOW + _END) / 2, (_END - _LOW) / 2
-    parts = _gridline(_LOW, f"{1 + reach:.2g}") + _gridline(
-        _END, f"{1 - reach:.2g}".replace("-", "−")
-    )
+    parts = _gridline(_LOW, brief(1 + reach, 1)) + _gridline(_END, brief(1 - reach, 1))
     parts += _gridline(middle, "1")
     for index, (place, gain) in enumerate(zip(places, gains, strict=True)):
         way = "up" if gain >= 1 else "down"

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
 from ..anatomy import Unit
-from ..figures import gains_by_place
+from ..figures import brief, gains_by_place, mean_gain
 from ..metrics import Array
 from ..run_record import GainRecord, RunRecord, Words
 
@@ -32,10 +33,7 @@ class UnitView:
     @property
     def mean_gain(self) -> float:
         """Over its components, weighted by their variance where that is known."""
-        weights = self.eigenvalues
-        if weights is None or not weights.sum() > 0:
-            return float(self.gains.mean())
-        return float((self.gains * weights).sum() / weights.sum())
+        return mean_gain(self.gains, self.eigenvalues)
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,24 @@ class UnitMap:
         values: (layers, columns), NaN where nothing is adapted.
         columns: the columns' names.
         reach: the largest distance of a value from the middle of the scale.
+        scale: what the numbers of its cells are multiplied with.
+        digits: after their points.
     """
 
     values: Array
     columns: list[str]
     reach: float
+    scale: float = 1.0
+    digits: int = 2
+
+    def text(self, value: float | None) -> str:
+        """What stands in a cell."""
+        return "" if value is None else brief(self.scale * value, self.digits)
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest cell, so that the page can give it its room."""
+        return max(len(self.text(v)) for _, row in self.layers for v in row)
 
     @property
     def layers(self) -> list[tuple[int, list[float | None]]]:
@@ -105,7 +116,8 @@ def gain_map(views: list[UnitView]) -> UnitMap | None:
 
 def share_map(views: list[UnitView]) -> UnitMap | None:
     """The share of the change of the logits that every head and MLP accounts for."""
-    return _map({view.unit: float(view.share.sum()) for view in views}, 0.0)
+    shares = {view.unit: float(view.share.sum()) for view in views}
+    return _map(shares, 0.0, scale=100.0, digits=1)
 
 
 def strongest(record: RunRecord, count: int = 12) -> list[ComponentView]:
@@ -131,9 +143,9 @@ def widest_spectra(views: list[UnitView], count: int = 4) -> list[UnitView]:
     return sorted(known, key=lambda view: -abs(float(view.share.sum())))[:count]
 
 
-def _map(values: dict[Unit, float], middle: float) -> UnitMap | None:
+def _map(values: dict[Unit, float], middle: float, **cells: Any) -> UnitMap | None:
     placed = {unit: [value] for unit, value in values.items() if unit.layer is not None}
     if not placed:
         return None
     grid, columns = gains_by_place(placed)
-    return UnitMap(grid, columns, max(float(np.nanmax(np.abs(grid - middle))), 1e-6))
+    return UnitMap(grid, columns, max(float(np.nanmax(np.abs(grid - middle))), 1e-6), **cells)

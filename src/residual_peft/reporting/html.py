@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..anatomy import Unit
+from ..figures import brief
 from ..files import PathLike, atomic_file
 from ..hub import DEMO_MODEL
 from ..images import PICTURE_SUFFIXES, picture_suffix
@@ -112,6 +113,7 @@ def _environment() -> Environment:
         "percent": percent,
         "points": points,
         "number": number,
+        "brief": brief,
         "score": score,
         "signed": signed,
         "short": short,
@@ -205,7 +207,8 @@ def unit_name(unit: Unit) -> str:
         return f"layer {unit.layer} · head {unit.head}"
     if unit.kind == "mlp":
         return f"layer {unit.layer} · MLP"
-    return {"embed": "patch embedding", "output": "image embedding"}[unit.kind]
+    names = {"embed": "patch embedding", "pooler": "pooling MLP", "output": "image embedding"}
+    return names[unit.kind]
 
 
 def data_uri(content: bytes) -> str:
