@@ -71,3 +71,9 @@ def test_items_travel_to_other_processes():
     items = pickle.loads(pickle.dumps(ProcessedImages(stored([png(), png()]), PROCESSOR)))
     assert len(items) == 2
     assert items[1]["labels"] == 1
+
+
+def test_a_transform_is_refused_instead_of_ignored():
+    changed = stored([png(), png()]).with_transform(lambda batch: batch)
+    with pytest.raises(ResiDualError, match=r"the split 'train' has a transform .* be ignored"):
+        ProcessedImages(changed, PROCESSOR, "the split 'train'")

@@ -1,10 +1,17 @@
 """Every image is looked at once, before the data are split."""
 
+import csv
+import errno
 import io
 import logging
+import os
 import re
+import socket
 import struct
+import threading
+import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +19,8 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from residual_peft.data import load_data
+from residual_peft.data import SkippedImage, load_data, write_skipped
+from residual_peft.errors import ResiDualError
 from residual_peft.provenance import image_digest
 
 
@@ -42,6 +50,12 @@ def one_colour(width, height):
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
+
+
+def not_numbers():
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(stream, "TIFF")
+    return stream.getvalue()
 
 
 def flipped(content, place):
@@ -76,10 +90,11 @@ BAD = {
     "png with a wrong bit": (flipped(PNG, len(PNG) // 2), "checksum|broken"),
     "webp cut": (encoded("WEBP")[:300], "."),
     "tiff cut": (encoded("TIFF")[:2000], "."),
-    "2.7 GB of one colour": (
-        one_colour(30_000, 30_000),
-        r"too large: more than 178,956,970 pixels",
-    ),
+    "2.7 GB of one colour": (one_colour(30_000, 30_000), "more than 178,956,970 pixels"),
+    "300 MB of one colour": (one_colour(10_000, 10_000), "10000 x 10000 pixels are more than 89,"),
+    "PostScript": (encoded("EPS"), "a program that would have to be run"),
+    "without pixels": (one_colour(0, 5), "."),
+    "no numbers": (not_numbers(), "NaN or infinite pixels"),
 }
 
 
@@ -126,3 +141,174 @@ def test_bad_images_are_skipped_with_a_word_and_good_ones_kept(tmp_path, caplog,
     )
     for image in whole:
         image["image"].load()
+
+
+def special_files(path):
+    """Name -> why: what has the name of an image and must never be opened, or cannot be."""
+    os.mkfifo(path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(path / "socket.png"))
+    (path / "device.png").symlink_to("/dev/zero")
+    (path / "loop.png").symlink_to("loop.png")
+    (path / "lost.png").symlink_to("nowhere.png")
+    (path / "folder.png").mkdir()
+    (path / "link.png").symlink_to("folder.png")
+    with (path / "sparse.png").open("wb") as file:
+        file.truncate(2**30 + 1)
+    return {
+        "pipe.png": "a named pipe, not a file",
+        "socket.png": "a socket, not a file",
+        "device.png": "a device, not a file",
+        "loop.png": "a link that leads back to itself",
+        "lost.png": "no such file",
+        "folder.png": "a folder, not a file",
+        "link.png": "a folder, not a file",
+        "sparse.png": "too large: a file of 1,073,741,825 bytes, more than 1,073,741,824",
+    }
+
+
+@pytest.mark.parametrize("door", ["folder", "paths"])
+def test_what_is_no_file_is_skipped_and_never_opened(tmp_path, monkeypatch, door):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    source = folder(tmp_path / "data", 60)
+    expected = special_files(source / "cat")
+    if door == "paths":
+        paths = [str(p) for p in sorted(source.rglob("*.png"))]
+        columns = {"image": paths, "label": [Path(p).parent.name for p in paths]}
+        kinds = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
+        source = Dataset.from_dict(columns, kinds)
+    data = load_data(source, max_bad=0.1)
+    found = {Path(image.file.strip("'")).name: image.reason for image in data.skipped}
+    assert found == expected
+    assert sum(map(len, data.splits.values())) == 120
+
+
+def test_files_without_rights_and_folders_without_rights(tmp_path, monkeypatch):
+    source = folder(tmp_path / "data")
+    real_open, real_scan = open, os.scandir
+
+    def refusing(path, *rest, **more):
+        if str(path).endswith("cat/03.png"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real_open(path, *rest, **more)
+
+    def scanning(path):
+        if str(path).endswith("cat/locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_scan(path)
+
+    (source / "cat" / "locked").mkdir()
+    monkeypatch.setattr("builtins.open", refusing)  # who runs as root may read everything
+    monkeypatch.setattr("os.scandir", scanning)
+    data = load_data(source)
+    assert data.skipped == (
+        SkippedImage(f"'{source}/cat/locked'", "a folder: Permission denied"),
+        SkippedImage(f"'{source}/cat/03.png'", "no right to read it"),
+    )
+
+
+def test_names_that_are_not_utf8_are_skipped_and_escape_codes_written_out(tmp_path, caplog):
+    source = folder(tmp_path)
+    for name in (b"\xff\xfe.png", b"bad\x1b[2J\nname.png"):
+        with open(os.path.join(os.fsencode(source / "cat"), name), "wb") as file:
+            file.write(encoded("PNG") if b"\xff" in name else b"no image")
+    data = load_data(source)
+    assert [image.reason for image in data.skipped] == [
+        "its name, or that of its folder, is not UTF-8; rename it",
+        "not an image that PIL knows",
+    ]
+    files = [image.file for image in data.skipped]
+    assert files[0].isprintable()
+    assert files[1].endswith(r"bad\x1b[2J\nname.png'")
+    assert "\x1b" not in caplog.text
+    assert r"bad\x1b[2J\nname.png" in caplog.text
+    write_skipped(tmp_path / "skipped.csv", data.skipped)
+    with (tmp_path / "skipped.csv").open(encoding="utf-8", newline="") as file:
+        rows_ = list(csv.reader(file))
+    assert rows_ == [["file", "reason"], *([i.file, i.reason] for i in data.skipped)]
+
+
+def test_a_folder_that_is_not_utf8_is_refused(tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"\xff")
+    source = folder(Path(os.fsdecode(path)))
+    with pytest.raises(ResiDualError, match=r"udcff' is not UTF-8"):
+        load_data(source)
+
+
+def test_three_and_a_share_may_be_bad(tmp_path):
+    source = folder(tmp_path, 50)
+    bad = [source / "cat" / f"{i:02}.png" for i in range(6)]
+    for path in bad[:3]:
+        path.write_bytes(b"")
+    assert len(load_data(source, max_bad=0).skipped) == 3
+    for path in bad[3:]:
+        path.write_bytes(b"")
+    message = (
+        r"6 of the 100 images of .* cannot be read, and max_bad=0.05 allows 5: '.*00.png' \(an e"
+    )
+    with pytest.raises(ResiDualError, match=message):
+        load_data(source)
+    assert len(load_data(source, max_bad=0.06).skipped) == 6
+    with pytest.raises(ResiDualError, match=r"could not read '.*00.png' \(an empty file\); repair"):
+        load_data(source, strict=True)
+    for share in (-0.1, 1.1, True, float("nan")):
+        with pytest.raises(ResiDualError, match="max_bad: wanted a share"):
+            load_data(source, max_bad=share)
+
+
+def test_a_class_without_any_readable_image_is_named(tmp_path):
+    source = folder(tmp_path)
+    (source / "owl").mkdir()
+    (source / "owl" / "0.png").write_bytes(b"no image")
+    message = (
+        r"no image of 1 of the 3 classes .* can be read \('owl'\); the first .*owl/0.png' \(not"
+    )
+    with pytest.raises(ResiDualError, match=message):
+        load_data(source)
+
+
+def test_progress_counts_every_image(tmp_path):
+    source, counts = folder(tmp_path), []
+    (source / "cat" / "00.png").write_bytes(b"")
+    load_data(source, progress=counts.append)
+    assert counts == [1] * 80
+
+
+def test_links_to_folders_are_followed_but_not_round_in_circles(tmp_path):
+    folder(tmp_path / "elsewhere")
+    (tmp_path / "data" / "owl").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "elsewhere" / "cat" / "up").symlink_to(tmp_path / "data")
+    (tmp_path / "elsewhere" / "dog" / "itself").symlink_to("itself")
+    data = load_data(tmp_path / "data")
+    assert data.class_names == ("cat", "dog")
+    assert len(data.whole()[0]) == 80
+    assert not data.skipped
+
+
+def test_no_more_images_are_in_memory_than_there_are_threads(tmp_path):
+    source = folder(tmp_path, 3)
+    large = JPEG + bytes(2**20)
+    for i in range(100):
+        (source / "cat" / f"large{i}.jpg").write_bytes(large + bytes([i]))
+    tracemalloc.start()
+    try:
+        data = load_data(source)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(data.whole()[0]) == 106
+    assert peak < 40 * 2**20
+
+
+def test_an_interrupt_ends_the_look_at_once(tmp_path):
+    class Stop(BaseException):
+        pass
+
+    def stop(count):
+        raise Stop
+
+    with pytest.raises(Stop):
+        load_data(folder(tmp_path), progress=stop)
+    assert not [t for t in threading.enumerate() if "ThreadPoolExecutor" in t.name]

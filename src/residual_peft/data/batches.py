@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import ResiDualError
 from ..images import model_inputs, to_rgb
+from .columns import check_format
 from .label_lists import item_of, multi_hot
 
 
@@ -20,11 +21,13 @@ class ProcessedImages(torch.utils.data.Dataset):
 
     `labels` is a class number, or for a column of lists C zeros and ones, uint8.
 
-    Images are decoded when they are asked for; an image that cannot be read is a ResiDualError
+    A dataset with a transform is refused: it would be ignored. Images are decoded when they are
+    asked for; an image that cannot be read is a ResiDualError
     with its path or row.
     """
 
     def __init__(self, dataset: Dataset, image_processor: Any, name: str = "the dataset") -> None:
+        check_format(dataset, name)
         self.dataset = dataset.cast_column("image", datasets.Image(decode=False)).with_format(None)
         self.image_processor = image_processor
         self.name = name

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ResiDualError
 from ..files import PathLike, atomic_file
-from ..images import to_rgb
+from ..images import UnreadableImage, to_rgb
 from ..provenance import image_digest
 from ..terminal import printable
 
@@ -102,6 +102,7 @@ def check_images(
     skipped = list(listed)
     if strict and skipped:
         raise _refused(skipped[0])
+    Image.init()  # here, not in several threads at once
     digests: dict[str, dict[int, str]] = {split: {} for split in parts}
     total = sum(map(len, parts.values())) + len(skipped)
     with (
@@ -143,7 +144,7 @@ def _check_count(skipped: Sequence[SkippedImage], total: int, max_bad: float, so
         return
     first = ", ".join(f"{image.file} ({image.reason})" for image in skipped[:3])
     first += ", ..." if len(skipped) > 3 else ""
-    allowed = max(ALWAYS_TOLERATED, int(max_bad * total))
+    allowed = max(ALWAYS_TOLERATED, int(max_bad * total + 1e-9))
     if len(skipped) > allowed:
         raise ResiDualError(
             f"{len(skipped)} of the {total} images of {source} cannot be read, and max_bad="
@@ -218,21 +219,24 @@ def _read(path: str) -> bytes:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is not None:  # which may block for ever, or never end
             raise _Bad(f"{kind}, not a file")
-        if status.st_size > LARGEST_FILE:
-            raise _Bad(f"too large: a file of {status.st_size:,} bytes, more than {LARGEST_FILE:,}")
-        if status.st_size > 2**26:
+        size = status.st_size
+        if size == 0:  # nor is it read: what lies in /proc says so of itself, and may block
+            raise _Bad("an empty file")
+        if size > LARGEST_FILE:
+            raise _Bad(f"too large: a file of {size:,} bytes, more than {LARGEST_FILE:,}")
+        if size > 2**26:
             with _ONE_LARGE_FILE:
-                return _content(path)
-        return _content(path)
+                return _content(path, size)
+        return _content(path, size)
     except OSError as error:
         raise _Bad(_ERRORS.get(error.errno or 0) or error.strerror or repr(error)) from None
     except ValueError as error:  # a zero byte in its name
         raise _Bad(str(error)) from None
 
 
-def _content(path: str) -> bytes:
+def _content(path: str, size: int) -> bytes:
     with open(path, "rb") as file:
-        return file.read(LARGEST_FILE)
+        return file.read(size)
 
 
 def _check_whole(content: bytes) -> None:
@@ -241,19 +245,21 @@ def _check_whole(content: bytes) -> None:
         raise _Bad("an empty file")
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if 0 in image.size:
-                raise _Bad(f"an image without pixels, {image.size[0]} x {image.size[1]}")
+            if image.format == "EPS":
+                raise _Bad("PostScript, a program that would have to be run")
+            jpeg, most = image.format in ("JPEG", "MPO"), Image.MAX_IMAGE_PIXELS
+            if not jpeg and most and image.width * image.height > most:  # as `images.to_rgb`
+                raise _Bad(f"{image.width} x {image.height} pixels are more than {most:,}")
             if image.format == "PNG":
                 image.verify()
                 return
-            ended = _reaches_end(content) if image.format in ("JPEG", "MPO") else None
+            ended = _reaches_end(content) if jpeg else None
             if ended is False and not ImageFile.LOAD_TRUNCATED_IMAGES:
                 raise _Bad("cut short: a JPEG without an end")
             if not ended:
                 to_rgb(image, "it")
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise _Bad(f"too large: more than {limit:,} pixels") from None
+        raise _Bad(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except MemoryError:
         raise _Bad("too large for the memory there is") from None
     except _Bad:
@@ -266,6 +272,8 @@ def _reason(error: Exception) -> str:
     # PIL's own text names a BytesIO by its address
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that PIL knows"
+    if isinstance(error, UnreadableImage):
+        return error.reason
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
