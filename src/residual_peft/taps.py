@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -210,7 +210,7 @@ class _Finish(_Hook):
             return  # the first of its two runs
         else:
             with torch.autocast(output.device.type, enabled=False):  # weights are not rounded
-                self._pool(capture, args, kwargs)
+                self._pool(module, capture, args, kwargs)
         if self.slot == "keep":
             _frames.finished[self.key] = capture
         if (earlier := capture_of(output)) is None:
@@ -218,7 +218,7 @@ class _Finish(_Hook):
         else:
             earlier.absorb(capture)
 
-    def _pool(self, capture: Capture, args: Any, kwargs: Any) -> None:
+    def _pool(self, module: nn.Module, capture: Capture, args: Any, kwargs: Any) -> None:
         """Sum what was seen of all tokens with their weights."""
         stream = capture.stream
         assert stream is not None
@@ -235,7 +235,8 @@ class _Finish(_Hook):
             weights = (
                 self.pooling.shares(stream, capture.real)
                 if isinstance(self.pooling, MeanPooling)
-                else self.pooling.weights(args, kwargs)
+                # of the head that was called: in a replica it is another one
+                else replace(self.pooling, head=module).weights(args, kwargs)
             )
             weights = weights.detach().to(inverse.dtype) * inverse[:, None]
             capture.pooled = weights.sum(2)

@@ -186,7 +186,7 @@ def test_moved_copied_and_pickled_it_says_the_same() -> None:
 @MATRIX
 def test_injected_into_a_bare_model(kind: str) -> None:
     model = inject_adapter_in_model(CONFIGS[kind](), clip_model(), "mine")
-    assert type(model) is CLIPModel
+    assert isinstance(model, CLIPModel)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == [
         "visual_projection.residual_peft_gains.mine"
     ]

@@ -1,6 +1,7 @@
 """What the layers of both modes share: frozen tensors, never rounded, kept once when equal."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -16,6 +17,8 @@ WAITS = (
 
 class ResiDualLayer(BaseTunerLayer):
     """What PEFT looks for when it walks over an adapted model: a layer of either mode."""
+
+    adapter_settings: dict[str, Any]
 
 
 def without_rounding(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

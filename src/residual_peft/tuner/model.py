@@ -58,6 +58,7 @@ class ResiDualModel(BaseTuner):
         except Exception:
             self._take_out(model, adapter_name)
             raise
+        accept_images_alone(model)
 
     def _take_out(self, model: nn.Module, adapter_name: str) -> None:
         """Undo an injection in stream mode that some later module refused."""
@@ -68,8 +69,7 @@ class ResiDualModel(BaseTuner):
                 if not layer.adapter_settings:
                     parent, _, name = path.rpartition(".")
                     setattr(model.get_submodule(parent), name, layer.base_layer)
-        if not any(isinstance(module, ResiDualLayer) for module in model.modules()):
-            restore_forward(model)
+        restore_forward(model)
 
     def _prepare_adapter_config(
         self, peft_config: ResiDualConfig, model_config: dict[str, Any]
@@ -161,7 +161,6 @@ class ResiDualModel(BaseTuner):
             layer = place_stream(peft_config, self.model, adapter_name, target, current_key)
             if layer is not target:
                 self._replace_module(parent, target_name, layer, target)
-                accept_images_alone(self.model)
             return
         anatomy = find_tower(self.model, peft_config.side, peft_config.readout or "own")
         trusted = self._fingerprints(peft_config)
@@ -170,7 +169,6 @@ class ResiDualModel(BaseTuner):
         if not isinstance(target, ResiDualReadout):
             layer = ResiDualReadout(target, anatomy)
             self._replace_module(parent, target_name, layer, target)
-            accept_images_alone(self.model)
             target = layer
         placement.put(target, adapter_name)
 
@@ -246,6 +244,11 @@ class ResiDualModel(BaseTuner):
         unloaded = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         restore_forward(self.model)
         return unloaded
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; with the last one, the base model's own forward is back."""
+        super().delete_adapter(adapter_name)
+        restore_forward(self.model)
 
     @classmethod
     def _get_adapter_state_dict(

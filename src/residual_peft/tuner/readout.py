@@ -26,6 +26,7 @@ from .gains import (
 from .head_space import HeadSpace
 from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
 from .mixing import BASE, each_its_own, weighted_gains
+from .sharing import Loading, begin_loading, end_loading, note_sharing
 
 BASIS = tuple(f"residual_peft_{field.name}" for field in fields(StoredBasis))
 
@@ -64,15 +65,24 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         self.adapter_counts: dict[str, tuple[int, ...]] = {}
         # derived from the above and the tower's weights; absent until the weights are there
         self.adapter_states: dict[str, ReadoutState] = {}
+        # by id and device: states and their copies for replicas on other devices
+        self._moved: dict[tuple[int, torch.device], tuple[ReadoutState, ReadoutState]] = {}
         self.anatomy = anatomy  # no module itself, so the tower is not registered twice
         self.key = uuid.uuid4().hex
-        self.taps: list[RemovableHandle] = install_taps(
-            anatomy, key=self.key if anatomy.by_thread else None
-        )
+        self.taps: list[RemovableHandle] = []
+        self._tap()
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
-        self._loaded: set[str] = set()
+        self._loading = Loading()
         self.register_load_state_dict_post_hook(_after_load)
+
+    def _tap(self) -> None:
+        self.taps = install_taps(self.anatomy, key=self.key if self.anatomy.by_thread else None)
+
+    def _untap(self) -> None:
+        for tap in self.taps:
+            tap.remove()
+        self.taps = []
 
     def __getattr__(self, name: str) -> Any:
         """Where the layer stands for a whole tower, it also has the tower's attributes."""
@@ -124,6 +134,8 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             save_basis: whether the basis belongs to the adapter's state.
             ready: whether the tensors hold values.
         """
+        if not self.taps:
+            self._tap()
         self.adapter_settings[adapter_name] = settings
         self.adapter_counts[adapter_name] = counts
         self.adapter_states.pop(adapter_name, None)
@@ -168,6 +180,34 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         if adapter_name not in self.adapter_states:
             raise ResiDualError(WAITS.format(adapter_name))
         return self.adapter_states[adapter_name]
+
+    def _here(self, adapter_name: str) -> ReadoutState:
+        """The state where this layer's gains are: a replica of the layer may be elsewhere."""
+        state = self.state(adapter_name)
+        device = self.residual_peft_gains[adapter_name].device
+        if state.directions.device == device:
+            return state
+        known, moved = self._moved.get((id(state), device), (None, state))
+        if known is not state:  # an id may be used again
+            moved = state.map(lambda tensor: tensor.to(device))
+            self._moved[id(state), device] = state, moved
+        return moved
+
+    def _replicate_for_data_parallel(self) -> "ResiDualReadout":
+        """Let `nn.DataParallel` copy the layer, with states that are derived before it does.
+
+        A replica has neither parameters nor a tower of its own to derive one from. It shares the
+        states with this layer, and what `_here` has moved to its device: replicas are made anew for
+        each batch.
+        """
+        for name in self.adapter_settings:
+            if name not in self.adapter_states and self._has_values(name):
+                self.refresh(name)
+        live = {id(state) for state in self.adapter_states.values()}
+        for key in [key for key in self._moved if key[0] not in live]:
+            self._moved.pop(key, None)
+        replica: ResiDualReadout = super()._replicate_for_data_parallel()
+        return replica
 
     def _has_values(self, adapter_name: str) -> bool:
         tensors = [self.residual_peft_gains[adapter_name], *self.stored(adapter_name).tensors]
@@ -223,7 +263,7 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         with torch.autocast(base.device.type, enabled=False):
             if names is None:
                 return self._together(used, base, capture)
-            states = {name: self.state(name) for name in used}
+            states = {name: self._here(name) for name in used}
             gains = {name: self.residual_peft_gains[name] for name in used}
             own = [name if name in gains else BASE for name in names]  # not the other side's
             return each_its_own(states, gains, own, base, capture)
@@ -275,13 +315,13 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
 
     def _together(self, active: list[str], base: Tensor, capture: Capture) -> Tensor:
         """Add up what the active adapters change."""
-        states = [self.state(name) for name in active]
+        states = [self._here(name) for name in active]
         if len(states) > 1 and not all(state.settings.keep for state in states):
             raise ResiDualError(
                 f"the adapters {active} are active together and at least one has remainder='drop', "
                 "whose readout replaces the others'; activate one of them at a time."
             )
-        result = base.to(self.dtype)
+        result = base.to(states[0].directions.dtype)
         for name, state in zip(active, states, strict=True):
             coordinates = coordinates_of(state, capture)
             gains = self.residual_peft_gains[name]
@@ -332,10 +372,15 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         """Take the taps off the tower and give the base layer back."""
         if merge:
             raise ResiDualError(MERGE_REFUSED)
-        for tap in self.taps:
-            tap.remove()
+        self._untap()
         base: nn.Module = self.base_layer
         return base
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; PEFT leaves the layer there, which without any needs no taps."""
+        super().delete_adapter(adapter_name)
+        if not self.adapter_settings:
+            self._untap()
 
     def stored(self, adapter_name: str) -> StoredBasis:
         """The tensors of an adapter's basis."""
@@ -372,6 +417,7 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
                 self.adapter_states.clear()  # all, or one would be taken for another's twin
                 for name in ready:
                     self.refresh(name)
+        self._moved.clear()
         return self
 
     def _shared(self, buffers: str, adapter_name: str, tensor: Tensor) -> Tensor:
@@ -397,18 +443,14 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             and all(mine is theirs for mine, theirs in pairs)
         )
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_sharing(self, BASIS, destination, prefix)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Give adapters that are about to be loaded tensors of their own: loading is in place."""
-        for name in self.adapter_settings:
-            for buffers in BASIS:
-                if f"{prefix}{buffers}.{name}" in state_dict:
-                    own = getattr(self, buffers)._buffers
-                    own[name] = own[name].clone()
-                    self._loaded.add(name)
-            if f"{prefix}{GAINS}.{name}" in state_dict:
-                self._loaded.add(name)
+        self._loading = begin_loading(self, BASIS, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __repr__(self) -> str:
@@ -417,10 +459,12 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
 
 def _after_load(layer: ResiDualReadout, _: Any) -> None:
     """Derive anew what depends on the tensors that were just loaded."""
-    loaded, layer._loaded = layer._loaded, set()
-    for name in loaded:
+    loading, layer._loading = layer._loading, Loading()
+    end_loading(layer, loading)
+    changed = loading.gains | loading.bases
+    for name in changed:
         layer.adapter_states.pop(name, None)
-    for name in sorted(loaded):
+    for name in sorted(changed):
         layer.refresh(name)
 
 

@@ -13,6 +13,7 @@ from ..bases import UnitBasis
 from ..errors import ResiDualError
 from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
 from .linears import linear_weight
+from .sharing import Loading, begin_loading, end_loading, note_sharing
 from .stream_basis import LinearBasis
 from .stream_tensors import DERIVED, STREAM_BASIS, StreamSettings, derive
 
@@ -49,7 +50,7 @@ class StreamLayer(nn.Module, ResiDualLayer):
         self.merged_adapters: list[str] = []
         self.unmerged: tuple[Tensor, Tensor | None] | None = None
         self.cast_input_dtype_enabled = True  # PEFT's disable_input_dtype_casting looks for it
-        self._loaded: set[str] = set()
+        self._loading = Loading()
         self.register_load_state_dict_post_hook(_after_load)
 
     @property
@@ -210,19 +211,20 @@ class StreamLayer(nn.Module, ResiDualLayer):
                 self.unmerged = fn(weight), None if bias is None else fn(bias)
         return self
 
+    def _replicate_for_data_parallel(self) -> "StreamLayer":
+        """Let `nn.DataParallel` copy the layer: what a replica derives late is not this layer's."""
+        replica: StreamLayer = super()._replicate_for_data_parallel()
+        replica.adapter_waits = dict(self.adapter_waits)
+        return replica
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_sharing(self, STREAM_BASIS, destination, prefix)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Give adapters that are about to be loaded tensors of their own: loading is in place."""
-        for name in STREAM_BASIS:
-            buffers = getattr(self, name)._buffers
-            for adapter, tensor in buffers.items():
-                if f"{prefix}{name}.{adapter}" in state_dict:
-                    buffers[adapter] = tensor.clone()
-                    self._loaded.add(adapter)
-        for adapter in self.adapter_settings:
-            if f"{prefix}{GAINS}.{adapter}" in state_dict:
-                self.adapter_waits.pop(adapter, None)
+        self._loading = begin_loading(self, STREAM_BASIS, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -232,6 +234,12 @@ def _is_loaded(tensor: Tensor) -> bool:
 
 def _after_load(layer: StreamLayer, _: Any) -> None:
     """Derive anew what depends on the tensors that were just loaded."""
-    loaded, layer._loaded = layer._loaded, set()
-    for name in sorted(loaded):
+    loading, layer._loading = layer._loading, Loading()
+    end_loading(layer, loading)
+    for name in loading.gains:
+        layer.adapter_waits.pop(name, None)
+    for name in loading.bases:
+        for kind in DERIVED:  # or one that is refreshed first would take another's old ones
+            getattr(layer, kind)._buffers.pop(name, None)
+    for name in sorted(loading.bases):
         layer.refresh(name)
