@@ -41,6 +41,7 @@ ROOMS = [
     "tuner.mixing",
     "tuner.loading",
     "tuner.layer",
+    "tuner.sharing",
     "tuner.readout",
     "tuner.placement",
     "tuner.linears",
