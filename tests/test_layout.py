@@ -19,6 +19,7 @@ ROOMS = [
     "rows",
     "files",
     "hub",
+    "model_files",
     "cards",
     "pooling",
     "fused_attention",

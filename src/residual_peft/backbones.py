@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from .anatomy import ARCHITECTURES, base_model
 from .errors import ResiDualError
-from .files import read_json
+from .files import read_object, read_record
 from .hub import DEMO_MODEL, model_directory
 from .images import load_image_processor
+from .model_files import load_model, load_tokenizer
 
 TEXT_PARTS = ("get_text_features", "encode_text", "text_projection", "text_proj")
 
@@ -61,8 +61,10 @@ def has_text(model: nn.Module) -> bool:
 
 def _class_of(directory: Path) -> Any:
     """The class that a directory's model was saved as, where its tower is known; else CLIP's."""
-    saved = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
-    for name in saved.get("architectures") or []:
+    saved = _Saved()
+    if (directory / "config.json").exists():
+        saved = read_record(directory / "config.json", _Saved, unknown="ignore")
+    for name in saved.architectures or ():
         if name in ARCHITECTURES["image"] and not name.startswith("CLIPVision"):
             return getattr(transformers, name, CLIPModel)
     return CLIPModel
@@ -99,8 +101,8 @@ def load_image_tower(
 
 def _load_tokenizer(directory: Path, name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
+        return load_tokenizer(directory)
+    except ResiDualError as error:
         raise _no_clip(name, error) from error
 
 
@@ -112,13 +114,11 @@ def _load(kind: Any, directory: Path, name: str) -> Any:
             would draw those at random.
     """
     try:
-        model, loaded = kind.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model, missing = load_model(kind, directory, torch.float32)
+    except ResiDualError as error:
         raise _no_clip(name, error) from error
-    if missing := sorted(loaded["missing_keys"]):
-        architecture = read_json(directory / "config.json").get("model_type")
+    if missing:
+        architecture = read_object(directory / "config.json").get("model_type")
         raise _no_clip(
             name,
             f"its model_type is '{architecture}', and {len(missing)} weights are missing, such as "
@@ -128,11 +128,17 @@ def _load(kind: Any, directory: Path, name: str) -> Any:
 
 
 def _no_clip(name: str, reason: Exception | str) -> ResiDualError:
-    first = (str(reason).splitlines() or [repr(reason)])[0]
     return ResiDualError(
         f"wanted a CLIP, or another model with a known image tower, in transformers format in "
-        f"'{name}', got none that loads ({first})."
+        f"'{name}', got none that loads ({str(reason).rstrip('.')})."
     )
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What of a config.json says which class a model was saved as."""
+
+    architectures: tuple[str, ...] | None = None
 
 
 def _rename(model: nn.Module, name: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .anatomy import Unit, base_model
@@ -17,6 +16,7 @@ from .errors import ResiDualError
 from .figures import gains_figure
 from .files import read_json, read_tensors, write_json, write_tensors
 from .hub import ADAPTER_CONFIG, CARD, DEMO_MODEL, RUN_DIRECTORY, known_name, model_directory
+from .model_files import load_model
 from .provenance import SplitRecord
 from .tuner import ResiDualConfig, adapter_basis, gains_by_unit
 
@@ -231,11 +231,10 @@ def load_base(record: dict[str, Any], token: str | None) -> nn.Module:
         )
     directory = model_directory(name, what="base model", token=token)
     try:
-        loader: Any = cls
-        model = loader.from_pretrained(directory, dtype=getattr(torch, record["dtype"]))
-    except (OSError, ValueError, SafetensorError) as error:
+        model, _ = load_model(cls, directory, getattr(torch, record["dtype"]))
+    except ResiDualError as error:
         raise ResiDualError(
-            f"could not load the base model '{name}' as {kind} ({str(error).splitlines()[0]})."
+            f"could not load the base model '{name}' as {kind} ({str(error).rstrip('.')})."
         ) from error
     if name != DEMO_MODEL:  # as in `load_backbone`
         model.name_or_path = model.config._name_or_path = name

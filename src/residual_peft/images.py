@@ -18,11 +18,9 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-# transformers' top level wants torchvision for it until 5.20; the PIL processors do not need it
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
 from .errors import ResiDualError
 from .hub import local_directory
+from .model_files import load_processor
 
 ImageLike = Image.Image | npt.NDArray[Any] | Tensor | str | os.PathLike[str] | Mapping[str, Any]
 _WHITE = (255, 255, 255, 255)
@@ -61,11 +59,11 @@ def load_image_processor(name_or_path: str | os.PathLike[str]) -> Any:
         name_or_path, what="image processor", allow_patterns=["*processor_config.json"]
     )
     try:
-        return AutoImageProcessor.from_pretrained(directory, backend="pil")
-    except (OSError, ValueError) as error:
+        return load_processor(directory)
+    except ResiDualError as error:
         raise ResiDualError(
             f"wanted an image processor in '{directory}' (preprocessor_config.json), got none that "
-            f"loads ({str(error).splitlines()[0]}); save one there or name another directory."
+            f"loads ({str(error).rstrip('.')}); save one there or name another directory."
         ) from error
 
 

@@ -146,10 +146,13 @@ class _RefusedError(Exception):
 
 
 class _MisfitError(Exception):
-    """A value at a place that wants another."""
+    """A value at a place that wants another; `why` where its type fits, and something else not."""
 
-    def __init__(self, place: str, wanted: str, got: str, why: str | None = None) -> None:
+    def __init__(
+        self, place: str, wanted: str = "", got: str = "", *, why: str | None = None
+    ) -> None:
         super().__init__(place)
+        self.depth = len(place) + (why is not None)
         self.place, self.where = place, f", field {place[1:]}" if place else ""
         self.why = why or f"wanted {wanted}, got {got}"
 
@@ -232,9 +235,9 @@ class _Reader:
             try:
                 return self.read(value, kind, place)
             except _MisfitError as misfit:
-                if deepest is None or len(misfit.place) > len(deepest.place):
+                if deepest is None or misfit.depth > deepest.depth:
                     deepest = misfit
-        if deepest is None or deepest.place == place:
+        if deepest is None or deepest.depth == len(place):
             raise _MisfitError(place, _words(hint), short(value))
         raise deepest  # what is wrong inside says more than that no kind fits
 
@@ -254,7 +257,7 @@ class _Reader:
         try:
             return cls(**found)
         except ResiDualError as error:  # what its own checks say
-            raise _MisfitError(place, "", "", str(error).rstrip(".")) from None
+            raise _MisfitError(place, why=str(error).rstrip(".")) from None
 
     def _items(self, value: Any, hint: Any, place: str) -> Any:
         origin, args = get_origin(hint) or hint, get_args(hint)
@@ -307,8 +310,9 @@ def _bounded(value: Any, bounds: tuple[Any, ...], place: str) -> Any:
         size = value if number else len(value)
         if not bound.least <= size <= bound.most:
             unit = "a number" if number else "a length"
-            wanted = f"{unit} from {bound.least:g} to {bound.most:g}"
-            raise _MisfitError(place, wanted, short(value) if number else f"{size:,}")
+            got = short(value) if number else f"{size:,}"
+            why = f"wanted {unit} from {bound.least:g} to {bound.most:g}, got {got}"
+            raise _MisfitError(place, why=why)
     return value
 
 
