@@ -13,7 +13,6 @@ from residual_peft.errors import ResiDualError
 from residual_peft.files import (
     atomic_directory,
     atomic_file,
-    check_place,
     sweep,
     whole_directory,
     write_json,
@@ -220,20 +219,6 @@ def test_a_long_name_leaves_room_for_the_temporary_one(tmp_path: Path) -> None:
         save(tmp_path / name[:-1])
         save(tmp_path / name[:-1])
         assert content(tmp_path / name[:-1]) == NEW
-
-
-def test_a_place_is_tried_before_work_is_done_for_it(tmp_path: Path) -> None:
-    check_place(tmp_path / "a" / "b")
-    assert list(tmp_path.iterdir()) == []
-    put(tmp_path / "out", OLD)
-    check_place(tmp_path / "out", room=1000)
-    assert content(tmp_path / "out") == OLD
-    with pytest.raises(ResiDualError, match=r"wanted 1,000,000,000,000,000,000 bytes of room for"):
-        check_place(tmp_path / "out", room=10**18)
-    with pytest.raises(ResiDualError, match=r"a\.txt'; name another output"):
-        check_place(tmp_path / "out" / "a.txt")
-    with pytest.raises(ResiDualError, match="a file lies where a folder should be"):
-        check_place(tmp_path / "out" / "a.txt" / "deeper" / "out")
 
 
 def test_names_that_are_not_utf8_are_written_as_they_are(tmp_path: Path) -> None:

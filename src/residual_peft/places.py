@@ -29,6 +29,13 @@ _REASONS = {
     errno.EISDIR: "it is a directory",
     errno.EIO: "the disk does not answer as it should",
     errno.ESTALE: "the network's disk does not answer any more",
+    errno.ENXIO: "the disk does not answer as it should",
+    errno.ENODEV: "the disk does not answer as it should",
+    errno.EEXIST: "something else of that name is there; move it away, or name another place",
+    errno.ENOTEMPTY: "a directory of that name is there; move it away, or name another place",
+    errno.ELOOP: "links lead round in a circle; mend them",
+    errno.ENFILE: "too many files are open on this machine; close some programs",
+    errno.EILSEQ: "that disk takes no such name; choose another",
 }
 # what libraries that are not Python make of the same refusals: safetensors, pyarrow, torch.save
 _SAID = re.compile(r"os error (\d+)|errno (\d+)", re.IGNORECASE)
@@ -112,10 +119,13 @@ def _left_by(place: Path, name: str) -> Iterator[Path]:
 
 def reason_of(error: BaseException) -> str:
     """What a system's refusal means and what to do, on one line."""
-    number = number_of(error)
-    where = getattr(error, "filename", None)
-    said = _REASONS.get(number or 0) or os.strerror(number or 0)
+    where, said = getattr(error, "filename", None), meaning_of(number_of(error) or 0)
     return f"{said} ('{where}')" if where else said
+
+
+def meaning_of(number: int) -> str:
+    """What a system's number of a refusal means and what to do."""
+    return _REASONS.get(number) or os.strerror(number)
 
 
 def number_of(error: BaseException | None) -> int | None:

@@ -5,7 +5,7 @@ from .faults import disk_fault, disk_faults
 from .looking import PathLike, file_size, inside, is_file, is_folder, quoted, read_bytes
 from .records import Within, read_json, read_object, read_record, record_of
 from .tensors import TensorFacts, read_header, read_tensors, tensor_of, write_tensors
-from .writing import atomic_directory, atomic_file, check_place, whole_directory, write_json
+from .writing import atomic_directory, atomic_file, whole_directory, write_json
 
 __all__ = [
     "PathLike",
@@ -13,7 +13,6 @@ __all__ = [
     "Within",
     "atomic_directory",
     "atomic_file",
-    "check_place",
     "disk_fault",
     "disk_faults",
     "file_size",

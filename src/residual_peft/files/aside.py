@@ -11,7 +11,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-_NAME = re.compile(r"^\..*\.residual-peft-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}$", re.DOTALL)
+_NAME = re.compile(r"^\.(.*)\.residual-peft-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}$", re.DOTALL)
 _FORGOTTEN = 7 * 86400  # seconds
 _LONGEST = 100  # bytes of the name that it stands for; file systems take 255 in all
 
@@ -22,6 +22,18 @@ def aside_name(name: str) -> str:
     process = os.getpid()
     marks = f"{_machine()}-{process}-{_started(process)}-{secrets.token_hex(4)}"
     return f".{shown}.residual-peft-{marks}"
+
+
+def meant_by(path: str) -> str:
+    """A path with `aside_name`s in it -> the path that they stand for."""
+    parts: list[str] = []
+    for part in Path(path).parts:
+        found = _NAME.match(part)
+        name = found[1] if found else part
+        # a folder's new files are gathered beside it or, where it is there already, within it
+        if not (found and parts and parts[-1] == name):
+            parts.append(name)
+    return str(Path(*parts))
 
 
 def sweep(folder: Path) -> None:
@@ -35,7 +47,7 @@ def sweep(folder: Path) -> None:
     except OSError:
         return  # whoever writes there next will hear why
     for name in found:
-        if (marks := _NAME.match(name)) and _is_left(folder / name, *marks.groups()):
+        if (marks := _NAME.match(name)) and _is_left(folder / name, *marks.groups()[1:]):
             remove(folder / name)
 
 

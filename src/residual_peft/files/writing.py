@@ -42,7 +42,7 @@ def atomic_file(path: PathLike) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.parent / aside_name(target.name)
-    with disk_faults(target, aside=temporary), _parents_of(target):
+    with disk_faults(target), _parents_of(target):
         sweep(target.parent)
         try:
             yield _new_file(temporary)
@@ -76,14 +76,13 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         if not is_new:
             sweep(target)
             _finish_all(target)
-        with disk_faults(target, aside=temporary):
-            try:
-                temporary.mkdir()
-                yield temporary
-                _open_to_others(temporary)
-                _appear(temporary, target)
-            finally:
-                remove(temporary)
+        try:
+            temporary.mkdir()
+            yield temporary
+            _open_to_others(temporary)
+            _appear(temporary, target)
+        finally:
+            remove(temporary)
 
 
 def whole_directory(path: PathLike) -> Path:
@@ -101,38 +100,6 @@ def whole_directory(path: PathLike) -> Path:
     except (OSError, ResiDualError):
         return saves[-1]
     return target
-
-
-def check_place(path: PathLike, room: int = 0) -> None:
-    """Try whether a folder can be made or written to, before any work is done for it.
-
-    Args:
-        path: the folder; what was made to try is removed again.
-        room: bytes that are going to be written.
-
-    Raises:
-        ResiDualError: it cannot; says why and what to do.
-    """
-    target = Path(path)
-    with disk_faults(target), _parents_of(target, keep=False):
-        if target.exists() and not target.is_dir():
-            raise ResiDualError(
-                f"wanted a directory to write to, got the file {quoted(target)}; name another "
-                "output."
-            )
-        place = target if target.is_dir() else target.parent
-        temporary = place / aside_name(target.name)
-        with disk_faults(target, aside=temporary):
-            try:
-                _new_file(temporary).write_bytes(b"x" * 4096)
-                free = shutil.disk_usage(place).free
-            finally:
-                remove(temporary)
-    if free < room:
-        raise ResiDualError(
-            f"wanted {room:,} bytes of room for {quoted(target)}, its disk has {free:,}: free "
-            "some, or name another place."
-        )
 
 
 def write_json(path: PathLike, value: Any) -> None:
