@@ -24,7 +24,7 @@ def launch(*program: object, processes: int = 2) -> str:
     return run("-m", "accelerate.commands.launch", *options, *program)
 
 
-def run(*arguments: object) -> str:
+def run(*arguments: object, timeout: float = 120) -> str:
     """Run Python on what is checked out; show what it said if it fails or hangs."""
     found = subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -33,7 +33,7 @@ def run(*arguments: object) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=timeout,
     )
     assert found.returncode == 0, found.stderr[-9000:]
     return found.stdout

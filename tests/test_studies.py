@@ -126,5 +126,7 @@ def test_other_classes_are_refused(adapter: Path) -> None:
     data = handwriting()["test"].select(range(40))
     names = [f"n{i}" for i in range(10)]
     data = data.cast_column("label", data.features["label"].__class__(names=names))
-    with pytest.raises(ResiDualError, match=r"with the adapter's classes \(0, 1, .* got n0, n1"):
+    with pytest.raises(
+        ResiDualError, match=r"with the adapter's classes \(0, 1, .* got images of n0, n1"
+    ):
         study_adapter(adapter, DatasetDict(train=data, test=data))

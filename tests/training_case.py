@@ -46,8 +46,8 @@ def adapted_classifier(config: ResiDualConfig | None = None, model=None) -> Zero
     )
 
 
-def save_clip(folder, size: int = 16, dtype: torch.dtype = torch.float32) -> None:
+def save_clip(folder, size: int = 16, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
     """A tiny CLIP with its tokenizer and an image processor for images of `size` pixels."""
-    clip_model(vocab_size=VOCABULARY).to(dtype).save_pretrained(folder)
+    clip_model(vocab_size=VOCABULARY, seed=seed).to(dtype).save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     image_processor(size).save_pretrained(folder)

@@ -5,19 +5,20 @@ from collections.abc import Iterable
 from .errors import ResiDualError
 
 
-def check_class_names(class_names: Iterable[str]) -> tuple[str, ...]:
+def check_class_names(class_names: Iterable[str], least: int = 2) -> tuple[str, ...]:
     """Class names as a tuple.
 
     Raises:
-        ResiDualError: fewer than two, one that is empty or no text, or one that occurs twice.
+        ResiDualError: fewer than `least`, one that is empty or no text, or one that occurs twice.
     """
     names = tuple(class_names)
     if isinstance(class_names, str) or not all(isinstance(n, str) and n.strip() for n in names):
         raise ResiDualError(
             f"wanted a list of class names, none of them empty, got {class_names!r}."
         )
-    if len(names) < 2:
-        raise ResiDualError(f"wanted at least two classes to tell apart, got {list(names)}.")
+    if len(names) < least:
+        many = "two classes to tell apart" if least == 2 else "one class"
+        raise ResiDualError(f"wanted at least {many}, got {list(names)}.")
     said = [spoken(name) for name in names]
     if len(set(said)) < len(names):
         twice = next(name for name in said if said.count(name) > 1)

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from .errors import ResiDualError
 from .messages import one_line, quiet
 from .places import check_place
-from .terminal import printable
+from .terminal import printable, printable_lines
 
 DEMO_MODEL_SHOWN = "the bundled small CLIP"
 
@@ -57,6 +57,26 @@ Words = Annotated[
     Path | None, typer.Option(help="Texts to explain with, one a line; a bundled list if left out.")
 ]
 LabelColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="train, validation, test or all; if left out, test of the data that the adapter was "
+        "fitted on, and all of other data."
+    ),
+]
+SplitSeed = Annotated[
+    int | None, typer.Option(help="Of the splits; the adapter's own if left out.")
+]
+MaxBad = Annotated[
+    float,
+    typer.Option(help="The share of unreadable images at which to stop.", min=0, max=1),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
+BatchSize = Annotated[int, typer.Option(help="Images per forward pass.", min=1)]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(help="Processes that decode images; if left out, as suits the machine.", min=0),
+]
 
 
 def _version(asked: bool) -> None:
@@ -122,6 +142,10 @@ def fit(
     report: Annotated[
         bool, typer.Option(help="Write report.html beside the adapter; it shows test images.")
     ] = True,
+    max_bad: MaxBad = 0.05,
+    strict: Strict = False,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
 ) -> None:
     """Fit an adapter to labelled images: one pass over them, then seconds.
 
@@ -147,10 +171,14 @@ def fit(
         seed=seed,
         license=license,
         words=words,
+        max_bad=max_bad,
+        strict=strict,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
-    _print_fit(done)
+    print(printable_lines("\n".join(done.lines())))
     print(f"The adapter is in {out}.")
-    if report and not (out / RUN_DIRECTORY).is_dir():
+    if report and not (out / RUN_DIRECTORY / "run.json").is_file():
         print("There is no report: it counts right and wrong images, with one label each.")
     elif report:
         write_report(RunRecord.load(out), out / REPORT)
@@ -182,7 +210,7 @@ def write_page(
 def explain(
     adapter: Annotated[str, typer.Option(help="The adapter's directory or Hub id.")],
     data: Data,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Split = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="An image to explain by itself, too; repeatable.")
     ] = None,
@@ -191,7 +219,11 @@ def explain(
     out: Annotated[Path | None, typer.Option(help="A JSON file to write all of it to.")] = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
-    seed: Annotated[int, typer.Option(help="Of the splits, as for fit.")] = 0,
+    seed: SplitSeed = None,
+    max_bad: MaxBad = 0.05,
+    strict: Strict = False,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
 ) -> None:
     """Say which components an adapter amplified or silenced, what that did, and in which words."""
     if out is not None:
@@ -211,9 +243,13 @@ def explain(
         label_column=label_column,
         seed=seed,
         progress=True,
+        max_bad=max_bad,
+        strict=strict,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
     _print_table(("component", "gain", "share", "toward label", "words"), study.cells())
-    print("\n".join(study.lines()))
+    print(printable_lines("\n".join(study.lines())))
     if out is not None:
         write_json(out, study.as_dict())
         print(f"All of it is in {out}.")
@@ -230,6 +266,10 @@ def analyse(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     seed: Annotated[int, typer.Option(help="Of the splits and draws.")] = 0,
+    max_bad: MaxBad = 0.05,
+    strict: Strict = False,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
 ) -> None:
     """Say which heads of a model carry some data, how many dimensions they use, in which words."""
     check_place(out)
@@ -247,10 +287,14 @@ def analyse(
         label_column=label_column,
         seed=seed,
         progress=True,
+        max_bad=max_bad,
+        strict=strict,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
     names = write_study(study, out)
     _print_table(("kept", "S", "U", "U|T", "at random"), study.cells())
-    print("\n".join(study.lines()))
+    print(printable_lines("\n".join(study.lines())))
     print(f"{', '.join(names)} are in {out}.")
 
 
@@ -280,10 +324,14 @@ def push(
 def evaluate(
     adapter: Annotated[str, typer.Option(help="The adapter's directory or Hub id.")],
     data: Data,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Split = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
-    seed: Annotated[int, typer.Option(help="Of the splits, as for fit.")] = 0,
+    seed: SplitSeed = None,
+    max_bad: MaxBad = 0.05,
+    strict: Strict = False,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
 ) -> None:
     """Measure an adapter on labelled images; prints JSON."""
     _begin(f"Measuring {adapter} on {data}.")
@@ -296,6 +344,10 @@ def evaluate(
         image_column=image_column,
         label_column=label_column,
         seed=seed,
+        max_bad=max_bad,
+        strict=strict,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
     print(json.dumps(scores, indent=2, ensure_ascii=False))
 
@@ -311,15 +363,6 @@ def _print_table(headers: Any, rows: Any) -> None:
     for cells in rows:
         table.add_row(*cells)
     Console().print(table)
-
-
-def _print_fit(done: Any) -> None:
-    name = "accuracy" if "accuracy" in done.adapted else "mean_average_precision"
-    before, after = done.zero_shot[name], done.adapted[name]
-    measured = "" if name == "accuracy" else "mean average precision, "
-    print(f"{done.start} {before:.3f} -> adapted {after:.3f} ({measured}test images)")
-    encoding, fitting = done.encoding_seconds, done.fitting_seconds
-    print(f"{encoding:.1f} s to read the images, {fitting:.1f} s to fit the gains")
 
 
 def _check_file(path: Path) -> None:

@@ -21,6 +21,7 @@ from .evaluation import Evaluation
 from .files import PathLike
 from .images import thumbnail, to_rgb
 from .run_record import Example, GainRecord, RunFacts, RunRecord, Words
+from .store import CoordinateStore
 from .tuner import ResiDualConfig, active_adapter, gains_by_module
 from .zero_shot import ZeroShotClassifier
 
@@ -34,7 +35,7 @@ def record_run(
     before: Evaluation,
     after: Evaluation,
     facts: RunFacts,
-    rows: Coordinates | None = None,
+    rows: Coordinates | CoordinateStore | None = None,
     dictionary: TextDictionary | None = None,
 ) -> RunRecord:
     """Gather what a report shows; of the images, only those that changed side are decoded.
@@ -45,7 +46,8 @@ def record_run(
         before: without the adapter.
         after: with it.
         facts: see `run_facts`.
-        rows: coordinates of the test images; None where there are none (stream mode).
+        rows: coordinates of the test images, in memory or on disk; None where there are none
+            (stream mode).
         dictionary: texts to describe the strongest components with; None for no words.
 
     Raises:

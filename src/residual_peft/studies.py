@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from .analysis import (
     AblationCurve,
@@ -29,13 +30,14 @@ from .analysis import (
     spectral_similarity,
 )
 from .anatomy import Unit
-from .backbones import Backbone, backbone_of, has_text, load_backbone
+from .backbones import backbone_of, has_text, load_backbone
+from .class_means import class_means_of
 from .coordinates import collect_coordinates
 from .data import ImageData, batches, load_data
 from .describing import describe_components, dictionary_if_any
 from .errors import ResiDualError
 from .files import PathLike, atomic_directory, write_json
-from .fitting import check_classes, check_without_texts
+from .fitting import check_without_texts, choose_images, reading_options
 from .prompts import DEFAULT_TEMPLATES
 from .reporting.figures import (
     draw_ablation,
@@ -49,6 +51,9 @@ from .zero_shot import ZeroShotClassifier
 IMAGES = 5000
 OPTIMUM_IMAGES = 1000
 STUDY = "study.json"
+_FOR_ONE = (
+    "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels."
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,16 @@ def study_model(
     label_column: str | None = None,
     seed: int = 0,
     progress: bool = False,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
 ) -> ModelStudy:
     """Dimension, similarity, selection, ablation and words of a CLIP's heads on labelled images.
 
-    Heads are ranked, described and measured on training images, and scored on test images.
+    Heads are ranked, described and measured on training images, and scored on test images; the
+    coarse optimum is fitted on training images and chosen on validation images. Each image is read
+    once.
 
     Args:
         model: a CLIP's directory or Hub id.
@@ -147,30 +158,54 @@ def study_model(
         label_column: likewise.
         seed: of the splits and draws.
         progress: whether to show bars.
+        max_bad: the share of the images that may be unreadable; they are left out.
+        strict: an unreadable image is an error.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
 
     Raises:
         ResiDualError: bad data, or a model that is not there.
     """
     if images < 3:
         raise ResiDualError(f"wanted at least three images of each split, got images={images}.")
-    found = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
+    found = load_data(
+        data,
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+        max_bad=max_bad,
+        strict=strict,
+        progress=progress,
+    )
     _check_one_label(found)
     for split in ("train", "validation", "test"):
         found[split]  # says which one is missing
     clip = load_backbone(model)
     dictionary = dictionary_if_any(clip, words)  # before any work
+    classifier = None
     if clip.tokenizer is not None:
         classifier = ZeroShotClassifier.from_text(
             clip.model, clip.tokenizer, found.class_names, templates or DEFAULT_TEMPLATES
         )
     else:
         check_without_texts(clip, found, templates, words)
-        loader = _loader(clip, found, "train", images, seed)
-        classifier = ZeroShotClassifier.from_class_means(clip.model, loader, found.class_names)
+    options = reading_options(batch_size, num_workers)
     train, validation, test = (
-        _contributions(clip, found, split, images, seed, progress)
+        collect_contributions(
+            clip.model,
+            batches(
+                _some(found, split, images, seed),
+                clip.image_processor,
+                name=f"the split '{split}'",
+                **options,
+            ),
+            progress=progress,
+        )
         for split in ("train", "validation", "test")
     )
+    if classifier is None:
+        means = class_means_of(train.readout, _labels_of(train), found.class_names)
+        classifier = ZeroShotClassifier(clip.model, found.class_names, means)
     embeddings = classifier.class_embeddings
     few = train.rows(_drawn(len(train), OPTIMUM_IMAGES, seed))  # N U² numbers at every step
     optimum = coarse_optimum(few, validation, embeddings, logit_scale=classifier.logit_scale)
@@ -228,18 +263,21 @@ class AdapterStudy:
         strongest: the components with the largest shares.
         words: texts for each of those; empty without a text tower or components.
         images: path -> which components moved it.
+        chosen: which images those of the split are: `Chosen.as_dict`.
     """
 
     explanation: AdapterExplanation
     strongest: tuple[Any, ...]
     words: tuple[Explanation, ...]
     images: dict[str, ImageExplanation]
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: units, strongest components with their words, and images."""
         found = self.explanation
         words: list[Explanation | None] = [*self.words] or [None] * len(self.strongest)
         return {
+            **self.chosen,
             "images": found.images,
             "logit_change": found.change,
             "rescaling_share": found.rescaling_share,
@@ -291,41 +329,60 @@ def study_adapter(
     adapter: str | os.PathLike[str],
     data: Any,
     *,
-    split: str = "test",
+    split: str | None = None,
     images: Iterable[str | os.PathLike[str]] = (),
     words: str | os.PathLike[str] | Iterable[str] | None = None,
     count: int = 12,
     image_column: str | None = None,
     label_column: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool = False,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
 ) -> AdapterStudy:
     """Say which components of a saved adapter moved the logits of some images, and their words.
 
     Args:
         adapter: the adapter's directory or Hub id, in readout mode.
-        data: what `load_data` takes, with the adapter's classes.
-        split: which images.
+        data: what `load_data` takes, with some or all of the adapter's classes.
+        split: which images, as for `evaluate_adapter`: those that the adapter was trained or chosen
+            on are left out.
         images: single ones to explain, too.
         words: as for `dictionary_for`.
         count: components to describe.
         image_column: of the data, found when None.
         label_column: likewise.
-        seed: of the splits.
+        seed: of the splits; the adapter's own when None.
         progress: whether to show a bar.
+        max_bad: the share of the images that may be unreadable; they are left out.
+        strict: an unreadable image is an error.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
 
     Raises:
-        ResiDualError: bad data, other classes, an adapter that is not there or is in stream mode.
+        ResiDualError: bad data, a class that the adapter does not know, or an adapter that is not
+            there or is in stream mode.
     """
     classifier = ZeroShotClassifier.from_pretrained(adapter)
-    found = load_data(data, image_column=image_column, label_column=label_column, seed=seed)
-    check_classes(classifier, found)
-    _check_one_label(found)
+    if classifier.multi_label:
+        raise ResiDualError(f"'{adapter}' gives an image several labels: {_FOR_ONE}")
+    chosen = choose_images(
+        classifier,
+        data,
+        split=split,
+        seed=seed,
+        image_column=image_column,
+        label_column=label_column,
+        max_bad=max_bad,
+        strict=strict,
+    )
     base = classifier.model.get_base_model()
     dictionary = None
     if has_text(base) and classifier.templates:
         dictionary = dictionary_if_any(backbone_of(base), words)
-    loader = batches(found[split], classifier.image_processor, name=f"the split '{split}'")
+    loader = batches(chosen.images, **reading_options(batch_size, num_workers))
     rows = collect_coordinates(classifier.model, loader, progress=progress)
     explanation = explain_adapter(classifier, rows)
     strongest = tuple(explanation.strongest(count))
@@ -337,7 +394,13 @@ def study_adapter(
         strongest=strongest,
         words=tuple(said),
         images={str(path): explain_image(classifier, str(path)) for path in images},
+        chosen=chosen.as_dict(),
     )
+
+
+def _labels_of(seen: Contributions) -> torch.Tensor:
+    assert seen.labels is not None  # load_data gives every image one
+    return seen.labels
 
 
 def _named(unit: Unit, component: int | None) -> str:
@@ -346,25 +409,15 @@ def _named(unit: Unit, component: int | None) -> str:
 
 def _check_one_label(data: ImageData) -> None:
     if data.multi_label:
-        raise ResiDualError(
-            f"'{data.source}' has several labels per image: analyses from names are for one. In "
-            "Python, most of residual_peft.analysis needs no labels."
-        )
+        raise ResiDualError(f"'{data.source}' has several labels per image: {_FOR_ONE}")
 
 
-def _contributions(
-    clip: Backbone, data: ImageData, split: str, images: int, seed: int, progress: bool
-) -> Contributions:
-    loader = _loader(clip, data, split, images, seed)
-    return collect_contributions(clip.model, loader, progress=progress)
-
-
-def _loader(clip: Backbone, data: ImageData, split: str, images: int, seed: int) -> Any:
+def _some(data: ImageData, split: str, images: int, seed: int) -> Dataset:
     """At most so many images of a split, drawn at random."""
     rows = data[split]
-    if len(rows) > images:
-        rows = rows.select(_drawn(len(rows), images, seed).tolist())
-    return batches(rows, clip.image_processor, name=f"the split '{split}'")
+    if len(rows) <= images:
+        return rows
+    return rows.select(_drawn(len(rows), images, seed).tolist())
 
 
 def _drawn(total: int, count: int, seed: int) -> torch.Tensor:

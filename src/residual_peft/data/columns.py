@@ -94,9 +94,14 @@ def _label_column(features: Features, image: str, name: str) -> str:
 
 
 def with_class_labels(
-    parts: dict[str, Dataset], class_names: Iterable[str] | None, name: str
+    parts: dict[str, Dataset],
+    class_names: Iterable[str] | None,
+    name: str,
+    known_classes: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], dict[str, Dataset]]:
     """Class names, and the parts with their labels as ClassLabel of these names, or lists of it.
+
+    Where `known_classes` are given, one class will do, and bare numbers are theirs.
 
     Raises:
         ResiDualError: labels of another kind, missing, outside the classes or without a meaning;
@@ -123,10 +128,13 @@ def with_class_labels(
             )
         own = texts if given is None else given
     if own is None and class_names is None:
+        class_names = known_classes
+    if own is None and class_names is None:
         raise ResiDualError(
             f"the labels of {name} are bare numbers; say what they mean with class_names=[...]."
         )
-    names = check_class_names(own or [] if class_names is None else class_names)
+    least = 2 if known_classes is None else 1
+    names = check_class_names(own or [] if class_names is None else class_names, least)
     if own is not None and len(own) != len(names):
         raise ResiDualError(f"{name} has {len(own)} classes, got {len(names)} class names.")
     typed = label_lists if several else _as_class_label

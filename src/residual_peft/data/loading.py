@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,6 +114,7 @@ def load_data(
     image_column: str | None = None,
     label_column: str | None = None,
     class_names: Iterable[str] | None = None,
+    known_classes: Sequence[str] | None = None,
     splits: Mapping[str, str] | None = None,
     validation: float = 0.1,
     test: float = 0.1,
@@ -142,6 +143,8 @@ def load_data(
         image_column: found by type and name when None.
         label_column: found by type and name when None.
         class_names: names in the order of the labels; needed where labels are bare numbers.
+        known_classes: names of a classifier's classes that the data are to be scored by: images of
+            one or some of them will do, and labels that are bare numbers are theirs.
         splits: which of the source's splits to use as train, validation and test, such as
             {"train": "train", "test": "validation"}; found by name when None.
         validation: share of the training images to hold out where the source has no validation
@@ -167,9 +170,10 @@ def load_data(
         part: standard_columns(dataset, image_column, label_column, f"{name}, split {part}")
         for part, (_, dataset) in chosen.items()
     }
-    names, labelled = with_class_labels(standard, class_names, name)
+    names, labelled = with_class_labels(standard, class_names, name, known_classes)
     labels = {part: check_labels(d, names, part, name) for part, d in labelled.items()}
-    check_classes(labels, names, name)
+    if known_classes is None:
+        check_classes(labels, names, name)
     seen, skipped = check_images(
         labelled,
         name,
@@ -180,7 +184,8 @@ def load_data(
     )
     came_in = {part: split for part, (split, _) in chosen.items()}
     labelled, labels, digests = _readable(labelled, labels, seen, came_in)
-    check_classes(labels, names, name, skipped)
+    if known_classes is None:
+        check_classes(labels, names, name, skipped)
     _say_copies(digests, name)
     wanted = {"validation": validation, "test": test}
     shares = {s: share for s, share in wanted.items() if share and s not in labelled}

@@ -48,7 +48,7 @@ class StrengthPath:
 def strength_path(
     classifier: ZeroShotClassifier,
     train: Coordinates | CoordinateStore,
-    validation: Coordinates | None = None,
+    validation: Coordinates | CoordinateStore | None = None,
     *,
     objective: Objective | None = None,
     strengths: Sequence[float] = STRENGTHS,
@@ -65,7 +65,7 @@ def strength_path(
     Args:
         classifier: as for `solve_gains`.
         train: coordinates to fit, in memory or on disk.
-        validation: held-out coordinates; without, `train` is cross-validated.
+        validation: held-out coordinates, likewise; without, `train` is cross-validated.
         objective: what is minimized, but for its strength; the linear one when None, with the loss
             that the classifier's labels need.
         strengths: to try.
@@ -85,7 +85,7 @@ def strength_path(
     ones = torch.ones_like(gains_of(classifier.model, adapter_name))
     _, start = target_and_start(classifier, (train, validation), ones, adapter_name)
     tried = tuple(sorted(strengths, reverse=True))
-    pairs: list[tuple[Any, Coordinates]] = (
+    pairs: list[tuple[Any, Any]] = (
         [(train, validation)] if validation is not None else _folds(train, objective, folds)
     )
     scores, losses = [], []
@@ -114,7 +114,7 @@ def strength_path(
 
 def _folds(
     rows: Coordinates | CoordinateStore, objective: Objective, folds: int
-) -> list[tuple[Any, Coordinates]]:
+) -> list[tuple[Any, Any]]:
     """Pairs of what is fitted and what is held out."""
     labels = rows.labels.cpu().numpy()
     several = objective.multi_label
