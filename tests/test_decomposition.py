@@ -107,6 +107,27 @@ def test_half_precision_passes_the_check_and_is_summed_in_float32(
         assert relative(found.contributions.sum(1) + found.bias, found.readout) < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layers", [2, 12])
+def test_half_precision_excuses_its_own_rounding_and_no_more(
+    dtype: torch.dtype, layers: int
+) -> None:
+    """Two roundings per layer and one more, half an ulp each, like a random walk; four times it."""
+    size = Size(layers=layers)
+    model = clip_vision_model_with_projection(size).to(dtype)
+    anatomy = find_tower(model)
+    limit = 2 * torch.finfo(dtype).eps * (2 * layers + 1) ** 0.5
+    for error, refused in ((0.25 * limit, False), (2 * limit, True)):
+        capture, readout = checked_capture(model, anatomy, pixels(8, size))
+        capture.layers = [layer.double() for layer in capture.layers]  # type: ignore[union-attr]
+        capture.layers[-1][3] *= 1 + error  # type: ignore[index]
+        if refused:
+            with pytest.raises(ResiDualError, match=f"at layer {layers - 1} "):
+                check_exact(anatomy, capture, readout)
+        else:
+            check_exact(anatomy, capture, readout)
+
+
 def test_sigma_of_a_half_precision_stream_is_float32() -> None:
     stream = (torch.randn(4, 24) + 3).bfloat16()
     totals = Capture(heads=[], mlps=[], layers=[], stream=stream).totals(1e-5)

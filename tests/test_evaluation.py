@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from residual_peft.bases import SpectralBasis
+from residual_peft.class_means import class_means
 from residual_peft.coordinates import collect_coordinates
-from residual_peft.data import ProcessedImages, batches
+from residual_peft.data import ProcessedImages, batches, collate
+from residual_peft.decomposition import decompose
 from residual_peft.errors import ResiDualError
-from residual_peft.evaluation import evaluate
+from residual_peft.evaluation import Evaluation, evaluate
 from residual_peft.metrics import classification_metrics
 from residual_peft.solvers import fit_gains
 from residual_peft.tuner import gains_of
@@ -85,6 +88,51 @@ def test_progress_and_mode():
     evaluate(classifier, items, batch_size=5, progress=seen.append)
     assert seen == [5, 5, 2]
     assert classifier.model.training
+
+
+def dropping():
+    """A classifier in training mode whose attention drops half of what it sees."""
+    classifier = adapted_classifier()
+    for module in classifier.model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.5
+    classifier.model.train()
+    return classifier
+
+
+PASSES = {
+    "evaluate": lambda c, items: evaluate(c, items, batch_size=5).logits,
+    "predict": lambda c, items: c.predict_logits([row["image"] for row in task().test]),
+    "coordinates": lambda c, items: collect_coordinates(c.model, batches(items)).coordinates,
+    "class means": lambda c, items: class_means(c.model, batches(items), NAMES),
+    "basis": lambda c, items: SpectralBasis.fit(c.model, batches(items), ("head",), 4).means,
+    "decompose": lambda c, items: decompose(c.model, next(iter(batches(items)))).readout,
+}
+
+
+@pytest.mark.parametrize("run", PASSES.values(), ids=PASSES)
+@pytest.mark.filterwarnings("ignore:.* images span at most")
+def test_nothing_is_dropped_where_nothing_is_trained(run):
+    classifier = dropping()
+    items = ProcessedImages(task().test, classifier.image_processor)
+    one, other = (collate([items[i] for i in range(4)])["pixel_values"] for _ in range(2))
+    outputs = [classifier.model(pixel_values=x).image_embeds for x in (one, other)]
+    assert not torch.equal(*outputs)  # in training it does drop
+    found = run(classifier, items)
+    assert all(module.training for module in classifier.model.modules())
+    torch.testing.assert_close(run(classifier, items), found, rtol=0, atol=0)
+    classifier.model.eval()
+    torch.testing.assert_close(run(classifier, items), found, rtol=0, atol=0)
+
+
+def test_what_is_likely_and_what_has_no_images():
+    several = Evaluation(("a", "b"), torch.tensor([[0.2, -0.1]]), torch.tensor([[1, 0]]))
+    assert several.predictions.tolist() == [[True, False]]  # from a probability of one half on
+    assert several.metrics["exact_match"] == 1.0
+    logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 0.0, 1.0], [0.0, 1.0, 2.0]])
+    one = Evaluation(("a", "b", "c"), logits, torch.tensor([0, 2, 2]))
+    assert one.recalls == {"a": 1.0, "c": 0.5}
+    assert one.confusion.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
 
 
 def test_bad_data_are_refused():
