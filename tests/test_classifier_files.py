@@ -113,3 +113,18 @@ def test_a_record_of_images_of_another_kind_is_refused(backbone, tmp_path):
     (tmp_path / "run" / "fitted_on.txt").write_text("no digest\n")
     with pytest.raises(ResiDualError, match=r"fitted_on.txt' holds something other"):
         ZeroShotClassifier.from_pretrained(tmp_path, model=backbone.model)
+
+
+def test_a_form_that_peft_left_is_no_card_of_the_users(backbone, tmp_path):
+    """It names the base model by its directory, which the Hub refuses; a word in it makes it his."""
+    made = classifier_of(backbone, ResiDualConfig(components=2))
+    made.model.save_pretrained(tmp_path)
+    assert "[More Information Needed]" in (tmp_path / "README.md").read_text()
+    made.save_pretrained(tmp_path)
+    assert "a red circle" in (tmp_path / "README.md").read_text()
+    made.model.save_pretrained(tmp_path / "his")
+    form = (tmp_path / "his" / "README.md").read_text()
+    (tmp_path / "his" / "README.md").write_text(form.replace("# Model Card for Model ID", "# Mine"))
+    made.save_pretrained(tmp_path / "his")
+    assert "# Mine" in (tmp_path / "his" / "README.md").read_text()
+    unloaded(made)

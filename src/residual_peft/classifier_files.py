@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -51,8 +52,23 @@ def write_adapter(model: PeftModel, folder: Path, card_there: Path) -> None:
 
 
 def is_ours(card: Path) -> bool:
-    """Whether a card bears this package's mark, so that it may be written again."""
-    return MARK in card.read_text(encoding="utf-8", errors="replace")
+    """Whether a card may be written again: it bears this package's mark, or nobody filled it in.
+
+    PEFT's own `save_pretrained` leaves a form behind, which names the base model by its directory.
+    """
+    text = card.read_text(encoding="utf-8", errors="replace")
+    return MARK in text or _is_blank(text)
+
+
+def _is_blank(card: str) -> bool:
+    """Whether all that a card says is the Hub's form for one, with PEFT's version at its end."""
+    try:
+        filled, form = ModelCard(card).text, ModelCard.from_template(ModelCardData()).text
+    except (ValueError, TypeError):
+        return False
+    added = ("### Framework versions", "- PEFT ")
+    left = [line for line in filled.splitlines() if line and not line.startswith(added)]
+    return left == [line for line in form.splitlines() if line]
 
 
 def write_classes(folder: Path, record: dict[str, Any], embeddings: Tensor) -> None:
