@@ -1,9 +1,7 @@
 """Which units an adapter adapts, and how many directions of each: a config's patterns, resolved."""
 
-import re
 from collections.abc import Iterable, Mapping
 
-from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ..anatomy import TowerAnatomy, Unit
@@ -12,6 +10,7 @@ from ..errors import ResiDualError
 from ..pooling import AttentionPooling
 from ..spectra import Components
 from .config import ResiDualConfig
+from .patterns import fullmatch, pattern_key
 
 Pattern = str | list[str]
 
@@ -61,7 +60,7 @@ def fitted_to(config: ResiDualConfig, basis: SpectralBasis, units: Iterable[Unit
     patterns: Mapping[str, Components] = config.component_pattern or {}
     chosen: dict[Unit, Components] = {}
     for unit in units:
-        key = get_pattern_key(list(patterns), str(unit))
+        key = pattern_key(list(patterns), str(unit))
         chosen[unit] = patterns.get(key, config.components)
     return basis.select(list(chosen)).truncate(config.components, chosen)
 
@@ -71,7 +70,7 @@ def components_of(config: ResiDualConfig, name: str) -> Components:
     if config.unit_pattern is not None and not _named(name, config.unit_pattern):
         return 0
     patterns: Mapping[str, Components] = config.component_pattern or {}
-    return patterns.get(get_pattern_key(list(patterns), name), config.components)
+    return patterns.get(pattern_key(list(patterns), name), config.components)
 
 
 def check_nothing_inside(config: ResiDualConfig, anatomy: TowerAnatomy, model: nn.Module) -> None:
@@ -94,7 +93,7 @@ def check_nothing_inside(config: ResiDualConfig, anatomy: TowerAnatomy, model: n
 def _named(name: str, pattern: Pattern) -> bool:
     """PEFT's way: a string is a regex for the whole name, a list holds names or their endings."""
     if isinstance(pattern, str):
-        return re.fullmatch(pattern, name) is not None
+        return fullmatch(pattern, name)
     return any(name == end or name.endswith(f".{end}") for end in pattern)
 
 

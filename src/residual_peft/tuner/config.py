@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +12,7 @@ from peft import PeftConfig
 from ..anatomy import READOUTS, SIDES, UNIT_KINDS
 from ..bases import check_components
 from ..errors import ResiDualError
+from .patterns import check_pattern
 
 MODES = ("readout", "stream")
 REMAINDERS = ("keep", "drop")
@@ -252,10 +252,7 @@ class ResiDualConfig(PeftConfig):
             if not all(isinstance(pattern, str) and pattern for pattern in patterns):
                 raise ResiDualError(f"{name}: wanted patterns that are strings, got {value!r}.")
             for pattern in patterns:
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ResiDualError(f"{name}: {pattern!r} is no regex ({error}).") from None
+                check_pattern(pattern, name)
         if not isinstance(self.component_pattern, dict | None):
             raise ResiDualError(
                 "component_pattern: wanted a dict such as {'layer3.mlp': 8}, got "

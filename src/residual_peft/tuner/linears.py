@@ -1,6 +1,5 @@
 """Which Linears stream mode adapts, and into how many heads their input falls."""
 
-import re
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from ..anatomy import SIDES, LayerAnatomy, TowerAnatomy, Unit, find_tower
 from ..errors import ResiDualError
 from .choice import chosen_units
 from .config import ResiDualConfig
+from .patterns import fullmatch
 
 OUTPUT_PROJECTIONS = (
     "out_proj",
@@ -72,8 +72,14 @@ def in_chosen_layers(config: ResiDualConfig, path: str) -> bool:
         return True
     if patterns is not None and not isinstance(patterns, str):
         patterns = "|".join(patterns)
-    found = re.search(rf"(?:^|\.)(?:(?:{patterns or '[^.]+'})\.)(\d+)\.", path)
-    return found is not None and int(found[1]) in layers
+    parts = path.split(".")
+    for start in range(len(parts)):
+        for place in range(start + 1, len(parts) - 1):
+            owner = ".".join(parts[start:place])
+            numbered = parts[place].isdecimal()
+            if numbered and (fullmatch(patterns, owner) if patterns else place == start + 1):
+                return int(parts[place]) in layers
+    return False
 
 
 def _paths(model: nn.Module) -> dict[int, str]:

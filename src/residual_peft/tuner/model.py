@@ -17,6 +17,7 @@ from .images_only import accept_images_alone, restore_forward
 from .layer import GAINS, ResiDualLayer
 from .linears import in_chosen_layers, tower_or_none, tower_targets
 from .mixing import check_names, check_weighted, giving_names, layers_with
+from .patterns import fullmatch
 from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
 from .stream import ResiDualStreamLinear
@@ -140,7 +141,11 @@ class ResiDualModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
-        found: Any = check_target_module_exists(config, key)  # knows what PEFT leaves out
+        if config._awaits_weights:  # a saved adapter knows its modules, whatever its patterns say
+            saved = config.target_modules if config.mode == "readout" else config.component_counts
+            return key in (saved or [])
+        # PEFT's knows what else is left out
+        found: Any = check_target_module_exists(_resolved(config, key), key)
         if config.mode == "stream":
             return found if not found or in_chosen_layers(config, key) else False
         if isinstance(found, _ExcludedModule):
@@ -299,6 +304,17 @@ class ResiDualModel(BaseTuner):
                 _check_loaded(layer, f"{name}.", adapter_name, mapped)
                 config._awaits_weights = False
         return mapped
+
+
+def _resolved(config: ResiDualConfig, key: str) -> ResiDualConfig:
+    """A config in which the patterns say of one module what they say of it: PEFT's would hang."""
+    asked = copy.copy(config)
+    if isinstance(config.exclude_modules, str):
+        asked.exclude_modules = [key] if fullmatch(config.exclude_modules, key) else None
+    if isinstance(config.target_modules, str):
+        asked.target_modules = [key] if fullmatch(config.target_modules, key) else []
+    asked.layers_to_transform = asked.layers_pattern = None  # `in_chosen_layers` asks for them
+    return asked
 
 
 def at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
