@@ -12,11 +12,13 @@ from transformers import CLIPConfig, CLIPModel
 
 from .anatomy import base_model, find_tower, unwrapped
 from .errors import ResiDualError
-from .files import atomic_directory, read_json, write_json, write_tensors
+from .files import atomic_directory, write_json, write_tensors
 from .fingerprint import Fingerprint
 from .open_clip_towers import block_weights, image_weights, is_open_clip
-from .tuner.loading import check_directory
+from .tuner import ResiDualConfig
 from .tuner.model import at_path
+from .tuner.placement import check_saved, settings_of
+from .tuner.saved import check_config
 
 PathLike = str | os.PathLike[str]
 
@@ -40,8 +42,7 @@ def convert_adapter(directory: PathLike, model: nn.Module, output: PathLike) -> 
         ResiDualError: `directory` holds no whole adapter in readout mode, or it belongs to other
             weights than the model's.
     """
-    check_directory(directory)
-    config = read_json(Path(directory) / CONFIG_NAME)
+    config = check_config(directory)
     if config.get("mode") != "readout":
         raise ResiDualError(
             f"'{directory}' holds an adapter with mode={config.get('mode')!r}; wanted 'readout': "
@@ -50,6 +51,8 @@ def convert_adapter(directory: PathLike, model: nn.Module, output: PathLike) -> 
     anatomy = find_tower(base_model(model), config.get("side"), config.get("readout"))
     saved = Fingerprint.from_dict(config.get("fingerprint") or {})
     saved.check(anatomy, f"the adapter in '{directory}'")
+    read = ResiDualConfig.from_pretrained(str(directory))
+    check_saved(read, anatomy, settings_of(read, anatomy), [saved.to_dict()])
     base: Any = anatomy.model
     theirs, path = Fingerprint.of(anatomy, ()), anatomy.projection_path
     config |= {

@@ -151,9 +151,9 @@ REFUSED = {
     ),
     "NaN": (
         lambda d: (other(d), with_gains(d, gains_of(adapted()).detach() / 0)),
-        r"should hold finite gains of shape \(",
+        r"NaN or infinite values in residual_peft_gains",
     ),
-    "cut gains": (lambda d: (other(d), with_gains(d, torch.ones(3))), r"got shape \(3,\)"),
+    "cut gains": (lambda d: (other(d), with_gains(d, torch.ones(3))), r"of shape \(3,\)"),
     "no gains": (lambda d: (other(d), with_gains(d, None)), "got none. Save or download"),
     "no file": (lambda d: (other(d), (d / WEIGHTS).unlink()), "wanted the adapter's weights in"),
     "nothing": (lambda d: None, "could not find the adapter"),

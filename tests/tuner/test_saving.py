@@ -508,7 +508,7 @@ def test_a_missing_or_broken_config_is_refused(saved: Path) -> None:
     with pytest.raises(ResiDualError, match=r"adapter_config.json' is not JSON"):
         load_adapter(clip_model(), saved)
     (saved / CONFIG).write_text("[]")
-    with pytest.raises(ResiDualError, match="holds an adapter of type None"):
+    with pytest.raises(ResiDualError, match="with fields by name, got list"):
         load_adapter(clip_model(), saved)
     (saved / CONFIG).unlink()
     with pytest.raises(ResiDualError, match=r"wanted the file '.*adapter_config.json', which is"):

@@ -13,6 +13,7 @@ from ..anatomy import READOUTS, SIDES, UNIT_KINDS
 from ..bases import check_components
 from ..errors import ResiDualError
 from .patterns import check_pattern
+from .saved import check_types, read_config
 
 MODES = ("readout", "stream")
 REMAINDERS = ("keep", "drop")
@@ -129,6 +130,8 @@ class ResiDualConfig(PeftConfig):
         self._awaits_weights = self.component_counts is not None
         self._directory: str | None = None
         self._saved_basis: Any = None  # what `basis` leads to, while an adapter is being put in
+        if self._awaits_weights:
+            check_types({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         self._normalize()
         self._check_values()
         self._check_patterns()
@@ -166,6 +169,15 @@ class ResiDualConfig(PeftConfig):
         if isinstance(config, ResiDualConfig) and config._awaits_weights:
             config._directory = os.path.join(pretrained_model_name_or_path, subfolder or "")
         return config
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """Read and check adapter_config.json, before PEFT makes a config of it.
+
+        Raises:
+            ResiDualError: it is of another method, or a field is unknown or of another type.
+        """
+        return read_config(path_json_file)
 
     def fresh(self) -> "ResiDualConfig":
         """Copy the user's settings without what a fitted or saved adapter wrote back."""

@@ -14,21 +14,13 @@ from ..errors import ResiDualError
 from ..files import read_tensors
 from ..fingerprint import Fingerprint
 from ..hub import local_directory
+from ..terminal import short
 from .config import ResiDualConfig
 from .layer import GAINS
-from .loading import check_directory
-
-SETTINGS = (
-    "mode",
-    "units",
-    "layers_to_transform",
-    "unit_pattern",
-    "exclude_modules",
-    "remainder",
-    "restore_mean",
-    "granularity",
-)
-"""What, with the basis, says which gain belongs to which direction and what it does there."""
+from .loading import SETTINGS, check_directory
+from .readout import BASIS
+from .saved import check_values
+from .stream_tensors import STREAM_BASIS
 
 
 def hotswap_adapter(
@@ -67,14 +59,21 @@ def hotswap_adapter(
     theirs = ResiDualConfig.from_pretrained(str(directory))
     _check_settings(mine, theirs, adapter_name, directory)
     tensors, _ = read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
-    pairs = []
+    pairs, known = [], set()
     for path, layer in base_model(model).named_modules():
         if isinstance(layer, BaseTunerLayer) and adapter_name in getattr(layer, GAINS, {}):
             prefix = f"base_model.model.{_saved_path(path, theirs)}."
             if mine.basis_digest is None and mine.basis_source == "data":
                 _check_tensors(layer, prefix, adapter_name, tensors, directory)
             gains = getattr(layer, GAINS)[adapter_name]
+            kinds = (GAINS, *BASIS, *STREAM_BASIS)
+            known |= {f"{prefix}{kind}" for kind in kinds}
             pairs.append((gains, _checked(tensors.get(prefix + GAINS), gains, prefix, directory)))
+    if foreign := [key for key in tensors if key not in known]:
+        raise ResiDualError(
+            f"'{directory}' holds {short(foreign[0])}, which is no part of the adapter "
+            f"{adapter_name!r}: the file was changed. Save or download the adapter again."
+        )
     for gains, new in pairs:  # nothing is changed before all have been checked
         gains.data.copy_(new)
 
@@ -140,10 +139,12 @@ def _check_tensors(
 
 
 def _checked(new: Tensor | None, gains: Tensor, prefix: str, directory: Path) -> Tensor:
-    if new is None or new.shape != gains.shape or not bool(new.isfinite().all()):
-        found = "none" if new is None else f"shape {tuple(new.shape)}"
+    fits = new is not None and new.shape == gains.shape and new.is_floating_point()
+    if new is None or not fits:
+        found = "none" if new is None else f"{new.dtype} of shape {tuple(new.shape)}"
         raise ResiDualError(
-            f"'{directory}' should hold finite gains of shape {tuple(gains.shape)} as {prefix}"
+            f"'{directory}' should hold gains of shape {tuple(gains.shape)} as {prefix}"
             f"{GAINS}; got {found}. Save or download the adapter again."
         )
+    check_values(new, GAINS, f"the weights in '{directory}'")
     return new

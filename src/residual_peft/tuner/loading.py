@@ -1,18 +1,33 @@
 """An adapter's directory, checked before PEFT reads it: PEFT only warns of what is missing."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
+from peft.utils import CONFIG_NAME
 from torch import nn
 
 from ..errors import ResiDualError
-from ..files import read_json
 from ..hub import local_directory
-from .config import ResiDualType
+from ..terminal import short
+from .config import ResiDualConfig
+from .saved import SavedWeights, check_config
+from .snapshot import unchanged_if_refused
+
+SETTINGS = (
+    "mode",
+    "units",
+    "layers_to_transform",
+    "unit_pattern",
+    "exclude_modules",
+    "remainder",
+    "restore_mean",
+    "granularity",
+)
+"""What, with the basis, says which gain belongs to which direction and what it does there."""
 
 
 def load_adapter(
@@ -50,12 +65,43 @@ def load_adapter(
         token=token,
     )
     check_directory(directory)
-    if isinstance(model, PeftModel):
-        model.load_adapter(directory, adapter_name, is_trainable=is_trainable, **options)
-        return model
-    return PeftModel.from_pretrained(
-        model, directory, adapter_name, is_trainable=is_trainable, **options
-    )
+    _check_in_place(model, directory, adapter_name)
+    with unchanged_if_refused(model), one_line(directory):
+        if isinstance(model, PeftModel):
+            model.load_adapter(directory, adapter_name, is_trainable=is_trainable, **options)
+            return model
+        return PeftModel.from_pretrained(
+            model, directory, adapter_name, is_trainable=is_trainable, **options
+        )
+
+
+def _check_in_place(model: nn.Module, directory: Path, adapter_name: str) -> None:
+    """Where an adapter of that name is there, PEFT loads the tensors and keeps its settings."""
+    there = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
+    if not isinstance(there, ResiDualConfig):
+        return
+    given = ResiDualConfig.from_pretrained(str(directory))
+    for name in (*SETTINGS, "component_counts"):
+        if getattr(there, name) != getattr(given, name):
+            raise ResiDualError(
+                f"the adapter in '{directory}' has another {name} than the adapter "
+                f"{adapter_name!r}, which is there already: load it under another name."
+            )
+
+
+@contextmanager
+def one_line(directory: object) -> Iterator[None]:
+    """What PEFT does not make of an adapter, in one line of this package's."""
+    try:
+        yield
+    except ResiDualError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ResiDualError(
+            f"PEFT could not load the adapter '{directory}' ({type(error).__name__}: "
+            f"{short(str(error))}); it may be of another release, or made for another kind of "
+            "model."
+        ) from error
 
 
 def check_directory(directory: str | os.PathLike[str]) -> None:
@@ -64,40 +110,5 @@ def check_directory(directory: str | os.PathLike[str]) -> None:
     Raises:
         ResiDualError: names the file and what is wrong with it.
     """
-    config = read_json(Path(directory) / CONFIG_NAME)
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != ResiDualType.RESIDUAL_PEFT:
-        raise ResiDualError(
-            f"'{directory}' holds an adapter of type {kind!r}; wanted "
-            f"{ResiDualType.RESIDUAL_PEFT.value!r}. Load others with PeftModel.from_pretrained."
-        )
-    if config.get("component_counts") is None:
-        raise ResiDualError(
-            f"'{Path(directory) / CONFIG_NAME}' has no component_counts: it was not written by "
-            "save_pretrained of a model. Save the adapter again."
-        )
-    check_weights_file(directory)
-
-
-def check_weights_file(directory: str | os.PathLike[str]) -> None:
-    """Refuse a missing, cut short or foreign weights file; reads only its header.
-
-    Raises:
-        ResiDualError: names the file and what is wrong with it.
-    """
-    path = Path(directory) / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file() and (Path(directory) / WEIGHTS_NAME).is_file():
-        return  # save_pretrained(safe_serialization=False): PEFT unpickles tensors alone
-    if not path.is_file():
-        raise ResiDualError(
-            f"wanted the adapter's weights in '{path}', which is missing: save or download the "
-            "adapter again."
-        )
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ResiDualError(
-            f"'{path}' is not a whole safetensors file ({error}); it may have been cut short or be "
-            "of another kind: save or download the adapter again."
-        ) from None
+    check_config(directory)
+    SavedWeights.in_directory(directory)

@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..anatomy import TowerAnatomy, find_tower
@@ -20,6 +21,8 @@ from .mixing import check_names, check_weighted, giving_names, layers_with
 from .patterns import fullmatch
 from .placement import place
 from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
+from .saved import PEFT_PREFIX, SavedWeights, Shape
+from .snapshot import Snapshot
 from .stream import ResiDualStreamLinear
 from .stream_placement import place_stream, prepare
 from .stream_tensors import STREAM_BASIS
@@ -54,23 +57,15 @@ class ResiDualModel(BaseTuner):
         config = self.peft_config[adapter_name]
         if not config.inference_mode:
             self.peft_config[adapter_name] = copy.copy(config)
+        before = Snapshot(self)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except Exception:
-            self._take_out(model, adapter_name)
+        except BaseException:
+            before.restore()
+            if adapter_name not in _adapters_of(model):
+                self.peft_config.pop(adapter_name, None)
             raise
         accept_images_alone(model)
-
-    def _take_out(self, model: nn.Module, adapter_name: str) -> None:
-        """Undo an injection in stream mode that some later module refused."""
-        for path, module in list(model.named_modules()):
-            layer: Any = module
-            if isinstance(module, ResiDualStreamLinear) and layer.has(adapter_name):
-                layer.delete_adapter(adapter_name)
-                if not layer.adapter_settings:
-                    parent, _, name = path.rpartition(".")
-                    setattr(model.get_submodule(parent), name, layer.base_layer)
-        restore_forward(model)
 
     def _prepare_adapter_config(
         self, peft_config: ResiDualConfig, model_config: dict[str, Any]
@@ -290,19 +285,18 @@ class ResiDualModel(BaseTuner):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Check an adapter's weights before PEFT loads them: it only warns of what is missing.
+        """Check an adapter's weights before PEFT loads them: it copies whatever has a place.
 
         They may come from another class with the same tower, which has its readout elsewhere.
         """
-        for name, layer in model.named_modules():
-            if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
-                state_dict = at_path(state_dict, name)
+        wanted, path = _wanted(model, adapter_name)
+        what = f"the weights for the adapter {adapter_name!r}"
+        SavedWeights.of(state_dict, what).check(wanted, path)
+        if path is not None:
+            prefix = PEFT_PREFIX if any(key.startswith(PEFT_PREFIX) for key in state_dict) else ""
+            state_dict = at_path(state_dict, f"{prefix}{path}")
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        for name, layer in model.named_modules():
-            known = isinstance(layer, ResiDualReadout | ResiDualStreamLinear)
-            if known and adapter_name in layer.adapter_settings:
-                _check_loaded(layer, f"{name}.", adapter_name, mapped)
-                config._awaits_weights = False
+        config._awaits_weights = False
         return mapped
 
 
@@ -325,33 +319,29 @@ def at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     }
 
 
-def _check_loaded(
-    layer: ResiDualReadout | ResiDualStreamLinear,
-    prefix: str,
-    adapter_name: str,
-    tensors: dict[str, Tensor],
-) -> None:
-    """Refuse weights that lack a tensor, hold one of another shape, or are not finite."""
-    wanted: dict[str, Tensor] = {GAINS: layer.residual_peft_gains[adapter_name]}
-    for name in BASIS if isinstance(layer, ResiDualReadout) else STREAM_BASIS:
-        buffers = getattr(layer, name)
-        if adapter_name not in buffers._non_persistent_buffers_set:
-            wanted[name] = buffers[adapter_name]
-    what = f"the weights for the adapter {adapter_name!r}"
-    found = {name: tensors.get(f"{prefix}{name}.{adapter_name}") for name in wanted}
-    if missing := [name for name, tensor in found.items() if tensor is None]:
-        raise ResiDualError(
-            f"{what} lack {', '.join(missing)}: the file was changed, belongs to another adapter, "
-            "or was written before heads were stored in head space. Save or download it again."
-        )
-    for name, tensor in found.items():
-        assert tensor is not None
-        if tensor.shape != wanted[name].shape:
-            raise ResiDualError(
-                f"{what} have {name} of shape {tuple(tensor.shape)}, and the adapter in the model "
-                f"has {tuple(wanted[name].shape)}: its basis is another one. Load them with "
-                "PeftModel.from_pretrained on the bare model (is_trainable=True to train on), or "
-                "fit the same basis first."
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ResiDualError(f"{what} hold NaN or infinite values in {name}: save it again.")
+def _adapters_of(model: nn.Module) -> set[str]:
+    layers = (m for m in model.modules() if isinstance(m, ResiDualReadout | ResiDualStreamLinear))
+    return {name for layer in layers for name in layer.adapter_settings}
+
+
+def _wanted(model: nn.Module, adapter_name: str) -> tuple[dict[str, Shape], str | None]:
+    """Name -> shape of all that belongs to an adapter of a model, and where its readout is."""
+    wanted: dict[str, Shape] = {}
+    path = None
+    for full, module in model.named_modules():
+        name, layer = full.removeprefix(PEFT_PREFIX), cast(Any, module)
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            for key in module.adapter_state_dict_load_map(adapter_name).values():
+                wanted[f"{name}.{key}"] = tuple(layer.state_dict()[key].shape)
+        if not isinstance(module, ResiDualReadout | ResiDualStreamLinear):
+            continue
+        if adapter_name not in layer.adapter_settings:
+            continue
+        readout = isinstance(module, ResiDualReadout)
+        path = name if readout else path
+        wanted[f"{name}.{GAINS}"] = tuple(getattr(layer, GAINS)[adapter_name].shape)
+        for kind in BASIS if readout else STREAM_BASIS:
+            buffers = getattr(layer, kind)
+            if adapter_name not in buffers._non_persistent_buffers_set:
+                wanted[f"{name}.{kind}"] = tuple(buffers[adapter_name].shape)
+    return wanted, path

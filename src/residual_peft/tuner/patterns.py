@@ -17,11 +17,9 @@ from ..errors import ResiDualError
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     try:
-        from re import _constants as sre  # type: ignore[attr-defined]
         from re import _parser as sre_parser  # type: ignore[attr-defined]
     except ImportError:  # Python 3.10
-        import sre_constants as sre  # type: ignore[no-redef]
-        import sre_parse as sre_parser  # type: ignore[no-redef]
+        import sre_parse as sre_parser
 
 LONGEST = 2000
 """Characters of a pattern; names of modules and units, which it is for, are far shorter."""
@@ -84,8 +82,8 @@ class _Part:
 
     def __init__(self, kind: str, value: Any = None, inner: "tuple[_Part, ...]" = ()) -> None:
         self.kind, self.value, self.inner = kind, value, inner
-        self.size = 1 + sum(part.size for part in inner)
-        self.ways = self._ways()
+        self.size: int = 1 + sum(part.size for part in inner)
+        self.ways: float = self._ways()
 
     def _ways(self) -> float:
         if self.kind == "branch":

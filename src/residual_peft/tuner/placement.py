@@ -14,10 +14,12 @@ from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .choice import chosen_units, fitted_to
 from .config import ResiDualConfig
+from .doors import shapes_of_modules, weights_to_come
 from .gains import Settings, StoredBasis
 from .head_space import HeadSpace, stored_width
-from .loading import check_weights_file
-from .readout import ResiDualReadout
+from .layer import GAINS
+from .readout import BASIS, ResiDualReadout
+from .saved import Shape
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def place(
     """
     settings = settings_of(config, anatomy)
     if config._awaits_weights:
-        _check_saved(config, anatomy, settings, trusted or [])
+        check_saved(config, anatomy, settings, trusted or [])
         if config.save_basis or not config.needs_basis:
             return _room(config, settings, anatomy)
     if not config.needs_basis:
@@ -209,6 +211,12 @@ def _room(config: ResiDualConfig, settings: Settings, anatomy: TowerAnatomy) -> 
 def _empty_basis(
     settings: Settings, counts: list[int], anatomy: TowerAnatomy, fill: float
 ) -> StoredBasis:
+    shapes = _shapes(settings, counts, anatomy).values()
+    return StoredBasis(*(torch.full(shape, fill, device="cpu") for shape in shapes))
+
+
+def _shapes(settings: Settings, counts: list[int], anatomy: TowerAnatomy) -> dict[str, Shape]:
+    """Of the tensors of a basis, in the order of `StoredBasis`."""
     heads = [unit.kind == "head" for unit in settings.units]
     inside = sum(count for count, head in zip(counts, heads, strict=False) if head)
     width, stored = anatomy.readout_width, stored_width(anatomy)
@@ -220,18 +228,26 @@ def _empty_basis(
         (sum(counts),),
         (len(heads),),
     )
-    return StoredBasis(*(torch.full(shape, fill, device="cpu") for shape in shapes))
+    return dict(zip(BASIS, shapes, strict=True))
 
 
-def _check_saved(
+def check_saved(
     config: ResiDualConfig,
     anatomy: TowerAnatomy,
     settings: Settings,
     trusted: list[dict[str, Any]],
 ) -> None:
-    """Refuse a saved adapter that is of other weights or not whole, before the model is touched."""
-    if config._directory is not None and os.path.isdir(config._directory):
-        check_weights_file(config._directory)
+    """Refuse a saved adapter that is of other weights or not whole, before the model is touched.
+
+    Args:
+        config: as it was read.
+        anatomy: the tower.
+        settings: what it adapts there.
+        trusted: fingerprints that this model was found to match before.
+
+    Raises:
+        ResiDualError: as described, or its file holds something else than the adapter.
+    """
     if config.fingerprint is None:
         raise ResiDualError(
             "the adapter's config has component_counts but no fingerprint, so it cannot be told "
@@ -240,9 +256,30 @@ def _check_saved(
     if config.fingerprint not in trusted:
         Fingerprint.from_dict(config.fingerprint).check(anatomy, "the adapter")
     counts = config.component_counts or []
-    if not settings.per_unit and len(counts) != len(settings.units):
+    known = 0 if settings.per_unit else len(settings.units)
+    if not isinstance(counts, list) or len(counts) != known:
         raise ResiDualError(
             f"the adapter's config has component_counts for {len(counts)} units, and its units are "
-            f"{len(settings.units)} in this model: the file was edited, or belongs to another "
-            "model. Save or download the adapter again."
+            f"{known} in this model: the file was edited, or belongs to another model. Save or "
+            "download the adapter again."
         )
+    if max(counts, default=0) > anatomy.readout_width:
+        raise ResiDualError(
+            f"the adapter's config has component_counts of up to {max(counts)}, and the readout "
+            f"has {anatomy.readout_width} dimensions: the file was edited. Save or download the "
+            "adapter again."
+        )
+    if (weights := weights_to_come(config)) is not None:
+        weights.check(_saved_shapes(config, settings, anatomy), anatomy.projection_path)
+
+
+def _saved_shapes(
+    config: ResiDualConfig, settings: Settings, anatomy: TowerAnatomy
+) -> dict[str, Shape]:
+    """Name in the base model -> shape of all that an adapter's file holds."""
+    counts, path = config.component_counts or [], anatomy.projection_path
+    shapes: dict[str, Shape] = {GAINS: (len(settings.units) if settings.per_unit else sum(counts),)}
+    if config.save_basis and config.needs_basis:
+        shapes |= _shapes(settings, counts, anatomy)
+    inside = {f"{path}.{name}": shape for name, shape in shapes.items()}
+    return inside | shapes_of_modules(anatomy.model, config.modules_to_save)

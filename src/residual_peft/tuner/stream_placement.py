@@ -1,24 +1,26 @@
 """From a config and a Linear to what an adapter in stream mode starts with."""
 
-import os
 import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..anatomy import unwrapped
 from ..bases import Components
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
 from .choice import components_of
 from .config import ResiDualConfig
-from .linears import check_linear, heads_of, tower_or_none, unit_names
-from .loading import check_weights_file
+from .doors import shapes_of_modules, weights_to_come
+from .layer import GAINS
+from .linears import check_linear, heads_of, linear_weight, tower_or_none, unit_names
 from .placement import drawn_gains
+from .saved import Shape
 from .stream import ResiDualStreamLinear
 from .stream_basis import LinearBasis, weight_basis
 from .stream_reference import saved_basis
-from .stream_tensors import StreamSettings, room_for, tensors_of
+from .stream_tensors import STREAM_BASIS, StreamSettings, room_for, shapes_for, tensors_of
 
 
 def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
@@ -50,14 +52,55 @@ def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, An
             "the adapter's config has mode='stream' and component_counts that are not sorted by "
             "module: the file was edited. Save or download the adapter again."
         )
-    if config._directory is not None and os.path.isdir(config._directory):
-        check_weights_file(config._directory)
+    _linears(config, model)  # which are there, and as large as the counts say
     if config.fingerprint is not None and config.fingerprint not in trusted:
         Fingerprint.from_dict(config.fingerprint).check(
             tower_or_none(model, config.side) or model, "the adapter"
         )
+    if (weights := weights_to_come(config)) is not None:
+        weights.check(_saved_shapes(config, model))
     if config.basis is not None and not config.save_basis:
         config._saved_basis = saved_basis(config, model, trusted)
+    # what the patterns said is known by now, and those of a stranger are never run
+    config.target_modules = sorted(config.component_counts)
+
+
+def _linears(config: ResiDualConfig, model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Path -> (D, n) of the Linears that a saved adapter adapts."""
+    found = {}
+    for path, counts in config.component_counts.items():
+        try:
+            module: Any = model.get_submodule(path)
+        except AttributeError:
+            raise ResiDualError(
+                f"the adapter adapts {path}, which this model does not have: it belongs to another "
+                "model, or the file was edited. Load it onto the model that it was made with."
+            ) from None
+        module = unwrapped(module)
+        check_linear(module, path, model)
+        sizes = linear_weight(module).shape
+        if not counts or sizes[1] % len(counts) or max(counts) > sizes[0]:
+            raise ResiDualError(
+                f"the adapter has component_counts of {len(counts)} heads, at most "
+                f"{max(counts, default=0)} each, for {path} of {sizes[1]} inputs and {sizes[0]} "
+                "outputs: the file was edited. Save or download the adapter again."
+            )
+        found[path] = int(sizes[0]), int(sizes[1])
+    return found
+
+
+def _saved_shapes(config: ResiDualConfig, model: nn.Module) -> dict[str, Shape]:
+    """Name in the base model -> shape of all that an adapter's file holds."""
+    shapes = shapes_of_modules(model, config.modules_to_save)
+    per_unit = config.granularity == "unit"
+    for path, (out_features, in_features) in _linears(config, model).items():
+        counts = config.component_counts[path]
+        gains = StreamSettings(tuple(counts), per_unit).num_gains
+        shapes[f"{path}.{GAINS}"] = (gains,)
+        if config.save_basis:
+            basis = zip(STREAM_BASIS, shapes_for(counts, out_features, in_features), strict=True)
+            shapes |= {f"{path}.{name}": shape for name, shape in basis}
+    return shapes
 
 
 def place_stream(
@@ -70,7 +113,7 @@ def place_stream(
     """Put an adapter into a layer, made around `target` where there is none, and return the layer.
 
     Raises:
-        ResiDualError: `target` cannot be adapted, or the saved adapter does not know it.
+        ResiDualError: `target` cannot be adapted, or the basis is not the saved adapter's.
     """
     if isinstance(target, ResiDualStreamLinear):
         layer = target
@@ -82,11 +125,6 @@ def place_stream(
         asked = asked_components(config, model, path, heads_of(model, path))
         _begin(config, layer, adapter_name, path, asked)
         return layer
-    if path not in config.component_counts:
-        raise ResiDualError(
-            f"the adapter has no component_counts for {path}: it was saved from a model without "
-            "it, or target_modules was edited. Save or download the adapter again."
-        )
     counts = tuple(config.component_counts[path])
     if config.save_basis:
         settings = StreamSettings(counts, per_unit)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from ..bases import Components, UnitBasis
@@ -16,7 +17,7 @@ from ..fingerprint import Fingerprint
 from ..hub import local_directory
 from .config import ResiDualConfig
 from .linears import tower_or_none
-from .loading import SAFETENSORS_WEIGHTS_NAME, check_directory
+from .saved import check_config, check_values
 from .stream_tensors import STREAM_BASIS, room_for
 
 
@@ -104,7 +105,7 @@ def saved_basis(
         directory = local_directory(
             name, what="adapter", allow_patterns=["adapter_config.json", "adapter_model.*"]
         )
-        check_directory(directory)
+        check_config(directory)
         theirs = ResiDualConfig.from_pretrained(str(directory))
     except ResiDualError as error:
         raise ResiDualError(
@@ -130,6 +131,8 @@ def saved_basis(
                 f"the basis of '{name}' lacks {missing[0]}: save or download the adapter again."
             )
         tensors[path] = [found[key] for key in keys]
+        for kind, tensor in zip(STREAM_BASIS, tensors[path], strict=True):
+            check_values(tensor, kind, f"the weights of '{name}'")
     digest = digest_of(tensors)
     if config._awaits_weights and config.basis_digest != digest:
         raise ResiDualError(

@@ -94,7 +94,14 @@ def _parts(weight: Tensor, heads: int) -> Tensor:
 
 def room_for(counts: Sequence[int], out_features: int, in_features: int) -> list[Tensor]:
     """Tensors of `STREAM_BASIS` that wait for a file: NaN, so that one left out is seen."""
+    shapes = shapes_for(counts, out_features, in_features)
+    return [torch.full(shape, float("nan"), device="cpu") for shape in shapes]
+
+
+def shapes_for(
+    counts: Sequence[int], out_features: int, in_features: int
+) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the tensors of `STREAM_BASIS` for a Linear (D, n) and its heads' directions."""
     heads, total = len(counts), sum(counts)
     width = out_features if heads == 1 else min(out_features, in_features // heads)
-    shapes = ((total, width), (in_features,), (total,), (heads,))
-    return [torch.full(shape, float("nan"), device="cpu") for shape in shapes]
+    return ((total, width), (in_features,), (total,), (heads,))

@@ -1,0 +1,98 @@
+"""Where the weights come from of an adapter that PEFT or transformers is putting in.
+
+Both make room for an adapter first and read its weights later, and neither tells the tuner which
+file that will be. What is wrong with the file has to be known before the model is touched, so the
+calls that are under way are asked.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from torch import nn
+from transformers.integrations.peft import PeftAdapterMixin
+
+from .config import ResiDualConfig
+from .saved import SavedWeights, Shape
+
+_WRAPPERS = {"original_module", "modules_to_save"}  # what PEFT's own have inside
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+
+
+def weights_to_come(config: ResiDualConfig) -> SavedWeights | None:
+    """What is about to be loaded into an adapter that waits for its weights, where that is known.
+
+    Raises:
+        ResiDualError: the file is missing, cut short or of another kind.
+    """
+    if config._directory is not None and Path(config._directory).is_dir():
+        return SavedWeights.in_directory(config._directory)
+    source, tensors, options = _under_way()
+    if tensors is not None:
+        return SavedWeights.of(tensors, "the weights for the adapter")
+    if source is None:
+        return None
+    directory = Path(source) / (options.get("subfolder") or "")
+    if directory.is_dir():
+        return SavedWeights.in_directory(directory)
+    return _on_hub(source, options)
+
+
+def _under_way() -> tuple[str | None, Mapping[str, Any] | None, dict[str, Any]]:
+    """Name or path, state dict and options of the innermost call that loads an adapter."""
+    by_peft = {_code(PeftModel.from_pretrained), _code(PeftModel.load_adapter)}
+    by_transformers = _code(PeftAdapterMixin.load_adapter)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        given = frame.f_locals
+        if frame.f_code in by_peft:
+            return str(given["model_id"]), None, dict(given.get("kwargs") or {})
+        if frame.f_code is by_transformers:
+            options = {**(given.get("kwargs") or {}), **(given.get("adapter_kwargs") or {})}
+            chosen = getattr(given.get("load_config"), "download_kwargs", None)
+            options |= dict(chosen or {})
+            source = given.get("peft_model_id")
+            return None if source is None else str(source), given.get("adapter_state_dict"), options
+        frame = frame.f_back
+    return None, None, {}
+
+
+def _code(function: Any) -> CodeType:
+    inner: Any = inspect.unwrap(getattr(function, "__func__", function))
+    code: CodeType = inner.__code__
+    return code
+
+
+def _on_hub(name: str, options: Mapping[str, Any]) -> SavedWeights | None:
+    """The file that PEFT will find in the cache after this; None where the Hub does not give it."""
+    chosen = {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
+    for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME):
+        try:
+            found = hf_hub_download(name, file, **chosen)
+        except (OSError, ValueError):  # PEFT asks again, and says what is wrong
+            continue
+        return SavedWeights.in_directory(Path(found).parent)
+    return None
+
+
+def shapes_of_modules(model: nn.Module, names: Iterable[str] | None) -> dict[str, Shape]:
+    """Name in the base model -> shape of all that an adapter's `modules_to_save` bring along.
+
+    Args:
+        model: the base model, with other adapters or without.
+        names: endings of the modules' paths, as PEFT takes them.
+    """
+    found: dict[str, Shape] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        inside = any(part in _WRAPPERS for part in path.split("."))
+        if inside or not any(path.endswith(name) for name in names or ()):
+            continue
+        own = getattr(module, "original_module", module)
+        found |= {f"{path}.{key}": tuple(value.shape) for key, value in own.state_dict().items()}
+    return found

@@ -1,0 +1,325 @@
+"""A saved adapter's two files, checked before the first part of a model is touched.
+
+PEFT copies whatever an adapter's file holds into the model, and only warns of what is missing.
+"""
+
+import dataclasses
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from torch import Tensor
+
+from ..errors import ResiDualError
+from ..files import (
+    PathLike,
+    TensorFacts,
+    Within,
+    file_size,
+    quoted,
+    read_header,
+    read_object,
+    read_tensors,
+    record_of,
+)
+from ..terminal import short
+
+Shape = tuple[int, ...]
+
+PEFT_PREFIX = "base_model.model."
+TYPE = "RESIDUAL_PEFT"
+LARGEST_GAIN = 1e6
+"""In float32, what a larger gain leaves alone would drown in the rounding of what it scales."""
+LARGEST_VALUE = 1e15  # the squares of contributions still are finite in float32
+_FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+
+Count = Annotated[int, Within(0, 2**20)]
+Names = Annotated[tuple[str, ...], Within(0, 10**5)]
+
+
+@dataclass(frozen=True)
+class _ConfigFile:
+    """The types of what adapter_config.json holds; `ResiDualConfig` knows which values there are.
+
+    Of lists one item by itself will do, as for a user.
+    """
+
+    peft_type: str
+    task_type: str | None = None
+    auto_mapping: dict[str, str | None] | None = None
+    peft_version: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+    mode: str = "readout"
+    units: tuple[str, ...] | str = ()
+    side: str | None = None
+    readout: str | None = None
+    components: int | float | None = None
+    remainder: str = "keep"
+    restore_mean: bool = True
+    granularity: str = "component"
+    gain_init: str = "ones"
+    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
+    basis: str | None = None
+    save_basis: bool = True
+    layers_to_transform: tuple[Count, ...] | Count | None = None
+    unit_pattern: Names | str | None = None
+    component_pattern: dict[str, int | float] | None = None
+    exclude_modules: Names | str | None = None
+    modules_to_save: Names | None = None
+    target_modules: Names | str | None = None
+    layers_pattern: Names | str | None = None
+    init_weights: bool = True
+    component_counts: tuple[Count, ...] | dict[str, tuple[Count, ...]] | None = None
+    fingerprint: dict[str, Any] | None = None
+    basis_digest: str | None = None
+    basis_source: str | None = None
+    num_samples: Annotated[int, Within(1)] | None = None
+
+
+_FIELDS = {field.name for field in dataclasses.fields(_ConfigFile)}
+
+
+def read_config(path: PathLike) -> dict[str, Any]:
+    """Read adapter_config.json: a ResiDual adapter's, every field of its type.
+
+    Nothing is made of it before its `peft_type` is known: others' configs name modules that PEFT
+    imports.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ResiDualError: no JSON, of another method, or a field that is unknown or of another type.
+    """
+    config = read_object(path)
+    kind = config.get("peft_type")
+    if kind != TYPE:
+        raise ResiDualError(
+            f"{quoted(Path(path).parent)} holds an adapter of type {short(kind)}; wanted "
+            f"{TYPE!r}. Load others with PeftModel.from_pretrained."
+        )
+    # what later releases add, and leaves all as it was where it is not asked for
+    others = [name for name, value in config.items() if name not in _FIELDS and value]
+    if others:
+        raise ResiDualError(
+            f"{quoted(path)} has the field {short(others[0])}, which is not known here: it was "
+            "written by a newer release, or by hand. Update residual-peft, or save it again."
+        )
+    known = {name: value for name, value in config.items() if name in _FIELDS}
+    check_types(known, quoted(path))
+    return known
+
+
+def check_types(values: Mapping[str, Any], what: str = "the adapter's config") -> None:
+    """Refuse values of other types than a saved config's.
+
+    Args:
+        values: by field; tuples and sets are lists, as JSON has them.
+        what: where they come from, for messages.
+
+    Raises:
+        ResiDualError: names the field.
+    """
+    plain = {name: _as_json(value) for name, value in values.items() if name in _FIELDS}
+    record_of(plain, _ConfigFile, what)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple | set | frozenset) else value
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """The tensors of an adapter's file, or of a state dict in its place, by name.
+
+    Attributes:
+        what: the words for them in messages.
+        facts: type and shape of each, as its file's header has them.
+        path: of a safetensors file whose values are read when they are needed.
+        held: the values where they are at hand already.
+    """
+
+    what: str
+    facts: dict[str, TensorFacts]
+    path: Path | None = None
+    held: Mapping[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], what: str) -> "SavedWeights":
+        """Those of a state dict."""
+        facts = {}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):
+                raise ResiDualError(f"{what} hold {short(tensor)} as {short(name)}: no tensor.")
+            facts[name] = TensorFacts(str(tensor.dtype).split(".")[-1], tuple(tensor.shape))
+        return cls(what, facts, held=tensors)
+
+    @classmethod
+    def in_directory(cls, directory: PathLike) -> "SavedWeights":
+        """Those of an adapter's directory; of safetensors, only the header is read.
+
+        Raises:
+            ResiDualError: the file is missing, cut short or of another kind.
+        """
+        path = Path(directory) / SAFETENSORS_WEIGHTS_NAME
+        pickled = Path(directory) / WEIGHTS_NAME
+        if not path.is_file() and pickled.is_file():
+            return cls.of(_unpickled(pickled), f"the weights in {quoted(pickled)}")
+        if not path.exists():
+            raise ResiDualError(
+                f"wanted the adapter's weights in {quoted(path)}, which is missing: save or "
+                "download the adapter again."
+            )
+        return cls(f"the weights in {quoted(path)}", read_header(path), path)
+
+    def check(self, wanted: Mapping[str, Shape], path: str | None = None) -> None:
+        """Refuse all but exactly these tensors, of these shapes, with values that make sense.
+
+        Args:
+            wanted: name in the base model -> shape.
+            path: of the one layer in readout mode, which other classes have elsewhere.
+
+        Raises:
+            ResiDualError: a tensor is missing, or foreign, or of another shape or type; values are
+                NaN, infinite or absurd.
+        """
+        places = self._places(path)
+        if foreign := [name for name, place in places.items() if place not in wanted]:
+            raise ResiDualError(
+                f"{self.what} hold {short(foreign[0])}, which is no part of this adapter and would "
+                "change the model itself or another adapter: the file was changed, or is of "
+                "another kind. Save or download it again."
+            )
+        self._check_missing([place for place in wanted if place not in places.values()])
+        for name, place in places.items():
+            facts, last = self.facts[name], _last(place)
+            if facts.shape != wanted[place]:
+                raise ResiDualError(
+                    f"{self.what} have {last} of shape {facts.shape}, and the adapter in the model "
+                    f"has {wanted[place]}: its basis is another one. Load them with "
+                    "PeftModel.from_pretrained on the bare model (is_trainable=True to train on), "
+                    "or fit the same basis first."
+                )
+            if facts.dtype not in _FLOATS:
+                raise ResiDualError(
+                    f"{self.what} have {last} of type {facts.dtype}; wanted floating point "
+                    "numbers: save or download the adapter again."
+                )
+        self._check_values(places)
+
+    def _places(self, path: str | None) -> dict[str, str]:
+        """Name in the file -> name in the base model."""
+        places, owners = {}, set()
+        for name in self.facts:
+            place = name.removeprefix(PEFT_PREFIX)
+            owner, dot, rest = place.rpartition(f".{_MARK}")
+            if path is not None and dot:
+                owners.add(owner)
+                place = f"{path}{dot}{rest}"
+            places[name] = place
+        if len(owners) > 1 or len(set(places.values())) < len(places):
+            raise ResiDualError(
+                f"{self.what} are those of several layers, and this adapter has one: the file was "
+                "changed, or belongs to another adapter. Save or download it again."
+            )
+        return places
+
+    def _check_missing(self, missing: list[str]) -> None:
+        if missing:
+            raise ResiDualError(
+                f"{self.what} lack {', '.join(map(_last, missing))}: the file was changed, belongs "
+                "to another adapter, or was written before heads were stored in head space. Save "
+                "or download it again."
+            )
+
+    def _check_values(self, names: Iterable[str]) -> None:
+        held: Mapping[str, Tensor] | None = self.held
+        if held is None:
+            assert self.path is not None
+            held, _ = read_tensors(self.path)
+        for name in names:
+            check_values(held[name], _last(name), self.what)
+
+
+_MARK = "residual_peft_"
+
+
+def _last(name: str) -> str:
+    """The part of a name that says what a tensor is, without an adapter's name behind it."""
+    return short(name.rpartition(f".{_MARK}")[1][1:] + name.rpartition(f".{_MARK}")[2])[1:-1]
+
+
+def check_values(tensor: Tensor, name: str, what: str) -> None:
+    """Refuse values that no training leaves: NaN, infinite, or beyond what float32 can tell apart.
+
+    Args:
+        tensor: any tensor of an adapter.
+        name: its own, such as "residual_peft_gains".
+        what: the words for the file in messages.
+
+    Raises:
+        ResiDualError: says which.
+    """
+    if tensor.is_meta or not tensor.numel():
+        return
+    if not bool(tensor.isfinite().all()):
+        raise ResiDualError(f"{what} hold NaN or infinite values in {name}: save it again.")
+    name, least, most = name.removeprefix(_MARK), -LARGEST_VALUE, LARGEST_VALUE
+    if name == "gains":
+        least, most = -LARGEST_GAIN, LARGEST_GAIN
+    elif name in ("components", "head_components", "directions"):
+        least, most = -1.1, 1.1  # rows of unit length, in half precision at worst
+    elif name in ("eigenvalues", "total_variance"):
+        least = -1e-3 * float(tensor.abs().max())  # zeros, as they were rounded
+    found = float(tensor.min()), float(tensor.max())
+    if found[0] < least or found[1] > most:
+        raise ResiDualError(
+            f"{what} hold {name} from {found[0]:.3g} to {found[1]:.3g}; wanted {least:.3g} to "
+            f"{most:.3g}: they diverged in training, or the file was changed. Fit or download the "
+            "adapter again."
+        )
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of what `save_pretrained(safe_serialization=False)` wrote."""
+    size = file_size(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            inside = sum(entry.file_size for entry in file.infolist())
+        if inside > size:
+            raise ValueError(f"{inside:,} bytes are packed into {size:,}")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+            raise ValueError("it holds no tensors by name")
+    except (zipfile.BadZipFile, pickle.UnpicklingError, ValueError, RuntimeError, EOFError) as why:
+        raise ResiDualError(
+            f"{quoted(path)} is not a whole file of weights ({short(str(why))}): save or download "
+            "the adapter again, as safetensors."
+        ) from None
+    return found
+
+
+def check_config(directory: PathLike) -> dict[str, Any]:
+    """`read_config` of a directory, whose adapter was saved from a model.
+
+    Raises:
+        ResiDualError: as there, or nothing was ever written back into the config.
+    """
+    path = Path(directory) / CONFIG_NAME
+    config = read_config(path)
+    if config.get("component_counts") is None:
+        raise ResiDualError(
+            f"{quoted(path)} has no component_counts: it was not written by save_pretrained of a "
+            "model. Save the adapter again."
+        )
+    return config
