@@ -14,7 +14,7 @@ def portrait(model: nn.Module) -> dict[str, Any]:
         config = vars(module).get("peft_config")
         active = vars(module).get("_active_adapter", vars(module).get("active_adapter"))
         found[f"module {name}"] = (
-            type(module).__name__,
+            type(module),
             id(module),
             module.training,
             hooks,

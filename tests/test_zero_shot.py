@@ -294,7 +294,11 @@ def test_a_card_that_is_there_is_kept(tmp_path):
     [
         ("residual_classifier.json", None, "it holds no classes"),
         ("residual_classifier.json", b'{"class_names": ["a"', "not JSON"),
-        ("residual_classifier.json", b'{"class_names": ["a"]}', "not a classifier that save_pret"),
+        (
+            "residual_classifier.json",
+            b'{"class_names": ["a", "b"]}',
+            "field templates: want",
+        ),
         ("residual_classifier.safetensors", None, "safetensors', which is missing"),
         ("residual_classifier.safetensors", b"short", "not a whole safetensors file"),
         ("adapter_config.json", None, r"adapter_config\.json', which is missing"),

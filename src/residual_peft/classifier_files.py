@@ -1,32 +1,52 @@
 """What a saved classifier consists of, and the base model that it names."""
 
+import filecmp
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftModel
 from torch import Tensor, nn
 
 from .anatomy import Unit, base_model
 from .cards import MARK, CardFacts, SavedAdapter, adapter_card
+from .classifier_adapters import ADAPTER_TENSORS, Adapters, configs_of
 from .errors import ResiDualError
 from .figures import gains_figure
-from .files import read_json, read_tensors, write_json, write_tensors
-from .hub import ADAPTER_CONFIG, CARD, DEMO_MODEL, RUN_DIRECTORY, known_name, model_directory
+from .files import (
+    Within,
+    quoted,
+    read_header,
+    read_record,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from .hub import (
+    ADAPTER_CONFIG,
+    CARD,
+    DEMO_MODEL,
+    REPORT,
+    RUN_DIRECTORY,
+    known_name,
+    local_directory,
+    model_directory,
+)
 from .model_files import load_model
 from .provenance import SplitRecord
 from .tuner import ResiDualConfig, adapter_basis, gains_by_unit
 
 CLASSIFIER_JSON = "residual_classifier.json"
 CLASSIFIER_TENSORS = "residual_classifier.safetensors"
-ADAPTER_TENSORS = "adapter_model.safetensors"
 FILES = [CLASSIFIER_JSON, CLASSIFIER_TENSORS, ADAPTER_CONFIG, ADAPTER_TENSORS]
 FILES += ["*processor_config.json"]
 FITTED_ON = f"{RUN_DIRECTORY}/fitted_on.txt"
+_DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 FIGURE = "gains.png"
 _WRITERS = {
     "embed": "the patch embedding",
@@ -43,12 +63,37 @@ def origin_of(model: nn.Module) -> tuple[str | None, str]:
     return name and known_name(name), type(base).__name__
 
 
-def write_adapter(model: PeftModel, folder: Path, card_there: Path) -> None:
-    """Let PEFT write its files; a card that a user wrote is kept, and PEFT adds to it."""
-    if card_there.is_file() and not is_ours(card_there):
-        (folder / CARD).write_bytes(card_there.read_bytes())
-    # no vocabulary is adapted, and looking for one asks the Hub
-    model.save_pretrained(folder, save_embedding_layers=False)
+@dataclass(frozen=True)
+class ClassifierRecord:
+    """What residual_classifier.json says.
+
+    Attributes:
+        class_names: C names.
+        templates: prompt templates; empty when unknown.
+        logit_scale: the factor of the cosine.
+        base_model: name of the base model, None when it has none.
+        base_class: its class.
+        dtype: of its weights.
+        adapted: whether there is an adapter.
+        multi_label: whether an image may have several labels.
+        logit_bias: what is added to every logit.
+        split: how the images of a fit were shared out.
+        adapters: name -> folder of every adapter; None in files of before there could be several.
+        active: names of those that count.
+    """
+
+    class_names: Annotated[tuple[str, ...], Within(2, 10**6)]
+    templates: tuple[str, ...]
+    logit_scale: float
+    base_model: str | None
+    base_class: str
+    dtype: str
+    adapted: bool
+    multi_label: bool = False
+    logit_bias: float = 0.0
+    split: SplitRecord | None = None
+    adapters: dict[str, str] | None = None
+    active: tuple[str, ...] = ()
 
 
 def is_ours(card: Path) -> bool:
@@ -71,13 +116,18 @@ def _is_blank(card: str) -> bool:
     return left == [line for line in form.splitlines() if line]
 
 
-def write_classes(folder: Path, record: dict[str, Any], embeddings: Tensor) -> None:
-    """Write class names, templates and embeddings."""
+def write_classes(folder: Path, record: ClassifierRecord, embeddings: Tensor) -> None:
+    """Write class names, templates and embeddings; what is as usual is left out."""
     write_tensors(folder / CLASSIFIER_TENSORS, {"class_embeddings": embeddings})
-    write_json(folder / CLASSIFIER_JSON, record)
+    plain = asdict(record)
+    usual = {f.name: f.default for f in fields(record) if f.default is not MISSING}
+    described = {k: v for k, v in plain.items() if k not in usual or v not in (usual[k], [])}
+    if record.adapters is not None:
+        described["active"] = record.active
+    write_json(folder / CLASSIFIER_JSON, described)
 
 
-def read_classes(directory: Path, name: object) -> tuple[dict[str, Any], Tensor]:
+def read_classes(directory: Path, name: object) -> tuple[ClassifierRecord, Tensor]:
     """Read what `write_classes` wrote.
 
     Args:
@@ -87,41 +137,88 @@ def read_classes(directory: Path, name: object) -> tuple[dict[str, Any], Tensor]
     Raises:
         ResiDualError: a file is missing, cut short or of another kind.
     """
+    record = read_described(directory, name)
+    path = directory / CLASSIFIER_TENSORS
+    facts = read_header(path).get("class_embeddings")
+    if facts is None:
+        raise ResiDualError(f"{quoted(path)} holds no class_embeddings.")
+    if len(facts.shape) != 2 or facts.shape[0] != len(record.class_names):
+        raise ResiDualError(
+            f"{quoted(path)} holds class_embeddings of shape {facts.shape} for "
+            f"{len(record.class_names)} classes: the files do not belong together. Save or "
+            "download the classifier again."
+        )
+    tensors, _ = read_tensors(path)
+    embeddings = tensors["class_embeddings"]
+    if not embeddings.is_floating_point():
+        raise ResiDualError(f"{quoted(path)} holds class_embeddings of {embeddings.dtype}.")
+    return record, embeddings.clone()  # and not mapped to a file that may be written anew
+
+
+def read_described(directory: Path, name: object) -> ClassifierRecord:
+    """The record alone, of a directory that the user calls `name`.
+
+    Raises:
+        ResiDualError: it is missing or of another kind.
+    """
     path = directory / CLASSIFIER_JSON
     if not path.is_file():
         raise ResiDualError(
             f"'{name}' has no {CLASSIFIER_JSON}: it holds no classes. Load the adapter with "
             "PeftModel.from_pretrained and name the classes with ZeroShotClassifier.from_text."
         )
-    record = read_json(path)
-    wanted = {"class_names", "templates", "logit_scale", "base_model", "base_class", "dtype"}
-    if not isinstance(record, dict) or not wanted | {"adapted"} <= record.keys():
-        raise ResiDualError(f"'{path}' is not a classifier that save_pretrained wrote.")
-    tensors, _ = read_tensors(directory / CLASSIFIER_TENSORS)
-    if "class_embeddings" not in tensors:
-        raise ResiDualError(f"'{directory / CLASSIFIER_TENSORS}' holds no class_embeddings.")
-    return record, tensors["class_embeddings"]
+    return read_record(path, ClassifierRecord)
 
 
-def split_of(record: dict[str, Any]) -> SplitRecord | None:
-    """How a saved classifier's images were shared out; of older files, and without a fit, None.
+def local_classifier(
+    name_or_path: str | os.PathLike[str], revision: str | None = None, token: str | None = None
+) -> Path:
+    """The local directory of a classifier, downloaded with all adapters that its record names.
 
     Raises:
-        ResiDualError: the record is of another kind.
+        ResiDualError: it is not to be had; says why.
     """
-    found = record.get("split")
-    if found is None:
-        return None
+    options: dict[str, Any] = {"what": "adapter", "revision": revision, "token": token}
+    directory = local_directory(name_or_path, allow_patterns=FILES, **options)
+    if Path(name_or_path).expanduser().is_dir() or not (directory / CLASSIFIER_JSON).is_file():
+        return directory
+    record = read_described(directory, name_or_path)
+    places = [folder for folder in (record.adapters or {}).values() if folder]
+    if not places:
+        return directory
+    more = [f"{place}/{file}" for place in places for file in (ADAPTER_CONFIG, ADAPTER_TENSORS)]
+    return local_directory(name_or_path, allow_patterns=FILES + more, **options)
+
+
+def of_the_old(folder: Path, target: Path) -> list[str]:
+    """What in `target` belongs to the classifier that is about to be replaced.
+
+    Its adapters' folders; and the record of its fit and the report on it, unless `folder` holds the
+    same adapter and classes.
+
+    Args:
+        folder: what takes the place of `target`'s files.
+        target: where the classifier is saved.
+    """
+    kept = all(
+        _same_content(folder / file, target / file)
+        for file in (ADAPTER_TENSORS, CLASSIFIER_TENSORS)
+    )
+    gone = [] if kept else [RUN_DIRECTORY, REPORT, FIGURE]
     try:
-        split = SplitRecord(**found)
-        shares = {str(part): float(share) for part, share in split.shares.items()}
-        images = {str(part): int(count) for part, count in split.images.items()}
-        return SplitRecord(str(split.digest), int(split.seed), shares, images)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ResiDualError(
-            f"the classifier's record of its split is of another kind ({error}); save the "
-            "classifier again."
-        ) from None
+        record = read_described(target, target)
+    except ResiDualError:  # whatever it was
+        return gone
+    places = [place for place in (record.adapters or {}).values() if place]
+    return gone + [
+        f"{place}/{file}" for place in places for file in (ADAPTER_CONFIG, ADAPTER_TENSORS)
+    ]
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    if one.is_file() and other.is_file():
+        return filecmp.cmp(one, other, shallow=False)
+    return one.exists() == other.exists()
 
 
 def write_fitted_on(folder: Path, target: Path, digests: Sequence[str]) -> None:
@@ -155,13 +252,14 @@ def read_fitted_on(directory: Path) -> tuple[str, ...]:
     return tuple(digest.decode() for digest in digests)
 
 
-def label_settings(record: dict[str, Any]) -> dict[str, Any]:
-    """How a saved classifier takes labels, as its constructor does; of older files, one each."""
-    return {key: record[key] for key in ("multi_label", "logit_bias") if key in record}
+def settings_of(record: ClassifierRecord) -> dict[str, Any]:
+    """A saved classifier's scale, templates and labels, as its constructor takes them."""
+    names = ("logit_scale", "templates", "multi_label", "logit_bias")
+    return {name: getattr(record, name) for name in names}
 
 
 def write_card(
-    model: nn.Module, folder: Path, record: dict[str, Any], facts: CardFacts, location: str
+    model: nn.Module, folder: Path, record: ClassifierRecord, facts: CardFacts, location: str
 ) -> None:
     """Write README.md and, for gains that lie in layers, the picture of them beside it.
 
@@ -173,20 +271,21 @@ def write_card(
         location: directory or Hub id that the card's example loads from.
     """
     adapter: dict[str, Any] = {"method": None}
-    if isinstance(model, PeftModel):
-        saved = "default" if "default" in model.peft_config else next(iter(model.peft_config))
-        config = model.peft_config[saved]
+    if record.adapters:
+        saved = Adapters(record.adapters, record.active).main
+        config = configs_of(model)[saved]
         adapter = {"method": getattr(config.peft_type, "value", config.peft_type)}
         if isinstance(config, ResiDualConfig):
             adapter |= _describe(model, saved, config, folder)
     card = adapter_card(
         SavedAdapter(
             location=location,
-            base_model=record["base_model"],
-            base_class=record["base_class"],
-            class_names=record["class_names"],
-            templates=record["templates"],
-            **label_settings(record),
+            base_model=record.base_model,
+            base_class=record.base_class,
+            class_names=record.class_names,
+            templates=record.templates,
+            multi_label=record.multi_label,
+            logit_bias=record.logit_bias,
             **adapter,
         ),
         facts,
@@ -194,7 +293,7 @@ def write_card(
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _describe(model: PeftModel, name: str, config: ResiDualConfig, folder: Path) -> dict[str, Any]:
+def _describe(model: nn.Module, name: str, config: ResiDualConfig, folder: Path) -> dict[str, Any]:
     """What a card says of an adapter of ours; its gains are drawn where they have places."""
     suffix = f"residual_peft_gains.{name}"
     gains = sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix))
@@ -213,7 +312,7 @@ def _describe(model: PeftModel, name: str, config: ResiDualConfig, folder: Path)
 
 
 def _variance(
-    model: PeftModel, name: str, config: ResiDualConfig
+    model: nn.Module, name: str, config: ResiDualConfig
 ) -> dict[Unit, list[float]] | None:
     """What each gain of an adapter scales; None with one gain per unit."""
     if config.granularity == "unit":
@@ -232,22 +331,35 @@ def _effect_of(config: ResiDualConfig) -> str:
     return f"{part}what {writers} writes to the image embedding"
 
 
-def load_base(record: dict[str, Any], token: str | None) -> nn.Module:
+def load_base(record: ClassifierRecord, token: str | None, *, is_local: bool = True) -> nn.Module:
     """Load the base model that a record names, in the dtype that it names.
+
+    Args:
+        record: may come from anybody.
+        token: for private repositories.
+        is_local: whether the record lies on this machine, where a path may mean something; one
+            from the Hub can only name a model there.
 
     Raises:
         ResiDualError: it names none, or none that is there.
     """
-    name, kind = record["base_model"], record["base_class"]
-    cls = getattr(transformers, str(kind), None)
-    if not name or not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    name, kind = record.base_model, record.base_class
+    cls = getattr(transformers, kind, None) if kind.isidentifier() else None
+    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if not name or not known or record.dtype not in _DTYPES:
         raise ResiDualError(
-            f"the adapter does not say which base model to load (name {name!r}, class {kind!r}); "
-            "pass it: from_pretrained(directory, model=...)."
+            f"the adapter does not say which base model to load (name {name!r}, class {kind!r}, "
+            f"dtype {record.dtype!r}); pass it: from_pretrained(directory, model=...)."
+        )
+    if not _is_named(name, is_local):
+        raise ResiDualError(
+            f"the adapter names its base model by {name!r}, a place on the machine where it was "
+            "made; load the model from wherever you have it, and pass it: "
+            "from_pretrained(directory, model=...)."
         )
     directory = model_directory(name, what="base model", token=token)
     try:
-        model, _ = load_model(cls, directory, getattr(torch, record["dtype"]))
+        model, _ = load_model(cls, directory, _DTYPES[record.dtype])
     except ResiDualError as error:
         raise ResiDualError(
             f"could not load the base model '{name}' as {kind} ({str(error).rstrip('.')})."
@@ -255,3 +367,14 @@ def load_base(record: dict[str, Any], token: str | None) -> nn.Module:
     if name != DEMO_MODEL:  # as in `load_backbone`
         model.name_or_path = model.config._name_or_path = name
     return model
+
+
+def _is_named(name: str, is_local: bool) -> bool:
+    """Whether a base model is named in a way that leads where its author meant it to.
+
+    `save_pretrained` writes ids of the Hub and whole paths; "../x" means another place in every
+    working directory.
+    """
+    if os.path.isabs(name):
+        return is_local
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None

@@ -19,10 +19,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .anatomy import base_model, find_tower
-from .classifier_files import FILES, label_settings, load_base, origin_of, read_classes
+from .classifier_adapters import check_adapter, saved_adapters
+from .classifier_files import (
+    ClassifierRecord,
+    load_base,
+    local_classifier,
+    origin_of,
+    read_classes,
+    read_described,
+    settings_of,
+)
 from .decomposition import batch_size, checked_inputs, evaluating, run_tower
 from .errors import ResiDualError
-from .hub import local_directory
 from .images import ImageLike, image_list, load_image_processor, pixel_values
 from .predictions import Prediction, predictions_of
 from .taps import Capture
@@ -43,6 +51,7 @@ from .tuner import (
 )
 from .tuner.mixing import BASE, each_its_own, giving_names
 from .tuner.readout import readouts
+from .tuner.snapshot import unchanged_if_refused
 from .zero_shot import ZeroShotClassifier, pixel_batches
 
 BLOCK = 25
@@ -159,8 +168,10 @@ class TaskSet:
                 "TaskSet.from_pretrained({'one name': path, 'another': path})."
             )
         if model is None:
-            first = _local(wanted[0][1], None, token)
-            model = load_base(read_classes(first, wanted[0][1])[0], token).eval()
+            path = wanted[0][1]
+            record = read_described(local_classifier(path, None, token), path)
+            is_local = Path(path).expanduser().is_dir()
+            model = load_base(record, token, is_local=is_local).eval()
         tasks = cls(model if device is None else model.to(device))
         for name, path in wanted:
             tasks.add(name, path, token=token)
@@ -474,33 +485,54 @@ class TaskSet:
         self, name: str, source: NameOrPath, revision: str | None, token: str | None
     ) -> _Task:
         """A task from a directory or a Hub id, its adapter in the model."""
-        directory = _local(source, revision, token)
+        directory = local_classifier(source, revision, token)
         record, embeddings = read_classes(directory, source)
         processor = None
         if any(directory.glob("*processor_config.json")):
             processor = load_image_processor(directory)
         self._check_processor(name, processor)
-        adapter = None
-        if record["adapted"]:
-            check_directory(directory)
-            config = ResiDualConfig.from_pretrained(str(directory))
-            _check_kind(name, config)
-            adapter = self._put_in(name, directory)
-        elif (record["base_model"], record["base_class"]) != (found := origin_of(self.model)):
-            raise ResiDualError(
-                f"the task {name!r} has no adapter and belongs to {record['base_model']!r} "
-                f"({record['base_class']}), and this set's model is {found[0]!r} ({found[1]})."
-            )
-        classifier = ZeroShotClassifier(
-            self.model,
-            record["class_names"],
-            embeddings,
-            logit_scale=record["logit_scale"],
-            templates=record["templates"],
-            image_processor=processor,
-            **label_settings(record),
-        )
+        place = self._place_of(name, record, directory)
+        before = self.model
+        with unchanged_if_refused(before):
+            try:
+                adapter = None if place is None else self._put_in(name, place)
+                classifier = ZeroShotClassifier(
+                    self.model,
+                    record.class_names,
+                    embeddings,
+                    image_processor=processor,
+                    **settings_of(record),
+                )
+            except BaseException:
+                self.model = before
+                raise
         return _Task(classifier, adapter, owned=adapter is not None)
+
+    def _place_of(self, name: str, record: ClassifierRecord, directory: Path) -> Path | None:
+        """Where the one adapter lies that changes what a saved classifier says; None without."""
+        adapters = saved_adapters(record, directory)
+        found = []
+        for adapter in adapters.active:
+            place = directory / adapters.folders[adapter]
+            check_adapter(place)
+            check_directory(place)
+            config = ResiDualConfig.from_pretrained(str(place))
+            _check_kind(name, config)
+            side = find_tower(base_model(self.model), config.side).side
+            if side == find_tower(self.model).side:  # a text adapter changes no image
+                found.append(place)
+        if len(found) > 1:
+            raise ResiDualError(
+                f"the task {name!r} has {len(found)} adapters active at once, and a set answers "
+                "with one for each task; predict with ZeroShotClassifier."
+            )
+        own = record.base_model, record.base_class
+        if not found and own != (mine := origin_of(self.model)):
+            raise ResiDualError(
+                f"the task {name!r} has no adapter and belongs to {own[0]!r} ({own[1]}), and this "
+                f"set's model is {mine[0]!r} ({mine[1]})."
+            )
+        return found[0] if found else None
 
     def _put_in(self, name: str, directory: Path) -> str:
         """Load an adapter beside those of the model, under the task's name where PEFT takes it."""
@@ -512,10 +544,6 @@ class TaskSet:
         mode = self.model.training
         try:
             self.model = load_adapter(self.model, directory, adapter)
-        except Exception:
-            if adapter in _configs(self.model):
-                self._take_out(adapter)
-            raise
         finally:  # PEFT puts all of it into eval mode
             for module in self.model.modules():
                 module.training = training.get(module, mode)
@@ -565,12 +593,6 @@ def _keeping(layer: ResiDualReadout) -> Iterator[_Keep]:
 
 def _moved(task: _Task, block: int, place: int) -> _Task:
     return _Task(task.classifier, task.adapter, task.owned, block, place)
-
-
-def _local(source: NameOrPath, revision: str | None, token: str | None) -> Path:
-    return local_directory(
-        source, what="adapter", allow_patterns=FILES, revision=revision, token=token
-    )
 
 
 def _configs(model: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from .analysis import AdapterExplanation, TextDictionary, explain_adapter
-from .classifier_files import ADAPTER_TENSORS, origin_of
+from .classifier_adapters import ADAPTER_TENSORS
+from .classifier_files import origin_of
 from .coordinates import Coordinates
 from .describing import words_for
 from .evaluation import Evaluation

@@ -8,7 +8,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,25 @@ from .backbones import has_text
 from .cards import CardFacts
 from .class_means import class_means
 from .class_names import check_class_names, check_templates
+from .classifier_adapters import Adapters, load_adapters, saved_adapters, write_adapters
 from .classifier_files import (
-    ADAPTER_TENSORS,
-    FILES,
+    ClassifierRecord,
     is_ours,
-    label_settings,
     load_base,
+    local_classifier,
+    of_the_old,
     origin_of,
     read_classes,
     read_fitted_on,
-    split_of,
-    write_adapter,
+    settings_of,
     write_card,
     write_classes,
     write_fitted_on,
 )
 from .decomposition import read_tokens
 from .errors import ResiDualError
-from .files import atomic_directory, read_json, read_tensors
-from .hub import ADAPTER_CONFIG, CARD, local_directory, push_directory
+from .files import atomic_directory
+from .hub import CARD, push_directory
 from .images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
 from .predictions import Prediction as Prediction
 from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
@@ -48,9 +47,11 @@ from .prompts import DEFAULT_TEMPLATES, embed_classes
 from .provenance import SplitRecord
 from .reading import reading
 from .rows import Rows
+from .tuner.snapshot import unchanged_if_refused
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
 USUAL_LOGIT_SCALE = 100.0
+LARGEST_LOGIT_SCALE = 1e6
 
 
 class ZeroShotClassifier:
@@ -94,6 +95,11 @@ class ZeroShotClassifier:
         self.fitted_on: tuple[str, ...] = ()
         if not math.isfinite(self.logit_bias):
             raise ResiDualError(f"wanted a finite logit_bias, got {logit_bias}.")
+        if not 0 < self.logit_scale <= LARGEST_LOGIT_SCALE:
+            raise ResiDualError(
+                f"wanted a logit_scale above 0 and up to {LARGEST_LOGIT_SCALE:g}, got "
+                f"{self.logit_scale}."
+            )
         width = find_tower(model).readout_width
         if class_embeddings.shape != (len(self.class_names), width):
             raise ResiDualError(
@@ -106,6 +112,11 @@ class ZeroShotClassifier:
         embeddings = class_embeddings.detach()
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         lengths = embeddings.norm(dim=-1, keepdim=True)
+        if not (lengths.isfinite() & (lengths > 0)).all():
+            raise ResiDualError(
+                "wanted class embeddings with a direction, got one of length "
+                f"{float(lengths.min()) or float(lengths.max())}."
+            )
         if (lengths - 1).abs().max() > 1e-5:  # else they stay bit for bit what was saved
             embeddings = functional.normalize(embeddings, dim=-1)
         self.class_embeddings = embeddings.to(self.device)
@@ -356,24 +367,16 @@ class ZeroShotClassifier:
             card: what the model card says beyond what the adapter knows: dataset, metrics, licence.
             location: what the card's example loads from; the directory's name when None.
         """
-        target, (name, kind) = Path(directory), origin_of(self.model)
-        record = {
-            "class_names": list(self.class_names),
-            "templates": list(self.templates),
-            "logit_scale": self.logit_scale,
-            "base_model": name,
-            "base_class": kind,
-            "dtype": str(next(base_model(self.model).parameters()).dtype).split(".")[-1],
-            "adapted": isinstance(self.model, PeftModel),
-        }
-        if self.multi_label or self.logit_bias:  # absent otherwise, and from older files
-            record |= {"multi_label": self.multi_label, "logit_bias": self.logit_bias}
-        if self.split is not None:
-            record["split"] = asdict(self.split)
+        target, adapters = Path(directory), Adapters.of(self.model)
+        record = self._described(adapters)
         there = target / CARD
-        with atomic_directory(target) as folder:
-            if isinstance(self.model, PeftModel):
-                write_adapter(self.model, folder, there)
+        old: list[str] = []
+        with atomic_directory(target, gone=old) as folder:
+            if there.is_file() and not is_ours(there):
+                (folder / CARD).write_bytes(there.read_bytes())
+                if isinstance(self.model, PeftModel):  # it says there what PEFT's cards say
+                    self.model.create_or_update_model_card(str(folder))
+            write_adapters(self.model, adapters, folder)
             if self.image_processor is not None:
                 self.image_processor.save_pretrained(folder)
             write_classes(folder, record, self.class_embeddings)
@@ -381,7 +384,25 @@ class ZeroShotClassifier:
             if not there.is_file() or is_ours(there):
                 where = location or target.resolve().name
                 write_card(self.model, folder, record, card or CardFacts(), where)
+            old += of_the_old(folder, target)
         return target
+
+    def _described(self, adapters: Adapters) -> ClassifierRecord:
+        name, kind = origin_of(self.model)
+        return ClassifierRecord(
+            class_names=self.class_names,
+            templates=self.templates,
+            logit_scale=self.logit_scale,
+            base_model=name,
+            base_class=kind,
+            dtype=str(next(base_model(self.model).parameters()).dtype).split(".")[-1],
+            adapted=bool(adapters.folders),
+            multi_label=self.multi_label,
+            logit_bias=self.logit_bias,
+            split=self.split,
+            adapters=dict(adapters.folders) if adapters.folders else None,
+            active=adapters.active,
+        )
 
     def push_to_hub(
         self,
@@ -445,33 +466,26 @@ class ZeroShotClassifier:
         Raises:
             ResiDualError: a directory, file or base model is missing, cut short or of another kind.
         """
-        directory = local_directory(
-            name_or_path,
-            what="adapter",
-            allow_patterns=FILES,
-            revision=revision,
-            token=token,
-        )
+        directory = local_classifier(name_or_path, revision, token)
         record, embeddings = read_classes(directory, name_or_path)
-        if model is None:
-            model = load_base(record, token)
-        if record["adapted"]:
-            read_json(directory / ADAPTER_CONFIG)
-            read_tensors(directory / ADAPTER_TENSORS)  # PEFT has no clear word for a file cut short
-            model = PeftModel.from_pretrained(model, directory, is_trainable=is_trainable)
+        adapters = saved_adapters(record, directory)
         processor = None
         if any(directory.glob("*processor_config.json")):
             processor = load_image_processor(directory)
-        classifier = cls(
-            model.train(is_trainable),
-            record["class_names"],
-            embeddings,
-            logit_scale=record["logit_scale"],
-            templates=record["templates"],
-            image_processor=processor,
-            **label_settings(record),
-        )
-        classifier.split, classifier.fitted_on = split_of(record), read_fitted_on(directory)
+        if model is None:
+            is_local = Path(name_or_path).expanduser().is_dir()
+            model = load_base(record, token, is_local=is_local)
+        with unchanged_if_refused(model):
+            if adapters.folders:
+                model = load_adapters(model, adapters, directory, is_trainable=is_trainable)
+            classifier = cls(
+                model.train(is_trainable),
+                record.class_names,
+                embeddings,
+                image_processor=processor,
+                **settings_of(record),
+            )
+        classifier.split, classifier.fitted_on = record.split, read_fitted_on(directory)
         return classifier if device is None else classifier.to(device)
 
 

@@ -7,6 +7,7 @@ killed before that moment leaves the old files, and whoever is killed after it t
 `whole_directory`, by which every loader of this package comes in, finishes the work first.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -25,6 +26,7 @@ from .faults import disk_faults
 from .looking import PathLike, quoted
 
 _SAVE = ".residual-peft-save-"
+_GONE = ".residual-peft-gone"  # in a save: what goes with it, one name a line
 _LONE_HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -53,11 +55,16 @@ def atomic_file(path: PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: PathLike) -> Iterator[Path]:
+def atomic_directory(path: PathLike, gone: list[str] | None = None) -> Iterator[Path]:
     """Yield a temporary directory whose files move into `path` once the block has succeeded.
 
     Files already in `path` stay, unless one of the same name replaces them. Killed at any moment,
     it leaves the old files or, for `whole_directory`, the new ones: never some of each.
+
+    Args:
+        path: the directory, made if missing.
+        gone: paths within `path` of files and folders that belong to the old files and go with
+            them, except for what the new ones have there; read when the block has succeeded.
 
     Raises:
         ResiDualError: the disk does not take them, or something of another kind is in the way;
@@ -79,6 +86,8 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
+            if gone and not is_new:
+                (temporary / _GONE).write_text("\n".join(gone), "utf-8")
             _open_to_others(temporary)
             _appear(temporary, target)
         finally:
@@ -183,6 +192,7 @@ def _finish_all(target: Path) -> None:
 def _finish(save: Path, target: Path) -> None:
     """Put the files of a whole save in their places; two processes may do so at once."""
     try:
+        _remove_old(save, target)
         for source in _files_in(save):
             destination = target / source.relative_to(save)
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +210,37 @@ def _finish(save: Path, target: Path) -> None:
             raise
 
 
+def _remove_old(save: Path, target: Path) -> None:
+    """Remove what a save says belongs to the files before it, and folders that get empty."""
+    said = save / _GONE
+    if not said.is_file() or said.is_symlink():
+        return
+    for name in said.read_text("utf-8", errors="replace").split("\n"):
+        parts = Path(name).parts
+        place = target.joinpath(*parts)
+        above = [target.joinpath(*parts[:depth]) for depth in range(1, len(parts))]
+        # a save may lie in a stranger's folder, and tells of files in that folder alone
+        if (
+            not parts
+            or Path(name).is_absolute()
+            or ".." in parts
+            or any(map(Path.is_symlink, above))
+        ):
+            continue
+        inside = _files_in(place) if place.is_dir() and not place.is_symlink() else [place]
+        for file in inside:
+            if not file.is_dir() and not (save / file.relative_to(target)).exists():
+                file.unlink(missing_ok=True)
+        folders = [p for p in place.rglob("*") if p.is_dir()] if place.is_dir() else []
+        for folder in [*sorted(folders, reverse=True), place, *reversed(above)]:
+            _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def _same_file(source: Path, destination: Path) -> None:
     # a link takes no room, and the save stays whole until all its files are in place
     try:
@@ -209,7 +250,8 @@ def _same_file(source: Path, destination: Path) -> None:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    return sorted(p for p in found if p.name != _GONE)
 
 
 def _check_way(source: Path, target: Path) -> None:

@@ -16,8 +16,8 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
-        self._states: list[tuple[nn.Module, dict[str, Any]]] = [
-            (module, dict(vars(module))) for module in modules
+        self._states: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = [
+            (module, type(module), dict(vars(module))) for module in modules
         ]
         self._contents: dict[int, tuple[Any, Any]] = {}
         for module in modules:
@@ -32,7 +32,8 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put every module back; what was put in since is forgotten."""
-        for module, state in self._states:
+        for module, kind, state in self._states:
+            module.__class__ = kind
             vars(module).clear()
             vars(module).update(state)
         for held, content in self._contents.values():  # in place: handles of hooks refer to them
