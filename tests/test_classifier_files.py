@@ -116,7 +116,7 @@ def test_a_record_of_images_of_another_kind_is_refused(backbone, tmp_path):
 
 
 def test_a_form_that_peft_left_is_no_card_of_the_users(backbone, tmp_path):
-    """It names the base model by its directory, which the Hub refuses; a word in it makes it his."""
+    """It names the base model by its directory, which the Hub refuses; one edit makes it his."""
     made = classifier_of(backbone, ResiDualConfig(components=2))
     made.model.save_pretrained(tmp_path)
     assert "[More Information Needed]" in (tmp_path / "README.md").read_text()
