@@ -93,6 +93,38 @@ def test_words_stand_below_what_they_describe() -> None:
     assert "which end is which" not in text(made)
 
 
+def test_what_speaks_against_a_fit_is_said() -> None:
+    shown = text(record())
+    for words in ("of those recognised", "always the largest", "What speaks", "left out"):
+        assert words not in shown
+    facts = replace(
+        record().facts,
+        train_accuracy=0.987,
+        largest_class=0.4,
+        skipped=3,
+        repeated=1,
+        findings=("the adapted model is <not> better.", "so much for that."),
+    )
+    shown = text(replace(record(), facts=facts))
+    assert "of those recognised 98.7 %" in shown
+    assert "always the largest class 40.0 %" in shown
+    assert "What speaks against it The adapted model is <not> better. So much for that." in shown
+    assert "3 images could not be read and left out" in shown
+    assert "1 test image left out of the score as trained on" in shown
+
+
+def test_a_fit_hands_what_it_found_to_its_report(tmp_path: Path) -> None:
+    save_clip(tmp_path / "model")
+    found = fit_adapter(
+        str(tmp_path / "model"), images(60), tmp_path / "out", templates=["a {}."], words=()
+    )
+    facts = RunRecord.load(tmp_path / "out").facts
+    assert facts.train_accuracy == found.train["accuracy"]
+    assert facts.largest_class == found.largest_class
+    assert (facts.skipped, facts.repeated) == (len(found.skipped), found.repeated)
+    assert facts.findings == found.findings
+
+
 def test_page_and_picture_show_the_same_mean_gains(tmp_path: Path, monkeypatch) -> None:
     """Of wild gains, whose plain mean is far from the one that is weighted by variance."""
     save_clip(tmp_path / "model")

@@ -294,6 +294,11 @@ def _save(
                 fitting_seconds=report.fitting_seconds,
                 images_read=done.images_read,
                 strength=report.strength,
+                train_accuracy=report.train["accuracy"],
+                largest_class=report.largest_class,
+                skipped=len(images.skipped),
+                repeated=report.repeated,
+                findings=report.findings,
             )
             record = record_run(
                 classifier, images.test, done.before, done.after, facts, done.rows, dictionary

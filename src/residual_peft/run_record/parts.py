@@ -33,6 +33,12 @@ class RunFacts:
         cores: how many of it.
         versions: package -> its version.
         date: of the fit, such as "2026-01-31".
+        train_accuracy: with the adapter, on the images that it was fitted on.
+        largest_class: the accuracy on the test images of always answering the class that most
+            training images have.
+        skipped: images that could not be read, and were left out.
+        repeated: test images that were trained on as well, and were left out of the score.
+        findings: what the numbers say against the fit, a sentence each.
         title: the report's heading; made from the dataset when None.
     """
 
@@ -55,11 +61,17 @@ class RunFacts:
     cores: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str | None = None
+    train_accuracy: float | None = None
+    largest_class: float | None = None
+    skipped: int | None = None
+    repeated: int | None = None
+    findings: tuple[str, ...] = ()
     title: str | None = None
 
     def __post_init__(self) -> None:
         numbers: list[float | None] = [self.trained, self.seed, self.encoding_seconds]
         numbers += [self.fitting_seconds, self.images_read, self.strength, self.adapter_bytes]
+        numbers += [self.train_accuracy, self.largest_class, self.skipped, self.repeated]
         numbers += [self.cores, *self.splits.values()]
         if bad := [n for n in numbers if n is not None and not isinstance(n, int | float)]:
             raise ResiDualError(f"wanted numbers among the facts of a fit, got {bad[0]!r}.")
