@@ -30,6 +30,8 @@ CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 RUN_DIRECTORY = "run"
 """Where a fit leaves its record, pictures of the user's images included; never pushed."""
+SKIPPED = "skipped.csv"
+"""The images of a fit that could not be read, by their files' names; never pushed."""
 REPORT = "report.html"
 """The report on a fit, pictures included; pushed when asked for."""
 _LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass token="
@@ -212,7 +214,7 @@ def _with_known_base(path: Path) -> bytes:
 
 
 def _files_of(root: Path, with_report: bool) -> Iterator[Path]:
-    private = {RUN_DIRECTORY} if with_report else {RUN_DIRECTORY, REPORT}
+    private = {RUN_DIRECTORY, SKIPPED} if with_report else {RUN_DIRECTORY, SKIPPED, REPORT}
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         if parts[0] in private or any(p.startswith((".", "checkpoint-")) for p in parts):

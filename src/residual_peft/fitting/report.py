@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..data import SkippedImage, write_skipped
 from ..evaluation import Evaluation
+from ..hub import SKIPPED
 from ..metrics import accuracy_interval, difference_interval
 from ..solvers import STRENGTHS
 
@@ -190,7 +191,3 @@ def write_skipped_beside(folder: Path, skipped: Sequence[SkippedImage]) -> None:
         write_skipped(folder / SKIPPED, skipped)
     else:
         (folder / SKIPPED).unlink(missing_ok=True)
-
-
-SKIPPED = "skipped.csv"
-"""Beside an adapter: the images of its fit that could not be read; never pushed."""

@@ -15,7 +15,7 @@ from ..data import ImageData, load_data
 from ..describing import dictionary_if_any
 from ..errors import ResiDualError
 from ..files import atomic_directory
-from ..hub import CARD, REPORT, RUN_DIRECTORY
+from ..hub import CARD, REPORT, RUN_DIRECTORY, SKIPPED
 from ..images import PICTURE_SUFFIXES
 from ..places import check_place
 from ..prompts import DEFAULT_TEMPLATES
@@ -26,7 +26,6 @@ from ..zero_shot import ZeroShotClassifier
 from .keeping import Keeping, keeping
 from .reading import Options, Pass, check_skipped, settings_of
 from .report import (
-    SKIPPED,
     FitReport,
     findings_of,
     interval_of,
