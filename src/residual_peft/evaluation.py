@@ -32,6 +32,8 @@ class Evaluation:
     class_names: tuple[str, ...]
     logits: Tensor  # (N, C)
     labels: Tensor  # (N,), or (N, C)
+    index: Tensor | None = None  # the images' rows in their split (N,); None: all, in order
+    skipped: tuple[tuple[int, str, str], ...] = ()  # row, file and reason of unreadable images
 
     @property
     def multi_label(self) -> bool:
@@ -69,7 +71,8 @@ def evaluate(
     dataset: Dataset | ProcessedImages,
     *,
     batch_size: int = 64,
-    num_workers: int = 0,
+    num_workers: int | None = None,
+    skip: bool = False,
     name: str = "the dataset",
     progress: Progress = False,
 ) -> Evaluation:
@@ -79,7 +82,8 @@ def evaluate(
         classifier: what to evaluate; its model is put into eval mode meanwhile.
         dataset: a split of `load_data`, or its `ProcessedImages`.
         batch_size: images per forward pass.
-        num_workers: processes that decode images.
+        num_workers: processes that decode images, as for `batches`.
+        skip: leave out images that cannot be read; `Evaluation.skipped` lists them.
         name: what to call the split in messages.
         progress: True for a bar, or what to call after each batch with its number of images.
 
@@ -96,9 +100,10 @@ def evaluate(
         classifier.image_processor,
         batch_size=batch_size,
         num_workers=num_workers,
+        skip=skip,
         name=name,
     )
-    logits, labels = Rows(len(dataset)), Rows(len(dataset))
+    logits, labels, rows = Rows(len(dataset)), Rows(len(dataset)), Rows(len(dataset))
     passed = reading(
         classifier.model,
         None,
@@ -110,7 +115,15 @@ def evaluate(
     )
     for seen in passed:
         assert seen.labels is not None
+        assert seen.index is not None
         classifier.check_labels(seen.labels)
         logits.add(classifier.logits(seen.readout))
         labels.add(seen.labels)
-    return Evaluation(classifier.class_names, logits.joined(), labels.joined())
+        rows.add(seen.index)
+    return Evaluation(
+        classifier.class_names,
+        logits.joined(),
+        labels.joined(),
+        rows.joined(),
+        tuple(loader.skipped),
+    )

@@ -140,6 +140,7 @@ def to_rgb(image: ImageLike, name: str = "the image", *, least: int | None = Non
         image.load()
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
+        _check_shape(image, name, least)
         return _pil_to_rgb(image, name)
     except ResiDualError:
         raise
@@ -247,8 +248,20 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise UnreadableImage(
             f"{name} has {width} x {height} pixels, more than the {limit:,} that are read: make it "
             "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS.",
-            name.strip("'"),
+            _bare(name),
             f"{width} x {height} pixels are more than {limit:,}",
+        )
+
+
+def _check_shape(image: Image.Image, name: str, least: int | None) -> None:
+    """Refuse a strip whose shorter side would make a processor blow it up beyond all bounds."""
+    short, long = min(image.size), max(image.size)
+    if least is not None and short and long / short * (least / 2) ** 2 > LARGE:
+        raise UnreadableImage(
+            f"{name} has {image.width} x {image.height} pixels, too long a strip to be resized: "
+            "crop it, or remove it.",
+            _bare(name),
+            f"a strip of {image.width} x {image.height} pixels",
         )
 
 
@@ -267,12 +280,17 @@ def _reduced(image: Image.Image, name: str, least: int) -> Image.Image:
     return whole
 
 
+def _bare(name: str) -> str:
+    """A file's name as it is, out of the quotes that it has in a message."""
+    return name[1:-1] if name[:1] == name[-1:] == "'" else name
+
+
 def _unreadable(name: str, error: Exception) -> UnreadableImage:
     # PIL's own text names a BytesIO by its address
     detail = "not an image that PIL knows" if "cannot identify" in str(error) else str(error)
     detail = detail or type(error).__name__
     return UnreadableImage(
-        f"could not read {name} ({detail}); repair, replace or remove it.", name.strip("'"), detail
+        f"could not read {name} ({detail}); repair, replace or remove it.", _bare(name), detail
     )
 
 

@@ -224,9 +224,9 @@ def with_progress(
 
 def images_of(batches: Iterable[Any]) -> int | None:
     """How many images the batches hold, if they say; None where only reading them would tell."""
-    data = getattr(batches, "dataset", None)
+    count = getattr(batches, "image_count", None)
     try:
-        return len(data)  # type: ignore[arg-type]
+        return len(getattr(batches, "dataset", None)) if count is None else count  # type: ignore[arg-type]
     except TypeError:
         return None
 

@@ -6,12 +6,13 @@ stratified and seeded.
 """
 
 from ..reading import with_progress
-from .batches import ProcessedImages, batches, collate
+from .batches import Batches, ProcessedImages, batches, collate
 from .checking import SkippedImage, write_skipped
 from .loading import ImageData, load_data
 from .stratification import iterative_folds, iterative_split, stratified_split
 
 __all__ = [
+    "Batches",
     "ImageData",
     "ProcessedImages",
     "SkippedImage",

@@ -1,17 +1,21 @@
 """A split -> what the model, the Trainer and the passes over images take."""
 
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
 import torch
 from datasets import ClassLabel, Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..errors import ResiDualError
-from ..images import model_inputs, to_rgb
+from ..images import UnreadableImage, least_side, model_inputs, to_rgb
 from .columns import check_format
+from .decoding import Piece, Skipped, Unread, decoded
 from .label_lists import item_of, multi_hot
+
+logger = logging.getLogger(__name__)
 
 
 class ProcessedImages(torch.utils.data.Dataset):
@@ -21,35 +25,85 @@ class ProcessedImages(torch.utils.data.Dataset):
 
     `labels` is a class number, or for a column of lists C zeros and ones, uint8.
 
-    A dataset with a transform is refused: it would be ignored. Images are decoded when they are
-    asked for; an image that cannot be read is a ResiDualError
-    with its path or row.
+    A dataset with a transform is refused: it would be ignored.
+
+    Images are decoded when they are asked for, large ones no larger than the processor needs
+    (`images.to_rgb`). One that cannot be read is an UnreadableImage, a ResiDualError with its path
+    or row; with `skip` its item says so, and `collate` leaves it out of the batch.
     """
 
-    def __init__(self, dataset: Dataset, image_processor: Any, name: str = "the dataset") -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_processor: Any,
+        name: str = "the dataset",
+        *,
+        skip: bool = False,
+    ) -> None:
         check_format(dataset, name)
         self.dataset = dataset.cast_column("image", datasets.Image(decode=False)).with_format(None)
         self.image_processor = image_processor
         self.name = name
         self.classes = _classes_of(dataset, name)  # None unless there are several labels per image
+        self.skip = skip
+        self.least = least_side(image_processor)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.dataset[int(index)]
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self._read(int(index))
+        except UnreadableImage as error:
+            if not self.skip:
+                raise
+            return Skipped(Unread.of(int(index), error), self)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index]
         stored = row["image"]
         path = stored.get("path") if stored else None
-        title = f"image {index} of {self.name}" + (f" ('{path}')" if path else "")
+        place = f"image {index} of {self.name}"
+        title = place + (f" ('{path}')" if path else "")
         if stored is None:
-            raise ResiDualError(f"{title} is missing (empty row); remove it.")
-        prepared = model_inputs(self.image_processor, [to_rgb(stored, title)])
+            raise UnreadableImage(
+                f"{title} is missing (empty row); remove it.", place, "an empty row"
+            )
+        try:
+            image = to_rgb(stored, title, least=self.least)
+        except UnreadableImage as error:
+            error.file = path or place
+            raise
+        try:
+            prepared = model_inputs(self.image_processor, [image])
+        except Exception as error:  # processors raise many kinds
+            raise UnreadableImage(
+                f"the image processor could not prepare {title}, {image.width} x {image.height} "
+                f"pixels ({error}).",
+                path or place,
+                f"the image processor refused it ({error})",
+            ) from error
         item: dict[str, Any] = {name: tensor[0] for name, tensor in prepared.items()}
         if "label" not in row:
             return item
         if self.classes is None:
             return item | {"labels": row["label"]}
         return item | {"labels": torch.from_numpy(multi_hot([row["label"]], self.classes)[0])}
+
+    def near(self, index: int) -> dict[str, Any]:
+        """The next image after a row that can be read, the first following the last.
+
+        Raises:
+            ResiDualError: there is none.
+        """
+        for step in range(1, len(self)):
+            try:
+                return self._read((index + step) % len(self))
+            except UnreadableImage:
+                continue
+        raise ResiDualError(
+            f"wanted images, but none of the {len(self)} of {self.name} can be read."
+        )
 
 
 def _classes_of(dataset: Dataset, name: str) -> int | None:
@@ -63,11 +117,20 @@ def _classes_of(dataset: Dataset, name: str) -> int | None:
     return None if item is None else int(item.num_classes)
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(items: list[Any]) -> dict[str, Tensor]:
     """Items of `ProcessedImages` -> a batch: `pixel_values` (B, 3, H, W) and `labels`.
 
-    Those are (B,) int64, or with several labels per image (B, C) uint8.
+    Those are (B,) int64, or with several labels per image (B, C) uint8. Images that could not be
+    read are left out, with a warning. A batch of nothing else holds the next image that can be
+    read: who trains has to have one.
     """
+    skipped = [item for item in items if isinstance(item, Skipped)]
+    for item in skipped:
+        logger.warning("skipped %s (%s)", item.unread.file, item.unread.reason)
+    items = [item for item in items if not isinstance(item, Skipped)]
+    if not items:
+        last: Any = skipped[-1]
+        items = [last.images.near(last.unread.row)]
     names = [name for name in items[0] if name != "labels"]
     batch = {name: torch.stack([item[name] for item in items]) for name in names}
     if "labels" in items[0]:
@@ -76,15 +139,98 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
     return batch
 
 
+class Batches:
+    """Batches of a split in order, decoded in other processes where that pays (`decoding`).
+
+    Each holds what `collate` gives, and `index` (B,), the images' rows.
+
+    Attributes:
+        dataset: the images.
+        skipped: row, file and reason of each image that could not be read, filled by iterating; the
+            batches are smaller by those.
+    """
+
+    def __init__(
+        self,
+        dataset: ProcessedImages,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        skip: bool = False,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+        self.num_workers, self.skip = num_workers, skip
+        self.rows: Sequence[int] = range(len(dataset)) if rows is None else rows
+        self.skipped: list[tuple[int, str, str]] = []
+
+    def __len__(self) -> int:
+        """The number of batches, unless all images of one cannot be read."""
+        return -(-len(self.rows) // self.batch_size)
+
+    @property
+    def image_count(self) -> int:
+        """The number of images, unreadable ones among them."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.skipped.clear()
+        size, given = self.batch_size, 0
+        wanted = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
+        for pieces in decoded(self.dataset, wanted, self.num_workers):
+            for unread in (unread for piece in pieces for unread in piece.unread):
+                if not self.skip:
+                    raise UnreadableImage(unread.message, unread.file, unread.reason)
+                self.skipped.append(unread[:3])
+            if batch := _joined(pieces):
+                given += 1
+                yield batch
+            del pieces, batch
+        if self.skipped and not given:
+            _, file, reason = self.skipped[0]
+            raise ResiDualError(
+                f"wanted images, but none of the {len(self.rows)} of {self.dataset.name} could be "
+                f"read; the first: {file} ({reason})."
+            )
+
+
+def _joined(pieces: list[Piece]) -> dict[str, Tensor]:
+    """One batch of its pieces; empty where no image could be read."""
+    found = [piece for piece in pieces if piece.rows]
+    names = found[0].tensors if found else ()
+    batch = {name: torch.cat([piece.tensors[name] for piece in found]) for name in names}
+    if batch:
+        batch["index"] = torch.tensor([row for piece in found for row in piece.rows])
+    return batch
+
+
 def batches(
     dataset: Dataset | ProcessedImages,
     image_processor: Any = None,
     *,
     batch_size: int = 64,
-    num_workers: int = 0,
+    num_workers: int | None = None,
+    skip: bool = False,
+    rows: Sequence[int] | None = None,
     name: str = "the dataset",
-) -> DataLoader:
-    """The split's batches in order, for `fit_bases`, for coordinates and for evaluation."""
+) -> Batches:
+    """The split's batches in order, for `fit_bases`, for coordinates and for evaluation.
+
+    Args:
+        dataset: a split, or its `ProcessedImages`.
+        image_processor: the model's, for a split.
+        batch_size: images per batch.
+        num_workers: processes that decode images; 0 none, None as many as there are cores that may
+            be used, where there is enough to decode and processes can be started.
+        skip: leave out images that cannot be read, and list them in `skipped`; otherwise the first
+            is an error.
+        rows: which images; None all.
+        name: what to call the split in messages.
+    """
+    if batch_size < 1 or (num_workers is not None and num_workers < 0):
+        raise ResiDualError(
+            f"wanted batch_size of 1 or more and num_workers of 0 or more, or None, got "
+            f"{batch_size} and {num_workers}."
+        )
     if not isinstance(dataset, ProcessedImages):
         dataset = ProcessedImages(dataset, image_processor, name)
-    return DataLoader(dataset, batch_size, collate_fn=collate, num_workers=num_workers)
+    return Batches(dataset, batch_size, num_workers, skip, rows)
