@@ -6,6 +6,7 @@ adapters on or off, taps, the check that the units add up, progress, and that th
 grows by what its caller keeps and by nothing else.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from .taps import Capture, is_tapped, tapped
 Progress = bool | Callable[[int], object]
 Check = Literal["first", "all"]
 
+Place = tuple[str, int | None, str, tuple[int, ...]]
+"""A field of a capture, its layer or None, its dtype and its shape per image."""
 HELD = {"cpu": 2**28}
 """Bytes that all tokens of all layers may take, where a readout is pooled, by kind of device."""
 HELD_ELSEWHERE = 2**31
@@ -242,13 +245,15 @@ class Captures:
 
     Args:
         names: which fields of a capture to keep.
+        expected: the number of images, where they are wanted in one piece.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], expected: int | None = None) -> None:
         self.names = tuple(names)
-        self.rows: dict[torch.dtype, Rows] = {}
-        self.places: list[tuple[str, int | None, torch.dtype, torch.Size]] = []
-        self.empty: Capture | None = None  # with what is not kept per image
+        self.expected = expected
+        self.rows: dict[str, Rows] = {}  # by dtype
+        self.places: list[Place] = []
+        self.depth = 0
 
     def add(self, capture: Capture) -> None:
         """Copy what a batch left to the CPU."""
@@ -257,37 +262,50 @@ class Captures:
             for name in self.names
             for layer, tensor in _tensors(getattr(capture, name))
         ]
-        if self.empty is None:
-            depth = len(capture.heads)
-            self.empty = Capture([None] * depth, [None] * depth, [None] * depth, eps=capture.eps)
-            self.places = [(n, layer, t.dtype, t.shape[1:]) for n, layer, t in found]
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        self.depth = len(capture.heads)
+        self.places = [(name, n, _dtype(t), tuple(t.shape[1:])) for name, n, t in found]
+        by_dtype: dict[str, list[Tensor]] = {}
         for _, _, tensor in found:
-            flat = tensor.reshape(len(tensor), -1)
-            by_dtype.setdefault(tensor.dtype, []).append(flat)
+            by_dtype.setdefault(_dtype(tensor), []).append(tensor.reshape(len(tensor), -1))
         for dtype, tensors in by_dtype.items():
-            self.rows.setdefault(dtype, Rows()).add(torch.cat(tensors, dim=1))
+            self.rows.setdefault(dtype, Rows(self.expected)).add(torch.cat(tensors, dim=1))
 
     def drained(self) -> Iterator[Capture]:
         """Each batch's capture again, on the CPU; memory that has been passed is given back."""
         parts = [rows.drained() for rows in self.rows.values()]
         for tensors in zip(*parts, strict=True):
-            yield self._capture(dict(zip(self.rows, tensors, strict=True)))
+            packed = dict(zip(self.rows, tensors, strict=True))
+            yield capture_from(packed, self.places, self.depth)
 
-    def _capture(self, packed: dict[torch.dtype, Tensor]) -> Capture:
-        assert self.empty is not None
-        found = self.empty.map(lambda tensor: tensor)
-        starts = dict.fromkeys(packed, 0)
-        for name, layer, dtype, shape in self.places:
-            width = shape.numel()
-            tensor = packed[dtype][:, starts[dtype] : starts[dtype] + width]
-            tensor = tensor.reshape(len(tensor), *shape)
-            starts[dtype] += width
-            if layer is None:
-                setattr(found, name, tensor)
-            else:
-                getattr(found, name)[layer] = tensor
-        return found
+    def joined(self) -> tuple[dict[str, Tensor], list[Place]]:
+        """All that was kept, taken out: dtype -> (N, width), and what lies where in it."""
+        return {dtype: rows.joined() for dtype, rows in self.rows.items()}, self.places
+
+
+def capture_from(packed: Mapping[str, Tensor], places: Iterable[Place], depth: int) -> Capture:
+    """A capture whose tensors are views of `packed`.
+
+    Args:
+        packed: as `Captures.joined` gives it.
+        places: likewise.
+        depth: L, the number of layers.
+    """
+    found = Capture([None] * depth, [None] * depth, [None] * depth)
+    starts = dict.fromkeys(packed, 0)
+    for name, layer, dtype, shape in places:
+        width = math.prod(shape)
+        tensor = packed[dtype][:, starts[dtype] : starts[dtype] + width]
+        tensor = tensor.reshape(len(tensor), *shape)
+        starts[dtype] += width
+        if layer is None:
+            setattr(found, name, tensor)
+        else:
+            getattr(found, name)[layer] = tensor
+    return found
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _tensors(value: Any) -> list[tuple[int | None, Tensor]]:

@@ -157,10 +157,12 @@ class Batches:
         num_workers: int | None = None,
         skip: bool = False,
         rows: Sequence[int] | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         self.dataset, self.batch_size = dataset, batch_size
         self.num_workers, self.skip = num_workers, skip
         self.rows: Sequence[int] = range(len(dataset)) if rows is None else rows
+        self.may_be_empty = may_be_empty  # whether it is no mistake that no image can be read
         self.skipped: list[tuple[int, str, str]] = []
 
     def __len__(self) -> int:
@@ -185,7 +187,7 @@ class Batches:
                 given += 1
                 yield batch
             del pieces, batch
-        if self.skipped and not given:
+        if self.skipped and not given and not self.may_be_empty:
             _, file, reason = self.skipped[0]
             raise ResiDualError(
                 f"wanted images, but none of the {len(self.rows)} of {self.dataset.name} could be "

@@ -195,10 +195,11 @@ def travels(images: Any) -> bool:
         size = 0
 
         def write(self, content: Any) -> int:
-            self.size += len(content)
+            count = memoryview(content).nbytes
+            self.size += count
             if self.size > LARGEST_PICKLE:
                 raise pickle.PicklingError("too large to be sent to each process")
-            return len(content)
+            return count
 
     try:
         Pickler(Counting(), protocol=pickle.HIGHEST_PROTOCOL).dump(images)

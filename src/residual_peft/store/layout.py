@@ -33,7 +33,7 @@ class Manifest:
     shard_size: Annotated[int, Within(1, 2**40)]
     batch_size: Annotated[int, Within(1, 2**40)]
     complete: bool
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -46,6 +46,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 MANIFEST, BASIS = "manifest.json", "basis"
+FORMAT = 2  # 1 had no images that were skipped, and large JPEGs decoded whole
+SKIPPED = "skipped"  # in a shard's metadata: row, file and reason of each image that is not in it
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SHARD, BATCH = 4096, 64  # images; 260 MB of a ViT-B/16's 15,504 coordinates in float32
 
@@ -126,6 +128,7 @@ _WORDS = {
     "data": "other images or labels",
     "adapter": "another basis or other units",
     "fits_basis": "another way to get the basis",
+    "format_version": "pixels of an earlier version",
 }
 
 

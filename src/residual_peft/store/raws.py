@@ -1,5 +1,6 @@
 """What the units of a shard's images wrote, kept until the bases are known."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,43 +8,39 @@ from torch import Tensor
 
 from ..anatomy import TowerAnatomy
 from ..files import read_tensors, write_tensors
+from ..reading import Captures, capture_from
 from ..taps import Capture
 
-SINGLE = ("embed", "stream", "pooled", "pooler", "constant")  # of a capture, not by layer
+FIELDS = ("heads", "mlps", "embed", "stream", "pooled", "pooler", "constant")
+"""Of a capture: all that the contribution of any unit is made of."""
+_UNITS, _PLACES = "units.", "places"
 
 
 def write_raw(
-    path: Path, anatomy: TowerAnatomy, seen: list[tuple[Capture, Tensor, Tensor]]
+    path: Path, captures: Captures, others: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
-    """What the units of a shard's images wrote, in the model's own dtype."""
+    """What the units of a shard's images wrote, in the model's own dtype, and what else is kept."""
+    packed, places = captures.joined()
+    tensors = {_UNITS + dtype: tensor for dtype, tensor in packed.items()}
+    write_tensors(path, tensors | others, metadata | {_PLACES: json.dumps(places)})
 
-    def joined(parts: list[Tensor | None]) -> Tensor:
-        return torch.cat([part.cpu() for part in parts if part is not None])
 
-    captures = [capture for capture, _, _ in seen]
-    tensors = {
-        "readout": torch.cat([readout for _, readout, _ in seen]),
-        "labels": torch.cat([labels for _, _, labels in seen]),
+def read_raw(
+    path: Path, anatomy: TowerAnatomy
+) -> tuple[Capture, dict[str, Tensor], dict[str, str]]:
+    """What `write_raw` wrote: the capture where the model is, the other tensors, the metadata."""
+    tensors, metadata = read_tensors(path)
+    device = anatomy.layers[0].output_projection.weight.device
+    packed = {
+        name.removeprefix(_UNITS): tensor.to(device)
+        for name, tensor in tensors.items()
+        if name.startswith(_UNITS)
     }
-    for name in SINGLE:
-        parts = [getattr(capture, name) for capture in captures]
-        if any(part is not None for part in parts):
-            tensors[name] = joined(parts)
-    for layer in range(len(anatomy.layers)):
-        tensors[f"heads.{layer}"] = joined([capture.heads[layer] for capture in captures])
-        tensors[f"mlps.{layer}"] = joined([capture.mlps[layer] for capture in captures])
-    write_tensors(path, tensors)
+    places = json.loads(metadata.pop(_PLACES))
+    others = {name: tensor for name, tensor in tensors.items() if not name.startswith(_UNITS)}
+    return capture_from(packed, places, len(anatomy.layers)), others, metadata
 
 
-def read_raw(path: Path, anatomy: TowerAnatomy) -> tuple[Capture, Tensor, Tensor]:
-    """What `write_raw` wrote: capture, readout (n, d) and labels (n,) or (n, C)."""
-    tensors, _ = read_tensors(path)
-    device, layers = anatomy.layers[0].output_projection.weight.device, range(len(anatomy.layers))
-    capture = Capture(
-        heads=[tensors[f"heads.{layer}"] for layer in layers],
-        mlps=[tensors[f"mlps.{layer}"] for layer in layers],
-        layers=[None for _ in layers],
-    )
-    for name in SINGLE:
-        setattr(capture, name, tensors.get(name))
-    return capture.map(lambda t: t.to(device)), tensors["readout"], tensors["labels"]
+def cut(capture: Capture, count: int, size: int) -> list[Capture]:
+    """A capture of so many images, cut into batches."""
+    return [capture.rows(rows) for rows in torch.arange(count).split(size) if len(rows)]

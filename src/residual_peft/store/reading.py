@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..coordinates import Coordinates
 from ..errors import ResiDualError
-from ..files import quoted, read_header, read_tensors
+from ..files import parse_json, quoted, read_header, read_tensors
 from ..fingerprint import Fingerprint
 from ..tuner import (
     ReadoutState,
     readout_state,
 )
-from .layout import adapter_digest, read_manifest, rows_of_shard, shard_paths
+from .layout import SKIPPED, adapter_digest, read_manifest, rows_of_shard, shard_paths
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,36 @@ class CoordinateStore:
         return cls(folder, manifest, state)
 
     def __len__(self) -> int:
-        return int(self.manifest["images"])
+        return len(self.ids)
 
     @cached_property
     def parts(self) -> tuple[Coordinates, ...]:
         """One `Coordinates` per shard; read from disk when they are touched."""
         return tuple(
             Coordinates(t["readout"], t["labels"], t["coordinates"], self.state)
-            for t in self._shards
+            for t, _ in self._shards
+            if len(t["ids"])
+        )
+
+    @cached_property
+    def skipped(self) -> tuple[tuple[int, str, str], ...]:
+        """Row, file and reason of each image of the data set that could not be read."""
+        paths = shard_paths(self.directory, self.manifest)
+        return tuple(
+            image
+            for path, (_, metadata) in zip(paths, self._shards, strict=True)
+            for image in skipped_images(path, metadata)
         )
 
     @cached_property
     def labels(self) -> Tensor:
         """(N,), or with several labels per image zeros and ones (N, C)."""
-        return torch.cat([tensors["labels"] for tensors in self._shards])
+        return torch.cat([tensors["labels"] for tensors, _ in self._shards])
 
     @cached_property
     def ids(self) -> Tensor:
         """The row of each image in the data set, (N,)."""
-        return torch.cat([tensors["ids"] for tensors in self._shards])
+        return torch.cat([tensors["ids"] for tensors, _ in self._shards])
 
     @property
     def mean_length(self) -> float:
@@ -92,15 +103,17 @@ class CoordinateStore:
 
     def rows(self, index: Tensor) -> Coordinates:
         """Those of some of the images, in memory, float32."""
-        size, index = self.manifest["shard_size"], index.cpu()
+        index = index.cpu()
         # labels travel along; everything else is read where it lies
         width, count = self.parts[0].readout.shape[1], self.parts[0].coordinates.shape[1]
         readout = torch.empty(len(index), width, dtype=self.parts[0].readout.dtype)
         coordinates = torch.empty(len(index), count, dtype=readout.dtype)
-        shards = index // size
+        ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
+        shards = torch.bucketize(index, ends, right=True)
         for shard in shards.unique().tolist():
             here = (shards == shard).nonzero().flatten()
-            part, inside = self.parts[shard], index[here] - shard * size
+            part = self.parts[shard]
+            inside = index[here] - (int(ends[shard]) - len(part))
             readout[here] = part.readout[inside]
             coordinates[here] = part.coordinates[inside].to(readout.dtype)
         return Coordinates(readout, self.labels[index], coordinates, self.state)
@@ -110,8 +123,26 @@ class CoordinateStore:
         return self.rows(torch.arange(len(self)))
 
     @cached_property
-    def _shards(self) -> list[dict[str, Tensor]]:
-        return [read_tensors(path)[0] for path in shard_paths(self.directory, self.manifest)]
+    def _shards(self) -> list[tuple[dict[str, Tensor], dict[str, str]]]:
+        return [read_tensors(path) for path in shard_paths(self.directory, self.manifest)]
+
+
+def skipped_images(path: Path, metadata: dict[str, str]) -> list[tuple[int, str, str]]:
+    """Which images a shard says it does not hold.
+
+    Raises:
+        ResiDualError: it says so in another way than `write_coordinates`.
+    """
+    found = parse_json(metadata.get(SKIPPED, "[]").encode(), quoted(path))
+    kinds = (int, str, str)
+    if not isinstance(found, list) or not all(
+        isinstance(item, list) and tuple(map(type, item)) == kinds for item in found
+    ):
+        raise ResiDualError(
+            f"{quoted(path)} does not say which images it left out as a shard does: write the "
+            "coordinates again."
+        )
+    return [(row, file, reason) for row, file, reason in found]
 
 
 def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -> None:
@@ -127,17 +158,20 @@ def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -
             "again."
         )
     for index, path in enumerate(shard_paths(folder, manifest)):
-        found, rows = read_header(path), len(rows_of_shard(manifest, index))
+        asked, found = len(rows_of_shard(manifest, index)), read_header(path)
         shapes = {name: facts.shape for name, facts in found.items()}
+        rows = (*shapes.get("ids", ()), 0)[0]
+        # what is not there is known by name
+        missing = 0 if rows == asked else len(skipped_images(path, read_tensors(path)[1]))
         wanted = {
             "coordinates": (rows, len(state.shift)),
             "readout": (rows, state.constant.shape[-1]),
             "ids": (rows,),
         }
         labels = shapes.get("labels", ())
-        fits = len(labels) in (1, 2) and labels[0] == rows
+        fits = len(labels) in (1, 2) and labels[0] == rows and rows + missing == asked
         if not fits or any(shapes.get(name) != shape for name, shape in wanted.items()):
             raise ResiDualError(
-                f"{quoted(path)} does not hold the {rows:,} images that its store says, for this "
+                f"{quoted(path)} does not hold the {asked:,} images that its store says, for this "
                 "adapter: write the coordinates again."
             )

@@ -1,32 +1,29 @@
 """One pass over the images, in shards that a killed run goes on from."""
 
+import json
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from ..bases import METADATA_FILE, TENSORS_FILE, SpectralBasis
-from ..data import ProcessedImages, collate
-from ..decomposition import (
-    batch_size,
-    checked_capture,
-    checked_inputs,
-    run_tower,
-    unadapted,
-)
+from ..data import Batches, ProcessedImages
 from ..errors import ResiDualError
 from ..files import whole_directory, write_json, write_tensors
 from ..fingerprint import Fingerprint
 from ..processes import Processes
+from ..reading import Captures, reading
+from ..rows import Rows
 from ..spectra import BasisAccumulator
-from ..taps import Capture, tapped
+from ..taps import Capture
 from ..tuner import (
+    ReadoutState,
     active_adapter,
     adapted_tower,
     coordinates_of,
@@ -39,8 +36,10 @@ from .layout import (
     BASIS,
     BATCH,
     DTYPES,
+    FORMAT,
     MANIFEST,
     SHARD,
+    SKIPPED,
     adapter_digest,
     begin_together,
     data_digest,
@@ -49,8 +48,10 @@ from .layout import (
     rows_of_shard,
     shard_paths,
 )
-from .raws import read_raw, write_raw
-from .reading import CoordinateStore
+from .raws import FIELDS, cut, read_raw, write_raw
+from .reading import CoordinateStore, skipped_images
+
+logger = logging.getLogger(__name__)
 
 
 def write_coordinates(
@@ -63,7 +64,8 @@ def write_coordinates(
     dtype: str = "float32",
     shard_size: int = SHARD,
     batch_size: int = BATCH,
-    num_workers: int = 0,
+    num_workers: int | None = None,
+    skip: bool = True,
     across_processes: bool = False,
     progress: bool = False,
 ) -> CoordinateStore:
@@ -82,13 +84,15 @@ def write_coordinates(
         dtype: of the coordinates: "float32", "float16" or "bfloat16".
         shard_size: images per file.
         batch_size: images per forward pass.
-        num_workers: processes that decode images.
+        num_workers: processes that decode images, as for `batches`.
+        skip: leave out images that cannot be read; `CoordinateStore.skipped` lists them, with the
+            reasons. Otherwise the first is an error.
         across_processes: under `torch.distributed`, each process writes every so-many-th shard; one
             may be left without any.
         progress: whether to show a bar with images per second and the time left.
 
     Raises:
-        ResiDualError: no images, one that cannot be read, no labels, bad options, or a directory
+        ResiDualError: no images, none that can be read, no labels, bad options, or a directory
             with the coordinates of another model, adapter, processor or data set; across processes,
             in all of them.
     """
@@ -100,7 +104,7 @@ def write_coordinates(
         if fit_basis:
             restart_gains(model, adapter_name=name)
         manifest = {
-            "format_version": 1,
+            "format_version": FORMAT,
             "model": Fingerprint.of(model).to_dict(),
             "processor": processor_digest(dataset.image_processor),
             "data": data_digest(dataset),
@@ -112,7 +116,9 @@ def write_coordinates(
             "batch_size": batch_size,
         }
     begin_together(folder, manifest, processes)
-    writer = _Writer(model, name, dataset, folder, DTYPES[dtype], batch_size, num_workers, progress)
+    writer = _Writer(
+        model, name, dataset, folder, DTYPES[dtype], batch_size, num_workers, skip, progress
+    )
     mine = range(processes.rank, len(shard_paths(folder, manifest)), processes.world)
     if fit_basis:
         writer.with_basis(manifest, mine, processes)
@@ -124,7 +130,28 @@ def write_coordinates(
     with processes.in_step():
         if processes.rank == 0 and read_manifest(folder) != finished:
             write_json(folder / MANIFEST, finished)
-    return CoordinateStore.open(folder, model, name)
+    store = CoordinateStore.open(folder, model, name)
+    _tell_skipped(store, dataset)
+    return store
+
+
+def _tell_skipped(store: CoordinateStore, dataset: ProcessedImages) -> None:
+    if not store.skipped:
+        return
+    some = ", ".join(f"{file} ({reason})" for _, file, reason in store.skipped[:3])
+    some += ", ..." if len(store.skipped) > 3 else ""
+    if not len(store):
+        raise ResiDualError(
+            f"wanted images, but none of the {len(dataset)} of {dataset.name} could be read: "
+            f"{some}."
+        )
+    logger.warning(
+        "skipped %d of the %d images of %s: %s",
+        len(store.skipped),
+        len(dataset),
+        dataset.name,
+        some,
+    )
 
 
 def _check_options(dataset: ProcessedImages, dtype: str, shard_size: int, batch_size: int) -> None:
@@ -150,7 +177,8 @@ class _Writer:
     folder: Path
     dtype: torch.dtype
     batch_size: int
-    num_workers: int
+    num_workers: int | None
+    skip: bool
     progress: bool
 
     def without_basis(self, manifest: dict[str, Any], mine: Iterable[int]) -> None:
@@ -159,11 +187,14 @@ class _Writer:
         paths = shard_paths(self.folder, manifest)
         with self._bar(manifest, mine, paths) as bar:
             for index in (i for i in mine if not paths[i].is_file()):
-                seen = list(self._captures(manifest, index, bar))
-                coordinates = torch.cat([coordinates_of(state, c).cpu() for c, _, _ in seen])
-                readout = torch.cat([y for _, y, _ in seen])
-                labels = torch.cat([labels for _, _, labels in seen])
-                self._write(paths[index], manifest, index, coordinates, readout, labels)
+                rows = rows_of_shard(manifest, index)
+                found = Rows(len(rows))
+
+                def keep(capture: Capture, found: Rows = found) -> None:
+                    found.add(self._stored(coordinates_of(state, capture)))
+
+                others, metadata = self._read(manifest, index, bar, keep)
+                self._write(paths[index], rows, found, state, others, metadata)
 
     def with_basis(
         self, manifest: dict[str, Any], mine: Sequence[int], processes: Processes
@@ -180,8 +211,9 @@ class _Writer:
         if not processes.gathered(all(path.is_file() for path in basis_files))[0]:
             with processes.in_step(), self._bar(manifest, mine, raws) as bar:
                 for index in (i for i in mine if not raws[i].is_file()):
-                    seen = list(self._captures(manifest, index, bar))
-                    write_raw(raws[index], anatomy, seen)
+                    seen = Captures(FIELDS, len(rows_of_shard(manifest, index)))
+                    others, metadata = self._read(manifest, index, bar, seen.add)
+                    write_raw(raws[index], seen, others, metadata)
             basis = self._basis_of([raws[index] for index in mine], processes)
             with processes.in_step():
                 if processes.rank == 0:
@@ -193,12 +225,12 @@ class _Writer:
             state = readout_state(self.model, self.adapter_name)
             for index in mine:
                 if not paths[index].is_file():
-                    capture, readout, labels = read_raw(raws[index], anatomy)
-                    found = [
-                        coordinates_of(state, capture.rows(rows)).cpu()
-                        for rows in torch.arange(len(labels)).split(self.batch_size)
-                    ]
-                    self._write(paths[index], manifest, index, torch.cat(found), readout, labels)
+                    capture, others, metadata = read_raw(raws[index], anatomy)
+                    count = len(others["labels"])
+                    found, rows = Rows(count), rows_of_shard(manifest, index)
+                    for part in cut(capture, count, self.batch_size):
+                        found.add(self._stored(coordinates_of(state, part)))
+                    self._write(paths[index], rows, found, state, others, metadata)
                 raws[index].unlink(missing_ok=True)
 
     def _basis_of(self, raws: list[Path], processes: Processes) -> SpectralBasis:
@@ -209,36 +241,54 @@ class _Writer:
         )
         with processes.in_step():
             for path in raws:
-                capture, _, labels = read_raw(path, anatomy)
-                for rows in torch.arange(len(labels)).split(self.batch_size):
-                    accumulator.add(capture.rows(rows))
+                capture, others, _ = read_raw(path, anatomy)
+                for part in cut(capture, len(others["labels"]), self.batch_size):
+                    accumulator.add(part)
         if processes.world > 1:
             accumulator = accumulator.across_processes()
         components = None if config.component_pattern else config.components
         return SpectralBasis.from_accumulator(accumulator, components)
 
-    def _captures(
-        self, manifest: dict[str, Any], index: int, bar: tqdm
-    ) -> Iterator[tuple[Capture, Tensor, Tensor]]:
-        """What the units wrote, readout and labels of a shard's images, batch by batch.
+    def _read(
+        self,
+        manifest: dict[str, Any],
+        index: int,
+        bar: tqdm,
+        keep: Callable[[Capture], None],
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Readouts and labels of a shard's images, and which could not be read.
 
         A batch never crosses the border of a shard. The first of each shard is checked.
         """
-        anatomy = adapted_tower(self.model, self.adapter_name)
-        images = Subset(self.dataset, list(rows_of_shard(manifest, index)))
-        loader = DataLoader(
-            images, self.batch_size, collate_fn=collate, num_workers=self.num_workers
+        anatomy, rows = adapted_tower(self.model, self.adapter_name), rows_of_shard(manifest, index)
+        loader = Batches(
+            self.dataset, self.batch_size, self.num_workers, self.skip, rows, may_be_empty=True
         )
-        for number, batch in enumerate(loader):
-            inputs = checked_inputs(anatomy, batch)
-            if number == 0:
-                capture, readout = checked_capture(self.model, anatomy, inputs)
-            else:
-                with torch.no_grad(), unadapted(self.model), tapped(anatomy) as tap:
-                    readout = run_tower(self.model, inputs, anatomy=anatomy)
-                    capture = tap.take()
-            bar.update(batch_size(inputs))
-            yield capture, readout.float().cpu(), batch["labels"]
+        readout, labels = Rows(len(rows)), Rows(len(rows))
+        for seen in reading(
+            self.model,
+            anatomy,
+            loader,
+            taps=True,
+            check="first",
+            labelled=True,
+            progress=bar.update,
+        ):
+            assert seen.capture is not None
+            assert seen.labels is not None
+            keep(seen.capture)
+            readout.add(seen.readout.float())
+            labels.add(seen.labels)
+        bar.update(len(loader.skipped))
+        skipped = {SKIPPED: json.dumps(loader.skipped)} if loader.skipped else {}
+        if len(labels):
+            return {"readout": readout.joined(), "labels": labels.joined()}, skipped
+        classes = self.dataset.classes
+        none = torch.zeros(0, dtype=torch.int64)
+        return {
+            "readout": torch.zeros(0, anatomy.readout_width),
+            "labels": none if classes is None else none.new_zeros(0, classes, dtype=torch.uint8),
+        }, skipped
 
     def _bar(self, manifest: dict[str, Any], mine: Iterable[int], paths: list[Path]) -> tqdm:
         sizes = {index: len(rows_of_shard(manifest, index)) for index in mine}
@@ -251,22 +301,26 @@ class _Writer:
             disable=not self.progress,
         )
 
-    def _write(
-        self,
-        path: Path,
-        manifest: dict[str, Any],
-        index: int,
-        coordinates: Tensor,
-        readout: Tensor,
-        labels: Tensor,
-    ) -> None:
+    def _stored(self, coordinates: Tensor) -> Tensor:
         stored = coordinates.to(self.dtype)
         if not stored.isfinite().all():
             raise ResiDualError(
                 f"coordinates up to {float(coordinates.abs().max()):.0e} do not fit into "
                 f"{str(self.dtype).split('.')[-1]}; use dtype='bfloat16' or 'float32'."
             )
-        ids = torch.tensor(rows_of_shard(manifest, index), dtype=torch.int64)
-        write_tensors(
-            path, {"coordinates": stored, "readout": readout, "labels": labels, "ids": ids}
-        )
+        return stored
+
+    def _write(
+        self,
+        path: Path,
+        rows: range,
+        found: Rows,
+        state: ReadoutState,
+        others: dict[str, Tensor],
+        metadata: dict[str, str],
+    ) -> None:
+        none = torch.zeros(0, len(state.shift), dtype=self.dtype)
+        coordinates = found.joined() if len(found) else none
+        skipped = {row for row, _, _ in skipped_images(path, metadata)}
+        ids = torch.tensor([row for row in rows if row not in skipped], dtype=torch.int64)
+        write_tensors(path, {"coordinates": coordinates, **others, "ids": ids}, metadata)
