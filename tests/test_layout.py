@@ -1,6 +1,7 @@
 """The one-way import rule: a room imports only from rooms above it in the list."""
 
 import ast
+import re
 from pathlib import Path
 
 import residual_peft
@@ -137,6 +138,13 @@ def test_imports_only_from_above() -> None:
         if ROOMS.index(other) > ROOMS.index(room_of(path))
     }
     assert not upward
+
+
+def test_contributing_names_the_rooms_in_their_order() -> None:
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = [name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)]
+    assert named == [room for room in ROOMS if not room.startswith("tuner.")]
 
 
 def test_the_rule_sees_relative_imports(tmp_path: Path) -> None:
