@@ -157,6 +157,22 @@ def test_a_strangers_save_leads_nowhere_else(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "a.txt").exists()
 
 
+def test_what_belongs_to_the_old_files_goes_with_them(tmp_path: Path) -> None:
+    old = OLD | {"run/x.txt": "old", "run/in/y.txt": "old", "run/d.txt": "old", "e.txt": "old"}
+    put(tmp_path / "out", old | MINE)
+    put(tmp_path, {"secret.txt": "mine", "elsewhere/z.txt": "mine"})
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "elsewhere")
+    gone = ["run", "e.txt", "deeper/c.txt", "absent", "", "..", "../secret.txt", "link/z.txt"]
+    gone += [str(tmp_path / "secret.txt"), "a.txt", "absent/deep"]
+    with atomic_directory(tmp_path / "out", gone=gone) as folder:
+        put(folder, {"a.txt": "new a", "run/d.txt": "new d"})
+    wanted = {"a.txt": "new a", "b.txt": "old b", "run/d.txt": "new d"}
+    (tmp_path / "out" / "link").unlink()
+    assert content(tmp_path / "out") == wanted | MINE
+    assert not (tmp_path / "out" / "run" / "in").exists()
+    assert (tmp_path / "secret.txt").read_text() == (tmp_path / "elsewhere" / "z.txt").read_text()
+
+
 def test_what_is_in_the_way_is_named_before_anything_is_replaced(tmp_path: Path) -> None:
     put(tmp_path / "out", {"a.txt": "old a", "b.txt/c.txt": "mine"})
     with pytest.raises(ResiDualError, match=r"the file '.*out/b\.txt', got a folder; move it away"):

@@ -196,7 +196,7 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
 
 
 def _addition(path: Path, place: str, repo_id: str) -> CommitOperationAdd:
-    if place == ADAPTER_CONFIG:
+    if path.name == ADAPTER_CONFIG:  # an adapter of another name lies in a folder of its own
         return CommitOperationAdd(place, _with_known_base(path))
     if place != CARD:
         return CommitOperationAdd(place, path)

@@ -359,3 +359,13 @@ def test_another_model_is_left_as_it_was(good: dict[str, Path]) -> None:
             with pytest.raises(ResiDualError):
                 load_adapter(model, folder)
             assert portrait(model) == before, mode
+
+
+def test_an_interrupted_save_is_finished_before_peft_reads_it(
+    good: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(good["readout"], tmp_path / "a")
+    model = adapted(ResiDualConfig.paper("coarse"))
+    model.save_pretrained(tmp_path / "a" / ".residual-peft-save-00000000000000000001-aa")
+    loaded = PeftModel.from_pretrained(clip_model(), tmp_path / "a")
+    assert torch.equal(run_tower(loaded, pixels()), run_tower(model, pixels()))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
@@ -12,6 +13,7 @@ from peft import PeftConfig
 from ..anatomy import READOUTS, SIDES, UNIT_KINDS
 from ..bases import check_components
 from ..errors import ResiDualError
+from ..files import quoted, whole_directory
 from .patterns import check_pattern
 from .saved import check_types, read_config
 
@@ -163,11 +165,17 @@ class ResiDualConfig(PeftConfig):
         An adapter that is made from the result waits for those weights, instead of computing a
         basis that they would replace.
         """
+        place = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        if os.path.isdir(place) and (whole := whole_directory(place)) != Path(place):
+            raise ResiDualError(
+                f"a save into {quoted(place)} was interrupted, and what it wrote may not be put in "
+                f"its place here: load the adapter from {quoted(whole)}."
+            )
         config = super().from_pretrained(
             pretrained_model_name_or_path, subfolder=subfolder, **kwargs
         )
         if isinstance(config, ResiDualConfig) and config._awaits_weights:
-            config._directory = os.path.join(pretrained_model_name_or_path, subfolder or "")
+            config._directory = place
         return config
 
     @classmethod
