@@ -15,8 +15,10 @@ from torch import nn
 from residual_peft.conversion import convert_adapter
 from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
+from residual_peft.hub import push_directory
 from residual_peft.tuner import ResiDualConfig, hotswap_adapter, load_adapter
 from residual_peft.tuner.saved import LARGEST_GAIN
+from tests.hub_client import hub  # noqa: F401
 from tests.models import Size, clip_model, pixels, transformers_admits_peft
 from tests.pairs import in_pairs
 from tests.portrait import portrait
@@ -369,3 +371,31 @@ def test_an_interrupted_save_is_finished_before_peft_reads_it(
     model.save_pretrained(tmp_path / "a" / ".residual-peft-save-00000000000000000001-aa")
     loaded = PeftModel.from_pretrained(clip_model(), tmp_path / "a")
     assert torch.equal(run_tower(loaded, pixels()), run_tower(model, pixels()))
+
+
+def test_a_file_from_the_hub_is_looked_at_before_pefts_doors_open(
+    hub: Any,  # noqa: F811
+    good: dict[str, Path],
+    spoiled: Any,
+    tmp_path: Path,
+) -> None:
+    for number, fault in enumerate(("backbone", "absurd gains", "wrong shape")):
+        bad = spoiled("readout", fault)
+        (bad / "README.md").unlink()
+        push_directory(bad, f"me/bad{number}")
+        doors: list[Callable[[nn.Module], Any]] = [
+            lambda model, name=f"me/bad{number}": load_adapter(model, name),
+            lambda model, name=f"me/bad{number}": PeftModel.from_pretrained(model, name),
+        ]
+        for door in doors:
+            model = clip_model()
+            before = portrait(model)
+            with pytest.raises(ResiDualError, match=FAULTS[fault][1]):
+                door(model)
+            assert portrait(model) == before
+        shutil.rmtree(bad)
+    shutil.copytree(good["readout"], tmp_path / "good")
+    (tmp_path / "good" / "README.md").unlink()
+    push_directory(tmp_path / "good", "me/good")
+    loaded = PeftModel.from_pretrained(clip_model(), "me/good")
+    assert torch.equal(run_tower(loaded, pixels()), run_tower(adapted(), pixels()))

@@ -34,9 +34,10 @@ Shape = tuple[int, ...]
 
 PEFT_PREFIX = "base_model.model."
 TYPE = "RESIDUAL_PEFT"
-LARGEST_GAIN = 1e6
-"""In float32, what a larger gain leaves alone would drown in the rounding of what it scales."""
-LARGEST_VALUE = 1e15  # the squares of contributions still are finite in float32
+LARGEST_GAIN = 1e9
+"""In float32, what a larger gain leaves alone drowns in the rounding of what it scales; the square
+of a readout that gains of this size have scaled is still finite there."""
+LARGEST_VALUE = 1e15  # of means and variances, whose squares are finite, too
 _FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 
 Count = Annotated[int, Within(0, 2**20)]
