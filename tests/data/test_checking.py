@@ -20,6 +20,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from residual_peft.data import SkippedImage, load_data, write_skipped
+from residual_peft.data.checking import THREADS, _examined
 from residual_peft.errors import ResiDualError
 from residual_peft.provenance import image_digest
 
@@ -212,6 +213,10 @@ def test_names_that_are_not_utf8_are_skipped_and_escape_codes_written_out(tmp_pa
     for name in (b"\xff\xfe.png", b"bad\x1b[2J\nname.png"):
         with open(os.path.join(os.fsencode(source / "cat"), name), "wb") as file:
             file.write(encoded("PNG") if b"\xff" in name else b"no image")
+    with pytest.raises(
+        ResiDualError, match=r"\\xff\\xfe.png' \(its name, or|udcff.*\(its name, or"
+    ):
+        load_data(source, strict=True)
     data = load_data(source)
     assert [image.reason for image in data.skipped] == [
         "its name, or that of its folder, is not UTF-8; rename it",
@@ -235,6 +240,20 @@ def test_a_folder_that_is_not_utf8_is_refused(tmp_path):
         load_data(source)
 
 
+def test_what_is_left_is_as_if_the_bad_images_had_never_been_there(tmp_path):
+    for name in ("a", "b"):
+        folder(tmp_path / name)
+    for path in ("cat/07.png", "cat/20.png", "dog/00.png"):
+        (tmp_path / "a" / path).write_bytes(b"no image")
+        (tmp_path / "b" / path).unlink()
+    found, expected = (load_data(tmp_path / name) for name in ("a", "b"))
+    assert found.split == expected.split
+    for split, digests in expected.digests.items():
+        assert sorted(found.digests[split]) == sorted(digests)
+        assert found[split][:]["label"] == expected[split][:]["label"]
+    assert len(found.skipped) == 3
+
+
 def test_three_and_a_share_may_be_bad(tmp_path):
     source = folder(tmp_path, 50)
     bad = [source / "cat" / f"{i:02}.png" for i in range(6)]
@@ -251,6 +270,12 @@ def test_three_and_a_share_may_be_bad(tmp_path):
     assert len(load_data(source, max_bad=0.06).skipped) == 6
     with pytest.raises(ResiDualError, match=r"could not read '.*00.png' \(an empty file\); repair"):
         load_data(source, strict=True)
+    for name in ("cat", "dog"):
+        for i in range(20):
+            (source / name / f"{i:02}.png").write_bytes(b"")
+    for i in range(20, 38):
+        (source / "cat" / f"{i:02}.png").write_bytes(b"")
+    assert len(load_data(source, max_bad=0.58).skipped) == 58  # 0.58 * 100 is 57.99999999999999
     for share in (-0.1, 1.1, True, float("nan")):
         with pytest.raises(ResiDualError, match="max_bad: wanted a share"):
             load_data(source, max_bad=share)
@@ -300,6 +325,21 @@ def test_no_more_images_are_in_memory_than_there_are_threads(tmp_path):
         tracemalloc.stop()
     assert len(data.whole()[0]) == 106
     assert peak < 40 * 2**20
+
+
+def test_few_images_are_under_way_however_many_there_are(monkeypatch):
+    started = []
+
+    def look(content, path):
+        started.append(path)
+        return "0" * 32, ""
+
+    monkeypatch.setattr("residual_peft.data.checking._look", look)
+    source = Dataset.from_dict({"image": [str(i) for i in range(500)]})
+    found = _examined({"train": source.cast_column("image", ImageFeature())})
+    assert next(found)[:3] == ("train", 0, "0")
+    assert 1 <= len(started) <= 2 * THREADS + 1
+    assert len(list(found)) == 499
 
 
 def test_an_interrupt_ends_the_look_at_once(tmp_path):

@@ -377,6 +377,22 @@ def test_rows_of_several_labels_split_by_content_too():
         assert again.split == expected.split
 
 
+def test_copies_with_other_lists_of_labels_stay_together_in_any_order(caplog):
+    kind = Features({"image": ImageFeature(), "label": Sequence(ClassLabel(names=list("abc")))})
+    images = [(i, [i % 3]) for i in range(60)] + [(i, [(i + 1) % 3]) for i in range(20)]
+
+    def parts(order):
+        columns = {"image": [image(images[i][0]) for i in order]}
+        columns["label"] = [images[i][1] for i in order]
+        data = load_data(Dataset.from_dict(columns, kind), validation=0.2, test=0.2)
+        return [sorted(row["image"].getpixel((0, 0))[0] for row in d) for d in data.splits.values()]
+
+    expected = parts(range(80))
+    assert parts(range(79, -1, -1)) == expected
+    assert sum(len(set(part)) for part in expected) == 60
+    assert "20 image(s) occur with different labels" in caplog.text
+
+
 def test_copies_of_an_image_stay_together():
     values_, labels = [], []
     for i in range(40):
@@ -392,12 +408,12 @@ def test_copies_of_an_image_stay_together():
 
 
 def test_an_image_of_two_classes_is_trained_on_and_said(caplog):
-    images = [(i, i % 2) for i in range(40)] + [(i, 1 - i % 2) for i in range(3)]
+    images = [(i, i % 2) for i in range(40)] + [(i, 1 - i % 2) for i in range(15)]
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
     columns = {"image": [image(v) for v, _ in images], "label": [label for _, label in images]}
     data = load_data(Dataset.from_dict(columns, features))
-    assert {(v, label) for v in range(3) for label in (0, 1)} <= contents(data)["train"]
-    assert "3 image(s) occur with different labels" in caplog.text
+    assert {(v, label) for v in range(15) for label in (0, 1)} <= contents(data)["train"]
+    assert "15 image(s) occur with different labels" in caplog.text
 
 
 def test_images_in_two_splits_are_said(caplog):
@@ -421,6 +437,19 @@ def test_the_record_says_what_was_cut():
     assert data.split.seed == 3
     assert data.split.shares == {"validation": 0.2}
     assert data.split.images == {"train": 24, "validation": 6, "test": 6}
+
+
+def test_splits_may_be_cut_later_without_reading_again():
+    whole = load_data(rows(60), validation=0, test=0, seed=5)
+    assert (whole.split.shares, list(whole.splits)) == ({}, ["train"])
+    later = whole.cut({"validation": 0.2, "test": 0.1}, seed=5)
+    at_once = load_data(rows(60), validation=0.2, test=0.1, seed=5)
+    assert contents(later) == contents(at_once)
+    assert (later.split, later.digests) == (at_once.split, at_once.digests)
+    assert later.cut({"test": 0.5}, seed=9) is later  # what is there stays
+    more = load_data(rows(60), validation=0.2, test=0).cut({"test": 0.25})
+    assert more.split.shares == {"validation": 0.2, "test": 0.25}
+    assert more.split.images == {"train": 36, "validation": 12, "test": 12}
 
 
 def test_a_class_is_known_by_its_name_in_every_split():

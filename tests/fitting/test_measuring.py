@@ -193,6 +193,14 @@ def test_fewer_classes_are_scored_by_name(names, root, classifier, tmp_path) -> 
     assert found["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
+def test_two_photos_are_enough_to_be_scored(root, classifier, tmp_path, caplog) -> None:
+    folder = photos(tmp_path / "two", ("dog",), count=2, seed=6)
+    assert len(choose_images(classifier, str(folder))) == 2
+    assert not caplog.messages  # nothing is cut, so no class is too small for it
+    with pytest.raises(ResiDualError, match="2 different images are too few to give one each"):
+        choose_images(classifier, str(folder), split="test")
+
+
 def rows(folder: Path, labels: list, feature) -> Dataset:
     paths = [str(path) for path in sorted(folder.rglob("*.png"))]
     data = Dataset.from_dict({"image": paths, "label": labels}).cast_column("image", Image())

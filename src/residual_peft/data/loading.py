@@ -78,6 +78,37 @@ class ImageData:
         digests = [digest for split in self.splits for digest in self.digests[split]]
         return concatenate_datasets(list(self.splits.values())), tuple(digests)
 
+    def cut(self, shares: Mapping[str, float], seed: int = 0) -> "ImageData":
+        """The same with the splits that the data are without cut from the training images.
+
+        Args:
+            shares: "validation" and "test" -> share of the training images; 0 for none.
+            seed: of the split.
+
+        Raises:
+            ResiDualError: shares that leave nothing to train on, or too few images.
+        """
+        shares = {
+            part: share for part, share in shares.items() if share and part not in self.splits
+        }
+        shares = shares if "train" in self.splits else {}
+        if not shares and self.split.shares:  # all of it has been cut before
+            return self
+        splits, digests = dict(self.splits), dict(self.digests)
+        if shares:
+            whole, own = splits["train"], digests["train"]
+            labels = check_labels(whole, self.class_names, "train", self.source)
+            parts = split_by_content(labels, shares, seed, own, self.class_names)
+            splits |= {part: whole.select(rows) for part, rows in parts.items()}
+            digests |= {part: tuple(own[row] for row in rows) for part, rows in parts.items()}
+        counts = {split: len(splits[split]) for split in SPLIT_NAMES if split in splits}
+        return replace(
+            self,
+            splits=DatasetDict({split: splits[split] for split in counts}),
+            digests={split: digests[split] for split in counts},
+            split=SplitRecord(self.split.digest, seed, {**self.split.shares, **shares}, counts),
+        )
+
     def without(
         self, split: str, rows: Iterable[int], skipped: Iterable[SkippedImage] = ()
     ) -> "ImageData":
@@ -187,26 +218,16 @@ def load_data(
     if known_classes is None:
         check_classes(labels, names, name, skipped)
     _say_copies(digests, name)
-    wanted = {"validation": validation, "test": test}
-    shares = {s: share for s, share in wanted.items() if share and s not in labelled}
-    shares = shares if "train" in labelled else {}
-    digest = digest_of(_described(labels, names, digests))
-    if shares:
-        whole, own = labelled["train"], digests["train"]
-        parts = split_by_content(labels["train"], shares, seed, own, names)
-        labelled |= {part: whole.select(rows) for part, rows in parts.items()}
-        digests |= {part: tuple(own[row] for row in rows) for part, rows in parts.items()}
-    ordered = {split: labelled[split] for split in SPLIT_NAMES if split in labelled}
-    record = SplitRecord(digest, seed, shares, {s: len(d) for s, d in ordered.items()})
-    return ImageData(
-        DatasetDict(ordered),
+    data = ImageData(
+        DatasetDict({split: labelled[split] for split in SPLIT_NAMES if split in labelled}),
         names,
         name,
-        any(map(has_lists, ordered.values())),
-        record,
+        any(map(has_lists, labelled.values())),
+        SplitRecord(digest_of(_described(labels, names, digests))),
         skipped,
-        {split: digests[split] for split in ordered},
+        digests,
     )
+    return data.cut({"validation": validation, "test": test}, seed)
 
 
 def _readable(

@@ -154,7 +154,7 @@ def choose_images(
     if split is not None and split not in SPLITS:
         raise ResiDualError(f"wanted the split {', '.join(SPLITS[:3])} or all, got '{split}'.")
     record = classifier.split
-    shares: dict[str, Any] = {}  # all doors' default where nothing is known
+    shares = {"validation": 0.1, "test": 0.1}  # all doors' default where nothing is known
     if record is not None:
         shares = {part: record.shares.get(part, 0.0) for part in ("validation", "test")}
     own_seed = 0 if record is None else record.seed
@@ -163,19 +163,21 @@ def choose_images(
         image_column=image_column,
         label_column=label_column,
         known_classes=classifier.class_names,
-        seed=own_seed if seed is None else seed,
+        validation=0,
+        test=0,
         max_bad=max_bad,
         strict=strict,
         progress=True,
-        **shares,
     )
     numbers = class_numbers(images, classifier)
     own = None if record is None else images.split.digest == record.digest
+    part = split or ("all" if own is False else "test")
+    if own or part != "all":  # else they are taken whole, however few they are
+        images = images.cut(shares, own_seed if seed is None else seed)
     if own:
         assert record is not None
         _check_split(images.split, record, seed)
     _say_what_is_unknown(classifier, own)
-    part = split or ("all" if own is False else "test")
     rows, digests = images.whole() if part == "all" else (images[part], images.digests.get(part))
     trained = set(classifier.fitted_on)
     if own:
