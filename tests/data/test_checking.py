@@ -213,9 +213,7 @@ def test_names_that_are_not_utf8_are_skipped_and_escape_codes_written_out(tmp_pa
     for name in (b"\xff\xfe.png", b"bad\x1b[2J\nname.png"):
         with open(os.path.join(os.fsencode(source / "cat"), name), "wb") as file:
             file.write(encoded("PNG") if b"\xff" in name else b"no image")
-    with pytest.raises(
-        ResiDualError, match=r"\\xff\\xfe.png' \(its name, or|udcff.*\(its name, or"
-    ):
+    with pytest.raises(ResiDualError, match="its name, or that of its folder, is not UTF-8"):
         load_data(source, strict=True)
     data = load_data(source)
     assert [image.reason for image in data.skipped] == [

@@ -187,6 +187,11 @@ OWN_WAYS = {
         {"train": {"bus": 2, "car": 4, "train": 3}},
         "'train' named like a split, without class folders in it, is taken for a class",
     ),
+    "a class that is called like a split, with one folder in it": (
+        {"cat/*": 2, "dog/*": 2, "test-shots/wide/*": 2},
+        {"train": {"cat": 2, "dog": 2, "test-shots": 2}},
+        "'test-shots' named like a split, without class folders in it, is taken for a class",
+    ),
     "a class that is called like a split, below the splits": (
         {"train/phone/*": 3, "train/test-tube/*": 3, "test/phone/*": 1, "test/test-tube/*": 1},
         {"train": {"phone": 3, "test-tube": 3}, "test": {"phone": 1, "test-tube": 1}},
@@ -201,6 +206,11 @@ OWN_WAYS = {
         {"train/cat/a/*": 2, "train/dog/b/*": 2, "test/cat/a/*": 1},
         {"train": {"cat": 2, "dog": 2}, "test": {"cat": 1, "dog": 0}},
         "the class of an image is its top folder, not the innermost ('a', 'b')",
+    ),
+    "folders in some classes": (
+        {"cat/a/*": 2, "cat/b/*": 1, "dog/*": 2},
+        {"train": {"cat": 3, "dog": 2}},
+        "",
     ),
     "loose pictures": (
         {"cat/*": 2, "dog/*": 2, "*": 3},
@@ -280,6 +290,8 @@ def test_layouts_that_imagefolder_makes_nothing_of(tmp_path, caplog, layout):
             r"one folder of images per class in '.*', got 3 image\(s\) beside each other",
         ),
         ({"cat/*": 3, "dog/x.txt": "x"}, r"at least two classes to tell apart, got \['cat'\]"),
+        ({"train/*": 3, "test/*": 3, "unlabeled/*": 3}, "test' is named like a split; wanted one"),
+        ({"train/cat/*": 3, "test/cat/*": 1}, r"at least two classes to tell apart, got \['cat'\]"),
         (TRAIN | {"test/cow/*": 2}, "test/cow' is of the class 'cow', which the split train of"),
         ({"*": 2, "metadata.csv": [{"name": "0.png"}]}, r"metadata.csv' \(.*file_name"),
         ({"*": 2, "metadata.csv": ""}, "could not read '.*metadata.csv'"),

@@ -197,8 +197,6 @@ class _Reading:
 def _split_in(parts: Sequence[str], patterns: dict[str, re.Pattern[str]]) -> tuple[str | None, int]:
     """The split that the first part with the name of one stands for, and its place."""
     for place, part in enumerate(parts):
-        if part.lower() in CANONICAL_SPLIT:
-            return CANONICAL_SPLIT[part.lower()], place
         for split, pattern in patterns.items():
             if pattern.fullmatch(part):
                 return split, place
