@@ -191,7 +191,7 @@ def test_eval_refuses_other_classes(fitted: Path, tmp_path: Path, capsys) -> Non
     photos(tmp_path / "photos", ("cat", "cow"))
     arguments = ("--adapter", str(fitted / "adapter"), "--data", str(tmp_path / "photos"))
     assert run("eval", *arguments) == 2
-    assert "the adapter's classes (cat, dog), got cat, cow" in the_one_line(capsys)
+    assert "the adapter's classes (cat, dog), got images of cow," in the_one_line(capsys)
 
 
 def no_record(adapter: Path) -> None:

@@ -124,7 +124,7 @@ def _locked(kept: Keeping) -> int:
     while True:
         with contextlib.suppress(FileExistsError):
             kept.folder.mkdir()
-        handle = os.open(kept.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(kept.folder / _LOCK, os.O_RDONLY | os.O_CREAT, 0o600)
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
