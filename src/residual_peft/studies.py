@@ -33,11 +33,11 @@ from .anatomy import Unit
 from .backbones import backbone_of, has_text, load_backbone
 from .class_means import class_means_of
 from .coordinates import collect_coordinates
-from .data import ImageData, batches, load_data
+from .data import ImageData, SkippedImage, batches, load_data
 from .describing import describe_components, dictionary_if_any
 from .errors import ResiDualError
 from .files import PathLike, atomic_directory, write_json
-from .fitting import check_without_texts, choose_images, reading_options
+from .fitting import check_skipped, check_without_texts, choose_images, reading_options
 from .prompts import DEFAULT_TEMPLATES
 from .reporting.figures import (
     draw_ablation,
@@ -71,6 +71,7 @@ class ModelStudy:
         ablations: accuracy without each layer, and without ever more layers from the last on; at
             their means.
         words: texts for every head, by SOMP.
+        skipped: images that could not be read.
     """
 
     model: str
@@ -82,10 +83,12 @@ class ModelStudy:
     selection: SelectionStudy
     ablations: tuple[AblationCurve, ...]
     words: tuple[Explanation, ...]
+    skipped: tuple[SkippedImage, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: all of it."""
         return {
+            "skipped_as_unreadable": len(self.skipped),
             "model": self.model,
             "dataset": self.dataset,
             "class_names": list(self.class_names),
@@ -119,7 +122,9 @@ class ModelStudy:
         best = self.selection.curve("S")
         ranking = next(r for r in self.selection.rankings if r.method == best.method)
         words_of = {item.unit: item.texts for item in self.words}
+        skipped = [f"{len(self.skipped)} images could not be read and left out."]
         return [
+            *(skipped if self.skipped else ()),
             f"Accuracy on {self.images['test']} test images: whole model {lines['B']:.3f}, all "
             f"heads alone {lines['H']:.3f}, one gain per head {lines['O']:.3f}.",
             *(f"{unit}: {', '.join(words_of.get(unit, ())[:3])}" for unit in ranking.top(5)),
@@ -190,19 +195,22 @@ def study_model(
     else:
         check_without_texts(clip, found, templates, words)
     options = reading_options(batch_size, num_workers)
-    train, validation, test = (
-        collect_contributions(
-            clip.model,
-            batches(
-                _some(found, split, images, seed),
-                clip.image_processor,
-                name=f"the split '{split}'",
-                **options,
-            ),
-            progress=progress,
+    loaders = [
+        batches(
+            _some(found, split, images, seed),
+            clip.image_processor,
+            name=f"the split '{split}'",
+            skip=not strict,
+            **options,
         )
         for split in ("train", "validation", "test")
+    ]
+    train, validation, test = (
+        collect_contributions(clip.model, loader, progress=progress) for loader in loaders
     )
+    missed = [SkippedImage(file, why) for part in loaders for _, file, why in part.skipped]
+    skipped = (*found.skipped, *missed)
+    check_skipped(skipped, max_bad, sum(map(len, found.splits.values())), found.source)
     if classifier is None:
         means = class_means_of(train.readout, _labels_of(train), found.class_names)
         classifier = ZeroShotClassifier(clip.model, found.class_names, means)
@@ -215,6 +223,7 @@ def study_model(
         dataset=Path(found.source).name,
         class_names=found.class_names,
         images={"train": len(train), "validation": len(validation), "test": len(test)},
+        skipped=skipped,
         dimension=dimension_profile(
             train.select(["head", "mlp"]), two_nn_images=min(images, len(train)), progress=progress
         ),
@@ -382,8 +391,10 @@ def study_adapter(
     dictionary = None
     if has_text(base) and classifier.templates:
         dictionary = dictionary_if_any(backbone_of(base), words)
-    loader = batches(chosen.images, **reading_options(batch_size, num_workers))
+    options = reading_options(batch_size, num_workers)
+    loader = batches(chosen.images, skip=not strict, **options)
     rows = collect_coordinates(classifier.model, loader, progress=progress)
+    chosen = chosen.without(loader.skipped, max_bad)
     explanation = explain_adapter(classifier, rows)
     strongest = tuple(explanation.strongest(count))
     said: list[Explanation] = []

@@ -5,13 +5,14 @@ measured on is decided in one place (`measuring`).
 """
 
 from .measuring import Chosen, choose_images, evaluate_adapter
-from .reading import reading_options
+from .reading import check_skipped, reading_options
 from .report import FitReport
 from .whole import check_without_texts, fit_adapter
 
 __all__ = [
     "Chosen",
     "FitReport",
+    "check_skipped",
     "check_without_texts",
     "choose_images",
     "evaluate_adapter",

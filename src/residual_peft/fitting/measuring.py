@@ -3,7 +3,8 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..errors import ResiDualError
 from ..evaluation import evaluate
 from ..provenance import SplitRecord
 from ..zero_shot import ZeroShotClassifier
+from .reading import check_skipped
 from .report import counted, interval_of
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Chosen:
         left_out: images that it was trained or chosen on, and are not among these.
         trained_on: those that are, because they were asked for by name.
         skipped: images that could not be read.
+        total: images that the data have, unreadable ones included.
     """
 
     images: ProcessedImages
@@ -42,9 +45,25 @@ class Chosen:
     left_out: int
     trained_on: int
     skipped: tuple[SkippedImage, ...]
+    total: int
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def without(self, missed: Sequence[tuple[int, str, str]], max_bad: float) -> "Chosen":
+        """The same less images that only decoding found unreadable: row, file and reason of each.
+
+        Raises:
+            ResiDualError: there are too many of them.
+        """
+        if not missed:
+            return self
+        skipped = (*self.skipped, *(SkippedImage(file, reason) for _, file, reason in missed))
+        rows = set(range(len(self.images))) - {row for row, _, _ in missed}
+        left = copy(self.images)
+        left.dataset = left.dataset.select(sorted(rows))
+        check_skipped(skipped, max_bad, self.total, self.images.name)
+        return replace(self, images=left, skipped=skipped)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: which images these are."""
@@ -110,10 +129,12 @@ def evaluate_adapter(
         classifier,
         chosen.images,
         batch_size=batch_size,
-        num_workers=num_workers or 0,
+        num_workers=num_workers,
+        skip=not strict,
         name=chosen.images.name,
         progress=True,
     )
+    chosen = chosen.without(found.skipped, max_bad)
     scores: dict[str, Any] = dict(found.metrics)
     if (interval := interval_of(found)) is not None:
         scores["accuracy_interval"] = list(interval)
@@ -194,6 +215,7 @@ def choose_images(
         left_out=0 if by_name else len(seen),
         trained_on=len(seen) if by_name else 0,
         skipped=images.skipped,
+        total=sum(map(len, images.splits.values())) + len(images.skipped),
     )
 
 
@@ -260,8 +282,8 @@ class Renumbered(ProcessedImages):
         super().__init__(dataset, image_processor, name)
         self.numbers, self.of_adapter = numbers, classes
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = super().__getitem__(index)
+    def _read(self, index: int) -> dict[str, Any]:
+        item = super()._read(index)
         return item | {"labels": self._renumbered(item["labels"])}
 
     def _renumbered(self, labels: Any) -> Any:

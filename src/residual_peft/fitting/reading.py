@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,10 @@ class Options:
     strict: bool = False
     total: int = 0  # images there were, unreadable ones included
 
+    def check(self, images: ImageData) -> None:
+        """Raise a ResiDualError where more images could not be read than may be."""
+        check_skipped(images.skipped, self.max_bad, self.total, images.source, self.strict)
+
     def reading(self) -> dict[str, Any]:
         """For `batches` and `write_coordinates`."""
         return reading_options(self.batch_size, self.num_workers)
@@ -55,7 +59,7 @@ class Options:
 
 def reading_options(batch_size: int, num_workers: int | None) -> dict[str, Any]:
     """For `batches` and what takes the same."""
-    return {"batch_size": batch_size, "num_workers": num_workers or 0}
+    return {"batch_size": batch_size, "num_workers": num_workers}
 
 
 @dataclass
@@ -106,7 +110,7 @@ class Pass:
             progress=True,
             **self.options.reading(),
         )
-        self.drop(split, getattr(store, "skipped", ()))
+        self.drop(split, store.skipped)
         self.stores[split] = store
         return store
 
@@ -125,7 +129,7 @@ class Pass:
             return
         skipped = [SkippedImage(file, reason) for _, file, reason in found]
         self.images = self.images.without(split, [row for row, _, _ in found], skipped)
-        check_skipped(self.images, self.options)
+        self.options.check(self.images)
 
     def _settings(self, model: PeftModel) -> dict[str, Any]:
         config = readout_config(model)
@@ -140,15 +144,16 @@ class Pass:
         }
 
 
-def check_skipped(images: ImageData, options: Options) -> None:
+def check_skipped(
+    skipped: Sequence[SkippedImage], max_bad: float, total: int, source: str, strict: bool = False
+) -> None:
     """Raise a ResiDualError where more images could not be read than may be."""
-    skipped = images.skipped
-    allowed = 0 if options.strict else max(ALWAYS_TOLERATED, int(options.max_bad * options.total))
+    allowed = 0 if strict else max(ALWAYS_TOLERATED, int(max_bad * total))
     if len(skipped) > allowed:
         first = ", ".join(f"{item.file} ({item.reason})" for item in skipped[:3])
         raise ResiDualError(
-            f"{len(skipped)} of the {options.total} images of {images.source} cannot be read, and "
-            f"{allowed} may be (max_bad={options.max_bad:g}{', strict' if options.strict else ''}):"
+            f"{len(skipped)} of the {total} images of {source} cannot be read, and "
+            f"{allowed} may be (max_bad={max_bad:g}{', strict' if strict else ''}):"
             f" {first}{', ...' if len(skipped) > 3 else ''}. Repair or remove them, or allow more."
         )
 

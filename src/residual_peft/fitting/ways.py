@@ -187,9 +187,9 @@ def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
 
 
 def _readouts(model: PeftModel, read: Pass, split: str) -> Readouts:
-    loader = batches(read.processed(split), **read.options.reading())
+    loader = batches(read.processed(split), skip=True, **read.options.reading())
     seen = collect_readouts(model, loader, progress=True)
-    read.drop(split, getattr(loader, "skipped", ()))
+    read.drop(split, loader.skipped)
     return seen
 
 

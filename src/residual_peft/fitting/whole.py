@@ -24,7 +24,7 @@ from ..run_record.record import EXAMPLES, RECORD_JSON, RECORD_TENSORS
 from ..tuner import ResiDualConfig
 from ..zero_shot import ZeroShotClassifier
 from .keeping import Keeping, keeping
-from .reading import Options, Pass, check_skipped, settings_of
+from .reading import Options, Pass, settings_of
 from .report import (
     FitReport,
     findings_of,
@@ -111,7 +111,7 @@ def fit_adapter(
             )
             total = sum(map(len, images.splits.values())) + len(images.skipped)
             options = Options(batch_size, num_workers, max_bad, strict, total)
-            check_skipped(images, options)
+            options.check(images)
             images, repeated = without_repeated(images)
             task, dictionary = _task(model, images, templates, config, trainer, words, seed)
             read = Pass(images, task.backbone.image_processor, kept, options)
