@@ -2,6 +2,9 @@
 
 from .terminal import printable
 
+LONGEST_MESSAGE = 4000
+"""Characters; names in others' files may be longer than that."""
+
 
 class ResiDualError(ValueError):
     """Something the user can mend: says what was wanted, what was got and what to do.
@@ -12,5 +15,7 @@ class ResiDualError(ValueError):
     """
 
     def __init__(self, message: object = "", example: str = "") -> None:
-        lines = [message, *(example.split("\n") if example else [])]
-        super().__init__("\n".join(map(printable, lines)))
+        text = printable(message)
+        text = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …"
+        lines = [text, *(map(printable, example.split("\n")) if example else [])]
+        super().__init__("\n".join(lines))

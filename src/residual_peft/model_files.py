@@ -7,7 +7,6 @@ at most two times the numbers that lie in the weights' files, and 1 GiB besides.
 
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from PIL import Image
 from transformers import AutoTokenizer
 
 # transformers' top level wants torchvision for it until 5.20; the PIL processors do not need it
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .errors import ResiDualError
-from .files import Within, file_size, quoted, read_header, read_object, read_record
+from .files import Within, file_size, is_folder, quoted, read_header, read_object, read_record
 from .terminal import short
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -83,9 +83,11 @@ def load_tokenizer(directory: Path) -> Any:
     """
     _check_files(directory)
     with _foreign():
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
+        tokenizer(["a"], padding=True, truncation=True, return_tensors="pt")  # or say so now
+    return tokenizer
 
 
 def check_model(directory: Path, kind: Any) -> None:
@@ -132,9 +134,13 @@ def load_processor(directory: Path) -> Any:
         else:
             read_record(path, _Processor, max_bytes=MAX_CONFIG, unknown="ignore")
     with _foreign():
-        return AutoImageProcessor.from_pretrained(
+        processor = AutoImageProcessor.from_pretrained(
             directory, backend="pil", trust_remote_code=False, local_files_only=True
         )
+        made = processor(images=[Image.new("RGB", (16, 16))], return_tensors="pt")
+    if not bool(made["pixel_values"].isfinite().all()):
+        raise ResiDualError("it makes NaN or infinite pixels")
+    return processor
 
 
 _Side = Annotated[int, Within(1, _MAX_SIDE)]
@@ -181,7 +187,7 @@ def _check_files(directory: Path) -> None:
     reads."""
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         path = Path(entry.path)
-        if path.suffix not in _READ or stat.S_ISDIR(path.stat().st_mode):
+        if path.suffix not in _READ or is_folder(path):
             continue
         size = file_size(path)
         if path.suffix not in (".safetensors", ".bin") and size > MAX_VOCABULARY:

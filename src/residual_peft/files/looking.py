@@ -87,4 +87,7 @@ def is_file(path: PathLike) -> bool:
 
 def inside(path: PathLike, folder: PathLike) -> bool:
     """Whether a path lies in a folder once all links have been followed."""
-    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+    try:
+        return Path(path).resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, names that cannot be
+        return False

@@ -33,6 +33,11 @@ class TensorFacts:
     shape: tuple[int, ...]
 
     @property
+    def is_float(self) -> bool:
+        """Whether they are floats that torch calculates with."""
+        return self.dtype in ("F64", "F32", "F16", "BF16")
+
+    @property
     def count(self) -> int:
         """How many numbers."""
         return math.prod(self.shape)
@@ -75,7 +80,7 @@ def read_header(path: PathLike) -> dict[str, TensorFacts]:
         start, end = entry.data_offsets
         wanted = facts.count * _BITS.get(entry.dtype, 0) // 8
         if entry.dtype not in _BITS or wanted != end - start or not 0 <= start <= size - 8 - length:
-            raise _not_whole(path, f"{short(name)} is {facts} in bytes {start:,} to {end:,}")
+            raise _not_whole(path, f"{short(name)} is {short(facts)} in bytes {start} to {end}")
     return {name: TensorFacts(entry.dtype, entry.shape) for name, entry in entries.items()}
 
 

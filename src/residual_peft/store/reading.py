@@ -145,6 +145,9 @@ def skipped_images(path: Path, metadata: dict[str, str]) -> list[tuple[int, str,
     return [(row, file, reason) for row, file, reason in found]
 
 
+_FLOATS = {"coordinates": True, "readout": True, "ids": False, "labels": False}
+
+
 def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -> None:
     """Believe a manifest's numbers once files of those sizes are there; reads their headers alone.
 
@@ -168,8 +171,10 @@ def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -
             "readout": (rows, state.constant.shape[-1]),
             "ids": (rows,),
         }
+        kinds = {name: found[name].is_float for name in (*wanted, "labels") if name in found}
         labels = shapes.get("labels", ())
         fits = len(labels) in (1, 2) and labels[0] == rows and rows + missing == asked
+        fits = fits and kinds == _FLOATS
         if not fits or any(shapes.get(name) != shape for name, shape in wanted.items()):
             raise ResiDualError(
                 f"{quoted(path)} does not hold the {asked:,} images that its store says, for this "

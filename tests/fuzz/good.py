@@ -1,0 +1,68 @@
+"""Good folders of every kind, to be spoiled: made once, of a tiny model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from residual_peft.anatomy import Unit
+from residual_peft.bases import SpectralBasis
+from residual_peft.data import ProcessedImages
+from residual_peft.describing import Words
+from residual_peft.hub import RUN_DIRECTORY
+from residual_peft.run_record import Example
+from residual_peft.store import write_coordinates
+from residual_peft.tuner import ResiDualConfig, fit_bases
+
+from ..models import pixels
+from ..records import record
+from ..training_case import adapted_classifier, save_clip, task
+
+
+def make(root: Path) -> None:
+    """Fill `root` with base, classifier, gains, stream, basis, store, run, photos and saved."""
+    save_clip(root / "base")
+    classifier = adapted_classifier()
+    for name in ("config._name_or_path", "name_or_path"):
+        owner = classifier.model.get_base_model()
+        owner = owner.config if name.startswith("config") else owner
+        setattr(owner, name.split(".")[-1], str(root / "base"))
+    fit_bases(classifier.model, [pixels(40)])
+    classifier.save_pretrained(root / "classifier")
+    classifier.model.save_pretrained(root / "adapter")
+    (root / "adapter" / "README.md").unlink()
+    basis = SpectralBasis.fit(classifier.model, [pixels(40)])
+    basis.save_pretrained(root / "basis")
+    data = ProcessedImages(task(30).train, classifier.image_processor, "train")
+    write_coordinates(classifier.model, data, root / "store", shard_size=8)
+    gains = adapted_classifier(ResiDualConfig(basis=str(root / "basis"), save_basis=False))
+    gains.model.save_pretrained(root / "gains")
+    stream = adapted_classifier(ResiDualConfig(mode="stream")).model
+    fit_bases(stream, [pixels(40)])
+    stream.save_pretrained(root / "stream")
+    _photos(root / "photos")
+    _record(root / "fit", next((root / "photos").rglob("*.png")).read_bytes())
+    rows = {"image": [str(p) for p in sorted((root / "photos").rglob("*.png"))]}
+    rows["label"] = [Path(p).parent.name for p in rows["image"]]
+    DatasetDict({"train": Dataset.from_dict(rows)}).save_to_disk(str(root / "saved"))
+
+
+def _photos(root: Path) -> None:
+    generator = np.random.default_rng(0)
+    lines = ["file_name,label"]
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            pixels_of = generator.integers(0, 255, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels_of).save(root / name / f"{number}.png")
+            lines.append(f"{name}/{number}.png,{name}")
+    (root / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def _record(root: Path, picture: bytes) -> None:
+    words = (Words(Unit("head", 0, 0), 1, (("a stripe", 0.5),), 0.4),)
+    replace(record(), examples=(Example(3, picture),), words=words).save(root / RUN_DIRECTORY)
+    (root / "residual_classifier.json").write_text(json.dumps({}))
