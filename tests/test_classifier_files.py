@@ -9,8 +9,10 @@ from peft import get_peft_model
 from PIL import Image
 
 from residual_peft import ResiDualConfig, ZeroShotClassifier, gains_of
+from residual_peft.anatomy import UNIT_KINDS
 from residual_peft.backbones import load_backbone
 from residual_peft.cards import CardFacts
+from residual_peft.classifier_files import _effect_of
 from residual_peft.errors import ResiDualError
 from residual_peft.provenance import SplitRecord, image_digest
 
@@ -128,3 +130,8 @@ def test_a_form_that_peft_left_is_no_card_of_the_users(backbone, tmp_path):
     made.save_pretrained(tmp_path / "his")
     assert "# Mine" in (tmp_path / "his" / "README.md").read_text()
     unloaded(made)
+
+
+def test_every_kind_of_unit_has_words():
+    for kind in UNIT_KINDS:
+        assert _effect_of(ResiDualConfig(units=(kind,))).endswith("the image embedding")

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from residual_peft.anatomy import Unit, find_tower
 from residual_peft.decomposition import (
     Capture,
     _check_close,
+    _tolerance,
     capture_of,
     check_exact,
     checked_capture,
@@ -126,6 +128,28 @@ def test_half_precision_excuses_its_own_rounding_and_no_more(
                 check_exact(anatomy, capture, readout)
         else:
             check_exact(anatomy, capture, readout)
+
+
+def test_double_precision_is_held_to_its_own_rounding() -> None:
+    model, images = clip_model().double(), pixels(8).double()
+    anatomy = find_tower(model)
+    capture, readout = checked_capture(model, anatomy, images)
+    check_exact(anatomy, capture, readout)
+    capture.layers[-1][3] *= 1 + 1e-8  # type: ignore[index]
+    with pytest.raises(ResiDualError, match=r"at layer \d .* 1e-10"):
+        check_exact(anatomy, capture, readout)
+
+
+def test_products_of_ten_bits_are_excused_where_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    anatomy = find_tower(clip_model())
+    capture, readout = checked_capture(clip_model(), anatomy, pixels())
+    on_a_gpu: Any = SimpleNamespace(dtype=readout.dtype, device=torch.device("cuda"))
+    for allowed, wanted in ((False, 1e-5), (True, 2 * 2**-10 * 7**0.5)):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
+        assert _tolerance(capture, on_a_gpu, 3) == pytest.approx(wanted)
+        assert _tolerance(capture, readout, 3) == 1e-5
 
 
 def test_sigma_of_a_half_precision_stream_is_float32() -> None:

@@ -209,3 +209,19 @@ def test_several_labels_are_checked(measure):
     scores[5, 2] = np.nan
     with pytest.raises(ResiDualError, match="NaN or infinity for image 5"):
         measure(scores, labels)
+
+
+def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower():
+    """Guo's bins are ((m - 1) / M, m / M]: 0.5 is in the first of two, 0.6 in the second."""
+    probabilities = np.array([[0.5, 0.5], [0.6, 0.4]])
+    found = metrics.expected_calibration_error(probabilities, np.array([0, 1]), bins=2)
+    assert found == pytest.approx((0.5 + 0.6) / 2)
+
+
+def test_a_class_that_no_image_has_is_in_no_mean():
+    scores = np.array([[1.0, -1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, 1.0, -1.0]])
+    labels = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0]])
+    found = metrics.multi_label_metrics(scores, labels)
+    assert found["macro_f1"] == pytest.approx((1.0 + 2 / 3) / 2)
+    assert found["mean_average_precision"] == pytest.approx((1.0 + 0.5) / 2)
+    assert found["exact_match"] == pytest.approx(2 / 3)

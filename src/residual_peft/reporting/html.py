@@ -200,8 +200,10 @@ def seconds(value: float) -> str:
 def unit_name(unit: Unit) -> str:
     """A unit for people.
 
-    >>> unit_name(Unit("head", 3, 5)), unit_name(Unit("mlp", 3)), unit_name(Unit("embed"))
-    ('layer 3 · head 5', 'layer 3 · MLP', 'patch embedding')
+    >>> unit_name(Unit("head", 3, 5)), unit_name(Unit("mlp", 3))
+    ('layer 3 · head 5', 'layer 3 · MLP')
+    >>> unit_name(Unit("embed")), unit_name(Unit("pooler")), unit_name(Unit("output"))
+    ('patch embedding', 'pooling MLP', 'image embedding')
     """
     if unit.kind == "head":
         return f"layer {unit.layer} · head {unit.head}"
