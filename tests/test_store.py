@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from residual_peft.coordinates import collect_coordinates, collect_with_basis
 from residual_peft.data import ProcessedImages, batches
@@ -276,3 +277,69 @@ def test_the_one_pass_in_memory_gives_the_store_of_one_pass(tmp_path):
     other = adapted_classifier()
     store = write_coordinates(other.model, data, tmp_path / "s", fit_basis=True, **SIZES)
     torch.testing.assert_close(store.load().coordinates, rows.coordinates, atol=1e-5, rtol=1e-4)
+
+
+BROKEN = (0, 3, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 35)  # the whole second shard is among them
+
+
+def with_bad_images(classifier):
+    data = images(classifier)
+    rows = list(data.dataset)
+    for row in BROKEN:
+        rows[row] = {**rows[row], "image": {"bytes": b"broken", "path": f"{row}.png"}}
+    data.dataset = Dataset.from_list(rows, features=data.dataset.features)
+    return data
+
+
+@pytest.mark.parametrize("fit_basis", [False, True])
+def test_images_that_cannot_be_read_are_left_out_and_named(fit_basis, tmp_path, caplog):
+    def write(folder, lives=None):
+        classifier = adapted_classifier()
+        data = with_bad_images(classifier)
+        data = data if lives is None else Mortal(data, lives)
+        return write_coordinates(classifier.model, data, folder, fit_basis=fit_basis, **SIZES)
+
+    store = write(tmp_path / "whole")
+    good = [row for row in range(36) if row not in BROKEN]
+    assert len(store) == len(store.labels) == len(good)
+    assert store.ids.tolist() == good
+    assert store.skipped == tuple((r, f"{r}.png", "not an image that PIL knows") for r in BROKEN)
+    assert "skipped 13 of the 36 images of train: 0.png" in caplog.text
+    assert sum(map(len, store.parts)) == len(store)
+
+    classifier = adapted_classifier()
+    kept = ProcessedImages(task().train.select(good), classifier.image_processor)
+    read = collect_with_basis if fit_basis else collect_coordinates
+    expected = read(classifier.model, batches(kept, batch_size=16))
+    found = store.load()
+    torch.testing.assert_close(found.readout, expected.readout)
+    torch.testing.assert_close(found.coordinates, expected.coordinates, atol=1e-5, rtol=1e-4)
+    assert torch.equal(found.labels, expected.labels)
+    index = torch.tensor([22, 0, 7, 8])
+    assert torch.equal(store.rows(index).coordinates, found.coordinates[index])
+
+    for lives in (5, 12):
+        with pytest.raises(Killed):
+            write(tmp_path / "killed", lives)
+    assert write(tmp_path / "killed").skipped == store.skipped
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_a_store_of_no_image_that_can_be_read_is_refused(tmp_path):
+    classifier = adapted_classifier()
+    data = images(classifier)
+    rows = [{**row, "image": {"bytes": b"no", "path": None}} for row in data.dataset]
+    data.dataset = Dataset.from_list(rows, features=data.dataset.features)
+    with pytest.raises(ResiDualError, match="none of the 36 of train could be read: image 0 of"):
+        write_coordinates(classifier.model, data, tmp_path / "s", **SIZES)
+    with pytest.raises(ResiDualError, match="could not read image 0 of train"):
+        write_coordinates(classifier.model, data, tmp_path / "t", skip=False, **SIZES)
+
+
+def test_a_shard_that_lacks_images_without_a_word_is_refused(tmp_path):
+    classifier = adapted_classifier()
+    write_coordinates(classifier.model, images(classifier), tmp_path / "s", **SIZES)
+    path = tmp_path / "s" / "shard-00001.safetensors"
+    save_file({k: t[:9].contiguous() for k, t in load_file(path).items()}, path)
+    with pytest.raises(ResiDualError, match="does not hold the 10 images that its store says"):
+        CoordinateStore.open(tmp_path / "s", classifier.model)

@@ -31,7 +31,8 @@ from .rows import Rows
 from .taps import Capture, is_tapped, tapped
 
 Progress = bool | Callable[[int], object]
-Check = Literal["first", "all"]
+Check = Literal["first", "all"] | Callable[[Tensor | None], bool]
+"""Which batches' units are checked to add up; a function is asked with the images' rows."""
 
 Place = tuple[str, int | None, str, tuple[int, ...]]
 """A field of a capture, its layer or None, its dtype and its shape per image."""
@@ -78,7 +79,7 @@ def reading(
         batches: of what the tower takes: tensors, mappings that hold it and perhaps `labels` and
             `index`, or pairs of one of these and labels.
         taps: whether to see what every unit writes; then the adapters are off.
-        check: with `taps`, whether the units of all batches or of the first are checked to add up.
+        check: with `taps`, which batches' units are checked to add up.
         adapters: whether adapters stay as they are; they are off otherwise.
         labelled: whether labels are a must.
         progress: True for a bar, or what to call after each batch with its number of images.
@@ -92,8 +93,7 @@ def reading(
         raise ValueError("the units of an adapted model do not add up to its readout")
     anatomy = find_tower(model) if anatomy is None else anatomy
     forward = _Forward(model, anatomy, taps, adapters)
-    checking = taps
-    for batch in with_progress(batches, description, progress):
+    for number, batch in enumerate(with_progress(batches, description, progress)):
         given, labels, index = parts_of(batch)
         if labelled and labels is None:
             raise ResiDualError(
@@ -101,6 +101,7 @@ def reading(
                 f"'labels') or as pairs, got no labels ({type(batch).__name__})."
             )
         inputs = checked_inputs(anatomy, given)
+        checking = taps and (check(index) if callable(check) else check == "all" or number == 0)
         del batch, given
         start, count = 0, batch_size(inputs)
         if labels is not None and (labels.ndim == 0 or len(labels) != count):
@@ -111,7 +112,7 @@ def reading(
         while start < count:
             rows = slice(start, start + forward.room(count))
             readout, capture = forward(_sliced(inputs, rows, count), checking)
-            checking = checking and check == "all"
+            checking = checking and check == "all"  # else the first part stands for its batch
             start += len(readout)
             yield Seen(readout, capture, _rows(labels, rows), _rows(index, rows))
             del readout, capture

@@ -107,7 +107,10 @@ def trainer_kwargs(
         callbacks.append(EarlyStoppingCallback(patience))
     if args.load_best_model_at_end and isinstance(classifier.model, PeftModel):
         callbacks.append(BestOfNamedAdapters())
-    sets = [ProcessedImages(data[s], classifier.image_processor, f"the split '{s}'") for s in used]
+    sets = [
+        ProcessedImages(data[s], classifier.image_processor, f"the split '{s}'", skip=True)
+        for s in used
+    ]
     classifier.split = data.split if data.split.digest else None
     seen = (digest for split in used for digest in data.digests.get(split, ()))
     classifier.fitted_on = tuple(dict.fromkeys([*classifier.fitted_on, *seen]))

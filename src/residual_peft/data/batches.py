@@ -156,28 +156,30 @@ class Batches:
         batch_size: int = 64,
         num_workers: int | None = None,
         skip: bool = False,
-        rows: Sequence[int] | None = None,
+        groups: Sequence[Sequence[int]] | None = None,
         may_be_empty: bool = False,
     ) -> None:
         self.dataset, self.batch_size = dataset, batch_size
         self.num_workers, self.skip = num_workers, skip
-        self.rows: Sequence[int] = range(len(dataset)) if rows is None else rows
+        # rows; no batch is of two groups
+        self.groups = [range(len(dataset))] if groups is None else groups
         self.may_be_empty = may_be_empty  # whether it is no mistake that no image can be read
         self.skipped: list[tuple[int, str, str]] = []
 
     def __len__(self) -> int:
         """The number of batches, unless all images of one cannot be read."""
-        return -(-len(self.rows) // self.batch_size)
+        return sum(-(-len(rows) // self.batch_size) for rows in self.groups)
 
     @property
     def image_count(self) -> int:
         """The number of images, unreadable ones among them."""
-        return len(self.rows)
+        return sum(map(len, self.groups))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         self.skipped.clear()
         size, given = self.batch_size, 0
-        wanted = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
+        starts = [(rows, start) for rows in self.groups for start in range(0, len(rows), size)]
+        wanted = [rows[start : start + size] for rows, start in starts]
         for pieces in decoded(self.dataset, wanted, self.num_workers):
             for unread in (unread for piece in pieces for unread in piece.unread):
                 if not self.skip:
@@ -190,8 +192,8 @@ class Batches:
         if self.skipped and not given and not self.may_be_empty:
             _, file, reason = self.skipped[0]
             raise ResiDualError(
-                f"wanted images, but none of the {len(self.rows)} of {self.dataset.name} could be "
-                f"read; the first: {file} ({reason})."
+                f"wanted images, but none of the {self.image_count} of {self.dataset.name} could "
+                f"be read; the first: {file} ({reason})."
             )
 
 
@@ -235,4 +237,4 @@ def batches(
         )
     if not isinstance(dataset, ProcessedImages):
         dataset = ProcessedImages(dataset, image_processor, name)
-    return Batches(dataset, batch_size, num_workers, skip, rows)
+    return Batches(dataset, batch_size, num_workers, skip, None if rows is None else [rows])

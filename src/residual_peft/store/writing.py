@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import ResiDualError
 from ..files import whole_directory, write_json, write_tensors
 from ..fingerprint import Fingerprint
 from ..processes import Processes
-from ..reading import Captures, reading
+from ..reading import Captures, Seen, reading
 from ..rows import Rows
 from ..spectra import BasisAccumulator
 from ..taps import Capture
@@ -186,15 +186,12 @@ class _Writer:
         state = readout_state(self.model, self.adapter_name)
         paths = shard_paths(self.folder, manifest)
         with self._bar(manifest, mine, paths) as bar:
-            for index in (i for i in mine if not paths[i].is_file()):
-                rows = rows_of_shard(manifest, index)
-                found = Rows(len(rows))
-
-                def keep(capture: Capture, found: Rows = found) -> None:
-                    found.add(self._stored(coordinates_of(state, capture)))
-
-                others, metadata = self._read(manifest, index, bar, keep)
-                self._write(paths[index], rows, found, state, others, metadata)
+            missing = [index for index in mine if not paths[index].is_file()]
+            for shard in self._shards(manifest, missing, bar):
+                found = Rows(len(shard.rows))
+                for seen in shard:
+                    found.add(self._stored(coordinates_of(state, seen)))
+                self._write(paths[shard.index], shard.rows, found, state, *shard.others())
 
     def with_basis(
         self, manifest: dict[str, Any], mine: Sequence[int], processes: Processes
@@ -210,10 +207,12 @@ class _Writer:
         # one process looks for all
         if not processes.gathered(all(path.is_file() for path in basis_files))[0]:
             with processes.in_step(), self._bar(manifest, mine, raws) as bar:
-                for index in (i for i in mine if not raws[i].is_file()):
-                    seen = Captures(FIELDS, len(rows_of_shard(manifest, index)))
-                    others, metadata = self._read(manifest, index, bar, seen.add)
-                    write_raw(raws[index], seen, others, metadata)
+                missing = [index for index in mine if not raws[index].is_file()]
+                for shard in self._shards(manifest, missing, bar):
+                    captures = Captures(FIELDS, len(shard.rows))
+                    for capture in shard:
+                        captures.add(capture)
+                    write_raw(raws[shard.index], captures, *shard.others())
             basis = self._basis_of([raws[index] for index in mine], processes)
             with processes.in_step():
                 if processes.rank == 0:
@@ -249,46 +248,47 @@ class _Writer:
         components = None if config.component_pattern else config.components
         return SpectralBasis.from_accumulator(accumulator, components)
 
-    def _read(
-        self,
-        manifest: dict[str, Any],
-        index: int,
-        bar: tqdm,
-        keep: Callable[[Capture], None],
-    ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Readouts and labels of a shard's images, and which could not be read.
+    def _shards(
+        self, manifest: dict[str, Any], missing: Sequence[int], bar: tqdm
+    ) -> "Iterator[_Shard]":
+        """Read shards in one pass, so that images of the next are decoded while one is written.
 
         A batch never crosses the border of a shard. The first of each shard is checked.
         """
-        anatomy, rows = adapted_tower(self.model, self.adapter_name), rows_of_shard(manifest, index)
+        if not missing:
+            return
+        anatomy = adapted_tower(self.model, self.adapter_name)
+        shards = {index: rows_of_shard(manifest, index) for index in missing}
         loader = Batches(
-            self.dataset, self.batch_size, self.num_workers, self.skip, rows, may_be_empty=True
+            self.dataset,
+            self.batch_size,
+            self.num_workers,
+            self.skip,
+            list(shards.values()),
+            may_be_empty=True,
         )
-        readout, labels = Rows(len(rows)), Rows(len(rows))
-        for seen in reading(
+        checked: set[int] = set()
+
+        def check(index: Tensor | None) -> bool:
+            assert index is not None
+            shard = int(index[0]) // manifest["shard_size"]
+            return shard not in checked and not checked.add(shard)  # type: ignore[func-returns-value]
+
+        passed = reading(
             self.model,
             anatomy,
             loader,
             taps=True,
-            check="first",
+            check=check,
             labelled=True,
             progress=bar.update,
-        ):
-            assert seen.capture is not None
-            assert seen.labels is not None
-            keep(seen.capture)
-            readout.add(seen.readout.float())
-            labels.add(seen.labels)
-        bar.update(len(loader.skipped))
-        skipped = {SKIPPED: json.dumps(loader.skipped)} if loader.skipped else {}
-        if len(labels):
-            return {"readout": readout.joined(), "labels": labels.joined()}, skipped
-        classes = self.dataset.classes
-        none = torch.zeros(0, dtype=torch.int64)
-        return {
-            "readout": torch.zeros(0, anatomy.readout_width),
-            "labels": none if classes is None else none.new_zeros(0, classes, dtype=torch.uint8),
-        }, skipped
+        )
+        stream = _Stream(passed, loader.skipped)
+        for index, rows in shards.items():
+            shard = _Shard(index, rows, stream, loader, self.dataset.classes, anatomy.readout_width)
+            yield shard
+            bar.update(sum(row in rows for row, _, _ in loader.skipped))
+        next(passed, None)  # counts the last batch
 
     def _bar(self, manifest: dict[str, Any], mine: Iterable[int], paths: list[Path]) -> tqdm:
         sizes = {index: len(rows_of_shard(manifest, index)) for index in mine}
@@ -324,3 +324,62 @@ class _Writer:
         skipped = {row for row, _, _ in skipped_images(path, metadata)}
         ids = torch.tensor([row for row in rows if row not in skipped], dtype=torch.int64)
         write_tensors(path, {"coordinates": coordinates, **others, "ids": ids}, metadata)
+
+
+class _Stream:
+    """What a pass sees, of which the next is known before it is taken."""
+
+    def __init__(self, passed: Iterator[Seen], skipped: list[tuple[int, str, str]]) -> None:
+        self.passed, self.skipped = passed, skipped
+        self.next: Seen | None = None
+
+    def within(self, rows: range) -> Iterator[Seen]:
+        """Those of some rows, which are next; asks for no more once all rows are accounted for."""
+        count = 0
+        while count + sum(row in rows for row, _, _ in self.skipped) < len(rows):
+            seen = next(self.passed, None) if self.next is None else self.next
+            self.next = None
+            if seen is None:
+                return
+            assert seen.index is not None
+            if int(seen.index[0]) not in rows:
+                self.next = seen
+                return
+            count += len(seen)
+            yield seen
+            del seen
+
+
+@dataclass
+class _Shard:
+    """A shard as it is read: its captures one after the other, then what else is kept of it."""
+
+    index: int
+    rows: range
+    stream: _Stream
+    loader: Batches
+    classes: int | None
+    width: int
+
+    def __post_init__(self) -> None:
+        self.readout, self.labels = Rows(len(self.rows)), Rows(len(self.rows))
+
+    def __iter__(self) -> Iterator[Capture]:
+        for seen in self.stream.within(self.rows):
+            assert seen.capture is not None
+            assert seen.labels is not None
+            self.readout.add(seen.readout.float())
+            self.labels.add(seen.labels)
+            yield seen.capture
+            del seen
+
+    def others(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Readouts and labels, and as metadata which images could not be read."""
+        skipped = [image for image in self.loader.skipped if image[0] in self.rows]
+        metadata = {SKIPPED: json.dumps(skipped)} if skipped else {}
+        if len(self.labels):
+            return {"readout": self.readout.joined(), "labels": self.labels.joined()}, metadata
+        none = torch.zeros(0, dtype=torch.int64)
+        if self.classes is not None:
+            none = torch.zeros(0, self.classes, dtype=torch.uint8)
+        return {"readout": torch.zeros(0, self.width), "labels": none}, metadata
