@@ -21,14 +21,14 @@ def one_line(error: BaseException) -> str | None:
 
 
 class _Notes(logging.Handler):
-    """Warnings of this package, each on a line of its own."""
+    """What this package has to say besides, each on a line of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """To whatever standard error is now."""
         print(printable(f"note: {self.format(record)}"), file=sys.stderr, flush=True)
 
 
-_NOTES = _Notes(logging.WARNING)
+_NOTES = _Notes(logging.INFO)
 
 
 def quiet() -> None:
@@ -42,4 +42,5 @@ def quiet() -> None:
     # PEFT asks the Hub for the bundled model's vocabulary, which no method here changes
     warnings.filterwarnings("ignore", message="Could not find a config file")
     ours = logging.getLogger(__package__)
+    ours.setLevel(logging.INFO)
     ours.addHandler(_NOTES)  # once, however often it is called

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import TrainerCallback
 
 from residual_peft.data import ProcessedImages
 from residual_peft.errors import ResiDualError
-from residual_peft.fitting import fit_adapter
+from residual_peft.fitting import fit_adapter, ways
+from residual_peft.fitting import whole as whole_fit
 from residual_peft.fitting.keeping import Keeping, keeping
 
 from ..launch import ENVIRONMENT, ROOT, run
@@ -211,3 +213,56 @@ def test_a_failed_fit_leaves_the_old_adapter(root: Path, tmp_path: Path, monkeyp
     assert after["adapter_model.safetensors"] != before["adapter_model.safetensors"]
     names = {example["file"] for example in json.loads(after["run/run.json"])["examples"]}
     assert {os.path.basename(n) for n in after if n.startswith("run/examples")} == names
+
+
+@pytest.mark.parametrize("when", ["on_epoch_end", "on_train_end"])
+def test_the_trainer_goes_on_from_its_last_checkpoint(
+    when: str, root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("residual_peft.training.EPOCHS", 5)
+    fit(root, tmp_path / "whole", trainer=True)
+    real, epochs = ways.trainer_kwargs, []
+
+    class Watching(TrainerCallback):
+        dying = True
+
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            epochs.append(round(state.epoch or 0))
+
+    def interrupt(self, args, state, control, **kwargs):
+        if self.dying and (when == "on_train_end" or state.epoch >= 3):
+            raise KeyboardInterrupt
+
+    setattr(Watching, when, interrupt)
+
+    def watched(*args, **kwargs):
+        found = real(*args, **kwargs)
+        return found | {"callbacks": [*found["callbacks"], Watching()]}
+
+    monkeypatch.setattr(ways, "trainer_kwargs", watched)
+    counted = Counted(monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on where it stopped"):
+        fit(root, tmp_path / "a", trainer=True)
+    assert epochs == list(range(3 if when == "on_epoch_end" else 5))
+    Watching.dying = False
+    epochs.clear()
+    counted.start()
+    fit(root, tmp_path / "a", trainer=True)
+    assert epochs == ([2, 3, 4] if when == "on_epoch_end" else [])
+    assert state(tmp_path / "a") == state(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "whole"]
+
+
+def test_gains_that_the_trainer_had_found_are_saved(
+    root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("residual_peft.training.EPOCHS", 2)
+    fit(root, tmp_path / "whole", trainer=True)
+    real = whole_fit.record_run
+    monkeypatch.setattr(whole_fit, "record_run", lambda *given: [][0])
+    with pytest.raises(IndexError):
+        fit(root, tmp_path / "a", trainer=True)
+    monkeypatch.setattr(whole_fit, "record_run", real)
+    monkeypatch.setattr(ways.Trainer, "train", None)  # not called again
+    fit(root, tmp_path / "a", trainer=True)
+    assert state(tmp_path / "a") == state(tmp_path / "whole")

@@ -21,7 +21,7 @@ except ImportError:  # Windows, where two fits at once are the user's to avoid
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS, _LOCK, _TRAINER = "settings.json", "lock", "trainer"
+_SETTINGS, _LOCK, _TRAINER, _TRAINED = "settings.json", "lock", "trainer", "trained.safetensors"
 
 
 class Keeping:
@@ -71,6 +71,11 @@ class Keeping:
     def checkpoints(self) -> Path:
         """Where the Trainer leaves its checkpoints."""
         return self.folder / _TRAINER
+
+    @property
+    def trained(self) -> Path:
+        """Where the gains lie once the Trainer is done."""
+        return self.folder / _TRAINED
 
     @property
     def last_checkpoint(self) -> Path | None:
