@@ -22,7 +22,7 @@ def fuzz(root: Path, inputs: int, start: int) -> list[dict]:
 
 
 def test_a_few_hundred_spoiled_folders(tmp_path: Path) -> None:
-    assert fuzz(tmp_path, 360, 0) == []
+    assert fuzz(tmp_path, 240, 0) == []
 
 
 @pytest.mark.slow

@@ -124,3 +124,8 @@ def test_fresh_forgets_what_was_written_back() -> None:
     assert config._awaits_weights
     assert not fresh._awaits_weights
     assert fresh == ResiDualConfig(units=("head",))
+
+
+def test_what_peft_itself_refuses_is_one_line_too() -> None:
+    with pytest.raises(ResiDualError, match="Invalid task type: 'ones'"):
+        ResiDualConfig(task_type="ones")

@@ -126,7 +126,10 @@ class ResiDualConfig(PeftConfig):
     num_samples: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # PEFT's own checks
+            raise ResiDualError(error) from None
         self.peft_type = ResiDualType.RESIDUAL_PEFT
         # only a saved adapter's config comes with these; its weights are about to follow
         self._awaits_weights = self.component_counts is not None
