@@ -315,10 +315,11 @@ def test_folders_and_metadata_that_are_refused(tmp_path, tree, message):
 
 
 def test_a_label_column_of_the_metadata_may_be_named(tmp_path):
-    rows = [{"file_name": f"{i}.png", "kind": CLASSES[i % 2]} for i in range(4)]
-    root = write(tmp_path / "data", {"*": 4, "metadata.csv": rows})
+    rows = [{"file_name": f"{name}/{i}.png", "kind": "xy"[i]} for name in CLASSES for i in range(2)]
+    root = write(tmp_path / "data", {"cat/*": 2, "dog/*": 2, "metadata.csv": rows})
     data = load_data(root, label_column="kind", validation=0, test=0)
-    assert data.train[:]["label"] == [0, 1, 0, 1]
+    assert (data.class_names, data.train[:]["label"]) == (("x", "y"), [0, 1, 0, 1])
+    assert load_data(root, validation=0, test=0).class_names == CLASSES
 
 
 def test_a_folder_may_be_called_like_a_pattern(tmp_path):
