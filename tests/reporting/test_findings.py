@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from residual_peft.anatomy import Unit
-from residual_peft.metrics import accuracy_interval, difference_interval
+from residual_peft.metrics import (
+    accuracy_interval,
+    difference_interval,
+    expected_calibration_error,
+    mean_per_class_recall,
+)
 from residual_peft.reporting.components import (
     gain_map,
     share_map,
@@ -106,6 +111,29 @@ def test_measures_say_which_way_is_better(found: Findings) -> None:
     assert not any("five" in name for name in names)  # of four classes
     many = Findings(record(tuple("abcdefg"), 20))
     assert any("five" in name for name, *_ in many.measures)
+
+
+def test_each_measure_is_of_its_own_side() -> None:
+    made = record(images=30, skill=(0.5, 3.0))
+    sides = [
+        expected_calibration_error(x.softmax(1), made.labels) for x in (made.before, made.after)
+    ]
+    recalls = [mean_per_class_recall(x, made.labels) for x in (made.before, made.after)]
+    rows = {name: pair for name, *pair, _ in Findings(made).measures}
+    assert sides[0] != sides[1]
+    assert rows["calibration error of the scores"] == sides
+    assert rows["mean over the classes of their recall"] == recalls
+
+
+def test_of_equal_confusions_the_more_common_before_comes_first() -> None:
+    #            two of each pair now; before, one cat as bird and three dogs as cow
+    made = told(
+        [0, 0, 1, 1, 1],
+        [2, 0, 3, 3, 3],
+        [2, 2, 3, 3, 1],
+    )
+    order = [(c.label, c.before, c.after) for c in Findings(made).confusions()]
+    assert order == [("dog", 3, 2), ("cat", 1, 2)]
 
 
 def gains(**changes) -> GainRecord:
