@@ -219,6 +219,13 @@ def test_several_adapters_go_to_the_hub_and_back(hub, tmp_path: Path) -> None:  
     assert torch.allclose(again.predict_logits(photographs(3)), wanted, atol=1e-5)
 
 
+def test_names_of_classes_are_kept_as_they_are(tmp_path: Path) -> None:
+    names = ("a\x1b[2J", "b\nc", "d\u202e")
+    made = ZeroShotClassifier(base(), names, torch.randn(3, 16))
+    made.save_pretrained(tmp_path)
+    assert ZeroShotClassifier.from_pretrained(tmp_path, model=base()).class_names == names
+
+
 # --- older directories
 
 OLD = Path(__file__).parent / "saved_at_c52a2e8"
