@@ -14,13 +14,9 @@ from residual_peft.errors import ResiDualError
 from .launch import ENVIRONMENT, ROOT
 from .test_cli import run, stop
 
-# the package's own __init__, which is another's, is left out
 BARE = """
-import importlib, sys, types
-package = types.ModuleType("residual_peft")
-package.__path__ = ["src/residual_peft"]
-sys.modules["residual_peft"] = package
-cli = importlib.import_module("residual_peft.cli")
+import sys
+from residual_peft import cli
 sys.argv = ["residual-peft", *sys.argv[1:]]
 try:
     cli.main()
