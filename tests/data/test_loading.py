@@ -1,4 +1,6 @@
 import logging
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -499,3 +501,29 @@ def test_rows_can_be_dropped_later():
         data.without("train", [30])
     with pytest.raises(ResiDualError, match="no image is left in the split 'train'"):
         data.without("train", range(30))
+
+
+def test_what_datasets_has_kept_may_have_been_cut_short(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            colour = (40 * number, 200 * (name == "cat"), 0)
+            Image.new("RGB", (8, 8), colour).save(folder / name / f"{number}.png")
+    paths = [str(p) for p in sorted(folder.rglob("*.png"))]
+    rows = {"image": paths, "label": [Path(p).parent.name for p in paths]}
+    Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
+    load_data(str(tmp_path / "saved"))
+    kept = list((tmp_path / "saved").glob("cache-*.arrow"))
+    assert kept
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    assert load_data(str(tmp_path / "saved")).class_names == ("cat", "dog")
+    (tmp_path / "saved" / "state.json").write_text("[" * 100_000)
+    with pytest.raises(ResiDualError, match="nested deeper than 64"):
+        load_data(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "state.json").unlink()
+    os.mkfifo(tmp_path / "saved" / "other.arrow")
+    (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(ResiDualError, match=r"other\.arrow' as a plain file, got a pipe"):
+        load_data(str(tmp_path / "saved"))

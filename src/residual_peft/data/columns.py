@@ -223,7 +223,18 @@ def _as_class_label(dataset: Dataset, names: tuple[str, ...], split: str, name: 
         _check_range(np.asarray(labels), names, split, name)
     if isinstance(feature, ClassLabel) and tuple(feature.names) == names:
         return dataset  # a cast would write every image anew
-    return dataset.cast_column("label", ClassLabel(names=list(names)))
+    features = dataset.features.copy()
+    features["label"] = ClassLabel(names=list(names))
+    try:
+        return dataset.cast(features)
+    except Exception:  # what datasets has kept of an earlier cast may have been cut short
+        try:
+            return dataset.cast(features, load_from_cache_file=False)
+        except Exception as error:  # pyarrow's, of many kinds
+            raise ResiDualError(
+                f"could not read the labels of {name}, split {split} "
+                f"({str(error) or repr(error)}); its files may have been cut short."
+            ) from error
 
 
 def _check_range(

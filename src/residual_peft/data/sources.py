@@ -9,6 +9,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from ..errors import ResiDualError
+from ..files import file_size, is_folder, read_json
 from .checking import SkippedImage
 from .folders import from_folder
 from .trees import tree_of
@@ -64,6 +65,11 @@ def find(
 
 
 def _from_disk(path: Path) -> Source:
+    # a pipe would hold datasets up, and what is nested too deep ends in a RecursionError
+    for part in sorted(p for p in path.rglob("*") if not is_folder(p)):
+        file_size(part)
+        if part.suffix == ".json":
+            read_json(part)
     try:
         return find(datasets.load_from_disk(str(path)))
     except ResiDualError:
