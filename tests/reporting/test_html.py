@@ -1,6 +1,7 @@
 """The text of a report, without a browser; it is written whole or not at all."""
 
 import html
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from residual_peft.analysis import explain_adapter
 from residual_peft.coordinates import collect_coordinates
@@ -20,11 +22,11 @@ from residual_peft.fitting import fit_adapter
 from residual_peft.recording import record_run
 from residual_peft.reporting import report_html, write_report
 from residual_peft.reporting.components import unit_views
-from residual_peft.run_record import RunRecord, Words
+from residual_peft.run_record import Example, RunRecord, Words
 from residual_peft.tuner import gains_by_unit, gains_of
 from residual_peft.zero_shot import ZeroShotClassifier
 
-from ..records import gain_record, record
+from ..records import FACTS, gain_record, record
 from ..training_case import save_clip
 from ..training_case import task as images
 
@@ -91,6 +93,26 @@ def test_words_stand_below_what_they_describe() -> None:
     whole = text(replace(made, words=(Words(unit, None, texts),)))
     assert "its whole unit writes + a stripe" in whole
     assert "which end is which" not in text(made)
+
+
+def test_before_and_after_stand_in_their_own_places() -> None:
+    """One cat right before, two after; a dog for a cat with 60 %, a cat as one with 90 %."""
+    labels = torch.zeros(3, dtype=torch.int64)
+    before = torch.tensor([[0.4, 0.6], [0.4, 0.6], [0.7, 0.3]]).log()
+    after = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]]).log()
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    made = RunRecord(
+        ("cat", "dog"), labels, before, after, FACTS, examples=(Example(0, buffer.getvalue()),)
+    )
+    shown = text(made)
+    assert "reading the images 2.5 s for 90 images, 36 a second fitting 0.50 s" in shown
+    assert "Before 33.3 %" in shown
+    assert "After 66.7 %" in shown
+    assert "1 → 2 of 3" in shown
+    assert "class taken for before after cat dog 2 1" in shown
+    assert "shows cat ✗ before dog (60 %) ✓ after cat (90 %)" in shown
+    assert "accuracy 33.3 % 66.7 %" in shown
 
 
 def test_what_speaks_against_a_fit_is_said() -> None:
