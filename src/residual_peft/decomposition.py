@@ -394,9 +394,10 @@ def check_exact(anatomy: TowerAnatomy, capture: Capture, readout: Tensor) -> Non
     total = terms[0]
     _check_close("the embedding", total, total, terms, tolerance)
     for index, output in enumerate(capture.layers):
-        assert output is not None
         terms += [streams.attention(index), streams.of(Unit("mlp", index))]
         total = total + terms[-2] + terms[-1]
+        if output is None:  # not tapped; then the first to differ is not known
+            continue
         _check_close(f"layer {index}", total, anatomy.float64(output), terms, tolerance)
     stream = streams.of(Unit("output"))
     _check_close("the final norm's input", total, stream, terms, tolerance)
@@ -424,7 +425,8 @@ def _check_close(
             f"the units do not add up to the model's own output: at {where} their sum is off by "
             f"{worst:.1e} of its size, where {tolerance:.0e} is allowed. Something other than the "
             "plain blocks writes there: a hook, an adapter, or a changed forward. Take it off, or "
-            "load the model afresh."
+            "load the model afresh. (Hooks may change what heads and MLPs write: the input of an "
+            "attention's output projection, the output of an MLP.)"
         )
 
 

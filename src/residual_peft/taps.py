@@ -1,5 +1,9 @@
 """Hooks that read what each part of a tower writes, and keep no state on its modules.
 
+They read what the tower goes on with, whoever registered hooks before or after them: the input of a
+module as it was called, and its output behind all other hooks. What other hooks may do besides is
+noted (`Capture.foreign`), so that the sum of what was read can be checked.
+
 While a tower runs, what the taps saw lies in a thread-local frame, and when the final norm has run
 it is attached to that norm's output tensor. Two threads in one model never meet, and a block that
 raises leaves nothing behind.
@@ -7,10 +11,11 @@ raises leaves nothing behind.
 
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +49,7 @@ class Capture:
     token: int | Tensor | None = None  # the readout token, or that of each sample (B,)
     real: Tensor | None = None  # (B, T): nonzero where a token is no padding, under a mean
     normed: Tensor | None = None  # (B, D): the final norm's output, where the projection slices it
+    foreign: bool = False  # whether others had hooks in the tower that may have changed something
 
     def totals(self, eps: float) -> Tensor:
         """Σ_t w_jt, (B, J), in float32 or better: 1/σ where one token is read."""
@@ -82,6 +88,7 @@ class Capture:
         ]
         self.embed = other.embed if self.embed is None else self.embed
         self.pooler = other.pooler if self.pooler is None else self.pooler
+        self.foreign |= other.foreign
 
 
 class _Frames(threading.local):
@@ -135,10 +142,54 @@ def token_of(tensor: Tensor, token: int | Tensor | None) -> Tensor:
     return tensor[:, token or 0]
 
 
+HARMLESS = ("residual_peft.", "transformers.utils.output_capturing")
+"""Modules whose hooks only read."""
+
+Hooks = OrderedDict[int, Any]
+
+
+@dataclass
+class _Watch:
+    """The hooks in a tower: the taps stay the last of them, and those of others are noticed.
+
+    It holds the modules' own dictionaries of hooks, which copying and pickling keep together.
+    """
+
+    last: list[tuple[Hooks, int]] = field(default_factory=list)  # where a tap is, and its number
+    hooks: list[Hooks] = field(default_factory=list)  # all that a tower's modules have
+    taps: int = 0
+
+    def foreign(self) -> bool:
+        """Put the taps behind hooks that were registered after them; say if others have any."""
+        if sum(map(len, self.hooks)) == self.taps:
+            return False
+        for hooks, number in self.last:
+            seen = list(hooks)  # another thread may tap the same tower
+            later = [hooks.get(other) for other in seen[seen.index(number) + 1 :]]
+            if any(hook is not None and not isinstance(hook, _Hook) for hook in later):
+                hooks.move_to_end(number)
+        return any(is_foreign(hook) for hooks in self.hooks for hook in list(hooks.values()))
+
+
+def is_foreign(hook: Any) -> bool:
+    """Whether a hook may change what it sees."""
+    return not getattr(hook, "__module__", "").startswith(HARMLESS)
+
+
+def _foreign(watch: _Watch) -> bool:
+    return watch.foreign()
+
+
+# torch.compile takes the answer, and the order of the hooks, from when it follows the code; what is
+# registered later it does not run (`torch.compiler.assume_constant_result`, without its import)
+_foreign._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class _Open(_Hook):
     token: Callable[[Any, Any], int | Tensor] | None = None
     pooling: Pooling | None = None
+    watch: _Watch = field(default_factory=_Watch, compare=False)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         _frames.open[self.key] = Capture(
@@ -147,6 +198,7 @@ class _Open(_Hook):
             layers=[None] * self.layer,
             token=None if self.token is None else self.token(args, kwargs),
             real=self.pooling.real(args, kwargs) if isinstance(self.pooling, MeanPooling) else None,
+            foreign=_foreign(self.watch),
         )
 
 
@@ -156,7 +208,9 @@ class _Close(_Hook):
 
 
 class _TapInput(_Hook):
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    """After the module has run: then its input is what all hooks before it have made of it."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         # no frame: the tower is not running, as when checkpointing runs a block again
         if (capture := _frames.open.get(self.key)) is not None:
             getattr(capture, self.slot)[self.layer] = self.read(args, capture)
@@ -184,7 +238,7 @@ class _TapOutput(_Hook):
 class _Stream(_Hook):
     """On a final norm that is not the end: read the stream, the first time it runs."""
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if (capture := _frames.open.get(self.key)) is not None and capture.stream is None:
             capture.stream = self.read(args, capture)
 
@@ -294,7 +348,7 @@ def _install(
     ]
     if pooling is not None:
         stream = _Stream(key, all_tokens=tokens)
-        handles.append(anatomy.final_norm.register_forward_pre_hook(stream))
+        handles.append(anatomy.final_norm.register_forward_hook(stream))
     handles.append(last.register_forward_hook(finish, with_kwargs=True))
     if isinstance(pooling, AttentionPooling):
         handles.append(pooling.mlp.register_forward_hook(_TapOutput(key, "pooler")))
@@ -308,14 +362,30 @@ def _install(
             handles.append(layer.attention.register_forward_hook(fused, with_kwargs=True))
         elif heads:
             before = _TapInput(key, "heads", index, tokens)
-            handles.append(layer.output_projection.register_forward_pre_hook(before))
+            handles.append(layer.output_projection.register_forward_hook(before))
         if mlps:
             tap = _TapOutput(key, "mlps", index, tokens, first)
             handles.append(layer.mlp.register_forward_hook(tap))
         if layers:
             tap = _TapOutput(key, "layers", index, tokens, first)
             handles.append(layer.module.register_forward_hook(tap))
+    _watch(opened.watch, anatomy, handles)
     return handles
+
+
+def _watch(watch: _Watch, anatomy: TowerAnatomy, handles: list[RemovableHandle]) -> None:
+    """Let a watch know the hooks of a tower and its projection, and which of them are the taps."""
+    modules = list(anatomy.tower.modules())
+    if isinstance(anatomy.projection, nn.Module):
+        modules.append(anatomy.projection)
+    for module in dict.fromkeys(modules):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            watch.hooks.append(cast(Hooks, hooks))
+    watch.taps = len(handles)
+    for handle in handles:
+        hooks = cast(Hooks, handle.hooks_dict_ref())
+        if isinstance(hooks[handle.id], _TapOutput):  # the others read inputs, which come first
+            watch.last.append((hooks, handle.id))
 
 
 def is_tapped(anatomy: TowerAnatomy) -> bool:

@@ -41,6 +41,7 @@ from .errors import ResiDualError
 from .files import atomic_directory
 from .hub import CARD, push_directory
 from .images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
+from .modes import ordinary
 from .predictions import Prediction as Prediction
 from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
 from .prompts import DEFAULT_TEMPLATES, embed_classes
@@ -119,7 +120,7 @@ class ZeroShotClassifier:
             )
         if (lengths - 1).abs().max() > 1e-5:  # else they stay bit for bit what was saved
             embeddings = functional.normalize(embeddings, dim=-1)
-        self.class_embeddings = embeddings.to(self.device)
+        self.class_embeddings = ordinary(embeddings.to(self.device))
 
     @classmethod
     def from_text(
@@ -211,7 +212,7 @@ class ZeroShotClassifier:
     def to(self, device: torch.device | str) -> "ZeroShotClassifier":
         """Move model and class embeddings; returns itself."""
         self.model.to(device)
-        self.class_embeddings = self.class_embeddings.to(device)
+        self.class_embeddings = ordinary(self.class_embeddings.to(device))
         return self
 
     def logits(self, outputs: Any) -> Tensor:

@@ -86,7 +86,7 @@ def test_preset_of_another_name_is_refused() -> None:
 def test_accepts_one_kind_one_layer_and_a_path() -> None:
     config = ResiDualConfig(units="head", layers_to_transform=2, basis=Path("a/b"))
     assert config.units == ("head",)
-    assert config.layers_to_transform == [2]
+    assert config.layers == [2]
     assert config.basis == "a/b"
 
 
@@ -129,3 +129,18 @@ def test_fresh_forgets_what_was_written_back() -> None:
 def test_what_peft_itself_refuses_is_one_line_too() -> None:
     with pytest.raises(ResiDualError, match="Invalid task type: 'ones'"):
         ResiDualConfig(task_type="ones")
+
+
+@pytest.mark.parametrize("layers", [0, [0], [1, 0], None])
+def test_layers_come_back_as_they_were_given(layers: object, tmp_path: Path) -> None:
+    for mode in ("readout", "stream"):
+        ResiDualConfig(mode=mode, layers_to_transform=layers).save_pretrained(tmp_path)
+        found = PeftConfig.from_pretrained(tmp_path).layers_to_transform
+        assert found == (sorted(layers) if isinstance(layers, list) else layers)
+        assert type(found) is type(layers)
+
+
+@pytest.mark.parametrize("layers", [-1, [], [0, -1], 1.5, "1", ["1"], [0, "1"], True, [1.0]])
+def test_layers_that_are_none_are_refused(layers: object) -> None:
+    with pytest.raises(ResiDualError, match=r"layers_to_transform: wanted None or layers counted"):
+        ResiDualConfig(layers_to_transform=layers)

@@ -9,6 +9,7 @@ from ..anatomy import TowerAnatomy, Unit, base_model
 from ..bases import SpectralBasis
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from ..modes import ordinary_tensors
 from .choice import fitted_to
 from .config import ResiDualConfig
 from .gains import ReadoutState
@@ -21,6 +22,7 @@ from .stream_fitting import fit_stream
 from .stream_placement import stream_gains
 
 
+@ordinary_tensors()
 def fit_bases(
     peft_model: nn.Module,
     batches: Iterable[Any],
@@ -82,6 +84,7 @@ def fit_bases(
     return put_basis(peft_model, basis, adapter_name)
 
 
+@ordinary_tensors()
 def put_basis(
     peft_model: nn.Module, basis: SpectralBasis, adapter_name: str = "default"
 ) -> SpectralBasis:

@@ -11,6 +11,7 @@ from ..pooling import AttentionPooling
 from ..spectra import Components
 from .config import ResiDualConfig
 from .patterns import fullmatch, pattern_key
+from .values import check_basis
 
 Pattern = str | list[str]
 
@@ -25,7 +26,7 @@ def chosen_units(config: ResiDualConfig, anatomy: TowerAnatomy) -> tuple[Unit, .
         ResiDualError: a layer that the tower does not have, a pattern that names no unit, or no
             unit left.
     """
-    layers, depth = config.layers_to_transform, len(anatomy.layers)
+    layers, depth = config.layers, len(anatomy.layers)
     if layers is not None and layers[-1] >= depth:
         raise ResiDualError(
             f"layers_to_transform={layers}, but the {anatomy.side} tower of "
@@ -50,19 +51,21 @@ def chosen_units(config: ResiDualConfig, anatomy: TowerAnatomy) -> tuple[Unit, .
 
 
 def fitted_to(config: ResiDualConfig, basis: SpectralBasis, units: Iterable[Unit]) -> SpectralBasis:
-    """Cut a basis to the units and the directions of each that a config asks for.
+    """Cut a basis to the units and the directions of each that a config asks for, and look at it.
 
     `component_pattern` comes before `components`, its first match as in PEFT's `rank_pattern`.
 
     Raises:
-        ResiDualError: the basis lacks a unit or directions.
+        ResiDualError: the basis lacks a unit or directions, or holds numbers that no basis has.
     """
     patterns: Mapping[str, Components] = config.component_pattern or {}
     chosen: dict[Unit, Components] = {}
     for unit in units:
         key = pattern_key(list(patterns), str(unit))
         chosen[unit] = patterns.get(key, config.components)
-    return basis.select(list(chosen)).truncate(config.components, chosen)
+    selected = basis.select(list(chosen))
+    check_basis(selected)
+    return selected.truncate(config.components, chosen)
 
 
 def components_of(config: ResiDualConfig, name: str) -> Components:

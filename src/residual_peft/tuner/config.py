@@ -111,7 +111,7 @@ class ResiDualConfig(PeftConfig):
     seed: int = 0
     basis: str | None = None
     save_basis: bool = True
-    layers_to_transform: list[int] | None = None
+    layers_to_transform: list[int] | int | None = None
     unit_pattern: list[str] | str | None = None
     component_pattern: dict[str, int | float] | None = None
     exclude_modules: list[str] | str | None = None
@@ -204,17 +204,22 @@ class ResiDualConfig(PeftConfig):
         """Whether directions or means have to be known; whole contributions need neither."""
         return self.granularity == "component" or self.restore_mean
 
+    @property
+    def layers(self) -> list[int] | None:
+        """`layers_to_transform` as a list, one layer by itself too; None all."""
+        layers = self.layers_to_transform
+        return [layers] if isinstance(layers, int) else layers
+
     def _normalize(self) -> None:
-        """Accept what JSON makes of tuples and paths, and one kind or layer by itself."""
+        """Accept what JSON makes of tuples and paths, and one kind by itself."""
         if isinstance(self.units, str):
             self.units = (self.units,)
         if not isinstance(self.units, Iterable):
             raise ResiDualError(f"units: wanted a tuple of {UNIT_KINDS}, got {self.units!r}.")
         self.units = tuple(self.units)
-        if isinstance(self.layers_to_transform, int):
-            self.layers_to_transform = [self.layers_to_transform]
-        if self.layers_to_transform is not None:
-            self.layers_to_transform = sorted(set(self.layers_to_transform))
+        layers = self.layers_to_transform
+        if isinstance(layers, Iterable) and all(isinstance(layer, int) for layer in layers):
+            self.layers_to_transform = sorted(set(layers))  # one by itself stays as it was given
         if isinstance(self.target_modules, str):
             if self.mode != "stream":  # there it is a regex, or "all-linear"
                 self.target_modules = [self.target_modules]
@@ -246,10 +251,10 @@ class ResiDualConfig(PeftConfig):
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ResiDualError(f"seed: wanted a whole number from 0 up, got {self.seed!r}.")
         check_components(self.components)
-        layers = self.layers_to_transform
-        if layers is not None and (not layers or any(layer < 0 for layer in layers)):
+        layers = self.layers
+        if layers is not None and not (isinstance(layers, list) and layers and _counted(layers)):
             raise ResiDualError(
-                f"layers_to_transform: wanted None or layers counted from 0, got {layers}."
+                f"layers_to_transform: wanted None or layers counted from 0, got {layers!r}."
             )
 
     def _check_stream(self) -> None:
@@ -323,3 +328,7 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         wanted = " or ".join(repr(choice) for choice in choices)
         raise ResiDualError(f"{name}: wanted {wanted}, got {value!r}.")
+
+
+def _counted(layers: list[Any]) -> bool:
+    return all(type(layer) is int and layer >= 0 for layer in layers)

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..modes import ordinary
 
 GAINS = "residual_peft_gains"
 
@@ -45,3 +47,11 @@ def same(one: Tensor, other: Tensor) -> bool:
         and one.device == other.device
         and torch.equal(one, other)
     )
+
+
+def own_gains(layer: Any, adapter_name: str) -> None:
+    """Let an adapter's gains be trained that were loaded by assignment in inference mode."""
+    gains = getattr(layer, GAINS)[adapter_name]
+    if gains.is_inference():
+        copied = nn.Parameter(ordinary(gains), requires_grad=gains.requires_grad)
+        getattr(layer, GAINS)[adapter_name] = copied

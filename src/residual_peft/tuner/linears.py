@@ -67,7 +67,7 @@ def unit_names(model: nn.Module, path: str, heads: int, side: str | None = None)
 
 def in_chosen_layers(config: ResiDualConfig, path: str) -> bool:
     """Whether `layers_to_transform` has a module: PEFT looks only where targets are names."""
-    layers, patterns = config.layers_to_transform, config.layers_pattern
+    layers, patterns = config.layers, config.layers_pattern
     if layers is None:
         return True
     if patterns is not None and not isinstance(patterns, str):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..anatomy import TowerAnatomy, find_tower
 from ..errors import ResiDualError
 from ..fingerprint import Fingerprint
+from ..modes import ordinary_tensors
 from .choice import check_nothing_inside
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
@@ -42,11 +43,25 @@ class ResiDualModel(BaseTuner):
     tuner_layer_cls = ResiDualLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  as PEFT's own tuners have it
 
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        known: Any = getattr(model, "peft_config", None)
+        before = dict(known or {})
+        try:
+            super().__init__(model, *args, **kwargs)
+        except Exception:
+            if isinstance(known, dict):  # PEFT has entered the refused adapter there already
+                known.clear()
+                known.update(before)
+            elif getattr(model, "_hf_peft_config_loaded", False):  # and transformers a flag
+                cast(Any, model)._hf_peft_config_loaded = False
+            raise
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the base model; PEFT's classes for a task pass None for all that was not given."""
         given = {name: value for name, value in kwargs.items() if value is not None}
         return self.model(*args, **given)
 
+    @ordinary_tensors()
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
@@ -104,12 +119,15 @@ class ResiDualModel(BaseTuner):
 
     def _check_mode(self, peft_config: ResiDualConfig) -> None:
         """Refuse a second mode: readout mode's bases are those of unchanged weights."""
-        for name, other in self.peft_config.items():
-            if other.mode != peft_config.mode:
+        wrong = ResiDualStreamLinear if peft_config.mode == "readout" else ResiDualReadout
+        for layer in self.model.modules():  # whoever put them in: the model may be wrapped twice
+            if isinstance(layer, wrong) and layer.adapter_settings:
+                name = next(iter(layer.adapter_settings))
+                has = "stream" if wrong is ResiDualStreamLinear else "readout"
                 raise ResiDualError(
-                    f"wanted an adapter with mode={other.mode!r} like {name!r}, which the model "
-                    f"has, got mode={peft_config.mode!r}: one model cannot have both. Load the "
-                    "base model once more for it, or delete the other adapters first."
+                    f"wanted an adapter with mode={has!r} like {name!r}, which the model has, got "
+                    f"mode={peft_config.mode!r}: one model cannot have both. Load the base model "
+                    "once more for it, or delete the other adapters first."
                 )
 
     def _check_readout(self, anatomy: TowerAnatomy) -> None:
@@ -129,7 +147,8 @@ class ResiDualModel(BaseTuner):
         return [
             other.fingerprint
             for other in self.peft_config.values()
-            if other is not peft_config
+            if isinstance(other, ResiDualConfig)  # transformers' models may have LoRA as well
+            and other is not peft_config
             and other.fingerprint is not None
             and (other.side or usual) == (peft_config.side or usual)
         ]
@@ -193,6 +212,7 @@ class ResiDualModel(BaseTuner):
         with giving_names(self.model, names):
             yield
 
+    @ordinary_tensors()
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str
     ) -> None:
@@ -296,6 +316,13 @@ class ResiDualModel(BaseTuner):
             prefix = PEFT_PREFIX if any(key.startswith(PEFT_PREFIX) for key in state_dict) else ""
             state_dict = at_path(state_dict, f"{prefix}{path}")
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        for name, layer in model.named_modules():
+            known = isinstance(layer, ResiDualReadout | ResiDualStreamLinear)
+            if known and adapter_name in layer.adapter_settings:
+                kinds = (GAINS, *BASIS, *STREAM_BASIS)
+                keys = {kind: f"{name}.{kind}.{adapter_name}" for kind in kinds}
+                found = {kind: mapped[key] for kind, key in keys.items() if key in mapped}
+                layer.check_values(adapter_name, **found)
         config._awaits_weights = False
         return mapped
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..anatomy import TowerAnatomy
+from ..decomposition import check_exact
 from ..errors import ResiDualError
+from ..modes import ordinary, ordinary_tensors
 from ..pooling import MeanPooling
-from ..taps import Capture, capture_of, install_taps, take_capture, token_of
+from ..taps import Capture, capture_of, install_taps, is_foreign, take_capture, token_of
 from .gains import (
     ReadoutState,
     Settings,
@@ -24,9 +26,10 @@ from .gains import (
     derive,
 )
 from .head_space import HeadSpace
-from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
+from .layer import GAINS, WAITS, ResiDualLayer, own_gains, same, without_rounding
 from .mixing import BASE, each_its_own, weighted_gains
 from .sharing import Loading, begin_loading, end_loading, note_sharing
+from .values import check_directions, check_gains, check_parts
 
 BASIS = tuple(f"residual_peft_{field.name}" for field in fields(StoredBasis))
 
@@ -154,12 +157,15 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         if ready:
             self.refresh(adapter_name)
 
+    @ordinary_tensors()
     def refresh(self, adapter_name: str) -> None:
         """Derive what the forward needs from the stored basis and the tower's weights."""
         for name in BASIS:
             buffers = getattr(self, name)
             tensor = buffers[adapter_name].to(self._base_weight.device, self.dtype)
+            tensor = ordinary(tensor)  # it may have been put in, not copied
             buffers._buffers[adapter_name] = self._shared(name, adapter_name, tensor)
+        own_gains(self, adapter_name)
         self.adapter_states[adapter_name] = self._twin(adapter_name) or self._derived(adapter_name)
 
     def _derived(self, adapter_name: str) -> ReadoutState:
@@ -176,7 +182,9 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             ResiDualError: the adapter's weights were never loaded.
         """
         if adapter_name not in self.adapter_states and self._has_values(adapter_name):
-            self.refresh(adapter_name)  # transformers puts the tensors in without telling anyone
+            # transformers puts the tensors in without telling anyone
+            self.check_values(adapter_name)
+            self.refresh(adapter_name)
         if adapter_name not in self.adapter_states:
             raise ResiDualError(WAITS.format(adapter_name))
         return self.adapter_states[adapter_name]
@@ -215,6 +223,29 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             bool(t.isfinite().all()) for t in tensors
         )
 
+    def check_values(self, adapter_name: str, **given: Tensor) -> None:
+        """Refuse an adapter whose numbers, or those `given` in place of them, are no adapter's.
+
+        Raises:
+            ResiDualError: as `values`.
+        """
+        what = f"the adapter {adapter_name!r}"
+        settings, counts = self.adapter_settings[adapter_name], self.adapter_counts[adapter_name]
+        check_gains(given.get(GAINS, self.residual_peft_gains[adapter_name]), what)
+        tensors = (given.get(name, getattr(self, name)[adapter_name]) for name in BASIS)
+        stored = StoredBasis(*tensors)
+        for means in (stored.head_means, stored.means):
+            check_parts(means, stored.eigenvalues, stored.total_variance, what)
+        if settings.per_unit:
+            return
+        own = list(zip(settings.units, counts, stored.eigenvalues.split(counts), strict=True))
+        for rows, inside in ((stored.head_components, True), (stored.components, False)):
+            these = [unit for unit in own if (unit[0].kind == "head") == inside]
+            parts = rows.split([count for _, count, _ in these])
+            check_directions(
+                [(str(u), part, e) for (u, _, e), part in zip(these, parts, strict=True)], what
+            )
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """y' (B, d): the base layer's output and, for each active adapter, what its gains change.
 
@@ -225,9 +256,10 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         active adapters.
 
         Raises:
-            ResiDualError: the input did not come from the tapped tower, an adapter's weights were
-                never loaded, adapters that drop the remainder are active with others, or there are
-                more or fewer `adapter_names` than samples.
+            ResiDualError: the input did not come from the tapped tower, others' hooks change what
+                no unit writes, an adapter's weights were never loaded, adapters that drop the
+                remainder are active with others, or there are more or fewer `adapter_names` than
+                samples.
         """
         names: list[str] | None = kwargs.pop("adapter_names", None)
         if self.anatomy.projection is None or self.anatomy.whole:
@@ -250,6 +282,9 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         capture = self.capture(x, y)
         tokens = y.detach()  # no gradient enters the backbone: y' is affine in the gains
         base = self._readout(tokens, capture)
+        if capture.foreign or any(map(is_foreign, self._forward_pre_hooks.values())):
+            with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
+                check_exact(self.anatomy, capture, base)
         adapted = self._adapted(used, names, base, capture)
         if tokens.ndim < 3:
             adapted = adapted.to(y.dtype)
@@ -465,6 +500,9 @@ def _after_load(layer: ResiDualReadout, _: Any) -> None:
     for name in changed:
         layer.adapter_states.pop(name, None)
     for name in sorted(changed):
+        if name not in loading.gains and not layer._has_values(name):
+            continue  # its gains are still to come
+        layer.check_values(name)
         layer.refresh(name)
 
 

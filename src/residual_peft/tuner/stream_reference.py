@@ -18,7 +18,7 @@ from ..hub import local_directory
 from .config import ResiDualConfig
 from .linears import tower_or_none
 from .saved import check_config, check_values
-from .stream_tensors import STREAM_BASIS, room_for
+from .stream_tensors import STREAM_BASIS, check_tensors, room_for
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class SavedBasis:
                 f"of shapes {wanted} for {len(asked)} heads were wanted, got {found} for "
                 f"{len(counts)}."
             )
+        check_tensors(
+            self.tensors[path], counts, f"the basis of the adapter '{self.name}' at {path}"
+        )
         directions, input_mean, eigenvalues, total = self.tensors[path]
         rows: list[Tensor] = []
         start = 0

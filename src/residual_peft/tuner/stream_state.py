@@ -11,11 +11,13 @@ from transformers.pytorch_utils import Conv1D
 from ..anatomy import unwrapped
 from ..bases import UnitBasis
 from ..errors import ResiDualError
-from .layer import GAINS, WAITS, ResiDualLayer, same, without_rounding
+from ..modes import ordinary, ordinary_tensors
+from .layer import GAINS, WAITS, ResiDualLayer, own_gains, same, without_rounding
 from .linears import linear_weight
 from .sharing import Loading, begin_loading, end_loading, note_sharing
 from .stream_basis import LinearBasis
-from .stream_tensors import DERIVED, STREAM_BASIS, StreamSettings, derive
+from .stream_tensors import DERIVED, STREAM_BASIS, StreamSettings, check_tensors, derive
+from .values import check_gains
 
 
 class StreamLayer(nn.Module, ResiDualLayer):
@@ -124,11 +126,28 @@ class StreamLayer(nn.Module, ResiDualLayer):
         if not all(_is_loaded(tensor) for tensor in (gains, *self.tensors(adapter_name))):
             raise ResiDualError(WAITS.format(adapter_name))
         # transformers' own load_adapter fills the tensors without load_state_dict
+        own_gains(self, adapter_name)
+        self.check_values(adapter_name)
         self.refresh(adapter_name)
         self.adapter_waits.pop(adapter_name, None)
 
+    def check_values(self, adapter_name: str, **given: Tensor) -> None:
+        """Refuse an adapter whose numbers, or those `given` in place of them, are no adapter's.
+
+        Raises:
+            ResiDualError: as `values`.
+        """
+        what = f"the adapter {adapter_name!r}"
+        check_gains(given.get(GAINS, self.residual_peft_gains[adapter_name]), what)
+        tensors = [given.get(name, getattr(self, name)[adapter_name]) for name in STREAM_BASIS]
+        check_tensors(tensors, self.adapter_settings[adapter_name].counts, what)
+
+    @ordinary_tensors()
     def refresh(self, adapter_name: str) -> None:
         """Derive what follows from an adapter's basis: another one's, where it has the same."""
+        for name in STREAM_BASIS:
+            buffers = getattr(self, name)._buffers
+            buffers[adapter_name] = ordinary(buffers[adapter_name])
         self._share(adapter_name, STREAM_BASIS)
         directions = getattr(self, STREAM_BASIS[0])
         counts = self.adapter_settings[adapter_name].counts
@@ -236,10 +255,14 @@ def _after_load(layer: StreamLayer, _: Any) -> None:
     """Derive anew what depends on the tensors that were just loaded."""
     loading, layer._loading = layer._loading, Loading()
     end_loading(layer, loading)
-    for name in loading.gains:
-        layer.adapter_waits.pop(name, None)
     for name in loading.bases:
+        layer.adapter_waits[name] = True  # until it has been looked at
         for kind in DERIVED:  # or one that is refreshed first would take another's old ones
             getattr(layer, kind)._buffers.pop(name, None)
-    for name in sorted(loading.bases):
-        layer.refresh(name)
+    for name in sorted(loading.gains | loading.bases):
+        if name in loading.gains:
+            own_gains(layer, name)
+            layer.check_values(name)
+            layer.adapter_waits.pop(name, None)
+        if name in loading.bases:
+            layer.refresh(name)

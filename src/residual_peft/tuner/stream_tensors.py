@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .head_space import polar_frames
 from .linears import float64
 from .stream_basis import LinearBasis
+from .values import check_directions, check_parts, split_by_unit
 
 STREAM_BASIS = tuple(
     f"residual_peft_{name}"
@@ -74,6 +75,18 @@ def derive(directions: Tensor, weight: Tensor, counts: Sequence[int]) -> tuple[T
         nn.utils.rnn.pad_sequence(maps, batch_first=True).to(directions),
         torch.tensor(places, dtype=torch.int64, device="cpu").to(directions.device),
     )
+
+
+def check_tensors(tensors: Sequence[Tensor], counts: Sequence[int], what: str) -> None:
+    """Refuse tensors of `STREAM_BASIS` that hold what no basis has.
+
+    Raises:
+        ResiDualError: begins with `what`; as `values`.
+    """
+    directions, input_mean, eigenvalues, total = tensors
+    check_parts(input_mean, eigenvalues, total, what)
+    names = [f"head {head}" if len(counts) > 1 else "a Linear" for head in range(len(counts))]
+    check_directions(split_by_unit(names, directions, eigenvalues, counts), what)
 
 
 def frames_of(weight: Tensor, heads: int) -> Tensor | None:

@@ -1,0 +1,135 @@
+"""Numbers that come from outside, looked at once where they enter an adapter."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..bases import SpectralBasis
+from ..errors import ResiDualError
+from .saved import LARGEST_GAIN, LARGEST_VALUE
+
+TOLERANCE = 0.02
+"""How far rows that were rounded to bfloat16 (2⁻⁹) may be from orthonormal."""
+
+NEGLIGIBLE = 1e-9
+"""Of a unit's largest eigenvalue: directions with less carry rounding errors alone."""
+
+AGAIN = "the file was damaged or changed. Save, download or fit it again."
+
+
+def check_gains(gains: Tensor, what: str) -> None:
+    """Refuse gains that make NaN of any image.
+
+    Args:
+        gains: of one layer.
+        what: begins the message: whose they are.
+
+    Raises:
+        ResiDualError: they are not finite, or too large for float32.
+    """
+    check_finite(gains, f"{what}: the gains")
+    if (largest := _largest(gains)) > LARGEST_GAIN:
+        raise ResiDualError(
+            f"{what}: there are gains of {largest:.0e}, where {LARGEST_GAIN:.0e} is the most that "
+            "float32 makes sense of: the fit diverged, or the file was damaged. Fit with a "
+            "stronger ridge, or load another."
+        )
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ResiDualError: begins with `what`.
+    """
+    if not tensor.is_meta and not bool(tensor.isfinite().all()):
+        raise ResiDualError(f"{what} hold NaN or infinite values: {AGAIN}")
+
+
+def check_parts(means: Tensor, eigenvalues: Tensor, total_variance: Tensor, what: str) -> None:
+    """Refuse means and variances that nothing has.
+
+    Args:
+        means: of all units.
+        eigenvalues: of all components.
+        total_variance: of all units.
+        what: begins the message: whose they are.
+
+    Raises:
+        ResiDualError: they are not finite, negative, or too large for float32.
+    """
+    named = {"means": means, "eigenvalues": eigenvalues, "total_variance": total_variance}
+    for name, tensor in named.items():
+        check_finite(tensor, f"{what}: the {name}")
+    if (largest := _largest(means)) > LARGEST_VALUE:
+        raise ResiDualError(f"{what}: there are means of {largest:.0e}, which overflow: {AGAIN}")
+    for name in ("eigenvalues", "total_variance"):
+        tensor = named[name]
+        if tensor.numel() and not tensor.is_meta and (lowest := float(tensor.min())) < 0:
+            raise ResiDualError(
+                f"{what}: the {name} are variances, and the lowest is {lowest:.2g}: {AGAIN}"
+            )
+
+
+def check_directions(directions: Iterable[tuple[str, Tensor, Tensor]], what: str) -> None:
+    """Refuse directions that are not orthonormal: their coordinates would not be coordinates.
+
+    Directions without variance may be shorter: they need not lie where their unit writes, and only
+    the part that does is stored.
+
+    Args:
+        directions: name, rows (k, n) and eigenvalues (k,) of each unit.
+        what: begins the message: whose they are.
+
+    Raises:
+        ResiDualError: names the unit that is farthest off.
+    """
+    units = [
+        (name, rows, values) for name, rows, values in directions if len(rows) and not rows.is_meta
+    ]
+    if not units:
+        return
+    errors = torch.stack([_error(rows, values) for _, rows, values in units]).tolist()
+    worst = max(range(len(units)), key=lambda index: _rank(errors[index]))
+    if not errors[worst] <= TOLERANCE:
+        raise ResiDualError(
+            f"{what}: the directions of {units[worst][0]} are not orthonormal (off by "
+            f"{errors[worst]:.1e}, where {TOLERANCE} is allowed): {AGAIN}"
+        )
+
+
+def check_basis(basis: SpectralBasis, what: str = "the basis") -> None:
+    """Refuse a basis that is none, before an adapter is put on it.
+
+    Raises:
+        ResiDualError: NaN, infinity, variances below zero, or directions that are not orthonormal.
+    """
+    check_parts(basis.means, torch.cat(basis.eigenvalues), basis.total_variance, what)
+    names = map(str, basis.units)
+    check_directions(zip(names, basis.components, basis.eigenvalues, strict=True), what)
+
+
+def split_by_unit(
+    names: Sequence[str], rows: Tensor, eigenvalues: Tensor, counts: Sequence[int]
+) -> list[tuple[str, Tensor, Tensor]]:
+    """What `check_directions` takes, of rows (K, n) that lie one unit below the other."""
+    parts = rows.split(list(counts)), eigenvalues.split(list(counts))
+    return list(zip(names, *parts, strict=True))
+
+
+def _error(rows: Tensor, eigenvalues: Tensor) -> Tensor:
+    rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+    gram = rows @ rows.T
+    matters = (eigenvalues > NEGLIGIBLE * eigenvalues.amax()).to(gram)
+    error = (gram - torch.eye(len(gram)).to(gram)) * matters * matters[:, None]
+    return torch.maximum(error.abs().amax(), (gram.diagonal() - 1).amax())
+
+
+def _rank(error: float) -> float:
+    return float("inf") if error != error else error  # NaN is the worst
+
+
+def _largest(tensor: Tensor) -> float:
+    there = tensor.numel() and not tensor.is_meta
+    return float(tensor.detach().abs().max()) if there else 0.0
