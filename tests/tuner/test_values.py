@@ -118,14 +118,15 @@ def saved(request: Any, tmp_path_factory: Any) -> Path:
     return folder
 
 
+# what says so first: the look at a file, or at the numbers together
 ADAPTERS = [
     ("gains", NAN, FINITE),
-    ("gains", 3e38, r"there are gains of 3e\+38, and more than 1e\+12 overflows"),
-    ("eigenvalues", -1.0, "eigenvalues are variances"),
-    ("total_variance", -1.0, "total_variance are variances"),
-    ("components|directions", 3e38, "not orthonormal"),
+    ("gains", 3e38, r"there are gains of 3e\+38|hold gains from 3e\+38"),
+    ("eigenvalues", -1.0, "eigenvalues are variances|hold eigenvalues from -1"),
+    ("total_variance", -1.0, "total_variance are variances|hold total_variance from -1"),
+    ("components|directions", 3e38, r"not orthonormal|hold \w+ from 3e\+38"),
     ("components|directions", 0.3, "not orthonormal"),
-    ("means|input_mean", 3e38, r"there are means of 3e\+38"),
+    ("means|input_mean", 3e38, r"there are means of 3e\+38|hold \w+ from 3e\+38"),
 ]
 
 
@@ -160,7 +161,7 @@ def test_an_adapters_file_is_refused_by_every_door(
         model.load_adapter(folder, "other")
     assert torch.equal(model(pixels(5, SMALL)).image_embeds, before)
     if names == "gains":
-        with pytest.raises(ResiDualError, match=r"finite gains|there are gains"):
+        with pytest.raises(ResiDualError, match=message):
             hotswap_adapter(model, folder)
         assert torch.equal(model(pixels(5, SMALL)).image_embeds, before)
     # transformers tells nobody what it puts in: NaN is what waits for a file

@@ -17,7 +17,7 @@ from ..hub import local_directory
 from ..terminal import short
 from .config import ResiDualConfig
 from .layer import GAINS
-from .loading import SETTINGS, check_directory
+from .loading import SETTINGS, check_directory, setting
 from .readout import BASIS
 from .saved import check_values
 from .stream_tensors import STREAM_BASIS
@@ -104,7 +104,7 @@ def _check_settings(
     mend = "Load it as an adapter of its own with load_adapter."
     basis = "Give both one saved basis (basis=), or load it as an adapter of its own."
     for name in SETTINGS:
-        one, other = (_setting(config, name) for config in (mine, theirs))
+        one, other = (setting(config, name) for config in (mine, theirs))
         if one != other:
             raise ResiDualError(f"{what}: {name} is {other!r} there and {one!r} here. {mend}")
     if mine.modules_to_save or theirs.modules_to_save:
@@ -114,10 +114,6 @@ def _check_settings(
     same = mine.basis_digest == theirs.basis_digest and mine.basis_source == theirs.basis_source
     if not same or mine.component_counts != theirs.component_counts:
         raise ResiDualError(f"{what}: they belong to another basis. {basis}")
-
-
-def _setting(config: ResiDualConfig, name: str) -> Any:
-    return config.layers if name == "layers_to_transform" else getattr(config, name)
 
 
 def _same_weights(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:

@@ -75,6 +75,11 @@ def load_adapter(
         )
 
 
+def setting(config: ResiDualConfig, name: str) -> Any:
+    """What a config says of one of `SETTINGS`: one layer by itself is a list of one."""
+    return config.layers if name == "layers_to_transform" else getattr(config, name)
+
+
 def _check_in_place(model: nn.Module, directory: Path, adapter_name: str) -> None:
     """Where an adapter of that name is there, PEFT loads the tensors and keeps its settings."""
     there = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
@@ -82,7 +87,7 @@ def _check_in_place(model: nn.Module, directory: Path, adapter_name: str) -> Non
         return
     given = ResiDualConfig.from_pretrained(str(directory))
     for name in (*SETTINGS, "component_counts"):
-        if getattr(there, name) != getattr(given, name):
+        if setting(there, name) != setting(given, name):
             raise ResiDualError(
                 f"the adapter in '{directory}' has another {name} than the adapter "
                 f"{adapter_name!r}, which is there already: load it under another name."
