@@ -224,3 +224,11 @@ def test_report_names_what_is_wrong_with_a_directory(
     mistake(adapter)
     assert run("report", str(adapter)) == 2
     assert message in the_one_line(capsys)
+
+
+def test_names_are_no_markup_and_move_no_cursor(capsys) -> None:
+    cli._print_table(["class", "n"], [["[/red] \x1b[2J\ncat", "1"], ["caf\udce9", "2"]])
+    printed = capsys.readouterr().out
+    assert "[/red] \\x1b[2J\\ncat" in printed
+    assert "\x1b" not in printed
+    assert "caf\\udce9" in printed

@@ -5,6 +5,7 @@ folder are answered at once. Exit status: 0; 2 for what a user can mend, with on
 Ctrl-C; 1 for a bug, with its traceback.
 """
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -317,7 +318,7 @@ def push(
     done = push_directory(
         adapter, repo, private=private or None, revision=revision, with_report=with_report
     )
-    print(f"The adapter is at {done.commit_url}")
+    print(printable(f"The adapter is at {done.commit_url}"))
 
 
 @app.command("eval", cls=_Command)
@@ -355,13 +356,14 @@ def evaluate(
 def _print_table(headers: Any, rows: Any) -> None:
     """Rows of texts; the first column is to the left."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
     for index, header in enumerate(headers):
         table.add_column(header, justify="right" if index else "left")
     for cells in rows:
-        table.add_row(*cells)
+        table.add_row(*(escape(printable(cell)) for cell in cells))  # a name is no markup
     Console().print(table)
 
 
@@ -380,6 +382,8 @@ def _begin(text: str) -> None:
 
 def main() -> None:
     """Run a command; what a user can mend becomes one line and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except _Interrupted as stopped:

@@ -1,6 +1,7 @@
 """What a report says of the test images and of the gains, counted by hand."""
 
 import math
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -192,3 +193,12 @@ def test_a_unit_with_one_gain_has_no_number_of_a_component() -> None:
 def test_spectra_are_those_of_the_units_that_did_most() -> None:
     views = widest_spectra(unit_views(gains()), 2)
     assert [str(view.unit) for view in views] == ["layer1.head0", "layer1.head1"]  # no unit of one
+
+
+def test_confusions_of_many_classes_take_no_memory_by_their_square() -> None:
+    names = tuple(f"class {index}" for index in range(40_000))  # (C, C) would take 12.8 GB
+    found = Findings(record(names, images=4))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(found.confusions()) <= 4
+    assert len(found.resolved()) <= 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB

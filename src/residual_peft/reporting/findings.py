@@ -1,5 +1,6 @@
 """A run record -> what its report says of the test images: counts, intervals, confusions."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -150,8 +151,6 @@ class Findings:
         change: of all images.
         classes: one `Change` per class that has images, the most improved first.
         without_images: names of the classes that have none.
-        confusion_before: counts (C, C), row = label, column = prediction.
-        confusion_after: the same with the adapter.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -169,8 +168,20 @@ class Findings:
             if len(found)
         ]
         self.classes = sorted(classes, key=lambda c: (-c.difference, -c.now.value, c.index))
-        self.confusion_before = confusion_matrix(record.before, record.labels)
-        self.confusion_after = confusion_matrix(record.after, record.labels)
+        # by pair of label and prediction: few occur, and (C, C) may take gigabytes
+        self._before, self._after = (
+            Counter(zip(labels.tolist(), found.tolist(), strict=True)) for found in self.predicted
+        )
+
+    @cached_property
+    def confusion_before(self) -> Array:
+        """Counts (C, C), row = label, column = prediction, for few classes."""
+        return confusion_matrix(self.record.before, self.record.labels)
+
+    @cached_property
+    def confusion_after(self) -> Array:
+        """The same with the adapter."""
+        return confusion_matrix(self.record.after, self.record.labels)
 
     @property
     def worse(self) -> list[Change]:
@@ -194,26 +205,20 @@ class Findings:
 
     def confusions(self, count: int = 10) -> list[Confusion]:
         """Pairs of classes that are mistaken most often now."""
-        return self._pairs(self.confusion_after, self.confusion_before, count)
+        return self._pairs(self._after, count)
 
     def resolved(self, count: int = 10) -> list[Confusion]:
         """Pairs of classes that are mistaken less often than before, the largest change first."""
-        gone = np.maximum(self.confusion_before - self.confusion_after, 0)
-        return self._pairs(gone, self.confusion_before, count)
+        return self._pairs(self._before - self._after, count)
 
-    def _pairs(self, counts: Array, ties: Array, count: int) -> list[Confusion]:
-        off = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-        order = np.lexsort((np.arange(off.size), -ties.ravel(), -off.ravel()))[:count]
-        names = self.record.class_names
+    def _pairs(self, counts: Counter[tuple[int, int]], count: int) -> list[Confusion]:
+        names, before, after = self.record.class_names, self._before, self._after
+        mistaken = [pair for pair, found in counts.items() if pair[0] != pair[1] and found > 0]
+        # the largest first; of equal ones that which was more before, then by class
+        mistaken.sort(key=lambda pair: (-counts[pair], -before[pair], pair))
         return [
-            Confusion(
-                names[row],
-                names[column],
-                int(self.confusion_before[row, column]),
-                int(self.confusion_after[row, column]),
-            )
-            for row, column in (divmod(int(place), len(counts)) for place in order)
-            if off[row, column] > 0
+            Confusion(names[pair[0]], names[pair[1]], before[pair], after[pair])
+            for pair in mistaken[:count]
         ]
 
     @cached_property
