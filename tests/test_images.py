@@ -1,13 +1,22 @@
 import io
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil
 
+from residual_peft import images
 from residual_peft.errors import ResiDualError
-from residual_peft.images import image_list, load_image_processor, pixel_values, to_rgb
+from residual_peft.images import (
+    UnreadableImage,
+    image_list,
+    least_side,
+    load_image_processor,
+    pixel_values,
+    to_rgb,
+)
 
 
 def noise(height=6, width=9, channels=3, seed=0, dtype=np.uint8):
@@ -167,3 +176,87 @@ def test_the_processor_is_saved_loaded_and_applied(tmp_path):
     np.testing.assert_allclose(values.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
     with pytest.raises(ResiDualError, match="wanted an image processor in"):
         load_image_processor(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
+
+
+def camera(width=1600, height=1200, kind="JPEG", mode="RGB", **options):
+    """A picture with detail of several sizes, as a file."""
+    generator = np.random.default_rng(0)
+    whole = np.zeros((height, width, len(mode)), np.float32)
+    for step in (4, 16, 64, 256):
+        shape = (height // step + 1, width // step + 1, len(mode))
+        part = Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8), mode)
+        whole += np.asarray(part.resize((width, height)), np.float32) * (step / 340)
+    stream = io.BytesIO()
+    Image.fromarray(whole.clip(0, 255).astype(np.uint8), mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_the_side_that_is_enough_is_twice_what_the_processor_resizes_to():
+    wide = {"height": 64, "width": 96}
+    assert least_side(CLIPImageProcessorPil(size={"shortest_edge": 64})) == 128
+    assert least_side(CLIPImageProcessorPil(size=wide)) == 192
+    assert least_side(CLIPImageProcessorPil(do_resize=False)) is None
+    assert least_side(Siglip2ImageProcessorPil()) is None  # as many patches as fit
+    assert least_side(None) is None
+
+
+def test_large_jpegs_are_decoded_no_larger_than_needed_and_look_the_same():
+    processor, content = CLIPImageProcessorPil(), camera()
+    least = least_side(processor)
+    whole, near = to_rgb({"bytes": content}), to_rgb({"bytes": content}, least=least)
+    assert (whole.size, near.size) == ((1600, 1200), (800, 600))  # a quarter would be too small
+    exact, found = (pixel_values(processor, [image]) for image in (whole, near))
+    difference = (exact - found).abs()
+    assert float(difference.mean()) < 0.01 * float(exact.std())
+    assert float(difference.max()) < 0.1 * float(exact.std())
+    assert to_rgb({"bytes": camera(7000, 5000)}, least=least).size == (875, 625)
+
+
+def test_what_is_small_in_memory_or_no_jpeg_is_taken_as_it_is():
+    small, large = camera(800, 600), camera()
+    as_pil = Image.open(io.BytesIO(large))
+    png = camera(kind="PNG")
+    for image in ({"bytes": small}, as_pil, {"bytes": png}, np.asarray(as_pil)):
+        assert np.array_equal(to_rgb(image, least=448), to_rgb(image))
+    assert to_rgb(as_pil, least=448).size == (1600, 1200)
+
+
+def test_orientation_counts_for_what_is_decoded_smaller(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "upright.jpg"
+    path.write_bytes(camera(exif=exif))
+    assert to_rgb(path).size == (1200, 1600)
+    near = to_rgb(path, least=300)
+    assert near.size == (300, 400)
+    small = np.asarray(to_rgb(path).resize(near.size, Image.Resampling.BOX), np.float32)
+    assert np.abs(np.asarray(near, np.float32) - small).mean() < 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_large_files_of_other_kinds_are_reduced_in_bands(mode, monkeypatch):
+    content = camera(1001, 703, "PNG", mode)
+    whole = to_rgb({"bytes": content})
+    monkeypatch.setattr(images, "LARGE", 1)
+    near = to_rgb({"bytes": content}, least=100)
+    assert near.size == (143, 101)
+    assert np.array_equal(near, whole.reduce(7))
+
+
+def test_files_beyond_bounds_are_refused_by_name(tmp_path, monkeypatch):
+    path = tmp_path / "wide.png"
+    path.write_bytes(camera(640, 480, "PNG"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300_000)
+    with pytest.raises(UnreadableImage, match="640 x 480 pixels, more than the 300,000") as told:
+        to_rgb(path)
+    assert told.value.file == str(path)
+    assert pickle.loads(pickle.dumps(told.value)).reason == told.value.reason
+    (tmp_path / "wide.jpg").write_bytes(camera(640, 480))
+    assert to_rgb(tmp_path / "wide.jpg", least=100).size == (160, 120)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert to_rgb(path).size == (640, 480)
+    strip = Image.new("RGB", (30_000, 20))
+    strip.save(tmp_path / "strip.png")
+    assert to_rgb(tmp_path / "strip.png").size == strip.size
+    with pytest.raises(UnreadableImage, match="too long a strip to be resized"):
+        to_rgb(tmp_path / "strip.png", least=448)

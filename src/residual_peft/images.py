@@ -28,6 +28,8 @@ _ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 2**25
 """Pixels from which an image in a file is made smaller piece by piece, and never held as a whole
 in more than its own mode."""
+STRIP = 2**25
+"""Pixels that an image may have when a processor has resized its shorter side."""
 PICTURE_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 """The kinds of small pictures that go into a report, and how their files' names end."""
 LARGEST_PICTURE = 1024
@@ -256,7 +258,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 def _check_shape(image: Image.Image, name: str, least: int | None) -> None:
     """Refuse a strip whose shorter side would make a processor blow it up beyond all bounds."""
     short, long = min(image.size), max(image.size)
-    if least is not None and short and long / short * (least / 2) ** 2 > LARGE:
+    if least is not None and short and long / short * (least / 2) ** 2 > STRIP:
         raise UnreadableImage(
             f"{name} has {image.width} x {image.height} pixels, too long a strip to be resized: "
             "crop it, or remove it.",
