@@ -21,6 +21,7 @@ from .figures import gains_figure
 from .files import (
     Within,
     quoted,
+    read_bytes,
     read_header,
     read_record,
     read_tensors,
@@ -46,6 +47,7 @@ CLASSIFIER_TENSORS = "residual_classifier.safetensors"
 FILES = [CLASSIFIER_JSON, CLASSIFIER_TENSORS, ADAPTER_CONFIG, ADAPTER_TENSORS]
 FILES += ["*processor_config.json"]
 FITTED_ON = f"{RUN_DIRECTORY}/fitted_on.txt"
+MAX_FITTED_ON = 2**29  # bytes: 16 million images
 _DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 FIGURE = "gains.png"
 _WRITERS = {
@@ -243,7 +245,7 @@ def read_fitted_on(directory: Path) -> tuple[str, ...]:
     path = directory / FITTED_ON
     if not path.is_file():
         return ()
-    digests = path.read_bytes().split()
+    digests = read_bytes(path, MAX_FITTED_ON).split()
     if not all(re.fullmatch(b"[0-9a-f]{32}", digest) for digest in digests):
         raise ResiDualError(
             f"'{path}' holds something other than the digests of images, one a line; delete it, "
