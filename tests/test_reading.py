@@ -230,7 +230,7 @@ print(json.dumps([(later - kept[3]) / 32 / (len(kept) - 4) for later in kept[-1:
 @pytest.mark.parametrize("name", ["basis", "coordinates", "contributions"])
 def test_a_pass_grows_by_what_it_keeps(name):
     """Bytes an image, from the fourth batch on: clones between large tensors made it megabytes."""
-    (each,) = json.loads(run("-c", MEMORY, name).splitlines()[-1])
+    (each,) = json.loads(run("-c", MEMORY, name, timeout=600).splitlines()[-1])
     written, kept = 4 * 384 * (2 * 12 + 2), 4 * (12 * 384 * 2 + 384)
     allowed = {"basis": written, "coordinates": kept, "contributions": kept + 4 * 384}
     assert each < 1.3 * allowed[name] + 2**14
