@@ -13,6 +13,7 @@ ROOMS = [
     "terminal",
     "errors",
     "modes",
+    "aside",
     "places",
     "messages",
     "class_names",

@@ -10,7 +10,7 @@ import torch
 
 from residual_peft.errors import ResiDualError
 from residual_peft.messages import one_line
-from residual_peft.places import check_place, number_of, reading_place, reason_of, sweep
+from residual_peft.places import check_place, number_of, reason_of
 
 from .disks import as_nobody, disk, open_to_all, remounted_read_only
 
@@ -87,17 +87,3 @@ def test_only_what_a_system_refused_is_a_users_to_mend() -> None:
     for bug in bugs:
         assert one_line(bug) is None
     assert "'here'" in reason_of(OSError(errno.EROFS, "", "here"))
-
-
-def test_sweeping_takes_what_killed_runs_left_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    for name in (".out.abcd1234", ".out.a_b_c_d_", "out/.out.12345678"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "file").write_text("")
-    kept = [".out.notes", ".output.abcd1234", ".out.ABCD1234", ".out.nine_9999"]
-    kept.append(reading_place(target).name)
-    for name in kept:
-        (tmp_path / name).mkdir()
-    sweep(target)
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
-    assert left == sorted([*kept, "out"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from residual_peft.aside import aside_name
 from residual_peft.errors import ResiDualError
 from residual_peft.files import (
     atomic_directory,
@@ -18,7 +19,6 @@ from residual_peft.files import (
     write_json,
     writing,
 )
-from residual_peft.files.aside import aside_name
 
 OLD = {"a.txt": "old a", "b.txt": "old b", "deeper/c.txt": "old c"}
 NEW = {"a.txt": "new a", "b.txt": "new b", "deeper/c.txt": "new c", "d.txt": "new d"}

@@ -7,10 +7,9 @@ import errno
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+from .aside import aside_name, remove
 from .errors import ResiDualError
 
 LEAST_ROOM = 16 * 2**20  # bytes; the adapter of a small model takes as much
@@ -91,30 +90,18 @@ def check_room(place: Path, room: int, what: str) -> None:
 
 
 def _try_writing(place: Path, name: str) -> None:
-    folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{name}."))
+    folder = place / aside_name(name)
     try:
+        folder.mkdir(mode=0o700)
         (folder / "tried").write_bytes(bytes(4096))
         (folder / "tried").rename(folder / "renamed")
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 def reading_place(target: Path) -> Path:
     """The hidden directory beside an output where a fit keeps what it has read."""
     return target.with_name(f".{target.name}.{_READING}")
-
-
-def sweep(target: Path) -> None:
-    """Remove what killed runs were about to write in place of `target`, or had tried there."""
-    for left in [*_left_by(target.parent, target.name), *_left_by(target, target.name)]:
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-def _left_by(place: Path, name: str) -> Iterator[Path]:
-    # what `tempfile` adds to a prefix, and nothing that a user would name
-    temporary = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")
-    if place.is_dir():
-        yield from (path for path in place.iterdir() if temporary.fullmatch(path.name))
 
 
 def reason_of(error: BaseException) -> str:

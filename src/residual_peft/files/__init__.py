@@ -1,6 +1,6 @@
 """Files: read with every field checked, and written whole or not at all."""
 
-from .aside import sweep
+from ..aside import sweep
 from .faults import disk_fault, disk_faults
 from .looking import PathLike, file_size, inside, is_file, is_folder, quoted, read_bytes
 from .records import Within, parse_json, read_json, read_object, read_record, record_of

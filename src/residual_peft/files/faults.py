@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..aside import meant_by
 from ..errors import ResiDualError
 from ..places import meaning_of, number_of
 from ..terminal import printable
-from .aside import meant_by
 
 PathLike = str | os.PathLike[str]
 

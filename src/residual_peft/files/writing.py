@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..aside import aside_name, remove, sweep
 from ..errors import ResiDualError
-from .aside import aside_name, remove, sweep
 from .faults import disk_faults
 from .looking import PathLike, quoted
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ResiDualError
 from ..files import write_json
-from ..places import reading_place, sweep
+from ..places import reading_place
 
 try:
     import fcntl
@@ -110,7 +110,6 @@ def keeping(target: Path) -> Iterator[Keeping]:
         ResiDualError: another fit is writing to the same place.
     """
     kept = Keeping(target)
-    sweep(target)
     handle = _locked(kept)
     try:
         yield kept
