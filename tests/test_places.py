@@ -29,6 +29,7 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path, monkeypat
     assert check_place(tmp_path / "new") == tmp_path / "new"
     monkeypatch.chdir(tmp_path)
     assert check_place("new") == tmp_path / "new"
+    assert check_place("new/and/deep") == tmp_path / "new" / "and" / "deep"
     assert check_place(".") == tmp_path
     assert [path.name for path in tmp_path.rglob("*")] == ["there", "file"]
 
@@ -36,9 +37,7 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path, monkeypat
 def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert f"got the file '{tmp_path / 'file'}'; name another" in refusal(tmp_path / "file")
-    missing = refusal(tmp_path / "no" / "such" / "out")
-    assert f"and '{tmp_path / 'no' / 'such'}' is not there; make that directory first" in missing
-    assert "'/dev/null' is a file; make that directory first" in refusal(Path("/dev/null/out"))
+    assert "'/dev/null' is a file; name another output" in refusal(Path("/dev/null/no/out"))
     assert "the name is too long" in refusal(tmp_path / ("a" * 300))
 
 

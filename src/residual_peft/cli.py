@@ -368,7 +368,7 @@ def _print_table(headers: Any, rows: Any) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Before any work: a file that can be written in a directory that is there."""
+    """Before any work: a file that can be written."""
     if path.is_dir():
         raise ResiDualError(f"wanted a file to write to, got the directory '{path}'.")
     check_place(path.parent)

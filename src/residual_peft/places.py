@@ -48,34 +48,32 @@ def check_place(out: str | os.PathLike[str], room: int = LEAST_ROOM) -> Path:
     """See to it that a directory can be written, by writing there; leaves nothing behind.
 
     Args:
-        out: the directory, which may be there or not; its parent must be.
+        out: the directory; it and those above it may be there or not.
         room: bytes that must be free.
 
     Returns:
         The directory's absolute path.
 
     Raises:
-        ResiDualError: a file, no such parent, no right to write, a read-only file system, or too
+        ResiDualError: a file there or above, no right to write, a read-only file system, or too
             little room.
     """
     target = Path(os.path.abspath(out))
-    parent = target.parent
     try:
+        there = next(path for path in target.parents if path.exists())
         if target.exists() and not target.is_dir():
             raise ResiDualError(
                 f"wanted a directory to write to, got the file '{target}'; name another output."
             )
-        if not parent.is_dir():
-            what = "is a file" if parent.exists() else "is not there"
+        if not there.is_dir():
             raise ResiDualError(
-                f"wanted to write '{target}', and '{parent}' {what}; make that directory first, "
-                "or name another output."
+                f"wanted to write '{target}', and '{there}' is a file; name another output."
             )
-        for place in (parent, target) if target.is_dir() else (parent,):
+        for place in (there, target) if target.is_dir() else (there,):
             _try_writing(place, target.name)
     except OSError as error:
         raise ResiDualError(f"cannot write '{target}': {reason_of(error)}.") from error
-    check_room(parent, room, f"'{target}'")
+    check_room(there, room, f"'{target}'")
     return target
 
 

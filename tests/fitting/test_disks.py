@@ -151,5 +151,6 @@ def test_files_hold_a_few_batches() -> None:
 
 
 def test_an_unknown_place_is_told_before_the_data_are_looked_at(tmp_path: Path) -> None:
-    with pytest.raises(ResiDualError, match=r"is not there; make that directory first"):
-        fit_adapter("nobody/nothing", "nowhere", tmp_path / "no" / "out")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ResiDualError, match=r"'.*file' is a file; name another output"):
+        fit_adapter("nobody/nothing", "nowhere", tmp_path / "file" / "out")

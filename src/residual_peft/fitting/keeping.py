@@ -127,7 +127,7 @@ def _locked(kept: Keeping) -> int:
     """Hold the directory for this process, which loses it however it ends."""
     while True:
         with contextlib.suppress(FileExistsError):
-            kept.folder.mkdir()
+            kept.folder.mkdir(parents=True)
         handle = os.open(kept.folder / _LOCK, os.O_RDONLY | os.O_CREAT, 0o600)
         try:
             if fcntl is not None:
