@@ -1,6 +1,7 @@
 """What the units of a shard's images wrote, kept until the bases are known."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -41,6 +42,6 @@ def read_raw(
     return capture_from(packed, places, len(anatomy.layers)), others, metadata
 
 
-def cut(capture: Capture, count: int, size: int) -> list[Capture]:
-    """A capture of so many images, cut into batches."""
-    return [capture.rows(rows) for rows in torch.arange(count).split(size) if len(rows)]
+def cut(capture: Capture, count: int, size: int) -> Iterator[Capture]:
+    """A capture of so many images, cut into batches, each copied when it is its turn."""
+    return (capture.rows(rows) for rows in torch.arange(count).split(size) if len(rows))
