@@ -201,6 +201,37 @@ def test_the_record_of_a_fit_stays_while_its_adapter_does(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_is_no_classifiers_keeps_all_that_is_in_it(tmp_path: Path) -> None:
+    mine = (
+        "run/my_experiment.csv",
+        "run/run.json",
+        "report.html",
+        "gains.png",
+        "run/examples/1.png",
+    )
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    made = classifier(with_adapters("default"))
+    made.save_pretrained(tmp_path)
+    kept = [name for name in mine if name != "gains.png"]  # the card's own picture
+    assert all((tmp_path / name).read_text() == "mine" for name in kept)
+    with torch.no_grad():
+        gains_of(made.model).mul_(1.01)
+    made.save_pretrained(tmp_path)  # now it is, and what has the names of its files goes
+    assert (tmp_path / "run" / "my_experiment.csv").read_text() == "mine"
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_home_is_found_on_saving_as_on_loading(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = classifier(with_adapters("default"))
+    made.save_pretrained("~/adapters/one")
+    again = ZeroShotClassifier.from_pretrained("~/adapters/one", model=base())
+    wanted = made.predict_logits(photographs(2))
+    assert torch.allclose(again.predict_logits(photographs(2)), wanted, atol=1e-5)
+
+
 def test_a_model_with_adapters_is_not_given_others(tmp_path: Path) -> None:
     classifier(with_adapters("default")).save_pretrained(tmp_path)
     there = with_adapters("mine")

@@ -52,7 +52,8 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_imported(
     command: str, tmp_path: Path
 ) -> None:
     given = {"demo": [], "explain": ["--data", "photos", "--adapter", "a"]}
-    out = tmp_path / "no" / "such" / "out"
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "such" / "out"
     done = bare(command, "--out", out, *given.get(command, ["--data", "photos"]))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

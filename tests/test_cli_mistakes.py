@@ -151,7 +151,7 @@ def no_safetensors(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "which is missing."),
+        (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "which is missing: "),
         (lambda adapter: (adapter / "adapter_config.json").unlink(), "which is missing."),
         (lambda adapter: (adapter / "residual_classifier.json").unlink(), "it holds no classes."),
         (cut_short, "is not a whole safetensors file ("),

@@ -242,7 +242,8 @@ def test_naflex_images_go_all_the_way() -> None:
     model = get_peft_model(BUILDERS["Siglip2Model"](), ResiDualConfig(components=8))
     loader = batches(data, prepare, batch_size=10)
     first = next(iter(loader))
-    assert set(first) == {"pixel_values", "pixel_attention_mask", "spatial_shapes", "labels"}
+    taken = {"pixel_values", "pixel_attention_mask", "spatial_shapes"}
+    assert set(first) == taken | {"labels", "index"}
     assert len(first["spatial_shapes"].unique(dim=0)) > 2
     assert not first["pixel_attention_mask"].all()
     fit_bases(model, loader)

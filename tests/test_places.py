@@ -10,7 +10,7 @@ import torch
 
 from residual_peft.errors import ResiDualError
 from residual_peft.messages import one_line
-from residual_peft.places import check_place, number_of, reason_of
+from residual_peft.places import check_place, number_of, reading_place, reason_of
 
 from .disks import as_nobody, disk, open_to_all, remounted_read_only
 
@@ -32,6 +32,8 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path, monkeypat
     assert check_place("new/and/deep") == tmp_path / "new" / "and" / "deep"
     assert check_place(".") == tmp_path
     assert [path.name for path in tmp_path.rglob("*")] == ["there", "file"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_place("~/there") == tmp_path / "there"
 
 
 def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
@@ -75,6 +77,23 @@ def test_no_right_to_write(tmp_path: Path) -> None:
         tmp_path / "out",
     )
     assert "you have no right to do that there; name another place" in done.stderr.splitlines()[-1]
+
+
+def test_a_folder_of_ones_own_below_one_that_is_not(tmp_path: Path) -> None:
+    """As a volume that is mounted into a container."""
+    open_to_all(tmp_path)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    mine.chmod(0o777)
+    tmp_path.chmod(0o755)
+    done = as_nobody(
+        "from residual_peft.places import check_place, reading_place",
+        "print(reading_place(check_place(sys.argv[1])))",
+        mine,
+    )
+    assert done.stdout.split() == [str(mine / ".mine.reading")], done.stderr
+    assert reading_place(mine) == tmp_path / ".mine.reading"
+    assert list(mine.iterdir()) == []
 
 
 def test_only_what_a_system_refused_is_a_users_to_mend() -> None:

@@ -116,6 +116,10 @@ def test_what_an_adapter_changed(adapter: Path, digits: Path, tmp_path: Path) ->
     (moved,) = found.images.values()
     total = float(moved.effects.sum()) + moved.rescaling + moved.settings
     assert total == pytest.approx(moved.margin_after - moved.margin_before, abs=1e-3)
+    line = next(line for line in found.lines() if "one.png" in line)
+    said = f"{moved.from_class} -> {moved.to_class}"
+    stays = f"stays {moved.from_class}, next {moved.to_class}"
+    assert (said if moved.margin_after > 0 else stays) in line
     written = json.loads(json.dumps(found.as_dict()))
     assert len(written["components"]) == 4
     assert len(written["units"]) == 54

@@ -32,12 +32,16 @@ from .hub import (
     ADAPTER_CONFIG,
     CARD,
     DEMO_MODEL,
+    EXAMPLES,
+    RECORD_JSON,
+    RECORD_TENSORS,
     REPORT,
     RUN_DIRECTORY,
     known_name,
     local_directory,
     model_directory,
 )
+from .images import PICTURE_SUFFIXES
 from .model_files import load_model
 from .provenance import SplitRecord
 from .tuner import ResiDualConfig, adapter_basis, gains_by_unit
@@ -192,29 +196,32 @@ def local_classifier(
     return local_directory(name_or_path, allow_patterns=FILES + more, **options)
 
 
-def of_the_old(folder: Path, target: Path) -> list[str]:
-    """What in `target` belongs to the classifier that is about to be replaced.
-
-    Its adapters' folders; and the record of its fit and the report on it, unless `folder` holds the
-    same adapter and classes.
+def of_the_old(target: Path, *, record: bool = True) -> list[str]:
+    """What in `target` belongs to the classifier that is about to be replaced; nobody else's files.
 
     Args:
-        folder: what takes the place of `target`'s files.
         target: where the classifier is saved.
+        record: the record of its fit and what was drawn from it, too, beside its adapters' folders.
     """
-    kept = all(
-        _same_content(folder / file, target / file)
-        for file in (ADAPTER_TENSORS, CLASSIFIER_TENSORS)
-    )
-    gone = [] if kept else [RUN_DIRECTORY, REPORT, FIGURE]
     try:
-        record = read_described(target, target)
-    except ResiDualError:  # whatever it was
-        return gone
-    places = [place for place in (record.adapters or {}).values() if place]
-    return gone + [
-        f"{place}/{file}" for place in places for file in (ADAPTER_CONFIG, ADAPTER_TENSORS)
-    ]
+        described = read_described(target, target)
+    except ResiDualError:  # whatever it was, it is none of ours
+        return []
+    places = [place for place in (described.adapters or {}).values() if place]
+    names = [f"{place}/{file}" for place in places for file in (ADAPTER_CONFIG, ADAPTER_TENSORS)]
+    if record:
+        run = Path(RUN_DIRECTORY)
+        found = sorted((target / run / EXAMPLES).glob("[0-9]*"))
+        pictures = [path.name for path in found if path.suffix in PICTURE_SUFFIXES.values()]
+        names += [str(run / RECORD_JSON), str(run / RECORD_TENSORS), FITTED_ON, REPORT, FIGURE]
+        names += [str(run / EXAMPLES / name) for name in pictures]
+    return names
+
+
+def same_adapter(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same adapter and classes, bit for bit."""
+    names = (ADAPTER_TENSORS, CLASSIFIER_TENSORS)
+    return all(_same_content(folder / name, other / name) for name in names)
 
 
 def _same_content(one: Path, other: Path) -> bool:

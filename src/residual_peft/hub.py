@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import ResiDualError
-from .files import inside, is_file, is_folder, quoted, read_object, whole_directory
+from .files import inside, is_file, is_folder, path_of, quoted, read_object, whole_directory
 
 DEMO_MODEL = "residual_peft/demo-clip"
 """The name under which the bundled model goes; it never leaves this machine."""
@@ -29,6 +29,7 @@ MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 RUN_DIRECTORY = "run"
+RECORD_JSON, RECORD_TENSORS, EXAMPLES = "run.json", "run.safetensors", "examples"
 """Where a fit leaves its record, pictures of the user's images included; never pushed."""
 SKIPPED = "skipped.csv"
 """The images of a fit that could not be read, by their files' names; never pushed."""
@@ -66,7 +67,7 @@ def local_directory(
     Raises:
         ResiDualError: there is no such directory and the Hub did not give it either; says why.
     """
-    path, name = _path_of(name_or_path), str(name_or_path)
+    path, name = path_of(name_or_path), str(name_or_path)
     if is_folder(path):
         return whole_directory(path)
     if name == DEMO_MODEL:
@@ -112,13 +113,6 @@ def model_directory(
     if any(directory.glob("*.safetensors")):
         return directory
     return local_directory(name_or_path, allow_patterns=[*MODEL_FILES, "*.bin"], **options)
-
-
-def _path_of(name: str | os.PathLike[str]) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # the home of nobody
-        return Path(name)
 
 
 def known_name(name: str) -> str:

@@ -19,6 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from .errors import ResiDualError
+from .files import path_of
 from .hub import local_directory
 from .model_files import load_processor
 
@@ -219,7 +220,7 @@ def _open_stored(stored: Mapping[str, Any], name: str, least: int | None) -> Ima
         return _open_stream(io.BytesIO(data), name, least)
     if not path:
         raise ResiDualError(f"wanted {name} as bytes or a path, got neither.")
-    return _open(Path(path), f"'{path}'", least)
+    return _open(path_of(path), f"'{path}'", least)
 
 
 def _open_stream(stream: io.BytesIO, name: str, least: int | None) -> Image.Image:

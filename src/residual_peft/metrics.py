@@ -73,7 +73,8 @@ def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
     """
     values, targets = _checked_several(scores, labels)
     present = targets.any(axis=0)
-    return float(average_precision_score(targets[:, present], values[:, present], average="macro"))
+    found = average_precision_score(targets[:, present], values[:, present], average="macro")
+    return min(float(found), 1.0)  # a sum of shares that rounding may take past it
 
 
 def multi_label_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:

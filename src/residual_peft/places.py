@@ -58,7 +58,7 @@ def check_place(out: str | os.PathLike[str], room: int = LEAST_ROOM) -> Path:
         ResiDualError: a file there or above, no right to write, a read-only file system, or too
             little room.
     """
-    target = Path(os.path.abspath(out))
+    target = Path(os.path.abspath(os.path.expanduser(out)))
     try:
         there = next(path for path in target.parents if path.exists())
         if target.exists() and not target.is_dir():
@@ -69,8 +69,7 @@ def check_place(out: str | os.PathLike[str], room: int = LEAST_ROOM) -> Path:
             raise ResiDualError(
                 f"wanted to write '{target}', and '{there}' is a file; name another output."
             )
-        for place in (there, target) if target.is_dir() else (there,):
-            _try_writing(place, target.name)
+        _try_writing(target if target.is_dir() else there, target.name)
     except OSError as error:
         raise ResiDualError(f"cannot write '{target}': {reason_of(error)}.") from error
     check_room(there, room, f"'{target}'")
@@ -98,8 +97,24 @@ def _try_writing(place: Path, name: str) -> None:
 
 
 def reading_place(target: Path) -> Path:
-    """The hidden directory beside an output where a fit keeps what it has read."""
-    return target.with_name(f".{target.name}.{_READING}")
+    """The hidden directory where a fit keeps what it has read.
+
+    Beside the output; within it where that alone may be written, as in a container.
+    """
+    name = f".{target.name}.{_READING}"
+    return (
+        target / name
+        if target.is_dir() and not _may_write(target.parent)
+        else (target.with_name(name))
+    )
+
+
+def _may_write(folder: Path) -> bool:
+    try:
+        _try_writing(folder, folder.name)
+    except OSError:
+        return False
+    return True
 
 
 def reason_of(error: BaseException) -> str:

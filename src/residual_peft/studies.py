@@ -323,9 +323,15 @@ class AdapterStudy:
             f"{found.settings_share:.1%}."
         ]
         for path, moved in self.images.items():
+            changed = moved.margin_after > 0
+            said = (
+                f"{moved.from_class} -> {moved.to_class}"
+                if changed
+                else f"stays {moved.from_class}, next {moved.to_class}"
+            )
             lines.append(
-                f"{path}: {moved.from_class} -> {moved.to_class}, margin "
-                f"{moved.margin_before:+.2f} -> {moved.margin_after:+.2f}"
+                f"{path}: {said}, margin of {moved.to_class} {moved.margin_before:+.2f} -> "
+                f"{moved.margin_after:+.2f}"
             )
             lines += [
                 f"  {_named(unit, number)}: gain {gain:.2f}, {effect:+.2f}"

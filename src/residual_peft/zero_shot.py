@@ -31,6 +31,7 @@ from .classifier_files import (
     origin_of,
     read_classes,
     read_fitted_on,
+    same_adapter,
     settings_of,
     write_card,
     write_classes,
@@ -38,7 +39,7 @@ from .classifier_files import (
 )
 from .decomposition import read_tokens
 from .errors import ResiDualError
-from .files import atomic_directory
+from .files import atomic_directory, path_of
 from .hub import CARD, push_directory
 from .images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
 from .modes import ordinary
@@ -368,7 +369,7 @@ class ZeroShotClassifier:
             card: what the model card says beyond what the adapter knows: dataset, metrics, licence.
             location: what the card's example loads from; the directory's name when None.
         """
-        target, adapters = Path(directory), Adapters.of(self.model)
+        target, adapters = path_of(directory), Adapters.of(self.model)
         record = self._described(adapters)
         there = target / CARD
         old: list[str] = []
@@ -385,7 +386,7 @@ class ZeroShotClassifier:
             if not there.is_file() or is_ours(there):
                 where = location or target.resolve().name
                 write_card(self.model, folder, record, card or CardFacts(), where)
-            old += of_the_old(folder, target)
+            old += of_the_old(target, record=not same_adapter(folder, target))
         return target
 
     def _described(self, adapters: Adapters) -> ClassifierRecord:

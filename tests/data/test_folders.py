@@ -192,6 +192,11 @@ OWN_WAYS = {
         {"train": {"cat": 2, "dog": 2, "test-shots": 2}},
         "'test-shots' named like a split, without class folders in it, is taken for a class",
     ),
+    "two classes whose names hold those of splits": (
+        {"test tube/*": 2, "train station/*": 2},
+        {"train": {"test tube": 2, "train station": 2}},
+        "named like a split, without class folders in it, is taken for a class",
+    ),
     "a class that is called like a split, below the splits": (
         {"train/phone/*": 3, "train/test-tube/*": 3, "test/phone/*": 1, "test/test-tube/*": 1},
         {"train": {"phone": 3, "test-tube": 3}, "test": {"phone": 1, "test-tube": 1}},

@@ -180,8 +180,8 @@ def test_ctrl_c_on_the_command_line(root: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "residual_peft.cli", *map(str, command)],
         cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    raws = tmp_path / ".a.reading" / "train"
-    while process.poll() is None and not list(raws.glob("raw-*")):
+    read = tmp_path / ".a.reading" / "train"
+    while process.poll() is None and not list(read.glob("*.safetensors")):
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

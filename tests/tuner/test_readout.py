@@ -442,6 +442,15 @@ def test_fitting_refuses_what_is_not_there() -> None:
         fit_bases(model, [pixels() / 0])
 
 
+@pytest.mark.parametrize("mode", ["readout", "stream"])
+def test_a_name_with_a_dot_is_refused_and_leaves_no_trace(mode: str) -> None:
+    model = clip_model()
+    before = sorted(model.state_dict())
+    with pytest.raises(ResiDualError, match=r"name without a dot, got 'v1\.2': call it 'v1_2'"):
+        get_peft_model(model, ResiDualConfig(mode=mode), adapter_name="v1.2")
+    assert sorted(model.state_dict()) == before
+
+
 def test_layers_that_are_not_there_are_refused() -> None:
     base = clip_model()
     with pytest.raises(ResiDualError, match=r"layers_to_transform=\[1, 5\].*2 layers, 0 to 1"):

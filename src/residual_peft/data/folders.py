@@ -149,8 +149,8 @@ class _Reading:
         tops = {path[0] for path in self.below if len(path) > 1}
         named = {top: _split_in((top,), _IN_FOLDER)[0] for top in tops}
         named = {top: split for top, split in named.items() if split}
-        exact = {split for top, split in named.items() if top.lower() in CANONICAL_SPLIT}
-        if named and (len(named) == len(tops) or len(exact) > 1):
+        exact = {top: split for top, split in named.items() if top.lower() in CANONICAL_SPLIT}
+        if exact and (len(exact) == len(tops) or len(set(exact.values())) > 1):
             raise ResiDualError(
                 f"found no images in a class folder: '{self.tree.root / min(named)}' is named like "
                 "a split; wanted one folder of images per class in it, or a metadata.csv with "

@@ -19,6 +19,14 @@ _KINDS = {
 }
 
 
+def path_of(path: PathLike) -> Path:
+    """A path with `~` as the user's home, as a shell has it."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # the home of nobody
+        return Path(path)
+
+
 def file_size(path: PathLike, what: str = "file") -> int:
     """The bytes of a regular file, or of the one that a link leads to; nothing is opened.
 

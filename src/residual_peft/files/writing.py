@@ -23,7 +23,7 @@ from typing import Any
 from ..aside import aside_name, remove, sweep
 from ..errors import ResiDualError
 from .faults import disk_faults
-from .looking import PathLike, quoted
+from .looking import PathLike, path_of, quoted
 
 _SAVE = ".residual-peft-save-"
 _GONE = ".residual-peft-gone"  # in a save: what goes with it, one name a line
@@ -42,7 +42,7 @@ def atomic_file(path: PathLike) -> Iterator[Path]:
     Raises:
         ResiDualError: the disk does not take it; says why and what to do. Nothing is left behind.
     """
-    target = Path(path)
+    target = path_of(path)
     temporary = target.parent / aside_name(target.name)
     with disk_faults(target), _parents_of(target):
         sweep(target.parent)
@@ -70,7 +70,7 @@ def atomic_directory(path: PathLike, gone: list[str] | None = None) -> Iterator[
         ResiDualError: the disk does not take them, or something of another kind is in the way;
             says why and what to do. The old files are then as they were.
     """
-    target = Path(path)
+    target = path_of(path)
     with disk_faults(target), _parents_of(target):
         if target.exists() and not target.is_dir():
             raise ResiDualError(
@@ -101,7 +101,7 @@ def whole_directory(path: PathLike) -> Path:
         `path`, once the last save is finished; where that may not be written, the folder within
         it that holds all files of that save.
     """
-    target = Path(path)
+    target = path_of(path)
     if not (saves := _saves(target)):
         return target
     try:

@@ -10,17 +10,15 @@ from ..analysis import TextDictionary
 from ..anatomy import find_tower
 from ..backbones import Backbone, load_backbone
 from ..cards import CardFacts
-from ..classifier_files import is_ours
+from ..classifier_files import is_ours, of_the_old
 from ..data import ImageData, load_data
 from ..describing import dictionary_if_any
 from ..errors import ResiDualError
 from ..files import atomic_directory
-from ..hub import CARD, REPORT, RUN_DIRECTORY, SKIPPED
-from ..images import PICTURE_SUFFIXES
+from ..hub import CARD, RUN_DIRECTORY, SKIPPED
 from ..places import check_place
 from ..prompts import DEFAULT_TEMPLATES
 from ..recording import record_run, run_facts
-from ..run_record.record import EXAMPLES, RECORD_JSON, RECORD_TENSORS
 from ..tuner import ResiDualConfig
 from ..zero_shot import ZeroShotClassifier
 from .keeping import Keeping, keeping
@@ -274,7 +272,8 @@ def _save(
     classifier = done.classifier
     classifier.split = images.split
     classifier.fitted_on = (*_digests(images, "train"), *_digests(images, "validation"))
-    with atomic_directory(target) as folder:
+    old: list[str] = []
+    with atomic_directory(target, gone=old) as folder:
         mine = target / CARD
         if mine.is_file() and not is_ours(mine):  # somebody's own, which stays
             shutil.copyfile(mine, folder / CARD)
@@ -303,24 +302,9 @@ def _save(
                 classifier, images.test, done.before, done.after, facts, done.rows, dictionary
             )
             record.save(folder / RUN_DIRECTORY)
-        pictures = {path.name for path in (folder / RUN_DIRECTORY / EXAMPLES).glob("*")}
-        _remove_others(target, folder)
-    _remove_pictures(target, pictures)
-
-
-def _remove_others(target: Path, folder: Path) -> None:
-    """What an earlier fit left there and this one does not replace would speak of it."""
-    run = Path(RUN_DIRECTORY)
-    for name in (Path(REPORT), Path(SKIPPED), run / RECORD_JSON, run / RECORD_TENSORS):
-        if not (folder / name).exists():
-            (target / name).unlink(missing_ok=True)
-
-
-def _remove_pictures(target: Path, kept: set[str]) -> None:
-    """Those of an earlier record; the present one's, by name, stay."""
-    for path in (target / RUN_DIRECTORY / EXAMPLES).glob("*"):
-        if path.name not in kept and path.suffix in PICTURE_SUFFIXES.values():
-            path.unlink(missing_ok=True)
+        # what an earlier fit left there and this one does not replace would speak of it
+        if before := of_the_old(target):
+            old += [*before, SKIPPED]
 
 
 def _kept_in_words(kept: Keeping) -> str:

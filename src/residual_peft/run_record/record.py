@@ -14,6 +14,7 @@ from ..files import (
     PathLike,
     atomic_directory,
     inside,
+    path_of,
     quoted,
     read_bytes,
     read_object,
@@ -24,14 +25,11 @@ from ..files import (
     write_json,
     write_tensors,
 )
-from ..hub import RUN_DIRECTORY
+from ..hub import EXAMPLES, RECORD_JSON, RECORD_TENSORS, RUN_DIRECTORY
 from ..images import PICTURE_SUFFIXES, picture_suffix
 from .parts import Example, GainRecord, RunFacts
 from .stored import FORMAT_VERSION, StoredExample, StoredGains, StoredRun
 
-RECORD_JSON = "run.json"
-RECORD_TENSORS = "run.safetensors"
-EXAMPLES = "examples"
 MAX_PICTURE = 2**20  # bytes
 
 
@@ -83,7 +81,7 @@ class RunRecord:
         Args:
             directory: made if missing; `fit_adapter` takes `run` in the adapter's directory.
         """
-        target = Path(directory)
+        target = path_of(directory)
         # ties the two files to each other, should a crash leave one of an earlier run
         stamp = uuid.uuid4().hex
         names = [f"{x.row}{picture_suffix(x.image, 'an example')}" for x in self.examples]
@@ -105,7 +103,7 @@ class RunRecord:
             ResiDualError: there is none, a file is missing, cut short or of another kind, or the
                 files do not belong together.
         """
-        given = Path(directory)
+        given = path_of(directory)
         places = map(whole_directory, (given, given / RUN_DIRECTORY))
         folder = next((f for f in places if (f / RECORD_JSON).exists()), None)
         if folder is None:

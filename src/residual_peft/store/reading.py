@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..coordinates import Coordinates
 from ..errors import ResiDualError
-from ..files import parse_json, quoted, read_header, read_tensors
+from ..files import parse_json, path_of, quoted, read_header, read_tensors
 from ..fingerprint import Fingerprint
 from ..tuner import (
     ReadoutState,
@@ -47,7 +47,7 @@ class CoordinateStore:
             ResiDualError: there is none, it is not finished, or it belongs to another model or
                 adapter.
         """
-        folder = Path(directory)
+        folder = path_of(directory)
         manifest = read_manifest(folder)
         if not manifest["complete"]:
             raise ResiDualError(

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..bases import METADATA_FILE, TENSORS_FILE, SpectralBasis
 from ..data import Batches, ProcessedImages
 from ..errors import ResiDualError
-from ..files import whole_directory, write_json, write_tensors
+from ..files import path_of, whole_directory, write_json, write_tensors
 from ..fingerprint import Fingerprint
 from ..processes import Processes
 from ..reading import Captures, Seen, reading
@@ -97,7 +97,10 @@ def write_coordinates(
             in all of them.
     """
     processes = Processes.running() if across_processes else Processes()
-    folder, name = Path(directory), active_adapter(model) if adapter_name is None else adapter_name
+    folder, name = (
+        path_of(directory),
+        active_adapter(model) if adapter_name is None else adapter_name,
+    )
     with processes.in_step():
         _check_options(dataset, dtype, shard_size, batch_size)
         fit_basis = fit_basis and readout_config(model, name).needs_basis

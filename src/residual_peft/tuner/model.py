@@ -69,6 +69,12 @@ class ResiDualModel(BaseTuner):
 
         But a config that was given to `PeftModel.from_pretrained` is used itself, as PEFT promises.
         """
+        if "." in adapter_name:  # torch takes no such name for a tensor
+            self.peft_config.pop(adapter_name, None)
+            raise ResiDualError(
+                f"wanted an adapter's name without a dot, got {adapter_name!r}: call it "
+                f"{adapter_name.replace('.', '_')!r}."
+            )
         config = self.peft_config[adapter_name]
         if not config.inference_mode:
             self.peft_config[adapter_name] = copy.copy(config)
