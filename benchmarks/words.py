@@ -39,7 +39,14 @@ from residual_peft.analysis import (
 from residual_peft.backbones import load_backbone
 from residual_peft.demo.drawing import draw
 from residual_peft.demo.measuring import pixels
-from residual_peft.demo.world import ATTRIBUTES, TEMPLATES, Scene, attribute_texts, sample_scenes
+from residual_peft.demo.world import (
+    ATTRIBUTES,
+    TEMPLATES,
+    Scene,
+    attribute_texts,
+    in_good_english,
+    sample_scenes,
+)
 from residual_peft.files import write_json
 
 IMAGES, SEED, STEPS, CLEAR, COMPONENTS = 2000, 4 * 10**9, 10, 0.3, 3
@@ -90,7 +97,7 @@ def named(text: str) -> tuple[str, int]:
     attribute = attribute_texts()[text]
     for template in TEMPLATES[attribute]:
         for index, value in enumerate(ATTRIBUTES[attribute]):
-            if template.format(value) == text:
+            if in_good_english(template.format(value)) == text:
                 return attribute, index
     raise ValueError(text)
 

@@ -127,6 +127,7 @@ def test_exif_orientation_is_applied():
     ("image", "message"),
     [
         ("missing.png", "'missing.png', but there is no such file"),
+        (".", "'.', but that is a folder: give the images in it one by one"),
         ({"bytes": b"no image", "path": None}, "could not read row 3 .not an image that PIL knows"),
         ({"bytes": None, "path": None}, "as bytes or a path"),
         (np.full((4, 4), np.nan), "row 3 has NaN or infinite pixels"),

@@ -171,6 +171,13 @@ def test_what_is_said_of_heads_gains_and_words_was_measured() -> None:
     assert f"in {100 * share:.0f} % of the cases, by chance {100 * chance:.0f} %" in text
 
 
+def test_the_epoch_is_chosen_by_what_the_benchmark_found_best() -> None:
+    found = results("choosing")["mean"]
+    right = f"{found['loss']:.2f} of other images right instead of {found['accuracy']:.2f}"
+    assert right in " ".join(README.read_text().split())
+    assert found["loss"] >= found["accuracy, then loss"]
+
+
 def test_the_table_of_speed_is_what_the_benchmark_wrote() -> None:
     found = results("speed")
     headers = ("what", "against", "asked", "reached", "holds")

@@ -71,19 +71,25 @@ def passed(data, classifier=None):
     return classifier, collect_with_basis(classifier.model, loader)
 
 
-def test_the_trainer_learns_and_chooses_by_the_mean_average_precision(data, tmp_path):
+NAMED = {"loss": min, "mean_average_precision": max}
+
+
+@pytest.mark.parametrize("metric", NAMED)
+def test_the_trainer_learns_and_chooses_by_the_loss_or_the_precision(data, tmp_path, metric):
     classifier = ready(data)
-    given = training_arguments(tmp_path, learning_rate=0.3, num_train_epochs=8, **QUICK)
-    made = Trainer(**trainer_kwargs(classifier, data, given))
-    assert given.metric_for_best_model == "accuracy"  # what was given stays
+    chosen = {} if metric == "loss" else {"metric_for_best_model": metric}
+    settings = QUICK | chosen | {"learning_rate": 0.3, "num_train_epochs": 8}
+    made = Trainer(**trainer_kwargs(classifier, data, training_arguments(tmp_path, **settings)))
     before = made.evaluate()
     made.train()
     after = made.evaluate()
     name = "eval_mean_average_precision"
     assert after[name] > before[name] + 0.05
     assert after["eval_loss"] < before["eval_loss"]
-    tried = [entry[name] for entry in made.state.log_history if name in entry]
-    assert made.state.best_metric == max(tried[1:-1]) == after[name]
+    key = f"eval_{metric}"
+    tried = [entry[key] for entry in made.state.log_history if key in entry]
+    assert made.state.best_metric == NAMED[metric](tried[1:-1])
+    assert after[key] == pytest.approx(made.state.best_metric, rel=1e-6)
     result = made.predict(made.eval_dataset)
     assert result.predictions.shape == result.label_ids.shape == (len(data.validation), 4)
     expected = multi_label_metrics(result.predictions, result.label_ids)

@@ -1,6 +1,7 @@
 """From names to an analysis: what it says is what the functions say, and files are whole."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from residual_peft import ResiDualConfig, ResiDualError, ZeroShotClassifier, fit_bases, load_data
 from residual_peft.analysis import (
+    ImageExplanation,
     collect_contributions,
     explain_adapter,
     layer_ablation,
@@ -102,6 +104,23 @@ def test_at_most_so_many_images(digits: Path) -> None:
         study_model(DEMO_MODEL, str(digits), images=2)
 
 
+def check_sum(lines: list[str], moved: ImageExplanation) -> None:
+    """What is printed of an image adds up: five for, five against, the others, the length."""
+    shown = lines[lines.index(next(line for line in lines if "margin" in line)) + 1 :]
+    effects = [float(line.split("margin ")[1]) for line in shown[:-1]]
+    assert [effect > 0 for effect in effects] == [True] * 5 + [False] * 5
+    assert effects[0] == pytest.approx(float(moved.effects.max()), abs=0.006)
+    assert effects[5] == pytest.approx(float(moved.effects.min()), abs=0.006)
+    last = re.fullmatch(
+        r"  ([\d,]+) others: (\S+); the embedding's changed length: (\S+); together (\S+)",
+        shown[-1],
+    )
+    assert last, shown[-1]
+    assert int(last[1].replace(",", "")) == len(moved.effects) - 10
+    assert float(last[4]) == pytest.approx(moved.margin_after - moved.margin_before, abs=0.006)
+    assert sum(effects) + float(last[2]) + float(last[3]) == pytest.approx(float(last[4]), abs=0.07)
+
+
 def test_what_an_adapter_changed(adapter: Path, digits: Path, tmp_path: Path) -> None:
     load_data(str(digits)).test[0]["image"].save(tmp_path / "one.png")
     found = study_adapter(adapter, str(digits), images=[tmp_path / "one.png"], count=4)
@@ -120,6 +139,7 @@ def test_what_an_adapter_changed(adapter: Path, digits: Path, tmp_path: Path) ->
     said = f"{moved.from_class} -> {moved.to_class}"
     stays = f"stays {moved.from_class}, next {moved.to_class}"
     assert (said if moved.margin_after > 0 else stays) in line
+    check_sum(found.lines(), moved)
     written = json.loads(json.dumps(found.as_dict()))
     assert len(written["components"]) == 4
     assert len(written["units"]) == 54

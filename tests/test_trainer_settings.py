@@ -94,10 +94,10 @@ def test_labels_are_smoothed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [{"metric_for_best_model": None}, {"metric_for_best_model": "loss"}]
+    "given", [{}, {"metric_for_best_model": None}, {"metric_for_best_model": "loss"}]
 )
 def test_the_best_by_loss_has_the_smallest(tmp_path, given):
-    """Our default, accuracy, is better where it is greater; that must not go for another metric."""
+    """Also where it is our default; and the direction of one metric must not go for another."""
     watch = Evaluated()
     run = trained(tmp_path, callbacks=[Spoil(), watch], num_train_epochs=3, **given)
     best = int(np.argmin(watch.losses))
@@ -107,7 +107,8 @@ def test_the_best_by_loss_has_the_smallest(tmp_path, given):
 
 
 def test_the_direction_of_a_metric_follows_its_name(tmp_path):
-    assert training_arguments(tmp_path).greater_is_better is True
+    assert training_arguments(tmp_path).greater_is_better is False
+    assert training_arguments(tmp_path, metric_for_best_model="accuracy").greater_is_better is True
     assert (
         training_arguments(tmp_path, metric_for_best_model="eval_loss").greater_is_better is False
     )
@@ -229,7 +230,10 @@ REFUSED = [
     ({"label_smoothing_factor": 1.5}, "wanted label_smoothing_factor from 0 to below 1, got 1.5"),
     ({"batch_eval_metrics": True}, "batch_eval_metrics=True: recall and precision are of all"),
     ({"include_for_metrics": ["inputs"]}, r"include_for_metrics=\['inputs'\] would keep the pixel"),
-    ({"prediction_loss_only": True}, "prediction_loss_only=True measures no accuracy"),
+    (
+        {"prediction_loss_only": True, "metric_for_best_model": "accuracy"},
+        "prediction_loss_only=True measures no accuracy",
+    ),
     (
         {"metric_for_best_model": "loss", "greater_is_better": True},
         "would keep the worst model",
@@ -285,11 +289,12 @@ def test_several_labels_have_neither_accuracy_nor_smoothing(tmp_path):
     arguments = training_arguments(tmp_path, label_smoothing_factor=0.1, **QUICK)
     with pytest.raises(ResiDualError, match="label_smoothing_factor is for one label per image"):
         trainer_kwargs(classifier, data, arguments)
-    arguments = training_arguments(tmp_path, metric_for_best_model="top5_accuracy", **QUICK)
-    with pytest.raises(ResiDualError, match="'top5_accuracy' is for one label per image"):
-        trainer_kwargs(classifier, data, arguments)
+    for name in ("accuracy", "top5_accuracy"):
+        arguments = training_arguments(tmp_path, metric_for_best_model=name, **QUICK)
+        with pytest.raises(ResiDualError, match=f"'{name}' is for one label per image"):
+            trainer_kwargs(classifier, data, arguments)
     chosen = trainer_kwargs(classifier, data, training_arguments(tmp_path, **QUICK))["args"]
-    assert chosen.metric_for_best_model == "mean_average_precision"
+    assert (chosen.metric_for_best_model, chosen.greater_is_better) == ("loss", False)
 
 
 @pytest.mark.parametrize("data", ["photos", task().train, task().train.to_iterable_dataset()])

@@ -4,14 +4,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from datasets import ClassLabel, Value
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
+from residual_peft.backbones import load_backbone
 from residual_peft.coordinates import collect_coordinates
 from residual_peft.data import ProcessedImages, batches, collate, load_data
+from residual_peft.demo.tasks import handwriting
 from residual_peft.errors import ResiDualError
+from residual_peft.evaluation import evaluate
 from residual_peft.metrics import classification_metrics
 from residual_peft.solvers import fit_gains
 from residual_peft.training import (
@@ -21,7 +25,8 @@ from residual_peft.training import (
     trainer_kwargs,
     training_arguments,
 )
-from residual_peft.tuner import ResiDualConfig, gains_of
+from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
+from residual_peft.zero_shot import ZeroShotClassifier
 
 from .models import Size, clip_model, clip_vision_model, clip_vision_model_with_projection, pixels
 from .tokenizers import VOCABULARY
@@ -61,14 +66,14 @@ class Watch(TrainerCallback):
     """Keeps the gains that are evaluated, and those that the steps leave."""
 
     def __init__(self):
-        self.evaluated, self.stepped, self.accuracies = {}, {}, {}
+        self.evaluated, self.stepped, self.metrics = {}, {}, {}
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.stepped[state.global_step + 1] = gains_of(model).detach().clone()
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
         self.evaluated[state.global_step] = gains_of(model).detach().clone()
-        self.accuracies[state.global_step] = metrics["eval_accuracy"]
+        self.metrics[state.global_step] = metrics
 
 
 def averaged(trainer):
@@ -164,9 +169,11 @@ def test_gradient_accumulation_gives_the_whole_batches_gains(tmp_path):
     torch.testing.assert_close(gains_in(made[0]), gains_in(made[1]), atol=1e-3, rtol=1e-3)
 
 
-def test_what_is_evaluated_saved_and_loaded_are_the_averaged_gains(tmp_path):
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_what_is_evaluated_saved_and_loaded_are_the_averaged_gains(tmp_path, metric):
     watch = Watch()
-    made = trainer(tmp_path, callbacks=[watch], save_total_limit=None)
+    named = {"save_total_limit": None, "metric_for_best_model": metric}
+    made = trainer(tmp_path, callbacks=[watch], **named)
     made.train()
     steps = sorted(watch.evaluated)
     assert len(steps) == 4
@@ -174,9 +181,12 @@ def test_what_is_evaluated_saved_and_loaded_are_the_averaged_gains(tmp_path):
         saved = saved_gains(tmp_path / f"checkpoint-{step}")
         torch.testing.assert_close(saved, watch.evaluated[step], atol=0, rtol=0)
         assert (saved - watch.stepped[step]).abs().max() > 1e-3
-    best = max(steps, key=lambda s: (watch.accuracies[s], -s))
+    sign = -1 if metric == "loss" else 1
+    best = max(steps, key=lambda s: (sign * watch.metrics[s][f"eval_{metric}"], -s))
     torch.testing.assert_close(gains_in(made), watch.evaluated[best], atol=0, rtol=0)
-    assert made.evaluate()["eval_accuracy"] == watch.accuracies[best]
+    again = made.evaluate()
+    assert again["eval_accuracy"] == watch.metrics[best]["eval_accuracy"]
+    assert again["eval_loss"] == pytest.approx(watch.metrics[best]["eval_loss"], rel=1e-6)
     torch.testing.assert_close(gains_in(made), watch.evaluated[best], atol=0, rtol=0)
 
 
@@ -271,6 +281,44 @@ def test_early_stopping_stops_and_remembers_its_count_over_a_restart(tmp_path):
     resumed = trainer(tmp_path, adapted_classifier(), **still)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.epoch == 6  # the first is the best, and five without a better one
+
+
+def small_and_badly_named():
+    """75 digits of three classes under names that say nothing, 6 of them to validate on."""
+    whole = handwriting()["train"].cast_column("label", Value("int64"))
+    few = [r for k in range(3) for r in np.flatnonzero(np.array(whole["label"]) == k)[:25]]
+    names = ("dax", "wug", "fep")
+    data = load_data(whole.select(few).cast_column("label", ClassLabel(names=list(names))))
+    clip = load_backbone()
+    classifier = ZeroShotClassifier.from_text(
+        get_peft_model(clip.model, ResiDualConfig()),
+        clip.tokenizer,
+        data.class_names,
+        ["a photo of a {}."],
+        image_processor=clip.image_processor,
+    )
+    fit_bases(classifier.model, batches(data.train, clip.image_processor))
+    return classifier, data
+
+
+@pytest.mark.filterwarnings("ignore:.* images span at most")
+def test_a_small_folder_trains_as_long_as_its_validation_loss_falls(tmp_path):
+    """Its accuracy on six images stands still for epochs while the model learns."""
+    classifier, data = small_and_badly_named()
+    assert {name: len(rows) for name, rows in data.splits.items()} == {
+        "train": 63,
+        "validation": 6,
+        "test": 6,
+    }
+    quiet = {"disable_tqdm": True, "use_cpu": True}
+    made = Trainer(**trainer_kwargs(classifier, data, training_arguments(tmp_path, **quiet)))
+    made.train()
+    history = [entry for entry in made.state.log_history if "eval_loss" in entry]
+    losses = [entry["eval_loss"] for entry in history]
+    assert made.state.best_metric == min(losses)
+    if len(losses) < 30:  # it stopped by itself: for five epochs nothing fell
+        assert min(losses[-5:]) > min(losses[:-5]) - 1e-3
+    assert evaluate(classifier, data.whole()[0]).metrics["accuracy"] > 0.9
 
 
 def test_a_checkpoint_is_an_adapter(tmp_path):

@@ -226,7 +226,7 @@ def explain(
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
 ) -> None:
-    """Say which components an adapter amplified or silenced, what that did, and in which words."""
+    """Say which components an adapter turned up, down or around, and what that did, in words."""
     if out is not None:
         _check_file(out)
     _begin(f"Explaining {adapter} on {data}.")

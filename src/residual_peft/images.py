@@ -203,6 +203,13 @@ def image_list(images: ImageLike | Iterable[ImageLike]) -> tuple[list[ImageLike]
 
 
 def _open(path: Path, name: str, least: int | None) -> Image.Image:
+    if path.is_dir():
+        raise UnreadableImage(
+            f"wanted the image {name}, but that is a folder: give the images in it one by one, or "
+            "as a list.",
+            str(path),
+            "a folder",
+        )
     if not path.is_file():
         raise UnreadableImage(
             f"wanted the image {name}, but there is no such file.", str(path), "no such file"

@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from typing import Any
 
 from .errors import ResiDualError
 from .places import number_of, reason_of
@@ -25,10 +26,19 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """To whatever standard error is now."""
-        print(printable(f"note: {self.format(record)}"), file=sys.stderr, flush=True)
+        _note(self.format(record))
 
 
 _NOTES = _Notes(logging.INFO)
+
+
+def _note(text: str) -> None:
+    print(printable(f"note: {text}"), file=sys.stderr, flush=True)
+
+
+def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
+    """For `warnings.showwarning`: without the line of code, which is nothing to a user."""
+    _note(str(message))
 
 
 def quiet() -> None:
@@ -41,6 +51,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     # PEFT asks the Hub for the bundled model's vocabulary, which no method here changes
     warnings.filterwarnings("ignore", message="Could not find a config file")
+    warnings.showwarning = _warned
     ours = logging.getLogger(__package__)
     ours.setLevel(logging.INFO)
     ours.addHandler(_NOTES)  # once, however often it is called

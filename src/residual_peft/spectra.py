@@ -229,7 +229,7 @@ class BasisAccumulator:
         if count <= dimension:
             warnings.warn(
                 f"{count} images span at most {count - 1} of the {dimension} directions that a "
-                "unit may have: the basis holds no more than that.",
+                "head or MLP may write along: only those get gains; more images would give more.",
                 stacklevel=5,
             )
 

@@ -46,6 +46,7 @@ from .reporting.figures import (
     draw_similarity,
     save_figure,
 )
+from .terminal import counted
 from .zero_shot import ZeroShotClassifier
 
 IMAGES = 5000
@@ -122,7 +123,7 @@ class ModelStudy:
         best = self.selection.curve("S")
         ranking = next(r for r in self.selection.rankings if r.method == best.method)
         words_of = {item.unit: item.texts for item in self.words}
-        skipped = [f"{len(self.skipped)} images could not be read and left out."]
+        skipped = [f"{counted(len(self.skipped), 'image')} left out as unreadable."]
         return [
             *(skipped if self.skipped else ()),
             f"Accuracy on {self.images['test']} test images: whole model {lines['B']:.3f}, all "
@@ -333,10 +334,7 @@ class AdapterStudy:
                 f"{path}: {said}, margin of {moved.to_class} {moved.margin_before:+.2f} -> "
                 f"{moved.margin_after:+.2f}"
             )
-            lines += [
-                f"  {_named(unit, number)}: gain {gain:.2f}, {effect:+.2f}"
-                for unit, number, gain, effect in moved.strongest(5)
-            ]
+            lines += _moves(moved)
         return lines
 
 
@@ -446,6 +444,26 @@ def _drawn(total: int, count: int, seed: int) -> torch.Tensor:
 def _signed(said: Explanation) -> list[dict[str, Any]]:
     pairs = zip(said.texts, said.coefficients or (), strict=True)
     return [{"text": text, "coefficient": value} for text, value in pairs]
+
+
+def _moves(moved: ImageExplanation, count: int = 5) -> list[str]:
+    """The strongest for and against the change of an image's margin, and the sum of it all."""
+    found = moved.strongest(len(moved.effects))
+    shown = [
+        *[item for item in found if item[3] > 0][:count],
+        *[item for item in found if item[3] < 0][:count],
+    ]
+    lines = [
+        f"  {_named(unit, number)}: gain {gain:.2f}, margin {effect:+.2f}"
+        for unit, number, gain, effect in shown
+    ]
+    together = moved.margin_after - moved.margin_before
+    others = together - moved.rescaling - moved.settings - sum(item[3] for item in shown)
+    parts = [f"{counted(len(found) - len(shown), 'other')}: {others:+.2f}"]
+    parts.append(f"the embedding's changed length: {moved.rescaling:+.2f}")
+    if moved.settings:
+        parts.append(f"what the adapter's settings drop: {moved.settings:+.2f}")
+    return [*lines, f"  {'; '.join(parts)}; together {together:+.2f}"]
 
 
 def _moved(item: ImageExplanation, count: int = 10) -> dict[str, Any]:

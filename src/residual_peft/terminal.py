@@ -1,4 +1,4 @@
-"""Text from anywhere -> text that may be printed: no escape codes, no line breaks, always UTF-8."""
+"""Text for people, and text from anywhere made fit to print: no escape codes, always UTF-8."""
 
 import re
 
@@ -30,6 +30,15 @@ def printable(text: object) -> str:
 def printable_lines(text: object) -> str:
     """`printable` of each line, for text that is several by intention."""
     return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "image"), counted(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def short(value: object) -> str:

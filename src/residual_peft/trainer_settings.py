@@ -19,7 +19,7 @@ from .zero_shot import ZeroShotClassifier
 LABELS = ["labels"]
 ONE_LABEL_METRICS = ("accuracy", "top5_accuracy", "mean_per_class_recall")
 MULTI_LABEL_METRIC = "mean_average_precision"
-"""What a model for several labels per image is chosen by."""
+"""What a model for several labels per image may be chosen by, besides the loss."""
 
 FOR_TEXTS = {  # setting -> the values that ask for nothing
     "train_sampling_strategy": ("random", "sequential"),
@@ -41,8 +41,7 @@ def settled(
     """The arguments to train with: a copy with what the caller left open filled in.
 
     Columns: the labels are named, where no names were given, and no column is removed, since those
-    of `ProcessedImages` are all for the model. With several labels per image, which have no
-    accuracy, the mean average precision takes its place.
+    of `ProcessedImages` are all for the model.
 
     Raises:
         ResiDualError: a setting that would be ignored, or a model that would be lost; says which,
@@ -52,8 +51,6 @@ def settled(
     args.remove_unused_columns = False
     if args.label_names is None:
         args.label_names = list(LABELS)
-    if data.multi_label and _metric(args) == "accuracy":
-        args.metric_for_best_model = MULTI_LABEL_METRIC
     refused = [*_unsuited(args), *_unsuited_choices(args, classifier, data)]
     if evaluates(args):
         refused += _unsuited_evaluation(args, data, patience)
@@ -125,12 +122,12 @@ def _unsuited_evaluation(
             f"metric_for_best_model={metric!r} is for one label per image, and these have several: "
             f"use '{MULTI_LABEL_METRIC}'."
         )
-    if metric is not None and metric != "loss" and args.prediction_loss_only:
+    if metric is not None and not by_loss(args) and args.prediction_loss_only:
         yield (
             f"prediction_loss_only=True measures no {metric}, by which the best model is chosen: "
             "leave it out, or use metric_for_best_model='loss'."
         )
-    if metric == "loss" and args.greater_is_better:
+    if by_loss(args) and args.greater_is_better:
         yield (
             "metric_for_best_model='loss' with greater_is_better=True would keep the worst model: "
             "leave greater_is_better out."
@@ -174,6 +171,11 @@ def _lost_adapters(model: Any) -> Iterable[str]:
             f"{active[0]!r}: delete 'default' (model.delete_adapter('default')), or set it to "
             "False."
         )
+
+
+def by_loss(args: TrainingArguments) -> bool:
+    """Whether the best model is that of the lowest loss on validation images."""
+    return _metric(args) == "loss"
 
 
 def _metric(args: TrainingArguments) -> str | None:

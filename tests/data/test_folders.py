@@ -220,12 +220,12 @@ OWN_WAYS = {
     "loose pictures": (
         {"cat/*": 2, "dog/*": 2, "*": 3},
         {"train": {"cat": 2, "dog": 2}},
-        "left out 3 image(s) loose in '",
+        "left out 3 images loose in '",
     ),
     "a test folder without classes": (
         TRAIN | {"test/*": 3},
         {"train": {"cat": 4, "dog": 4}},
-        "left out 3 image(s) loose in '",
+        "left out 3 images loose in '",
     ),
     "a stray folder": (
         TRAIN | {"annotations/figures/*": 3},
@@ -292,7 +292,7 @@ def test_layouts_that_imagefolder_makes_nothing_of(tmp_path, caplog, layout):
         ),
         (
             {"*": 3},
-            r"one folder of images per class in '.*', got 3 image\(s\) beside each other",
+            r"one folder of images per class in '.*', got 3 images beside each other",
         ),
         ({"cat/*": 3, "dog/x.txt": "x"}, r"at least two classes to tell apart, got \['cat'\]"),
         ({"train/*": 3, "test/*": 3, "unlabeled/*": 3}, "test' is named like a split; wanted one"),

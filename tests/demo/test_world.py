@@ -11,6 +11,7 @@ from residual_peft.demo.world import (
     attribute_texts,
     caption_truth,
     captions,
+    in_good_english,
     prompts,
     sample_scenes,
 )
@@ -105,10 +106,16 @@ def test_texts_of_all_attributes_are_told_apart():
     texts = attribute_texts()
     assert len(texts) == sum(len(ATTRIBUTES[name]) * len(TEMPLATES[name]) for name in ATTRIBUTES)
     for text, attribute in texts.items():
-        templates = [template.partition("{}") for template in TEMPLATES[attribute]]
         assert any(
-            text == before + value + after
-            for before, _, after in templates
+            text == in_good_english(template.format(value))
+            for template in TEMPLATES[attribute]
             for value in ATTRIBUTES[attribute]
         )
     assert set(texts.values()) == set(ATTRIBUTES)
+
+
+def test_texts_of_all_attributes_are_good_english():
+    texts = list(attribute_texts())
+    assert {"an orange object", "the shape of an arrow", "one object", "two objects"} <= set(texts)
+    assert 'a photo of the letter: "Z"' in texts
+    assert not [text for text in texts if re.search(r"\ba [aeiou]|\bone \w+s\b|\.$", text)]

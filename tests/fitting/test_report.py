@@ -10,6 +10,7 @@ from residual_peft.fitting.report import FitReport, findings_of, interval_of, la
 from residual_peft.metrics import accuracy_interval
 from residual_peft.run_record import RunRecord
 from residual_peft.solvers import STRENGTHS
+from residual_peft.solvers.strengths import ENOUGH
 
 NAMES = ("a", "b", "c")
 
@@ -29,12 +30,17 @@ def several(skill: float) -> Evaluation:
     return Evaluation(NAMES, logits, labels)
 
 
-def said(before: int, after: int, train: float = 0.9, largest: float = 0.6, **options) -> str:
-    strength = options.pop("strength", 1e-3)
+def said(before: int, after: int, train: float = 0.9, largest: float = 0.6) -> str:
     found = findings_of(
-        evaluation(before), evaluation(after), {"accuracy": train}, largest, strength, "zero-shot"
+        evaluation(before), evaluation(after), {"accuracy": train}, largest, "zero-shot"
     )
     return " ".join(found)
+
+
+def told(strength: float | None, validation: int) -> list[str]:
+    scores = {"accuracy": 0.5}
+    splits = {"train": 1600, "validation": validation, "test": 200}
+    return FitReport(scores, scores, 2.0, 0.3, strength, splits=splits, train=scores).lines()
 
 
 def test_a_good_fit_says_nothing_against_itself() -> None:
@@ -61,28 +67,30 @@ def test_training_images_by_heart() -> None:
     assert "far above that on test images (1.000, 0.800)" in said(30, 80, train=1.0)
     assert "far above" not in said(30, 80, train=0.85)  # within the interval
     few = Evaluation(NAMES, evaluation(4, 5).logits, evaluation(4, 5).labels)
-    found = findings_of(few, few, {"accuracy": 0.95}, 0.0, None, "zero-shot")
+    found = findings_of(few, few, {"accuracy": 0.95}, 0.0, "zero-shot")
     assert "far above" not in " ".join(found)  # five images do not tell
 
 
-def test_the_end_of_the_path() -> None:
-    assert "is the strongest of those tried: a stronger one" in said(
-        50, 90, strength=max(STRENGTHS)
-    )
-    assert "is the weakest of those tried: a weaker one" in said(50, 90, strength=min(STRENGTHS))
-    assert "ridge" not in said(50, 90, strength=sorted(STRENGTHS)[1])
-    assert "ridge" not in said(50, 90, strength=None)
+def test_the_end_of_the_path_is_told_where_images_can_tell() -> None:
+    """As a note: it does not speak against the fit, and of few images it says nothing."""
+    for strength, words in ((max(STRENGTHS), "stronger"), (min(STRENGTHS), "weaker")):
+        last = told(strength, ENOUGH)[-1]
+        assert last.startswith("Note: of the forces tried that hold the gains near 1, the ")
+        assert f"did best on 500 validation images, enough to tell: a {words} one may do" in last
+        assert told(strength, ENOUGH - 1)[-1].endswith("to fit the gains")
+    assert told(sorted(STRENGTHS)[1], ENOUGH)[-1].endswith("to fit the gains")
+    assert told(None, ENOUGH)[-1].endswith("to fit the gains")
 
 
 def test_several_labels() -> None:
     good, bad = several(3), several(0)
     metrics = {"mean_average_precision": 0.99}
-    found = " ".join(findings_of(good, bad, metrics, 0.9, None, "zero-shot"))
+    found = " ".join(findings_of(good, bad, metrics, 0.9, "zero-shot"))
     assert "not better than zero-shot on the test images (mean average precision" in found
     assert "not better than chance" in found
     assert "mean average precision on training images is far above" in found
     metrics = {"mean_average_precision": good.metrics["mean_average_precision"]}
-    assert findings_of(bad, good, metrics, 0.3, 1e-3, "zero-shot") == ()
+    assert findings_of(bad, good, metrics, 0.3, "zero-shot") == ()
     assert interval_of(good) is None
 
 

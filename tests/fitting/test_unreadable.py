@@ -67,7 +67,7 @@ def test_unreadable_files_are_skipped_listed_and_told(root, tmp_path, monkeypatc
     given = ("--model", str(root / "model"), "--data", str(root / "photos"), "--template", "a {}.")
     assert stop(monkeypatch, "fit", *given, "--out", str(out)) == 0
     printed = capsys.readouterr().out
-    assert "3 images could not be read and left out:" in printed
+    assert "3 images left out as unreadable:" in printed
     assert all(str(path) in printed for path in paths)
     assert len(listed(out)) == 3
     assert RunRecord.load(out).facts.skipped == 3

@@ -117,7 +117,7 @@ def test_before_and_after_stand_in_their_own_places() -> None:
 
 def test_what_speaks_against_a_fit_is_said() -> None:
     shown = text(record())
-    for words in ("of those recognised", "always the largest", "What speaks", "left out"):
+    for words in ("accuracy on those", "always the largest", "What speaks", "left out"):
         assert words not in shown
     facts = replace(
         record().facts,
@@ -128,10 +128,10 @@ def test_what_speaks_against_a_fit_is_said() -> None:
         findings=("the adapted model is <not> better.", "so much for that."),
     )
     shown = text(replace(record(), facts=facts))
-    assert "of those recognised 98.7 %" in shown
+    assert "images to learn from 80 accuracy on those training images 98.7 %" in shown
     assert "always the largest class 40.0 %" in shown
     assert "What speaks against it The adapted model is <not> better. So much for that." in shown
-    assert "3 images could not be read and left out" in shown
+    assert "3 images left out as unreadable" in shown
     assert "1 test image left out of the score as trained on" in shown
 
 

@@ -21,7 +21,7 @@ import datasets
 from datasets import ClassLabel, Dataset, Features
 
 from ..errors import ResiDualError
-from ..terminal import printable
+from ..terminal import counted, printable
 from .metadata import has_labels, paths_in, read_metadata
 from .trees import Parts, Tree
 
@@ -138,8 +138,8 @@ class _Reading:
         if not rows:
             raise ResiDualError(
                 f"found no images in a class folder: wanted one folder of images per class in "
-                f"'{self.tree.root}', got {sum(loose.values())} image(s) beside each other in "
-                f"'{next(iter(loose))}'."
+                f"'{self.tree.root}', got {counted(sum(loose.values()), 'image')} beside each "
+                f"other in '{next(iter(loose))}'."
             )
         self._say(loose)
         return _with_classes(self.tree.root, rows)
@@ -172,12 +172,15 @@ class _Reading:
 
     def _say(self, loose: Counter[str]) -> None:
         """Say what was left out, and where imagefolder has other classes."""
-        left = [f"{count} image(s) loose in '{folder}'" for folder, count in loose.items()]
+        left = [f"{counted(count, 'image')} loose in '{folder}'" for folder, count in loose.items()]
         outside: Counter[str] = Counter()
         for path, (split, _) in zip(self.tree.images, self.splits, strict=True):
             if not split:
                 outside[path[0]] += 1
-        left += [f"'{top}' ({count} images beside the splits)" for top, count in outside.items()]
+        left += [
+            f"'{top}' ({counted(count, 'image')} beside the splits)"
+            for top, count in outside.items()
+        ]
         full = {path[:i] for path in self.tree.images for i in range(len(path))}
         depth = 1 + max(place for _, place in self.splits) if self.by_split else 0
         empty = [f for f in self.tree.folders if len(f) == depth + 1 and f not in full]

@@ -63,8 +63,9 @@ def split_by_content(
         place = {number: index for index, number in enumerate(order)}
         own = np.array([place[number] for number in labels[first][clear].tolist()], dtype=np.int64)
     if len(differing):
-        kept = "" if several else "; they are trained on, not scored"
-        logger.warning("%d image(s) occur with different labels%s", len(differing), kept)
+        kept = "" if several else "; trained on, not scored"
+        said = "image occurs" if len(differing) == 1 else "images occur"
+        logger.warning("%s %s with different labels%s", f"{len(differing):,}", said, kept)
     titles = [class_names[label] if class_names else str(label) for label in order]
     parts = (iterative_split if several else stratified_split)(own, shares, seed, titles)
     for index, rows in enumerate(parts.values()):
@@ -105,9 +106,9 @@ def stratified_split(
         parts["train"].append(rows)
     if few:
         logger.warning(
-            "%d class(es) with too few different images for one each in %s, so these are for "
-            "training first: %s%s",
-            len(few),
+            "%s with too few different images for one each in %s, so these are for training "
+            "first: %s%s",
+            "1 class" if len(few) == 1 else f"{len(few):,} classes",
             ", ".join(parts),
             printable(", ".join(few[:5])),
             ", ..." if few[5:] else "",

@@ -4,6 +4,7 @@ An image shows one object, or two or three equal ones: a shape, a printed digit 
 Every attribute below is drawn at random and named by captions. There is no handwriting in it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -202,18 +203,30 @@ def prompts(attribute: str, template: str | None = None) -> list[str]:
 def attribute_texts() -> dict[str, str]:
     """Every value of every attribute in each of its templates -> the attribute, 222 texts.
 
-    A dictionary to explain the bundled model's units with (`analysis.TextDictionary.from_texts`).
+    A dictionary to explain the bundled model's units with (`analysis.TextDictionary.from_texts`),
+    read by people: where a template does not suit its value ("a orange object", "one objects"), or
+    ends in a full stop, the text is put right.
 
     >>> texts = attribute_texts()
     >>> texts["the shape of a heart"], texts["something cyan"], len(texts)
     ('shape', 'color', 222)
     """
     return {
-        text: attribute
+        in_good_english(text): attribute
         for attribute, templates in TEMPLATES.items()
         for template in templates
         for text in prompts(attribute, template)
     }
+
+
+def in_good_english(text: str) -> str:
+    """A filled template as one would say it, without a full stop.
+
+    >>> in_good_english('an image of a arrow'), in_good_english('one objects')
+    ('an image of an arrow', 'one object')
+    """
+    text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+    return text.replace("one objects", "one object").removesuffix(".")
 
 
 def vocabulary_text() -> Sequence[str]:

@@ -82,6 +82,7 @@ def fit_lora(
             lr_scheduler_type="cosine",
             warmup_steps=10,
             max_grad_norm=1.0,
+            metric_for_best_model="accuracy",
             per_device_train_batch_size=settings.batch_size,
             num_train_epochs=settings.epochs,
             seed=seed,

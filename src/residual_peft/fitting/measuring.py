@@ -15,9 +15,10 @@ from ..data import ImageData, ProcessedImages, SkippedImage, load_data
 from ..errors import ResiDualError
 from ..evaluation import evaluate
 from ..provenance import SplitRecord
+from ..terminal import counted
 from ..zero_shot import ZeroShotClassifier
 from .reading import check_skipped
-from .report import counted, interval_of
+from .report import interval_of
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from ..data import SkippedImage, write_skipped
 from ..evaluation import Evaluation
 from ..hub import SKIPPED
 from ..metrics import accuracy_interval, difference_interval
-from ..solvers import STRENGTHS
+from ..solvers import strength_note
+from ..terminal import counted
 
 FAR = 0.1  # of accuracy: training images this much above test images are worth a word
 _ACCURACY, _PRECISION = "accuracy", "mean_average_precision"
@@ -86,27 +87,20 @@ class FitReport:
                 f"{counted(self.repeated, 'test image')} left out of the score: trained on as well"
             )
         if self.skipped:
-            found += [f"{counted(len(self.skipped), 'image')} could not be read and left out:"]
+            found.append(f"{counted(len(self.skipped), 'image')} left out as unreadable:")
             found += [f"  {item.file}: {item.reason}" for item in self.skipped[:10]]
             found += ["  ... (all of them are in skipped.csv)"] if len(self.skipped) > 10 else []
         found.append(
             f"{self.encoding_seconds:.1f} s to read the images, {self.fitting_seconds:.1f} s to "
             "fit the gains"
         )
-        return found + [f"Note: {finding}" for finding in self.findings]
+        found += [f"Note: {finding}" for finding in self.findings]
+        note = strength_note(self.strength, self.splits.get("validation", 0))
+        return found if note is None else [*found, f"Note: {note}"]
 
     def _baseline(self) -> str:
         what = "the largest class alone" if self.metric == _ACCURACY else "by chance"
         return f"{what} {self.largest_class:.3f}"
-
-
-def counted(count: int, what: str) -> str:
-    """A number of things.
-
-    >>> counted(1, "image"), counted(2000, "image")
-    ('1 image', '2,000 images')
-    """
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def interval_of(found: Evaluation) -> tuple[float, float] | None:
@@ -135,9 +129,7 @@ def findings_of(
     after: Evaluation,
     train: Mapping[str, float],
     largest: float,
-    strength: float | None,
     start: str,
-    strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[str, ...]:
     """What the numbers of a fit say against it.
 
@@ -146,9 +138,7 @@ def findings_of(
         after: with it.
         train: metrics on the training images with it.
         largest: of `largest_class_score`.
-        strength: of the ridge; None where none was chosen.
         start: what the classes were before the adapter.
-        strengths: that it was chosen from.
     """
     name = _PRECISION if after.multi_label else _ACCURACY
     said = "mean average precision" if after.multi_label else "accuracy"
@@ -175,12 +165,6 @@ def findings_of(
         found.append(
             f"{said} on training images is far above that on test images ({train[name]:.3f}, "
             f"{new:.3f}): the gains know their images by heart; more images would help."
-        )
-    ends = {max(strengths): "strongest", min(strengths): "weakest"}
-    if strength in ends:
-        found.append(
-            f"the ridge chosen, {strength:g}, is the {ends[strength]} of those tried: a "
-            f"{'stronger' if strength == max(strengths) else 'weaker'} one might be better still."
         )
     return tuple(found)
 

@@ -236,7 +236,7 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
         largest_class=largest,
         repeated=repeated,
         skipped=images.skipped,
-        findings=findings_of(done.before, done.after, done.train, largest, done.strength, start),
+        findings=findings_of(done.before, done.after, done.train, largest, start),
     )
 
 

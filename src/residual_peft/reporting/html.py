@@ -13,6 +13,7 @@ from ..files import PathLike, atomic_file
 from ..hub import DEMO_MODEL
 from ..images import PICTURE_SUFFIXES, picture_suffix
 from ..run_record import RunRecord
+from ..solvers import strength_note
 from . import charts
 from .components import gain_map, share_map, strongest, unit_views, widest_spectra
 from .findings import Findings
@@ -71,6 +72,9 @@ def report_html(record: RunRecord) -> str:
             elsewhere=[view for view in views if view.unit.layer is None],
             strongest=[] if record.gains is None else strongest(record),
             spectra=widest_spectra(views),
+            strength_note=strength_note(
+                record.facts.strength, record.facts.splits.get("validation", 0)
+            ),
             demo_model=DEMO_MODEL,
         )
     )

@@ -8,7 +8,7 @@ the norm of the gradient that it leaves.
 from .adamw import fit_gains, fit_linear, linear_readout
 from .common import Fit
 from .quasi_newton import solve_gains
-from .strengths import STRENGTHS, StrengthPath, few_shot, strength_path
+from .strengths import STRENGTHS, StrengthPath, few_shot, strength_note, strength_path
 
 __all__ = [
     "STRENGTHS",
@@ -19,5 +19,6 @@ __all__ = [
     "fit_linear",
     "linear_readout",
     "solve_gains",
+    "strength_note",
     "strength_path",
 ]

@@ -21,6 +21,12 @@ from .common import bias_for, loss_for, score_of, target_and_start
 from .quasi_newton import lbfgs
 
 STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
+ENOUGH = 500
+"""Validation images that tell two strengths apart.
+
+The accuracy on fewer is off by two points and more by chance alone (a standard error of
+0.5 / √500), and nothing follows from which end of the path wins.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,27 @@ class StrengthPath:
         order = zip(self.accuracy.mean(0).tolist(), (-self.loss.mean(0)).tolist(), strict=True)
         scores = list(order)
         return self.strengths[max(range(len(scores)), key=scores.__getitem__)]
+
+
+def strength_note(
+    strength: float | None, validation: int, strengths: Sequence[float] = STRENGTHS
+) -> str | None:
+    """What to say where the chosen strength is the first or last of the path; None where nothing.
+
+    Args:
+        strength: that was chosen; None where none was.
+        validation: how many images it was chosen on. Fewer than `ENOUGH` tell two strengths apart
+            by chance alone, so that nothing follows from which end won.
+        strengths: that it was chosen from.
+    """
+    if strength not in (max(strengths), min(strengths)) or validation < ENOUGH:
+        return None
+    which = "strongest" if strength == max(strengths) else "weakest"
+    return (
+        f"of the forces tried that hold the gains near 1, the {which} did best on {validation:,} "
+        f"validation images, enough to tell: a {which[:-3] + 'er'} one may do better still (in "
+        "Python, strength_path(..., strengths=...) tries others)."
+    )
 
 
 def strength_path(
