@@ -286,9 +286,10 @@ def test_early_stopping_stops_and_remembers_its_count_over_a_restart(tmp_path):
 def small_and_badly_named():
     """75 digits of three classes under names that say nothing, 6 of them to validate on."""
     whole = handwriting()["train"].cast_column("label", Value("int64"))
-    few = [r for k in range(3) for r in np.flatnonzero(np.array(whole["label"]) == k)[:25]]
-    names = ("dax", "wug", "fep")
-    data = load_data(whole.select(few).cast_column("label", ClassLabel(names=list(names))))
+    digits = (3, 5, 8)
+    few = [r for d in digits for r in np.flatnonzero(np.array(whole["label"]) == d)[:25]]
+    few = whole.select(few).map(lambda row: {"label": digits.index(row["label"])})
+    data = load_data(few.cast_column("label", ClassLabel(names=["dax", "wug", "fep"])))
     clip = load_backbone()
     classifier = ZeroShotClassifier.from_text(
         get_peft_model(clip.model, ResiDualConfig()),
@@ -301,9 +302,10 @@ def small_and_badly_named():
     return classifier, data
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* images span at most")
 def test_a_small_folder_trains_as_long_as_its_validation_loss_falls(tmp_path):
-    """Its accuracy on six images stands still for epochs while the model learns."""
+    """Its accuracy on six images stands still while the model learns: chosen by that it is 0.69."""
     classifier, data = small_and_badly_named()
     assert {name: len(rows) for name, rows in data.splits.items()} == {
         "train": 63,
