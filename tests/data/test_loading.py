@@ -527,3 +527,21 @@ def test_what_datasets_has_kept_may_have_been_cut_short(tmp_path: Path) -> None:
     (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
     with pytest.raises(ResiDualError, match=r"other\.arrow' as a plain file, got a pipe"):
         load_data(str(tmp_path / "saved"))
+
+
+def test_saved_data_whose_offsets_lead_elsewhere_are_one_line(tmp_path: Path) -> None:
+    """Reading it would end in a UnicodeDecodeError, or end the process."""
+    write(tmp_path / "photos" / "cat", 6)
+    write(tmp_path / "photos" / "dog", 6, value=200)
+    paths = [str(path) for path in sorted((tmp_path / "photos").rglob("*.png"))]
+    saved = Dataset.from_dict({"image": paths, "label": [Path(p).parent.name for p in paths]})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    (arrow,) = (tmp_path / "saved").glob("data-*.arrow")
+    content = bytearray(arrow.read_bytes())
+    offsets = b"".join((3 * row).to_bytes(4, "little") for row in range(13))  # of the labels
+    assert content.count(offsets) == 1
+    place = content.index(offsets) + 4 * 5
+    content[place : place + 4] = (10**6).to_bytes(4, "little")
+    arrow.write_bytes(content)
+    with pytest.raises(ResiDualError, match="could not load the data saved in"):
+        load_data(str(tmp_path / "saved"))

@@ -48,7 +48,7 @@ def test_thirty_kills_at_random_and_one_at_every_rename(way: str, tmp_path: Path
     ends = {line.split(": ")[1].rsplit(", ", 1)[0] for line in said}
     assert {"killed, old", "killed, new", "whole, new"} <= ends
     kept = [int(line.rsplit(", ", 1)[1].split()[0]) for line in said]
-    assert max(kept) >= 6
+    assert max(kept) >= 4  # files: what was read is not lost
 
 
 @pytest.fixture(scope="module")

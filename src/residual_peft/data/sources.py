@@ -71,7 +71,10 @@ def _from_disk(path: Path) -> Source:
         if part.suffix == ".json":
             read_json(part)
     try:
-        return find(datasets.load_from_disk(str(path)))
+        saved = datasets.load_from_disk(str(path))
+        for part in saved.values() if isinstance(saved, DatasetDict) else [saved]:
+            part.data.validate(full=True)  # offsets that lead elsewhere end the process
+        return find(saved)
     except ResiDualError:
         raise
     except Exception as error:  # many kinds: arrow, JSON, missing files
