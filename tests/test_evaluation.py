@@ -45,6 +45,27 @@ def test_evaluation_is_that_of_one_image_at_a_time():
     assert mean == pytest.approx(result.metrics["mean_per_class_recall"])
 
 
+def test_a_split_may_come_as_itself_processed_or_in_batches():
+    classifier, data = fitted(), task()
+    processor = classifier.image_processor
+    expected = evaluate(classifier, data.test, batch_size=5)
+    loader = batches(data.test, processor, batch_size=5)
+    for given in (ProcessedImages(data.test, processor), loader, batches(loader)):
+        found = evaluate(classifier, given, batch_size=5)
+        assert torch.equal(found.logits, expected.logits)
+        assert found.metrics == expected.metrics
+    some = evaluate(classifier, batches(data.test, processor, rows=[4, 2]))
+    assert some.index.tolist() == [4, 2]
+    images = ProcessedImages(data.test, processor)
+    for strange in (data, data.splits, images.dataset.with_format("torch")[:], [1, 2]):
+        with pytest.raises(ResiDualError, match="wanted one split of images, a datasets"):
+            evaluate(classifier, strange)
+    with pytest.raises(ResiDualError, match=r"as the dataset, got ProcessedImages; load_data"):
+        ProcessedImages(images, processor)
+    with pytest.raises(ResiDualError, match=r"as the dataset, got Batches; load_data"):
+        ProcessedImages(loader, processor)
+
+
 def test_the_active_adapter_counts():
     classifier, data = fitted(), task()
     assert not gains_of(classifier.model).eq(1).all()

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .data import ProcessedImages, batches
+from .data import Batches, ProcessedImages, batches
 from .errors import ResiDualError
 from .metrics import (
     Array,
@@ -68,7 +68,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     classifier: ZeroShotClassifier,
-    dataset: Dataset | ProcessedImages,
+    dataset: Dataset | ProcessedImages | Batches,
     *,
     batch_size: int = 64,
     num_workers: int | None = None,
@@ -80,7 +80,8 @@ def evaluate(
 
     Args:
         classifier: what to evaluate; its model is put into eval mode meanwhile.
-        dataset: a split of `load_data`, or its `ProcessedImages`.
+        dataset: a split of `load_data`, its `ProcessedImages`, or its `batches`, whose own options
+            then hold.
         batch_size: images per forward pass.
         num_workers: processes that decode images, as for `batches`.
         skip: leave out images that cannot be read; `Evaluation.skipped` lists them.
@@ -88,12 +89,12 @@ def evaluate(
         progress: True for a bar, or what to call after each batch with its number of images.
 
     Raises:
-        ResiDualError: no images, no image processor, an image that cannot be read (names it), or
-            labels outside the classes.
+        ResiDualError: no split, no images, no image processor, an image that cannot be read (names
+            it), or labels outside the classes.
     """
-    if len(dataset) == 0:
+    if isinstance(dataset, Dataset | ProcessedImages | Batches) and len(dataset) == 0:
         raise ResiDualError(f"wanted images to evaluate on, {name} has none.")
-    if not isinstance(dataset, ProcessedImages) and classifier.image_processor is None:
+    if isinstance(dataset, Dataset) and classifier.image_processor is None:
         raise ResiDualError("wanted a classifier with an image processor to evaluate on images.")
     loader = batches(
         dataset,
@@ -103,7 +104,8 @@ def evaluate(
         skip=skip,
         name=name,
     )
-    logits, labels, rows = Rows(len(dataset)), Rows(len(dataset)), Rows(len(dataset))
+    count = loader.image_count
+    logits, labels, rows = Rows(count), Rows(count), Rows(count)
     passed = reading(
         classifier.model,
         None,

@@ -127,7 +127,7 @@ def test_bad_images_are_skipped_with_a_word_and_good_ones_kept(tmp_path, caplog,
     first = len(GOOD) + 40  # cats without a name come after the others
     for i, (name, (_, reason)) in enumerate(BAD.items()):
         path = tmp_path / "cat" / f"z{len(GOOD) + i:02}.jpg"
-        file = f"'{path}'" if door == "folder" else f"row {first + i} of the split train"
+        file = str(path) if door == "folder" else f"row {first + i} of the split train"
         assert re.search(reason, skipped.pop(file)), (name, data.skipped)
     assert skipped == (
         {} if door == "folder" else {f"row {len(paths)} of the split train": "an empty row"}
@@ -179,7 +179,7 @@ def test_what_is_no_file_is_skipped_and_never_opened(tmp_path, monkeypatch, door
         kinds = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
         source = Dataset.from_dict(columns, kinds)
     data = load_data(source, max_bad=0.1)
-    found = {Path(image.file.strip("'")).name: image.reason for image in data.skipped}
+    found = {Path(image.file).name: image.reason for image in data.skipped}
     assert found == expected
     assert sum(map(len, data.splits.values())) == 120
 
@@ -203,8 +203,8 @@ def test_files_without_rights_and_folders_without_rights(tmp_path, monkeypatch):
     monkeypatch.setattr("os.scandir", scanning)
     data = load_data(source)
     assert data.skipped == (
-        SkippedImage(f"'{source}/cat/locked'", "a folder: Permission denied"),
-        SkippedImage(f"'{source}/cat/03.png'", "no right to read it"),
+        SkippedImage(f"{source}/cat/locked", "a folder: Permission denied"),
+        SkippedImage(f"{source}/cat/03.png", "no right to read it"),
     )
 
 
@@ -221,14 +221,35 @@ def test_names_that_are_not_utf8_are_skipped_and_escape_codes_written_out(tmp_pa
         "not an image that PIL knows",
     ]
     files = [image.file for image in data.skipped]
-    assert files[0].isprintable()
-    assert files[1].endswith(r"bad\x1b[2J\nname.png'")
+    assert [os.path.exists(file) for file in files] == [True, True]
+    assert all(image.title.isprintable() for image in data.skipped)
+    assert data.skipped[1].title == f"'{source}" + r"/cat/bad\x1b[2J\nname.png'"
     assert "\x1b" not in caplog.text
     assert r"bad\x1b[2J\nname.png" in caplog.text
     write_skipped(tmp_path / "skipped.csv", data.skipped)
     with (tmp_path / "skipped.csv").open(encoding="utf-8", newline="") as file:
         rows_ = list(csv.reader(file))
-    assert rows_ == [["file", "reason"], *([i.file, i.reason] for i in data.skipped)]
+    assert rows_[0] == ["file", "reason"]
+    assert rows_[1][0] == f"{source}" + r"/cat/\udcff\udcfe.png"  # no text can hold it
+    assert rows_[2] == [files[1], "not an image that PIL knows"]
+
+
+def test_the_list_of_skipped_images_names_paths_that_can_be_used(tmp_path, monkeypatch):
+    folder(tmp_path / "Meine Fotos")
+    bad = tmp_path / "Meine Fotos" / "cat" / "Rote Äpfel, 'reif'.jpg"
+    bad.write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    data = load_data("Meine Fotos")
+    write_skipped(tmp_path / "skipped.csv", data.skipped)
+    monkeypatch.chdir("/")
+    with (tmp_path / "skipped.csv").open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert found == [{"file": str(bad), "reason": "an empty file"}]
+    assert Path(found[0]["file"]).is_file()
+    assert str(data.skipped[0]) == f"'{bad}' (an empty file)"
+    assert str(SkippedImage("row 3 of the split train", "empty")) == (
+        "row 3 of the split train (empty)"
+    )
 
 
 def test_a_folder_that_is_not_utf8_is_refused(tmp_path):

@@ -15,9 +15,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
-from residual_peft.data import ProcessedImages, batches, decoding
+from residual_peft.data import ProcessedImages, batches, collate, decoding
 from residual_peft.errors import ResiDualError
 from residual_peft.images import UnreadableImage
 
@@ -97,6 +99,21 @@ def test_images_of_which_none_can_be_read_are_one_error(workers):
         ResiDualError, match=r"none of the 9 of the split 'train' could be read; the first: image 0"
     ):
         list(loader)
+
+
+def test_what_a_terminal_would_obey_is_written_out_when_it_is_skipped(tmp_path, caplog):
+    path = tmp_path / "a\x1b[2J.png"
+    path.write_bytes(b"no")
+    column = Dataset.from_dict({"image": [str(path)] * 2}).cast_column("image", ImageFeature())
+    loader = batches(column, PROCESSOR, num_workers=0, skip=True)
+    with pytest.raises(ResiDualError, match=r"the first: '.*/a\\x1b\[2J.png' \(not an image"):
+        list(loader)
+    assert loader.skipped[0][1] == str(path)
+    images = ProcessedImages(column, PROCESSOR, skip=True)
+    with pytest.raises(ResiDualError, match="none of the 2"):
+        collate([images[0], images[1]])
+    assert r"a\x1b[2J.png' (not an image" in caplog.text
+    assert "\x1b" not in caplog.text
 
 
 def test_a_file_that_vanishes_on_the_way_is_one_of_them(tmp_path):

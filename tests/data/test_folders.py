@@ -76,6 +76,12 @@ LAYOUTS = {
     "below one folder": both("photos/train", 4) | both("photos/test", 2),
     "classes below one folder": {"photos/cat/*": 4, "photos/dog/*": 4},
     "several folders of each split": both("a/train", 3) | both("b/train", 3) | both("b/test", 2),
+    "each split in a folder of its name": both("seg_train/seg_train", 4)
+    | both("seg_test/seg_test", 2)
+    | {"seg_pred/seg_pred/*": 3},
+    "one split in a folder of its name": both("seg_train/seg_train", 4),
+    "one split in a folder of its name, beside others": both("seg_train/seg_train", 4)
+    | {"seg_pred/seg_pred/*": 3},
     "val has fewer classes": both("train", 4) | {"val/cat/*": 2},
     "a class with the letters of a split": {"trainer/*": 4, "contest/*": 4, "devil/*": 4},
     "other files": both("train", 3) | {"train/cat/a.txt": "x", "b.json": "{}", "Thumbs.db": "x"},
@@ -167,6 +173,50 @@ def test_splits_and_labels_are_those_of_imagefolder(tmp_path, layout):
     assert not ours.skipped
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("far/data", "csv"),
+        (".", "jsonl"),
+        ("~/far/data", "parquet"),
+        ("../here/far/data", "csv"),
+        ("link", "jsonl"),
+        ("link/../data", "csv"),
+    ],
+)
+def test_a_folder_with_metadata_may_be_named_in_any_way(tmp_path, monkeypatch, name, kind):
+    rows = [
+        {"file_name": f"{split}/{i}.png", "label": CLASSES[i % 2]}
+        for split in ("train", "test")
+        for i in range(4)
+    ]
+    tree = {"train/*": 4, "test/*": 4, f"metadata.{kind}": rows}
+    root = write(tmp_path / "here" / "far" / "data", tree)
+    (tmp_path / "here" / "link").symlink_to(root)
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    monkeypatch.chdir(root if name == "." else tmp_path / "here")
+    data = load_data(name, validation=0, test=0)
+    monkeypatch.chdir("/")  # the images are found from anywhere
+    assert {split: len(d) for split, d in data.splits.items()} == {"train": 4, "test": 4}
+    assert data.train[0]["image"].size == (4, 4)
+
+
+@pytest.mark.parametrize("tree", [{"cat/*": 4, "dog/*": 4}, {"*": 10, "metadata.csv": flat(5)}])
+def test_images_of_a_relative_folder_are_found_from_anywhere(tmp_path, monkeypatch, tree):
+    write(tmp_path / "data", tree)
+    monkeypatch.chdir(tmp_path)
+    data = load_data("data", validation=0, test=0)
+    monkeypatch.chdir("/")
+    assert data.source == "data"
+    assert data.train[0]["image"].size == (4, 4)
+
+
+def test_a_folder_of_nobody_is_named_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "~nobody there", {"cat/*": 4, "dog/*": 4})
+    assert load_data("~nobody there", validation=0, test=0).class_names == CLASSES
+
+
 def sizes(root):
     data = load_data(root, validation=0, test=0)
     return {
@@ -211,6 +261,20 @@ OWN_WAYS = {
         {"train/cat/a/*": 2, "train/dog/b/*": 2, "test/cat/a/*": 1},
         {"train": {"cat": 2, "dog": 2}, "test": {"cat": 1, "dog": 0}},
         "the class of an image is its top folder, not the innermost ('a', 'b')",
+    ),
+    "splits in one more folder, or two, or none": (
+        both("train/a/b", 4) | both("val/c", 2) | both("test", 1),
+        {
+            "train": {"cat": 4, "dog": 4},
+            "validation": {"cat": 2, "dog": 2},
+            "test": {"cat": 1, "dog": 1},
+        },
+        "",
+    ),
+    "the only class of a split, with a folder in it": (
+        {"train/cat/*": 2, "train/dog/*": 2, "test/cat/a/*": 2},
+        {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 0}},
+        "",
     ),
     "folders in some classes": (
         {"cat/a/*": 2, "cat/b/*": 1, "dog/*": 2},
@@ -297,6 +361,7 @@ def test_layouts_that_imagefolder_makes_nothing_of(tmp_path, caplog, layout):
         ({"cat/*": 3, "dog/x.txt": "x"}, r"at least two classes to tell apart, got \['cat'\]"),
         ({"train/*": 3, "test/*": 3, "unlabeled/*": 3}, "test' is named like a split; wanted one"),
         ({"train/cat/*": 3, "test/cat/*": 1}, r"at least two classes to tell apart, got \['cat'\]"),
+        (TRAIN | {"test/cow/a/*": 2}, "is of the class 'cow', which the split train of"),
         (TRAIN | {"test/cow/*": 2}, "test/cow' is of the class 'cow', which the split train of"),
         ({"*": 2, "metadata.csv": [{"name": "0.png"}]}, r"metadata.csv' \(.*file_name"),
         ({"*": 2, "metadata.csv": ""}, "could not read '.*metadata.csv'"),

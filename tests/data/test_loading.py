@@ -392,7 +392,7 @@ def test_copies_with_other_lists_of_labels_stay_together_in_any_order(caplog):
     expected = parts(range(80))
     assert parts(range(79, -1, -1)) == expected
     assert sum(len(set(part)) for part in expected) == 60
-    assert "20 images occur with different labels" in caplog.text
+    assert "20 images occur with different labels: row 0 and row 60; row 1 and" in caplog.text
 
 
 def test_copies_of_an_image_stay_together():
@@ -415,7 +415,41 @@ def test_an_image_of_two_classes_is_trained_on_and_said(caplog):
     columns = {"image": [image(v) for v, _ in images], "label": [label for _, label in images]}
     data = load_data(Dataset.from_dict(columns, features))
     assert {(v, label) for v in range(15) for label in (0, 1)} <= contents(data)["train"]
-    assert "15 images occur with different labels" in caplog.text
+    said = "15 images occur with different labels; trained on, not scored: row 0 and row 40; row"
+    assert said in caplog.text
+    assert caplog.text.count(" and row ") == 5
+    assert "exact" not in caplog.text
+
+
+def test_copies_are_named_by_file_and_those_within_a_class_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "residual_peft")
+    for k, name in enumerate(("cat", "dog")):
+        write(tmp_path / name, 10, 100 * k)
+    load_data(tmp_path)
+    assert not caplog.records
+    for copy in ("dog/of a cat.png", "cat/again.png", "dog/again.png"):
+        (tmp_path / copy).write_bytes((tmp_path / "cat" / "03.png").read_bytes())
+    (tmp_path / "cat" / "more.png").write_bytes((tmp_path / "cat" / "05.png").read_bytes())
+    load_data(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 image occurs with different labels; trained on, not scored: "
+        f"'{tmp_path}/cat/03.png' and '{tmp_path}/dog/again.png'",
+        "2 images are exact copies of others with the same labels; copies stay in one split",
+    ]
+
+
+def test_data_in_a_notebook_are_one_line(tmp_path):
+    names = [f"class {i}" for i in range(40)]
+    data = load_data(rows(400, lambda i: i % 40, names))
+    data = data.without("train", [0], [SkippedImage("row 0 of the split train", "broken")])
+    assert (
+        repr(data)
+        == str(data)
+        == (
+            "ImageData('the dataset', 40 classes ('class 0', 'class 1', 'class 2', 'class 3', "
+            "'class 4', ...), images: train 319, validation 40, test 40, skipped: 1)"
+        )
+    )
 
 
 def test_images_in_two_splits_are_said(caplog):

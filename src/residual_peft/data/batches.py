@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ResiDualError
 from ..images import UnreadableImage, least_side, model_inputs, to_rgb
+from .checking import SkippedImage
 from .columns import check_format
 from .decoding import Piece, Skipped, Unread, decoded
 from .label_lists import item_of, multi_hot
@@ -126,7 +127,7 @@ def collate(items: list[Any]) -> dict[str, Tensor]:
     """
     skipped = [item for item in items if isinstance(item, Skipped)]
     for item in skipped:
-        logger.warning("skipped %s (%s)", item.unread.file, item.unread.reason)
+        logger.warning("skipped %s", SkippedImage(item.unread.file, item.unread.reason))
     items = [item for item in items if not isinstance(item, Skipped)]
     if not items:
         last: Any = skipped[-1]
@@ -190,10 +191,10 @@ class Batches:
                 yield batch
             del pieces, batch
         if self.skipped and not given and not self.may_be_empty:
-            _, file, reason = self.skipped[0]
+            first = SkippedImage(*self.skipped[0][1:])
             raise ResiDualError(
                 f"wanted images, but none of the {self.image_count} of {self.dataset.name} could "
-                f"be read; the first: {file} ({reason})."
+                f"be read; the first: {first}."
             )
 
 
@@ -208,7 +209,7 @@ def _joined(pieces: list[Piece]) -> dict[str, Tensor]:
 
 
 def batches(
-    dataset: Dataset | ProcessedImages,
+    dataset: Dataset | ProcessedImages | Batches,
     image_processor: Any = None,
     *,
     batch_size: int = 64,
@@ -220,7 +221,7 @@ def batches(
     """The split's batches in order, for `fit_bases`, for coordinates and for evaluation.
 
     Args:
-        dataset: a split, or its `ProcessedImages`.
+        dataset: a split, or its `ProcessedImages`; `Batches` are given back as they are.
         image_processor: the model's, for a split.
         batch_size: images per batch.
         num_workers: processes that decode images; 0 none, None as many as there are cores that may
@@ -229,12 +230,17 @@ def batches(
             is an error.
         rows: which images; None all.
         name: what to call the split in messages.
+
+    Raises:
+        ResiDualError: bad options, or what is no split.
     """
     if batch_size < 1 or (num_workers is not None and num_workers < 0):
         raise ResiDualError(
             f"wanted batch_size of 1 or more and num_workers of 0 or more, or None, got "
             f"{batch_size} and {num_workers}."
         )
+    if isinstance(dataset, Batches):
+        return dataset
     if not isinstance(dataset, ProcessedImages):
         dataset = ProcessedImages(dataset, image_processor, name)
     return Batches(dataset, batch_size, num_workers, skip, None if rows is None else [rows])

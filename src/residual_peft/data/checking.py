@@ -10,6 +10,7 @@ import errno
 import io
 import logging
 import os
+import re
 import stat
 import threading
 import warnings
@@ -37,6 +38,7 @@ ROWS = 32  # of a table at a time
 LARGEST_FILE = 2**30
 ALWAYS_TOLERATED = 3
 _ONE_LARGE_FILE = threading.Lock()  # held by whoever reads one of more than 64 MiB
+_ROW = re.compile(r"(row|image) \d+( of .*)?")  # instead of a path
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -58,17 +60,24 @@ class SkippedImage:
     """An image that was left out.
 
     Attributes:
-        file: its path; of an image without one, its split and row. What a terminal would obey in it
-            (escape codes, line breaks) is written out, as are bytes that are not UTF-8.
-        reason: why, in a few words.
+        file: its path, whatever is in it; of an image without one, its split and row.
+        reason: why, in a few words that may be printed.
     """
 
     file: str
     reason: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "file", printable(self.file))
         object.__setattr__(self, "reason", printable(self.reason))
+
+    @property
+    def title(self) -> str:
+        """The file as messages name it: what a terminal would obey in a path is written out."""
+        file = printable(self.file)
+        return file if _ROW.fullmatch(file) else f"'{file}'"
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.reason})"
 
 
 class _Bad(Exception):
@@ -114,7 +123,7 @@ def check_images(
             if digest is not None:
                 digests[split][row] = digest
             else:
-                skipped.append(SkippedImage(_title(split, row, path), reason))
+                skipped.append(SkippedImage(path or f"row {row} of the split {split}", reason))
                 if strict:
                     raise _refused(skipped[-1])
             bar.update()
@@ -124,17 +133,34 @@ def check_images(
     return digests, tuple(skipped)
 
 
+def title_of(dataset: Dataset, row: int) -> str:
+    """An image of a data set as messages name it: by its path where it has one."""
+    _, path = next(_stored(dataset.select([row])))
+    return SkippedImage(path or f"row {row}", "").title
+
+
 def write_skipped(path: PathLike, skipped: Iterable[SkippedImage]) -> None:
-    """Write the images that were left out as CSV, `file` and `reason`, whole or not at all."""
+    """Write the images that were left out as CSV, `file` and `reason`, whole or not at all.
+
+    Paths stand there as they are; of one that is not UTF-8 the bytes that are not are written out.
+    """
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("file", "reason"))
-        writer.writerows((image.file, image.reason) for image in skipped)
+        writer.writerows((_as_text(image.file), image.reason) for image in skipped)
+
+
+def _as_text(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return printable(path)
+    return path
 
 
 def _refused(image: SkippedImage) -> ResiDualError:
     return ResiDualError(
-        f"could not read {image.file} ({image.reason}); repair, replace or remove it, or leave out "
+        f"could not read {image}; repair, replace or remove it, or leave out "
         "strict: then it is skipped."
     )
 
@@ -142,7 +168,7 @@ def _refused(image: SkippedImage) -> ResiDualError:
 def _check_count(skipped: Sequence[SkippedImage], total: int, max_bad: float, source: str) -> None:
     if not skipped:
         return
-    first = ", ".join(f"{image.file} ({image.reason})" for image in skipped[:3])
+    first = ", ".join(map(str, skipped[:3]))
     first += ", ..." if len(skipped) > 3 else ""
     allowed = max(ALWAYS_TOLERATED, int(max_bad * total + 1e-9))
     if len(skipped) > allowed:
@@ -153,10 +179,6 @@ def _check_count(skipped: Sequence[SkippedImage], total: int, max_bad: float, so
     logger.warning(
         "skipped %d of the %d images of %s: %s", len(skipped), total, printable(source), first
     )
-
-
-def _title(split: str, row: int, path: str | None) -> str:
-    return f"'{path}'" if path else f"row {row} of the split {split}"
 
 
 def _examined(

@@ -50,12 +50,18 @@ def standard_columns(
         ) from error
 
 
-def check_format(dataset: Dataset, name: str) -> None:
-    """Refuse a transform, which would be ignored: images are read as they are stored.
+def check_format(dataset: Any, name: str) -> None:
+    """Refuse what is no split, or has a transform, which would be ignored.
 
+    Images are read as they are stored.
     What is fitted in one pass has seen every image once, so no augmentation could change it; a
     format such as "torch" is only about how rows are given out, and no matter here.
     """
+    if not isinstance(dataset, Dataset):
+        raise ResiDualError(
+            f"wanted one split of images, a datasets.Dataset, as {name}, got "
+            f"{type(dataset).__name__}; load_data(...).test is such a split."
+        )
     if dataset.format["type"] == "custom":
         raise ResiDualError(
             f"{name} has a transform (with_transform or set_transform), which would be ignored: "
@@ -285,11 +291,10 @@ def check_classes(
     if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
         listed = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if empty[5:] else "")
         if skipped:
-            first = f"{skipped[0].file} ({skipped[0].reason})"
             raise ResiDualError(
                 f"no image of {len(empty)} of the {len(names)} classes of {source} can be read "
-                f"({listed}); the first that cannot is {first}. Repair or replace the images, or "
-                "leave the class out."
+                f"({listed}); the first that cannot is {skipped[0]}. Repair or replace the images, "
+                "or leave the class out."
             )
         raise ResiDualError(
             f"{source} has no images of {len(empty)} of its {len(names)} classes ({listed}); add "

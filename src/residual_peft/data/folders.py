@@ -14,7 +14,7 @@ count only where every one names a split, and an image is in one split only.
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -67,9 +67,9 @@ def from_folder(tree: Tree, label_column: str | None = None) -> dict[str, Datase
     reading = _Reading(tree)
     described = reading.metadata()
     if described:
-        found = {s: read_metadata(tree.root, files, s) for s, files in described.items()}
+        found = {s: read_metadata(tree.base, files, s) for s, files in described.items()}
         if reading.classes < 2 or has_labels(next(iter(found.values())), label_column):
-            return _shared_out(tree.root, found)
+            return _shared_out(tree.base, found)
         logger.warning(
             "%s: the metadata have no labels, so classes are folders", printable(tree.root)
         )
@@ -82,11 +82,9 @@ class _Reading:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.splits = [_split_in(path[:-1], _IN_FOLDER) for path in tree.images]
-        below = {
-            path[place + 1 :] for path, (_, place) in self._in_splits() if path[place + 1 : -1]
-        }
+        below = [_unpacked(path[place:])[1:] for path, (_, place) in self._in_splits()]
         whole = all(split for split, _ in self.splits)
-        count = len({path[0] for path in below})
+        count = len(_tops(below))
         self.by_split = bool(count >= 2 or (count and whole))
         if not self.by_split:
             named = [_split_in(path[-1:], _IN_FILE) for path in tree.images if len(path) > 1]
@@ -105,11 +103,13 @@ class _Reading:
     def _without_wrapper(self) -> list[Parts]:
         """Path of each image below its split; less folders that hold all class folders."""
         below = [path[place + 1 :] for path, (_, place) in self._in_splits()]
-        while (inner := [path for path in below if len(path) > 1]) and (
-            all(len(path) > 2 and path[0] == inner[0][0] for path in inner)
-        ):
-            below = [path[1:] if len(path) > 1 else path for path in below]
-        return below
+        while (inner := _inside(below)) is not None:
+            below = inner
+        by_split: dict[str | None, list[Parts]] = {}
+        for path, (_, (split, _)) in zip(below, self._in_splits(), strict=True):
+            by_split.setdefault(split, []).append(path)
+        found = {split: iter(paths) for split, paths in _alike(by_split).items()}
+        return [next(found[split]) for _, (split, _) in self._in_splits()]
 
     def metadata(self) -> dict[str, list[Parts]]:
         """Split -> its metadata files; those outside the splits are not meant, if there are any."""
@@ -134,7 +134,7 @@ class _Reading:
                 loose[str(self.tree.root.joinpath(*path[:-1]))] += 1
                 continue
             images = rows.setdefault(str(split), {}).setdefault(below[0], [])
-            images.append(str(self.tree.root.joinpath(*path)))
+            images.append(str(self.tree.base.joinpath(*path)))
         if not rows:
             raise ResiDualError(
                 f"found no images in a class folder: wanted one folder of images per class in "
@@ -206,6 +206,41 @@ def _split_in(parts: Sequence[str], patterns: dict[str, re.Pattern[str]]) -> tup
     return None, -1
 
 
+def _unpacked(path: Parts) -> Parts:
+    """The path below a split's folder without a second one of its name, as archives unpack."""
+    return path[1:] if len(path) > 3 and path[0] == path[1] else path
+
+
+def _tops(paths: Iterable[Parts]) -> set[str]:
+    return {path[0] for path in paths if len(path) > 1}
+
+
+def _inside(paths: list[Parts]) -> list[Parts] | None:
+    """The paths less the one folder that holds all other folders; None if there is no such."""
+    inner = [path for path in paths if len(path) > 1]
+    if not inner or any(len(path) < 3 or path[0] != inner[0][0] for path in inner):
+        return None
+    return [path[1:] if len(path) > 1 else path for path in paths]
+
+
+def _alike(by_split: dict[str | None, list[Parts]]) -> dict[str | None, list[Parts]]:
+    """The paths of each split less as many folders around all of it as make its classes those of
+    the other splits, such as `seg_train` in `seg_train/seg_train/cat` beside `seg_test/seg_test`.
+    """
+    levels = {split: [paths] for split, paths in by_split.items()}
+    for each in levels.values():
+        while (inner := _inside(each[-1])) is not None:
+            each.append(inner)
+    names = {split: set().union(*map(_tops, each)) for split, each in levels.items()}
+
+    def shared(split: str | None, paths: list[Parts]) -> int:
+        own = _tops(paths)
+        return sum(bool(own & names[other]) for other in names if other != split)
+
+    # the outermost of those that are best
+    return {s: max(each, key=lambda paths: shared(s, paths)) for s, each in levels.items()}
+
+
 def _say_left_out(tree: Tree, left: Sequence[str]) -> None:
     if left:
         more = f", and {len(left) - 10} more" if left[10:] else ""
@@ -247,14 +282,14 @@ def _with_classes(root: Path, rows: dict[str, dict[str, list[str]]]) -> dict[str
     }
 
 
-def _shared_out(root: Path, found: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Rows of metadata at the root, whose images all lie in folders named like splits, by these."""
+def _shared_out(base: Path, found: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Rows of metadata at the root, `base`, by splits if all images lie in folders named so."""
     if set(found) != {"train"}:
         return found
     whole = found["train"]
     rows: dict[str | None, list[int]] = {}
     for row, path in enumerate(paths_in(whole)):
-        parts = Path(path).relative_to(root).parts[:-1] if path else ()
+        parts = Path(path).relative_to(base).parts[:-1] if path else ()
         rows.setdefault(_split_in(parts, _IN_FOLDER)[0], []).append(row)
     if None in rows or len(rows) == 1:
         return found

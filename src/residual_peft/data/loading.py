@@ -12,8 +12,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError
 from ..provenance import SplitRecord, digest_of
-from ..terminal import printable
-from .checking import SkippedImage, check_images
+from ..terminal import printable, short
+from .checking import SkippedImage, check_images, title_of
 from .columns import (
     check_classes,
     check_labels,
@@ -28,7 +28,7 @@ from .stratification import split_by_content
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageData:
     """Labelled images, split.
 
@@ -50,6 +50,15 @@ class ImageData:
     split: SplitRecord = field(default_factory=lambda: SplitRecord(""))
     skipped: tuple[SkippedImage, ...] = ()
     digests: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(short, self.class_names[:5])) + (", ..." * bool(self.class_names[5:]))
+        images = ", ".join(f"{split} {len(rows):,}" for split, rows in self.splits.items())
+        several = ", several labels per image" if self.multi_label else ""
+        return (
+            f"ImageData({short(self.source)}, {len(self.class_names)} classes ({names}){several}, "
+            f"images: {images}, skipped: {len(self.skipped)})"
+        )
 
     def __getitem__(self, split: str) -> Dataset:
         if split not in self.splits:
@@ -98,7 +107,9 @@ class ImageData:
         if shares:
             whole, own = splits["train"], digests["train"]
             labels = check_labels(whole, self.class_names, "train", self.source)
-            parts = split_by_content(labels, shares, seed, own, self.class_names)
+            parts = split_by_content(
+                labels, shares, seed, own, self.class_names, lambda row: title_of(whole, row)
+            )
             splits |= {part: whole.select(rows) for part, rows in parts.items()}
             digests |= {part: tuple(own[row] for row in rows) for part, rows in parts.items()}
         counts = {split: len(splits[split]) for split in SPLIT_NAMES if split in splits}

@@ -20,14 +20,14 @@ def read_metadata(root: Path, files: Sequence[Parts], split: str) -> Dataset:
     """The images that a split's metadata name, with all that they say of them, in memory.
 
     Args:
-        root: of the images.
+        root: of the images, absolute: so are the paths of the images.
         files: metadata.csv, .jsonl or .parquet, below the root.
         split: "train", "validation" or "test".
 
     Raises:
         ResiDualError: they cannot be read, or have no column of file names.
     """
-    paths = [str(root.joinpath(*file).absolute()) for file in files]
+    paths = [str(root.joinpath(*file)) for file in files]
     # as a resolved list, so that a folder's name is never taken for a pattern
     chosen = DataFilesDict({split: DataFilesList(paths, [(path,) for path in paths])})
     try:

@@ -51,7 +51,7 @@ def find(
             "wanted a folder, a Hub id, a datasets.Dataset or a DatasetDict, got "
             f"{type(source).__name__}; an iterable dataset must be read into a Dataset first."
         )
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # as it is where there is no such user
     if path.is_file():
         raise ResiDualError(f"wanted a folder of class folders, got the file '{path}'.")
     if not path.is_dir():

@@ -6,7 +6,7 @@ there is still room to be fair to it.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def split_by_content(
     seed: int,
     digests: Sequence[str],
     class_names: Sequence[str] | None = None,
+    title: Callable[[int], str] = "row {}".format,
 ) -> dict[str, Rows]:
     """`stratified_split` or `iterative_split` of the different images there are.
 
@@ -40,6 +41,7 @@ def split_by_content(
         seed: of the order in which images are shared out.
         digests: name of each image by its content, N.
         class_names: for messages.
+        title: row -> what to call its image in messages.
 
     Raises:
         ResiDualError: as for the two.
@@ -62,15 +64,48 @@ def split_by_content(
         order = numbers[np.argsort(starts)].tolist()  # by the first image of each class
         place = {number: index for index, number in enumerate(order)}
         own = np.array([place[number] for number in labels[first][clear].tolist()], dtype=np.int64)
-    if len(differing):
-        kept = "" if several else "; trained on, not scored"
-        said = "image occurs" if len(differing) == 1 else "images occur"
-        logger.warning("%s %s with different labels%s", f"{len(differing):,}", said, kept)
+    _say_repeated(image_of, first, other, several, title)
     titles = [class_names[label] if class_names else str(label) for label in order]
     parts = (iterative_split if several else stratified_split)(own, shares, seed, titles)
     for index, rows in enumerate(parts.values()):
         part_of[clear[rows]] = index
     return {part: np.flatnonzero(part_of[image_of] == i) for i, part in enumerate(parts)}
+
+
+def _say_repeated(
+    image_of: Rows,
+    first: Rows,
+    other: npt.NDArray[np.bool_],
+    several: bool,
+    title: Callable[[int], str],
+) -> None:
+    """Say which images occur more than once: with different labels, where; with the same, how many.
+
+    Args:
+        image_of: the image of each row, (N,).
+        first: the first row of each image.
+        other: the rows with other labels than the first of their image, bool (N,).
+        several: whether images may have several labels.
+        title: row -> what to call it.
+    """
+    places: dict[int, int] = {}  # image -> its first row with other labels than its first
+    for row in np.flatnonzero(other).tolist():
+        places.setdefault(int(image_of[row]), row)
+    if places:
+        pairs = sorted((int(first[image]), row) for image, row in places.items())
+        named = "; ".join(f"{title(own)} and {title(row)}" for own, row in pairs[:5])
+        logger.warning(
+            "%s with different labels%s: %s%s",
+            "1 image occurs" if len(places) == 1 else f"{len(places):,} images occur",
+            "" if several else "; trained on, not scored",
+            named,
+            "; ..." if len(places) > 5 else "",
+        )
+    if copies := len(image_of) - len(first) - int(other.sum()):
+        logger.info(
+            "%s of others with the same labels; copies stay in one split",
+            "1 image is an exact copy" if copies == 1 else f"{copies:,} images are exact copies",
+        )
 
 
 def stratified_split(

@@ -19,7 +19,8 @@ class Tree:
     """What lies in a folder; hidden files, and folders that begin with two underscores, do not.
 
     Attributes:
-        root: the folder.
+        root: the folder, as it was named: for messages.
+        base: its absolute path, so that the images are found wherever this process goes.
         images: whatever has the ending of an image and is no folder, by path.
         metadata: files named as imagefolder's metadata.
         folders: all of them, the root left out.
@@ -28,6 +29,7 @@ class Tree:
     """
 
     root: Path
+    base: Path
     images: list[Parts] = field(default_factory=list)
     metadata: list[Parts] = field(default_factory=list)
     folders: list[Parts] = field(default_factory=list)
@@ -41,27 +43,32 @@ def tree_of(root: Path) -> Tree:
     Raises:
         ResiDualError: the folder may not be read, or its path is not UTF-8.
     """
-    if not _is_text(str(root)):
+    base = root.absolute()  # with its links: they may be how a path came to be UTF-8
+    if ".." in base.parts:  # which datasets takes for the folder above by name, links or not
+        base = base.resolve()
+    if not _is_text(str(base)):
         raise ResiDualError(
-            f"the path of the folder '{root}' is not UTF-8, which paths in datasets must be; "
+            f"the path of the folder '{base}' is not UTF-8, which paths in datasets must be; "
             "rename it or make a link to it."
         )
     Image.init()
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    tree = Tree(root)
+    tree = Tree(root, base)
     _walk(tree, (), known, frozenset())
     return tree
 
 
 def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int, int]]) -> None:
-    path = tree.root.joinpath(*place)
+    path = tree.base.joinpath(*place)
     try:
         status = path.stat()
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
         if not place:
-            raise ResiDualError(f"could not read the folder '{path}' ({error.strerror}).") from None
-        tree.skipped.append(SkippedImage(f"'{path}'", f"a folder: {error.strerror}"))
+            raise ResiDualError(
+                f"could not read the folder '{tree.root}' ({error.strerror})."
+            ) from None
+        tree.skipped.append(SkippedImage(str(path), f"a folder: {error.strerror}"))
         return
     if (own := (status.st_dev, status.st_ino)) in above:
         return  # a link to a folder that it lies in
@@ -77,10 +84,10 @@ def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int,
             before = len(tree.images) + len(tree.skipped)
             _walk(tree, here, known, above | {own})
             if named_as_image and len(tree.images) + len(tree.skipped) == before:
-                tree.skipped.append(SkippedImage(f"'{entry.path}'", "a folder, not a file"))
+                tree.skipped.append(SkippedImage(entry.path, "a folder, not a file"))
         elif named_as_image and not all(map(_is_text, here)):
             reason = "its name, or that of its folder, is not UTF-8; rename it"
-            tree.skipped.append(SkippedImage(f"'{entry.path}'", reason))
+            tree.skipped.append(SkippedImage(entry.path, reason))
         elif named_as_image:
             tree.images.append(here)
         elif name in METADATA:

@@ -150,7 +150,7 @@ def check_skipped(
     """Raise a ResiDualError where more images could not be read than may be."""
     allowed = 0 if strict else max(ALWAYS_TOLERATED, int(max_bad * total))
     if len(skipped) > allowed:
-        first = ", ".join(f"{item.file} ({item.reason})" for item in skipped[:3])
+        first = ", ".join(map(str, skipped[:3]))
         raise ResiDualError(
             f"{len(skipped)} of the {total} images of {source} cannot be read, and "
             f"{allowed} may be (max_bad={max_bad:g}{', strict' if strict else ''}):"

@@ -88,7 +88,7 @@ class FitReport:
             )
         if self.skipped:
             found.append(f"{counted(len(self.skipped), 'image')} left out as unreadable:")
-            found += [f"  {item.file}: {item.reason}" for item in self.skipped[:10]]
+            found += [f"  {item.title}: {item.reason}" for item in self.skipped[:10]]
             found += ["  ... (all of them are in skipped.csv)"] if len(self.skipped) > 10 else []
         found.append(
             f"{self.encoding_seconds:.1f} s to read the images, {self.fitting_seconds:.1f} s to "

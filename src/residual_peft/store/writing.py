@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..bases import METADATA_FILE, TENSORS_FILE, SpectralBasis
-from ..data import Batches, ProcessedImages
+from ..data import Batches, ProcessedImages, SkippedImage
 from ..errors import ResiDualError
 from ..files import path_of, whole_directory, write_json, write_tensors
 from ..fingerprint import Fingerprint
@@ -141,7 +141,7 @@ def write_coordinates(
 def _tell_skipped(store: CoordinateStore, dataset: ProcessedImages) -> None:
     if not store.skipped:
         return
-    some = ", ".join(f"{file} ({reason})" for _, file, reason in store.skipped[:3])
+    some = ", ".join(str(SkippedImage(*found)) for _, *found in store.skipped[:3])
     some += ", ..." if len(store.skipped) > 3 else ""
     if not len(store):
         raise ResiDualError(
