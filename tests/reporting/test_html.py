@@ -75,6 +75,8 @@ def test_sections_without_anything_to_show_are_left_out() -> None:
     assert "Images that changed side" not in shown
     assert "Where in the model" in text(record())
     assert "The components that did most" in text(record())
+    legend = "damped as far as 0, turned around below 0, and below −1 amplified as well"
+    assert legend in text(record())
     assert "pets, before and after adapting CLIP" in shown
     nameless = replace(record(), facts=replace(record().facts, dataset="the dataset"))
     assert "3 classes, before and after adapting CLIP" in text(nameless)
