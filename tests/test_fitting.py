@@ -86,11 +86,10 @@ def test_the_config_and_the_seed_are_taken(fitted, model, splits, tmp_path: Path
     assert torch.equal(record.gains, gains(tmp_path / "a"))
     assert set(record.counts) == {1}
     assert record.eigenvalues is None
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "report.html").write_text("of an earlier fit")
-    fit_adapter(model, splits, tmp_path / "b", templates=["a {}."])
-    assert torch.equal(gains(tmp_path / "b"), gains(fitted[0]))  # nothing is drawn at random
-    assert not (tmp_path / "b" / "report.html").exists()
+    (tmp_path / "a" / "report.html").write_text("of an earlier fit")
+    fit_adapter(model, splits, tmp_path / "a", templates=["a {}."])
+    assert torch.equal(gains(tmp_path / "a"), gains(fitted[0]))  # nothing is drawn at random
+    assert not (tmp_path / "a" / "report.html").exists()
 
 
 def test_the_trainers_way(fitted, model, splits, tmp_path: Path) -> None:

@@ -436,7 +436,7 @@ def test_images_that_cannot_be_read_drop_out_of_their_batches(tmp_path, caplog, 
     assert trainer.state.global_step == len(sizes)
     assert not gains_of(classifier.model).eq(1).all()
     told = {record.getMessage() for record in caplog.records if "skipped" in record.getMessage()}
-    assert told == {f"skipped {n}.jpg (not an image that PIL knows)" for n in bad}
+    assert told == {f"skipped '{n}.jpg' (not an image that PIL knows)" for n in bad}
 
 
 def test_images_of_which_none_can_be_read_end_training_in_one_line(tmp_path):
