@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -437,7 +438,9 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs=2, default=[200, 1000], metavar="COUNT")
     parser.add_argument("--only", nargs="*", default=[], help="passes whose names hold these words")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/residual-peft-real-size"))
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir(), "residual-peft-real-size")
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--pass", nargs=3, dest="here", help=argparse.SUPPRESS)
     parser.add_argument("--forward", action="store_true", help=argparse.SUPPRESS)
