@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .errors import ResiDualError
+from .errors import ResiDualError, short
 from .fused_attention import check_attention
 from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm
-from .terminal import short
 
 UNIT_KINDS = ("embed", "head", "mlp", "pooler", "output")
 SIDES = ("image", "text")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .anatomy import TowerAnatomy, Unit, find_tower
 from .cards import basis_card
+from .data.progress import Progress
 from .errors import ResiDualError
 from .files import (
     Within,
@@ -27,7 +28,7 @@ from .files import (
 from .fingerprint import Fingerprint
 from .hub import CARD, known_name, local_directory, push_directory
 from .processes import Processes
-from .reading import Progress, reading
+from .reading import reading
 from .spectra import (
     BasisAccumulator,
     Components,

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .data.progress import Progress
 from .errors import ResiDualError
 from .predictions import check_class_numbers
-from .reading import Progress, reading
+from .reading import reading
 
 CHUNK = 4096  # readouts that are taken to float64 at a time
 

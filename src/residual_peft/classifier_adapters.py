@@ -17,10 +17,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .anatomy import base_model
-from .errors import ResiDualError
+from .errors import ResiDualError, short
 from .files import quoted, read_object, read_tensors, record_of, write_tensors
 from .hub import ADAPTER_CONFIG
-from .terminal import short
 from .tuner.loading import check_directory, one_line
 from .tuner.saved import PEFT_PREFIX, check_values
 from .tuner.snapshot import unchanged_if_refused

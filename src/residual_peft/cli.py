@@ -14,10 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from .errors import ResiDualError
+from .errors import ResiDualError, printable, printable_lines
 from .messages import one_line, quiet
 from .places import check_place
-from .terminal import printable, printable_lines
 
 DEMO_MODEL_SHOWN = "the bundled small CLIP"
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .bases import SpectralBasis
+from .data.progress import Progress, images_of
 from .errors import ResiDualError
-from .reading import Captures, Progress, Seen, images_of, reading
+from .reading import Captures, Seen, reading
 from .rows import Rows
 from .spectra import BasisAccumulator
 from .tuner import (

@@ -1,9 +1,63 @@
-"""The one error family for what a user can mend."""
+"""The one error family for what a user can mend, and text from anywhere made fit to print."""
 
-from .terminal import printable
+import re
 
+LONGEST = 300
+"""Characters of one value that a message shows."""
 LONGEST_MESSAGE = 4000
 """Characters; names in others' files may be longer than that."""
+
+# controls (C0, DEL, C1), marks that change the direction of writing, line and paragraph separators,
+# and the halves of pairs that stand for bytes of a file name that is not UTF-8
+_HARMFUL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: object) -> str:
+    r"""Make text harmless for a terminal or a log: what it must not do is shown instead.
+
+    Names come from files, folders and servers of others: an escape code could rewrite what the
+    terminal shows, and a line break could feign a message of this package. What is shown is one
+    line that every encoding of UTF-8 takes.
+
+    >>> printable("cat\x1b[2J\ndog")
+    'cat\\x1b[2J\\ndog'
+    >>> printable("Äpfel, כלב, 猫")
+    'Äpfel, כלב, 猫'
+    """
+    return _HARMFUL.sub(_shown, str(text))
+
+
+def printable_lines(text: object) -> str:
+    """`printable` of each line, for text that is several by intention."""
+    return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "image"), counted(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def short(value: object) -> str:
+    """A value as a message names it: one line, cut where it is long."""
+    if isinstance(value, str):
+        value = value[: 2 * LONGEST]
+    elif isinstance(value, list | tuple | dict):
+        return f"{type(value).__name__} of {len(value)}"
+    text = printable(repr(value))
+    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+
+
+def _shown(found: re.Match[str]) -> str:
+    code = found[0].encode("utf-8", "surrogatepass") if found[0] < "\x80" else None
+    if code is not None:
+        return repr(found[0])[1:-1]
+    return f"\\x{ord(found[0]):02x}" if found[0] < "\u0100" else f"\\u{ord(found[0]):04x}"
 
 
 class ResiDualError(ValueError):

@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from .data import Batches, ProcessedImages, batches
+from .data.progress import Progress
 from .errors import ResiDualError
 from .metrics import (
     Array,
@@ -16,7 +17,7 @@ from .metrics import (
     multi_label_metrics,
     per_class_recall,
 )
-from .reading import Progress, reading
+from .reading import reading
 from .rows import Rows
 from .zero_shot import ZeroShotClassifier
 

@@ -5,9 +5,8 @@ import sys
 import warnings
 from typing import Any
 
-from .errors import ResiDualError
+from .errors import ResiDualError, printable
 from .places import number_of, reason_of
-from .terminal import printable
 
 
 def one_line(error: BaseException) -> str | None:

@@ -20,9 +20,8 @@ from transformers import AutoTokenizer
 # transformers' top level wants torchvision for it until 5.20; the PIL processors do not need it
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from .errors import ResiDualError
+from .errors import ResiDualError, short
 from .files import Within, file_size, is_folder, quoted, read_header, read_object, read_record
-from .terminal import short
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 MAX_CONFIG = 2**20

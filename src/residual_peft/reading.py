@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .anatomy import TowerAnatomy, find_tower
+from .data.progress import Progress, with_progress
 from .decomposition import (
     batch_size,
     check_exact,
@@ -30,7 +30,6 @@ from .pooling import SecondNorm
 from .rows import Rows
 from .taps import Capture, is_tapped, tapped
 
-Progress = bool | Callable[[int], object]
 Check = Literal["first", "all"] | Callable[[Tensor | None], bool]
 """Which batches' units are checked to add up; a function is asked with the images' rows."""
 
@@ -204,41 +203,6 @@ def _sliced(inputs: dict[str, Any], rows: slice, count: int) -> dict[str, Any]:
         name: value[rows] if isinstance(value, Tensor) and len(value) == count else value
         for name, value in inputs.items()
     }
-
-
-def with_progress(
-    batches: Iterable[Any], description: str, progress: Progress = False, *, unit: str = "image"
-) -> Iterator[Any]:
-    """Batches with a bar that counts images (True), or a call after each with their number."""
-    skipped: list[Any] = getattr(batches, "skipped", [])
-    with tqdm(desc=description, unit=unit, disable=progress is not True) as bar:
-        bar.total = images_of(batches)
-        missed = 0
-        for batch in batches:
-            yield batch
-            count = _length(batch)
-            if len(skipped) != missed:
-                missed = len(skipped)
-                bar.set_postfix_str(f"{missed} skipped", refresh=False)
-            bar.update(count)
-            if callable(progress):
-                progress(count)
-            del batch
-
-
-def images_of(batches: Iterable[Any]) -> int | None:
-    """How many images the batches hold, if they say; None where only reading them would tell."""
-    count = getattr(batches, "image_count", None)
-    try:
-        return len(getattr(batches, "dataset", None)) if count is None else count  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def _length(batch: Any) -> int:
-    if isinstance(batch, tuple | list):
-        batch = batch[0]
-    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
 
 
 class Captures:

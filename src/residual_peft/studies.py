@@ -35,7 +35,7 @@ from .class_means import class_means_of
 from .coordinates import collect_coordinates
 from .data import ImageData, SkippedImage, batches, load_data
 from .describing import describe_components, dictionary_if_any
-from .errors import ResiDualError
+from .errors import ResiDualError, counted
 from .files import PathLike, atomic_directory, write_json
 from .fitting import check_skipped, check_without_texts, choose_images, reading_options
 from .prompts import DEFAULT_TEMPLATES
@@ -46,7 +46,6 @@ from .reporting.figures import (
     draw_similarity,
     save_figure,
 )
-from .terminal import counted
 from .zero_shot import ZeroShotClassifier
 
 IMAGES = 5000

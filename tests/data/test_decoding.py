@@ -25,7 +25,7 @@ from residual_peft.images import UnreadableImage
 
 from ..launch import ENVIRONMENT, ROOT
 from ..tokenizers import clip_tokenizer
-from .test_batches import PROCESSOR, png, stored
+from .test_batching import PROCESSOR, png, stored
 
 MIXED = [png(seed=0), b"broken", None, png(seed=3), *[png(seed=s) for s in range(4, 20)], b""]
 

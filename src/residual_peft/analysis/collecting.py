@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import TowerAnatomy, Unit, find_tower
+from ..data.progress import Progress, images_of
 from ..decomposition import contributions, head_inputs
 from ..errors import ResiDualError
-from ..reading import Progress, images_of, reading
+from ..reading import reading
 from ..rows import BLOCK, Rows
 from ..taps import Capture
 from .contributions import Contributions, UnitContribution, check_count, in_principal_axes

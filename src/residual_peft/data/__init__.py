@@ -3,13 +3,19 @@
 Whatever comes in, what goes out has a column `image` (datasets.Image), a column `label`
 (ClassLabel, or lists of it) and class names; missing splits are cut from the training split,
 stratified and seeded.
+
+Names are imported when they are first used: what loads an adapter takes class names and progress
+from here, and needs no `datasets`.
 """
 
-from ..reading import with_progress
-from .batches import Batches, ProcessedImages, batches, collate
-from .checking import SkippedImage, write_skipped
-from .loading import ImageData, load_data
-from .stratification import iterative_folds, iterative_split, stratified_split
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batching import Batches, ProcessedImages, batches, collate
+    from .checking import SkippedImage, write_skipped
+    from .loading import ImageData, load_data
+    from .stratification import iterative_folds, iterative_split, stratified_split
 
 __all__ = [
     "Batches",
@@ -22,6 +28,20 @@ __all__ = [
     "iterative_split",
     "load_data",
     "stratified_split",
-    "with_progress",
     "write_skipped",
 ]
+
+_HOME = {
+    **dict.fromkeys(("Batches", "ProcessedImages", "batches", "collate"), "batching"),
+    **dict.fromkeys(("SkippedImage", "write_skipped"), "checking"),
+    **dict.fromkeys(("ImageData", "load_data"), "loading"),
+    **dict.fromkeys(("iterative_folds", "iterative_split", "stratified_split"), "stratification"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return found

@@ -25,11 +25,10 @@ from datasets import Dataset
 from PIL import Image, ImageFile
 from tqdm.auto import tqdm
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, printable
 from ..files import PathLike, atomic_file
 from ..images import UnreadableImage, to_rgb
 from ..provenance import image_digest
-from ..terminal import printable
 
 logger = logging.getLogger(__name__)
 

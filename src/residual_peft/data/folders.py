@@ -20,8 +20,7 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, Features
 
-from ..errors import ResiDualError
-from ..terminal import counted, printable
+from ..errors import ResiDualError, counted, printable
 from .metadata import has_labels, paths_in, read_metadata
 from .trees import Parts, Tree
 

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, printable, short
 from ..provenance import SplitRecord, digest_of
-from ..terminal import printable, short
 from .checking import SkippedImage, check_images, title_of
 from .columns import (
     check_classes,

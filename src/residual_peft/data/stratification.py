@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ResiDualError
-from ..terminal import printable
+from ..errors import ResiDualError, printable
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..aside import meant_by
-from ..errors import ResiDualError
+from ..errors import ResiDualError, printable
 from ..places import meaning_of, number_of
-from ..terminal import printable
 
 PathLike = str | os.PathLike[str]
 

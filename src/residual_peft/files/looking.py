@@ -4,8 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from ..errors import ResiDualError
-from ..terminal import printable
+from ..errors import ResiDualError, printable
 from .faults import disk_faults
 
 PathLike = str | os.PathLike[str]

@@ -8,8 +8,7 @@ import types
 from collections import abc
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..errors import ResiDualError
-from ..terminal import short
+from ..errors import ResiDualError, short
 from .looking import PathLike, quoted, read_bytes
 
 T = TypeVar("T")

@@ -10,8 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import ResiDualError
-from ..terminal import short
+from ..errors import ResiDualError, short
 from .faults import disk_fault, disk_faults
 from .looking import PathLike, file_size, quoted
 from .records import Within, parse_json, record_of

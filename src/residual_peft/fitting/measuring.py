@@ -12,10 +12,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..data import ImageData, ProcessedImages, SkippedImage, load_data
-from ..errors import ResiDualError
+from ..errors import ResiDualError, counted
 from ..evaluation import evaluate
 from ..provenance import SplitRecord
-from ..terminal import counted
 from ..zero_shot import ZeroShotClassifier
 from .reading import check_skipped
 from .report import interval_of

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..data import SkippedImage, write_skipped
+from ..errors import counted
 from ..evaluation import Evaluation
 from ..hub import SKIPPED
 from ..metrics import accuracy_interval, difference_interval
 from ..solvers import strength_note
-from ..terminal import counted
 
 FAR = 0.1  # of accuracy: training images this much above test images are worth a word
 _ACCURACY, _PRECISION = "accuracy", "mean_average_precision"

@@ -10,11 +10,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from ..anatomy import base_model
-from ..errors import ResiDualError
+from ..errors import ResiDualError, short
 from ..files import read_tensors
 from ..fingerprint import Fingerprint
 from ..hub import local_directory
-from ..terminal import short
 from .config import ResiDualConfig
 from .layer import GAINS
 from .loading import SETTINGS, check_directory, setting

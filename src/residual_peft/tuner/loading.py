@@ -10,9 +10,8 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, short
 from ..hub import local_directory
-from ..terminal import short
 from .config import ResiDualConfig
 from .saved import SavedWeights, check_config
 from .snapshot import unchanged_if_refused

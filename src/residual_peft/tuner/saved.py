@@ -16,7 +16,7 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, short
 from ..files import (
     PathLike,
     TensorFacts,
@@ -28,7 +28,6 @@ from ..files import (
     read_tensors,
     record_of,
 )
-from ..terminal import short
 
 Shape = tuple[int, ...]
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ..anatomy import TowerAnatomy, base_model
 from ..bases import Components, UnitBasis
+from ..data.progress import Progress, with_progress
 from ..decomposition import batch_size, checked_inputs, run_tower
 from ..errors import ResiDualError
 from ..moments import Moments
 from ..processes import Processes, summed
-from ..reading import Progress, running, with_progress
+from ..reading import running
 from ..spectra import spectrum, weight_spectrum
 from .linears import float64, linear_weight, tower_or_none
 

@@ -1,0 +1,44 @@
+"""How far a pass over batches has come: a bar, or a call for whoever draws it elsewhere."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+
+Progress = bool | Callable[[int], object]
+"""True for a bar, or what to call after each batch with its number of images."""
+
+
+def with_progress(
+    batches: Iterable[Any], description: str, progress: Progress = False, *, unit: str = "image"
+) -> Iterator[Any]:
+    """Batches with a bar that counts images (True), or a call after each with their number."""
+    skipped: list[Any] = getattr(batches, "skipped", [])
+    with tqdm(desc=description, unit=unit, disable=progress is not True) as bar:
+        bar.total = images_of(batches)
+        missed = 0
+        for batch in batches:
+            yield batch
+            count = _length(batch)
+            if len(skipped) != missed:
+                missed = len(skipped)
+                bar.set_postfix_str(f"{missed} skipped", refresh=False)
+            bar.update(count)
+            if callable(progress):
+                progress(count)
+            del batch
+
+
+def images_of(batches: Iterable[Any]) -> int | None:
+    """How many images the batches hold, if they say; None where only reading them would tell."""
+    count = getattr(batches, "image_count", None)
+    try:
+        return len(getattr(batches, "dataset", None)) if count is None else count  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _length(batch: Any) -> int:
+    if isinstance(batch, tuple | list):
+        batch = batch[0]
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
