@@ -4,10 +4,11 @@
 
 The README's way on the bundled model: bases from the training images, schedule-free AdamW at 0.8,
 at most 30 epochs, patience 5; from coordinates, which give what the Trainer gives
-(`tests/test_training.py`). Of every class so many images are drawn, a tenth of them (at least one)
-to validate on, and all others are the test. Each run is trained once, and every rule is asked when
-it would have stopped and which epoch it would have kept. Handwriting also with names that say
-nothing, where the model starts at chance; `digits of three` has a newcomer's 25 images a class.
+(`tests/solvers/test_training.py`). Of every class so many images are drawn, a tenth of them (at
+least one) to validate on, and all others are the test. Each run is trained once, and every rule is
+asked when it would have stopped and which epoch it would have kept. Handwriting also with names
+that say nothing, where the model starts at chance; `digits of three` has a newcomer's 25 images
+a class.
 
 `accuracy` keeps the first of equals; `loss` is the validation loss; `accuracy, then loss` breaks
 ties by it, and stops by the same order; `last` trains all epochs and keeps the last.
@@ -26,14 +27,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from residual_peft import ResiDualConfig, collect_coordinates, collect_with_basis
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.metrics import accuracy
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches
 from residual_peft.demo.tasks import handwriting, world_task
-from residual_peft.files import write_json
-from residual_peft.metrics import accuracy
-from residual_peft.training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE
+from residual_peft.hub.files import write_json
+from residual_peft.solvers.training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE
 from residual_peft.tuner import gains_of
-from residual_peft.zero_shot import ZeroShotClassifier
 
 SEEDS = 3
 Score = tuple[float, ...]

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from residual_peft.analysis import collect_contributions, dimension_profile, two_nn
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.demo.tasks import world_images
-from residual_peft.files import write_json
+from residual_peft.hub.files import write_json
 
 POINTS, DIRECTIONS = 50_000, 64
 COLUMNS = ("linear", "two_nn", "ratio", "first_share", "participation")

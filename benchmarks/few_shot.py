@@ -22,15 +22,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from residual_peft import ResiDualConfig, fit_bases
-from residual_peft.backbones import load_backbone
-from residual_peft.coordinates import Coordinates, collect_coordinates
-from residual_peft.demo.run import handwriting_task
+from residual_peft.app.demonstration import handwriting_task
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.metrics import accuracy
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.experiments import METHODS
-from residual_peft.files import write_json
-from residual_peft.metrics import accuracy
+from residual_peft.hub.files import write_json
 from residual_peft.solvers import fit_gains, fit_linear, linear_readout
+from residual_peft.solvers.coordinates import Coordinates, collect_coordinates
 from residual_peft.tuner import restart_gains
-from residual_peft.zero_shot import ZeroShotClassifier
 
 SHOTS: tuple[int | None, ...] = (1, 2, 4, 8, 16, 32, None)
 DRAWS = 5

@@ -28,14 +28,14 @@ from residual_peft import (
     strength_path,
 )
 from residual_peft.analysis import explain_adapter, gain_sense, variance_explained
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import batches
 from residual_peft.demo.drawing import draw
 from residual_peft.demo.measuring import pixels
 from residual_peft.demo.tasks import world_images, world_task
 from residual_peft.demo.world import ATTRIBUTES, TEMPLATES, Scene, sample_scenes
-from residual_peft.files import write_json
-from residual_peft.metrics import accuracy
+from residual_peft.hub.files import write_json
 
 SEED, IMAGES, FIXED = 31, 3000, 1e-4
 

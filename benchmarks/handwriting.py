@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from residual_peft.demo.run import run_demo
+from residual_peft.app.demonstration import run_demo
 
 
 def main() -> None:

@@ -26,14 +26,14 @@ from torch import distributed, multiprocessing
 from transformers import CLIPImageProcessorPil
 
 from residual_peft import Objective, ResiDualConfig, ZeroShotClassifier, solve_gains
-from residual_peft.backbones import load_backbone
-from residual_peft.coordinates import collect_with_basis
+from residual_peft.bases.moments import Moments
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import ProcessedImages, batches
 from residual_peft.demo.tasks import HANDWRITING_TEMPLATES, handwriting
-from residual_peft.files import write_json
-from residual_peft.moments import Moments
-from residual_peft.objectives import GainProblem
-from residual_peft.store import coordinate_bytes, data_digest
+from residual_peft.hub.files import write_json
+from residual_peft.solvers.coordinates import collect_with_basis
+from residual_peft.solvers.objectives import GainProblem
+from residual_peft.solvers.store import coordinate_bytes, data_digest
 
 GRAIN = 20  # of 255
 OUT = Path(__file__).with_suffix(".json")

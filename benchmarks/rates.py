@@ -17,17 +17,17 @@ from tqdm.auto import tqdm
 from units import SEEDS, spread, tasks
 
 from residual_peft import fit_bases
-from residual_peft.backbones import load_backbone, load_image_tower
-from residual_peft.coordinates import collect_coordinates, collect_readouts
-from residual_peft.decomposition import run_tower
+from residual_peft.bases.decomposition import run_tower
+from residual_peft.classifiers.backbones import load_backbone, load_image_tower
+from residual_peft.classifiers.metrics import accuracy
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.experiments import METHODS, LoraSettings, Task
 from residual_peft.experiments.lora import fit_lora
 from residual_peft.experiments.methods import Method
-from residual_peft.files import write_json
-from residual_peft.metrics import accuracy
+from residual_peft.hub.files import write_json
 from residual_peft.solvers import fit_gains, fit_linear
+from residual_peft.solvers.coordinates import collect_coordinates, collect_readouts
 from residual_peft.tuner import restart_gains
-from residual_peft.zero_shot import ZeroShotClassifier
 
 GAIN_RATES = (0.01, 0.03, 0.1, 0.3, 0.8)
 RATES = {

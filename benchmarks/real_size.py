@@ -46,12 +46,12 @@ from residual_peft import (
     write_coordinates,
 )
 from residual_peft.analysis import collect_contributions
-from residual_peft.class_means import class_means
+from residual_peft.bases.decomposition import run_tower
+from residual_peft.classifiers.class_means import class_means
+from residual_peft.classifiers.evaluation import evaluate
 from residual_peft.data import ProcessedImages
-from residual_peft.decomposition import run_tower
-from residual_peft.evaluation import evaluate
-from residual_peft.files import write_json
-from residual_peft.images import to_rgb
+from residual_peft.data.images import to_rgb
+from residual_peft.hub.files import write_json
 
 OUT = Path(__file__).with_suffix(".json")
 CLASSES = ("dunes", "forest", "harbour", "market", "meadow")
@@ -194,7 +194,7 @@ def fit(cache: Path, count: int, width: int, height: int, extra: list[str]) -> R
     data, model = photos(cache, count, width, height), clip_folder(cache)
     out = cache / "adapter"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-c", "from residual_peft.cli import main; main()", "fit"]
+    command = [sys.executable, "-c", "from residual_peft.cli.commands import main; main()", "fit"]
     command += ["--model", str(model), "--data", str(data), "--out", str(out), *extra]
     started = time.perf_counter()
     run = subprocess.Popen(

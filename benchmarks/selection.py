@@ -30,12 +30,12 @@ from residual_peft.analysis import (
     overlap,
     unit_ablation,
 )
-from residual_peft.backbones import Backbone, load_backbone
+from residual_peft.classifiers.backbones import Backbone, load_backbone
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches
 from residual_peft.demo.tasks import HANDWRITING_TEMPLATES, handwriting, world_task
 from residual_peft.demo.world import ATTRIBUTES, TEMPLATES
-from residual_peft.files import write_json
-from residual_peft.zero_shot import ZeroShotClassifier
+from residual_peft.hub.files import write_json
 
 SIZES = {"train": 500, "validation": 1000, "test": 1000}  # of the world's tasks
 ABLATIONS = ("zero", "mean")

@@ -18,15 +18,15 @@ from peft import get_peft_model
 from tqdm.auto import tqdm
 
 from residual_peft import fit_bases
-from residual_peft.backbones import load_backbone
-from residual_peft.coordinates import Coordinates, collect_coordinates
-from residual_peft.demo.run import handwriting_task
+from residual_peft.app.demonstration import handwriting_task
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.metrics import accuracy
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.experiments import METHODS
-from residual_peft.files import write_json
-from residual_peft.metrics import accuracy
-from residual_peft.objectives import Objective
+from residual_peft.hub.files import write_json
 from residual_peft.solvers import Fit, few_shot, fit_gains, solve_gains, strength_path
-from residual_peft.zero_shot import ZeroShotClassifier
+from residual_peft.solvers.coordinates import Coordinates, collect_coordinates
+from residual_peft.solvers.objectives import Objective
 
 SHOTS: tuple[int | None, ...] = (1, 2, 4, 8, 16, None)
 WEIGHTINGS = (0.0, 0.5, 1.0)

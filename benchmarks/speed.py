@@ -48,17 +48,17 @@ from residual_peft import (
     training_arguments,
     write_coordinates,
 )
-from residual_peft.backbones import load_backbone, load_image_tower
-from residual_peft.coordinates import Coordinates, collect_coordinates
+from residual_peft.app.demonstration import handwriting_task
+from residual_peft.bases.decomposition import run_tower
+from residual_peft.bases.moments import Moments
+from residual_peft.bases.spectra import BasisAccumulator
+from residual_peft.classifiers.backbones import load_backbone, load_image_tower
+from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import ProcessedImages, collate
-from residual_peft.decomposition import run_tower
-from residual_peft.demo.run import handwriting_task
 from residual_peft.demo.tasks import handwriting
-from residual_peft.files import write_json
-from residual_peft.metrics import accuracy
-from residual_peft.moments import Moments
-from residual_peft.objectives import GainProblem
-from residual_peft.spectra import BasisAccumulator
+from residual_peft.hub.files import write_json
+from residual_peft.solvers.coordinates import Coordinates, collect_coordinates
+from residual_peft.solvers.objectives import GainProblem
 from residual_peft.tuner import readout_state
 
 OUT = Path(__file__).with_suffix(".json")

@@ -17,16 +17,16 @@ from peft import get_peft_model
 from tqdm.auto import tqdm
 
 from residual_peft import ResiDualConfig, fit_bases
-from residual_peft.backbones import Backbone, load_backbone
-from residual_peft.coordinates import collect_coordinates, collect_readouts
+from residual_peft.app.demonstration import handwriting_task
+from residual_peft.classifiers.backbones import Backbone, load_backbone
+from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import batches
-from residual_peft.demo.run import handwriting_task
 from residual_peft.demo.tasks import world_images, world_task
 from residual_peft.demo.world import ATTRIBUTES, TEMPLATES
 from residual_peft.experiments import Task
-from residual_peft.files import write_json
-from residual_peft.metrics import accuracy
+from residual_peft.hub.files import write_json
 from residual_peft.solvers import fit_gains
+from residual_peft.solvers.coordinates import collect_coordinates, collect_readouts
 from residual_peft.tuner import gains_of, restart_gains
 
 SEEDS = (0, 1, 2)

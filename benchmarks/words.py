@@ -36,7 +36,7 @@ from residual_peft.analysis import (
     explain_units,
     variance_explained,
 )
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.demo.drawing import draw
 from residual_peft.demo.measuring import pixels
 from residual_peft.demo.world import (
@@ -47,7 +47,7 @@ from residual_peft.demo.world import (
     in_good_english,
     sample_scenes,
 )
-from residual_peft.files import write_json
+from residual_peft.hub.files import write_json
 
 IMAGES, SEED, STEPS, CLEAR, COMPONENTS = 2000, 4 * 10**9, 10, 0.3, 3
 COUNTED = (1, 2, 5, 10)

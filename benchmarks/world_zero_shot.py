@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer, CLIPModel
 
 from residual_peft.demo.measuring import zero_shot_accuracy
-from residual_peft.files import write_json
-from residual_peft.hub import DEMO_MODEL, local_directory
+from residual_peft.hub.directories import DEMO_MODEL, local_directory
+from residual_peft.hub.files import write_json
 
 IMAGES_PER_TASK = 4000
 GOALS = dict.fromkeys(("color", "background", "position", "size"), 0.95) | dict.fromkeys(

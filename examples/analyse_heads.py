@@ -20,7 +20,7 @@ from residual_peft.analysis import (
     explain_units,
     spectral_similarity,
 )
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.demo.tasks import world_task
 from residual_peft.demo.world import ATTRIBUTES, TEMPLATES, attribute_texts

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.utils.logging import disable_progress_bar
 
 from residual_peft import ResiDualConfig, fit_bases, training_arguments
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import ProcessedImages, batches, collate
 from residual_peft.demo.tasks import handwriting
 

@@ -14,10 +14,10 @@ from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from residual_peft import decompose
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.data.images import pixel_values, to_rgb
 from residual_peft.demo.tasks import handwriting
 from residual_peft.hub import DEMO_MODEL
-from residual_peft.images import pixel_values, to_rgb
 
 
 def main() -> None:

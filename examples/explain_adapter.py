@@ -24,7 +24,7 @@ from residual_peft import (
     solve_gains,
 )
 from residual_peft.analysis import TextDictionary, explain_adapter, explain_components, explain_row
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.demo.tasks import HANDWRITING_TEMPLATES, handwriting
 from residual_peft.demo.world import attribute_texts

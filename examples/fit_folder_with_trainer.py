@@ -26,7 +26,7 @@ from residual_peft import (
     trainer_kwargs,
     training_arguments,
 )
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.demo.tasks import handwriting
 from residual_peft.hub import DEMO_MODEL

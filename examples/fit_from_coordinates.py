@@ -25,7 +25,7 @@ from residual_peft import (
     solve_gains,
     strength_path,
 )
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.demo.tasks import HANDWRITING_TEMPLATES, handwriting
 

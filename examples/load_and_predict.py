@@ -16,8 +16,8 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from residual_peft import ZeroShotClassifier
+from residual_peft.app.fitting import fit_adapter
 from residual_peft.demo.tasks import HANDWRITING_TEMPLATES, handwriting
-from residual_peft.fitting import fit_adapter
 from residual_peft.hub import DEMO_MODEL
 
 

@@ -23,11 +23,11 @@ from residual_peft import (
     collect_coordinates,
     fit_gains,
 )
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import batches
 from residual_peft.demo.tasks import world_images, world_task
 from residual_peft.demo.world import TEMPLATES
-from residual_peft.metrics import accuracy
 
 ATTRIBUTES = ("color", "shape", "count")
 

@@ -24,7 +24,7 @@ from residual_peft import (
     solve_gains,
     write_coordinates,
 )
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import ProcessedImages
 from residual_peft.demo.tasks import HANDWRITING_TEMPLATES, handwriting
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .launch import ENVIRONMENT
+from tests.launch import ENVIRONMENT
 
 NOBODY = 65534
 

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import _http
 
-from .hub_server import running_hub
-from .hub_store import OWNER, Hub
+from tests.hub_server import running_hub
+from tests.hub_store import OWNER, Hub
 
 
 def point_client_at(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from .hub_store import (
+from tests.hub_store import (
     ACCOUNTS,
     LFS_SUFFIXES,
     Hub,

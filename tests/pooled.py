@@ -13,10 +13,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from residual_peft.anatomy import Unit
-
-from .models import Size, clip_model, pixels, randomize, text_config, vit_like
-from .slow import layer_norm
+from residual_peft.towers.anatomy import Unit
+from tests.models import Size, clip_model, pixels, randomize, text_config, vit_like
+from tests.slow import layer_norm
 
 EOS = 63
 

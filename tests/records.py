@@ -2,8 +2,8 @@
 
 import torch
 
-from residual_peft.anatomy import Unit
-from residual_peft.run_record import GainRecord, RunFacts, RunRecord
+from residual_peft.reporting.run_record import GainRecord, RunFacts, RunRecord
+from residual_peft.towers.anatomy import Unit
 
 FACTS = RunFacts(
     base_model="owner/clip",

@@ -13,18 +13,17 @@ from accelerate import PartialState
 from peft import get_peft_model
 from torch import Tensor, distributed
 
-from residual_peft.bases import SpectralBasis
+from residual_peft.bases.basis import SpectralBasis
+from residual_peft.bases.moments import Moments
+from residual_peft.bases.processes import Processes
+from residual_peft.bases.spectra import BasisAccumulator
 from residual_peft.data import ProcessedImages
 from residual_peft.errors import ResiDualError
-from residual_peft.moments import Moments
-from residual_peft.processes import Processes
-from residual_peft.spectra import BasisAccumulator
-from residual_peft.store import write_coordinates
+from residual_peft.solvers.store import write_coordinates
 from residual_peft.tuner import ResiDualConfig, fit_bases
-
-from .models import clip_model, pixels
-from .tokenizers import VOCABULARY
-from .training_case import adapted_classifier, task
+from tests.models import clip_model, pixels
+from tests.tokenizers import VOCABULARY
+from tests.training_case import adapted_classifier, task
 
 KINDS = ("embed", "head", "mlp", "output")
 SHARES = {1: [61], 2: [17, 44], 3: [40, 0, 21]}  # images of each process

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from residual_peft import Objective, ZeroShotClassifier, solve_gains
-from residual_peft.coordinates import Coordinates
+from residual_peft.solvers.coordinates import Coordinates
 from residual_peft.tuner import readout_state
 
 

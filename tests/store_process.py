@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from residual_peft.data import ProcessedImages
-from residual_peft.files import writing as files
-from residual_peft.store import write_coordinates
-
-from .training_case import adapted_classifier, task
+from residual_peft.hub.files import writing as files
+from residual_peft.solvers.store import write_coordinates
+from tests.training_case import adapted_classifier, task
 
 
 class Deadly(ProcessedImages):

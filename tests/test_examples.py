@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[1] / "examples"
 # one process per script, forked from one that has done the imports, which take longer than a script
 RUN = """
 import os, runpy, sys
-import residual_peft.demo.run
+import residual_peft.app.demonstration
 out, *scripts = sys.argv[1:]
 for script in scripts:
     name = os.path.join(out, os.path.basename(script))

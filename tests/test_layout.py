@@ -1,4 +1,4 @@
-"""The one-way import rule: a room imports only from rooms above it in the list."""
+"""The house: thirteen rooms, imports from rooms above only, through the doors a room offers."""
 
 import ast
 import re
@@ -7,150 +7,111 @@ from pathlib import Path
 import residual_peft
 
 ROOT = Path(residual_peft.__file__).parent
-
-ROOMS = [
+ROOMS = (
     "registration",
-    "terminal",
     "errors",
-    "modes",
-    "aside",
-    "places",
-    "messages",
-    "class_names",
-    "provenance",
-    "blas",
-    "rows",
-    "files",
     "hub",
-    "model_files",
-    "cards",
-    "pooling",
-    "fused_attention",
-    "anatomy",
-    "architectures",
-    "open_clip_towers",
-    "figures",
-    "taps",
-    "decomposition",
-    "reading",
-    "processes",
-    "moments",
-    "fingerprint",
-    "spectra",
-    "bases",
-    "tuner.patterns",
-    "tuner.saved",
-    "tuner.snapshot",
-    "tuner.config",
-    "tuner.values",
-    "tuner.doors",
-    "tuner.choice",
-    "tuner.gains",
-    "tuner.head_space",
-    "tuner.mixing",
-    "tuner.loading",
-    "tuner.layer",
-    "tuner.sharing",
-    "tuner.readout",
-    "tuner.placement",
-    "tuner.linears",
-    "tuner.stream_basis",
-    "tuner.stream_tensors",
-    "tuner.stream_state",
-    "tuner.stream",
-    "tuner.stream_reference",
-    "tuner.stream_placement",
-    "tuner.stream_fitting",
-    "tuner.images_only",
-    "tuner.model",
-    "tuner.adapters",
-    "tuner.hotswap",
-    "tuner",
-    "conversion",
-    "metrics",
-    "images",
-    "backbones",
-    "prompts",
-    "predictions",
-    "class_means",
-    "classifier_adapters",
-    "classifier_files",
-    "zero_shot",
-    "many_tasks",
     "data",
-    "trainer_settings",
-    "training",
-    "coordinates",
-    "store",
-    "objectives",
+    "towers",
+    "bases",
+    "tuner",
+    "classifiers",
     "solvers",
-    "evaluation",
     "analysis",
-    "describing",
-    "run_record",
-    "recording",
-    "fitting",
     "experiments",
     "reporting",
-    "studies",
     "demo",
+    "app",
     "cli",
-]
+)
+FILES = sorted(path for path in ROOT.rglob("*.py") if "metric_modules" not in path.parts)
 
 
 def room_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    if parts[0] == "tuner" and parts[-1] != "__init__":
-        return "tuner." + parts[1]
-    return parts[0]
+    return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
-def imported(path: Path) -> set[str]:
+def imports(path: Path, text: str) -> set[tuple[str, str]]:
+    """Module and name of everything that a file takes from this package by `from`."""
     package = ("residual_peft", *path.relative_to(ROOT).parent.parts)
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    found = set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *(node.module.split(".") if node.module else [])])
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+            found |= {(module, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {name for name in names if name.startswith("residual_peft.")}
-
-
-def rooms_imported(path: Path) -> set[str]:
-    rooms = set()
-    for name in imported(path):
-        tail = name.removeprefix("residual_peft.")
-        matches = [room for room in ROOMS if tail == room or tail.startswith(room + ".")]
-        if matches:
-            rooms.add(max(matches, key=len))
-    return rooms
-
-
-FILES = sorted(p for p in ROOT.rglob("*.py") if "metric_modules" not in p.parts)
-
-
-def test_imports_only_from_above() -> None:
-    files = [path for path in FILES if path != ROOT / "__init__.py"]
-    assert not {room_of(path) for path in files} - set(ROOMS), "they have no place in the list"
-    upward = {
-        f"{path.relative_to(ROOT)} imports from {other}, which stands below it"
-        for path in files
-        for other in rooms_imported(path)
-        if ROOMS.index(other) > ROOMS.index(room_of(path))
+            found |= {(alias.name, "") for alias in node.names}
+    return {
+        (module.removeprefix("residual_peft").lstrip("."), name)
+        for module, name in found
+        if module.partition(".")[0] == "residual_peft"
     }
-    assert not upward
+
+
+def offered(room: str) -> set[str]:
+    """What the `__all__` of a room names: names, or modules that others may import from."""
+    for node in ast.parse((ROOT / room / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def faults(path: Path, text: str | None = None) -> set[str]:
+    """How a file breaks the rules of the house."""
+    here, found = room_of(path), set()
+    for module, name in imports(path, path.read_text() if text is None else text):
+        room, _, inside = f"{module}.{name}".strip(".").partition(".")
+        if room == here:
+            continue
+        if ROOMS.index(room) > ROOMS.index(here):
+            found.add(f"{here} takes {module}.{name} from below")
+        door = inside.partition(".")[0]
+        if (ROOT / room).is_dir() and door not in offered(room):
+            found.add(f"{room} does not offer {door}")
+        if re.search(r"(^|\.)_[^_]", f"{module}.{name}"):
+            found.add(f"{module}.{name} is private")
+    return found
+
+
+def test_the_rooms_are_those_of_the_list() -> None:
+    places = {room_of(path) for path in FILES} - {"__init__"}
+    assert places == set(ROOMS)
+    loose = {path.stem for path in ROOT.glob("*.py")}
+    assert loose == {"__init__", "errors", "registration"}
+
+
+def test_rooms_take_from_above_and_through_doors() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {fault}"
+        for path in FILES
+        if path.parent != ROOT
+        for fault in faults(path)
+    }
+    assert not found
+
+
+def test_what_a_room_offers_is_there() -> None:
+    for room in ROOMS[2:]:
+        text = (ROOT / room / "__init__.py").read_text()
+        for name in offered(room):
+            place = ROOT / room / name
+            defined = re.search(rf"\b{name}\b", text.partition("__all__")[0])
+            assert place.is_dir() or place.with_suffix(".py").is_file() or defined, (room, name)
 
 
 def test_contributing_names_the_rooms_in_their_order() -> None:
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     named = [name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)]
-    assert named == [room for room in ROOMS if not room.startswith("tuner.")]
+    assert named == list(ROOMS)
 
 
-def test_the_rule_sees_relative_imports(tmp_path: Path) -> None:
-    demo = ROOT / "demo" / "drawing.py"
-    assert "demo" in rooms_imported(demo)
-    assert {"files", "demo"} <= rooms_imported(ROOT / "demo" / "pretraining.py")
+def test_the_rule_sees_what_it_forbids() -> None:
+    path = ROOT / "bases" / "not_there.py"
+    text = "from ..app.recording import x\nfrom ..towers.pooling import _y\nfrom . import basis"
+    assert faults(path, text) == {
+        "bases takes app.recording.x from below",
+        "app does not offer recording",
+        "towers.pooling._y is private",
+    }

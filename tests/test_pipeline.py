@@ -8,9 +8,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, pipeline
 
 from residual_peft import ResiDualConfig, ZeroShotClassifier, evaluate, gains_of, load_data
-
-from .models import clip_model
-from .tokenizers import VOCABULARY, clip_tokenizer
+from tests.models import clip_model
+from tests.tokenizers import VOCABULARY, clip_tokenizer
 
 NAMES = ("big_dog", "bird", "cat")
 TASK = "zero-shot-image-classification"

@@ -13,13 +13,12 @@ import torch
 from transformers import AutoModel, CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from residual_peft import cli
+from residual_peft.cli.commands import commands as cli
 from residual_peft.demo.tasks import handwriting
 from residual_peft.experiments import METHODS, Row
-from residual_peft.hub import DEMO_MODEL
+from residual_peft.hub.directories import DEMO_MODEL
 from residual_peft.reporting import HEADERS, markdown_table, table_cells
-
-from .hub_client import hub  # noqa: F401  a fixture
+from tests.hub_client import hub  # noqa: F401  a fixture
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README.read_text(), re.DOTALL)
@@ -88,7 +87,7 @@ def test_all_blocks_run_in_order(hub, tmp_path, monkeypatch, capfd):  # noqa: F8
     assert "me/my-adapter" in hub.repositories
     inline = re.search(r"`(write_report\(RunRecord.+?\))`", README.read_text())[1]
     names = "from residual_peft.reporting import write_report\n"
-    run(names + "from residual_peft.run_record import RunRecord\n" + inline)
+    run(names + "from residual_peft.reporting.run_record import RunRecord\n" + inline)
     assert (folder / "page.html").is_file()
 
 

@@ -8,13 +8,12 @@ from peft import get_peft_model
 from PIL import Image
 
 import residual_peft.tuner  # noqa: F401  registers the method with PEFT
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import ImageData, load_data
 from residual_peft.tuner import ResiDualConfig
-from residual_peft.zero_shot import ZeroShotClassifier
-
-from .models import clip_model
-from .test_zero_shot import image_processor
-from .tokenizers import VOCABULARY, clip_tokenizer
+from tests.classifiers.test_zero_shot import image_processor
+from tests.models import clip_model
+from tests.tokenizers import VOCABULARY, clip_tokenizer
 
 NAMES = ("dark", "grey", "light")
 

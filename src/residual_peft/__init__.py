@@ -11,26 +11,20 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_with_peft
 
 if TYPE_CHECKING:
-    from .anatomy import (
-        LayerAnatomy,
-        TowerAnatomy,
-        Unit,
-        find_tower,
-        register_architecture,
-    )
-    from .bases import SpectralBasis
-    from .cards import CardFacts
-    from .conversion import convert_adapter, open_clip_to_transformers
-    from .coordinates import Coordinates, collect_coordinates, collect_with_basis
+    from .bases.basis import SpectralBasis
+    from .bases.decomposition import Decomposition, decompose
+    from .classifiers.evaluation import evaluate
+    from .classifiers.many_tasks import TaskSet
+    from .classifiers.zero_shot import ZeroShotClassifier
     from .data import load_data
-    from .decomposition import Decomposition, decompose
     from .errors import ResiDualError
-    from .evaluation import evaluate
-    from .many_tasks import TaskSet
-    from .objectives import Objective
+    from .hub.cards import CardFacts
     from .solvers import fit_gains, solve_gains, strength_path
-    from .store import CoordinateStore, write_coordinates
-    from .training import trainer_kwargs, training_arguments
+    from .solvers.coordinates import Coordinates, collect_coordinates, collect_with_basis
+    from .solvers.objectives import Objective
+    from .solvers.store import CoordinateStore, write_coordinates
+    from .solvers.training import trainer_kwargs, training_arguments
+    from .towers.anatomy import LayerAnatomy, TowerAnatomy, Unit, find_tower, register_architecture
     from .tuner import (
         ResiDualConfig,
         ResiDualModel,
@@ -40,7 +34,7 @@ if TYPE_CHECKING:
         gains_of,
         hotswap_adapter,
     )
-    from .zero_shot import ZeroShotClassifier
+    from .tuner.conversion import convert_adapter, open_clip_to_transformers
 
 __version__ = "0.1.0"
 
@@ -83,20 +77,43 @@ __all__ = [
 
 # a module -> what of it is public, as TYPE_CHECKING has it above: a test compares the two
 _PUBLIC = {
-    "anatomy": ("LayerAnatomy", "TowerAnatomy", "Unit", "find_tower", "register_architecture"),
-    "bases": ("SpectralBasis",),
-    "cards": ("CardFacts",),
-    "conversion": ("convert_adapter", "open_clip_to_transformers"),
-    "coordinates": ("Coordinates", "collect_coordinates", "collect_with_basis"),
+    "bases.basis": ("SpectralBasis",),
+    "bases.decomposition": (
+        "Decomposition",
+        "decompose",
+    ),
+    "classifiers.evaluation": ("evaluate",),
+    "classifiers.many_tasks": ("TaskSet",),
+    "classifiers.zero_shot": ("ZeroShotClassifier",),
     "data": ("load_data",),
-    "decomposition": ("Decomposition", "decompose"),
     "errors": ("ResiDualError",),
-    "evaluation": ("evaluate",),
-    "many_tasks": ("TaskSet",),
-    "objectives": ("Objective",),
-    "solvers": ("fit_gains", "solve_gains", "strength_path"),
-    "store": ("CoordinateStore", "write_coordinates"),
-    "training": ("trainer_kwargs", "training_arguments"),
+    "hub.cards": ("CardFacts",),
+    "solvers": (
+        "fit_gains",
+        "solve_gains",
+        "strength_path",
+    ),
+    "solvers.coordinates": (
+        "Coordinates",
+        "collect_coordinates",
+        "collect_with_basis",
+    ),
+    "solvers.objectives": ("Objective",),
+    "solvers.store": (
+        "CoordinateStore",
+        "write_coordinates",
+    ),
+    "solvers.training": (
+        "trainer_kwargs",
+        "training_arguments",
+    ),
+    "towers.anatomy": (
+        "LayerAnatomy",
+        "TowerAnatomy",
+        "Unit",
+        "find_tower",
+        "register_architecture",
+    ),
     "tuner": (
         "ResiDualConfig",
         "ResiDualModel",
@@ -106,7 +123,10 @@ _PUBLIC = {
         "gains_of",
         "hotswap_adapter",
     ),
-    "zero_shot": ("ZeroShotClassifier",),
+    "tuner.conversion": (
+        "convert_adapter",
+        "open_clip_to_transformers",
+    ),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from residual_peft import SpectralBasis
 from residual_peft.analysis import Contributions, UnitContribution
-from residual_peft.anatomy import Unit
-from residual_peft.bases import Fingerprint
-from residual_peft.spectra import spectrum
+from residual_peft.bases.basis import Fingerprint
+from residual_peft.bases.spectra import spectrum
+from residual_peft.towers.anatomy import Unit
 from tests.models import clip_model
 
 UNITS = (

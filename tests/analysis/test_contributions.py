@@ -8,7 +8,7 @@ from transformers import BatchFeature
 
 from residual_peft import ResiDualConfig, ResiDualError, SpectralBasis, decompose
 from residual_peft.analysis import Contributions, collect_contributions
-from residual_peft.coordinates import collect_coordinates, collect_with_basis
+from residual_peft.solvers.coordinates import collect_coordinates, collect_with_basis
 from tests.models import BUILDERS, SIZES, clip_model, pixels
 
 COUNT = 40

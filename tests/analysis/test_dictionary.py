@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel
 from residual_peft import ResiDualError
 from residual_peft.analysis import TextDictionary, read_texts
 from residual_peft.analysis.dictionary import GENERAL_TEXTS
-from residual_peft.prompts import embed_classes
+from residual_peft.classifiers.prompts import embed_classes
 from tests.models import clip_model, clip_vision_model_with_projection, randomize
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 

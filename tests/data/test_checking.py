@@ -21,8 +21,8 @@ from PIL import Image
 
 from residual_peft.data import SkippedImage, load_data, write_skipped
 from residual_peft.data.checking import THREADS, _examined
+from residual_peft.data.provenance import image_digest
 from residual_peft.errors import ResiDualError
-from residual_peft.provenance import image_digest
 
 
 def encoded(kind, seed=0, size=(40, 30), **options):

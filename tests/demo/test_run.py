@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from residual_peft.demo.run import run_demo
-from residual_peft.run_record import RunRecord
+from residual_peft.app.demonstration import run_demo
+from residual_peft.reporting.run_record import RunRecord
 
 SECOND = """
 import json, sys, torch
 import residual_peft
-from residual_peft.images import load_image_processor
+from residual_peft.data.images import load_image_processor
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import CLIPModel

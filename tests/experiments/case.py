@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from residual_peft.backbones import load_backbone
+from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.experiments import Task
-
-from ..training_case import NAMES, save_clip
-from ..training_case import task as images
+from tests.training_case import NAMES, save_clip
+from tests.training_case import task as images
 
 
 def tiny_task(folder: Path) -> Task:

@@ -7,13 +7,12 @@ import torch
 from peft import get_peft_model_state_dict
 from torch import Tensor
 
-from residual_peft.backbones import load_image_tower
-from residual_peft.decomposition import run_tower
+from residual_peft.bases.decomposition import run_tower
+from residual_peft.classifiers.backbones import load_image_tower
+from residual_peft.classifiers.metrics import accuracy
 from residual_peft.experiments import LoraSettings, Task, lora
 from residual_peft.experiments.lora import fit_lora
-from residual_peft.metrics import accuracy
-
-from .case import labels_of, tiny_task
+from tests.experiments.case import labels_of, tiny_task
 
 SETTINGS = LoraSettings(rank=2, learning_rate=0.05, batch_size=12, epochs=5)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from residual_peft.experiments import METHODS, LoraSettings
-from residual_peft.training import LEARNING_RATE
+from residual_peft.solvers.training import LEARNING_RATE
 from residual_peft.tuner import ResiDualConfig
 
 

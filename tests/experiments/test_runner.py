@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from residual_peft.decomposition import run_tower
+from residual_peft.bases.decomposition import run_tower
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments import METHODS, LoraSettings, Method, Row, Task, run_method, runner
 from residual_peft.tuner import gains_of
-from residual_peft.zero_shot import ZeroShotClassifier
-
-from ..models import Size, clip_model
-from ..tokenizers import VOCABULARY
-from .case import count, labels_of, tiny_task, with_another_test_split
+from tests.experiments.case import count, labels_of, tiny_task, with_another_test_split
+from tests.models import Size, clip_model
+from tests.tokenizers import VOCABULARY
 
 FITTED = [name for name in METHODS if name != "zero_shot"]
 LORA = LoraSettings(rank=2, learning_rate=0.02, batch_size=12, epochs=2)

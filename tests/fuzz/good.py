@@ -8,18 +8,17 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from residual_peft.anatomy import Unit
-from residual_peft.bases import SpectralBasis
+from residual_peft.analysis.describing import Words
+from residual_peft.bases.basis import SpectralBasis
 from residual_peft.data import ProcessedImages
-from residual_peft.describing import Words
-from residual_peft.hub import RUN_DIRECTORY
-from residual_peft.run_record import Example
-from residual_peft.store import write_coordinates
+from residual_peft.hub.directories import RUN_DIRECTORY
+from residual_peft.reporting.run_record import Example
+from residual_peft.solvers.store import write_coordinates
+from residual_peft.towers.anatomy import Unit
 from residual_peft.tuner import ResiDualConfig, fit_bases
-
-from ..models import pixels
-from ..records import record
-from ..training_case import adapted_classifier, save_clip, task
+from tests.models import pixels
+from tests.records import record
+from tests.training_case import adapted_classifier, save_clip, task
 
 
 def make(root: Path) -> None:

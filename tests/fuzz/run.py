@@ -26,22 +26,21 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
-from residual_peft.backbones import load_backbone
-from residual_peft.bases import SpectralBasis
+from residual_peft.bases.basis import SpectralBasis
+from residual_peft.bases.decomposition import run_tower
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.many_tasks import TaskSet
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import load_data
-from residual_peft.decomposition import run_tower
 from residual_peft.errors import ResiDualError
-from residual_peft.many_tasks import TaskSet
 from residual_peft.reporting import write_report
-from residual_peft.run_record import RunRecord
-from residual_peft.store import CoordinateStore
+from residual_peft.reporting.run_record import RunRecord
+from residual_peft.solvers.store import CoordinateStore
 from residual_peft.tuner import load_adapter
-from residual_peft.zero_shot import ZeroShotClassifier
-
-from ..models import clip_model, pixels
-from ..tokenizers import VOCABULARY
-from .good import make
-from .mutations import spoil
+from tests.fuzz.good import make
+from tests.fuzz.mutations import spoil
+from tests.models import clip_model, pixels
+from tests.tokenizers import VOCABULARY
 
 BATCH = 300  # inputs of one child
 MEMORY = 2 * 2**30  # bytes of addresses beyond those of a child that has read good folders

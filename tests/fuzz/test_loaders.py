@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..launch import ENVIRONMENT, ROOT
+from tests.launch import ENVIRONMENT, ROOT
 
 
 def fuzz(root: Path, inputs: int, start: int) -> list[dict]:

@@ -16,7 +16,6 @@ from residual_peft.analysis import (
     overlap,
     spectral_similarity,
 )
-from residual_peft.anatomy import Unit
 from residual_peft.experiments import Row
 from residual_peft.reporting.figures import (
     draw_ablation,
@@ -27,6 +26,7 @@ from residual_peft.reporting.figures import (
     draw_similarity,
     save_figure,
 )
+from residual_peft.towers.anatomy import Unit
 from tests.analysis.selection_case import SIZE, case, classes
 from tests.models import clip_model, pixels
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from residual_peft.anatomy import Unit
-from residual_peft.metrics import (
+from residual_peft.analysis.describing import Words
+from residual_peft.classifiers.metrics import (
     accuracy_interval,
     difference_interval,
     expected_calibration_error,
@@ -23,9 +23,9 @@ from residual_peft.reporting.components import (
     widest_spectra,
 )
 from residual_peft.reporting.findings import Findings
-from residual_peft.run_record import Example, GainRecord, RunRecord, Words
-
-from ..records import FACTS, record
+from residual_peft.reporting.run_record import Example, GainRecord, RunRecord
+from residual_peft.towers.anatomy import Unit
+from tests.records import FACTS, record
 
 NAMES = ("cat", "dog", "bird", "cow")
 

@@ -12,23 +12,23 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from residual_peft.analysis import explain_adapter
-from residual_peft.coordinates import collect_coordinates
+from residual_peft.analysis.describing import Words
+from residual_peft.app.fitting import fit_adapter
+from residual_peft.app.recording import record_run
+from residual_peft.classifiers.evaluation import evaluate
+from residual_peft.classifiers.figures import brief
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
 from residual_peft.errors import ResiDualError
-from residual_peft.evaluation import evaluate
 from residual_peft.experiments import METHODS
-from residual_peft.figures import brief
-from residual_peft.fitting import fit_adapter
-from residual_peft.recording import record_run
 from residual_peft.reporting import report_html, write_report
 from residual_peft.reporting.components import unit_views
-from residual_peft.run_record import Example, RunRecord, Words
+from residual_peft.reporting.run_record import Example, RunRecord
+from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.tuner import gains_by_unit, gains_of
-from residual_peft.zero_shot import ZeroShotClassifier
-
-from ..records import FACTS, gain_record, record
-from ..training_case import save_clip
-from ..training_case import task as images
+from tests.records import FACTS, gain_record, record
+from tests.training_case import save_clip
+from tests.training_case import task as images
 
 
 def text(made: RunRecord) -> str:

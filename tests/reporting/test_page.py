@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from residual_peft.images import thumbnail
-from residual_peft.recording import changed_rows
+from residual_peft.analysis.describing import Words
+from residual_peft.app.recording import changed_rows
+from residual_peft.data.images import thumbnail
 from residual_peft.reporting import write_report
-from residual_peft.run_record import Example, RunRecord, Words
-
-from ..browser import browser  # noqa: F401  a fixture
-from ..records import gain_record, record
+from residual_peft.reporting.run_record import Example, RunRecord
+from tests.browser import browser  # noqa: F401  a fixture
+from tests.records import gain_record, record
 
 ATTACK = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
 STRANGE = (ATTACK, "כלב קטן", "🐈‍⬛ café", "a very long name " * 30, "x" * 400, "\u202eno image")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from residual_peft.anatomy import Unit
+from residual_peft.classifiers.figures import brief, gains_by_place, gains_figure, mean_gain
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments import Row
-from residual_peft.figures import brief, gains_by_place, gains_figure, mean_gain
 from residual_peft.reporting import HEADERS, markdown_table, readable_bytes, table_cells
+from residual_peft.towers.anatomy import Unit
 
 
 def test_a_table_has_one_row_per_method():

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from torch.utils.data import Subset
 from transformers import Trainer
 
-from residual_peft.training import trainer_kwargs, training_arguments
+from residual_peft.solvers.training import trainer_kwargs, training_arguments
 from residual_peft.tuner import fit_bases
 from tests.models import pixels
 from tests.training_case import adapted_classifier, task

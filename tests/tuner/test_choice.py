@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from residual_peft.bases import SpectralBasis
-from residual_peft.decomposition import run_tower
+from residual_peft.bases.basis import SpectralBasis
+from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import (
     ResiDualConfig,

@@ -2,10 +2,10 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from residual_peft.anatomy import Unit
-from residual_peft.bases import SpectralBasis
-from residual_peft.decomposition import decompose, run_tower
-from residual_peft.taps import tapped
+from residual_peft.bases.basis import SpectralBasis
+from residual_peft.bases.decomposition import decompose, run_tower
+from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.taps import tapped
 from residual_peft.tuner import (
     ResiDualConfig,
     base_of,

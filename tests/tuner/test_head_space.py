@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from residual_peft.anatomy import Unit, find_tower
-from residual_peft.bases import SpectralBasis
-from residual_peft.decomposition import run_tower
+from residual_peft.bases.basis import SpectralBasis
+from residual_peft.bases.decomposition import run_tower
+from residual_peft.towers.anatomy import Unit, find_tower
 from residual_peft.tuner import ResiDualConfig, adapter_basis, fit_bases, gains_of
-from residual_peft.tuner.head_space import HeadSpace, stored_width
+from residual_peft.tuner.readout.head_space import HeadSpace, stored_width
 from tests.models import BUILDERS, SIZES, Size, clip_model, pixels
 from tests.pairs import in_pairs
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative

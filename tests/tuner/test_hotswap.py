@@ -8,8 +8,8 @@ from peft import PeftModel, get_peft_model
 from peft.utils import hotswap
 from safetensors.torch import load_file, save_file
 
-from residual_peft.bases import SpectralBasis
-from residual_peft.decomposition import run_tower
+from residual_peft.bases.basis import SpectralBasis
+from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import (
     ResiDualConfig,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel
 
-from residual_peft.decomposition import run_tower
+from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, ResiDualReadout, fit_bases, gains_of, readout_state
 from tests.models import BUILDERS, clip_model, pixels, transformers_admits_peft

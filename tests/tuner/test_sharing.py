@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, fit_bases
 from residual_peft.tuner.layer import ResiDualLayer
-from residual_peft.tuner.readout import BASIS
+from residual_peft.tuner.readout.layer import BASIS
 from residual_peft.tuner.sharing import SHARED
-from residual_peft.tuner.stream_tensors import STREAM_BASIS
+from residual_peft.tuner.stream.tensors import STREAM_BASIS
 from tests.models import Size, clip_vision_model_with_projection, pixels
 
 MODES = ("readout", "stream")

@@ -9,16 +9,9 @@ from torch import Tensor, nn
 
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module
-from residual_peft.tuner.stream_tensors import DERIVED
+from residual_peft.tuner.stream.tensors import DERIVED
 from tests.models import SIZES, clip_model, pixels
-from tests.tuner.stream_twin import (
-    CASES,
-    TOKENS,
-    VECTORS,
-    Mlp,
-    adapted_stream,
-    cast_batches,
-)
+from tests.tuner.stream_twin import CASES, TOKENS, VECTORS, Mlp, adapted_stream, cast_batches
 from tests.tuner.twin import relative
 
 F64 = torch.float64

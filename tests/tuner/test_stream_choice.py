@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from residual_peft.errors import ResiDualError
-from residual_peft.tuner import (
-    ResiDualConfig,
-    fit_bases,
-    gains_by_module,
-    hotswap_adapter,
-)
+from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module, hotswap_adapter
 from tests.models import clip_model, pixels
 from tests.tuner.stream_twin import adapted_stream, layers_of, output, random_gains, slow
 from tests.tuner.twin import relative

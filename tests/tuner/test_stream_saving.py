@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from residual_peft.decomposition import decompose
+from residual_peft.bases.decomposition import decompose
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import (
     ResiDualConfig,
@@ -62,7 +62,7 @@ def test_saved_and_loaded(
     wanted = output(case, model)
     model.save_pretrained(tmp_path)
     # what is in the file is not computed again
-    monkeypatch.setattr("residual_peft.tuner.stream_placement.weight_basis", None)
+    monkeypatch.setattr("residual_peft.tuner.stream.placement.weight_basis", None)
     loaded = PeftModel.from_pretrained(
         CASES[case].build(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage
     )
@@ -327,7 +327,7 @@ def test_a_hundred_adapters_cost_a_hundred_gain_vectors(
     alone = storages(model)
     for index in range(20):
         model.load_adapter(tmp_path, f"loaded{index}")
-    monkeypatch.setattr("residual_peft.tuner.stream_placement.weight_basis", None)
+    monkeypatch.setattr("residual_peft.tuner.stream.placement.weight_basis", None)
     if not fit:
         for index in range(79):
             model.add_adapter(f"added{index}", model.peft_config["default"].fresh())

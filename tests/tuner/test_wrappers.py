@@ -23,7 +23,7 @@ from transformers import CLIPModel
 
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, gains_by_module
-from residual_peft.tuner.readout import readouts
+from residual_peft.tuner.readout.layer import readouts
 from tests.models import Size, clip_model, pixels
 from tests.pooled import POOLED
 

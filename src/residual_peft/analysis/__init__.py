@@ -68,6 +68,7 @@ __all__ = [
     "collect_contributions",
     "compare_selections",
     "correlation",
+    "describing",
     "dimension_profile",
     "explain_adapter",
     "explain_components",

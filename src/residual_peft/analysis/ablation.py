@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..anatomy import Unit
+from ..classifiers.metrics import accuracy_interval, difference_interval
 from ..errors import ResiDualError
-from ..metrics import accuracy_interval, difference_interval
+from ..towers.anatomy import Unit
 from .contributions import Contributions
 from .subsets import Ablation, Stand, correct_whole, correct_with, score_blocks
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..anatomy import Unit
-from ..coordinates import Coordinates
+from ..classifiers.figures import mean_gain
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
-from ..figures import mean_gain
-from ..store import CoordinateStore
+from ..solvers.coordinates import Coordinates
+from ..solvers.store import CoordinateStore
+from ..towers.anatomy import Unit
 from ..tuner import adapter_basis
-from ..zero_shot import ZeroShotClassifier
 from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
 
 CHUNK = 1024  # images per product

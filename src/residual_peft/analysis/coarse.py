@@ -18,10 +18,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
 
-from ..anatomy import Unit
-from ..blas import one_thread_in_scipy
+from ..bases.blas import one_thread_in_scipy
+from ..classifiers.zero_shot import USUAL_LOGIT_SCALE
 from ..errors import ResiDualError
-from ..zero_shot import USUAL_LOGIT_SCALE
+from ..towers.anatomy import Unit
 from .contributions import Contributions
 from .subsets import check_classes, score_blocks
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import TowerAnatomy, Unit, find_tower
+from ..bases.decomposition import contributions, head_inputs
+from ..bases.reading import reading
+from ..bases.rows import BLOCK, Rows
 from ..data.progress import Progress, images_of
-from ..decomposition import contributions, head_inputs
 from ..errors import ResiDualError
-from ..reading import reading
-from ..rows import BLOCK, Rows
-from ..taps import Capture
+from ..towers.anatomy import TowerAnatomy, Unit, find_tower
+from ..towers.taps import Capture
 from .contributions import Contributions, UnitContribution, check_count, in_principal_axes
 
 

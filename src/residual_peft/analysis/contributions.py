@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Unit
-from ..bases import SpectralBasis
-from ..coordinates import Coordinates
+from ..bases.basis import SpectralBasis
+from ..bases.fingerprint import Fingerprint
+from ..bases.spectra import UnitBasis, spectrum
 from ..errors import ResiDualError
-from ..fingerprint import Fingerprint
-from ..spectra import UnitBasis, spectrum
-from ..store import CoordinateStore
+from ..solvers.coordinates import Coordinates
+from ..solvers.store import CoordinateStore
+from ..towers.anatomy import Unit
 
 
 @dataclass(frozen=True)

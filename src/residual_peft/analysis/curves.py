@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..classifiers.metrics import accuracy_interval, difference_interval
 from ..errors import ResiDualError
-from ..metrics import accuracy_interval, difference_interval
 from .contributions import Contributions
 from .rankings import LETTERS, Ranking, unit_count
 from .subsets import Ablation, Others, correct_with

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..anatomy import base_model
-from ..backbones import has_text
+from ..classifiers.backbones import has_text
+from ..classifiers.prompts import embed_classes
 from ..errors import ResiDualError
-from ..prompts import embed_classes
+from ..towers.anatomy import base_model
 
 GENERAL_TEXTS = Path(__file__).parent / "words" / "general.txt"
 """The bundled list: 1,500 short descriptions of images, one a line, in groups."""

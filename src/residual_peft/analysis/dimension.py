@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..anatomy import Unit
-from ..bases import SpectralBasis
+from ..bases.basis import SpectralBasis
 from ..errors import ResiDualError
+from ..towers.anatomy import Unit
 from .contributions import Contributions
 from .neighbours import TooFewPoints, TwoNN, two_nn
 

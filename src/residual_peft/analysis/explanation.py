@@ -11,9 +11,9 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
-from ..anatomy import Unit
-from ..bases import SpectralBasis
+from ..bases.basis import SpectralBasis
 from ..errors import ResiDualError
+from ..towers.anatomy import Unit
 from .contributions import Contributions, UnitContribution
 from .dictionary import TextDictionary
 from .pursuit import Pursuit, omp, somp, text_span

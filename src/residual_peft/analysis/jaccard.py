@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import comb
 from typing import Any
 
-from ..anatomy import Unit
 from ..errors import ResiDualError
+from ..towers.anatomy import Unit
 
 
 @dataclass(frozen=True)

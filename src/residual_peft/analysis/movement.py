@@ -20,11 +20,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..coordinates import Coordinates
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
-from ..store import CoordinateStore
+from ..solvers.coordinates import Coordinates
+from ..solvers.store import CoordinateStore
 from ..tuner import ReadoutState, compose, gains_of
-from ..zero_shot import ZeroShotClassifier
 
 
 @dataclass(frozen=True)

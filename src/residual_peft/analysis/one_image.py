@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..anatomy import Unit
-from ..coordinates import Coordinates, collect_coordinates
+from ..classifiers.zero_shot import ZeroShotClassifier, pixel_batches
+from ..data.images import ImageLike
 from ..errors import ResiDualError
-from ..images import ImageLike
-from ..store import CoordinateStore
-from ..zero_shot import ZeroShotClassifier, pixel_batches
+from ..solvers.coordinates import Coordinates, collect_coordinates
+from ..solvers.store import CoordinateStore
+from ..towers.anatomy import Unit
 from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..anatomy import Unit
 from ..errors import ResiDualError
+from ..towers.anatomy import Unit
 from .contributions import Contributions, UnitContribution
 from .subsets import Ablation, Stand, check_classes, score_blocks
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anatomy import Unit
+from ..classifiers.metrics import accuracy_interval
 from ..errors import ResiDualError
-from ..metrics import accuracy_interval
+from ..towers.anatomy import Unit
 from .coarse import CoarseOptimum
 from .contributions import Contributions
 from .curves import DEFAULT_BUDGETS, SelectionCurve, selection_curve

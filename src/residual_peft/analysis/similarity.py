@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anatomy import Unit
-from ..bases import Components, SpectralBasis
+from ..bases.basis import Components, SpectralBasis
 from ..errors import ResiDualError
+from ..towers.anatomy import Unit
 from .matching import Side, check_widths
 
 

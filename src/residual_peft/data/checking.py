@@ -26,9 +26,9 @@ from PIL import Image, ImageFile
 from tqdm.auto import tqdm
 
 from ..errors import ResiDualError, printable
-from ..files import PathLike, atomic_file
-from ..images import UnreadableImage, to_rgb
-from ..provenance import image_digest
+from ..hub.files import PathLike, atomic_file
+from .images import UnreadableImage, to_rgb
+from .provenance import image_digest
 
 logger = logging.getLogger(__name__)
 

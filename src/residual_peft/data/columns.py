@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from datasets import ClassLabel, Dataset, Features
 
-from ..class_names import check_class_names
 from ..errors import ResiDualError
 from .checking import SkippedImage
+from .class_names import check_class_names
 from .label_lists import item_of, label_lists, labels_in, multi_hot
 
 IMAGE_COLUMNS = ("image", "img", "webp", "jpg", "jpeg", "png", "picture", "photo")

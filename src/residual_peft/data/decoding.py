@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import ResiDualError
-from ..images import UnreadableImage
+from .images import UnreadableImage
 
 logger = logging.getLogger(__name__)
 

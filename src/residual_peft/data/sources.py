@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from ..errors import ResiDualError
-from ..files import file_size, is_folder, read_json
+from ..hub.files import file_size, is_folder, read_json
 from .checking import SkippedImage
 from .folders import from_folder
 from .trees import tree_of

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from ..files import atomic_directory, atomic_file, read_json, write_json
+from ..hub.files import atomic_directory, atomic_file, read_json, write_json
 from .drawing import IMAGE_SIZE, draw
 from .measuring import image_embeddings, text_embeddings, zero_shot_accuracy
 from .world import (

@@ -17,9 +17,9 @@ from transformers import (
     set_seed,
 )
 
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import collate
-from ..training import LogitsForMetrics, compute_metrics, training_arguments
-from ..zero_shot import ZeroShotClassifier
+from ..solvers.training import LogitsForMetrics, compute_metrics, training_arguments
 
 
 @dataclass(frozen=True)

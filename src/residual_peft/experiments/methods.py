@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..training import LEARNING_RATE
+from ..solvers.training import LEARNING_RATE
 from ..tuner import ResiDualConfig
 
 # The best on the demo's validation images (benchmarks/rates.json). The paper takes 1e-3 for the

@@ -10,16 +10,16 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from ..backbones import Backbone, load_image_tower
-from ..coordinates import collect_coordinates, collect_readouts
+from ..bases.reading import reading
+from ..bases.rows import Rows
+from ..classifiers.backbones import Backbone, load_image_tower
+from ..classifiers.metrics import accuracy
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
-from ..files import write_tensors
-from ..metrics import accuracy
-from ..reading import reading
-from ..rows import Rows
+from ..hub.files import write_tensors
 from ..solvers import fit_gains, fit_linear, linear_readout
+from ..solvers.coordinates import collect_coordinates, collect_readouts
 from ..tuner import fit_bases, gains_of, restart_gains
-from ..zero_shot import ZeroShotClassifier
 from .lora import LoraSettings, fit_lora
 from .methods import Method
 from .results import Row

@@ -5,9 +5,11 @@ from .tables import HEADERS, markdown_table, readable_bytes, table_cells
 
 __all__ = [
     "HEADERS",
+    "figures",
     "markdown_table",
     "readable_bytes",
     "report_html",
+    "run_record",
     "table_cells",
     "write_report",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from ..figures import brief
+from ..classifiers.figures import brief
 from .components import UnitView
 from .findings import Accuracy, Change
 

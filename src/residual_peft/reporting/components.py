@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..anatomy import Unit
-from ..figures import brief, gains_by_place, mean_gain
-from ..metrics import Array
-from ..run_record import GainRecord, RunRecord, Words
+from ..analysis.describing import Words
+from ..classifiers.figures import brief, gains_by_place, mean_gain
+from ..classifiers.metrics import Array
+from ..towers.anatomy import Unit
+from .run_record import GainRecord, RunRecord
 
 
 @dataclass(frozen=True)

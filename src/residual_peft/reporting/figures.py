@@ -21,7 +21,7 @@ from ..analysis import (
 )
 from ..errors import ResiDualError
 from ..experiments import Row, summarize
-from ..files import PathLike, atomic_file
+from ..hub.files import PathLike, atomic_file
 
 Axis = Any  # matplotlib.axes.Axes, which is imported once something is drawn
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

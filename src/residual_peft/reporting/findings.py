@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..metrics import (
+from ..classifiers.metrics import (
     Array,
     accuracy_interval,
     classification_metrics,
@@ -14,7 +14,7 @@ from ..metrics import (
     difference_interval,
     expected_calibration_error,
 )
-from ..run_record import RunRecord
+from .run_record import RunRecord
 
 LEVEL = 0.95
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..anatomy import Unit
-from ..figures import brief
-from ..files import PathLike, atomic_file
-from ..hub import DEMO_MODEL
-from ..images import PICTURE_SUFFIXES, picture_suffix
-from ..run_record import RunRecord
+from ..classifiers.figures import brief
+from ..data.images import PICTURE_SUFFIXES, picture_suffix
+from ..hub.directories import DEMO_MODEL
+from ..hub.files import PathLike, atomic_file
 from ..solvers import strength_note
+from ..towers.anatomy import Unit
 from . import charts
 from .components import gain_map, share_map, strongest, unit_views, widest_spectra
 from .findings import Findings
+from .run_record import RunRecord
 from .tables import readable_bytes
 
 ALL_CLASSES = 40  # up to here every class has its row in the chart
@@ -106,7 +106,7 @@ def _heatmaps(found: Findings) -> list[tuple[str, list[list[tuple[int, str]]]]]:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("residual_peft", "templates"),
+        loader=PackageLoader("residual_peft.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

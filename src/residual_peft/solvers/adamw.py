@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from ..coordinates import Coordinates, Readouts
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
-from ..objectives import GainProblem, Objective
-from ..store import CoordinateStore
-from ..training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE
-from ..zero_shot import ZeroShotClassifier
 from .common import Fit, bias_for, loss_for, score_of, set_labels, target_and_start
+from .coordinates import Coordinates, Readouts
+from .objectives import GainProblem, Objective
+from .store import CoordinateStore
+from .training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE
 
 LINEAR_LEARNING_RATE = 1e-3  # the paper's, for its linear baseline
 

@@ -6,14 +6,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..coordinates import Coordinates
+from ..classifiers.metrics import accuracy, mean_average_precision
+from ..classifiers.predictions import best_bias
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
-from ..metrics import accuracy, mean_average_precision
-from ..objectives import GainProblem, Objective
-from ..predictions import best_bias
-from ..store import CoordinateStore
 from ..tuner import gains_of
-from ..zero_shot import ZeroShotClassifier
+from .coordinates import Coordinates
+from .objectives import GainProblem, Objective
+from .store import CoordinateStore
 
 
 @dataclass(frozen=True)

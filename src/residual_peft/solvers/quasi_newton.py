@@ -9,14 +9,14 @@ from scipy.optimize import minimize
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..blas import one_thread_in_scipy
-from ..coordinates import Coordinates
+from ..bases.blas import one_thread_in_scipy
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
-from ..objectives import GainProblem, Objective
-from ..store import CoordinateStore
 from ..tuner import gains_of
-from ..zero_shot import ZeroShotClassifier
 from .common import Fit, bias_for, loss_for, score_of, set_labels, target_and_start
+from .coordinates import Coordinates
+from .objectives import GainProblem, Objective
+from .store import CoordinateStore
 
 _HISTORY = 20  # pairs that L-BFGS keeps: 40 vectors of K numbers
 

@@ -10,15 +10,15 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..coordinates import Coordinates
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import iterative_folds
 from ..errors import ResiDualError
-from ..objectives import GainProblem, Objective
-from ..store import CoordinateStore
 from ..tuner import gains_of
-from ..zero_shot import ZeroShotClassifier
 from .common import bias_for, loss_for, score_of, target_and_start
+from .coordinates import Coordinates
+from .objectives import GainProblem, Objective
 from .quasi_newton import lbfgs
+from .store import CoordinateStore
 
 STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
 ENOUGH = 500

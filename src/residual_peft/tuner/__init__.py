@@ -20,7 +20,10 @@ from .adapters import (
     restart_gains,
 )
 from .config import PRESETS, ResiDualConfig, ResiDualType
-from .gains import (
+from .hotswap import hotswap_adapter
+from .loading import check_directory, load_adapter
+from .model import PREFIX, ResiDualModel
+from .readout.gains import (
     ReadoutState,
     base_of,
     compose,
@@ -28,14 +31,12 @@ from .gains import (
     coordinates_of,
     offsets_of,
 )
-from .hotswap import hotswap_adapter
-from .loading import check_directory, load_adapter
-from .model import PREFIX, ResiDualModel
-from .readout import ResiDualReadout
-from .stream import ResiDualStreamLinear
-from .stream_basis import LinearBasis
+from .readout.layer import ResiDualReadout
+from .stream.basis import LinearBasis
+from .stream.layer import ResiDualStreamLinear
 
 __all__ = [
+    "PREFIX",
     "PRESETS",
     "LinearBasis",
     "ReadoutState",
@@ -58,11 +59,17 @@ __all__ = [
     "gains_of",
     "hotswap_adapter",
     "load_adapter",
+    "loading",
+    "mixing",
+    "modes",
     "offsets_of",
     "put_basis",
+    "readout",
     "readout_config",
     "readout_state",
     "restart_gains",
+    "saved",
+    "snapshot",
 ]
 
 

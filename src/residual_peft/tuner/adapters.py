@@ -5,21 +5,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..anatomy import TowerAnatomy, Unit, base_model
-from ..bases import SpectralBasis
+from ..bases.basis import SpectralBasis
+from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError
-from ..fingerprint import Fingerprint
-from ..modes import ordinary_tensors
+from ..towers.anatomy import TowerAnatomy, Unit, base_model
 from .choice import fitted_to
 from .config import ResiDualConfig
-from .gains import ReadoutState
 from .layer import GAINS, ResiDualLayer
-from .placement import initial_gains, with_basis
-from .readout import ResiDualReadout
-from .stream import ResiDualStreamLinear
-from .stream_basis import LinearBasis
-from .stream_fitting import fit_stream
-from .stream_placement import stream_gains
+from .modes import ordinary_tensors
+from .readout.gains import ReadoutState
+from .readout.layer import ResiDualReadout
+from .readout.placement import initial_gains, with_basis
+from .stream.basis import LinearBasis
+from .stream.fitting import fit_stream
+from .stream.layer import ResiDualStreamLinear
+from .stream.placement import stream_gains
 
 
 @ordinary_tensors()

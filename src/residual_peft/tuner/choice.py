@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from ..anatomy import TowerAnatomy, Unit
-from ..bases import SpectralBasis
+from ..bases.basis import SpectralBasis
+from ..bases.spectra import Components
 from ..errors import ResiDualError
-from ..pooling import AttentionPooling
-from ..spectra import Components
+from ..towers.anatomy import TowerAnatomy, Unit
+from ..towers.pooling import AttentionPooling
 from .config import ResiDualConfig
 from .patterns import fullmatch, pattern_key
 from .values import check_basis

@@ -10,10 +10,10 @@ from typing import Any
 
 from peft import PeftConfig
 
-from ..anatomy import READOUTS, SIDES, UNIT_KINDS
-from ..bases import check_components
+from ..bases.basis import check_components
 from ..errors import ResiDualError
-from ..files import quoted, whole_directory
+from ..hub.files import quoted, whole_directory
+from ..towers.anatomy import READOUTS, SIDES, UNIT_KINDS
 from .patterns import check_pattern
 from .saved import check_types, read_config
 

@@ -9,17 +9,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from ..anatomy import base_model
+from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError, short
-from ..files import read_tensors
-from ..fingerprint import Fingerprint
-from ..hub import local_directory
+from ..hub.directories import local_directory
+from ..hub.files import read_tensors
+from ..towers.anatomy import base_model
 from .config import ResiDualConfig
 from .layer import GAINS
 from .loading import SETTINGS, check_directory, setting
-from .readout import BASIS
+from .readout.layer import BASIS
 from .saved import check_values
-from .stream_tensors import STREAM_BASIS
+from .stream.tensors import STREAM_BASIS
 
 
 def hotswap_adapter(

@@ -18,10 +18,10 @@ from typing import Any
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from ..anatomy import TowerAnatomy, find_tower
-from ..decomposition import run_tower
+from ..bases.decomposition import run_tower
 from ..errors import ResiDualError
-from ..open_clip_towers import is_open_clip
+from ..towers.anatomy import TowerAnatomy, find_tower
+from ..towers.open_clip import is_open_clip
 from .layer import ResiDualLayer
 
 OWN = "_residual_peft_own_class"  # of the subclass: its parent

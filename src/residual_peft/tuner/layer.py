@@ -7,7 +7,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..modes import ordinary
+from .modes import ordinary
 
 GAINS = "residual_peft_gains"
 

@@ -11,7 +11,7 @@ from peft.utils import CONFIG_NAME
 from torch import nn
 
 from ..errors import ResiDualError, short
-from ..hub import local_directory
+from ..hub.directories import local_directory
 from .config import ResiDualConfig
 from .saved import SavedWeights, check_config
 from .snapshot import unchanged_if_refused

@@ -12,8 +12,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..errors import ResiDualError
-from ..taps import Capture
-from .gains import ReadoutState, base_of, compose, coordinates_of
+from ..towers.taps import Capture
+from .readout.gains import ReadoutState, base_of, compose, coordinates_of
 
 BASE = "__base__"
 """PEFT's name for no adapter at all, in `adapter_names`."""

@@ -9,24 +9,24 @@ from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_mo
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from ..anatomy import TowerAnatomy, find_tower
+from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError
-from ..fingerprint import Fingerprint
-from ..modes import ordinary_tensors
+from ..towers.anatomy import TowerAnatomy, find_tower
 from .choice import check_nothing_inside
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward
 from .layer import GAINS, ResiDualLayer
-from .linears import in_chosen_layers, tower_or_none, tower_targets
 from .mixing import check_names, check_weighted, giving_names, layers_with
+from .modes import ordinary_tensors
 from .patterns import fullmatch
-from .placement import place
-from .readout import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
+from .readout.layer import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
+from .readout.placement import place
 from .saved import PEFT_PREFIX, SavedWeights, Shape
 from .snapshot import Snapshot
-from .stream import ResiDualStreamLinear
-from .stream_placement import place_stream, prepare
-from .stream_tensors import STREAM_BASIS
+from .stream.layer import ResiDualStreamLinear
+from .stream.linears import in_chosen_layers, tower_or_none, tower_targets
+from .stream.placement import place_stream, prepare
+from .stream.tensors import STREAM_BASIS
 
 PREFIX = "residual_peft_"
 

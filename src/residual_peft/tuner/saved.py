@@ -17,7 +17,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor
 
 from ..errors import ResiDualError, short
-from ..files import (
+from ..hub.files import (
     PathLike,
     TensorFacts,
     Within,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..bases import SpectralBasis
+from ..bases.basis import SpectralBasis
 from ..errors import ResiDualError
 from .saved import LARGEST_GAIN, LARGEST_VALUE
 

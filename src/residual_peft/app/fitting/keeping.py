@@ -1,0 +1,154 @@
+"""What a fit has read, kept beside its output until it has succeeded, so that it can go on."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...errors import ResiDualError
+from ...hub.files import write_json
+from ...hub.places import reading_place
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two fits at once are the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS, _LOCK, _TRAINER, _TRAINED = "settings.json", "lock", "trainer", "trained.safetensors"
+
+
+class Keeping:
+    """The hidden directory `.OUT.reading` beside an output.
+
+    Args:
+        target: the output.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target, self.folder = target, reading_place(target)
+
+    def begin(self, settings: Mapping[str, Any]) -> bool:
+        """Go on with what is there if it belongs to the same fit, or remove it with a word.
+
+        Args:
+            settings: JSON-able: all that what is read depends on, name -> value; the names are told
+                where they differ.
+
+        Returns:
+            Whether there is something to go on with.
+        """
+        wanted = json.loads(json.dumps(dict(settings)))
+        path = self.folder / _SETTINGS
+        try:
+            there = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            there = None
+        if there == wanted:
+            return self.holds_images
+        if self.holds_images:
+            other = [n for n in wanted if not isinstance(there, dict) or there.get(n) != wanted[n]]
+            logger.warning(
+                "an interrupted fit to '%s' had read images with other %s: all are read anew",
+                self.target.name,
+                ", ".join(other) or "settings",
+            )
+        self._clear()
+        write_json(path, wanted)
+        return False
+
+    def store(self, split: str) -> Path:
+        """Where the coordinates of a split lie, or will."""
+        return self.folder / split
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the Trainer leaves its checkpoints."""
+        return self.folder / _TRAINER
+
+    @property
+    def trained(self) -> Path:
+        """Where the gains lie once the Trainer is done."""
+        return self.folder / _TRAINED
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint: the Trainer writes its state last."""
+        found = [
+            folder
+            for folder in self.checkpoints.glob("checkpoint-*")
+            if folder.name.rpartition("-")[2].isdigit() and _is_json(folder / "trainer_state.json")
+        ]
+        return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether something was read that would have to be read again."""
+        return any(self.folder.glob("*/*.safetensors"))
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name != _LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def keeping(target: Path) -> Iterator[Keeping]:
+    """Keep what the block reads until it succeeds; one fit at a time.
+
+    Raises:
+        ResiDualError: another fit is writing to the same place.
+    """
+    kept = Keeping(target)
+    handle = _locked(kept)
+    try:
+        yield kept
+    except BaseException:
+        if not kept.holds_images:
+            kept.remove()
+        raise
+    else:
+        kept.remove()
+    finally:
+        os.close(handle)
+
+
+def _locked(kept: Keeping) -> int:
+    """Hold the directory for this process, which loses it however it ends."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            kept.folder.mkdir(parents=True)
+        handle = os.open(kept.folder / _LOCK, os.O_RDONLY | os.O_CREAT, 0o600)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            here = os.stat(kept.folder / _LOCK)
+        except BlockingIOError:
+            os.close(handle)
+            raise ResiDualError(
+                f"another fit is writing to '{kept.target}' (it holds '{kept.folder}'); wait for "
+                "it, or name another output."
+            ) from None
+        except FileNotFoundError:  # the other one has just succeeded
+            os.close(handle)
+            continue
+        if os.path.samestat(here, os.fstat(handle)):
+            return handle
+        os.close(handle)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text("utf-8")), dict)
+    except (OSError, ValueError):
+        return False

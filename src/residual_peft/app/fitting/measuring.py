@@ -1,0 +1,338 @@
+"""From an adapter on disk to its scores: on which images, and which of them it was fitted on."""
+
+import logging
+import os
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ...classifiers.evaluation import evaluate
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data import ImageData, ProcessedImages, SkippedImage, load_data
+from ...data.provenance import SplitRecord
+from ...errors import ResiDualError, counted
+from .reading import check_skipped
+from .report import interval_of
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test", "all")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images that an adapter is measured on.
+
+    Attributes:
+        images: as its model takes them, labels numbered as its classes.
+        split: "train", "validation", "test" or "all".
+        own: whether they are of the data that the adapter was fitted on; None where that is not
+            known.
+        left_out: images that it was trained or chosen on, and are not among these.
+        trained_on: those that are, because they were asked for by name.
+        skipped: images that could not be read.
+        total: images that the data have, unreadable ones included.
+    """
+
+    images: ProcessedImages
+    split: str
+    own: bool | None
+    left_out: int
+    trained_on: int
+    skipped: tuple[SkippedImage, ...]
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def without(self, missed: Sequence[tuple[int, str, str]], max_bad: float) -> "Chosen":
+        """The same less images that only decoding found unreadable: row, file and reason of each.
+
+        Raises:
+            ResiDualError: there are too many of them.
+        """
+        if not missed:
+            return self
+        skipped = (*self.skipped, *(SkippedImage(file, reason) for _, file, reason in missed))
+        rows = set(range(len(self.images))) - {row for row, _, _ in missed}
+        left = copy(self.images)
+        left.dataset = left.dataset.select(sorted(rows))
+        check_skipped(skipped, max_bad, self.total, self.images.name)
+        return replace(self, images=left, skipped=skipped)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: which images these are."""
+        data = {True: "the data of its fit", False: "other data", None: "not known"}
+        found: dict[str, Any] = {
+            "images": len(self),
+            "split": self.split,
+            "data": data[self.own],
+            "left_out_as_trained_on": self.left_out,
+            "skipped_as_unreadable": len(self.skipped),
+        }
+        return found | ({"trained_on": self.trained_on} if self.trained_on else {})
+
+
+def evaluate_adapter(
+    adapter: str | os.PathLike[str],
+    data: Any,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int | None = None,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> dict[str, Any]:
+    """Accuracy, top-5 accuracy and mean per-class recall of a saved adapter.
+
+    With several labels per image those of `multi_label_metrics`. Which images are measured on, see
+    `choose_images`; with `images` (their number), `split`, `data` and how many were left out the
+    result says it, and with `accuracy_interval` how far the accuracy can be trusted (Wilson, 95 %).
+
+    Args:
+        adapter: its directory or Hub id.
+        data: what `load_data` takes, with some or all of the adapter's classes.
+        split: "train", "validation", "test" or "all"; "test" of the data of its fit, and "all" of
+            other data, when None.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        seed: of the splits; the adapter's own when None.
+        max_bad: as for `fit_adapter`.
+        strict: likewise.
+        batch_size: likewise.
+        num_workers: likewise.
+
+    Raises:
+        ResiDualError: bad data, a class that the adapter does not know, splits that are not those
+            of its fit, no image that it was not fitted on, or an adapter that is not there.
+    """
+    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    chosen = choose_images(
+        classifier,
+        data,
+        split=split,
+        seed=seed,
+        image_column=image_column,
+        label_column=label_column,
+        max_bad=max_bad,
+        strict=strict,
+    )
+    found = evaluate(
+        classifier,
+        chosen.images,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        skip=not strict,
+        name=chosen.images.name,
+        progress=True,
+    )
+    chosen = chosen.without(found.skipped, max_bad)
+    scores: dict[str, Any] = dict(found.metrics)
+    if (interval := interval_of(found)) is not None:
+        scores["accuracy_interval"] = list(interval)
+    return scores | chosen.as_dict()
+
+
+def choose_images(
+    classifier: ZeroShotClassifier,
+    data: Any,
+    *,
+    split: str | None = None,
+    seed: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    max_bad: float = 0.05,
+    strict: bool = False,
+) -> Chosen:
+    """The images to measure or explain a saved adapter on, as honestly as its record allows.
+
+    Of the data of its fit (equal in content, whatever the files are called) the test images as they
+    were cut then, with the adapter's seed and shares. Other data are taken whole. Images that the
+    adapter was trained or chosen on, by content, are left out and counted, except where the
+    training or validation images of its own fit are asked for by name.
+
+    Args:
+        classifier: the saved adapter's.
+        data: what `load_data` takes.
+        split: "train", "validation", "test" or "all"; None as above.
+        seed: of the splits; the adapter's own when None.
+        image_column: of the data.
+        label_column: likewise.
+        max_bad: as for `load_data`.
+        strict: likewise.
+
+    Raises:
+        ResiDualError: as `evaluate_adapter`.
+    """
+    if split is not None and split not in SPLITS:
+        raise ResiDualError(f"wanted the split {', '.join(SPLITS[:3])} or all, got '{split}'.")
+    record = classifier.split
+    shares = {"validation": 0.1, "test": 0.1}  # all doors' default where nothing is known
+    if record is not None:
+        shares = {part: record.shares.get(part, 0.0) for part in ("validation", "test")}
+    own_seed = 0 if record is None else record.seed
+    images = load_data(
+        data,
+        image_column=image_column,
+        label_column=label_column,
+        known_classes=classifier.class_names,
+        validation=0,
+        test=0,
+        max_bad=max_bad,
+        strict=strict,
+        progress=True,
+    )
+    numbers = class_numbers(images, classifier)
+    own = None if record is None else images.split.digest == record.digest
+    part = split or ("all" if own is False else "test")
+    if own or part != "all":  # else they are taken whole, however few they are
+        images = images.cut(shares, own_seed if seed is None else seed)
+    if own:
+        assert record is not None
+        _check_split(images.split, record, seed)
+    _say_what_is_unknown(classifier, own)
+    rows, digests = images.whole() if part == "all" else (images[part], images.digests.get(part))
+    trained = set(classifier.fitted_on)
+    if own:
+        trained |= {d for s in ("train", "validation") for d in images.digests.get(s, ())}
+    seen = [row for row, digest in enumerate(digests or ()) if digest in trained]
+    by_name = bool(own) and part in ("train", "validation")
+    if seen and not by_name:
+        rows = _without(rows, seen, images, part)
+    title = "the data" if part == "all" else f"the split '{part}'"
+    return Chosen(
+        images=_as_classes(rows, classifier, title, numbers),
+        split=part,
+        own=own,
+        left_out=0 if by_name else len(seen),
+        trained_on=len(seen) if by_name else 0,
+        skipped=images.skipped,
+        total=sum(map(len, images.splits.values())) + len(images.skipped),
+    )
+
+
+def _check_split(found: SplitRecord, record: SplitRecord, seed: int | None) -> None:
+    """Refuse splits of an adapter's own data that are not those of its fit."""
+    if not record.shares or (found.seed, found.shares) == (record.seed, record.shares):
+        return
+    if seed is not None:
+        raise ResiDualError(
+            f"the adapter was fitted on these images, split with seed {record.seed}; with seed "
+            f"{found.seed} it would be measured on images that it was trained on. Leave the seed "
+            "out: the adapter knows its own."
+        )
+    raise ResiDualError(
+        "the adapter was fitted on these images, and these are split in another way (seed "
+        f"{found.seed}, shares {found.shares}) than for its fit (seed {record.seed}, shares "
+        f"{record.shares}); give the folder, id or Dataset instead, which is split like then."
+    )
+
+
+def _say_what_is_unknown(classifier: ZeroShotClassifier, own: bool | None) -> None:
+    if own is None:
+        logger.warning(
+            "the adapter does not say how the images of its fit were shared out: the split is cut "
+            "with the usual seed and shares, and may hold images that it was trained on."
+        )
+    elif not own and not classifier.fitted_on:
+        logger.warning(
+            "these are not the data of the adapter's fit, and which images it was fitted on is not "
+            "known here (run/fitted_on.txt is never pushed): some of these may be among them."
+        )
+
+
+def _without(rows: Dataset, seen: Sequence[int], images: ImageData, part: str) -> Dataset:
+    """The rows that the adapter was not fitted on; says how many it was."""
+    if len(seen) == len(rows):
+        raise ResiDualError(
+            f"the adapter was trained or chosen on all {len(rows)} images of '{images.source}' "
+            f"(split {part}): no score of it would mean anything. Bring images that are new to it."
+        )
+    logger.warning(
+        "%s of %d left out: the adapter was trained or chosen on them.",
+        counted(len(seen), "image"),
+        len(rows),
+    )
+    left_out = set(seen)
+    return rows.select([row for row in range(len(rows)) if row not in left_out])
+
+
+class Renumbered(ProcessedImages):
+    """Images whose labels are those of data with other class numbers.
+
+    Args:
+        dataset: as for `ProcessedImages`.
+        image_processor: likewise.
+        name: likewise.
+        numbers: of each of the data's classes, its number among the adapter's classes.
+        classes: how many classes the adapter has.
+    """
+
+    def __init__(
+        self, dataset: Dataset, image_processor: Any, name: str, numbers: list[int], classes: int
+    ) -> None:
+        super().__init__(dataset, image_processor, name)
+        self.numbers, self.of_adapter = numbers, classes
+
+    def _read(self, index: int) -> dict[str, Any]:
+        item = super()._read(index)
+        return item | {"labels": self._renumbered(item["labels"])}
+
+    def _renumbered(self, labels: Any) -> Any:
+        if self.classes is None:
+            return self.numbers[int(labels)]
+        found: Tensor = torch.zeros(self.of_adapter, dtype=labels.dtype)
+        for number, label in zip(self.numbers, labels, strict=True):
+            if label:
+                found[number] = label
+        return found
+
+
+def class_numbers(images: ImageData, classifier: ZeroShotClassifier) -> list[int] | None:
+    """Of each of the data's classes, its number among a classifier's, found by name.
+
+    None where they are the same; -1 for a name that neither the classifier nor any image has.
+
+    Raises:
+        ResiDualError: images of a class that it does not know, or another kind of labels.
+    """
+    known = classifier.class_names
+    if images.multi_label != classifier.multi_label:
+        kinds = {True: "several labels", False: "one label"}
+        raise ResiDualError(
+            f"wanted data with {kinds[classifier.multi_label]} per image, as those of the "
+            f"adapter's fit, got data with {kinds[images.multi_label]}."
+        )
+    if images.class_names == known:
+        return None
+    labels = [label for rows in images.splits.values() for label in rows["label"]]
+    present = {n for label in labels for n in (label if isinstance(label, list) else [label])}
+    names = enumerate(images.class_names)
+    if strange := [name for n, name in names if name not in known and n in present]:
+        raise ResiDualError(
+            f"wanted data with the adapter's classes ({_listed(known)}), got images of "
+            f"{_listed(strange)}, which it does not know; leave those out, or fit with them."
+        )
+    return [known.index(name) if name in known else -1 for name in images.class_names]
+
+
+def _as_classes(
+    rows: Dataset, classifier: ZeroShotClassifier, name: str, numbers: list[int] | None
+) -> ProcessedImages:
+    """Images as a classifier's model takes them, with the numbers of its classes."""
+    processor = classifier.image_processor
+    if numbers is None:
+        return ProcessedImages(rows, processor, name)
+    return Renumbered(rows, processor, name, numbers, len(classifier.class_names))
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

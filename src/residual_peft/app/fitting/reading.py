@@ -1,0 +1,199 @@
+"""The images of a fit, each read once and kept on disk; those that cannot be read drop out."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ...bases.fingerprint import Fingerprint
+from ...data import ImageData, ProcessedImages, SkippedImage
+from ...data.checking import ALWAYS_TOLERATED
+from ...errors import ResiDualError
+from ...hub.places import LEAST_ROOM, check_room
+from ...solvers.store import (
+    CoordinateStore,
+    adapter_digest,
+    coordinate_bytes,
+    data_digest,
+    processor_digest,
+    write_coordinates,
+)
+from ...towers.anatomy import find_tower
+from ...tuner import ResiDualConfig, readout_config, readout_state
+from .keeping import Keeping
+
+logger = logging.getLogger(__name__)
+
+TITLES = {
+    "train": "the training split",
+    "validation": "the validation split",
+    "test": "the test split",
+}
+_SHARDS = 256  # at most so many of a split, and each of at least two batches
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are read, and how many may be unreadable."""
+
+    batch_size: int = 64
+    num_workers: int | None = None
+    max_bad: float = 0.05
+    strict: bool = False
+    total: int = 0  # images there were, unreadable ones included
+
+    def check(self, images: ImageData) -> None:
+        """Raise a ResiDualError where more images could not be read than may be."""
+        check_skipped(images.skipped, self.max_bad, self.total, images.source, self.strict)
+
+    def reading(self) -> dict[str, Any]:
+        """For `batches` and `write_coordinates`."""
+        return reading_options(self.batch_size, self.num_workers)
+
+
+def reading_options(batch_size: int, num_workers: int | None) -> dict[str, Any]:
+    """For `batches` and what takes the same."""
+    return {"batch_size": batch_size, "num_workers": num_workers}
+
+
+@dataclass
+class Pass:
+    """The images of a fit and what was read of them so far.
+
+    Attributes:
+        images: those that could be read.
+        processor: of the images.
+        kept: where it is kept.
+        options: how to read.
+        stores: split -> its coordinates.
+    """
+
+    images: ImageData
+    processor: Any
+    kept: Keeping
+    options: Options
+    stores: dict[str, CoordinateStore] = field(default_factory=dict)
+
+    def begin(self, model: PeftModel, settings: Mapping[str, Any]) -> None:
+        """Say what the images are read with, and see to it that there is room for it.
+
+        Raises:
+            ResiDualError: there is too little room.
+        """
+        known = {**settings, **self._settings(model)}
+        if self.kept.begin(known):
+            logger.info("going on where an interrupted fit stopped ('%s')", self.kept.folder.name)
+            return
+        sizes = {split: len(self.images[split]) for split in TITLES}
+        needed = room_for(model, sizes) + LEAST_ROOM
+        check_room(self.kept.folder, needed, f"what is read for '{self.kept.target.name}'")
+
+    def read(self, model: PeftModel, split: str, fit_basis: bool = False) -> CoordinateStore:
+        """The coordinates of a split; what could not be read is no longer among its images.
+
+        Raises:
+            ResiDualError: as `write_coordinates`; too many images cannot be read.
+        """
+        dataset = self.processed(split)
+        store = write_coordinates(
+            model,
+            dataset,
+            self.kept.store(split),
+            fit_basis=fit_basis,
+            shard_size=shard_size(len(dataset), self.options.batch_size),
+            progress=True,
+            **self.options.reading(),
+        )
+        self.drop(split, store.skipped)
+        self.stores[split] = store
+        return store
+
+    def processed(self, split: str) -> ProcessedImages:
+        """A split as the model takes it."""
+        return ProcessedImages(self.images[split], self.processor, TITLES[split])
+
+    def drop(self, split: str, missed: Iterable[tuple[int, str, str]]) -> None:
+        """Leave out images that turned out to be unreadable: row, file and reason of each.
+
+        Raises:
+            ResiDualError: `strict`, or more of them than may be.
+        """
+        found = list(missed)
+        if not found:
+            return
+        skipped = [SkippedImage(file, reason) for _, file, reason in found]
+        self.images = self.images.without(split, [row for row, _, _ in found], skipped)
+        self.options.check(self.images)
+
+    def _settings(self, model: PeftModel) -> dict[str, Any]:
+        config = readout_config(model)
+        return {
+            "images": {split: data_digest(self.processed(split)) for split in TITLES},
+            "split": self.images.split.digest,
+            "class names": list(self.images.class_names),
+            "image processor": processor_digest(self.processor),
+            "model": digest_of_json(Fingerprint.of(model).to_dict()),
+            "adapter": None if config.needs_basis else adapter_digest(readout_state(model)),
+            "batch size": self.options.batch_size,
+        }
+
+
+def check_skipped(
+    skipped: Sequence[SkippedImage], max_bad: float, total: int, source: str, strict: bool = False
+) -> None:
+    """Raise a ResiDualError where more images could not be read than may be."""
+    allowed = 0 if strict else max(ALWAYS_TOLERATED, int(max_bad * total))
+    if len(skipped) > allowed:
+        first = ", ".join(map(str, skipped[:3]))
+        raise ResiDualError(
+            f"{len(skipped)} of the {total} images of {source} cannot be read, and "
+            f"{allowed} may be (max_bad={max_bad:g}{', strict' if strict else ''}):"
+            f" {first}{', ...' if len(skipped) > 3 else ''}. Repair or remove them, or allow more."
+        )
+
+
+def shard_size(images: int, batch_size: int) -> int:
+    """Images per file: what a killed run loses at most, a few batches where there are few images.
+
+    >>> shard_size(1400, 64), shard_size(1_000_000, 64)
+    (128, 3968)
+    """
+    batches = max(2, -(-images // (_SHARDS * batch_size)))
+    return batches * batch_size
+
+
+def room_for(model: nn.Module, images: Mapping[str, int]) -> int:
+    """Bytes of disk that the pass needs at most: of training images, also what the units wrote."""
+    tower, state = find_tower(model), readout_state(model)
+    size = next(model.parameters()).element_size()
+    held = len(state.directions)
+    raw = (2 * len(tower.layers) + 3) * tower.width * size + tower.readout_width * 4
+    each = coordinate_bytes(1, held, tower.readout_width)
+    train = images.get("train", 0)
+    return train * max(raw, each) + (sum(images.values()) - train) * each
+
+
+def settings_of(config: ResiDualConfig) -> str:
+    """A config as it was asked for, as one digest."""
+    return digest_of_json({name: _plain(value) for name, value in config.to_dict().items()})
+
+
+def digest_of_json(value: Any) -> str:
+    """The sha256 of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else value
+
+
+def readouts_of(store: CoordinateStore) -> Tensor:
+    """y (N, d) of the unadapted model."""
+    return torch.cat([part.readout for part in store.parts])

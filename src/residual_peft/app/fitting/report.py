@@ -1,0 +1,177 @@
+"""What a fit gave and took, and what it must say of itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...classifiers.evaluation import Evaluation
+from ...classifiers.metrics import accuracy_interval, difference_interval
+from ...data import SkippedImage, write_skipped
+from ...errors import counted
+from ...hub.directories import SKIPPED
+from ...solvers import strength_note
+
+FAR = 0.1  # of accuracy: training images this much above test images are worth a word
+_ACCURACY, _PRECISION = "accuracy", "mean_average_precision"
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit gave and took.
+
+    Attributes:
+        zero_shot: metrics on the test images without the adapter; where classes are the means of
+            their training images, with those.
+        adapted: metrics on them with it.
+        encoding_seconds: the pass over training and validation images; for the Trainer's way, the
+            pass that fits the bases.
+        fitting_seconds: what came after it: the gains.
+        strength: of the ridge, as chosen on the validation images; None for the Trainer's way.
+        start: "zero-shot" or "class means": what the classes are before the adapter.
+        splits: split -> how many of its images were used.
+        classes: how many there are.
+        interval: of the adapted accuracy on the test images, 95 %; None with several labels.
+        train: metrics on the training images with the adapter.
+        largest_class: what the first of the metrics is for somebody who always gives the most
+            frequent class of the training images: its share of the test images. With several
+            labels, the mean share of the classes: the precision of somebody who says nothing.
+        repeated: test images that are training or validation images, too, and were left out.
+        skipped: images that could not be read.
+        findings: what the numbers say against the fit; empty where there is nothing.
+    """
+
+    zero_shot: dict[str, float]
+    adapted: dict[str, float]
+    encoding_seconds: float
+    fitting_seconds: float
+    strength: float | None
+    start: str = "zero-shot"
+    splits: dict[str, int] = field(default_factory=dict)
+    classes: int = 0
+    interval: tuple[float, float] | None = None
+    train: dict[str, float] = field(default_factory=dict)
+    largest_class: float | None = None
+    repeated: int = 0
+    skipped: tuple[SkippedImage, ...] = ()
+    findings: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric that is told first."""
+        return _ACCURACY if _ACCURACY in self.adapted else _PRECISION
+
+    def lines(self) -> list[str]:
+        """All of it for people, the scores first."""
+        name = self.metric
+        said = "" if name == _ACCURACY else "mean average precision, "
+        before, after = self.zero_shot[name], self.adapted[name]
+        counts = ", ".join(f"{count:,} {split}" for split, count in self.splits.items())
+        found = [
+            f"{self.start} {before:.3f} -> adapted {after:.3f} ({said}test images)",
+            f"{sum(self.splits.values()):,} images of {self.classes} classes: {counts}",
+        ]
+        around = ""
+        if self.interval is not None:
+            low, high = self.interval
+            around = f" (95 % interval {low:.3f} to {high:.3f})"
+        base = "" if self.largest_class is None else f"; {self._baseline()}"
+        found.append(
+            f"test {after:.3f} of {self.splits.get('test', 0):,} images{around}; "
+            f"train {self.train[name]:.3f}{base}"
+        )
+        if self.repeated:
+            found.append(
+                f"{counted(self.repeated, 'test image')} left out of the score: trained on as well"
+            )
+        if self.skipped:
+            found.append(f"{counted(len(self.skipped), 'image')} left out as unreadable:")
+            found += [f"  {item.title}: {item.reason}" for item in self.skipped[:10]]
+            found += ["  ... (all of them are in skipped.csv)"] if len(self.skipped) > 10 else []
+        found.append(
+            f"{self.encoding_seconds:.1f} s to read the images, {self.fitting_seconds:.1f} s to "
+            "fit the gains"
+        )
+        found += [f"Note: {finding}" for finding in self.findings]
+        note = strength_note(self.strength, self.splits.get("validation", 0))
+        return found if note is None else [*found, f"Note: {note}"]
+
+    def _baseline(self) -> str:
+        what = "the largest class alone" if self.metric == _ACCURACY else "by chance"
+        return f"{what} {self.largest_class:.3f}"
+
+
+def interval_of(found: Evaluation) -> tuple[float, float] | None:
+    """Wilson's 95 % interval of the accuracy; None with several labels per image."""
+    if found.multi_label:
+        return None
+    right = int((found.predictions == found.labels).sum())
+    return accuracy_interval(right, len(found.labels))
+
+
+def largest_class_score(train: Tensor, test: Tensor) -> float:
+    """The accuracy on test images of answering with the most frequent class of the training images.
+
+    Args:
+        train: labels (N,); with several per image (N, C), where it is the mean share of a class.
+        test: likewise.
+    """
+    if test.ndim == 2:
+        share = test.double().mean(0)
+        return float(share[share > 0].mean())
+    return float((test == torch.bincount(train).argmax()).double().mean())
+
+
+def findings_of(
+    before: Evaluation,
+    after: Evaluation,
+    train: Mapping[str, float],
+    largest: float,
+    start: str,
+) -> tuple[str, ...]:
+    """What the numbers of a fit say against it.
+
+    Args:
+        before: on the test images, without the adapter.
+        after: with it.
+        train: metrics on the training images with it.
+        largest: of `largest_class_score`.
+        start: what the classes were before the adapter.
+    """
+    name = _PRECISION if after.multi_label else _ACCURACY
+    said = "mean average precision" if after.multi_label else "accuracy"
+    old, new, count = before.metrics[name], after.metrics[name], len(after.labels)
+    found = []
+    if new <= old:
+        found.append(
+            f"the adapted model is not better than {start} on the test images ({said} {new:.3f} "
+            f"against {old:.3f})."
+        )
+    elif not after.multi_label:
+        right = [part.predictions == part.labels for part in (after, before)]
+        low, high = difference_interval(right[0], right[1])
+        if low <= 0:
+            found.append(
+                f"on {counted(count, 'test image')} the gain over {start} could be chance (95 % "
+                f"interval of the difference {low:+.3f} to {high:+.3f})."
+            )
+    if new <= largest:
+        other = "chance" if after.multi_label else "always answering with the largest class"
+        found.append(f"the adapted model is not better than {other} ({new:.3f}, {largest:.3f}).")
+    interval = interval_of(after)
+    if train[name] - new > FAR and (interval is None or train[name] > interval[1]):
+        found.append(
+            f"{said} on training images is far above that on test images ({train[name]:.3f}, "
+            f"{new:.3f}): the gains know their images by heart; more images would help."
+        )
+    return tuple(found)
+
+
+def write_skipped_beside(folder: Path, skipped: Sequence[SkippedImage]) -> None:
+    """Write `skipped.csv` into an adapter's directory; none where nothing was skipped."""
+    if skipped:
+        write_skipped(folder / SKIPPED, skipped)
+    else:
+        (folder / SKIPPED).unlink(missing_ok=True)

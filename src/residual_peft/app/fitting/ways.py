@@ -1,0 +1,246 @@
+"""The two ways to gains: from coordinates, and by the HF Trainer."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import Trainer
+
+from ...bases.decomposition import unadapted
+from ...classifiers.backbones import Backbone
+from ...classifiers.class_means import class_means_of
+from ...classifiers.evaluation import Evaluation, evaluate
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data import ImageData, batches
+from ...errors import ResiDualError
+from ...hub.files import read_tensors, write_tensors
+from ...solvers import solve_gains, strength_path
+from ...solvers.coordinates import Readouts, collect_readouts
+from ...solvers.objectives import Objective
+from ...solvers.store import CoordinateStore
+from ...solvers.training import trainer_kwargs, training_arguments
+from ...tuner import ResiDualConfig, fit_bases, gains_of
+from .reading import TITLES, Pass, readouts_of
+from .scoring import scored, training_metrics
+
+clock: Callable[[], float] = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a fit is of.
+
+    Attributes:
+        backbone: model and image processor.
+        classifier: of class names as texts; None where classes are means of training images.
+        config: of the adapter.
+        settings: name -> value: what the result depends on besides the images and the model.
+        seed: of the Trainer.
+    """
+
+    backbone: Backbone
+    classifier: ZeroShotClassifier | None
+    config: ResiDualConfig
+    settings: dict[str, Any]
+    seed: int
+
+    def adapted(self) -> PeftModel:
+        """The model with the adapter in, which the classifier then has."""
+        model = get_peft_model(self.backbone.model, self.config)
+        if self.classifier is not None:
+            self.classifier.model = model
+        return model
+
+    def with_classes(
+        self, model: PeftModel, images: ImageData, readout: Tensor, labels: Tensor
+    ) -> ZeroShotClassifier:
+        """The classifier; where class names are no texts, of the means of training readouts."""
+        if self.classifier is not None:
+            return self.classifier
+        means = class_means_of(readout, labels, images.class_names)
+        return ZeroShotClassifier(
+            model, images.class_names, means, image_processor=self.backbone.image_processor
+        )
+
+
+@dataclass(frozen=True)
+class Done:
+    """A classifier with its fitted adapter, and what was measured on the way.
+
+    Attributes:
+        classifier: fitted.
+        before: on the test images, without the adapter.
+        after: with it.
+        train: metrics on the training images with it.
+        train_labels: of the training images.
+        rows: coordinates of the test images; None in stream mode.
+        encoding_seconds: see `FitReport`.
+        fitting_seconds: likewise.
+        strength: likewise.
+        method: in words.
+        images_read: how many images the timed pass read.
+    """
+
+    classifier: ZeroShotClassifier
+    before: Evaluation
+    after: Evaluation
+    train: dict[str, float]
+    train_labels: Tensor
+    rows: CoordinateStore | None
+    encoding_seconds: float
+    fitting_seconds: float
+    strength: float | None
+    method: str
+    images_read: int
+
+
+def from_coordinates(task: Task, read: Pass) -> Done:
+    """Each image is read once, test images too; then a convex problem is solved."""
+    model = task.adapted()
+    read.begin(model, task.settings)
+    started = clock()
+    train = read.read(model, "train", fit_basis=True)
+    validation = read.read(model, "validation")
+    encoded = clock()
+    seen = readouts_of(train)
+    classifier = task.with_classes(model, read.images, seen, train.labels)
+    bias_before = classifier.fit_bias(seen, train.labels) if classifier.multi_label else 0.0
+    del seen
+    strength = strength_path(classifier, train, validation, progress=True).best
+    loss: Any = "sigmoid" if classifier.multi_label else "softmax"
+    chosen = Objective(normalized=False, loss=loss, strength=strength)
+    solve_gains(classifier, train, objective=chosen, progress=True)
+    fitted = clock()
+    test = read.read(model, "test")
+    gains = gains_of(model).detach().cpu()
+    return Done(
+        classifier=classifier,
+        before=scored(classifier, test, None, bias_before),
+        after=scored(classifier, test, gains, classifier.logit_bias),
+        train=training_metrics(classifier, train, gains),
+        train_labels=train.labels,
+        rows=test,
+        encoding_seconds=encoded - started,
+        fitting_seconds=fitted - encoded,
+        strength=strength,
+        method="one pass over the images, then a convex problem with one solution",
+        images_read=len(train) + len(validation),
+    )
+
+
+def by_trainer(task: Task, read: Pass) -> Done:
+    """Bases by a pass that also finds what cannot be read, then the Trainer."""
+    model = task.adapted()
+    fit = _in_readout_mode if task.config.mode == "readout" else _in_stream_mode
+    return fit(task, read, model)
+
+
+def _in_readout_mode(task: Task, read: Pass, model: PeftModel) -> Done:
+    read.begin(model, task.settings)
+    started = clock()
+    train = read.read(model, "train", fit_basis=True)
+    encoded = clock()
+    read.read(model, "validation")  # the Trainer knows no way around what it cannot read
+    test = read.read(model, "test")
+    seen = readouts_of(train)
+    classifier = task.with_classes(model, read.images, seen, train.labels)
+    bias = classifier.fit_bias(seen, train.labels) if classifier.multi_label else 0.0
+    del seen
+    before = scored(classifier, test, None, bias)
+    seconds = _train(task, read, classifier)
+    gains = gains_of(model).detach().cpu()
+    return _done(
+        classifier,
+        before,
+        scored(classifier, test, gains, classifier.logit_bias),
+        training_metrics(classifier, train, gains),
+        train.labels,
+        test,
+        (encoded - started, seconds, len(train)),
+    )
+
+
+def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
+    seen = {split: _readouts(model, read, split) for split in TITLES}
+    train, test = seen["train"], seen["test"]
+    classifier = task.with_classes(model, read.images, train.readout, train.labels)
+    bias = 0.0
+    if classifier.multi_label:
+        bias = classifier.fit_bias(train.readout, train.labels)
+    with unadapted(model), torch.no_grad():
+        logits = classifier.scaled_cosines(test.readout.to(classifier.device)).cpu() + bias
+    before = Evaluation(classifier.class_names, logits, test.labels)
+    started = clock()
+    options = read.options.reading()
+    fit_bases(model, batches(read.processed("train"), **options), progress=True)
+    encoded = clock()
+    seconds = _train(task, read, classifier)
+    after, inside = (
+        evaluate(classifier, read.processed(split), name=TITLES[split], progress=True, **options)
+        for split in ("test", "train")
+    )
+    times = (encoded - started, seconds, len(train))
+    return _done(classifier, before, after, inside.metrics, train.labels, None, times)
+
+
+def _readouts(model: PeftModel, read: Pass, split: str) -> Readouts:
+    loader = batches(read.processed(split), skip=True, **read.options.reading())
+    seen = collect_readouts(model, loader, progress=True)
+    read.drop(split, loader.skipped)
+    return seen
+
+
+def _train(task: Task, read: Pass, classifier: ZeroShotClassifier) -> float:
+    """Run the Trainer, on from its last checkpoint where there is one; its seconds."""
+    started = clock()
+    folder, trained = read.kept.checkpoints, read.kept.trained
+    settings = training_arguments(folder, seed=task.seed, disable_tqdm=False)
+    trainer = Trainer(**trainer_kwargs(classifier, read.images, settings))
+    gains = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
+    if trained.is_file():  # all that was left was to save: early stopping would train on
+        found, _ = read_tensors(trained)
+        with torch.no_grad():
+            for name, parameter in gains.items():
+                parameter.copy_(found[name])
+        return clock() - started
+    last = read.kept.last_checkpoint
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    write_tensors(trained, {name: parameter.detach() for name, parameter in gains.items()})
+    return clock() - started
+
+
+def _done(
+    classifier: ZeroShotClassifier,
+    before: Evaluation,
+    after: Evaluation,
+    train: dict[str, float],
+    train_labels: Tensor,
+    rows: CoordinateStore | None,
+    times: tuple[float, float, int],
+) -> Done:
+    encoding, fitting, images_read = times
+    return Done(
+        classifier=classifier,
+        before=before,
+        after=after,
+        train=train,
+        train_labels=train_labels,
+        rows=rows,
+        encoding_seconds=encoding,
+        fitting_seconds=fitting,
+        strength=None,
+        method="the Hugging Face Trainer, forward and backward for every batch",
+        images_read=images_read,
+    )
+
+
+def check_way(config: ResiDualConfig | None, trainer: bool) -> None:
+    """Raise a ResiDualError where gains cannot be fitted from coordinates."""
+    if config is not None and config.mode == "stream" and not trainer:
+        raise ResiDualError(
+            "an adapter in stream mode has no coordinates to fit from; use trainer=True."
+        )

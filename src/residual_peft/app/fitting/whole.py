@@ -1,0 +1,310 @@
+"""From names to an adapter on disk."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...analysis import TextDictionary
+from ...analysis.describing import dictionary_if_any
+from ...classifiers.backbones import Backbone, load_backbone
+from ...classifiers.files import is_ours, of_the_old
+from ...classifiers.prompts import DEFAULT_TEMPLATES
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data import ImageData, load_data
+from ...errors import ResiDualError
+from ...hub.cards import CardFacts
+from ...hub.directories import CARD, RUN_DIRECTORY, SKIPPED
+from ...hub.files import atomic_directory
+from ...hub.places import check_place
+from ...towers.anatomy import find_tower
+from ...tuner import ResiDualConfig
+from ..recording import record_run, run_facts
+from .keeping import Keeping, keeping
+from .reading import Options, Pass, settings_of
+from .report import FitReport, findings_of, interval_of, largest_class_score, write_skipped_beside
+from .ways import Done, Task, by_trainer, check_way, from_coordinates
+
+
+def fit_adapter(
+    model: str,
+    data: Any,
+    out: str | os.PathLike[str],
+    *,
+    templates: Sequence[str] | None = None,
+    config: ResiDualConfig | None = None,
+    trainer: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+    license: str | None = None,
+    words: str | os.PathLike[str] | Iterable[str] | None = None,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> FitReport:
+    """Fit an adapter to labelled images and save it with its classes and a model card.
+
+    One pass over the training images gives bases and coordinates; then the convex objective is
+    solved (`solve_gains`) with the strength of its ridge chosen on the validation images. In `run`
+    beside the adapter lies a `RunRecord`: numbers and small pictures that a report is drawn from.
+    Data with several labels per image are fitted with a sigmoid per class, and leave no record.
+
+    How the images were shared out is saved with the adapter (`classifier.split`), and which it was
+    fitted on (`classifier.fitted_on`, never pushed): `evaluate_adapter` takes it from there.
+
+    What is read is kept in `.OUT.reading` beside the output until the fit has succeeded: the same
+    call goes on where an interrupted one stopped, and gives the same adapter. An adapter that is
+    there already stays whole until the new one takes its place.
+
+    Args:
+        model: the directory or Hub id of a CLIP or another model with a known image tower; without
+            a text tower (or with `readout` in `config`) classes are the means of their training
+            images.
+        data: what `load_data` takes.
+        out: where to save.
+        templates: prompts with `{}`; the default ones when None.
+        config: the adapter's; the default when None, with as many components as a head has
+            dimensions under an attention pooling (SigLIP).
+        trainer: fit with the HF Trainer instead, forward and backward for every batch and epoch,
+            on the normalized loss.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        seed: of the splits; with `trainer` of the order of the images, too.
+        license: of the adapter, for its card.
+        words: texts to describe the strongest components with, a file or a list; as for
+            `dictionary_for` when None, nothing is described when empty.
+        max_bad: the share of the images that may be unreadable; three always may. They are left
+            out, named in the report and listed in `skipped.csv` beside the adapter.
+        strict: an unreadable image is an error.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
+
+    Raises:
+        ResiDualError: a place that cannot be written (tried before anything is read), bad data, too
+            many unreadable images, a model that is not there, or a config in stream mode without
+            `trainer`.
+        KeyboardInterrupt: says what was kept.
+    """
+    target = check_place(out)
+    check_way(config, trainer)
+    with keeping(target) as kept:
+        try:
+            images = load_data(
+                data,
+                image_column=image_column,
+                label_column=label_column,
+                seed=seed,
+                max_bad=max_bad,
+                strict=strict,
+                progress=True,
+            )
+            total = sum(map(len, images.splits.values())) + len(images.skipped)
+            options = Options(batch_size, num_workers, max_bad, strict, total)
+            options.check(images)
+            images, repeated = without_repeated(images)
+            task, dictionary = _task(model, images, templates, config, trainer, words, seed)
+            read = Pass(images, task.backbone.image_processor, kept, options)
+            done = (by_trainer if trainer else from_coordinates)(task, read)
+            start = "class means" if task.classifier is None else "zero-shot"
+            report = _report(done, read.images, repeated, start)
+            card = _facts_of(data, read.images, report, seed, license)
+            _save(done, read.images, target, report, card, dictionary)
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(_kept_in_words(kept)) from stopped
+    return report
+
+
+def without_repeated(images: ImageData) -> tuple[ImageData, int]:
+    """Test images that are training or validation images, too, are no test; how many there were.
+
+    Raises:
+        ResiDualError: a split is missing, or no test image is left.
+    """
+    for split in ("train", "validation", "test"):
+        images[split]  # says which one is missing
+    known = {digest for split in ("train", "validation") for digest in _digests(images, split)}
+    rows = [row for row, digest in enumerate(_digests(images, "test")) if digest in known]
+    if len(rows) == len(images.test):
+        raise ResiDualError(
+            f"all {len(rows)} test images of '{images.source}' are training or validation images, "
+            "too, so that no score would mean anything; bring other test images."
+        )
+    return (images.without("test", rows) if rows else images), len(rows)
+
+
+def _digests(images: ImageData, split: str) -> tuple[str, ...]:
+    return images.digests.get(split, ())  # none of data that a caller put together by hand
+
+
+def _task(
+    model: str,
+    images: ImageData,
+    templates: Sequence[str] | None,
+    config: ResiDualConfig | None,
+    trainer: bool,
+    words: Any,
+    seed: int,
+) -> tuple[Task, TextDictionary | None]:
+    """What is to be fitted, and the texts that components are described with."""
+    whole = config is not None and (config.mode == "stream" or config.granularity == "unit")
+    described = not (whole or images.multi_label)
+    if words and not described:
+        raise ResiDualError(
+            "words are for the components of a report: data with several labels per image have no "
+            "report, stream mode and one gain per unit no components there; leave them out."
+        )
+    backbone = load_backbone(model)
+    config = _settled(config, backbone, seed)
+    by_texts = backbone.tokenizer is not None and config.readout is None
+    if not by_texts:
+        check_without_texts(backbone, images, templates, words)
+    described = described and by_texts
+    dictionary = dictionary_if_any(backbone, words) if described else None  # before any work
+    classifier = None
+    if by_texts:
+        classifier = ZeroShotClassifier.from_text(
+            backbone.model,
+            backbone.tokenizer,
+            images.class_names,
+            templates or DEFAULT_TEMPLATES,
+            image_processor=backbone.image_processor,
+            multi_label=images.multi_label,
+        )
+    settings = {
+        "settings": settings_of(config),
+        "templates": list(classifier.templates) if classifier else [],
+        "seed": seed,
+        "way": "trainer" if trainer else "coordinates",
+    }
+    return Task(backbone, classifier, config, settings, seed), dictionary
+
+
+def _settled(config: ResiDualConfig | None, backbone: Backbone, seed: int) -> ResiDualConfig:
+    """The adapter's config: the default when None.
+
+    Under an attention pooling a unit has as many directions as the readout is wide, of which the
+    default keeps as many as a head has dimensions.
+    """
+    if config is not None:
+        return config
+    tower = find_tower(backbone.model)
+    return ResiDualConfig(seed=seed, components=tower.head_dim if tower.pools > 1 else None)
+
+
+def check_without_texts(backbone: Backbone, images: ImageData, templates: Any, words: Any) -> None:
+    """Refuse what only class names as texts can do."""
+    kind = type(backbone.model).__name__
+    why = (
+        f"{kind} has no text tower"
+        if backbone.tokenizer is None
+        else ("the text tower is not trained to match the mean of tokens")
+    )
+    if templates or words:
+        raise ResiDualError(
+            f"{why}: classes are the means of their training images, so leave out the "
+            f"{'templates' if templates else 'words'}."
+        )
+    if images.multi_label:
+        raise ResiDualError(
+            f"{why}, and an image with several labels belongs to no one class's mean: take a model "
+            "with a text tower, such as a CLIP, for data with several labels per image."
+        )
+
+
+def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitReport:
+    largest = largest_class_score(done.train_labels, done.after.labels)
+    return FitReport(
+        zero_shot=done.before.metrics,
+        adapted=done.after.metrics,
+        encoding_seconds=done.encoding_seconds,
+        fitting_seconds=done.fitting_seconds,
+        strength=done.strength,
+        start=start,
+        splits={split: len(rows) for split, rows in images.splits.items()},
+        classes=len(images.class_names),
+        interval=interval_of(done.after),
+        train=done.train,
+        largest_class=largest,
+        repeated=repeated,
+        skipped=images.skipped,
+        findings=findings_of(done.before, done.after, done.train, largest, start),
+    )
+
+
+def _facts_of(
+    data: Any, images: ImageData, report: FitReport, seed: int, license: str | None
+) -> CardFacts:
+    """What the card says of a fit; of a path only the end, which is all that others can use."""
+    on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
+    metrics = dict(report.adapted)
+    if len(images.class_names) <= 5:  # then every class is among the top five
+        metrics.pop("top5_accuracy", None)
+    return CardFacts(
+        dataset=Path(images.source).name if on_disk else images.source,
+        dataset_id=None if on_disk else data,
+        metrics=metrics,
+        metrics_before=report.zero_shot,
+        test_images=len(images.test),
+        training_data=f"{len(images.train):,} images, {len(images.validation):,} to choose by",
+        seed=seed,
+        license=license,
+    )
+
+
+def _save(
+    done: Done,
+    images: ImageData,
+    target: Path,
+    report: FitReport,
+    card: CardFacts,
+    dictionary: TextDictionary | None,
+) -> None:
+    """Adapter, classes, card and record appear together."""
+    classifier = done.classifier
+    classifier.split = images.split
+    classifier.fitted_on = (*_digests(images, "train"), *_digests(images, "validation"))
+    old: list[str] = []
+    with atomic_directory(target, gone=old) as folder:
+        mine = target / CARD
+        if mine.is_file() and not is_ours(mine):  # somebody's own, which stays
+            shutil.copyfile(mine, folder / CARD)
+        classifier.save_pretrained(folder, card=card, location=target.name)
+        write_skipped_beside(folder, images.skipped)
+        if not images.multi_label:  # a report counts images that are right or wrong
+            facts = run_facts(
+                classifier,
+                folder,
+                adapter=target.name,
+                method=done.method,
+                dataset=card.dataset or "the dataset",
+                splits=report.splits,
+                seed=card.seed,
+                encoding_seconds=report.encoding_seconds,
+                fitting_seconds=report.fitting_seconds,
+                images_read=done.images_read,
+                strength=report.strength,
+                train_accuracy=report.train["accuracy"],
+                largest_class=report.largest_class,
+                skipped=len(images.skipped),
+                repeated=report.repeated,
+                findings=report.findings,
+            )
+            record = record_run(
+                classifier, images.test, done.before, done.after, facts, done.rows, dictionary
+            )
+            record.save(folder / RUN_DIRECTORY)
+        # what an earlier fit left there and this one does not replace would speak of it
+        if before := of_the_old(target):
+            old += [*before, SKIPPED]
+
+
+def _kept_in_words(kept: Keeping) -> str:
+    if not kept.holds_images:
+        return "interrupted before any image was read."
+    return (
+        f"interrupted; what was read is kept in '{kept.folder}', and the same command goes on "
+        "where it stopped."
+    )

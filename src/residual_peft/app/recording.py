@@ -1,0 +1,199 @@
+"""A fitted adapter and its scores on the test images -> the record for its report."""
+
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ..analysis import AdapterExplanation, TextDictionary, explain_adapter
+from ..analysis.describing import Words, words_for
+from ..classifiers.adapters import ADAPTER_TENSORS
+from ..classifiers.evaluation import Evaluation
+from ..classifiers.files import origin_of
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.images import thumbnail, to_rgb
+from ..hub.files import PathLike
+from ..reporting.run_record import Example, GainRecord, RunFacts, RunRecord
+from ..solvers.coordinates import Coordinates
+from ..solvers.store import CoordinateStore
+from ..tuner import ResiDualConfig, active_adapter, gains_by_module
+
+EXAMPLES_PER_SIDE = 12
+_PACKAGES = ("residual-peft", "peft", "transformers", "torch")
+
+
+def record_run(
+    classifier: ZeroShotClassifier,
+    test: Dataset,
+    before: Evaluation,
+    after: Evaluation,
+    facts: RunFacts,
+    rows: Coordinates | CoordinateStore | None = None,
+    dictionary: TextDictionary | None = None,
+) -> RunRecord:
+    """Gather what a report shows; of the images, only those that changed side are decoded.
+
+    Args:
+        classifier: its model has the fitted adapter.
+        test: the test split, whose order the evaluations have.
+        before: without the adapter.
+        after: with it.
+        facts: see `run_facts`.
+        rows: coordinates of the test images, in memory or on disk; None where there are none
+            (stream mode).
+        dictionary: texts to describe the strongest components with; None for no words.
+
+    Raises:
+        ResiDualError: an image cannot be read, or the parts do not belong together.
+    """
+    chosen = changed_rows(before.logits, after.logits, after.labels)
+    pictures = test.cast_column("image", datasets.Image(decode=False)).with_format(None)
+    examples = [
+        Example(row, thumbnail(to_rgb(pictures[row]["image"], f"image {row} of the test split")))
+        for row in chosen
+    ]
+    explained = None if rows is None else explain_adapter(classifier, rows)
+    words: tuple[Words, ...] = ()
+    if explained is not None and dictionary is not None:
+        words = words_for(classifier.model, explained, dictionary)
+    return RunRecord(
+        class_names=classifier.class_names,
+        labels=after.labels.cpu(),
+        before=before.logits.float().cpu(),
+        after=after.logits.float().cpu(),
+        facts=facts,
+        gains=None if explained is None else _gains(classifier, explained),
+        words=words,
+        examples=tuple(examples),
+    )
+
+
+def changed_rows(
+    before: Tensor, after: Tensor, labels: Tensor, limit: int = EXAMPLES_PER_SIDE
+) -> list[int]:
+    """Images that became right and images that became wrong, at most `limit` of each.
+
+    Those whose label's probability changed most come first; equal ones in their order.
+
+    Args:
+        before: logits (N, C).
+        after: logits (N, C).
+        labels: (N,).
+        limit: of each side.
+    """
+    was, now = before.argmax(1) == labels, after.argmax(1) == labels
+    own = labels[:, None]
+    change = after.double().softmax(1).gather(1, own) - before.double().softmax(1).gather(1, own)
+    order = change[:, 0].abs().argsort(descending=True, stable=True)
+    sides = [order[(now & ~was)[order]], order[(was & ~now)[order]]]
+    return [int(row) for side in sides for row in side[:limit]]
+
+
+def run_facts(
+    classifier: ZeroShotClassifier,
+    directory: PathLike,
+    *,
+    method: str,
+    dataset: str,
+    splits: Mapping[str, int],
+    **known: Any,
+) -> RunFacts:
+    """What an adapter, its directory and this machine know of a fit.
+
+    Args:
+        classifier: its model has the fitted adapter.
+        directory: where it was saved.
+        method: how the gains were fitted, in words.
+        dataset: what to call the data; no path.
+        splits: split -> its number of images.
+        known: the other fields of `RunFacts`; they come before what is found here.
+    """
+    config = classifier.model.peft_config[active_adapter(classifier.model)]
+    name, kind = origin_of(classifier.model)
+    weights = Path(directory) / ADAPTER_TENSORS
+    found: dict[str, Any] = {
+        "adapter": Path(directory).resolve().name,
+        "templates": classifier.templates,
+        "settings": _settings(config),
+        "basis": _basis(config),
+        "adapter_bytes": weights.stat().st_size if weights.is_file() else None,
+        "machine": machine(classifier.device),
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+    return RunFacts(
+        base_model=Path(name).name if name and Path(name).is_dir() else name or kind,
+        method=method,
+        trained=sum(gains.numel() for gains in gains_by_module(classifier.model).values()),
+        dataset=dataset,
+        splits=dict(splits),
+        **found | known,
+    )
+
+
+def machine(device: torch.device) -> str:
+    """The processor that a model runs on, as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _gains(classifier: ZeroShotClassifier, found: AdapterExplanation) -> GainRecord:
+    rest: dict[str, Any] = {
+        "rescaling_share": found.rescaling_share,
+        "settings_share": found.settings_share,
+    }
+    if found.per_unit:
+        effects = found.by_unit()
+        firsts = torch.tensor([0, *found.counts[:-1]]).cumsum(0)
+        return GainRecord(
+            units=found.units,
+            counts=(1,) * len(effects),
+            gains=found.gains[firsts],
+            share=torch.tensor([effect.share for effect in effects]),
+            toward_label=torch.tensor([effect.toward_label for effect in effects]),
+            **rest,
+        )
+    return GainRecord(
+        units=found.units,
+        counts=tuple(found.counts),
+        gains=found.gains,
+        share=found.share,
+        toward_label=found.toward_label,
+        eigenvalues=found.eigenvalues,
+        **rest,
+    )
+
+
+def _settings(config: ResiDualConfig) -> dict[str, str]:
+    """What an adapter adapts, for people."""
+    kept = config.components
+    share = f"the fewest with {kept:.0%} of the variance" if isinstance(kept, float) else ""
+    return {
+        "mode": config.mode,
+        "units": ", ".join(config.units),
+        "components": "all" if kept is None else share or f"the first {kept}",
+        "gains": f"one per {config.granularity}",
+        "remainder": config.remainder,
+        "means": "restored" if config.restore_mean else "dropped",
+    }
+
+
+def _basis(config: ResiDualConfig) -> str | None:
+    if config.num_samples is not None:
+        return f"{config.num_samples:,} images"
+    return "the weights alone" if config.basis_source else None

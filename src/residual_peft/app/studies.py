@@ -1,0 +1,479 @@
+"""From names to an analysis of a model's heads on some data, or of what a saved adapter changed."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..analysis import (
+    AblationCurve,
+    AdapterExplanation,
+    Contributions,
+    DimensionProfile,
+    Explanation,
+    ImageExplanation,
+    SelectionStudy,
+    SimilarityMatrix,
+    coarse_optimum,
+    collect_contributions,
+    compare_selections,
+    dimension_profile,
+    explain_adapter,
+    explain_image,
+    explain_units,
+    layer_ablation,
+    spectral_similarity,
+)
+from ..analysis.describing import describe_components, dictionary_if_any
+from ..classifiers.backbones import backbone_of, has_text, load_backbone
+from ..classifiers.class_means import class_means_of
+from ..classifiers.prompts import DEFAULT_TEMPLATES
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data import ImageData, SkippedImage, batches, load_data
+from ..errors import ResiDualError, counted
+from ..hub.files import PathLike, atomic_directory, write_json
+from ..reporting.figures import (
+    draw_ablation,
+    draw_dimension,
+    draw_selection,
+    draw_similarity,
+    save_figure,
+)
+from ..solvers.coordinates import collect_coordinates
+from ..towers.anatomy import Unit
+from .fitting import check_skipped, check_without_texts, choose_images, reading_options
+
+IMAGES = 5000
+OPTIMUM_IMAGES = 1000
+STUDY = "study.json"
+_FOR_ONE = (
+    "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels."
+)
+
+
+@dataclass(frozen=True)
+class ModelStudy:
+    """What a model's heads know of some data.
+
+    Attributes:
+        model: its name.
+        dataset: what to call the data.
+        class_names: C names.
+        images: split -> how many images were read.
+        dimension: of every head and MLP, on training images.
+        similarity: spectral cosine of all heads against all.
+        selection: accuracy on test images with only the heads that training images chose.
+        ablations: accuracy without each layer, and without ever more layers from the last on; at
+            their means.
+        words: texts for every head, by SOMP.
+        skipped: images that could not be read.
+    """
+
+    model: str
+    dataset: str
+    class_names: tuple[str, ...]
+    images: dict[str, int]
+    dimension: DimensionProfile
+    similarity: SimilarityMatrix
+    selection: SelectionStudy
+    ablations: tuple[AblationCurve, ...]
+    words: tuple[Explanation, ...]
+    skipped: tuple[SkippedImage, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: all of it."""
+        return {
+            "skipped_as_unreadable": len(self.skipped),
+            "model": self.model,
+            "dataset": self.dataset,
+            "class_names": list(self.class_names),
+            "images": self.images,
+            "dimension": {"share": self.dimension.share, "units": self.dimension.rows()},
+            "similarity": {
+                "measure": self.similarity.measure,
+                "pairs": self.similarity.rows(),
+            },
+            "selection": self.selection.as_dict(),
+            "ablations": [curve.as_dict() for curve in self.ablations],
+            "words": [asdict(item) | {"unit": str(item.unit)} for item in self.words],
+        }
+
+    def cells(self) -> list[list[str]]:
+        """For a table: budgets of heads and the accuracy of S, U, U|T and R with them."""
+        columns = [self.selection.curve(letter).points for letter in ("S", "U", "U|T", "R")]
+        # of few heads, several budgets are the same number
+        rows = {points[0].units: points for points in zip(*columns, strict=True)}
+        return [
+            [
+                "1 head" if units == 1 else f"{units} heads",
+                *(f"{point.accuracy:.3f}" for point in points),
+            ]
+            for units, points in rows.items()
+        ]
+
+    def lines(self) -> list[str]:
+        """For people: what the whole model and its heads are right on, and words of the best."""
+        lines = {line.letter: line.accuracy for line in self.selection.lines}
+        best = self.selection.curve("S")
+        ranking = next(r for r in self.selection.rankings if r.method == best.method)
+        words_of = {item.unit: item.texts for item in self.words}
+        skipped = [f"{counted(len(self.skipped), 'image')} left out as unreadable."]
+        return [
+            *(skipped if self.skipped else ()),
+            f"Accuracy on {self.images['test']} test images: whole model {lines['B']:.3f}, all "
+            f"heads alone {lines['H']:.3f}, one gain per head {lines['O']:.3f}.",
+            *(f"{unit}: {', '.join(words_of.get(unit, ())[:3])}" for unit in ranking.top(5)),
+        ]
+
+
+def study_model(
+    model: str,
+    data: Any,
+    *,
+    templates: Sequence[str] | None = None,
+    words: str | os.PathLike[str] | Iterable[str] | None = None,
+    images: int = IMAGES,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> ModelStudy:
+    """Dimension, similarity, selection, ablation and words of a CLIP's heads on labelled images.
+
+    Heads are ranked, described and measured on training images, and scored on test images; the
+    coarse optimum is fitted on training images and chosen on validation images. Each image is read
+    once.
+
+    Args:
+        model: a CLIP's directory or Hub id.
+        data: what `load_data` takes.
+        templates: prompts with `{}`; the default ones when None.
+        words: as for `dictionary_for`.
+        images: at most so many of each split, drawn at random.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        seed: of the splits and draws.
+        progress: whether to show bars.
+        max_bad: the share of the images that may be unreadable; they are left out.
+        strict: an unreadable image is an error.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
+
+    Raises:
+        ResiDualError: bad data, or a model that is not there.
+    """
+    if images < 3:
+        raise ResiDualError(f"wanted at least three images of each split, got images={images}.")
+    found = load_data(
+        data,
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+        max_bad=max_bad,
+        strict=strict,
+        progress=progress,
+    )
+    _check_one_label(found)
+    for split in ("train", "validation", "test"):
+        found[split]  # says which one is missing
+    clip = load_backbone(model)
+    dictionary = dictionary_if_any(clip, words)  # before any work
+    classifier = None
+    if clip.tokenizer is not None:
+        classifier = ZeroShotClassifier.from_text(
+            clip.model, clip.tokenizer, found.class_names, templates or DEFAULT_TEMPLATES
+        )
+    else:
+        check_without_texts(clip, found, templates, words)
+    options = reading_options(batch_size, num_workers)
+    loaders = [
+        batches(
+            _some(found, split, images, seed),
+            clip.image_processor,
+            name=f"the split '{split}'",
+            skip=not strict,
+            **options,
+        )
+        for split in ("train", "validation", "test")
+    ]
+    train, validation, test = (
+        collect_contributions(clip.model, loader, progress=progress) for loader in loaders
+    )
+    missed = [SkippedImage(file, why) for part in loaders for _, file, why in part.skipped]
+    skipped = (*found.skipped, *missed)
+    check_skipped(skipped, max_bad, sum(map(len, found.splits.values())), found.source)
+    if classifier is None:
+        means = class_means_of(train.readout, _labels_of(train), found.class_names)
+        classifier = ZeroShotClassifier(clip.model, found.class_names, means)
+    embeddings = classifier.class_embeddings
+    few = train.rows(_drawn(len(train), OPTIMUM_IMAGES, seed))  # N U² numbers at every step
+    optimum = coarse_optimum(few, validation, embeddings, logit_scale=classifier.logit_scale)
+    heads = train.select(["head"])
+    return ModelStudy(
+        model=Path(model).name if Path(model).is_dir() else model,
+        dataset=Path(found.source).name,
+        class_names=found.class_names,
+        images={"train": len(train), "validation": len(validation), "test": len(test)},
+        skipped=skipped,
+        dimension=dimension_profile(
+            train.select(["head", "mlp"]), two_nn_images=min(images, len(train)), progress=progress
+        ),
+        similarity=spectral_similarity(heads.basis(clip.model)),
+        selection=compare_selections(train, test, embeddings, seed=seed, optimum=optimum),
+        ablations=(
+            layer_ablation(test, embeddings, ablation="mean", reference=train),
+            layer_ablation(
+                test, embeddings, ablation="mean", reference=train, cumulative="from_last"
+            ),
+        ),
+        words=()
+        if dictionary is None
+        else tuple(
+            explain_units(heads, dictionary, steps=min(5, len(dictionary)), progress=progress)
+        ),
+    )
+
+
+def write_study(study: ModelStudy, out: PathLike) -> list[str]:
+    """Write `study.json` and the paper's figures beside it, whole or not at all.
+
+    Returns:
+        The names of the files.
+    """
+    drawings: dict[str, Any] = {
+        "dimension.png": lambda axis: draw_dimension(study.dimension, axis),
+        "similarity.png": lambda axis: draw_similarity(study.similarity, axis),
+        "selection.png": lambda axis: draw_selection(study.selection, axis),
+        "ablation.png": lambda axis: draw_ablation(study.ablations[0], axis),
+        "ablation_cumulative.png": lambda axis: draw_ablation(study.ablations[1], axis),
+    }
+    with atomic_directory(out) as folder:
+        write_json(folder / STUDY, study.as_dict())
+        for name, draw in drawings.items():
+            save_figure(folder / name, draw)
+    return [STUDY, *drawings]
+
+
+@dataclass(frozen=True)
+class AdapterStudy:
+    """What a saved adapter changed.
+
+    Attributes:
+        explanation: of the logits of a split's images.
+        strongest: the components with the largest shares.
+        words: texts for each of those; empty without a text tower or components.
+        images: path -> which components moved it.
+        chosen: which images those of the split are: `Chosen.as_dict`.
+    """
+
+    explanation: AdapterExplanation
+    strongest: tuple[Any, ...]
+    words: tuple[Explanation, ...]
+    images: dict[str, ImageExplanation]
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: units, strongest components with their words, and images."""
+        found = self.explanation
+        words: list[Explanation | None] = [*self.words] or [None] * len(self.strongest)
+        return {
+            **self.chosen,
+            "images": found.images,
+            "logit_change": found.change,
+            "rescaling_share": found.rescaling_share,
+            "settings_share": found.settings_share,
+            "units": [asdict(item) | {"unit": str(item.unit)} for item in found.by_unit()],
+            "components": [
+                asdict(item)
+                | {"unit": str(item.unit)}
+                | {"words": [] if said is None else _signed(said)}
+                for item, said in zip(self.strongest, words, strict=True)
+            ],
+            "moved": {path: _moved(item) for path, item in self.images.items()},
+        }
+
+    def cells(self) -> list[list[str]]:
+        """For a table: component, gain, share, toward the label, words."""
+        return [
+            [
+                _named(effect.unit, effect.component),
+                f"{effect.gain:.2f}",
+                f"{effect.share:.1%}",
+                f"{effect.toward_label:+.3f}",
+                ", ".join(said.signed()) if said else "",
+            ]
+            for effect, said in zip_longest(self.strongest, self.words)
+        ]
+
+    def lines(self) -> list[str]:
+        """For people: what the shares are of, and what moved each of the single images."""
+        found = self.explanation
+        lines = [
+            f"Shares of the squared change of the logits of {found.images} images; all components "
+            f"{float(found.share.sum()):.1%}, rescaling {found.rescaling_share:.1%}, settings "
+            f"{found.settings_share:.1%}."
+        ]
+        for path, moved in self.images.items():
+            changed = moved.margin_after > 0
+            said = (
+                f"{moved.from_class} -> {moved.to_class}"
+                if changed
+                else f"stays {moved.from_class}, next {moved.to_class}"
+            )
+            lines.append(
+                f"{path}: {said}, margin of {moved.to_class} {moved.margin_before:+.2f} -> "
+                f"{moved.margin_after:+.2f}"
+            )
+            lines += _moves(moved)
+        return lines
+
+
+def study_adapter(
+    adapter: str | os.PathLike[str],
+    data: Any,
+    *,
+    split: str | None = None,
+    images: Iterable[str | os.PathLike[str]] = (),
+    words: str | os.PathLike[str] | Iterable[str] | None = None,
+    count: int = 12,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> AdapterStudy:
+    """Say which components of a saved adapter moved the logits of some images, and their words.
+
+    Args:
+        adapter: the adapter's directory or Hub id, in readout mode.
+        data: what `load_data` takes, with some or all of the adapter's classes.
+        split: which images, as for `evaluate_adapter`: those that the adapter was trained or chosen
+            on are left out.
+        images: single ones to explain, too.
+        words: as for `dictionary_for`.
+        count: components to describe.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        seed: of the splits; the adapter's own when None.
+        progress: whether to show a bar.
+        max_bad: the share of the images that may be unreadable; they are left out.
+        strict: an unreadable image is an error.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
+
+    Raises:
+        ResiDualError: bad data, a class that the adapter does not know, or an adapter that is not
+            there or is in stream mode.
+    """
+    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    if classifier.multi_label:
+        raise ResiDualError(f"'{adapter}' gives an image several labels: {_FOR_ONE}")
+    chosen = choose_images(
+        classifier,
+        data,
+        split=split,
+        seed=seed,
+        image_column=image_column,
+        label_column=label_column,
+        max_bad=max_bad,
+        strict=strict,
+    )
+    base = classifier.model.get_base_model()
+    dictionary = None
+    if has_text(base) and classifier.templates:
+        dictionary = dictionary_if_any(backbone_of(base), words)
+    options = reading_options(batch_size, num_workers)
+    loader = batches(chosen.images, skip=not strict, **options)
+    rows = collect_coordinates(classifier.model, loader, progress=progress)
+    chosen = chosen.without(loader.skipped, max_bad)
+    explanation = explain_adapter(classifier, rows)
+    strongest = tuple(explanation.strongest(count))
+    said: list[Explanation] = []
+    if dictionary is not None:
+        said = describe_components(classifier.model, strongest, dictionary)
+    return AdapterStudy(
+        explanation=explanation,
+        strongest=strongest,
+        words=tuple(said),
+        images={str(path): explain_image(classifier, str(path)) for path in images},
+        chosen=chosen.as_dict(),
+    )
+
+
+def _labels_of(seen: Contributions) -> torch.Tensor:
+    assert seen.labels is not None  # load_data gives every image one
+    return seen.labels
+
+
+def _named(unit: Unit, component: int | None) -> str:
+    return f"{unit}" if component is None else f"{unit} {component}"
+
+
+def _check_one_label(data: ImageData) -> None:
+    if data.multi_label:
+        raise ResiDualError(f"'{data.source}' has several labels per image: {_FOR_ONE}")
+
+
+def _some(data: ImageData, split: str, images: int, seed: int) -> Dataset:
+    """At most so many images of a split, drawn at random."""
+    rows = data[split]
+    if len(rows) <= images:
+        return rows
+    return rows.select(_drawn(len(rows), images, seed).tolist())
+
+
+def _drawn(total: int, count: int, seed: int) -> torch.Tensor:
+    """At most so many of `total` rows, drawn at random, in their order."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
+
+
+def _signed(said: Explanation) -> list[dict[str, Any]]:
+    pairs = zip(said.texts, said.coefficients or (), strict=True)
+    return [{"text": text, "coefficient": value} for text, value in pairs]
+
+
+def _moves(moved: ImageExplanation, count: int = 5) -> list[str]:
+    """The strongest for and against the change of an image's margin, and the sum of it all."""
+    found = moved.strongest(len(moved.effects))
+    shown = [
+        *[item for item in found if item[3] > 0][:count],
+        *[item for item in found if item[3] < 0][:count],
+    ]
+    lines = [
+        f"  {_named(unit, number)}: gain {gain:.2f}, margin {effect:+.2f}"
+        for unit, number, gain, effect in shown
+    ]
+    together = moved.margin_after - moved.margin_before
+    others = together - moved.rescaling - moved.settings - sum(item[3] for item in shown)
+    parts = [f"{counted(len(found) - len(shown), 'other')}: {others:+.2f}"]
+    parts.append(f"the embedding's changed length: {moved.rescaling:+.2f}")
+    if moved.settings:
+        parts.append(f"what the adapter's settings drop: {moved.settings:+.2f}")
+    return [*lines, f"  {'; '.join(parts)}; together {together:+.2f}"]
+
+
+def _moved(item: ImageExplanation, count: int = 10) -> dict[str, Any]:
+    return {
+        "from": item.from_class,
+        "to": item.to_class,
+        "margin_before": item.margin_before,
+        "margin_after": item.margin_after,
+        "rescaling": item.rescaling,
+        "components": [
+            {"unit": str(unit), "component": number, "gain": gain, "effect": effect}
+            for unit, number, gain, effect in item.strongest(count)
+        ],
+    }

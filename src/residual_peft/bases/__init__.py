@@ -1,0 +1,13 @@
+"""What units wrote -> directions: moments, decomposition, spectra, `SpectralBasis`."""
+
+__all__ = [
+    "basis",
+    "blas",
+    "decomposition",
+    "fingerprint",
+    "moments",
+    "processes",
+    "reading",
+    "rows",
+    "spectra",
+]

@@ -1,0 +1,437 @@
+"""`SpectralBasis`: mean, directions and eigenvalues of each unit; fit, cut, save, load, share."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..data.progress import Progress
+from ..errors import ResiDualError
+from ..hub.cards import basis_card
+from ..hub.directories import CARD, known_name, local_directory, push_directory
+from ..hub.files import (
+    Within,
+    atomic_directory,
+    quoted,
+    read_record,
+    read_tensors,
+    tensor_of,
+    write_json,
+    write_tensors,
+)
+from ..towers.anatomy import TowerAnatomy, Unit, find_tower
+from .fingerprint import Fingerprint
+from .processes import Processes
+from .reading import reading
+from .spectra import BasisAccumulator, Components, UnitBasis, check_components, weight_spectra
+
+__all__ = [
+    "BasisAccumulator",
+    "Components",
+    "Fingerprint",
+    "SpectralBasis",
+    "UnitBasis",
+    "check_components",
+]
+
+TENSORS_FILE = "residual_basis.safetensors"
+METADATA_FILE = "residual_basis.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What `residual_basis.json` holds."""
+
+    source: Literal["data", "weights"]
+    num_samples: Annotated[int, Within(1)] | None
+    fingerprint: Fingerprint
+    units: tuple[str, ...]
+    component_counts: tuple[Annotated[int, Within(0, 2**31)], ...]
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class SpectralBasis:
+    """The bases of a model's units, and the weights that they belong to.
+
+    ```python
+    basis = SpectralBasis.fit(model, loader)          # one streaming pass
+    basis["layer3.head5"].components                  # (k, d), orthonormal rows
+    basis.truncate(0.9).select(["head"]).save_pretrained("my-basis")
+    ```
+
+    U units, d the width of the readout, k_u directions of unit u. The unit `output` is the readout
+    itself, bias included.
+    """
+
+    units: tuple[Unit, ...]
+    means: Tensor  # (U, d)
+    components: list[Tensor]  # U of (k_u, d)
+    eigenvalues: list[Tensor]  # U of (k_u,), decreasing
+    total_variance: Tensor  # (U,), truncated directions included
+    num_samples: int | None  # None: from the weights alone
+    source: str  # "data" or "weights"
+    fingerprint: Fingerprint
+
+    @classmethod
+    @torch.inference_mode(False)
+    def fit(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Any],
+        units: Iterable[str] = ("head", "mlp"),
+        components: Components = None,
+        progress: Progress = False,
+        *,
+        across_processes: bool = False,
+        side: str | None = None,
+        readout: str | None = None,
+    ) -> "SpectralBasis":
+        """Fit bases of the unadapted model in one streaming pass, constant memory.
+
+        Args:
+            model: a model with a known tower, adapted or not; its mode is left as it was.
+            batches: `pixel_values` tensors (B, C, H, W), or mappings that hold them (for a text
+                tower `input_ids`). One such batch by itself will do, too.
+            units: kinds of units: "head", "mlp", "embed", "output".
+            components: None all directions with variance, int the first k, float the fewest that
+                reach a share of the variance.
+            progress: True for a bar, or what to call after each batch with its number of images.
+            across_processes: under `torch.distributed`, each process gives its own share of the
+                images (or none), and all get the basis of all of them.
+            side: "image" or "text", as `find_tower`.
+            readout: None the model's own, "mean" or "patches", as `find_tower`.
+
+        Raises:
+            ResiDualError: no images, pixels that are not finite, too few images for the components,
+                an unknown architecture, or units that do not add up to the model's own output.
+        """
+        check_components(components)
+        processes = Processes.running() if across_processes else Processes()
+        accumulator = BasisAccumulator(model, units, side=side, readout=readout)
+        if isinstance(batches, Tensor | Mapping):
+            batches = [batches]
+        with processes.in_step():
+            passed = reading(
+                model,
+                accumulator.tower,
+                batches,
+                taps=True,
+                progress=progress,
+                description="Fitting bases",
+            )
+            for seen in passed:
+                assert seen.capture is not None
+                accumulator.add(seen.capture)
+        if across_processes:
+            accumulator = accumulator.across_processes()
+        return cls.from_accumulator(accumulator, components)
+
+    @classmethod
+    def from_accumulator(
+        cls, accumulator: BasisAccumulator, components: Components = None
+    ) -> "SpectralBasis":
+        """Read out an accumulator, such as one merged from several processes.
+
+        Raises:
+            ResiDualError: it has seen no images, or too few for the components.
+        """
+        return cls._of(
+            accumulator.units,
+            accumulator.finish(components),
+            num_samples=accumulator.count,
+            source="data",
+            fingerprint=accumulator.fingerprint,
+        )
+
+    @classmethod
+    def from_weights(
+        cls,
+        model: nn.Module,
+        units: Iterable[str] = ("head", "mlp"),
+        components: Components = None,
+        *,
+        side: str | None = None,
+        readout: str | None = None,
+    ) -> "SpectralBasis":
+        """Take bases from the weights alone: SVD of each unit's map to the readout, means 0.
+
+        Arguments as for `fit`.
+
+        Raises:
+            ResiDualError: an unknown architecture, unknown units or bad `components`.
+        """
+        check_components(components)
+        anatomy = find_tower(model, side, readout)
+        chosen = tuple(anatomy.units(units))
+        return cls._of(
+            chosen,
+            [found.truncate(components) for found in weight_spectra(anatomy, chosen)],
+            num_samples=None,
+            source="weights",
+            fingerprint=Fingerprint.of(anatomy),
+        )
+
+    @classmethod
+    def _of(cls, units: Iterable[Unit], bases: list[UnitBasis], **metadata: Any) -> "SpectralBasis":
+        units = tuple(units)
+        if not units:
+            raise ResiDualError("a basis of no unit at all was asked for; name at least one unit.")
+        return cls(
+            units=units,
+            means=torch.stack([basis.mean for basis in bases]),
+            components=[basis.components for basis in bases],
+            eigenvalues=[basis.eigenvalues for basis in bases],
+            total_variance=torch.stack([basis.total_variance for basis in bases]),
+            **metadata,
+        )
+
+    @property
+    def width(self) -> int:
+        """The width d of the readout."""
+        return int(self.means.shape[1])
+
+    @property
+    def component_counts(self) -> list[int]:
+        """The number of directions k_u of each unit."""
+        return [len(components) for components in self.components]
+
+    @property
+    def digest(self) -> str:
+        """What tells this basis from another of the same weights: the sha256 of its float32 values.
+
+        Equal however precisely the basis was stored.
+        """
+        digest = hashlib.sha256(" ".join(map(str, self.units)).encode())
+        for tensor in (self.means, *self.components):
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            values = tensor.detach().to("cpu", torch.float32).contiguous()
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
+
+    def __getitem__(self, unit: Unit | str) -> UnitBasis:
+        unit = Unit.parse(unit) if isinstance(unit, str) else unit
+        if unit not in self.units:
+            raise ResiDualError(
+                f"the basis has no unit {unit}; it has {len(self.units)}, {self.units[0]} to "
+                f"{self.units[-1]}."
+            )
+        index = self.units.index(unit)
+        return UnitBasis(
+            self.means[index],
+            self.components[index],
+            self.eigenvalues[index],
+            self.total_variance[index],
+        )
+
+    def truncate(
+        self, components: Components, by_unit: Mapping[Unit, Components] | None = None
+    ) -> "SpectralBasis":
+        """Keep all (None), the first k (int), or the fewest that reach a share of variance (float).
+
+        Args:
+            components: how much to keep of each unit.
+            by_unit: other choices for some of them.
+
+        Raises:
+            ResiDualError: `components` is none of these, or more than the basis holds; names the
+                unit.
+        """
+        check_components(components)
+        chosen = {unit: (by_unit or {}).get(unit, components) for unit in self.units}
+        most = max((k for k in chosen.values() if isinstance(k, int)), default=0)
+        if most and self.num_samples is not None:
+            self._check_samples(most)
+        kept = []
+        for unit in self.units:
+            try:
+                kept.append(self[unit].truncate(chosen[unit]))
+            except ResiDualError as error:
+                raise ResiDualError(f"{unit}: {error}") from None
+        return replace(
+            self,
+            components=[basis.components for basis in kept],
+            eigenvalues=[basis.eigenvalues for basis in kept],
+        )
+
+    def _check_samples(self, components: int) -> None:
+        # only where the images ran out: a unit may also have fewer dimensions than was asked for
+        assert self.num_samples is not None
+        limited = self.num_samples - 1 in self.component_counts
+        if limited and components >= self.num_samples:
+            raise ResiDualError(
+                f"too few images: components={components} needs at least {components + 1}, this "
+                f"basis has seen {self.num_samples}. Fit it on more images or ask for fewer."
+            )
+
+    def select(
+        self, units: Iterable[Unit | str], layers: Iterable[int] | None = None
+    ) -> "SpectralBasis":
+        """Keep the given units, named by kind ("head"), by name ("layer3.head5") or as `Unit`.
+
+        Args:
+            units: what to keep; the order stays the basis's own.
+            layers: keep heads and MLPs of these layers only.
+
+        Raises:
+            ResiDualError: the basis has none of one of them.
+        """
+        wanted = [units] if isinstance(units, str | Unit) else list(units)
+        for name in wanted:
+            if not any(_is(unit, name) for unit in self.units):
+                raise ResiDualError(
+                    f"the basis has no unit {name}; it has {len(self.units)}, {self.units[0]} to "
+                    f"{self.units[-1]}. Fit one that has it."
+                )
+        inside = None if layers is None else set(layers)
+        depth = {unit.layer for unit in self.units}
+        if inside is not None and (missing := sorted(inside - depth, key=str)):
+            raise ResiDualError(f"the basis has no units in the layers {missing}.")
+        kept = [
+            unit
+            for unit in self.units
+            if any(_is(unit, name) for name in wanted)
+            and (inside is None or unit.layer is None or unit.layer in inside)
+        ]
+        return self._of(
+            kept,
+            [self[unit] for unit in kept],
+            num_samples=self.num_samples,
+            source=self.source,
+            fingerprint=self.fingerprint,
+        )
+
+    def check_belongs_to(self, model: nn.Module | TowerAnatomy) -> None:
+        """Refuse a model with other weights or another width, whatever its precision.
+
+        Raises:
+            ResiDualError: with the names of both models.
+        """
+        self.fingerprint.check(model, "the basis")
+
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write `residual_basis.safetensors` and `residual_basis.json`, whole or not at all.
+
+        Args:
+            directory: made if missing.
+            dtype: of the stored tensors; torch.float64 keeps every digit.
+        """
+        with atomic_directory(directory) as folder:
+            tensors = {
+                "means": self.means,
+                "components": torch.cat(self.components),
+                "eigenvalues": torch.cat(self.eigenvalues),
+                "total_variance": self.total_variance,
+            }
+            tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            write_tensors(folder / TENSORS_FILE, tensors, {"format": "pt"})
+            write_json(
+                folder / METADATA_FILE,
+                {
+                    "format_version": FORMAT_VERSION,
+                    "source": self.source,
+                    "num_samples": self.num_samples,
+                    "fingerprint": self.fingerprint.to_dict(),
+                    "units": [str(unit) for unit in self.units],
+                    "component_counts": self.component_counts,
+                },
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], **hub_options: Any
+    ) -> "SpectralBasis":
+        """Load a basis from a directory or a Hub id; `hub_options`: revision, token.
+
+        Raises:
+            ResiDualError: not found, a file is missing, cut short or of another kind, or the two
+                files do not belong together.
+        """
+        patterns = [TENSORS_FILE, METADATA_FILE]
+        folder = local_directory(
+            name_or_path,
+            what="basis",
+            marker=METADATA_FILE,
+            allow_patterns=patterns,
+            **hub_options,
+        )
+        stored = read_record(folder / METADATA_FILE, _Stored, unknown="ignore")
+        if stored.format_version > FORMAT_VERSION:
+            raise ResiDualError(
+                f"{quoted(folder)} was written by a newer residual-peft (format "
+                f"{stored.format_version}, this one reads {FORMAT_VERSION}); update the package."
+            )
+        tensors, _ = read_tensors(folder / TENSORS_FILE)
+        return cls._from_files(stored, tensors, folder / TENSORS_FILE)
+
+    @classmethod
+    def _from_files(
+        cls, stored: "_Stored", tensors: dict[str, Tensor], path: Path
+    ) -> "SpectralBasis":
+        units, counts = tuple(map(Unit.parse, stored.units)), stored.component_counts
+        if not units or len(set(units)) != len(units) or len(counts) != len(units):
+            raise ResiDualError(
+                f"{quoted(path.parent)} holds no whole basis: {len(units)} units, "
+                f"{len(set(units))} of them different, and {len(counts)} counts of components. "
+                "Save or download it again."
+            )
+        # counts and width are believed once tensors of those sizes lie in the file
+        width, total = stored.fingerprint.width, sum(counts)
+        found = {
+            "means": tensor_of(tensors, "means", path, len(units), width),
+            "components": tensor_of(tensors, "components", path, total, width),
+            "eigenvalues": tensor_of(tensors, "eigenvalues", path, total),
+            "total_variance": tensor_of(tensors, "total_variance", path, len(units)),
+        }
+        for name in ("eigenvalues", "total_variance"):
+            if bool((found[name] < 0).any()):
+                raise ResiDualError(
+                    f"{name} in {quoted(path)} are variances, and some are below 0; save or "
+                    "download the basis again."
+                )
+        return cls(
+            units=units,
+            means=found["means"],
+            components=list(found["components"].split(list(counts))),
+            eigenvalues=list(found["eigenvalues"].split(list(counts))),
+            total_variance=found["total_variance"],
+            num_samples=stored.num_samples,
+            source=stored.source,
+            fingerprint=stored.fingerprint,
+        )
+
+    def push_to_hub(self, repo_id: str, **hub_options: Any) -> Any:
+        """Upload the basis with a card; `hub_options`: commit_message, private, revision, token.
+
+        Returns:
+            The Hub client's `CommitInfo`.
+
+        Raises:
+            ResiDualError: no right to write there, or the connection broke off; names the id.
+        """
+        kinds = [unit.kind for unit in self.units]
+        images = "the weights alone" if self.num_samples is None else f"{self.num_samples:,} images"
+        card = basis_card(
+            location=repo_id,
+            model=known_name(self.fingerprint.name),
+            units={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+            components=sum(self.component_counts),
+            basis=images,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            (Path(folder) / CARD).write_text(card, encoding="utf-8")
+            return push_directory(folder, repo_id, **hub_options)
+
+
+def _is(unit: Unit, name: Unit | str) -> bool:
+    return unit == name or unit.kind == name or str(unit) == name

@@ -1,0 +1,15 @@
+"""Classes beside a model: embeddings, predictions, scores, files, many tasks at once."""
+
+__all__ = [
+    "adapters",
+    "backbones",
+    "class_means",
+    "evaluation",
+    "figures",
+    "files",
+    "many_tasks",
+    "metrics",
+    "predictions",
+    "prompts",
+    "zero_shot",
+]

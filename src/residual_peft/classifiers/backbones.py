@@ -1,0 +1,148 @@
+"""A name or a path -> a model with its tokenizer and image processor, in float32 and frozen."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import CLIPModel, CLIPVisionModelWithProjection
+
+from ..data.images import load_image_processor
+from ..errors import ResiDualError
+from ..hub.directories import DEMO_MODEL, model_directory
+from ..hub.files import read_object, read_record
+from ..hub.model_files import load_model, load_tokenizer
+from ..towers.anatomy import ARCHITECTURES, base_model
+
+TEXT_PARTS = ("get_text_features", "encode_text", "text_projection", "text_proj")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A dual encoder, or an image tower by itself, and what feeds it."""
+
+    model: Any
+    tokenizer: Any  # None where there is no text tower
+    image_processor: Any
+    name: str
+
+
+def load_backbone(
+    name_or_path: str | os.PathLike[str] = DEMO_MODEL,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Backbone:
+    """Load a CLIP or another model with a known image tower, in float32 and eval mode.
+
+    The default is the bundled CLIP. A model without a text tower has no tokenizer.
+
+    Raises:
+        ResiDualError: nothing there or nothing reachable, or no such model that loads.
+    """
+    directory = model_directory(name_or_path, revision=revision, token=token)
+    model = _load(_class_of(directory), directory, str(name_or_path))
+    tokenizer = _load_tokenizer(directory, str(name_or_path)) if has_text(model) else None
+    _rename(model, str(name_or_path))
+    model.eval().requires_grad_(False)
+    return Backbone(model, tokenizer, load_image_processor(directory), str(name_or_path))
+
+
+def has_text(model: nn.Module) -> bool:
+    """Whether a model, or what PEFT has wrapped, embeds texts beside images, or alone."""
+    model = base_model(model)
+    if any(hasattr(model, name) for name in TEXT_PARTS):
+        return True
+    return type(model).__name__ in ARCHITECTURES["text"] and hasattr(model, "head")  # SigLIP's
+
+
+def _class_of(directory: Path) -> Any:
+    """The class that a directory's model was saved as, where its tower is known; else CLIP's."""
+    saved = _Saved()
+    if (directory / "config.json").exists():
+        saved = read_record(directory / "config.json", _Saved, unknown="ignore")
+    for name in saved.architectures or ():
+        if name in ARCHITECTURES["image"] and not name.startswith("CLIPVision"):
+            return getattr(transformers, name, CLIPModel)
+    return CLIPModel
+
+
+def backbone_of(model: Any, *, token: str | None = None) -> Backbone:
+    """A loaded model with what feeds it, from where it was loaded.
+
+    Raises:
+        ResiDualError: its tokenizer or image processor is not there any more.
+    """
+    name = str(model.config._name_or_path)
+    directory = model_directory(name, token=token)
+    tokenizer = _load_tokenizer(directory, name) if has_text(model) else None
+    return Backbone(model, tokenizer, load_image_processor(directory), name)
+
+
+def load_image_tower(
+    name_or_path: str | os.PathLike[str] = DEMO_MODEL,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> CLIPVisionModelWithProjection:
+    """Load the image tower alone, in float32 and eval mode, for methods that need no text.
+
+    Raises:
+        ResiDualError: nothing there or nothing reachable, or it is no CLIP that loads.
+    """
+    directory = model_directory(name_or_path, revision=revision, token=token)
+    model = _load(CLIPVisionModelWithProjection, directory, str(name_or_path))
+    _rename(model, str(name_or_path))
+    return model.eval()
+
+
+def _load_tokenizer(directory: Path, name: str) -> Any:
+    try:
+        return load_tokenizer(directory)
+    except ResiDualError as error:
+        raise _no_clip(name, error) from error
+
+
+def _load(kind: Any, directory: Path, name: str) -> Any:
+    """Load a model of a CLIP class in float32, whole.
+
+    Raises:
+        ResiDualError: another architecture, a file cut short, or weights missing: transformers
+            would draw those at random.
+    """
+    try:
+        model, missing = load_model(kind, directory, torch.float32)
+    except ResiDualError as error:
+        raise _no_clip(name, error) from error
+    if missing:
+        architecture = read_object(directory / "config.json").get("model_type")
+        raise _no_clip(
+            name,
+            f"its model_type is '{architecture}', and {len(missing)} weights are missing, such as "
+            f"{missing[0]}",
+        )
+    return model
+
+
+def _no_clip(name: str, reason: Exception | str) -> ResiDualError:
+    return ResiDualError(
+        f"wanted a CLIP, or another model with a known image tower, in transformers format in "
+        f"'{name}', got none that loads ({str(reason).rstrip('.')})."
+    )
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What of a config.json says which class a model was saved as."""
+
+    architectures: tuple[str, ...] | None = None
+
+
+def _rename(model: nn.Module, name: str) -> None:
+    # not the cache's path: what is saved next must name the model as other machines know it. The
+    # bundled one keeps its path, by which PEFT and transformers find it again.
+    if name != DEMO_MODEL:
+        model.name_or_path = model.config._name_or_path = name  # type: ignore[union-attr, assignment]

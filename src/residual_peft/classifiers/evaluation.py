@@ -1,0 +1,132 @@
+"""Predictions and metrics of one adapter over a data set."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ..bases.reading import reading
+from ..bases.rows import Rows
+from ..data import Batches, ProcessedImages, batches
+from ..data.progress import Progress
+from ..errors import ResiDualError
+from .metrics import (
+    Array,
+    classification_metrics,
+    confusion_matrix,
+    multi_label_metrics,
+    per_class_recall,
+)
+from .zero_shot import ZeroShotClassifier
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a classifier said of N images, and how good it was.
+
+    With several labels per image, `labels` are zeros and ones (N, C); `recalls` and `confusion` are
+    for one label per image.
+    """
+
+    class_names: tuple[str, ...]
+    logits: Tensor  # (N, C)
+    labels: Tensor  # (N,), or (N, C)
+    index: Tensor | None = None  # the images' rows in their split (N,); None: all, in order
+    skipped: tuple[tuple[int, str, str], ...] = ()  # row, file and reason of unreadable images
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def predictions(self) -> Tensor:
+        """The class of the highest logit, (N,); or which of several are likely, bool (N, C)."""
+        return self.logits >= 0 if self.multi_label else self.logits.argmax(-1)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Accuracy, top-5 accuracy and mean per-class recall; or those of `multi_label_metrics`."""
+        if self.multi_label:
+            return multi_label_metrics(self.logits, self.labels)
+        return classification_metrics(self.logits, self.labels)
+
+    @property
+    def recalls(self) -> dict[str, float]:
+        """Recall of each class that has images."""
+        recalls = per_class_recall(self.logits, self.labels)
+        pairs = zip(self.class_names, recalls, strict=True)
+        return {name: float(recall) for name, recall in pairs if not np.isnan(recall)}
+
+    @property
+    def confusion(self) -> Array:
+        """Counts (C, C): row = label, column = prediction."""
+        return confusion_matrix(self.logits, self.labels)
+
+
+@torch.no_grad()
+def evaluate(
+    classifier: ZeroShotClassifier,
+    dataset: Dataset | ProcessedImages | Batches,
+    *,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    skip: bool = False,
+    name: str = "the dataset",
+    progress: Progress = False,
+) -> Evaluation:
+    """Classify every image of a split with the model as it is, its active adapter included.
+
+    Args:
+        classifier: what to evaluate; its model is put into eval mode meanwhile.
+        dataset: a split of `load_data`, its `ProcessedImages`, or its `batches`, whose own options
+            then hold.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images, as for `batches`.
+        skip: leave out images that cannot be read; `Evaluation.skipped` lists them.
+        name: what to call the split in messages.
+        progress: True for a bar, or what to call after each batch with its number of images.
+
+    Raises:
+        ResiDualError: no split, no images, no image processor, an image that cannot be read (names
+            it), or labels outside the classes.
+    """
+    if isinstance(dataset, Dataset | ProcessedImages | Batches) and len(dataset) == 0:
+        raise ResiDualError(f"wanted images to evaluate on, {name} has none.")
+    if isinstance(dataset, Dataset) and classifier.image_processor is None:
+        raise ResiDualError("wanted a classifier with an image processor to evaluate on images.")
+    loader = batches(
+        dataset,
+        classifier.image_processor,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        skip=skip,
+        name=name,
+    )
+    count = loader.image_count
+    logits, labels, rows = Rows(count), Rows(count), Rows(count)
+    passed = reading(
+        classifier.model,
+        None,
+        loader,
+        adapters=True,
+        labelled=True,
+        progress=progress,
+        description="Classifying",
+    )
+    for seen in passed:
+        assert seen.labels is not None
+        assert seen.index is not None
+        classifier.check_labels(seen.labels)
+        logits.add(classifier.logits(seen.readout))
+        labels.add(seen.labels)
+        rows.add(seen.index)
+    return Evaluation(
+        classifier.class_names,
+        logits.joined(),
+        labels.joined(),
+        rows.joined(),
+        tuple(loader.skipped),
+    )

@@ -1,0 +1,272 @@
+"""Accuracy, top-k accuracy, mean per-class recall and calibration: pure functions of arrays.
+
+Metrics take scores (N, C), one row per image and one column per class, and labels (N,); those for
+several labels per image take zeros and ones (N, C). Intervals take what was right: counts, or one
+True or False per image.
+"""
+
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from ..errors import ResiDualError
+
+Array = npt.NDArray[Any]
+ArrayLike = npt.ArrayLike | Tensor
+
+EVALUATE_MODULE = Path(__file__).parent / "metric_modules" / "residual_accuracy"
+
+
+def evaluate_module_path() -> str:
+    """Where the package's `evaluate` module lies: `evaluate.load(evaluate_module_path())`."""
+    return str(EVALUATE_MODULE)
+
+
+def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Share of images whose highest score is that of their label; equal scores go to the first."""
+    return top_k_accuracy(scores, labels, 1)
+
+
+def top_k_accuracy(scores: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
+    """Share of images whose label is among the `k` highest scores (all of them when C <= k).
+
+    Equal scores are ranked by class index, so that `k=1` is exactly the accuracy of `argmax`.
+    """
+    if k < 1:
+        raise ResiDualError(f"wanted k of at least 1 for a top-k accuracy, got {k}.")
+    values, targets = _checked(scores, labels)
+    own = np.take_along_axis(values, targets[:, None], axis=1)
+    earlier = np.arange(values.shape[1])[None] < targets[:, None]
+    rank = ((values > own) | ((values == own) & earlier)).sum(axis=1)
+    return float((rank < k).mean())
+
+
+def per_class_recall(scores: ArrayLike, labels: ArrayLike) -> Array:
+    """Share of each class's images that are recognised (C,); NaN for a class with no images."""
+    values, targets = _checked(scores, labels)
+    classes = values.shape[1]
+    images = np.bincount(targets, minlength=classes)
+    hits = np.bincount(targets[values.argmax(axis=1) == targets], minlength=classes)
+    return np.divide(hits, images, out=np.full(classes, np.nan), where=images > 0)
+
+
+def mean_per_class_recall(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Mean of the recalls of those classes that occur in `labels` (balanced accuracy)."""
+    return float(np.nanmean(per_class_recall(scores, labels)))
+
+
+def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over classes of the average precision, for images with several labels.
+
+    Args:
+        scores: (N, C).
+        labels: zeros and ones (N, C); classes that no image has are left out.
+
+    Raises:
+        ResiDualError: shapes that differ, scores that are not finite, labels of other numbers, or
+            no image with any label.
+    """
+    values, targets = _checked_several(scores, labels)
+    present = targets.any(axis=0)
+    found = average_precision_score(targets[:, present], values[:, present], average="macro")
+    return min(float(found), 1.0)  # a sum of shares that rounding may take past it
+
+
+def multi_label_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """How good logits are where an image may have several labels, or none.
+
+    Args:
+        scores: logits (N, C), their bias included: a class is named from 0 on, a probability of
+            one half.
+        labels: zeros and ones (N, C).
+
+    Returns:
+        `mean_average_precision`; `micro_f1`, over all images and classes at once; `macro_f1`, the
+        mean over the classes that occur; `exact_match`, the share of images with just their labels.
+
+    Raises:
+        ResiDualError: as `mean_average_precision`.
+    """
+    values, real = _checked_several(scores, labels)
+    named = values >= 0
+    hits, all_named, all_real = (named & real).sum(0), named.sum(0), real.sum(0)
+    by_class = 2 * hits / np.maximum(all_named + all_real, 1)
+    return {
+        "mean_average_precision": mean_average_precision(values, real),
+        "micro_f1": float(2 * hits.sum() / (all_named.sum() + all_real.sum())),
+        "macro_f1": float(by_class[all_real > 0].mean()),
+        "exact_match": float((named == real).all(axis=1).mean()),
+    }
+
+
+def confusion_matrix(scores: ArrayLike, labels: ArrayLike) -> Array:
+    """Counts (C, C): row = label, column = prediction."""
+    values, targets = _checked(scores, labels)
+    classes = values.shape[1]
+    flat = np.bincount(targets * classes + values.argmax(axis=1), minlength=classes * classes)
+    return flat.reshape(classes, classes)
+
+
+def expected_calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3) over `bins` equal bins ((0, 1/b], ...].
+
+    Args:
+        probabilities: (N, C), rows that sum to one.
+        labels: (N,).
+        bins: how many bins of confidence.
+    """
+    if bins < 1:
+        raise ResiDualError(f"wanted at least one bin for the calibration error, got {bins}.")
+    values, targets = _checked(probabilities, labels)
+    if values.min() < 0 or np.abs(values.sum(axis=1) - 1).max() > 1e-3:
+        raise ResiDualError(
+            "wanted probabilities (rows >= 0 that sum to 1) for the calibration error, got other "
+            "scores; pass logits through a softmax first."
+        )
+    confidence = values.max(axis=1)
+    correct = values.argmax(axis=1) == targets
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(targets))
+
+
+def accuracy_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of an accuracy (E. B. Wilson, JASA 22, 1927), without continuity.
+
+    Unlike ± z √(p (1 − p) / n) it stays within [0, 1], and none or all correct still gives an
+    interval of some length.
+
+    Args:
+        correct: images that were recognised.
+        total: images.
+        level: of confidence.
+
+    Raises:
+        ResiDualError: no images, more correct than there are, or a level outside (0, 1).
+
+    >>> [round(bound, 3) for bound in accuracy_interval(90, 100)]
+    [0.826, 0.945]
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ResiDualError(
+            f"wanted from 0 to total images correct and at least one image, got {correct} of "
+            f"{total}."
+        )
+    z = _quantile(level)
+    share, weight = correct / total, z * z / total
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * (share * (1 - share) / total + weight / (4 * total)) ** 0.5 / (1 + weight)
+    # the bounds of none and of all are 0 and 1, which rounding would miss
+    low = 0.0 if correct == 0 else middle - half
+    return low, 1.0 if correct == total else middle + half
+
+
+def difference_interval(
+    first: ArrayLike, second: ArrayLike, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of accuracy(first) − accuracy(second) on the same images.
+
+    The Wald interval of matched pairs with half an image added to each of the four cells (A.
+    Agresti and Y. Min, Statistics in Medicine 24, 2005). Only images where the two disagree count,
+    so that it is far shorter than two intervals side by side.
+
+    Args:
+        first: (N,) True where the first was right.
+        second: (N,) the same of the second.
+        level: of confidence.
+
+    Raises:
+        ResiDualError: no images, other shapes, or a level outside (0, 1).
+    """
+    one, other = _numpy(first).astype(bool), _numpy(second).astype(bool)
+    if one.ndim != 1 or one.shape != other.shape or not len(one):
+        raise ResiDualError(
+            "wanted right or wrong for the same images twice, (N,) and (N,) with N of at least 1; "
+            f"got shapes {tuple(one.shape)} and {tuple(other.shape)}."
+        )
+    better, worse = (one & ~other).sum() + 0.5, (other & ~one).sum() + 0.5
+    total = len(one) + 2
+    middle = (better - worse) / total
+    error = (better + worse - (better - worse) ** 2 / total) ** 0.5 / total
+    half = _quantile(level) * error
+    return float(max(middle - half, -1.0)), float(min(middle + half, 1.0))
+
+
+def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """`accuracy`, `top5_accuracy` and `mean_per_class_recall` of scores (N, C)."""
+    return {
+        "accuracy": accuracy(scores, labels),
+        "top5_accuracy": top_k_accuracy(scores, labels, 5),
+        "mean_per_class_recall": mean_per_class_recall(scores, labels),
+    }
+
+
+def _quantile(level: float) -> float:
+    """The z of a two-sided normal interval."""
+    if not 0 < level < 1:
+        raise ResiDualError(f"wanted a level of confidence between 0 and 1, got {level}.")
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    values, targets = _numpy(scores), _numpy(labels)
+    if values.ndim != 2 or targets.ndim != 1 or len(values) != len(targets):
+        raise ResiDualError(
+            "wanted scores (images, classes) and one label per image, got shapes "
+            f"{tuple(values.shape)} and {tuple(targets.shape)}."
+        )
+    if len(targets) == 0:
+        raise ResiDualError("wanted at least one image to compute a metric, got none.")
+    _check_finite(values)
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise ResiDualError(f"wanted whole numbers as labels, got {targets.dtype}.")
+    outside = np.flatnonzero((targets < 0) | (targets >= values.shape[1]))
+    if len(outside):
+        raise ResiDualError(
+            f"wanted labels from 0 to {values.shape[1] - 1}, got {int(targets[outside[0]])} for "
+            f"image {int(outside[0])}; unlabelled images cannot be scored."
+        )
+    return values, targets.astype(np.int64)
+
+
+def _checked_several(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    """Scores (N, C), and as bool (N, C) which classes each image has."""
+    values, targets = _numpy(scores), _numpy(labels)
+    if values.ndim != 2 or values.shape != targets.shape:
+        raise ResiDualError(
+            "wanted scores and labels (images, classes), a 0 or 1 per class, got shapes "
+            f"{tuple(values.shape)} and {tuple(targets.shape)}."
+        )
+    _check_finite(values)
+    real = targets.astype(bool)
+    other = np.argwhere(targets != real)
+    if len(other):
+        row, column = other[0].tolist()
+        raise ResiDualError(
+            f"wanted labels of zeros and ones, got {targets[row, column]} for class {column} of "
+            f"image {row}."
+        )
+    if not real.any():
+        raise ResiDualError("wanted images with labels to measure a precision on, got none.")
+    return values, real
+
+
+def _check_finite(values: Array) -> None:
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise ResiDualError(f"wanted finite scores, got NaN or infinity for image {row}.")
+
+
+def _numpy(value: ArrayLike) -> Array:
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        # numpy knows no bfloat16
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return np.asarray(value)

@@ -1,0 +1,568 @@
+"""Class names and prompt templates -> class embeddings -> logits, loss and predictions.
+
+A `ZeroShotClassifier` is a model with W_text (C, d) beside it. Names, templates and embeddings are
+stored in the adapter's directory, so that one call brings all of it back.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..bases.decomposition import read_tokens
+from ..bases.reading import reading
+from ..bases.rows import Rows
+from ..data.class_names import check_class_names, check_templates
+from ..data.images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
+from ..data.provenance import SplitRecord
+from ..errors import ResiDualError
+from ..hub.cards import CardFacts
+from ..hub.directories import CARD, push_directory
+from ..hub.files import atomic_directory, path_of
+from ..towers.anatomy import base_model, find_tower
+from ..tuner.modes import ordinary
+from ..tuner.snapshot import unchanged_if_refused
+from .adapters import Adapters, load_adapters, saved_adapters, write_adapters
+from .backbones import has_text
+from .class_means import class_means
+from .files import (
+    ClassifierRecord,
+    is_ours,
+    load_base,
+    local_classifier,
+    of_the_old,
+    origin_of,
+    read_classes,
+    read_fitted_on,
+    same_adapter,
+    settings_of,
+    write_card,
+    write_classes,
+    write_fitted_on,
+)
+from .predictions import Prediction as Prediction
+from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
+from .prompts import DEFAULT_TEMPLATES, embed_classes
+
+# CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
+USUAL_LOGIT_SCALE = 100.0
+LARGEST_LOGIT_SCALE = 1e6
+
+
+class ZeroShotClassifier:
+    """A model whose readout is compared with one embedding per class.
+
+    Attributes:
+        model: the (adapted) model.
+        class_names: C names.
+        templates: the prompt templates that they were put in; empty when unknown.
+        class_embeddings: W_text (C, d), rows of unit norm.
+        logit_scale: the factor of the cosine.
+        image_processor: what turns images into pixel values; needed by `predict` only.
+        multi_label: whether an image may have several labels, or none: every class has a sigmoid of
+            its own in place of the softmax over all.
+        logit_bias: what is added to every logit. A sigmoid needs one, since cosines of images and
+            texts are far from 0; a fit with several labels sets it, and `fit_bias` does without.
+        split: how the images of its fit were shared out; None without a fit, or where not known.
+        fitted_on: digests (`image_digest`) of the images that it was trained or chosen on; may be
+            empty. Saved under `run/`, which is never pushed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        class_names: Iterable[str],
+        class_embeddings: Tensor,
+        *,
+        logit_scale: float | None = None,
+        templates: Sequence[str] = (),
+        image_processor: Any = None,
+        multi_label: bool = False,
+        logit_bias: float = 0.0,
+    ) -> None:
+        self.model: Any = model
+        self.class_names = check_class_names(class_names)
+        self.templates = tuple(templates)
+        self.image_processor = image_processor
+        self.logit_scale = _logit_scale(model) if logit_scale is None else float(logit_scale)
+        self.multi_label, self.logit_bias = bool(multi_label), float(logit_bias)
+        self.split: SplitRecord | None = None
+        self.fitted_on: tuple[str, ...] = ()
+        if not math.isfinite(self.logit_bias):
+            raise ResiDualError(f"wanted a finite logit_bias, got {logit_bias}.")
+        if not 0 < self.logit_scale <= LARGEST_LOGIT_SCALE:
+            raise ResiDualError(
+                f"wanted a logit_scale above 0 and up to {LARGEST_LOGIT_SCALE:g}, got "
+                f"{self.logit_scale}."
+            )
+        width = find_tower(model).readout_width
+        if class_embeddings.shape != (len(self.class_names), width):
+            raise ResiDualError(
+                f"wanted class embeddings of shape {(len(self.class_names), width)}, one row "
+                f"of the readout's width per class, got {tuple(class_embeddings.shape)}; the text "
+                "tower must belong to this image tower."
+            )
+        if not class_embeddings.isfinite().all():
+            raise ResiDualError("the class embeddings hold NaN or infinite values.")
+        embeddings = class_embeddings.detach()
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        lengths = embeddings.norm(dim=-1, keepdim=True)
+        if not (lengths.isfinite() & (lengths > 0)).all():
+            raise ResiDualError(
+                "wanted class embeddings with a direction, got one of length "
+                f"{float(lengths.min()) or float(lengths.max())}."
+            )
+        if (lengths - 1).abs().max() > 1e-5:  # else they stay bit for bit what was saved
+            embeddings = functional.normalize(embeddings, dim=-1)
+        self.class_embeddings = ordinary(embeddings.to(self.device))
+
+    @classmethod
+    def from_text(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        class_names: Iterable[str],
+        templates: Iterable[str] = DEFAULT_TEMPLATES,
+        *,
+        text_model: nn.Module | None = None,
+        logit_scale: float | None = None,
+        image_processor: Any = None,
+        multi_label: bool = False,
+        logit_bias: float | None = None,
+        batch_size: int = 256,
+    ) -> "ZeroShotClassifier":
+        """Classify with the embeddings of class names put in prompt templates.
+
+        Args:
+            model: the image tower, or a dual encoder; adapted or not.
+            tokenizer: the text tower's tokenizer, or a processor (its image processor is used too).
+            class_names: one name per class, in the order of the labels.
+            templates: texts with `{}` where the name goes.
+            text_model: the text tower, where `model` has none.
+            logit_scale: factor of the cosine; the dual encoder's own when None, else 100.
+            image_processor: for `predict`.
+            multi_label: whether an image may have several labels.
+            logit_bias: what is added to every logit; None the dual encoder's own where it has one
+                (SigLIP) and an image may have several labels, else 0: a softmax cancels it.
+            batch_size: prompts per forward pass.
+
+        Raises:
+            ResiDualError: as `embed_classes`; no text tower; towers of different width.
+        """
+        text_model = model if text_model is None else text_model
+        if not has_text(text_model):
+            raise ResiDualError(
+                f"{type(base_model(text_model)).__name__} has no text tower to embed class names "
+                "with; pass text_model=CLIPTextModelWithProjection.from_pretrained(...)."
+            )
+        if logit_scale is None:
+            logit_scale = _logit_scale(model, text_model)
+        if logit_bias is None:
+            logit_bias = _logit_bias(model, text_model) if multi_label else 0.0
+        names, templates = check_class_names(class_names), check_templates(templates)
+        embeddings = embed_classes(text_model, tokenizer, names, templates, batch_size=batch_size)
+        return cls(
+            model,
+            names,
+            embeddings,
+            logit_scale=logit_scale,
+            templates=templates,
+            image_processor=image_processor or getattr(tokenizer, "image_processor", None),
+            multi_label=multi_label,
+            logit_bias=logit_bias,
+        )
+
+    @classmethod
+    def from_class_means(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Any],
+        class_names: Iterable[str],
+        *,
+        logit_scale: float | None = None,
+        image_processor: Any = None,
+    ) -> "ZeroShotClassifier":
+        """Take each class's mean readout for its embedding, where there is no text tower.
+
+        Args:
+            model: the (adapted) model, whose readouts as they are now count.
+            batches: of labelled training images, as for `class_means`.
+            class_names: C names, in the order of the labels.
+            logit_scale: factor of the cosine; the model's own when None, else 100.
+            image_processor: for `predict`.
+
+        Raises:
+            ResiDualError: as `class_means`.
+        """
+        names = check_class_names(class_names)
+        means = class_means(model, batches, names)
+        return cls(model, names, means, logit_scale=logit_scale, image_processor=image_processor)
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> "ZeroShotClassifier":
+        """Move model and class embeddings; returns itself."""
+        self.model.to(device)
+        self.class_embeddings = ordinary(self.class_embeddings.to(device))
+        return self
+
+    def logits(self, outputs: Any) -> Tensor:
+        """logit_scale · normalize(y') · W_textᵀ + logit_bias, (B, C) in float32 or better.
+
+        Args:
+            outputs: readouts (B, d), normalized or not, or a model output that has them as
+                `image_embeds`, without a projection as `pooler_output`, or, where the readout is
+                one of the tower's tokens, in `last_hidden_state`.
+        """
+        cosines = self.scaled_cosines(outputs)
+        return cosines + self.logit_bias if self.logit_bias else cosines
+
+    def scaled_cosines(self, outputs: Any) -> Tensor:
+        """The logits without their bias; arguments are those of `logits`."""
+        readout = readout_of(outputs, self.model)
+        readout = readout.to(torch.promote_types(readout.dtype, self.class_embeddings.dtype))
+        weights = self.class_embeddings.to(readout.device, readout.dtype)
+        return self.logit_scale * functional.normalize(readout, dim=-1) @ weights.T
+
+    def loss(
+        self,
+        outputs: Any,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Cross-entropy of the logits; fits the Trainer's `compute_loss_func`.
+
+        The mean over images; with `multi_label`, binary cross-entropy and the mean over images and
+        classes. Either is the sum over the entries of `labels`, divided by their number.
+
+        Args:
+            outputs: as for `logits`.
+            labels: (B,) from 0 to C - 1; with `multi_label` (B, C) zeros and ones of any dtype.
+            num_items_in_batch: entries of all labels in the whole accumulated batch, as the Trainer
+                counts them, where the sum is to be divided by that instead: images, or
+                images times classes.
+            label_smoothing: as in torch's `cross_entropy`; for one label per image alone. The
+                Trainer leaves its own `label_smoothing_factor` to a `compute_loss_func`, which
+                `trainer_kwargs` gives it.
+
+        Raises:
+            ResiDualError: no labels, or labels outside the classes (-1 and -100 included).
+        """
+        self.check_labels(labels)
+        logits = self.logits(outputs)
+        labels = labels.to(logits.device)
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        if self.multi_label:
+            loss = functional.binary_cross_entropy_with_logits(
+                logits, labels.to(logits.dtype), reduction=reduction
+            )
+        else:
+            loss = functional.cross_entropy(
+                logits, labels, reduction=reduction, label_smoothing=label_smoothing
+            )
+        if num_items_in_batch is None:
+            return loss
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.device)
+        return loss / num_items_in_batch
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raise a ResiDualError unless every label belongs to a class.
+
+        With `multi_label`, unless they are (B, C) zeros and ones.
+        """
+        if labels is None:
+            raise ResiDualError(
+                "wanted labels beside the images, got none; with the Trainer, set "
+                "label_names=['labels'] and remove_unused_columns=False."
+            )
+        check = check_multi_hot if self.multi_label else check_class_numbers
+        check(labels, len(self.class_names))
+
+    @torch.no_grad()
+    def fit_bias(self, outputs: Any, labels: Tensor) -> float:
+        """Set the bias that suits labelled images best, the model as it is; returns it.
+
+        For a classifier with `multi_label` before it is trained or used without a fit.
+
+        Args:
+            outputs: of all images, as for `logits`.
+            labels: (N, C) zeros and ones.
+
+        Raises:
+            ResiDualError: a classifier for one label per image, or labels that do not suit it.
+        """
+        if not self.multi_label:
+            raise ResiDualError(
+                "a softmax does not change with a bias: fit_bias is for a classifier with "
+                "multi_label=True."
+            )
+        self.check_labels(labels)
+        cosines = self.scaled_cosines(outputs)
+        self.logit_bias = best_bias(cosines, labels.to(cosines.device), self.largest_bias)
+        return self.logit_bias
+
+    @property
+    def largest_bias(self) -> float:
+        """What a fitted bias stays below in size; cosines can ask for no more."""
+        return 4 * self.logit_scale + 20
+
+    @torch.no_grad()
+    def predict_logits(
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64
+    ) -> Tensor:
+        """Logits (N, C) of one or many images, on the CPU.
+
+        Args:
+            images: as for `predict`.
+            batch_size: images per forward pass.
+        """
+        items, _ = image_list(images)
+        batches = pixel_batches(items, self.image_processor, batch_size)
+        logits = Rows(len(items))
+        for seen in reading(self.model, None, batches, adapters=True):
+            logits.add(self.logits(seen.readout))
+        return logits.joined()
+
+    def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64) -> Any:
+        """Classify images.
+
+        Args:
+            images: PIL images, paths, arrays (H, W, C) or tensors (C, H, W), whole numbers from 0
+                or floats from 0 to 1; one, a list, or an array of many.
+            batch_size: images per forward pass.
+
+        Returns:
+            A `Prediction` for one image, a list of them for many.
+
+        Raises:
+            ResiDualError: no images, or one that cannot be read (names it).
+        """
+        items, single = image_list(images)
+        logits = self.predict_logits(items, batch_size=batch_size)
+        predictions = predictions_of(logits, self.class_names, self.multi_label)
+        return predictions[0] if single else predictions
+
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        card: CardFacts | None = None,
+        location: str | None = None,
+    ) -> Path:
+        """Write adapter, classes, image processor and model card, whole or not at all.
+
+        Args:
+            directory: made if missing. A README.md there that somebody wrote or changed is kept.
+            card: what the model card says beyond what the adapter knows: dataset, metrics, licence.
+            location: what the card's example loads from; the directory's name when None.
+        """
+        target, adapters = path_of(directory), Adapters.of(self.model)
+        record = self._described(adapters)
+        there = target / CARD
+        old: list[str] = []
+        with atomic_directory(target, gone=old) as folder:
+            if there.is_file() and not is_ours(there):
+                (folder / CARD).write_bytes(there.read_bytes())
+                if isinstance(self.model, PeftModel):  # it says there what PEFT's cards say
+                    self.model.create_or_update_model_card(str(folder))
+            write_adapters(self.model, adapters, folder)
+            if self.image_processor is not None:
+                self.image_processor.save_pretrained(folder)
+            write_classes(folder, record, self.class_embeddings)
+            write_fitted_on(folder, target, self.fitted_on)
+            if not there.is_file() or is_ours(there):
+                where = location or target.resolve().name
+                write_card(self.model, folder, record, card or CardFacts(), where)
+            old += of_the_old(target, record=not same_adapter(folder, target))
+        return target
+
+    def _described(self, adapters: Adapters) -> ClassifierRecord:
+        name, kind = origin_of(self.model)
+        return ClassifierRecord(
+            class_names=self.class_names,
+            templates=self.templates,
+            logit_scale=self.logit_scale,
+            base_model=name,
+            base_class=kind,
+            dtype=str(next(base_model(self.model).parameters()).dtype).split(".")[-1],
+            adapted=bool(adapters.folders),
+            multi_label=self.multi_label,
+            logit_bias=self.logit_bias,
+            split=self.split,
+            adapters=dict(adapters.folders) if adapters.folders else None,
+            active=adapters.active,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: CardFacts | None = None,
+        commit_message: str = "Upload classifier",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Any:
+        """Upload what `save_pretrained` writes, in one commit.
+
+        Args:
+            repo_id: "owner/name", or a name in the token's own namespace; made when missing.
+            card: as for `save_pretrained`.
+            commit_message: the title of the commit.
+            private: True makes a private repository, and refuses a public one that is there.
+            revision: the branch to push to, made when missing; None for the main one.
+            token: of an account that may write there; the one that is logged in when None.
+
+        Returns:
+            The Hub client's `CommitInfo`.
+
+        Raises:
+            ResiDualError: no right to write there, or the connection broke off; names the id.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card, location=repo_id)
+            return push_directory(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                revision=revision,
+                token=token,
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        model: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        is_trainable: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> "ZeroShotClassifier":
+        """Load base model, adapter, classes and image processor, ready to predict.
+
+        Args:
+            name_or_path: a directory that `save_pretrained` wrote, or a Hub id.
+            model: the base model, where it is in hand already; else it is loaded by its name, in
+                the dtype that the adapter was made with.
+            device: where to.
+            is_trainable: whether the gains are to be trained further.
+            revision: branch, tag or commit of the adapter on the Hub.
+            token: for private repositories.
+
+        Raises:
+            ResiDualError: a directory, file or base model is missing, cut short or of another kind.
+        """
+        directory = local_classifier(name_or_path, revision, token)
+        record, embeddings = read_classes(directory, name_or_path)
+        adapters = saved_adapters(record, directory)
+        processor = None
+        if any(directory.glob("*processor_config.json")):
+            processor = load_image_processor(directory)
+        if model is None:
+            is_local = Path(name_or_path).expanduser().is_dir()
+            model = load_base(record, token, is_local=is_local)
+        with unchanged_if_refused(model):
+            if adapters.folders:
+                model = load_adapters(model, adapters, directory, is_trainable=is_trainable)
+            classifier = cls(
+                model.train(is_trainable),
+                record.class_names,
+                embeddings,
+                image_processor=processor,
+                **settings_of(record),
+            )
+        classifier.split, classifier.fitted_on = record.split, read_fitted_on(directory)
+        return classifier if device is None else classifier.to(device)
+
+
+def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
+    """The readouts (B, d) in a model's output, or the tensor that they are already.
+
+    Without `model`, a tower whose readout is one of its tokens is not known as such.
+
+    Raises:
+        ResiDualError: they are not there.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    anatomy = None if model is None else find_tower(model)
+    tokens = anatomy is not None and anatomy.reads_tokens and anatomy.side == "image"
+    inside = getattr(outputs, "vision_model_output", None)
+    if tokens and inside is not None:  # of a dual encoder that was given texts, too
+        outputs = inside
+    last = ("last_hidden_state",) if tokens else ("pooler_output",)
+    for name in ("image_embeds", *last):
+        value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(value, Tensor) and anatomy is not None and name == "last_hidden_state":
+            if anatomy.mask is not None:
+                raise ResiDualError(
+                    f"the readout of {anatomy.architecture} depends on {anatomy.mask}, which a "
+                    "model output does not hold: call the dual encoder, or its tower through "
+                    "run_tower(model, inputs)."
+                )
+            return read_tokens(anatomy, value, {})
+        if isinstance(value, Tensor):
+            return value
+    if anatomy is not None and tokens:
+        raise ResiDualError(
+            f"wanted a model output with last_hidden_state, got {type(outputs).__name__}: the "
+            f"readout of {anatomy.architecture} is made of its tokens, which a head for image "
+            "classification leaves out; load the bare tower, such as ViTModel."
+        )
+    raise ResiDualError(
+        f"wanted a model output with image_embeds or pooler_output, got {type(outputs).__name__}; "
+        "a bare CLIPModel needs texts to run, an adapted one does not."
+    )
+
+
+def pixel_batches(
+    items: Sequence[ImageLike], image_processor: Any, batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """What a model takes of all images, at most batch_size of them at a time, in their order.
+
+    Raises:
+        ResiDualError: no images, one that cannot be read (names it), or no image processor.
+    """
+    if not items:
+        raise ResiDualError("wanted at least one image to classify, got none.")
+    if image_processor is None:
+        raise ResiDualError(
+            "this classifier has no image processor to prepare images with; pass "
+            "image_processor=... when making it."
+        )
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        images = [to_rgb(item, f"image {start + i}") for i, item in enumerate(batch)]
+        yield model_inputs(image_processor, images)
+
+
+def _logit_bias(*models: nn.Module) -> float:
+    for model in models:
+        bias = getattr(base_model(model), "logit_bias", None)
+        if isinstance(bias, Tensor):
+            return float(bias.detach())
+    return 0.0
+
+
+def _logit_scale(*models: nn.Module) -> float:
+    for model in models:
+        scale = getattr(base_model(model), "logit_scale", None)
+        if isinstance(scale, Tensor):
+            return float(scale.detach().double().exp())
+    return USUAL_LOGIT_SCALE

@@ -1,0 +1,266 @@
+"""Model cards: metadata that the Hub reads, text that a person reads; knows values, no models."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..errors import ResiDualError
+from .directories import DEMO_MODEL
+
+TASK = "zero-shot-image-classification"
+NO_TEXT_TASK = "image-classification"  # where classes are means of images
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "mean_per_class_recall": "mean per-class recall",
+    "mean_average_precision": "mean average precision",
+    "micro_f1": "F1 over all labels (micro)",
+    "macro_f1": "F1 by class (macro)",
+    "exact_match": "all labels right",
+}
+MARK = "<!-- written by residual-peft; without this line the card is yours and stays as it is -->"
+_SPECIAL = re.compile(r"[\\`*_{}\[\]()#.!|~$:@^]")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says that the adapter itself does not know; all of it may be left out.
+
+    Args:
+        title: the heading.
+        dataset: what the metrics were measured on.
+        dataset_id: its id on the Hub, where it has one.
+        split: which part of it.
+        metrics: name -> value of the adapted model; "accuracy" and others.
+        metrics_before: the same of the model without the adapter.
+        test_images: how many images they were measured on.
+        training_data: what the gains were fitted on.
+        basis_data: what the basis was fitted on.
+        seed: of splits and order.
+        license: of the adapter, an identifier of the Hub such as "apache-2.0".
+        table: a table in Markdown to show instead of the metrics.
+    """
+
+    title: str | None = None
+    dataset: str | None = None
+    dataset_id: str | None = None
+    split: str = "test"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics_before: Mapping[str, float] = field(default_factory=dict)
+    test_images: int | None = None
+    training_data: str | None = None
+    basis_data: str | None = None
+    seed: int | None = None
+    license: str | None = None
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.metrics and not (self.dataset or self.dataset_id):
+            raise ResiDualError(
+                "wanted the dataset beside the metrics of a card, got none; name it with dataset="
+                " or dataset_id=."
+            )
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What a card says that the adapter itself knows.
+
+    Args:
+        location: directory or Hub id that the example loads from.
+        base_model: the name of the model, where it has one.
+        base_class: its class.
+        class_names: the classes.
+        templates: the prompts.
+        method: the adapter's type; None without an adapter.
+        gains: their number, for an adapter of ours.
+        effect: what each gain scales, in words.
+        basis: what the basis was fitted on, in words; `CardFacts.basis_data` says it better.
+        figure: the picture of the gains, relative to the card.
+        multi_label: whether an image may have several labels.
+        logit_bias: of the classes' sigmoids.
+    """
+
+    location: str
+    base_model: str | None
+    base_class: str
+    class_names: Sequence[str]
+    templates: Sequence[str] = ()
+    method: str | None = None
+    gains: int | None = None
+    effect: str | None = None
+    basis: str | None = None
+    figure: str | None = None
+    multi_label: bool = False
+    logit_bias: float = 0.0
+
+
+def adapter_card(adapter: SavedAdapter, facts: CardFacts) -> str:
+    """The README.md of a classifier.
+
+    Raises:
+        ResiDualError: what was given makes no valid card.
+    """
+    family = _family(adapter.base_class)
+    means = not adapter.templates and "CLIP" not in family  # class names were in no prompt
+    subject = facts.dataset or facts.dataset_id or f"{len(adapter.class_names)} classes"
+    title = facts.title or f"{subject}, by {'an adapted' if adapter.method else 'a'} {family}"
+    body = _render(
+        "adapter_card.md.jinja",
+        adapter=adapter,
+        facts=facts,
+        title=title,
+        means=means,
+        base=_base_in_words(adapter.base_model, adapter.base_class),
+        found_by_name=adapter.base_model == DEMO_MODEL or _hub_id(adapter.base_model) is not None,
+        metric_names=METRIC_NAMES,
+    )
+    library = "peft" if adapter.method else "transformers"
+    task = NO_TEXT_TASK if means else TASK
+    data = _metadata(facts, title, adapter.base_model, library, task, family)
+    return _whole_card(data, body)
+
+
+def basis_card(
+    *, location: str, model: str, units: Mapping[str, int], components: int, basis: str
+) -> str:
+    """The README.md of a basis.
+
+    Args:
+        location: directory or Hub id that the example loads from.
+        model: whose units they are.
+        units: kind -> how many of it.
+        components: directions in all.
+        basis: in words, what it was fitted on.
+    """
+    body = _render(
+        "basis_card.md.jinja",
+        location=location,
+        base=_base_in_words(model, "image tower"),
+        units=units,
+        components=components,
+        basis=basis,
+    )
+    data = ModelCardData(
+        library_name="residual-peft", base_model=_hub_id(model), tags=["residual-peft", "clip"]
+    )
+    return _whole_card(data, body)
+
+
+def _family(base_class: str | None) -> str:
+    """What a class's models are called: CLIP of CLIPModel, SigLIP of SiglipModel."""
+    name = re.sub(r"(Vision|Text)?(Model(WithProjection)?|For[A-Z].*)$", "", base_class or "CLIP")
+    spoken = {"Siglip": "SigLIP", "Siglip2": "SigLIP 2", "Blip": "BLIP", "Dinov2": "DINOv2"}
+    return spoken.get(name, name or "CLIP")
+
+
+def _base_in_words(name: str | None, kind: str) -> str:
+    """The base model in Markdown; of a path only the end, the rest says nothing to others."""
+    if name == DEMO_MODEL:
+        return f"the CLIP that comes with residual-peft ({as_code(name)})"
+    if _hub_id(name):
+        return f"[{as_text(name)}](https://huggingface.co/{name})"
+    if name:
+        return f"a {as_text(kind)} of a local directory, {as_code(PurePath(name).name)}"
+    return f"a {as_text(kind)} without a name"
+
+
+def _metadata(
+    facts: CardFacts, title: str, base_model: str | None, library: str, task: str, family: str
+) -> ModelCardData:
+    hub_model = _hub_id(base_model)
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=facts.dataset_id or "imagefolder",
+            dataset_name=facts.dataset or facts.dataset_id or "",
+            dataset_split=facts.split,
+            metric_type=name,
+            metric_name=METRIC_NAMES.get(name, name),
+            metric_value=float(value),
+        )
+        for name, value in facts.metrics.items()
+    ]
+    data = ModelCardData(
+        library_name=library,
+        base_model=hub_model,
+        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        license=facts.license,
+        pipeline_tag=task,
+        tags=["residual-peft", family.lower().replace(" ", "")],
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    if hub_model and library == "peft":
+        data["base_model_relation"] = "adapter"
+    return data
+
+
+def _whole_card(data: ModelCardData, body: str) -> str:
+    text = f"---\n{data.to_yaml()}\n---\n\n{body}"
+    try:  # what is not read back as it was written would be refused by the Hub, too
+        same = ModelCard(text).data.to_dict() == data.to_dict()
+    except (ValueError, TypeError) as error:
+        raise ResiDualError(f"what the card should say makes no valid card ({error}).") from error
+    if not same:
+        raise ResiDualError(f"what the card should say makes no valid card: {data.to_dict()}.")
+    return text
+
+
+def _hub_id(name: str | None) -> str | None:
+    """The name where the Hub can know it: neither a path nor the bundled model."""
+    if not name or name == DEMO_MODEL:
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if "/" in name else None
+
+
+def as_text(value: object) -> str:
+    """Any text -> Markdown that shows it as it is, on one line.
+
+    >>> as_text("a_b <i>")
+    'a\\\\_b &lt;i&gt;'
+    """
+    line = "".join(_ENTITIES.get(c, c) for c in " ".join(str(value).split()))
+    return _SPECIAL.sub(lambda found: "\\" + found[0], line)
+
+
+def as_code(value: object) -> str:
+    """Any text -> a Markdown code span on one line, whatever backticks it holds.
+
+    >>> as_code("a {}.")
+    '`a {}.`'
+    """
+    line = " ".join(str(value).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    pad = " " if line.startswith("`") or line.endswith("`") or not line else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def as_python(value: str) -> str:
+    """Any text -> a Python literal on one line, in double quotes."""
+    return json.dumps(value)
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("residual_peft.hub", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"text": as_text, "code": as_code, "quoted": as_python}
+    return environment.get_template(template).render(**values, mark=MARK)

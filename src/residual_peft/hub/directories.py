@@ -1,0 +1,303 @@
+"""A name or a path -> a local directory, and back: the only place that speaks to the Hub."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..errors import ResiDualError
+from .files import inside, is_file, is_folder, path_of, quoted, read_object, whole_directory
+
+DEMO_MODEL = "residual_peft/demo-clip"
+"""The name under which the bundled model goes; it never leaves this machine."""
+
+BUNDLED_DIRECTORY = Path(__file__).parents[1] / "demo" / "clip"
+
+MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+CARD = "README.md"
+ADAPTER_CONFIG = "adapter_config.json"
+RUN_DIRECTORY = "run"
+RECORD_JSON, RECORD_TENSORS, EXAMPLES = "run.json", "run.safetensors", "examples"
+"""Where a fit leaves its record, pictures of the user's images included; never pushed."""
+SKIPPED = "skipped.csv"
+"""The images of a fit that could not be read, by their files' names; never pushed."""
+REPORT = "report.html"
+"""The report on a fit, pictures included; pushed when asked for."""
+_LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass token="
+_EXAMPLE = re.compile(
+    r"((?:ZeroShotClassifier|SpectralBasis)\.from_pretrained\(|PeftModel\.from_pretrained\(base, |"
+    r"ResiDualConfig\(basis=)"
+    r'"(?:[^"\\\n]|\\.)*"'
+)
+
+
+def local_directory(
+    name_or_path: str | os.PathLike[str],
+    *,
+    what: str = "model",
+    marker: str | None = None,
+    allow_patterns: list[str] | None = None,
+    ignore_patterns: list[str] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Path:
+    """The local directory of a path, of the bundled model's name, or of a Hub id (downloaded).
+
+    Args:
+        name_or_path: an existing directory, `DEMO_MODEL` or a Hub id.
+        what: the word for it in messages.
+        marker: a file without which a repository on the Hub holds no such thing.
+        allow_patterns: on the Hub, download only files that match.
+        ignore_patterns: on the Hub, leave out files that match.
+        revision: a branch, tag or commit on the Hub.
+        token: for private repositories.
+
+    Raises:
+        ResiDualError: there is no such directory and the Hub did not give it either; says why.
+    """
+    path, name = path_of(name_or_path), str(name_or_path)
+    if is_folder(path):
+        return whole_directory(path)
+    if name == DEMO_MODEL:
+        return BUNDLED_DIRECTORY
+    if is_file(path):
+        raise ResiDualError(f"wanted the directory of a {what}, got the file '{name}'.")
+    try:
+        folder = snapshot_download(
+            name,
+            allow_patterns=allow_patterns,
+            ignore_patterns=ignore_patterns,
+            revision=revision,
+            token=token,
+        )
+    except Exception as error:  # the client raises many kinds, all of which a user must mend
+        raise ResiDualError(
+            f"could not find the {what} '{name}': it is no directory here, and "
+            f"{_why_not_given(error, revision)}"
+        ) from error
+    if marker is not None and not (Path(folder) / marker).is_file():
+        raise ResiDualError(
+            f"could not find the {what} '{name}': the repository of that name on the Hugging Face "
+            f"Hub has no {marker}, so it holds no {what}. Check the name and the revision."
+        )
+    return Path(folder)
+
+
+def model_directory(
+    name_or_path: str | os.PathLike[str],
+    *,
+    what: str = "model",
+    revision: str | None = None,
+    token: str | None = None,
+) -> Path:
+    """`local_directory` of a model in transformers format, without the copies for other libraries.
+
+    Weights are downloaded as safetensors; in PyTorch's own format only where there are no others.
+    """
+    options: dict[str, Any] = {"what": what, "revision": revision, "token": token}
+    options["marker"] = "config.json"
+    options["ignore_patterns"] = ["*/*"]  # such as onnx/ and openvino/
+    directory = local_directory(name_or_path, allow_patterns=MODEL_FILES, **options)
+    if any(directory.glob("*.safetensors")):
+        return directory
+    return local_directory(name_or_path, allow_patterns=[*MODEL_FILES, "*.bin"], **options)
+
+
+def known_name(name: str) -> str:
+    """A model's name or path as other machines know it, as far as they can."""
+    if not is_folder(name):
+        return name
+    path = Path(name).resolve()
+    return DEMO_MODEL if path == BUNDLED_DIRECTORY.resolve() else str(path)
+
+
+def push_directory(
+    directory: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    commit_message: str = "Upload with residual-peft",
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    with_report: bool = False,
+) -> Any:
+    """Upload the files of `directory` to the Hub repository `repo_id`, created when missing.
+
+    All files go into one commit, so that nothing half ever appears there. Hidden files, the
+    Trainer's checkpoints and what shows the user's images (`run/` and, unless asked for,
+    `report.html`) stay here; files that only the repository has stay there. The example in a card
+    that this package wrote loads from the repository.
+
+    Args:
+        directory: what `save_pretrained` wrote.
+        repo_id: "owner/name", or a name in the token's own namespace.
+        commit_message: the title of the commit.
+        private: True makes a private repository, and refuses a public one that is there already.
+        revision: the branch to push to, made when missing; None for the main one.
+        token: of an account that may write there; the one that is logged in when None.
+        with_report: whether `report.html` goes along, which shows some of the test images.
+
+    Returns:
+        The client's `CommitInfo`.
+
+    Raises:
+        ResiDualError: no files, one that is a link, no report where one was asked for, no right to
+            write, a public repository where a private one was wanted, or the connection broke off;
+            the repository is then as it was.
+    """
+    api, root = HfApi(token=token), whole_directory(directory)
+    files = list(_files_of(root, with_report))
+    if not files:
+        raise ResiDualError(f"wanted a directory with files to push, got '{root}', which has none.")
+    if with_report and root / REPORT not in files:
+        raise ResiDualError(
+            f"wanted {REPORT} in '{root}' to push along, which is missing; write it with "
+            f"`residual-peft report {root}`."
+        )
+    try:
+        name = _open_repository(api, repo_id, private, revision)
+        operations = [_addition(path, path.relative_to(root).as_posix(), name) for path in files]
+        return api.create_commit(name, operations, commit_message=commit_message, revision=revision)
+    except ResiDualError:
+        raise
+    except Exception as error:  # as above
+        raise ResiDualError(f"could not push to '{repo_id}': {_why_not_taken(error)}") from error
+
+
+def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
+    """See to it that repository and branch are there; the full name."""
+    name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(name).private:
+        raise ResiDualError(
+            f"wanted to push to a private repository, and '{name}' is there already and is public; "
+            "make it private in its settings, or name another."
+        )
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(name, branch=revision, exist_ok=True)
+    return name
+
+
+def _addition(path: Path, place: str, repo_id: str) -> CommitOperationAdd:
+    if path.name == ADAPTER_CONFIG:  # an adapter of another name lies in a folder of its own
+        return CommitOperationAdd(place, _with_known_base(path))
+    if place != CARD:
+        return CommitOperationAdd(place, path)
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = _EXAMPLE.sub(lambda found: found[1] + json.dumps(repo_id), text)
+    return CommitOperationAdd(place, text.encode(errors="surrogateescape"))
+
+
+def _with_known_base(path: Path) -> bytes:
+    """An adapter's config that names the bundled model, not the place where it lies here."""
+    config, key = read_object(path), "base_model_name_or_path"
+    if not isinstance(name := config.get(key), str) or known_name(name) != DEMO_MODEL:
+        return path.read_bytes()
+    return json.dumps({**config, key: DEMO_MODEL}, indent=2).encode()
+
+
+def _files_of(root: Path, with_report: bool) -> Iterator[Path]:
+    private = {RUN_DIRECTORY, SKIPPED} if with_report else {RUN_DIRECTORY, SKIPPED, REPORT}
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        if parts[0] in private or any(p.startswith((".", "checkpoint-")) for p in parts):
+            continue
+        if path.is_symlink() or not inside(path, root):
+            raise ResiDualError(
+                f"wanted to push what lies in {quoted(root)} itself, and {quoted(path)} is a link, "
+                "by which another file of this machine could become public: put a copy of the "
+                "file in its place, or remove it."
+            )
+        if path.is_file():
+            yield path
+
+
+def _why_not_given(error: Exception, revision: str | None) -> str:
+    """Why a download failed, and what to do."""
+    hub = "the Hugging Face Hub"
+    for cause in _causes(error):
+        if isinstance(cause, HFValidationError):
+            return f"it is no id on {hub} either, such as 'owner/name'. Check the spelling."
+        if isinstance(cause, OfflineModeIsEnabled):
+            return (
+                f"{hub} was not asked, because HF_HUB_OFFLINE is set and no whole copy was "
+                "downloaded before. Unset it, or give a local directory."
+            )
+        if isinstance(cause, RevisionNotFoundError):
+            return (
+                f"the repository of that name on {hub} has no revision '{revision}'. Name one of "
+                "its branches, tags or commits."
+            )
+        if isinstance(cause, GatedRepoError):
+            return (
+                f"its owner asks for consent to terms first. Give it at the repository's page on "
+                f"{hub}, then {_LOG_IN}."
+            )
+        if _is_bad_token(cause):
+            return f"{hub} does not know the token that was sent. To replace it, {_LOG_IN}."
+        if isinstance(cause, RepositoryNotFoundError) or _status(cause) in (401, 404):
+            return (
+                f"{hub} has no repository of that name that you may read. Check the spelling; if "
+                f"it is private, {_LOG_IN}."
+            )
+    return (
+        f"{hub} did not give it ({_one_line(error)}). Check the spelling and the connection, or "
+        "give a local directory."
+    )
+
+
+def _why_not_taken(error: Exception) -> str:
+    """Why an upload failed, and what to do."""
+    for cause in _causes(error):
+        if isinstance(cause, HFValidationError):
+            return "that is no id on the Hugging Face Hub, such as 'owner/name'."
+        if isinstance(cause, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set; unset it to speak to the Hugging Face Hub."
+        if _is_bad_token(cause):
+            return f"the Hugging Face Hub does not know the token. To replace it, {_LOG_IN}."
+        if _status(cause) == 401:
+            return f"no token was sent that the Hugging Face Hub accepts; {_LOG_IN}."
+        if _status(cause) == 403 or isinstance(cause, RepositoryNotFoundError):
+            return (
+                "the token may not write there. Take one with the right to write to that "
+                f"namespace: {_LOG_IN}."
+            )
+        if _status(cause) == 400 or isinstance(cause, ValueError):
+            return f"the Hugging Face Hub refused the content ({_one_line(cause)})."
+    return (
+        f"the upload broke off ({_one_line(error)}). All files go in one commit, so nothing half "
+        "is there; check the connection and push again."
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _is_bad_token(error: BaseException) -> bool:
+    if not isinstance(error, HfHubHTTPError):
+        return False
+    message = error.response.headers.get("X-Error-Message", "")
+    return _status(error) == 401 and "credentials" in message
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or repr(error)
+    return text if len(text) <= 300 else text[:300] + " …"

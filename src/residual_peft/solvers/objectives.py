@@ -1,0 +1,299 @@
+"""What a fit of the gains minimizes: a loss of the logits plus a ridge on λ − 1 (`method.md`, 7).
+
+Every solver shares it. With c, base and Φ as in `tuner.gains`, W_text (C, d) and δ = λ − neutral,
+
+    normalized:  logits = s · normalize(base + (c ⊙ δ) Φ) · W_textᵀ        the classifier's own
+    linear:      logits = s / ρ · (base + (c ⊙ δ) Φ) · W_textᵀ             ρ: mean ‖y‖ of the images
+    objective  = mean loss + strength / 2 · Σ_k w_k (λ_k − 1)²,  w_k = (v_k / mean v)^p
+
+with v_k the mean square of what gain k scales. The linear one is convex, strictly so with a
+strength above 0. ρ is a constant: it only gives the linear logits the size of the others.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..classifiers.predictions import check_class_numbers, check_multi_hot
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..errors import ResiDualError
+from .coordinates import Coordinates
+from .store import CoordinateStore
+
+KEPT = 2**26  # numbers: 256 MB in float32
+CHUNK = 1024  # images per matrix product: its logits and readouts stay small beside coordinates
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimized.
+
+    Attributes:
+        normalized: whether readouts are normalized, as they are for predicting; False is the convex
+            one.
+        loss: "softmax", cross-entropy of one label per image; or "sigmoid", binary cross-entropy of
+            each class by itself, for images with several labels or none.
+        class_weights: "balanced" (N / (C · images of the class)), C numbers, or None. With
+            "sigmoid" the weight is that of the class's positives.
+        label_smoothing: from 0 to below 1, as in torch's `cross_entropy`; "softmax" only.
+        strength: of the ridge, 0 or more.
+        weighting: the exponent p of the ridge's weights: 0 penalizes every gain alike, 1 in
+            proportion to the variance that it scales, so that what is penalized is the change. 1 is
+            best on held-out images (`benchmarks/solvers.json`).
+    """
+
+    normalized: bool = True
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    class_weights: str | Sequence[float] | None = None
+    label_smoothing: float = 0.0
+    strength: float = 0.0
+    weighting: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("softmax", "sigmoid"):
+            raise ResiDualError(f"wanted the loss 'softmax' or 'sigmoid', got {self.loss!r}.")
+        if isinstance(self.class_weights, str) and self.class_weights != "balanced":
+            raise ResiDualError(
+                f"wanted class_weights 'balanced', numbers or None, got {self.class_weights!r}."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ResiDualError(
+                f"wanted label_smoothing from 0 to below 1, got {self.label_smoothing}."
+            )
+        if self.label_smoothing and self.loss == "sigmoid":
+            raise ResiDualError("label_smoothing is for loss='softmax' only; leave it at 0.")
+        if not 0 <= self.strength < float("inf"):
+            raise ResiDualError(f"wanted a strength of 0 or more, got {self.strength}.")
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.loss == "sigmoid"
+
+    def check_labels(self, labels: Tensor, classifier: ZeroShotClassifier) -> None:
+        """Refuse labels, or a classifier, that do not suit the loss.
+
+        Raises:
+            ResiDualError: class numbers outside the classes, or for "sigmoid" anything but a row of
+                C zeros and ones per image; a classifier for several labels with "softmax".
+        """
+        count = len(classifier.class_names)
+        if self.multi_label:
+            return check_multi_hot(labels, count)
+        if classifier.multi_label:
+            raise ResiDualError(
+                "the classifier is for several labels per image (multi_label=True), and "
+                "loss='softmax' for one: use Objective(loss='sigmoid'), or a classifier without."
+            )
+        return check_class_numbers(labels, count)
+
+    def weights_of(self, labels: Tensor, classes: int) -> Tensor | None:
+        """The weight of each class, (C,), for these labels.
+
+        Raises:
+            ResiDualError: not one positive, finite number per class, or "balanced" where a class
+                has no image (or, with "sigmoid", is on every image).
+        """
+        if self.class_weights is None:
+            return None
+        if isinstance(self.class_weights, str):
+            return self._balanced(labels, classes)
+        weights = torch.as_tensor(self.class_weights, dtype=torch.float64)
+        if weights.shape != (classes,) or not (weights.isfinite() & (weights > 0)).all():
+            raise ResiDualError(f"wanted {classes} class weights above 0, got {weights.tolist()}.")
+        return weights
+
+    def _balanced(self, labels: Tensor, classes: int) -> Tensor:
+        if self.multi_label:
+            counts = labels.double().sum(0)
+            weights = (len(labels) - counts) / counts
+        else:
+            counts = torch.bincount(labels, minlength=classes).double()
+            weights = len(labels) / (classes * counts)
+        if not (weights.isfinite() & (weights > 0)).all():
+            raise ResiDualError(
+                f"class_weights='balanced' needs images of every class, got {counts.tolist()} per "
+                "class; give the weights as numbers."
+            )
+        return weights
+
+    def loss_of(
+        self, logits: Tensor, labels: Tensor, weights: Tensor | None, bias: Tensor | float = 0.0
+    ) -> Tensor:
+        """The loss of some images, summed; see `normalizer` for what to divide it by."""
+        weights = None if weights is None else weights.to(logits)
+        if self.multi_label:
+            targets = labels.to(logits)
+            return functional.binary_cross_entropy_with_logits(
+                logits + bias, targets, pos_weight=weights, reduction="sum"
+            )
+        return functional.cross_entropy(
+            logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing
+        )
+
+    def normalizer(self, labels: Tensor, weights: Tensor | None, classes: int) -> float:
+        """What the sum of losses is divided by, so that it is torch's own mean."""
+        if self.multi_label:
+            return float(len(labels) * classes)
+        return float(len(labels) if weights is None else weights[labels.cpu()].sum())
+
+    def ridge_weights(self, scales: Tensor) -> Tensor:
+        """w (K,) from the mean squares v (K,) of what each gain scales."""
+        relative = scales / scales.mean().clamp_min(torch.finfo(scales.dtype).tiny)
+        # a direction without any variance would be free, or frozen for good
+        return relative.clamp_min(1e-6) ** self.weighting
+
+
+class GainProblem:
+    """An objective on some coordinates: value and gradient in the gains, images in chunks.
+
+    Two matrix products per chunk, Y = base + C (δ ⊙ Φ) and Cᵀ dY, and nothing of the size of C
+    beside C: the gains scale Φ, which all images share.
+
+    Args:
+        classifier: class embeddings W_text and logit scale.
+        rows: the coordinates, in memory or on disk.
+        objective: what is minimized.
+        dtype: of the products; sums are float64.
+    """
+
+    def __init__(
+        self,
+        classifier: ZeroShotClassifier,
+        rows: Coordinates | CoordinateStore,
+        objective: Objective,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        objective.check_labels(rows.labels, classifier)
+        self.rows, self.objective, self.dtype = rows, objective, dtype
+        self.classes = len(classifier.class_names)
+        self.scale = classifier.logit_scale
+        self.class_weights = objective.weights_of(rows.labels, self.classes)
+        self.normalizer = objective.normalizer(rows.labels, self.class_weights, self.classes)
+        self.embeddings = classifier.class_embeddings.to(rows.labels.device, dtype)
+        self.directions = rows.state.directions.to(dtype)  # Φ (K, d)
+        # the classes are all that linear logits need of Φ: (K, C) in place of (K, d)
+        self.in_classes = not objective.normalized and self.classes < self.embeddings.shape[1]
+        if not objective.normalized:
+            self.scale /= rows.mean_length
+        if self.in_classes:
+            self.directions = self.directions @ self.embeddings.T
+        self.kept: dict[int, Tensor] = {}
+        self.per_unit = rows.state.settings.per_unit
+        self.neutral = rows.state.settings.neutral
+        self.component_scales = self._scales()
+        self.ridge_weights = objective.ridge_weights(self._gathered(self.component_scales))
+
+    def with_strength(self, strength: float) -> "GainProblem":
+        """The same with another ridge, without another look at the coordinates."""
+        other = copy(self)
+        other.objective = replace(self.objective, strength=strength)
+        return other
+
+    def value_and_gradient(self, gains: Tensor, bias: float = 0.0) -> tuple[float, Tensor, float]:
+        """The objective at λ (K,) or (U,), its gradient of that shape in float64, and d/d bias."""
+        gains = gains.double()
+        offset = self._spread(gains - self.neutral).to(self.dtype)
+        scaled = offset[:, None] * self.directions
+        # dYᵀ C, not Cᵀ dY: both then read C along its rows
+        shape = self.directions.T.shape
+        correlation = torch.zeros(shape, dtype=torch.float64, device=self.directions.device)
+        total, bias_gradient = 0.0, 0.0
+        for coordinates, base, labels in self._chunks():
+            outputs = torch.addmm(base, coordinates, scaled).requires_grad_()
+            shift = torch.tensor(bias, dtype=outputs.dtype, device=outputs.device)
+            loss = self.objective.loss_of(
+                self._logits(outputs), labels, self.class_weights, shift.requires_grad_()
+            )
+            loss.backward()
+            assert outputs.grad is not None
+            correlation += outputs.grad.T @ coordinates
+            total += loss.item()
+            bias_gradient += 0.0 if shift.grad is None else shift.grad.item()
+        along = (correlation * self.directions.T).sum(0)
+        gradient = self._gathered(along) / self.normalizer
+        from_one = gains - 1
+        pull = self.objective.strength * self.ridge_weights * from_one
+        value = total / self.normalizer + 0.5 * float(pull @ from_one)
+        return value, gradient + pull, bias_gradient / self.normalizer
+
+    @torch.no_grad()
+    def curvature(self) -> Tensor:
+        """The diagonal of the Hessian where all classes are alike likely, float64: (K,) or (U,).
+
+        v_k s² Var_c(φ_k · w_c) per component, plus the ridge's. Only a scale for the solver.
+        """
+        along = self.directions if self.in_classes else self.directions @ self.embeddings.T
+        length = 1.0
+        if self.objective.normalized:
+            length = self.rows.mean_length
+        spread = along.double().var(1, correction=0) * (self.scale / length) ** 2
+        data = self._gathered(spread * self.component_scales)
+        data = data + self.objective.strength * self.ridge_weights
+        return data.clamp_min(1e-8 * float(data.max()) + torch.finfo(data.dtype).tiny)
+
+    @torch.no_grad()
+    def logits(self, gains: Tensor) -> Tensor:
+        """The objective's logits (N, C), without a bias."""
+        scaled = self._spread(gains.double() - self.neutral).to(self.dtype)[:, None]
+        scaled = scaled * self.directions
+        return torch.cat(
+            [self._logits(torch.addmm(base, c, scaled)) for c, base, _ in self._chunks()]
+        )
+
+    def _logits(self, outputs: Tensor) -> Tensor:
+        if self.in_classes:
+            return self.scale * outputs
+        outputs = functional.normalize(outputs, dim=-1) if self.objective.normalized else outputs
+        return self.scale * outputs @ self.embeddings.T
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Coordinates, the part that no gain changes, and labels of some images at a time."""
+        number = 0
+        for rows in self.rows.parts:
+            for start in range(0, len(rows), CHUNK):
+                part = slice(start, start + CHUNK)
+                some = replace(
+                    rows,
+                    readout=rows.readout[part],
+                    labels=rows.labels[part],
+                    coordinates=rows.coordinates[part],
+                )
+                yield some.coordinates.to(self.dtype), self._base(number, some), some.labels
+                number += 1
+
+    def _base(self, number: int, rows: Coordinates) -> Tensor:
+        """The part of a chunk's outputs that no gain changes; kept where that is little."""
+        if not self.in_classes:
+            return rows.base.to(self.dtype)
+        if number in self.kept:
+            return self.kept[number]
+        base = rows.base.to(self.dtype) @ self.embeddings.T
+        if len(self.rows) * self.classes <= KEPT:
+            self.kept[number] = base
+        return base
+
+    def _scales(self) -> Tensor:
+        """The mean square of each coordinate, (K,), float64."""
+        total = torch.zeros(len(self.directions), dtype=torch.float64)
+        total = total.to(self.directions.device)
+        for rows in self.rows.parts:
+            for start in range(0, len(rows), CHUNK):
+                total += rows.coordinates[start : start + CHUNK].double().square().sum(0)
+        return total / len(self.rows)
+
+    def _spread(self, gains: Tensor) -> Tensor:
+        """One number per gain -> one per component."""
+        return gains.index_select(0, self.rows.state.gain_index) if self.per_unit else gains
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """Sums over each gain's components."""
+        if not self.per_unit:
+            return values
+        result = values.new_zeros(self.rows.state.num_gains)
+        return result.index_add(0, self.rows.state.gain_index, values)

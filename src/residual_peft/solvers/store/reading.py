@@ -1,0 +1,179 @@
+"""A finished store, its shards mapped into memory."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...bases.fingerprint import Fingerprint
+from ...errors import ResiDualError
+from ...hub.files import parse_json, path_of, quoted, read_header, read_tensors
+from ...tuner import ReadoutState, readout_state
+from ..coordinates import Coordinates
+from .layout import SKIPPED, adapter_digest, read_manifest, rows_of_shard, shard_paths
+
+
+@dataclass(frozen=True)
+class CoordinateStore:
+    """A finished store, for the solvers as `Coordinates` are, its shards mapped into memory.
+
+    Attributes:
+        directory: where it lies.
+        manifest: what it belongs to.
+        state: of the adapter that the coordinates are of.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    state: ReadoutState
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        model: nn.Module,
+        adapter_name: str | None = None,
+    ) -> "CoordinateStore":
+        """Open a finished store for the adapter that it was written with.
+
+        Raises:
+            ResiDualError: there is none, it is not finished, or it belongs to another model or
+                adapter.
+        """
+        folder = path_of(directory)
+        manifest = read_manifest(folder)
+        if not manifest["complete"]:
+            raise ResiDualError(
+                f"'{folder}' is not finished; call write_coordinates with the same arguments again."
+            )
+        Fingerprint(**manifest["model"]).check(model, quoted(folder))
+        state = readout_state(model, adapter_name).map(Tensor.cpu)
+        if adapter_digest(state) != manifest["adapter"]:
+            raise ResiDualError(
+                f"'{folder}' was written for an adapter with another basis or other units; load "
+                "that one, or write the coordinates anew."
+            )
+        _check_shards(folder, manifest, state)
+        return cls(folder, manifest, state)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def parts(self) -> tuple[Coordinates, ...]:
+        """One `Coordinates` per shard; read from disk when they are touched."""
+        return tuple(
+            Coordinates(t["readout"], t["labels"], t["coordinates"], self.state)
+            for t, _ in self._shards
+            if len(t["ids"])
+        )
+
+    @cached_property
+    def skipped(self) -> tuple[tuple[int, str, str], ...]:
+        """Row, file and reason of each image of the data set that could not be read."""
+        paths = shard_paths(self.directory, self.manifest)
+        return tuple(
+            image
+            for path, (_, metadata) in zip(paths, self._shards, strict=True)
+            for image in skipped_images(path, metadata)
+        )
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N,), or with several labels per image zeros and ones (N, C)."""
+        return torch.cat([tensors["labels"] for tensors, _ in self._shards])
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """The row of each image in the data set, (N,)."""
+        return torch.cat([tensors["ids"] for tensors, _ in self._shards])
+
+    @property
+    def mean_length(self) -> float:
+        """Mean ‖y‖ of the readouts."""
+        lengths = sum(float(part.readout.double().norm(dim=1).sum()) for part in self.parts)
+        return lengths / len(self)
+
+    def rows(self, index: Tensor) -> Coordinates:
+        """Those of some of the images, in memory, float32."""
+        index = index.cpu()
+        # labels travel along; everything else is read where it lies
+        width, count = self.parts[0].readout.shape[1], self.parts[0].coordinates.shape[1]
+        readout = torch.empty(len(index), width, dtype=self.parts[0].readout.dtype)
+        coordinates = torch.empty(len(index), count, dtype=readout.dtype)
+        ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
+        shards = torch.bucketize(index, ends, right=True)
+        for shard in shards.unique().tolist():
+            here = (shards == shard).nonzero().flatten()
+            part = self.parts[shard]
+            inside = index[here] - (int(ends[shard]) - len(part))
+            readout[here] = part.readout[inside]
+            coordinates[here] = part.coordinates[inside].to(readout.dtype)
+        return Coordinates(readout, self.labels[index], coordinates, self.state)
+
+    def load(self) -> Coordinates:
+        """All of it in memory, float32: `coordinate_bytes` says how much that takes."""
+        return self.rows(torch.arange(len(self)))
+
+    @cached_property
+    def _shards(self) -> list[tuple[dict[str, Tensor], dict[str, str]]]:
+        return [read_tensors(path) for path in shard_paths(self.directory, self.manifest)]
+
+
+def skipped_images(path: Path, metadata: dict[str, str]) -> list[tuple[int, str, str]]:
+    """Which images a shard says it does not hold.
+
+    Raises:
+        ResiDualError: it says so in another way than `write_coordinates`.
+    """
+    found = parse_json(metadata.get(SKIPPED, "[]").encode(), quoted(path))
+    kinds = (int, str, str)
+    if not isinstance(found, list) or not all(
+        isinstance(item, list) and tuple(map(type, item)) == kinds for item in found
+    ):
+        raise ResiDualError(
+            f"{quoted(path)} does not say which images it left out as a shard does: write the "
+            "coordinates again."
+        )
+    return [(row, file, reason) for row, file, reason in found]
+
+
+_FLOATS = {"coordinates": True, "readout": True, "ids": False, "labels": False}
+
+
+def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -> None:
+    """Believe a manifest's numbers once files of those sizes are there; reads their headers alone.
+
+    Raises:
+        ResiDualError: a shard is missing, cut short or of another shape.
+    """
+    count = -(-manifest["images"] // manifest["shard_size"])
+    if (there := sum(1 for _ in folder.glob("shard-*.safetensors"))) < count:
+        raise ResiDualError(
+            f"{quoted(folder)} wants {count:,} shards of coordinates and has {there:,}: write them "
+            "again."
+        )
+    for index, path in enumerate(shard_paths(folder, manifest)):
+        asked, found = len(rows_of_shard(manifest, index)), read_header(path)
+        shapes = {name: facts.shape for name, facts in found.items()}
+        rows = (*shapes.get("ids", ()), 0)[0]
+        # what is not there is known by name
+        missing = 0 if rows == asked else len(skipped_images(path, read_tensors(path)[1]))
+        wanted = {
+            "coordinates": (rows, len(state.shift)),
+            "readout": (rows, state.constant.shape[-1]),
+            "ids": (rows,),
+        }
+        kinds = {name: found[name].is_float for name in (*wanted, "labels") if name in found}
+        labels = shapes.get("labels", ())
+        fits = len(labels) in (1, 2) and labels[0] == rows and rows + missing == asked
+        fits = fits and kinds == _FLOATS
+        if not fits or any(shapes.get(name) != shape for name, shape in wanted.items()):
+            raise ResiDualError(
+                f"{quoted(path)} does not hold the {asked:,} images that its store says, for this "
+                "adapter: write the coordinates again."
+            )

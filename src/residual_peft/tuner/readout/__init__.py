@@ -1,0 +1,1 @@
+"""Readout mode: gains in what units add to the readout."""

@@ -1,0 +1,1 @@
+"""Stream mode: gains on what linear layers write into the stream."""

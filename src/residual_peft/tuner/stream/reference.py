@@ -1,0 +1,165 @@
+"""A basis in stream mode by reference: the one that another saved adapter holds."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor, nn
+
+from ...bases.basis import Components, UnitBasis
+from ...bases.fingerprint import Fingerprint
+from ...errors import ResiDualError
+from ...hub.directories import local_directory
+from ...hub.files import read_tensors
+from ..config import ResiDualConfig
+from ..saved import check_config, check_values
+from .linears import tower_or_none
+from .tensors import STREAM_BASIS, check_tensors, room_for
+
+
+@dataclass(frozen=True)
+class SavedBasis:
+    """What one saved adapter knows of each Linear.
+
+    Attributes:
+        name: where it came from, a directory or Hub id.
+        counts: by the path of a Linear, the directions of each head.
+        tensors: by path, those of `STREAM_BASIS`.
+        source: "data" or "weights".
+        num_samples: images that it was fitted on.
+        digest: what tells it from another basis of the same weights.
+    """
+
+    name: str
+    counts: dict[str, tuple[int, ...]]
+    tensors: dict[str, list[Tensor]]
+    source: str | None
+    num_samples: int | None
+    digest: str
+
+    def of(
+        self, path: str, linear_shape: tuple[int, int], asked: Sequence[Components]
+    ) -> tuple[list[Tensor], tuple[int, ...]]:
+        """The tensors of one Linear and the directions of each head, cut to what was asked for.
+
+        Raises:
+            ResiDualError: it does not know the Linear, or as fewer heads or directions.
+        """
+        if path not in self.counts:
+            raise ResiDualError(
+                f"the basis of the adapter '{self.name}' knows nothing of {path}: fit an adapter "
+                "to it as well, or choose what to adapt by target_modules, unit_pattern or "
+                "layers_to_transform."
+            )
+        counts = self.counts[path]
+        wanted = [tuple(tensor.shape) for tensor in room_for(counts, *linear_shape)]
+        found = [tuple(tensor.shape) for tensor in self.tensors[path]]
+        if len(counts) != len(asked) or wanted != found:
+            raise ResiDualError(
+                f"the basis of the adapter '{self.name}' is of another layer than {path}: tensors "
+                f"of shapes {wanted} for {len(asked)} heads were wanted, got {found} for "
+                f"{len(counts)}."
+            )
+        check_tensors(
+            self.tensors[path], counts, f"the basis of the adapter '{self.name}' at {path}"
+        )
+        directions, input_mean, eigenvalues, total = self.tensors[path]
+        rows: list[Tensor] = []
+        start = 0
+        for head, (count, components) in enumerate(zip(counts, asked, strict=True)):
+            every = torch.arange(start, start + count)
+            rows.append(every[: _kept(every, eigenvalues, total[head], components)])
+            start += count
+        chosen = torch.cat(rows)
+        return (
+            [directions[chosen], input_mean, eigenvalues[chosen], total],
+            tuple(len(found) for found in rows),
+        )
+
+
+def _kept(every: Tensor, eigenvalues: Tensor, total: Tensor, components: Components) -> int:
+    """How many of a head's directions `components` asks for."""
+    if components == 0:
+        return 0
+    head = UnitBasis(torch.zeros(0), every.unsqueeze(1), eigenvalues[every], total)
+    return len(head.truncate(components).components)
+
+
+def saved_basis(
+    config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]
+) -> SavedBasis:
+    """Read the basis that a config names.
+
+    Args:
+        config: the adapter's, with `basis`.
+        model: the base model.
+        trusted: fingerprints that this model was found to match before.
+
+    Raises:
+        ResiDualError: it is not to be had, not in stream mode, not self-contained, of other
+            weights, or not the one that a saved adapter's gains belong to.
+    """
+    name = str(config.basis)
+    try:
+        directory = local_directory(
+            name, what="adapter", allow_patterns=["adapter_config.json", "adapter_model.*"]
+        )
+        check_config(directory)
+        theirs = ResiDualConfig.from_pretrained(str(directory))
+    except ResiDualError as error:
+        raise ResiDualError(
+            "a basis in stream mode is that of a saved adapter that holds it, and there is none to "
+            f"be had from {name!r} (seen from {os.getcwd()!r}): {error}"
+        ) from error
+    if theirs.mode != "stream" or not theirs.save_basis:
+        kind = "is of mode 'readout'" if theirs.mode != "stream" else "holds its gains alone"
+        raise ResiDualError(
+            f"the adapter '{name}' was named as basis and {kind}; wanted one in stream mode "
+            "with save_basis=True."
+        )
+    if theirs.fingerprint is not None and theirs.fingerprint not in trusted:
+        tower = tower_or_none(model, config.side) or model
+        Fingerprint.from_dict(theirs.fingerprint).check(tower, f"the basis of '{name}'")
+    found, _ = read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
+    tensors: dict[str, list[Tensor]] = {}
+    for path in theirs.component_counts:
+        keys = [f"base_model.model.{path}.{kind}" for kind in STREAM_BASIS]
+        missing = [key for key in keys if key not in found]
+        if missing:
+            raise ResiDualError(
+                f"the basis of '{name}' lacks {missing[0]}: save or download the adapter again."
+            )
+        tensors[path] = [found[key] for key in keys]
+        for kind, tensor in zip(STREAM_BASIS, tensors[path], strict=True):
+            check_values(tensor, kind, f"the weights of '{name}'")
+    digest = digest_of(tensors)
+    if config._awaits_weights and config.basis_digest != digest:
+        raise ResiDualError(
+            f"the adapter's gains belong to another basis than that of '{name}', though both are "
+            "of the same weights: name the one that it was trained with as `basis` in "
+            "adapter_config.json."
+        )
+    return SavedBasis(
+        name=name,
+        counts={path: tuple(counts) for path, counts in theirs.component_counts.items()},
+        tensors=tensors,
+        source=theirs.basis_source,
+        num_samples=theirs.num_samples,
+        digest=digest,
+    )
+
+
+def digest_of(tensors: Mapping[str, Sequence[Tensor]]) -> str:
+    """The sha256 of the float32 values of a basis, by path: equal however precisely it is kept."""
+    digest = hashlib.sha256()
+    for path in sorted(tensors):
+        digest.update(path.encode())
+        for tensor in tensors[path]:
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            values = tensor.detach().to("cpu", torch.float32).contiguous()
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""The tensors of a basis in stream mode: what is saved, and what follows from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..readout.head_space import polar_frames
+from ..values import check_directions, check_parts, split_by_unit
+from .basis import LinearBasis
+from .linears import float64
+
+STREAM_BASIS = tuple(
+    f"residual_peft_{name}"
+    for name in ("directions", "input_mean", "eigenvalues", "total_variance")
+)
+DERIVED = tuple(f"residual_peft_{name}" for name in ("components", "maps", "order"))
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What one adapter does to one Linear: the part of its state that is no tensor."""
+
+    counts: tuple[int, ...]  # k_h of each head
+    per_unit: bool
+    source: tuple[Any, ...] = ()  # what a basis from the weights was made from; () from data
+
+    @property
+    def heads(self) -> int:
+        """H, the number of heads."""
+        return len(self.counts)
+
+    @property
+    def num_gains(self) -> int:
+        """How many gains: one per component, or one per head."""
+        return self.heads if self.per_unit else sum(self.counts)
+
+
+def tensors_of(basis: LinearBasis, weight: Tensor) -> list[Tensor]:
+    """The tensors of `STREAM_BASIS` for a Linear with weight (D, n), float64.
+
+    directions V (K, e): Φ_h as seen from the space of its head, Φ_h = V_h Q_hᵀ, where Q_h (D, e) is
+    the orthonormal frame of W_h (`frames_of`); Φ (K, D) itself where there is no such frame;
+    input_mean z̄ (n,), eigenvalues (K,), total_variance (H,).
+    """
+    frames = frames_of(weight, len(basis.heads))
+    components = [head.components for head in basis.heads]
+    if frames is not None:
+        components = [phi.to(q) @ q for phi, q in zip(components, frames, strict=True)]
+    return [
+        torch.cat(components),
+        basis.input_mean,
+        torch.cat([head.eigenvalues for head in basis.heads]),
+        torch.stack([head.total_variance for head in basis.heads]),
+    ]
+
+
+def derive(directions: Tensor, weight: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+    """The tensors of `DERIVED`, in the dtype of `directions`.
+
+    components Φ (K, D), maps A_h = Φ_h W_h (H, max k, e) with rows of zeros below k_h, and order
+    (K,): where each component lies among those of all heads, each padded to the longest.
+    """
+    frames, parts = frames_of(weight, len(counts)), _parts(weight, len(counts))
+    found: Sequence[Tensor] = directions.to(parts).split(list(counts))
+    if frames is not None:
+        found = [v @ q.T for v, q in zip(found, frames, strict=True)]
+    maps = [phi @ part for phi, part in zip(found, parts, strict=True)]
+    longest = max(counts, default=0)
+    places = [head * longest + k for head, count in enumerate(counts) for k in range(count)]
+    return (
+        directions if frames is None else torch.cat(list(found)).to(directions),
+        nn.utils.rnn.pad_sequence(maps, batch_first=True).to(directions),
+        torch.tensor(places, dtype=torch.int64, device="cpu").to(directions.device),
+    )
+
+
+def check_tensors(tensors: Sequence[Tensor], counts: Sequence[int], what: str) -> None:
+    """Refuse tensors of `STREAM_BASIS` that hold what no basis has.
+
+    Raises:
+        ResiDualError: begins with `what`; as `values`.
+    """
+    directions, input_mean, eigenvalues, total = tensors
+    check_parts(input_mean, eigenvalues, total, what)
+    names = [f"head {head}" if len(counts) > 1 else "a Linear" for head in range(len(counts))]
+    check_directions(split_by_unit(names, directions, eigenvalues, counts), what)
+
+
+def frames_of(weight: Tensor, heads: int) -> Tensor | None:
+    """Q_h (H, D, e), the polar factor of each W_h; None for a single head, or where D ≤ e.
+
+    Directions in it are D/e times smaller than in the stream; every machine finds the same.
+    """
+    parts = _parts(weight, heads)
+    if heads == 1 or parts.shape[1] <= parts.shape[2]:
+        return None
+    return polar_frames(parts)
+
+
+def _parts(weight: Tensor, heads: int) -> Tensor:
+    """W_h of every head (H, D, e), float64."""
+    return float64(weight).unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+def room_for(counts: Sequence[int], out_features: int, in_features: int) -> list[Tensor]:
+    """Tensors of `STREAM_BASIS` that wait for a file: NaN, so that one left out is seen."""
+    shapes = shapes_for(counts, out_features, in_features)
+    return [torch.full(shape, float("nan"), device="cpu") for shape in shapes]
+
+
+def shapes_for(
+    counts: Sequence[int], out_features: int, in_features: int
+) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the tensors of `STREAM_BASIS` for a Linear (D, n) and its heads' directions."""
+    heads, total = len(counts), sum(counts)
+    width = out_features if heads == 1 else min(out_features, in_features // heads)
+    return ((total, width), (in_features,), (total,), (heads,))

@@ -1,0 +1,297 @@
+"""Who reads which images, in which mode, from which seed, and what is timed: mutations die here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Image
+
+from residual_peft.app import studies
+from residual_peft.app.fitting import evaluate_adapter, fit_adapter, ways
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.class_means import class_means_of
+from residual_peft.classifiers.evaluation import Evaluation, evaluate
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
+from residual_peft.data import batches, load_data
+from residual_peft.reporting.run_record import RunRecord
+from residual_peft.solvers.coordinates import collect_coordinates, collect_readouts
+from residual_peft.tuner import ResiDualConfig, gains_of
+from tests.app.fitting.photos import photos
+from tests.app.test_fit_other_towers import saved
+from tests.training_case import save_clip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("orchestrated")
+    save_clip(folder / "model")
+    photos(folder / "photos", count=16)
+    return folder
+
+
+def fit(root: Path, out: Path, data=None, **options):
+    data = str(root / "photos") if data is None else data
+    return fit_adapter(str(root / "model"), data, out, templates=["a {}."], **options)
+
+
+class Steps:
+    """Notes the steps of a fit, each of which takes so many seconds of a false clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
+        self.now, self.said = 0.0, []
+        monkeypatch.setattr(ways, "clock", lambda: self.now)
+        for name, took in seconds.items():
+            monkeypatch.setattr(ways, name, self._wrapped(name, getattr(ways, name), took))
+        real = ways.Pass.read
+
+        def read(images, model, split, fit_basis=False):
+            self.said.append(f"{split}{' with basis' if fit_basis else ''}")
+            self.now += {"train": 100, "validation": 10, "test": 1000}[split]
+            return real(images, model, split, fit_basis)
+
+        monkeypatch.setattr(ways.Pass, "read", read)
+
+    def _wrapped(self, name, real, took):
+        def instead(*args, **kwargs):
+            self.said.append(name)
+            self.now += took
+            return real(*args, **kwargs)
+
+        return instead
+
+
+def test_what_is_timed_and_in_which_order(root: Path, tmp_path: Path, monkeypatch) -> None:
+    steps = Steps(monkeypatch, {"strength_path": 2, "solve_gains": 5, "scored": 7000})
+    report = fit(root, tmp_path / "a")
+    assert steps.said[:5] == [
+        "train with basis", "validation", "strength_path", "solve_gains", "test",
+    ]  # fmt: skip
+    assert (report.encoding_seconds, report.fitting_seconds) == (110, 7)
+    facts = RunRecord.load(tmp_path / "a").facts
+    assert (facts.encoding_seconds, facts.fitting_seconds) == (110, 7)
+    assert facts.images_read == report.splits["train"] + report.splits["validation"]
+
+
+def test_what_is_timed_of_the_trainers_way(root: Path, tmp_path: Path, monkeypatch) -> None:
+    steps = Steps(monkeypatch, {"trainer_kwargs": 3, "training_arguments": 1, "fit_bases": 20})
+    monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 1)
+    report = fit(root, tmp_path / "a", trainer=True)
+    assert (report.encoding_seconds, report.fitting_seconds) == (100, 4)
+    assert steps.said[0] == "train with basis"
+    config = ResiDualConfig(mode="stream")
+    report = fit(root, tmp_path / "b", trainer=True, config=config)
+    assert (report.encoding_seconds, report.fitting_seconds) == (20, 4)
+
+
+def test_the_gains_are_fitted_on_training_images_with_a_ridge_of_the_validation_images(
+    root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    given = {}
+    real_path, real_solve = ways.strength_path, ways.solve_gains
+
+    def path(classifier, train, validation, **options):
+        given["path"] = (sorted(train.labels.tolist()), len(validation))
+        given["strength"] = real_path(classifier, train, validation, **options)
+        return given["strength"]
+
+    def solve(classifier, train, *, objective, **options):
+        given["solve"] = (len(train), objective.strength)
+        return real_solve(classifier, train, objective=objective, **options)
+
+    monkeypatch.setattr(ways, "strength_path", path)
+    monkeypatch.setattr(ways, "solve_gains", solve)
+    report = fit(root, tmp_path / "a")
+    data = load_data(str(root / "photos"))
+    assert given["path"] == (sorted(data.train["label"]), len(data.validation))
+    assert given["solve"] == (len(data.train), given["strength"].best)
+    assert report.strength == given["strength"].best
+
+
+def turned(data: Dataset) -> Dataset:
+    return data.map(lambda row: {"label": (row["label"] + 1) % 3})
+
+
+def test_validation_images_choose_the_ridge_and_nothing_else(root: Path, tmp_path: Path) -> None:
+    splits = DatasetDict(load_data(str(root / "photos"), validation=0.3).splits)
+    first = fit(root, tmp_path / "a", splits)
+    other = DatasetDict({**splits, "validation": turned(splits["validation"])})
+    second = fit(root, tmp_path / "b", other)
+    assert first.strength != second.strength
+    bases = [
+        ZeroShotClassifier.from_pretrained(tmp_path / name).model.peft_config["default"].num_samples
+        for name in "ab"
+    ]
+    assert bases == [len(splits["train"])] * 2
+
+
+@pytest.mark.parametrize("way", ["coordinates", "trainer", "stream"])
+def test_the_scores_before_and_after_are_those_of_the_models(
+    way: str, root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 2)
+    config = ResiDualConfig(mode="stream") if way == "stream" else None
+    report = fit(root, tmp_path / "a", seed=3, trainer=way != "coordinates", config=config)
+    data = load_data(str(root / "photos"), seed=3)
+    clip = load_backbone(str(root / "model"))
+    plain = ZeroShotClassifier.from_text(
+        clip.model,
+        clip.tokenizer,
+        data.class_names,
+        ["a {}."],
+        image_processor=clip.image_processor,
+    )
+    adapted = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    assert report.zero_shot == evaluate(plain, data.test).metrics
+    assert report.adapted == evaluate(adapted, data.test).metrics
+    inside = evaluate(adapted, data.train).metrics
+    assert report.train["accuracy"] == pytest.approx(inside["accuracy"])
+    record = RunRecord.load(tmp_path / "a")
+    for logits, classifier in ((record.before, plain), (record.after, adapted)):
+        found = evaluate(classifier, data.test)
+        torch.testing.assert_close(logits, found.logits, atol=1e-3, rtol=1e-4)
+        assert record.labels.tolist() == found.labels.tolist()
+
+
+def lists(root: Path) -> Dataset:
+    paths = [str(path) for path in sorted((root / "photos").rglob("*.png"))]
+    labels = [["big"], ["big", "round"], [], ["wild"]] * (len(paths) // 4)
+    return Dataset.from_dict({"image": paths, "label": labels}).cast_column("image", Image())
+
+
+@pytest.mark.parametrize("trainer", [False, True])
+def test_zero_shot_scores_of_several_labels_have_the_bias_of_before(
+    trainer: bool, root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 2)
+    real, biases = ways.scored, {}
+
+    def scored(classifier, store, gains, bias):
+        biases["before" if gains is None else "after"] = bias
+        return real(classifier, store, gains, bias)
+
+    monkeypatch.setattr(ways, "scored", scored)
+    report = fit(root, tmp_path / "a", lists(root), trainer=trainer)
+    data = load_data(lists(root))
+    clip = load_backbone(str(root / "model"))
+    plain = ZeroShotClassifier.from_text(
+        clip.model, clip.tokenizer, data.class_names, ["a {}."],
+        image_processor=clip.image_processor, multi_label=True,
+    )  # fmt: skip
+    train, test = (
+        collect_readouts(clip.model, batches(data[split], clip.image_processor))
+        for split in ("train", "test")
+    )
+    plain.fit_bias(train.readout, train.labels)
+    with torch.no_grad():
+        before = Evaluation(data.class_names, plain.logits(test.readout), test.labels)
+    assert report.zero_shot == pytest.approx(before.metrics)
+    adapted = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    assert report.adapted == pytest.approx(evaluate(adapted, data.test).metrics)
+    own = evaluate_adapter(tmp_path / "a", lists(root))
+    assert own["micro_f1"] == pytest.approx(report.adapted["micro_f1"])
+    # scores with biases that are close may be equal
+    assert biases == pytest.approx({"before": plain.logit_bias, "after": adapted.logit_bias})
+    assert trainer or abs(adapted.logit_bias - plain.logit_bias) > 1e-3
+
+
+def test_explain_reads_the_images_that_eval_scores(root: Path, tmp_path: Path) -> None:
+    fit(root, tmp_path / "a", seed=4)
+    study = studies.study_adapter(tmp_path / "a", str(root / "photos"), words=[])
+    classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    data = load_data(str(root / "photos"), seed=4)
+    seen = collect_coordinates(classifier.model, batches(data.test, classifier.image_processor))
+    truth = studies.explain_adapter(classifier, seen)
+    torch.testing.assert_close(study.explanation.share, truth.share)
+    assert study.explanation.images == len(data.test)
+
+
+def test_a_coarse_optimum_is_fitted_on_train_and_chosen_on_validation(
+    root: Path, monkeypatch
+) -> None:
+    photos(root / "uneven" / "train", count=9, seed=1)
+    photos(root / "uneven" / "val", count=5, seed=2)
+    photos(root / "uneven" / "test", count=7, seed=3)
+    seen = {}
+
+    def coarse(train, validation, embeddings, *, logit_scale):
+        seen["optimum"] = (train, validation, embeddings, logit_scale)
+        return real_coarse(train, validation, embeddings, logit_scale=logit_scale)
+
+    def compare(first, second, embeddings, **options):
+        seen["selection"] = (first, second)
+        return real_compare(first, second, embeddings, **options)
+
+    def dimension(contributions, **options):
+        seen["dimension"] = contributions
+        return real_dimension(contributions, **options)
+
+    def ablation(first, embeddings, *, reference, **options):
+        seen.setdefault("ablations", []).append((len(first), len(reference)))
+        return real_ablation(first, embeddings, reference=reference, **options)
+
+    real_coarse, real_compare = studies.coarse_optimum, studies.compare_selections
+    real_dimension, real_ablation = studies.dimension_profile, studies.layer_ablation
+    for name, wrapped in (
+        ("coarse_optimum", coarse), ("compare_selections", compare),
+        ("dimension_profile", dimension), ("layer_ablation", ablation),
+    ):  # fmt: skip
+        monkeypatch.setattr(studies, name, wrapped)
+    monkeypatch.setattr(studies, "OPTIMUM_IMAGES", 20)
+    study = studies.study_model(
+        str(root / "model"), str(root / "uneven"), templates=["a {}."], words=[], seed=5
+    )
+    train, validation, _, scale = seen["optimum"]
+    assert (len(train), len(validation)) == (20, 15)  # some of train, all of validation
+    clip, data = load_backbone(str(root / "model")), load_data(str(root / "uneven"))
+    truth = {
+        split: collect_readouts(clip.model, batches(data[split], clip.image_processor))
+        for split in data.splits
+    }
+    torch.testing.assert_close(validation.readout, truth["validation"].readout)
+    drawn = torch.randperm(27, generator=torch.Generator().manual_seed(5))[:20].sort().values
+    torch.testing.assert_close(train.readout, truth["train"].readout[drawn])
+    assert scale == pytest.approx(float(clip.model.logit_scale.exp()))
+    first, second = seen["selection"]
+    torch.testing.assert_close(first.readout, truth["train"].readout)
+    torch.testing.assert_close(second.readout, truth["test"].readout)
+    assert len(seen["dimension"]) == 27
+    assert seen["ablations"] == [(21, 27)] * 2
+    assert study.images == {"train": 27, "validation": 15, "test": 21}
+
+
+def test_gains_of_a_fit_are_the_saved_ones(root: Path, tmp_path: Path) -> None:
+    fit(root, tmp_path / "a")
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    record = RunRecord.load(tmp_path / "a")
+    assert torch.equal(record.gains.gains, gains_of(loaded.model).detach())
+    assert not loaded.model.training
+
+
+def test_the_trainer_gets_the_seed(root: Path, tmp_path: Path, monkeypatch) -> None:
+    given = {}
+    real = ways.training_arguments
+
+    def arguments(folder, **options):
+        given.update(options, folder=Path(folder))
+        return real(folder, num_train_epochs=1, **options)
+
+    monkeypatch.setattr(ways, "training_arguments", arguments)
+    fit(root, tmp_path / "a", seed=11, trainer=True)
+    assert given["seed"] == 11
+    assert given["folder"] == tmp_path / ".a.reading" / "trainer"
+    assert ZeroShotClassifier.from_pretrained(tmp_path / "a").split.seed == 11
+
+
+def test_class_means_are_those_of_the_training_images(root: Path, tmp_path: Path) -> None:
+    model = saved("Dinov2Model", tmp_path / "model")
+    report = fit_adapter(str(model), str(root / "photos"), tmp_path / "a", seed=2)
+    classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    backbone, data = load_backbone(str(model)), load_data(str(root / "photos"), seed=2)
+    train = collect_readouts(backbone.model, batches(data.train, backbone.image_processor))
+    means = class_means_of(train.readout, train.labels, data.class_names)
+    torch.testing.assert_close(classifier.class_embeddings, means, atol=1e-5, rtol=1e-5)
+    plain = ZeroShotClassifier(
+        backbone.model, data.class_names, means, image_processor=backbone.image_processor
+    )
+    assert report.start == "class means"
+    assert report.zero_shot == evaluate(plain, data.test).metrics

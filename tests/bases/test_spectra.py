@@ -1,0 +1,79 @@
+"""The accumulator that travels between processes, and spectra from the weights alone."""
+
+import pickle
+
+import pytest
+import torch
+
+from residual_peft.bases.basis import SpectralBasis
+from residual_peft.bases.spectra import BasisAccumulator
+from residual_peft.errors import ResiDualError
+from residual_peft.towers.anatomy import find_tower
+from tests.models import BUILDERS, SIZES, Size, clip_model, pixels
+
+KINDS = ("embed", "head", "mlp", "output")
+ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
+
+
+def test_an_accumulator_travels_without_its_model_and_never_grows() -> None:
+    model = clip_model()
+    accumulator = BasisAccumulator(model, KINDS)
+    accumulator.update(pixels(4))
+    small = len(pickle.dumps(accumulator))
+    assert small < sum(parameter.nbytes for parameter in model.parameters())
+    for seed in range(5):
+        accumulator.update(pixels(40, seed=seed))
+    assert abs(len(pickle.dumps(accumulator)) - small) < 64
+    sent = pickle.loads(pickle.dumps(accumulator))
+    with pytest.raises(RuntimeError, match="can be merged, not updated"):
+        sent.update(pixels())
+    with pytest.raises(RuntimeError, match="can be merged, not read out"):
+        sent.finish()
+
+
+def test_moments_of_other_weights_or_units_are_not_merged() -> None:
+    accumulator = BasisAccumulator(clip_model(), ["head"])
+    with pytest.raises(ResiDualError, match=r"cannot merge moments of CLIPModel \(6 units\) into"):
+        accumulator.merge(BasisAccumulator(clip_model(), ["head", "mlp"]))
+    with pytest.raises(ResiDualError, match="use the same model and the same units"):
+        accumulator.merge(BasisAccumulator(clip_model(seed=1), ["head"]))
+
+
+@pytest.mark.parametrize(("builder", "name"), ALL)
+def test_weights_alone_give_the_svd_of_each_map_to_the_readout(builder: str, name: str) -> None:
+    size = SIZES[name]
+    model = BUILDERS[builder](size).double()
+    basis = SpectralBasis.from_weights(model, units=KINDS)
+    tower = getattr(model, "vision_model", model)
+    readout, e = find_tower(model).readout_matrix(), size.width // size.heads
+    assert (basis.source, basis.num_samples) == ("weights", None)
+    for unit in basis.units:
+        matrix = readout
+        if unit.kind == "mlp":
+            matrix = readout @ tower.encoder.layers[unit.layer].mlp.fc2.weight.detach()
+        if unit.head is not None:
+            weight = tower.encoder.layers[unit.layer].self_attn.out_proj.weight.detach()
+            matrix = readout @ weight[:, unit.head * e : (unit.head + 1) * e]
+        found = basis[unit]
+        rebuilt = found.components.T @ found.eigenvalues.diag() @ found.components
+        torch.testing.assert_close(rebuilt, matrix @ matrix.T, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(found.total_variance, matrix.square().sum())
+        if unit.kind != "output":
+            assert not found.mean.any()
+    output = basis["output"].mean
+    torch.testing.assert_close(output, find_tower(model).readout_bias())
+
+
+def test_weights_span_what_the_data_does() -> None:
+    model = clip_model(Size(width=36, heads=3, readout=30))
+    weights = SpectralBasis.from_weights(model, ["mlp"])["layer1.mlp"].components
+    data = SpectralBasis.fit(model, pixels(60), ["mlp"])["layer1.mlp"].components
+    # a bias divided by a changing sigma is the one direction that the weights' map has not
+    outside = data - data @ weights.T @ weights
+    assert torch.linalg.matrix_rank(outside, atol=1e-6) <= 1
+
+
+def test_a_basis_from_weights_can_be_cut() -> None:
+    basis = SpectralBasis.from_weights(clip_model(), components=3)
+    assert set(basis.component_counts) == {3}
+    assert max(SpectralBasis.from_weights(clip_model(), components=0.5).component_counts) < 8

@@ -1,0 +1,103 @@
+"""How the command line starts and ends: at once, and with a status that says whose turn it is."""
+
+import errno
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from residual_peft.app import fitting
+from residual_peft.cli.commands import commands as cli
+from residual_peft.errors import ResiDualError
+from tests.cli.test_cli import run, stop
+from tests.launch import ENVIRONMENT, ROOT
+
+BARE = """
+import sys
+from residual_peft import cli
+sys.argv = ["residual-peft", *sys.argv[1:]]
+try:
+    cli.main()
+finally:
+    heavy = {"torch", "transformers", "datasets", "huggingface_hub", "numpy"} & set(sys.modules)
+    print("heavy:", *heavy)
+"""
+
+
+def bare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BARE, *map(str, arguments)],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["fit", "-h"], ["eval", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    done = bare(*arguments)
+    assert done.returncode == 0
+    assert "Usage: residual-peft" in done.stdout
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def test_the_version() -> None:
+    done = bare("--version")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [f"residual-peft {version('residual-peft')}", "heavy:"]
+
+
+@pytest.mark.parametrize("command", ["fit", "analyse", "demo", "explain"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_imported(
+    command: str, tmp_path: Path
+) -> None:
+    given = {"demo": [], "explain": ["--data", "photos", "--adapter", "a"]}
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "such" / "out"
+    done = bare(command, "--out", out, *given.get(command, ["--data", "photos"]))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("residual-peft: wanted to write ")
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def raising(error: BaseException):
+    def instead(*args, **kwargs):
+        raise error
+
+    return instead
+
+
+ARGUMENTS = ("eval", "--adapter", "a", "--data", "b")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ResiDualError("mend it."), 2, "residual-peft: mend it."),
+        (PermissionError(errno.EACCES, "no", "/x"), 2, "you have no right to do that there"),
+        (OSError(errno.ENOSPC, "no"), 2, "stopped: no space is left on that disk; make room."),
+        (MemoryError(), 2, "memory ran out; take a smaller --batch-size"),
+        (KeyboardInterrupt(), 130, "residual-peft: interrupted."),
+        (KeyboardInterrupt("and kept."), 130, "residual-peft: and kept."),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_a_status(
+    error: BaseException, status: int, line: str, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(fitting, "evaluate_adapter", raising(error))
+    assert stop(monkeypatch, *ARGUMENTS) == status
+    captured = capsys.readouterr()
+    assert line in captured.err.splitlines()[-1]
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
+    monkeypatch.setattr(fitting, "evaluate_adapter", raising(KeyError("a bug")))
+    with pytest.raises(KeyError, match="a bug"):
+        run(monkeypatch, *ARGUMENTS)
+
+
+def test_the_model_is_the_bundled_one_unless_named() -> None:
+    assert "the bundled small CLIP" in cli.DEMO_MODEL_SHOWN

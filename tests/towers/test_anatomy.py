@@ -1,0 +1,260 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import LNTuningConfig, LoraConfig, get_peft_model
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers import CLIPModel
+
+from residual_peft.bases.decomposition import run_tower
+from residual_peft.errors import ResiDualError
+from residual_peft.towers.anatomy import (
+    ARCHITECTURES,
+    TowerAnatomy,
+    Unit,
+    base_model,
+    find_tower,
+    register_architecture,
+)
+from tests.models import ALL as EVERY_SIZE
+from tests.models import BUILDERS, EVERY, SIZES, clip_model, clip_vision_model, pixels
+
+ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
+
+
+def vision(model: nn.Module) -> Any:
+    return getattr(model, "vision_model", model)
+
+
+@pytest.mark.parametrize(
+    "unit", [Unit("embed"), Unit("head", 3, 15), Unit("mlp", 12), Unit("output")], ids=str
+)
+def test_a_unit_is_read_back_from_its_name(unit: Unit) -> None:
+    assert Unit.parse(str(unit)) == unit
+
+
+@pytest.mark.parametrize(
+    "text", ["", "layer3", "layer3.head", "layerx.mlp", "layer-1.mlp", "head", "embed.mlp", "mlp"]
+)
+def test_a_name_of_no_unit_is_refused(text: str) -> None:
+    with pytest.raises(ResiDualError, match="is not the name of a unit; wanted 'embed'"):
+        Unit.parse(text)
+
+
+def test_a_unit_has_the_indices_of_its_kind() -> None:
+    with pytest.raises(ResiDualError, match="unknown unit kind 'neuron'; the kinds are embed"):
+        Unit("neuron")
+    with pytest.raises(ResiDualError, match="a unit of kind 'head' has a layer: True"):
+        Unit("head", 3)
+    with pytest.raises(ResiDualError, match="a unit of kind 'embed'"):
+        Unit("embed", 0)
+
+
+@pytest.mark.parametrize(("builder", "name"), EVERY_SIZE)
+def test_sizes_are_read_from_the_modules(builder: str, name: str) -> None:
+    size = SIZES[name]
+    anatomy = find_tower(EVERY[builder](size))
+    assert anatomy.architecture == builder.split(",")[0]
+    assert anatomy.width == size.width
+    assert anatomy.num_heads == size.heads
+    assert anatomy.head_dim == size.width // size.heads
+    assert len(anatomy.layers) == size.layers
+    projected = hasattr(anatomy.model, "visual_projection")
+    assert anatomy.readout_width == (size.readout if projected else size.width)
+
+
+def test_units_come_in_the_order_in_which_they_write() -> None:
+    anatomy = find_tower(clip_model())
+    names = [str(unit) for unit in anatomy.units(("output", "mlp", "embed", "head"))]
+    assert names == [
+        "embed",
+        *["layer0.head0", "layer0.head1", "layer0.mlp"],
+        *["layer1.head0", "layer1.head1", "layer1.mlp"],
+        "output",
+    ]
+    assert [str(unit) for unit in anatomy.units(["mlp"])] == ["layer0.mlp", "layer1.mlp"]
+    with pytest.raises(
+        ResiDualError, match=r"unknown units \['heads'\]; the kinds are embed, head"
+    ):
+        anatomy.units(["heads"])
+
+
+@pytest.mark.parametrize(("builder", "name"), ALL)
+def test_given_sigma_the_readout_is_one_matrix_and_a_bias(builder: str, name: str) -> None:
+    model = BUILDERS[builder](SIZES[name]).double()
+    anatomy = find_tower(model)
+    stream = torch.randn(6, anatomy.width, dtype=torch.float64)
+    sigma = (stream.var(1, correction=0, keepdim=True) + anatomy.final_norm.eps).sqrt()
+    expected = vision(model).post_layernorm(stream)
+    if anatomy.projection is not None:
+        expected = model.visual_projection(expected)
+    found = stream @ anatomy.readout_matrix().T / sigma + anatomy.readout_bias()
+    assert anatomy.readout_matrix().shape == (anatomy.readout_width, anatomy.width)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_projection_with_a_bias_and_a_norm_without_weights() -> None:
+    model = clip_model().double()
+    model.visual_projection = nn.Linear(24, 16).double()
+    model.vision_model.post_layernorm = nn.LayerNorm(24, elementwise_affine=False)
+    anatomy = find_tower(model)
+    stream = torch.randn(6, 24, dtype=torch.float64)
+    sigma = (stream.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = model.visual_projection(model.vision_model.post_layernorm(stream))
+    found = stream @ anatomy.readout_matrix().T / sigma + anatomy.readout_bias()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_heads_factor_is_its_columns_seen_from_the_readout(name: str) -> None:
+    size = SIZES[name]
+    model = clip_model(size).double()
+    anatomy = find_tower(model)
+    matrix, e = anatomy.readout_matrix(), size.width // size.heads
+    for layer, block in enumerate(model.vision_model.encoder.layers):
+        factor = anatomy.head_factor(layer)
+        assert factor.shape == (size.heads, size.readout, e + 1)
+        torch.testing.assert_close(anatomy.head_factor(layer, matrix), factor)
+        for head in range(size.heads):
+            columns = block.self_attn.out_proj.weight[:, head * e : (head + 1) * e]
+            bias = block.self_attn.out_proj.bias / size.heads
+            torch.testing.assert_close(factor[head, :, :e], matrix @ columns)
+            torch.testing.assert_close(factor[head, :, e], matrix @ bias)
+
+
+def test_layer_scale_is_folded_into_the_output_projection() -> None:
+    model = clip_model().double()
+    anatomy = find_tower(model)
+    scale = torch.randn(24, dtype=torch.float64)
+    scaled = replace(
+        anatomy, layers=tuple(replace(layer, attention_scale=scale) for layer in anatomy.layers)
+    )
+    z = torch.randn(5, 24, dtype=torch.float64)
+    expected = model.vision_model.encoder.layers[1].self_attn.out_proj(z) * scale
+    weight, bias = scaled.stream_weight(1)
+    found = torch.einsum("bhe,hde->bd", z.unflatten(1, (2, 12)), weight) + bias
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_output_projection_without_bias() -> None:
+    model = clip_model()
+    model.vision_model.encoder.layers[0].self_attn.out_proj.bias = None
+    _, bias = find_tower(model).stream_weight(0)
+    assert bias.shape == (24,)
+    assert not bias.any()
+
+
+@pytest.mark.parametrize("builder", EVERY)
+def test_the_projection_path_leads_to_the_module_that_gives_the_readout(builder: str) -> None:
+    model = EVERY[builder]()
+    anatomy, seen = find_tower(model), []
+    module = anatomy.model.get_submodule(anatomy.projection_path)
+    module.register_forward_hook(lambda module, args, output: seen.append(output))
+    readout = run_tower(model, pixels())
+    assert len(seen) == 1
+    assert torch.equal(seen[0][:, 0] if anatomy.reads_tokens else seen[0], readout)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 3)], ids=type)
+def test_an_unknown_architecture_is_named_with_the_known_ones(model: nn.Module) -> None:
+    name = type(model).__name__
+    with pytest.raises(
+        ResiDualError,
+        match=f"the architecture {name} is not known; wanted one of AltCLIPModel, .* CLIPModel, ",
+    ):
+        find_tower(model)
+    with pytest.raises(ResiDualError) as caught:
+        find_tower(model)
+    lines = str(caught.value).splitlines()
+    assert lines[1:4] == [
+        "    from residual_peft import TowerAnatomy, register_architecture",
+        f'    @register_architecture("{name}")',
+        f'    def describe(model): return TowerAnatomy("{name}", model, tower=model.tower, ...)',
+    ]
+    assert lines[4] == (
+        "decompose(model, pixel_values) then checks that the units sum to the model's own readout."
+    )
+
+
+def test_a_subclass_is_read_as_its_parent() -> None:
+    class MyCLIP(CLIPModel):
+        pass
+
+    model = MyCLIP(clip_model().config)
+    assert find_tower(model).architecture == "MyCLIP"
+
+
+def test_others_can_register_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("residual_peft.towers.anatomy.ARCHITECTURES", dict(ARCHITECTURES))
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = clip_vision_model()
+
+    @register_architecture("Wrapper")
+    def inner(model: Any) -> TowerAnatomy:
+        return find_tower(model.inner)
+
+    assert find_tower(Wrapper()).width == 24
+
+
+def test_peft_wrapping_is_taken_off() -> None:
+    plain = clip_model()
+    anatomy = find_tower(plain)
+    peft_model = get_peft_model(plain, LoraConfig(target_modules=["out_proj", "fc2", "q_proj"]))
+    assert hasattr(plain.vision_model.encoder.layers[0].self_attn.out_proj, "base_layer")
+    for wrapped in (peft_model, peft_model.base_model, plain):
+        found = find_tower(wrapped)
+        assert base_model(wrapped) is plain
+        assert found.architecture == "CLIPModel"
+        assert found.layers[1].output_projection is anatomy.layers[1].output_projection
+        assert found.layers[1].mlp_projection is anatomy.layers[1].mlp_projection
+        assert torch.equal(found.head_factor(1), anatomy.head_factor(1))
+
+
+def test_a_wrapped_final_norm_is_unwrapped() -> None:
+    model = clip_vision_model()
+    norm = model.post_layernorm
+    get_peft_model(model, LNTuningConfig(target_modules=["post_layernorm"]))
+    anatomy = find_tower(model)
+    assert model.post_layernorm is not norm
+    assert anatomy.final_norm is norm
+    assert anatomy.model.get_submodule(anatomy.projection_path) is model.post_layernorm
+
+
+def test_a_fused_output_projection_is_refused_with_its_layer() -> None:
+    model = clip_model()
+    attention = model.vision_model.encoder.layers[1].self_attn
+    attention.out_proj = NonDynamicallyQuantizableLinear(24, 24)
+    with pytest.raises(
+        ResiDualError,
+        match=r"output projection of layer 1 is a NonDynamicallyQuantizableLinear; wanted a plain",
+    ):
+        find_tower(model)
+
+
+def test_a_quantised_output_projection_is_refused() -> None:
+    model = clip_model()
+    projection = model.vision_model.encoder.layers[0].self_attn.out_proj
+    projection.weight = nn.Parameter(torch.zeros(24, 24, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ResiDualError, match=r"layer 0 keeps a \(24, 24\) weight of torch.int8"):
+        find_tower(model)
+    projection.weight = nn.Parameter(torch.zeros(288, 1))  # packed, as 4-bit weights are
+    with pytest.raises(ResiDualError, match=r"keeps a \(288, 1\) weight .* wanted \(24, 24\)"):
+        find_tower(model)
+
+
+def test_heads_that_do_not_divide_the_width_and_another_norm_are_refused() -> None:
+    model = clip_model()
+    model.vision_model.encoder.layers[0].self_attn.num_heads = 5
+    with pytest.raises(
+        ResiDualError, match="takes 24 features, which 5 heads cannot share equally"
+    ):
+        find_tower(model)
+    model = clip_model()
+    model.vision_model.post_layernorm = nn.RMSNorm(24)
+    with pytest.raises(ResiDualError, match="wanted a LayerNorm before the readout, got RMSNorm"):
+        find_tower(model)
