@@ -24,10 +24,10 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 def give_back_large_tensors() -> None:
     """Let glibc map tensors of `MAPPED` bytes and more apart, from now on in this process.
 
-    By itself it moves that bound up to 32 MB as soon as such a tensor is freed. Then the activations
-    of a batch come from the heap, where whatever small thing is made meanwhile pins them: the peak
-    of a pass through a ViT-S/14 grew by 3 MB an image where 80 kB were kept. Other allocators, and a
-    bound that the user has set, stay as they are.
+    By itself it moves that bound up to 32 MB as soon as such a tensor is freed. Then the
+    activations of a batch come from the heap, where whatever small thing is made meanwhile pins
+    them: the peak of a pass through a ViT-S/14 grew by 3 MB an image where 80 kB were kept. Other
+    allocators, and a bound that the user has set, stay as they are.
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "glibc.malloc" in os.environ.get(
         "GLIBC_TUNABLES", ""
