@@ -7,6 +7,7 @@ __all__ = [
     "evaluation",
     "figures",
     "files",
+    "heads",
     "many_tasks",
     "metrics",
     "predictions",

@@ -1,0 +1,148 @@
+"""A class head: a linear map from coordinates to classes, beside the text's own logits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+
+
+class Scorer(Protocol):
+    """What tells classes apart by the features of an image: a head, or any of its rivals."""
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers were trained."""
+        ...
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """Logits (M, C) from features (M, K) and, where it uses them, the text's logits (M, C)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """`a z + τ (((c − mean) / scale) V + m)`, with z the zero-shot logits (`method.md`, section 8).
+
+    Attributes:
+        mean: of the features it was fitted on, weighted as the images were (K,).
+        scale: what each centred feature is divided by, the power p of its deviation (K,).
+        weights: V (K, C).
+        offset: m (C,).
+        text_weight: a; 0 where no zero-shot logits were given.
+        temperature: τ, which multiplies.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weights: Tensor
+    offset: Tensor
+    text_weight: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        columns, classes = self.weights.shape if self.weights.ndim == 2 else (-1, -1)
+        shapes = [tuple(t.shape) for t in (self.mean, self.scale, self.weights, self.offset)]
+        if shapes != [(columns,), (columns,), (columns, classes), (classes,)]:
+            raise ResiDualError(
+                "wanted a class head's mean (K,), scale (K,), weights (K, C) and offset (C,), got "
+                f"{', '.join(map(str, shapes))}: its parts are of different heads."
+            )
+
+    @property
+    def class_count(self) -> int:
+        """C."""
+        return len(self.offset)
+
+    @property
+    def parameter_count(self) -> int:
+        """V, m, a and τ; the means and scales are counted, not trained."""
+        return self.weights.numel() + self.offset.numel() + 2
+
+    def scores(self, features: Tensor) -> Tensor:
+        """What the head itself says, `((c − mean) / scale) V + m`: (M, C), in the head's dtype.
+
+        Raises:
+            ResiDualError: features of another number of columns.
+        """
+        columns = len(self.mean)
+        if features.ndim != 2 or features.shape[1] != columns:
+            raise ResiDualError(
+                f"wanted the {columns} features of an image that this class head was fitted on, "
+                f"(M, {columns}), got {tuple(features.shape)}: these are of another basis, or of "
+                "other units."
+            )
+        centred = (features.to(self.mean) - self.mean) / self.scale
+        return centred @ self.weights + self.offset
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """Logits (M, C) of images, in the head's dtype and on its device.
+
+        Args:
+            features: (M, K).
+            zero_shot: z (M, C); needed where the head weighs the text.
+
+        Raises:
+            ResiDualError: features of another number of columns; no zero-shot logits where it
+                needs them, or of another shape.
+        """
+        logits = self.temperature * self.scores(features)
+        if self.text_weight == 0:
+            return logits
+        if zero_shot is None or zero_shot.shape != logits.shape:
+            got = "none" if zero_shot is None else tuple(zero_shot.shape)
+            raise ResiDualError(
+                f"wanted zero-shot logits {tuple(logits.shape)}, which this class head weighs "
+                f"{self.text_weight:.3g}, got {got}."
+            )
+        return logits + self.text_weight * zero_shot.to(logits)
+
+    def to(self, where: torch.dtype | torch.device | str) -> "ClassHead":
+        """The same in another dtype or on another device, as `Tensor.to`."""
+        moved: dict[str, Any] = {name: t.to(where) for name, t in self._tensors().items()}
+        return replace(self, **moved)
+
+    def state(self) -> dict[str, Tensor]:
+        """What is saved: plain tensors in float32, a and τ among them."""
+        numbers = {name: torch.tensor(getattr(self, name)) for name in _NUMBERS}
+        return {name: t.detach().float().cpu() for name, t in (self._tensors() | numbers).items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "ClassHead":
+        """The head that `state` was taken of.
+
+        Raises:
+            ResiDualError: a tensor is missing, too many, of a wrong shape or not finite.
+        """
+        wanted = {field.name for field in fields(cls)}
+        if set(state) != wanted:
+            raise ResiDualError(
+                f"wanted a class head's tensors {', '.join(sorted(wanted))}, got "
+                f"{', '.join(sorted(state)) or 'none'}."
+            )
+        for name, tensor in state.items():
+            if not torch.isfinite(tensor).all():
+                raise ResiDualError(f"wanted finite numbers in a class head, got others in {name}.")
+            if name in _NUMBERS and tensor.numel() != 1:
+                raise ResiDualError(
+                    f"wanted one number as a class head's {name}, got {tuple(tensor.shape)}."
+                )
+        if (state["scale"] <= 0).any():
+            raise ResiDualError("wanted a class head's scales above 0, got others.")
+        parts: dict[str, Any] = {
+            name: float(tensor) if name in _NUMBERS else tensor for name, tensor in state.items()
+        }
+        return cls(**parts)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in _NUMBERS
+        }
+
+
+_NUMBERS = ("text_weight", "temperature")

@@ -1,0 +1,198 @@
+"""Features and labels of the images a head is fitted on, checked; what is odd about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import ResiDualError
+
+ADVICE = "fit the head on the classes that have images; others are told by their text alone."
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a head is fitted on, in float64 on the CPU.
+
+    Attributes:
+        features: (N, K).
+        labels: (N,), or with several labels zeros and ones (N, C).
+        targets: Y (N, C), zeros and ones.
+        weights: of the images, of mean 1 (N,).
+        zero_shot: z (N, C), where given.
+    """
+
+    features: Tensor
+    labels: Tensor
+    targets: Tensor
+    weights: Tensor
+    zero_shot: Tensor | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
+
+
+def checked(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    class_weights: Tensor | Sequence[float] | None = None,
+) -> Images:
+    """The images, or what is wrong with them.
+
+    Raises:
+        ResiDualError: shapes that do not go together, no image, no feature, numbers that are not
+            finite, labels that are no class, a class without images, fewer than two classes,
+            weights that are not above 0 or that are given for several labels.
+    """
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise ResiDualError(
+            f"wanted features (N, K) of the images with K at least 1, got {tuple(features.shape)}: "
+            "a basis without components has none."
+        )
+    labels = labels.detach().cpu()
+    _check_labels(labels, len(features), class_count)
+    several = labels.ndim == 2
+    targets = labels.double() if several else functional.one_hot(labels, class_count).double()
+    absent = (targets.sum(0) == 0).nonzero().flatten().tolist()
+    if absent:
+        names = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
+        raise ResiDualError(
+            f"wanted images of each of {class_count} classes, got none of class {names} among "
+            f"{len(labels)} images: {ADVICE}"
+        )
+    features = _finite(features, "features")
+    if zero_shot is not None:
+        if zero_shot.shape != targets.shape:
+            raise ResiDualError(
+                f"wanted zero-shot logits {tuple(targets.shape)}, one row per image, got "
+                f"{tuple(zero_shot.shape)}."
+            )
+        zero_shot = _finite(zero_shot, "zero-shot logits")
+    weights = _weights(class_weights, labels, class_count)
+    return Images(features, labels, targets, weights, zero_shot)
+
+
+def _check_labels(labels: Tensor, count: int, class_count: int) -> None:
+    several = labels.ndim == 2
+    if labels.ndim not in (1, 2) or len(labels) != count or count == 0:
+        raise ResiDualError(
+            f"wanted a label for each of {count} images and at least one image, got labels "
+            f"{tuple(labels.shape)}."
+        )
+    if several:
+        if labels.shape[1] != class_count or not ((labels == 0) | (labels == 1)).all():
+            raise ResiDualError(
+                f"wanted zeros and ones (N, {class_count}) as several labels per image, got "
+                f"{tuple(labels.shape)} with values from {float(labels.min()):g} to "
+                f"{float(labels.max()):g}."
+            )
+        return
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ResiDualError(f"wanted class numbers as labels, got {labels.dtype}.")
+    if class_count < 2:
+        raise ResiDualError(f"wanted at least two classes to tell apart, got {class_count}.")
+    if int(labels.min()) < 0 or int(labels.max()) >= class_count:
+        raise ResiDualError(
+            f"wanted labels from 0 to {class_count - 1}, got {int(labels.min())} to "
+            f"{int(labels.max())}."
+        )
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    values = values.detach().cpu().double()
+    bad = (~torch.isfinite(values).all(1)).nonzero().flatten()
+    if len(bad):
+        raise ResiDualError(
+            f"wanted finite {what}, got nan or infinity for {len(bad)} of {len(values)} images, "
+            f"the first of them row {int(bad[0])}: take those images out."
+        )
+    return values
+
+
+def _weights(
+    class_weights: Tensor | Sequence[float] | None, labels: Tensor, class_count: int
+) -> Tensor:
+    if class_weights is None:
+        return torch.ones(len(labels), dtype=torch.float64)
+    if labels.ndim == 2:
+        raise ResiDualError("wanted no class weights where images have several labels, got some.")
+    weights = torch.as_tensor(class_weights, dtype=torch.float64).cpu()
+    if weights.shape != (class_count,) or not (torch.isfinite(weights) & (weights > 0)).all():
+        raise ResiDualError(
+            f"wanted a weight above 0 for each of {class_count} classes, got "
+            f"{tuple(weights.shape)} with a least one of {float(weights.min()):g}."
+        )
+    each = weights[labels]
+    return each / each.mean()
+
+
+def balanced_weights(labels: Tensor, class_count: int) -> Tensor:
+    """Class weights (C,) under which all classes count the same: N / (C n_k), as scikit-learn's."""
+    return len(labels) / (class_count * torch.bincount(labels, minlength=class_count).double())
+
+
+def duplicate_groups(features: Tensor) -> Tensor:
+    """A number per image (N,) that equal rows of features share; each other image has its own.
+
+    Rows are compared in float32: copies of one picture that were encoded in two batches may differ
+    by rounding, 1e-5 of their length here.
+    """
+    rows = features.detach().cpu().float()
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(rows.shape[1], generator=generator)
+    keys = rows @ (probe / probe.norm())
+    order = keys.argsort()
+    margins = 1e-5 * rows.norm(dim=1)[order[:-1]] + 1e-12
+    near = (keys[order[1:]] - keys[order[:-1]] <= margins).nonzero().flatten()
+    group = torch.arange(len(rows))
+    for place in near.tolist():
+        before, this = order[place], order[place + 1]
+        if float((rows[this] - rows[before]).norm()) <= float(margins[place]):
+            group[this] = group[before]
+    return group
+
+
+def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
+    """What to tell the user of images that make left-out predictions doubtful.
+
+    Args:
+        images: as checked.
+        grouped: whether groups were given, which may hold copies together.
+    """
+    notes = []
+    features, labels = images.features, images.labels
+    if bool((features == features[0]).all()) and len(features) > 1:
+        notes.append(
+            "all images have the same features, so nothing tells their classes apart: look at the "
+            "images, and at the units that the features are of."
+        )
+        return tuple(notes)
+    same = duplicate_groups(features)
+    _, first, sizes = torch.unique(same, return_inverse=True, return_counts=True)
+    copies = int((sizes - 1).sum())
+    if copies and not grouped:
+        notes.append(
+            f"{copies} of {len(labels)} images are copies of others (equal features): what is "
+            "said of images left out is too good for them, as their copies stayed in. Take them "
+            "out, or give groups that hold copies together."
+        )
+    if copies:
+        rows = labels if images.several else labels.unsqueeze(1)
+        low = torch.full((len(sizes), rows.shape[1]), torch.inf, dtype=torch.float64)
+        index = first.unsqueeze(1).expand_as(rows)
+        low.scatter_reduce_(0, index, rows.double(), "amin")
+        high = (-low).fill_(-torch.inf).scatter_reduce_(0, index, rows.double(), "amax")
+        clashes = int(((low != high).any(1)).sum())
+        if clashes:
+            notes.append(
+                f"{clashes} pictures come with labels that contradict each other: at most one of "
+                "their copies can be told right."
+            )
+    return tuple(notes)

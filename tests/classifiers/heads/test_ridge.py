@@ -1,0 +1,315 @@
+"""Ridge in closed form against fitting again without each image, and against scikit-learn."""
+
+from typing import Any
+
+import pytest
+import torch
+from sklearn.linear_model import RidgeClassifierCV
+from torch import Tensor
+
+from residual_peft.classifiers.heads import RidgeFit, fit_ridge
+from residual_peft.classifiers.heads.images import balanced_weights
+from residual_peft.classifiers.heads.left_out import leaving_of
+from residual_peft.errors import ResiDualError
+
+CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
+
+
+def refitted(
+    fit: RidgeFit,
+    data: Any,
+    labels: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    twin: Any,
+    **how: Any,
+) -> Tensor:
+    """Scores of each image by a fit without its part, on the same scales: as many fits as parts."""
+    leaving = leaving_of(labels, data.class_count, **how)
+    scores = torch.zeros_like(targets)
+    for part in leaving.parts:
+        inside = torch.ones(len(labels), dtype=torch.bool)
+        inside[part] = False
+        again = twin(
+            data.features[inside],
+            targets[inside],
+            weights[inside],
+            fit.head.mean,
+            fit.head.scale,
+            fit.alpha,
+        )
+        scores[part] = again(data.features[part])
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("columns", "how", "balanced", "power"),
+    [
+        (5, "one", False, 0.5),
+        (60, "one", True, 1.0),
+        (5, "block", True, 0.0),
+        (60, "block", False, 0.5),
+        (60, "group", True, 0.5),
+        (5, "group", False, 1.0),
+    ],
+)
+def test_left_out_predictions_are_those_of_as_many_fits(
+    drawn: Any, ridge_twin: Any, columns: int, how: str, balanced: bool, power: float
+) -> None:
+    data = drawn((9, 4, 12), columns)
+    groups = torch.arange(25) // 3 if how == "group" else None
+    weights = balanced_weights(data.labels, 3) if balanced else None
+    leave = None if how == "group" else how
+    fit = fit_ridge(
+        data.features,
+        data.labels,
+        3,
+        zero_shot=data.zero_shot,
+        power=power,
+        groups=groups,
+        class_weights=weights,
+        leave=leave,
+    )
+    each = torch.ones(25).double() if weights is None else weights[data.labels]
+    each = each / each.mean()
+    targets = torch.eye(3).double()[data.labels]
+    twin = refitted(fit, data, data.labels, targets, each, ridge_twin, groups=groups, how=leave)
+    expected = fit.head.text_weight * data.zero_shot + fit.head.temperature * twin
+    assert fit.left_out.how == how
+    torch.testing.assert_close(fit.left_out.logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("columns", "balanced"), [(5, True), (60, False)])
+def test_the_head_is_ridge_by_its_normal_equations(
+    drawn: Any, ridge_twin: Any, columns: int, balanced: bool
+) -> None:
+    data, new = drawn((9, 4, 12), columns), drawn((4, 4, 4), columns, seed=1)
+    weights = balanced_weights(data.labels, 3) if balanced else torch.ones(3).double()
+    fit = fit_ridge(data.features, data.labels, 3, class_weights=weights)
+    each = weights[data.labels] / weights[data.labels].mean()
+    mean = (each.unsqueeze(1) * data.features).sum(0) / each.sum()
+    variance = (each.unsqueeze(1) * (data.features - mean).square()).sum(0) / each.sum()
+    targets = torch.eye(3).double()[data.labels]
+    twin = ridge_twin(data.features, targets, each, mean, variance**0.25, fit.alpha)
+    torch.testing.assert_close(fit.head.scores(new.features), twin(new.features), **CLOSE)
+    torch.testing.assert_close(
+        fit.head.logits(new.features), fit.head.temperature * twin(new.features), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("columns", [5, 60])
+@pytest.mark.parametrize("several", [False, True])
+def test_primal_and_dual_are_one(drawn: Any, columns: int, several: bool) -> None:
+    data = drawn((9, 4, 12), columns)
+    labels = (data.zero_shot > 0.5).long() if several else data.labels
+    both = [
+        fit_ridge(data.features, labels, 3, zero_shot=data.zero_shot, primal=primal)
+        for primal in (True, False)
+    ]
+    torch.testing.assert_close(both[0].alpha, both[1].alpha)
+    torch.testing.assert_close(both[0].head.weights, both[1].head.weights, **CLOSE)
+    torch.testing.assert_close(both[0].left_out.logits, both[1].left_out.logits, **CLOSE)
+
+
+@pytest.mark.parametrize(("columns", "balanced"), [(8, False), (60, True), (60, False)])
+def test_scikit_learn_chooses_and_predicts_the_same(
+    drawn: Any, columns: int, balanced: bool
+) -> None:
+    data, new = drawn((9, 7, 12), columns), drawn((20, 20, 20), columns, seed=1)
+    mean, scale = data.features.mean(0), data.features.std(0, correction=0)
+    weights = balanced_weights(data.labels, 3) if balanced else torch.ones(3).double()
+    alphas = [0.1, 1.0, 10.0, 100.0]
+    own = fit_ridge(
+        data.features,
+        data.labels,
+        3,
+        alphas=alphas,
+        class_weights=weights,
+        scale=scale,
+        leave="one",
+    )
+    each = weights[data.labels] / weights[data.labels].mean()
+    theirs = RidgeClassifierCV(alphas).fit((data.features - mean) / scale, data.labels, each)
+    assert float(own.alpha[0]) == theirs.alpha_
+    decision = torch.from_numpy(theirs.decision_function((new.features - mean) / scale))
+    torch.testing.assert_close(2 * own.head.scores(new.features) - 1, decision, **CLOSE)
+
+
+def test_a_weight_of_two_is_the_image_twice(drawn: Any) -> None:
+    data = drawn((6, 6), 9)
+    weights, twice = torch.tensor([1.0, 2.0]), 1 + data.labels
+    features = data.features.repeat_interleave(twice, 0)
+    labels = data.labels.repeat_interleave(twice)
+    copies = fit_ridge(features, labels, 2, alphas=[3.0], leave="none")
+    weighted = fit_ridge(
+        data.features,
+        data.labels,
+        2,
+        alphas=[3.0 * 12 / 18],  # weights are of mean 1
+        class_weights=weights,
+        leave="none",
+    )
+    torch.testing.assert_close(weighted.head.scale, copies.head.scale, **CLOSE)
+    torch.testing.assert_close(weighted.head.weights, copies.head.weights, **CLOSE)
+    torch.testing.assert_close(weighted.head.offset, copies.head.offset, **CLOSE)
+
+
+def test_each_of_several_labels_is_its_own_ridge(drawn: Any, ridge_twin: Any) -> None:
+    data = drawn((14, 14, 14), 12)
+    third = data.features[:, 3] > data.features[:, 3].median()
+    labels = torch.stack([data.labels == 0, data.labels < 2, third], 1).double()
+    fit = fit_ridge(data.features, labels, 3)
+    for c in range(3):
+        one = fit_ridge(data.features, labels[:, c : c + 1], 1)
+        assert float(fit.alpha[c]) == pytest.approx(float(one.alpha[0]))
+        torch.testing.assert_close(fit.left_out.logits[:, c], one.left_out.logits[:, 0], **CLOSE)
+    ones = torch.ones(42).double()
+    scores = refitted(fit, data, labels, labels, ones, ridge_twin)
+    # a line per class, up in the scores
+    for c in range(3):
+        x = torch.stack([scores[:, c], ones], 1)
+        line = torch.linalg.lstsq(x, fit.left_out.logits[:, c : c + 1]).solution
+        torch.testing.assert_close(x @ line, fit.left_out.logits[:, c : c + 1], **CLOSE)
+        assert float(line[0]) > 0
+
+
+def test_the_text_helps_several_labels_without_a_bias_of_its_own(drawn: Any) -> None:
+    data, new = drawn((14, 14, 14), 12, text=4.0), drawn((30, 30, 30), 12, seed=5, text=4.0)
+    labels, wanted = (torch.eye(3)[d.labels] for d in (data, new))
+    noise = torch.randn(42, 12, generator=torch.Generator().manual_seed(0))
+    fit = fit_ridge(noise, labels, 3, zero_shot=data.zero_shot - 30)
+    logits = fit.head.logits(torch.zeros(90, 12), new.zero_shot - 30)
+    assert ((logits > 0) == (wanted > 0)).double().mean() > 0.9
+    assert fit.left_out.accuracy > 0.9
+    # the left-out logits' own offset is the head's
+    expected = fit.head.logits(noise.double(), data.zero_shot - 30)
+    assert (expected.mean(0) - fit.left_out.logits.mean(0)).abs().max() < 0.5
+
+
+def test_thresholds_are_those_of_the_best_f1(drawn: Any) -> None:
+    data = drawn((14, 14, 14), 12, apart=0.3)
+    labels = torch.stack([data.labels == 0, data.labels < 2], 1).double()
+    fit = fit_ridge(data.features, labels, 2)
+    assert fit.thresholds is not None
+
+    def f1(threshold: float, c: int) -> float:
+        said = fit.left_out.logits[:, c] > threshold
+        hits = float((said & (labels[:, c] > 0)).sum())
+        return 2 * hits / float(said.sum() + labels[:, c].sum())
+
+    for c in range(2):
+        every = fit.left_out.logits[:, c].tolist()
+        best = max(f1(value - 1e-9, c) for value in every)
+        assert f1(float(fit.thresholds[c]), c) == pytest.approx(best)
+
+
+def test_one_image_per_class_has_fixed_strength_and_text_weighed_alone(drawn: Any) -> None:
+    data = drawn((1, 1, 1, 1), 20, text=5.0)
+    fit = fit_ridge(data.features, data.labels, 4, zero_shot=data.zero_shot)
+    assert fit.left_out.how == "none"
+    assert not fit.left_out.known.any()
+    assert len(fit.losses) == 0
+    assert torch.equal(fit.head.scores(data.features).argmax(1), data.labels)
+    assert fit.head.text_weight > 0
+    poor = fit_ridge(data.features, data.labels, 4, zero_shot=-data.zero_shot)
+    assert poor.head.text_weight == 0
+    given = fit_ridge(data.features, data.labels, 4, alphas=[7.0])
+    assert given.alpha.tolist() == [7.0] * 4
+
+
+def test_constant_features_know_nothing_and_say_so() -> None:
+    labels = torch.arange(20) % 2
+    fit = fit_ridge(torch.full((20, 3), 4.0), labels, 2)
+    assert torch.equal(fit.head.weights, torch.zeros(3, 2).double())
+    assert "all images have the same features" in fit.notes[0]
+    some = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    some[:, 1] = 4.0
+    assert torch.isfinite(fit_ridge(some, labels, 2, power=1.0).head.weights).all()
+
+
+def test_copies_are_noticed_and_contradictions(drawn: Any) -> None:
+    data = drawn((8, 8), 5)
+    features = torch.cat([data.features, data.features[:3] * (1 + 1e-7)])
+    labels = torch.cat([data.labels, data.labels[:3]])
+    (note,) = fit_ridge(features, labels, 2).notes
+    assert note.startswith("3 of 19 images are copies of others")
+    labels[-1] = 1 - labels[-1]
+    notes = fit_ridge(features, labels, 2).notes
+    assert notes[1].startswith("1 pictures come with labels that contradict each other")
+    groups = torch.cat([torch.arange(16), torch.arange(3)])
+    assert fit_ridge(features, labels, 2, groups=groups).notes == notes[1:]
+    assert fit_ridge(data.features, data.labels, 2).notes == ()
+
+
+NAN = torch.ones(6, 4)
+NAN[4, 1] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "options", "message"),
+    [
+        (torch.ones(6, 0), torch.arange(6) % 2, {}, r"K at least 1, got \(6, 0\)"),
+        (
+            NAN,
+            torch.arange(6) % 2,
+            {},
+            "nan or infinity for 1 of 6 images, the first of them row 4",
+        ),
+        (torch.ones(6, 4), torch.zeros(6).long(), {}, "got none of class 1 among 6 images"),
+        (torch.ones(1, 4), torch.zeros(1).long(), {}, "got none of class 1 among 1 images"),
+        (torch.ones(0, 4), torch.zeros(0).long(), {}, "at least one image"),
+        (torch.ones(6, 4), torch.zeros(5).long(), {}, r"a label for each of 6 images.*\(5,\)"),
+        (torch.ones(6, 4), torch.arange(6), {}, "wanted labels from 0 to 1, got 0 to 5"),
+        (torch.ones(6, 4), torch.ones(6), {}, "wanted class numbers as labels, got torch.float32"),
+        (torch.ones(6, 4), 2 * torch.ones(6, 2), {}, "several labels per image.* from 2 to 2"),
+        (torch.ones(6, 4), torch.arange(6) % 2, {"alphas": [0.0]}, "wanted strengths above 0"),
+        (
+            torch.ones(6, 4),
+            torch.arange(6) % 2,
+            {"scale": torch.zeros(4)},
+            "wanted a scale above 0",
+        ),
+        (
+            torch.ones(6, 4),
+            torch.arange(6) % 2,
+            {"zero_shot": torch.ones(6, 3)},
+            r"wanted zero-shot logits \(6, 2\), one row per image, got \(6, 3\)",
+        ),
+        (
+            torch.ones(6, 4),
+            torch.arange(6) % 2,
+            {"class_weights": [1.0, 0.0]},
+            "wanted a weight above 0 for each of 2 classes",
+        ),
+        (
+            torch.ones(6, 4),
+            torch.ones(6, 2),
+            {"class_weights": [1.0, 1.0]},
+            "no class weights where images have several labels",
+        ),
+    ],
+)
+def test_what_cannot_be_fitted(
+    features: Tensor, labels: Tensor, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ResiDualError, match=message):
+        fit_ridge(features, labels, 2, **options)
+
+
+def test_one_class_is_no_choice() -> None:
+    with pytest.raises(ResiDualError, match="at least two classes to tell apart, got 1"):
+        fit_ridge(torch.ones(3, 2), torch.zeros(3).long(), 1)
+
+
+def test_scikit_learns_digits(digits: tuple[Tensor, Tensor]) -> None:
+    """Data nobody here made: 16 images of each class tell the rest, as left-out ones say."""
+    features, labels = digits
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    features, labels = features[order], labels[order]  # or the first are of few writers
+    chosen = torch.cat([(labels == c).nonzero().flatten()[:16] for c in range(10)])
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[chosen] = False
+    fit = fit_ridge(features[chosen], labels[chosen], 10)
+    accuracy = (fit.head.logits(features[rest]).argmax(1) == labels[rest]).double().mean()
+    assert accuracy > 0.85
+    assert abs(fit.left_out.accuracy - accuracy) < 0.08
