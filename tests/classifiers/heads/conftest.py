@@ -78,3 +78,31 @@ def digits() -> tuple[Tensor, Tensor]:
     """scikit-learn's handwritten digits as they are: 1,797 images of 64 pixels."""
     found = load_digits()
     return torch.from_numpy(found.data), torch.from_numpy(found.target).long()
+
+
+@pytest.fixture
+def task() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Classes by turns, in columns of about equal size, with zero-shot logits that help."""
+
+    def draw_task(
+        count: int = 40,
+        columns: int = 10,
+        classes: int = 4,
+        *,
+        seed: int = 0,
+        spread: float = 1.0,
+        text: float = 2.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        labels = torch.arange(count) % classes
+        scales = torch.rand(columns, generator=generator, dtype=torch.float64) * 2 + 0.2
+        features = (spread * normal(classes, columns)[labels] + normal(count, columns)) * scales
+        zero_shot = normal(count, classes)
+        zero_shot[torch.arange(count), labels] += text
+        return features + 0.5, labels, zero_shot
+
+    return draw_task

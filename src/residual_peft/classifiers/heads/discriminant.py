@@ -1,0 +1,271 @@
+"""Linear discriminant analysis: one mean per class and one covariance for all, shrunk."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+from .finishing import finish
+from .head import ClassHead
+from .images import Images, checked
+from .left_out import LeftOut
+from .preparing import scaling
+
+Shrinkage = Literal["oas", "ledoit-wolf"] | float
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Σ = (1 − ρ) S + ρ (tr S / K) I, with S the images' scatter about their class means over N.
+
+    Its inverse is applied by way of the smaller side, so that K may be far beyond N.
+
+    Attributes:
+        level: λ = ρ tr S / K.
+        factor: B (N, K) with Bᵀ B = (1 − ρ) S where N < K; else None.
+        root: lower Cholesky factor of B Bᵀ + λ I (N, N), or of Σ itself (K, K).
+    """
+
+    level: float
+    factor: Tensor | None
+    root: Tensor
+
+    @classmethod
+    def of(cls, residuals: Tensor, shrinkage: float) -> "Covariance":
+        """Of residuals (N, K) about the class means.
+
+        Raises:
+            ResiDualError: a covariance without an inverse, since nothing is shrunk.
+        """
+        count, columns = residuals.shape
+        trace = float(residuals.square().sum()) / count
+        if trace == 0:
+            # every class has one image, or equal ones: all directions alike
+            return cls(1.0, residuals.new_zeros(0, columns), residuals.new_zeros(0, 0))
+        level = shrinkage * trace / columns
+        factor = residuals * ((1 - shrinkage) / count) ** 0.5
+        small = count < columns
+        gram = factor @ factor.mT if small else factor.mT @ factor
+        gram = gram + level * torch.eye(len(gram), dtype=gram.dtype)
+        root, failed = torch.linalg.cholesky_ex(gram)
+        if int(failed) or (small and level == 0):
+            raise ResiDualError(
+                f"wanted a covariance with an inverse, got one of {count} images in {columns} "
+                f"columns with a shrinkage of {shrinkage:g}: give more of it, or leave the choice "
+                "to 'oas'."
+            )
+        return cls(level, factor if small else None, root)
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """Σ⁻¹ x for every row x, (M, K) -> (M, K)."""
+        if self.factor is None:
+            return torch.cholesky_solve(rows.mT, self.root).mT
+        if not len(self.factor):
+            return rows / self.level
+        inner = torch.cholesky_solve(self.factor @ rows.mT, self.root)
+        return (rows - inner.mT @ self.factor) / self.level
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """What a discriminant analysis knows of its classes, in prepared features (c − mean) / scale.
+
+    Attributes:
+        mean: (K,).
+        scale: (K,).
+        centres: of the classes (C, K).
+        priors: their shares of the images (C,).
+        covariance: that they share.
+        shrinkage: ρ.
+        squared: squared Mahalanobis distances of each training image to every class, all of a fit
+            without the image (N, C); inf to its own class where it was the only image there.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    centres: Tensor
+    priors: Tensor
+    covariance: Covariance
+    shrinkage: float
+    squared: Tensor
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Squared Mahalanobis distances of images to every class, (M, K) -> (M, C)."""
+        rows = (features.cpu().double() - self.mean) / self.scale
+        return _squared(rows, self.centres, self.covariance)
+
+
+@dataclass(frozen=True)
+class DiscriminantFit:
+    """A discriminant analysis as a class head, and what it says of images it did not see.
+
+    Attributes:
+        head: logits are those of Bayes's rule under equal covariances, up to a common term.
+        left_out: by fits without the image, in closed form.
+        model: means, covariance and distances.
+    """
+
+    head: ClassHead
+    left_out: LeftOut
+    model: Discriminant
+
+    @property
+    def shrinkage(self) -> float:
+        """ρ."""
+        return self.model.shrinkage
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that the head needs."""
+        return self.head.parameter_count
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """As the head's, (M, K) and (M, C) -> (M, C)."""
+        return self.head.logits(features, zero_shot)
+
+
+def fit_discriminant(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    shrinkage: Shrinkage = "oas",
+    power: float = 0.5,
+    class_weights: Tensor | None = None,
+) -> DiscriminantFit:
+    """Class means and one shrunk covariance; nothing is iterated and nothing is drawn.
+
+    log p(k | c) = cᵀ Σ⁻¹ μ_k − ½ μ_kᵀ Σ⁻¹ μ_k + log π_k + common terms (R. A. Fisher, 1936). Left-out
+    predictions come in closed form from the rank-one change of S, with λ and S's divisor as they
+    are: exact for fixed ρ tr S / K, as the ridge's are for a fixed α.
+
+    Args:
+        features: (N, K).
+        labels: (N,).
+        class_count: C.
+        zero_shot: z (N, C); its weight a is fitted on the left-out predictions, with τ.
+        shrinkage: ρ; "oas" (Chen, Wiesel, Eldar and Hero, 2010) needs S alone, "ledoit-wolf" (2004)
+            fourth moments, too. A number is taken as it is.
+        power: p of the scales.
+        class_weights: (C,), what the classes' priors are multiplied by.
+
+    Raises:
+        ResiDualError: what does not fit together, a class without images, or a shrinkage that
+            leaves no inverse.
+    """
+    data = checked(
+        features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights
+    )
+    if data.several:
+        raise ResiDualError(
+            "wanted one label per image for a discriminant analysis, got several: use the ridge or "
+            "logistic regression, which have one for each class."
+        )
+    mean, scale = scaling(data, power)
+    rows = (data.features - mean) / scale
+    counts = data.targets.sum(0)
+    centres = data.targets.mT @ rows / counts[:, None]
+    residuals = rows - centres[data.labels]
+    share = shrinkage_of(residuals, shrinkage)
+    covariance = Covariance.of(residuals, share)
+    each = torch.ones(class_count).double().index_put_((data.labels,), data.weights)
+    priors = counts * each / (counts * each).sum()
+    squared = _left_out_squared(rows, centres, data.labels, counts, covariance, share)
+    directions = covariance.solve(centres)
+    offset = priors.log() - 0.5 * (directions * centres).sum(1)
+    own = rows @ directions.mT + offset
+    how, known, left = _left_out(squared, priors, data, own)
+    text_weight, temperature, left_out = finish(left, data, how, known)
+    head = ClassHead(mean, scale, directions.mT.contiguous(), offset, text_weight, temperature)
+    model = Discriminant(mean, scale, centres, priors, covariance, share, squared)
+    return DiscriminantFit(head, left_out, model)
+
+
+def shrinkage_of(residuals: Tensor, shrinkage: Shrinkage) -> float:
+    """ρ for residuals (N, K) about the class means, from the smaller of their Gram matrices.
+
+    Raises:
+        ResiDualError: neither a name that is known nor a number in [0, 1].
+    """
+    if not isinstance(shrinkage, str):
+        if not 0 <= shrinkage <= 1:
+            raise ResiDualError(f"wanted a shrinkage from 0 to 1, got {shrinkage}.")
+        return float(shrinkage)
+    if shrinkage not in ("oas", "ledoit-wolf"):
+        raise ResiDualError(
+            f"wanted 'oas', 'ledoit-wolf' or a number as shrinkage, got {shrinkage!r}."
+        )
+    count, columns = residuals.shape
+    small = residuals.mT if columns < count else residuals
+    gram = small @ small.mT / count
+    trace, squares = float(gram.trace()), float(gram.square().sum())
+    if shrinkage == "oas":
+        return oas(trace, squares, count, columns)
+    fourth = float(residuals.square().sum(1).square().sum()) / count
+    apart = squares - trace**2 / columns  # ‖S − (tr S / K) I‖²
+    error = (fourth - squares) / count
+    return 1.0 if apart <= 0 else min(max(error, 0.0), apart) / apart
+
+
+def oas(trace: float, squares: float, count: float, columns: int) -> float:
+    """Oracle approximating shrinkage from tr S, tr S², N and K (Chen et al., 2010, eq. 23).
+
+    As scikit-learn has it: without the terms of order 1 / K.
+    """
+    mean, spread = trace / columns, squares / columns**2
+    below = (count + 1) * (spread - mean**2 / columns)
+    return 1.0 if below <= 0 else min((spread + mean**2) / below, 1.0)
+
+
+def _squared(rows: Tensor, centres: Tensor, covariance: Covariance) -> Tensor:
+    """(x − μ_k)ᵀ Σ⁻¹ (x − μ_k) of every row and class (M, C)."""
+    directions = covariance.solve(centres)
+    own = (rows * covariance.solve(rows)).sum(1, keepdim=True)
+    level = (centres * directions).sum(1)
+    return (own - 2 * rows @ directions.mT + level).clamp(min=0)
+
+
+def _left_out_squared(
+    rows: Tensor,
+    centres: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    covariance: Covariance,
+    shrinkage: float,
+) -> Tensor:
+    """The same of training images, each by the means and covariance without it.
+
+    With u = x − μ_y and c = n_y / (n_y − 1), the own mean moves so that x is c u away from it, and
+    N S loses c u uᵀ; Σ⁻¹ follows by Sherman and Morrison.
+    """
+    squared = _squared(rows, centres, covariance)
+    away = rows - centres[labels]
+    solved = covariance.solve(away)
+    own = (away * solved).sum(1)
+    size = counts[labels]
+    ratio = torch.where(size > 1, size / (size - 1).clamp(min=1), 0.0)
+    change = (1 - shrinkage) / len(rows) * ratio
+    left = 1 - change * own
+    across = (solved * rows).sum(1, keepdim=True) - solved @ centres.mT  # uᵀ Σ⁻¹ (x − μ_k)
+    squared = squared + (change / left)[:, None] * across.square()
+    squared[torch.arange(len(rows)), labels] = torch.where(
+        size > 1, ratio.square() * own / left, torch.inf
+    )
+    return squared
+
+
+def _left_out(
+    squared: Tensor, priors: Tensor, data: Images, own: Tensor
+) -> tuple[Literal["one", "none"], Tensor, Tensor]:
+    """Who was left out, who is known without, and the logits (N, C)."""
+    counts = data.targets.sum(0)
+    known = (counts > 1)[data.labels]
+    if not known.any():
+        return "none", known, own
+    logits = priors.log() - 0.5 * squared
+    # an image that was its class's only one cannot be told right; finite, and below all others
+    least = torch.where(torch.isfinite(logits), logits, torch.inf).amin(1, keepdim=True)
+    return "one", known, torch.where(torch.isfinite(logits), logits, least - 1.0)

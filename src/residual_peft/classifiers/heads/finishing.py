@@ -1,0 +1,97 @@
+"""From left-out predictions to the last two numbers of a classifier, a and τ."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .calibrating import calibrate
+from .folds import stratified_folds
+from .images import Images
+from .left_out import How, LeftOut, leaving_of
+
+
+def log_losses(logits: Tensor, images: Images) -> Tensor:
+    """Cross-entropy of each image (N,); over several labels the sum of the sigmoids'."""
+    if images.several:
+        both = functional.binary_cross_entropy_with_logits(logits, images.targets, reduction="none")
+        return both.sum(1)
+    return functional.cross_entropy(logits, images.labels, reduction="none")
+
+
+def mean_loss(logits: Tensor, images: Images, known: Tensor) -> float:
+    """Mean of `log_losses` over images that can be told right, weighted as they are."""
+    weights = images.weights * known
+    return float((weights @ log_losses(logits, images)) / weights.sum())
+
+
+def finish(
+    logits: Tensor, images: Images, how: How, known: Tensor, *, with_text: bool = True
+) -> tuple[float, float, LeftOut]:
+    """a and τ for `a z + τ logits`, and the left-out predictions with both applied.
+
+    Args:
+        logits: of each image by a fit without it (N, C).
+        images: N images, with zero-shot logits z where text may count.
+        how: who was left out with whom.
+        known: images that can be told right without their own (N,); the others say nothing.
+        with_text: False keeps a at 0.
+
+    Returns:
+        a, τ and the final predictions; a = 0 and τ = 1 where no image is known, or where there are
+        several labels, whose sigmoids are fitted as they are.
+    """
+    text = images.zero_shot if with_text else None
+    if images.several or not known.any():
+        return 0.0, 1.0, LeftOut(logits, images.labels, how, known)
+    found = calibrate(
+        logits[known],
+        images.labels[known],
+        images.weights[known],
+        None if text is None else text[known],
+    )
+    final = found.temperature * logits
+    if text is not None:
+        final = final + found.text_weight * text
+    return found.text_weight, found.temperature, LeftOut(final, images.labels, how, known)
+
+
+def part_of(images: Images, rows: Tensor) -> Images:
+    """Some of the images, (N,) as True and False; their weights stay as they are."""
+    return replace(
+        images,
+        features=images.features[rows],
+        labels=images.labels[rows],
+        targets=images.targets[rows],
+        weights=images.weights[rows],
+        zero_shot=None if images.zero_shot is None else images.zero_shot[rows],
+    )
+
+
+def folds_of(images: Images, groups: Tensor | None, folds: int) -> tuple[Tensor | None, Tensor]:
+    """The fold of each image (N,), None where folds are no use, and who is known without its own."""
+    classes = images.targets.shape[1]
+    fold = stratified_folds(images.labels, classes, folds=folds, groups=groups)
+    if fold is None:
+        return None, torch.zeros(len(images.labels), dtype=torch.bool)
+    return fold, leaving_of(images.labels, classes, groups=fold).known
+
+
+def across_folds(fit: Callable[[Tensor], Tensor], fold: Tensor) -> Tensor:
+    """Left-out predictions (N, …), one fit per fold.
+
+    Args:
+        fit: the rows inside, (N,) as True and False -> predictions of those outside.
+        fold: of each image (N,).
+    """
+    found: Tensor | None = None
+    for number in fold.unique().tolist():
+        outside = fold == number
+        some = fit(~outside)
+        if found is None:
+            found = some.new_empty(len(fold), *some.shape[1:])
+        found[outside] = some
+    assert found is not None
+    return found

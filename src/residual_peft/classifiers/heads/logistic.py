@@ -1,0 +1,208 @@
+"""Multinomial logistic regression with a ridge, on features that may be far more than images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+from .finishing import finish, folds_of, log_losses, part_of
+from .folds import FOLDS
+from .head import ClassHead
+from .images import Images, checked
+from .left_out import How, LeftOut
+from .minimising import minimise
+from .preparing import PrincipalAxes, scaling
+
+RELATIVE_STRENGTHS = tuple(10.0 ** (-k / 2) for k in range(-2, 13))
+"""Times the mean squared length of the prepared features: free of their number and their scale."""
+DEFAULT_STRENGTH = 1e-2
+"""Relative too, where one image per class leaves nothing to choose by."""
+_PATIENCE = 2  # weaker ridges tried after the best one
+_EQUAL = 1e-3  # of a loss
+_COARSE = 1e-3  # gradient per image of the fits that are only compared
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """A logistic regression and what it says of images it did not see.
+
+    Attributes:
+        head: the fitted head.
+        left_out: predictions for every training image by a fit without its fold.
+        strength: α of ½ α ‖V‖² beside the sum of the images' losses; scikit-learn's 1 / C.
+        path: (strength, log-loss of left-out images with a and τ fitted) as tried.
+        gradient_norm: the largest entry of the gradient at the end.
+    """
+
+    head: ClassHead
+    left_out: LeftOut
+    strength: float
+    path: tuple[tuple[float, float], ...]
+    gradient_norm: float
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers trained."""
+        return self.head.parameter_count
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """As the head's, (M, K) and (M, C) -> (M, C)."""
+        return self.head.logits(features, zero_shot)
+
+
+def fit_logistic(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    start: ClassHead | None = None,
+    strength: float | None = None,
+    strengths: Sequence[float] | None = None,
+    power: float = 0.5,
+    class_weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    folds: int = FOLDS,
+    tolerance: float = 1e-7,
+) -> LogisticFit:
+    """Logistic regression on centred and scaled features, its ridge chosen on left-out folds.
+
+    Minimises Σ_i w_i loss_i + ½ α ‖V‖², which is strictly convex in V: softmax cross-entropy with
+    one label per image, one sigmoid per class with several. The offset is free. Solved by L-BFGS
+    in the principal axes of the images, outside of which V is 0.
+
+    Args:
+        features: (N, K).
+        labels: (N,) class numbers, or (N, C) zeros and ones.
+        class_count: C.
+        zero_shot: z (N, C) of the same images; its weight a is fitted on left-out folds, with τ.
+        start: a ridge's head on the same features: its centre and scales are taken, and the last
+            fit starts at its weights. Where the optimum is does not depend on it.
+        strength: α, in place of a choice.
+        strengths: α to choose from; by default `RELATIVE_STRENGTHS` times the mean squared length
+            of the prepared features. Weaker ones are not tried once they get worse.
+        power: p, where no `start` brings its scales.
+        class_weights: (C,), the weight of an image of each class.
+        groups: (N,), images of one group are left out together.
+        folds: of the cross-validation.
+        tolerance: largest entry of the gradient at the end, per image.
+
+    Raises:
+        ResiDualError: what does not fit together, or numbers that are not finite.
+    """
+    data = checked(
+        features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights
+    )
+    mean, scale = (start.mean, start.scale) if start else scaling(data, power)
+    mean, scale = mean.double(), scale.double()
+    prepared = (data.features - mean) / scale
+    axes = PrincipalAxes.of(prepared)
+    problem = _Problem(axes.rows, data)
+    level = float(prepared.square().sum(1).mean()) or 1.0
+    tried = _strengths(strength, strengths, level)
+    fold, known = folds_of(data, groups, folds)
+    path, held_out = problem.path(fold, known, tried)
+    if strength is None:
+        if path:
+            strength = path[_best(path)][0]
+        else:
+            strength = max(strengths) if strengths else DEFAULT_STRENGTH * level
+    first = problem.zeros()
+    if start is not None:
+        raw = start.temperature * torch.vstack([start.weights, start.offset]).double()
+        first = torch.vstack([axes.axes.mT @ raw[:-1], raw[-1:]])
+    solved, norm = problem.solve(strength, first, tolerance)
+    left = held_out.get(strength)
+    how: How = "none" if left is None else "group" if groups is not None else "fold"
+    left = with_offset(axes.rows) @ solved if left is None else left
+    text_weight, temperature, left_out = finish(left, data, how, known)
+    head = ClassHead(
+        mean, scale, axes.axes @ solved[:-1], solved[-1], text_weight, temperature
+    )
+    return LogisticFit(head, left_out, strength, tuple(path), norm)
+
+
+def with_offset(rows: Tensor) -> Tensor:
+    """Rows (N, r) with a last column of ones, (N, r + 1)."""
+    return torch.hstack([rows, torch.ones_like(rows[:, :1])])
+
+
+def _strengths(
+    strength: float | None, strengths: Sequence[float] | None, level: float
+) -> list[float]:
+    tried = [strength] if strength is not None else list(strengths or ())
+    tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
+    if not min(tried) > 0:
+        raise ResiDualError(f"wanted strengths of the ridge above 0, got {min(tried)}.")
+    return sorted(tried, reverse=True)
+
+
+def _best(path: Sequence[tuple[float, float]]) -> int:
+    """The strongest ridge that no weaker one beats by a thousandth."""
+    least = min(loss for _, loss in path)
+    return next(index for index, (_, loss) in enumerate(path) if loss <= least * (1 + _EQUAL))
+
+
+class _Problem:
+    """The loss of some rows, with its gradient, over A (r + 1, C); the last row is the offset."""
+
+    def __init__(self, rows: Tensor, data: Images) -> None:
+        self.rows, self.data = with_offset(rows), data
+
+    def zeros(self) -> Tensor:
+        return self.rows.new_zeros(self.rows.shape[1], self.data.targets.shape[1])
+
+    def solve(
+        self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
+    ) -> tuple[Tensor, float]:
+        """A (r + 1, C) for the rows of `kept`, and the largest entry of its gradient.
+
+        L-BFGS over A √h, with h the curvature of each axis at equal probabilities: the rows'
+        columns are orthogonal, so that h is all there is to know of it.
+        """
+        kept = torch.ones(len(self.rows), dtype=torch.bool) if kept is None else kept
+        rows, data = self.rows[kept], part_of(self.data, kept)
+        weights, classes = data.weights[:, None], data.targets.shape[1]
+        spread = 0.25 if data.several else (1 - 1 / classes) / classes
+        penalty = torch.full((rows.shape[1], 1), strength, dtype=torch.float64)
+        penalty[-1] = 0.0
+        root = (penalty + spread * (weights * rows.square()).sum(0)[:, None]).sqrt()
+
+        def function(scaled: Tensor) -> tuple[Tensor, Tensor]:
+            point = scaled / root
+            logits = rows @ point
+            value = data.weights @ log_losses(logits, data)
+            value = value + 0.5 * (penalty * point.square()).sum()
+            likely = logits.sigmoid() if data.several else logits.softmax(1)
+            gradient = rows.mT @ (weights * (likely - data.targets)) + penalty * point
+            return value, gradient / root
+
+        # the scaled variables' gradient is A's over √h
+        limit = tolerance * len(rows) / float(root.max())
+        minimum = minimise(function, start * root, tolerance=limit)
+        _, gradient = function(minimum.point)
+        return minimum.point / root, float((gradient * root).abs().max())
+
+    def path(
+        self, fold: Tensor | None, known: Tensor, strengths: Sequence[float]
+    ) -> tuple[list[tuple[float, float]], dict[float, Tensor]]:
+        """Left-out log-loss along the path, a and τ fitted, and left-out logits (N, C) of each."""
+        path: list[tuple[float, float]] = []
+        found: dict[float, Tensor] = {}
+        if fold is None:
+            return path, found
+        starts = [self.zeros()] * (int(fold.max()) + 1)
+        for strength in strengths:
+            logits = torch.empty_like(self.data.targets)
+            for number in range(len(starts)):
+                outside = fold == number
+                starts[number], _ = self.solve(strength, starts[number], _COARSE, ~outside)
+                logits[outside] = self.rows[outside] @ starts[number]
+            _, _, left_out = finish(logits, self.data, "fold", known)
+            path.append((strength, left_out.log_loss))
+            found[strength] = logits
+            if len(path) - 1 - _best(path) >= _PATIENCE:
+                break
+        return path, found

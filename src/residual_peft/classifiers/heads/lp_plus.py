@@ -1,0 +1,136 @@
+"""LP++ (Y. Huang et al., CVPR 2024): a linear probe with one text weight per class."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .finishing import across_folds, folds_of, mean_loss, part_of
+from .folds import FOLDS
+from .images import Images
+from .preparing import PrincipalAxes, UnitRows
+from .rival import Rival, one_label, rival, text_of
+
+STOPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000)
+"""Steps after which the descent may stop; the paper's 300 where nothing can be told."""
+DEFAULT_STOP = 300
+
+
+@dataclass(frozen=True)
+class TextProbe:
+    """fᵀ w_k + α_k z_k, z being the scaled zero-shot logits (100 fᵀ t_k for CLIP).
+
+    Attributes:
+        rows: how features are prepared.
+        weights: w (K, C).
+        text_weights: α (C,); None where there is no text.
+    """
+
+    rows: UnitRows
+    weights: Tensor
+    text_weights: Tensor | None
+
+    @property
+    def parameter_count(self) -> int:
+        """K C, and C where there is text."""
+        return self.weights.numel() + (0 if self.text_weights is None else len(self.text_weights))
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """(M, K) and z (M, C) -> (M, C)."""
+        found = self.rows(features) @ self.weights
+        if self.text_weights is None:
+            return found
+        return found + self.text_weights * text_of(found, zero_shot)
+
+
+def fit_lp_plus(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    power: float | None = None,
+    groups: Tensor | None = None,
+    folds: int = FOLDS,
+) -> Rival:
+    """LP++ by its block descent, stopped where left-out folds have the least log-loss.
+
+    The loss is the mean cross-entropy; nothing penalises w, so that stopping is all that keeps it
+    from fitting noise. The paper stops by accuracy on a validation set.
+
+    Args:
+        features: (N, K).
+        labels: (N,).
+        class_count: C.
+        zero_shot: z (N, C), scaled logits; without, a plain probe by the same descent.
+        power: centre and scale the features first; None for CLIP's embedding, as in the paper.
+        groups: (N,), left out together.
+        folds: of the cross-validation.
+
+    Raises:
+        ResiDualError: what does not fit together.
+    """
+    data = one_label(features, labels, class_count, zero_shot)
+    rows = UnitRows.of(data, power)
+    axes = PrincipalAxes.of(rows(data.features))
+    fold, known = folds_of(data, groups, folds)
+    best, left, how = DEFAULT_STOP, None, "none"
+    if fold is not None:
+
+        def outside(kept: Tensor) -> Tensor:
+            text = None if data.zero_shot is None else data.zero_shot[~kept]
+            path = descend(axes.rows[kept], part_of(data, kept), STOPS)
+            return torch.stack([_scores(axes.rows[~kept], *point, text) for point in path], 1)
+
+        scores = across_folds(outside, fold)
+        losses = [mean_loss(found, data, known) for found in scores.unbind(1)]
+        number = min(range(len(losses)), key=losses.__getitem__)
+        best, left, how = STOPS[number], scores[:, number], "fold" if groups is None else "group"
+    weights, text_weights = descend(axes.rows, data, (best,))[0]
+    if left is None:
+        left = _scores(axes.rows, weights, text_weights, data.zero_shot)
+    scorer = TextProbe(
+        rows, axes.axes @ weights, None if data.zero_shot is None else text_weights
+    )
+    return rival(scorer, left, data, how, known, with_text=False, chosen={"steps": best})
+
+
+def descend(
+    rows: Tensor, images: Images, stops: tuple[int, ...]
+) -> list[tuple[Tensor, Tensor]]:
+    """w (K, C) and α (C,) after so many steps each, in increasing order.
+
+    Block coordinate majorise-minimise: each block by turns moves by its gradient over its Lipschitz
+    constant. The Hessian of the cross-entropy in the logits of an image is at most ½ I (D. Böhning,
+    1992), hence ½ λ_max(Fᵀ F) / N for w and ½ max_k Σ_i z_ik² / N for α. It starts at the
+    class means and at α = 1, the zero-shot classifier.
+
+    Args:
+        rows: f (N, K).
+        images: their targets, weights (of mean 1) and zero-shot logits.
+        stops: numbers of steps to report at, increasing.
+    """
+    targets, text = images.targets, images.zero_shot
+    share = images.weights[:, None] / images.weights.sum()
+    weights = functional.normalize(rows.mT @ (share * targets), dim=0)
+    text_weights = torch.ones(targets.shape[1], dtype=torch.float64)
+    steep = 0.5 * float(torch.linalg.matrix_norm(share.sqrt() * rows, 2)) ** 2
+    text_steep = 0.0 if text is None else 0.5 * float((share * text.square()).sum(0).max())
+    found = []
+    for step in range(max(stops) + 1):
+        if step in stops:
+            found.append((weights, text_weights))
+        if step == max(stops):
+            break
+        slope = share * (_scores(rows, weights, text_weights, text).softmax(1) - targets)
+        weights = weights - rows.mT @ slope / steep
+        if text is not None and text_steep > 0:
+            slope = share * (_scores(rows, weights, text_weights, text).softmax(1) - targets)
+            text_weights = text_weights - (slope * text).sum(0) / text_steep
+    return found
+
+
+def _scores(rows: Tensor, weights: Tensor, text_weights: Tensor, text: Tensor | None) -> Tensor:
+    found = rows @ weights
+    return found if text is None else found + text_weights * text

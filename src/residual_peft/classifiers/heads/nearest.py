@@ -1,0 +1,170 @@
+"""Nearest class mean and nearest neighbours, by cosines: nothing is trained."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .finishing import finish, mean_loss
+from .images import Images
+from .left_out import leaving_of
+from .preparing import UnitRows
+from .rival import Rival, one_label, part_numbers, rival
+
+NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50)
+NEIGHBOUR_TEMPERATURE = 0.07
+"""Of the votes exp(cosine / T): M. Caron et al., 2021, and Z. Wu et al., 2018, before them."""
+DEFAULT_NEIGHBOURS = 1
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Cosines to the mean of each class's unit-norm rows.
+
+    Attributes:
+        rows: how features are prepared.
+        means: of unit length (C, K).
+    """
+
+    rows: UnitRows
+    means: Tensor
+
+    @property
+    def parameter_count(self) -> int:
+        """C K, counted."""
+        return self.means.numel()
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """Cosines (M, C)."""
+        return self.rows(features) @ self.means.mT
+
+
+def fit_means(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    power: float | None = None,
+    groups: Tensor | None = None,
+) -> Rival:
+    """Nearest class mean.
+
+    Args:
+        features: (N, K).
+        labels: (N,).
+        class_count: C.
+        zero_shot: z (N, C); weighed on left-out images.
+        power: centre the features and divide them by std^p first; None for embeddings as they are.
+        groups: (N,), left out together.
+
+    Raises:
+        ResiDualError: what does not fit together.
+    """
+    data = one_label(features, labels, class_count, zero_shot)
+    rows = UnitRows.of(data, power)
+    unit = rows(data.features)
+    sums = data.targets.mT @ unit
+    leaving = leaving_of(data.labels, class_count, groups)
+    left = unit @ functional.normalize(sums, dim=1).mT
+    for part in leaving.parts:
+        # only the classes that lose an image have another mean
+        touched, own = data.labels[part].unique(return_inverse=True)
+        without = sums[touched].index_add(0, own, unit[part], alpha=-1.0)
+        cosines = unit[part] @ functional.normalize(without, dim=1).mT
+        left[part[:, None], touched] = cosines
+    means = ClassMeans(rows, functional.normalize(sums, dim=1))
+    return rival(means, left, data, leaving.how, leaving.known, with_text=True)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The log of the classes' shares among the k nearest images, by cosine.
+
+    A neighbour at cosine s votes with exp((s − s₁) / 0.07), s₁ the nearest's; one vote of the
+    nearest's weight is spread over all classes, so that every share has a logarithm.
+
+    Attributes:
+        rows: how features are prepared.
+        images: unit-norm rows (N, K).
+        targets: of those images, zeros and ones (N, C).
+        count: k.
+    """
+
+    rows: UnitRows
+    images: Tensor
+    targets: Tensor
+    count: int
+
+    @property
+    def parameter_count(self) -> int:
+        """N K: all images are kept."""
+        return self.images.numel()
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """Logarithms of shares (M, C)."""
+        return log_votes(self.rows(features) @ self.images.mT, self.targets, self.count)
+
+
+def log_votes(cosines: Tensor, targets: Tensor, count: int) -> Tensor:
+    """Logarithms of the classes' shares (M, C), from cosines (M, N); -inf is an image left out."""
+    nearest, index = cosines.topk(min(count, cosines.shape[1]), dim=1)
+    votes = ((nearest - nearest[:, :1]) / NEIGHBOUR_TEMPERATURE).exp()
+    votes = torch.where(torch.isfinite(votes), votes, 0.0)
+    shares = torch.einsum("mk,mkc->mc", votes, targets[index])
+    return ((shares + 1 / targets.shape[1]) / (votes.sum(1, keepdim=True) + 1)).log()
+
+
+def fit_neighbours(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    power: float | None = None,
+    groups: Tensor | None = None,
+    count: int | None = None,
+) -> Rival:
+    """k nearest neighbours, with k chosen by the log-loss of left-out images.
+
+    Args:
+        features: (N, K).
+        labels: (N,).
+        class_count: C.
+        zero_shot: z (N, C); weighed on left-out images.
+        power: as for `fit_means`.
+        groups: (N,), left out together.
+        count: k, in place of a choice among `NEIGHBOURS`.
+
+    Raises:
+        ResiDualError: what does not fit together.
+    """
+    data = one_label(features, labels, class_count, zero_shot)
+    rows = UnitRows.of(data, power)
+    unit = rows(data.features)
+    leaving = leaving_of(data.labels, class_count, groups)
+    cosines = unit @ unit.mT
+    if leaving.parts:
+        number = part_numbers(leaving, len(unit))
+        cosines[number[:, None] == number] = -torch.inf
+    tried = [count] if count else [k for k in NEIGHBOURS if k < len(unit)] or [DEFAULT_NEIGHBOURS]
+    best, left = _best_count(cosines, data, leaving.known, tried)
+    scorer = Neighbours(rows, unit, data.targets, best)
+    return rival(
+        scorer, left, data, leaving.how, leaving.known, with_text=True, chosen={"k": best}
+    )
+
+
+def _best_count(
+    cosines: Tensor, data: Images, known: Tensor, tried: list[int]
+) -> tuple[int, Tensor]:
+    """k and its left-out scores; the fewest where nothing can be told."""
+    found = {k: log_votes(cosines, data.targets, k) for k in tried}
+    if not known.any():
+        return tried[0], found[tried[0]]
+    losses = {}
+    for k, scores in found.items():
+        losses[k] = mean_loss(finish(scores, data, "one", known)[2].logits, data, known)
+    best = min(losses, key=lambda k: losses[k])
+    return best, found[best]

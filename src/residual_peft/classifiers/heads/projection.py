@@ -1,0 +1,168 @@
+"""The last projection fitted again, held to its own weights: ProLIP, and the linear map.
+
+ProLIP (M. Fahes et al., 2024) fits CLIP's visual projection P on the features before it; the linear
+map on the embedding is the same with P = I.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import ResiDualError
+from .finishing import across_folds, folds_of, log_losses, mean_loss, part_of
+from .folds import FOLDS
+from .images import Images
+from .minimising import minimise
+from .preparing import PrincipalAxes
+from .rival import Rival, one_label, rival
+
+_COARSE = 1e-4  # gradient of the fits that are only compared
+
+
+@dataclass(frozen=True)
+class Projection:
+    """s cos(W x + b, t_k).
+
+    Attributes:
+        matrix: W (d, D).
+        offset: b (d,), not trained.
+        text: class embeddings t, of unit length (C, d).
+        logit_scale: s.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+    text: Tensor
+    logit_scale: float
+
+    @property
+    def parameter_count(self) -> int:
+        """d D."""
+        return self.matrix.numel()
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """Features x before the projection (M, D) -> (M, C)."""
+        readout = features.cpu().double() @ self.matrix.mT + self.offset
+        return self.logit_scale * functional.normalize(readout, dim=1) @ self.text.mT
+
+
+def fit_projection(
+    features: Tensor,
+    labels: Tensor,
+    text: Tensor,
+    *,
+    start: Tensor | None = None,
+    offset: Tensor | None = None,
+    logit_scale: float = 100.0,
+    strength: float | None = None,
+    strengths: Sequence[float] | None = None,
+    groups: Tensor | None = None,
+    folds: int = FOLDS,
+    tolerance: float = 1e-6,
+) -> Rival:
+    """Minimise mean cross-entropy + λ ‖W − P‖² over W, by L-BFGS from P on.
+
+    The paper runs 300 steps of AdamW; the objective is its own. W − P is 0 outside the span of the
+    images, so that it is sought in there.
+
+    Args:
+        features: x (N, D): before the projection, or the embedding itself.
+        labels: (N,).
+        text: class embeddings (C, d).
+        start: P (d, D); None for the identity, the linear map on the embedding.
+        offset: b (d,), what the embedding holds beside W x; 0 when None.
+        logit_scale: s.
+        strength: λ; None for 1 / (images per class), the paper's without a validation set.
+        strengths: λ to choose from by the log-loss of left-out folds, in place of `strength`.
+        groups: (N,), left out together.
+        folds: of the cross-validation.
+        tolerance: largest entry of the gradient at the end.
+
+    Raises:
+        ResiDualError: what does not fit together.
+    """
+    text = functional.normalize(text.detach().cpu().double(), dim=1)
+    data = one_label(features, labels, len(text), None)
+    columns, width = data.features.shape[1], text.shape[1]
+    start = torch.eye(width) if start is None else start
+    if start.shape != (width, columns):
+        raise ResiDualError(
+            f"wanted a projection ({width}, {columns}) from the features to the class embeddings, "
+            f"got {tuple(start.shape)}."
+        )
+    start = start.detach().cpu().double()
+    offset = torch.zeros(width) if offset is None else offset
+    problem = _Problem(data, Projection(start, offset.cpu().double(), text, logit_scale))
+    fold, known = folds_of(data, groups, folds)
+    default = 1 / (len(data.labels) / len(text))
+    tried = [strength or default] if not strengths else sorted(strengths, reverse=True)
+    if not min(tried) > 0:
+        raise ResiDualError(f"wanted strengths of the penalty above 0, got {min(tried)}.")
+    best, left, how = tried[0], None, "none"
+    if fold is not None:
+
+        def outside(kept: Tensor) -> Tensor:
+            return torch.stack(problem.path(kept, tried, _COARSE), 1)
+
+        scores = across_folds(outside, fold)
+        losses = [mean_loss(found, data, known) for found in scores.unbind(1)]
+        number = min(range(len(losses)), key=losses.__getitem__)
+        best, left, how = tried[number], scores[:, number], "fold" if groups is None else "group"
+    scorer = problem.solve(best, tolerance)
+    left = scorer.logits(data.features) if left is None else left
+    return rival(scorer, left, data, how, known, with_text=False, chosen={"strength": best})
+
+
+class _Problem:
+    """W = P + Δ Qᵀ, with Q (D, r) the axes that the images span."""
+
+    def __init__(self, data: Images, start: Projection) -> None:
+        self.data, self.start = data, start
+        self.axes = PrincipalAxes.of(data.features)
+        self.readout = data.features @ start.matrix.mT + start.offset
+
+    def scores(self, rows: Tensor, change: Tensor) -> Tensor:
+        readout = self.readout[rows] + self.axes.rows[rows] @ change.mT
+        return self.start.logit_scale * functional.normalize(readout, dim=1) @ self.start.text.mT
+
+    def change(
+        self, kept: Tensor, strength: float, start: Tensor | None, tolerance: float
+    ) -> Tensor:
+        """Δ (d, r) for the rows of `kept`."""
+        part = part_of(self.data, kept)
+        weights = part.weights / part.weights.sum()
+        # the curvature along each axis, so that one step suits them all
+        energy = self.axes.energy / len(self.data.labels)
+        root = (2 * strength + self.start.logit_scale * energy).sqrt()
+
+        def function(scaled: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                point = scaled.detach().clone().requires_grad_(True)
+                change = point / root
+                value = weights @ log_losses(self.scores(kept, change), part)
+                value = value + strength * change.square().sum()
+                (gradient,) = torch.autograd.grad(value, point)
+            return value.detach(), gradient
+
+        if start is None:
+            start = torch.zeros(self.start.matrix.shape[0], len(energy), dtype=torch.float64)
+        limit = tolerance / float(root.max())
+        return minimise(function, start * root, tolerance=limit, max_iterations=300).point / root
+
+    def path(self, kept: Tensor, strengths: Sequence[float], tolerance: float) -> list[Tensor]:
+        """Logits of the rows outside `kept`, for each strength from the last one's Δ on."""
+        change, found = None, []
+        for strength in strengths:
+            change = self.change(kept, strength, change, tolerance)
+            found.append(self.scores(~kept, change))
+        return found
+
+    def solve(self, strength: float, tolerance: float) -> Projection:
+        """On all rows."""
+        every = torch.ones(len(self.data.labels), dtype=torch.bool)
+        change = self.change(every, strength, None, tolerance)
+        matrix = self.start.matrix + change @ self.axes.axes.mT
+        return Projection(matrix, self.start.offset, self.start.text, self.start.logit_scale)

@@ -1,0 +1,133 @@
+"""ProKeR (Y. Bendou et al., CVPR 2025): kernel ridge regression of what zero-shot gets wrong."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .finishing import finish, mean_loss
+from .images import Images
+from .left_out import Leaving, leaving_of
+from .preparing import UnitRows
+from .rival import Rival, one_label, rival
+
+SHARPNESSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # β
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # λ
+DEFAULT_SHARPNESS, DEFAULT_STRENGTH = 1.0, 0.1
+
+
+@dataclass(frozen=True)
+class KernelRidge:
+    """p(x) + k(x, S) (K + λ I)⁻¹ (Y − p(S)), k(x, y) = exp(−β ‖x − y‖²), p zero-shot's softmax.
+
+    Attributes:
+        rows: how features are prepared.
+        images: S, unit-norm rows (N, K).
+        weights: (K + λ I)⁻¹ (Y − p(S)) (N, C).
+        sharpness: β.
+        prior: what p is where there is no text: the classes' shares (C,).
+        with_text: whether it was fitted with zero-shot logits.
+    """
+
+    rows: UnitRows
+    images: Tensor
+    weights: Tensor
+    sharpness: float
+    prior: Tensor
+    with_text: bool
+
+    @property
+    def parameter_count(self) -> int:
+        """N (K + C): images and weights."""
+        return self.images.numel() + self.weights.numel()
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """Regressed indicators (M, C), about 0 and 1; a temperature makes logits of them."""
+        kernel = (2 * self.sharpness * (self.rows(features) @ self.images.mT - 1)).exp()
+        found = kernel @ self.weights
+        return found + base_of(zero_shot if self.with_text else None, self.prior, found)
+
+
+def base_of(zero_shot: Tensor | None, prior: Tensor, like: Tensor) -> Tensor:
+    """p (M, C)."""
+    return prior.to(like) if zero_shot is None else zero_shot.to(like).softmax(1)
+
+
+def fit_proker(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    power: float | None = None,
+    groups: Tensor | None = None,
+) -> Rival:
+    """ProKeR, β and λ chosen by the log-loss of left-out images, which it has in closed form.
+
+    The function nearest to the zero-shot one, in the kernel's norm, that fits the images. p is a
+    softmax here, so that it regresses to indicators on one scale with them. The residuals of the fit
+    without a part B are ((A⁻¹)_BB)⁻¹ (A⁻¹ R)_B with A = K + λ I and R = Y − p(S).
+
+    Args:
+        features: (N, K).
+        labels: (N,).
+        class_count: C.
+        zero_shot: z (N, C), scaled logits; without, p is the classes' shares.
+        power: centre and scale the features first; None for CLIP's embedding, as in the paper.
+        groups: (N,), left out together.
+
+    Raises:
+        ResiDualError: what does not fit together.
+    """
+    data = one_label(features, labels, class_count, zero_shot)
+    rows = UnitRows.of(data, power)
+    unit = rows(data.features)
+    leaving = leaving_of(data.labels, class_count, groups)
+    prior = data.targets.mean(0, keepdim=True)
+    residual = data.targets - base_of(data.zero_shot, prior, data.targets)
+    cosines = unit @ unit.mT
+    best, left = _choose(cosines, residual, data, leaving)
+    kernel = (2 * best[0] * (cosines - 1)).exp()
+    weights = torch.linalg.solve(kernel + best[1] * torch.eye(len(unit)), residual)
+    scorer = KernelRidge(rows, unit, weights, best[0], prior, data.zero_shot is not None)
+    chosen = {"sharpness": best[0], "strength": best[1]}
+    return rival(scorer, left, data, leaving.how, leaving.known, with_text=False, chosen=chosen)
+
+
+def _choose(
+    cosines: Tensor, residual: Tensor, data: Images, leaving: Leaving
+) -> tuple[tuple[float, float], Tensor]:
+    """(β, λ) and the left-out scores (N, C) there."""
+    best, least, left = (DEFAULT_SHARPNESS, DEFAULT_STRENGTH), float("inf"), None
+    for sharpness in SHARPNESSES:
+        kernel = (2 * sharpness * (cosines - 1)).exp()
+        values, vectors = torch.linalg.eigh(kernel)
+        inner = vectors.mT @ residual
+        for strength in STRENGTHS:
+            shrunk = 1 / (values.clamp(min=0) + strength)
+            scores = data.targets - _without(vectors, shrunk, inner, strength, leaving)
+            if leaving.known.any():
+                final = finish(scores, data, leaving.how, leaving.known, with_text=False)[2]
+                loss = mean_loss(final.logits, data, leaving.known)
+                if loss < least:
+                    best, least, left = (sharpness, strength), loss, scores
+            elif (sharpness, strength) == best:
+                left = scores
+    assert left is not None
+    return best, left
+
+
+def _without(
+    vectors: Tensor, shrunk: Tensor, inner: Tensor, strength: float, leaving: Leaving
+) -> Tensor:
+    """Residuals (N, C) of each image by the fit without its part; of the whole fit with "none"."""
+    solved = vectors @ (shrunk[:, None] * inner)  # A⁻¹ R
+    if leaving.how == "none":
+        return strength * solved  # R − K A⁻¹ R
+    if leaving.how == "one":
+        return solved / (vectors.square() @ shrunk)[:, None]
+    found = torch.empty_like(solved)
+    for part in leaving.parts:
+        own = (vectors[part] * shrunk) @ vectors[part].mT
+        found[part] = torch.linalg.solve(own, solved[part])
+    return found

@@ -1,0 +1,116 @@
+"""What every rival of the ridge comes to: scores of its own, a text weight and a temperature."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+from .finishing import finish
+from .head import Scorer
+from .images import Images, checked
+from .left_out import How, Leaving, LeftOut
+
+
+@dataclass(frozen=True)
+class Rival:
+    """`a z + τ s`, with s a method's own scores: a `Scorer`.
+
+    Attributes:
+        scorer: the method; where its scores hold the text already, a is 0.
+        text_weight: a.
+        temperature: τ.
+        left_out: predictions for every training image by a fit without it, a and τ applied.
+        chosen: the method's own numbers that were chosen on left-out images, by name.
+    """
+
+    scorer: Scorer
+    text_weight: float
+    temperature: float
+    left_out: LeftOut
+    chosen: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers trained or kept, a and τ among them."""
+        return self.scorer.parameter_count + 2
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """(M, K) and, where text counts, (M, C) -> (M, C) in float64.
+
+        Raises:
+            ResiDualError: no zero-shot logits where they count, or of another shape.
+        """
+        scores = self.temperature * self.scorer.logits(features, zero_shot)
+        if not self.text_weight:
+            return scores
+        return scores + self.text_weight * text_of(scores, zero_shot)
+
+
+def rival(
+    scorer: Scorer,
+    left: Tensor,
+    images: Images,
+    how: How,
+    known: Tensor,
+    *,
+    with_text: bool,
+    chosen: Mapping[str, float] | None = None,
+) -> Rival:
+    """Finish a method from its scores of left-out images (N, C).
+
+    Args:
+        scorer: fitted on all images.
+        left: scores by fits without each image.
+        images: with zero-shot logits or not.
+        how: who was left out with whom.
+        known: images that can be told right.
+        with_text: whether the text is yet to be added.
+        chosen: what was chosen on left-out images.
+    """
+    a, temperature, left_out = finish(left, images, how, known, with_text=with_text)
+    return Rival(scorer, a, temperature, left_out, dict(chosen or {}))
+
+
+def one_label(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    zero_shot: Tensor | None,
+    class_weights: Tensor | None = None,
+) -> Images:
+    """Images with one label each, checked.
+
+    Raises:
+        ResiDualError: as `images.checked`; several labels per image.
+    """
+    if labels.ndim == 2:
+        raise ResiDualError(
+            "wanted one label per image for this method, got several: the ridge and logistic "
+            "regression have one for each class."
+        )
+    return checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
+
+
+def text_of(scores: Tensor, zero_shot: Tensor | None) -> Tensor:
+    """Zero-shot logits in the form of scores (M, C).
+
+    Raises:
+        ResiDualError: there are none, or they have another shape.
+    """
+    if zero_shot is None or zero_shot.shape != scores.shape:
+        got = "none" if zero_shot is None else tuple(zero_shot.shape)
+        raise ResiDualError(
+            f"wanted zero-shot logits {tuple(scores.shape)}, which this classifier was fitted "
+            f"with, got {got}."
+        )
+    return zero_shot.to(scores)
+
+
+def part_numbers(leaving: Leaving, count: int) -> Tensor:
+    """The number of the part that each image is left out with, (N,); its own row's with "none"."""
+    found = torch.arange(count)
+    for number, rows in enumerate(leaving.parts):
+        found[rows] = number
+    return found

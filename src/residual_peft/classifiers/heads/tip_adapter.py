@@ -1,0 +1,241 @@
+"""Tip-Adapter and Tip-Adapter-F (R. Zhang et al., ECCV 2022): a cache of the training images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from .finishing import across_folds, folds_of, mean_loss, part_of
+from .folds import FOLDS
+from .images import Images
+from .left_out import leaving_of
+from .preparing import UnitRows
+from .rival import Rival, one_label, part_numbers, rival
+
+SHARPNESSES = (0.5, 1.0, 2.0, 5.5, 11.0, 22.0, 45.0, 90.0)  # β
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # α
+DEFAULT_SHARPNESS, DEFAULT_WEIGHT = 5.5, 1.0
+"""The paper's; kept where one image per class leaves nothing to choose by."""
+EPOCHS, RATE, BATCH = 20, 1e-3, 256
+"""The paper's training of the keys: AdamW with a cosine from this rate to 0."""
+STOPS = (1, 2, 5, 10)
+"""Epochs after which the training may stop, beside the last."""
+_EPSILON = 1e-4  # of AdamW, as in the paper
+
+
+@dataclass(frozen=True)
+class Cache:
+    """z + α exp(−β (1 − f Fᵀ)) Y.
+
+    Attributes:
+        rows: how features are prepared.
+        keys: F (N, K), of unit length as they start.
+        targets: Y (N, C).
+        sharpness: β.
+        weight: α.
+        trained: whether F was trained.
+    """
+
+    rows: UnitRows
+    keys: Tensor
+    targets: Tensor
+    sharpness: float
+    weight: float
+    trained: bool = False
+
+    @property
+    def parameter_count(self) -> int:
+        """N K keys, trained or kept."""
+        return self.keys.numel()
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """(M, K) and z (M, C) -> (M, C); without z the cache alone."""
+        cosines = self.rows(features) @ self.keys.mT
+        found = self.weight * (self.sharpness * (cosines - 1)).exp() @ self.targets
+        return found if zero_shot is None else found + zero_shot.to(found)
+
+
+def fit_tip_adapter(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    power: float | None = None,
+    groups: Tensor | None = None,
+) -> Rival:
+    """Tip-Adapter, without training; α and β have the least log-loss on left-out images.
+
+    The paper searches them on a validation set. A cache without an image is that with its value
+    set to 0, so that leaving out costs nothing.
+
+    Args:
+        features: (N, K).
+        labels: (N,).
+        class_count: C.
+        zero_shot: z (N, C), scaled logits.
+        power: centre and scale the features first; None for CLIP's embedding, as in the paper.
+        groups: (N,), left out together.
+
+    Raises:
+        ResiDualError: what does not fit together.
+    """
+    data = one_label(features, labels, class_count, zero_shot)
+    rows = UnitRows.of(data, power)
+    keys = rows(data.features)
+    leaving = leaving_of(data.labels, class_count, groups)
+    cosines = keys @ keys.mT
+    inside = torch.zeros(len(keys), len(keys), dtype=torch.bool)
+    if leaving.parts:
+        number = part_numbers(leaving, len(keys))
+        inside = number[:, None] == number
+    scores = {
+        (sharpness, weight): _plus_text(weight * votes, data)
+        for sharpness, votes in _votes(cosines, inside, data)
+        for weight in WEIGHTS
+    }
+    best = (DEFAULT_SHARPNESS, DEFAULT_WEIGHT)
+    if leaving.known.any():
+        losses = {pair: mean_loss(found, data, leaving.known) for pair, found in scores.items()}
+        best = min(losses, key=lambda pair: losses[pair])
+    cache = Cache(rows, keys, data.targets, *best)
+    chosen = {"sharpness": best[0], "weight": best[1]}
+    return rival(
+        cache, scores[best], data, leaving.how, leaving.known, with_text=False, chosen=chosen
+    )
+
+
+def _votes(cosines: Tensor, inside: Tensor, data: Images) -> Iterator[tuple[float, Tensor]]:
+    for sharpness in SHARPNESSES:
+        affinity = (sharpness * (cosines - 1)).exp().masked_fill(inside, 0.0)
+        yield sharpness, affinity @ data.targets
+
+
+def _plus_text(scores: Tensor, data: Images) -> Tensor:
+    return scores if data.zero_shot is None else scores + data.zero_shot
+
+
+def fit_tip_adapter_f(
+    features: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    zero_shot: Tensor | None = None,
+    power: float | None = None,
+    groups: Tensor | None = None,
+    folds: int = FOLDS,
+    epochs: int = EPOCHS,
+    rate: float = RATE,
+) -> Rival:
+    """Tip-Adapter-F: the keys are trained, then α and β are searched again.
+
+    Cross-entropy of all training images, their own keys among the cache's, by AdamW with the
+    paper's settings from Tip-Adapter's α and β. The epoch, α and β have the least log-loss on
+    left-out folds.
+
+    Args:
+        features: (N, K).
+        labels: (N,).
+        class_count: C.
+        zero_shot: z (N, C), scaled logits.
+        power: as for `fit_tip_adapter`.
+        groups: (N,), left out together.
+        folds: of the cross-validation.
+        epochs: of the training, and of its cosine.
+        rate: where the cosine starts.
+
+    Raises:
+        ResiDualError: what does not fit together.
+    """
+    data = one_label(features, labels, class_count, zero_shot)
+    start = fit_tip_adapter(
+        features, labels, class_count, zero_shot=zero_shot, power=power, groups=groups
+    )
+    assert isinstance(start.scorer, Cache)
+    cache = start.scorer
+    pair = (cache.sharpness, cache.weight)
+    fold, known = folds_of(data, groups, folds)
+
+    def trained(kept: Tensor) -> list[Tensor]:
+        return train_keys(cache.keys[kept], part_of(data, kept), *pair, epochs=epochs, rate=rate)
+
+    everything = torch.ones(len(data.labels), dtype=torch.bool)
+    if fold is None:
+        keys = trained(everything)[-1]
+        left = _scores(cache.keys, keys, data.targets, data.zero_shot, *pair)
+        scorer = Cache(cache.rows, keys, data.targets, *pair, trained=True)
+        return rival(scorer, left, data, "none", known, with_text=False, chosen={"epoch": epochs})
+    tried = [pair, *product(SHARPNESSES, WEIGHTS)]
+    stops = [stop for stop in STOPS if stop < epochs] + [epochs]
+
+    def outside(kept: Tensor) -> Tensor:
+        rows, text = cache.keys[~kept], None if data.zero_shot is None else data.zero_shot[~kept]
+        keys, targets = trained(kept), data.targets[kept]
+        pairs = [(keys[stop - 1], two) for stop in stops for two in tried]
+        found = [_scores(rows, some, targets, text, *two) for some, two in pairs]
+        return torch.stack(found, dim=1)
+
+    scores = across_folds(outside, fold)
+    losses = torch.tensor([mean_loss(found, data, known) for found in scores.unbind(1)])
+    best = int(losses.argmin())
+    epoch, two = stops[best // len(tried)], tried[best % len(tried)]
+    scorer = Cache(cache.rows, trained(everything)[epoch - 1], data.targets, *two, trained=True)
+    chosen = {"epoch": epoch, "sharpness": two[0], "weight": two[1]}
+    how = "fold" if groups is None else "group"
+    return rival(scorer, scores[:, best], data, how, known, with_text=False, chosen=chosen)
+
+
+def _scores(
+    rows: Tensor,
+    keys: Tensor,
+    targets: Tensor,
+    text: Tensor | None,
+    sharpness: float,
+    weight: float,
+) -> Tensor:
+    found = weight * (sharpness * (rows @ keys.mT - 1)).exp() @ targets
+    return found if text is None else found + text
+
+
+def train_keys(
+    keys: Tensor,
+    images: Images,
+    sharpness: float,
+    weight: float,
+    *,
+    epochs: int = EPOCHS,
+    rate: float = RATE,
+    batch: int = BATCH,
+) -> list[Tensor]:
+    """The keys (N, K) after each epoch; the order of the images is drawn with a fixed seed.
+
+    Args:
+        keys: unit-norm rows of the images, where the training starts.
+        images: their targets, weights and zero-shot logits.
+        sharpness: β.
+        weight: α.
+        epochs: how many; the rate falls as a cosine from `rate` to 0 over their steps.
+        rate: of AdamW, with torch's default weight decay.
+        batch: images per step.
+    """
+    rows, trained = keys, keys.clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([trained], lr=rate, eps=_EPSILON)
+    steps = epochs * -(-len(rows) // batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    with torch.enable_grad():
+        for _ in range(epochs):
+            for some in torch.randperm(len(rows), generator=generator).split(batch):
+                text = None if images.zero_shot is None else images.zero_shot[some]
+                logits = _scores(rows[some], trained, images.targets, text, sharpness, weight)
+                weights = images.weights[some] / images.weights[some].sum()
+                loss = -(weights @ (images.targets[some] * logits.log_softmax(1)).sum(1))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            found.append(trained.detach().clone())
+    return found
