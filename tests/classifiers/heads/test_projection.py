@@ -44,7 +44,7 @@ def test_it_is_the_minimum_that_scipy_finds(columns):
         matrix = torch.from_numpy(flat).reshape(start.shape).requires_grad_(True)
         value = slow_objective(matrix, features, labels, text, start, offset, 8.0, 0.05)
         value.backward()
-        return float(value), matrix.grad.numpy().ravel()
+        return value.item(), matrix.grad.numpy().ravel()
 
     options = {"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-10}
     theirs = minimize(function, start.numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
@@ -71,9 +71,7 @@ def test_a_strong_penalty_leaves_the_projection_and_the_identity_is_the_default(
 def test_the_strength_is_chosen_by_left_out_folds():
     features, labels, text, start = case(count=36, columns=30)
     strengths = [10.0, 0.1, 1e-6]
-    fit = fit_projection(
-        features, labels, text, start=start, logit_scale=5.0, strengths=strengths
-    )
+    fit = fit_projection(features, labels, text, start=start, logit_scale=5.0, strengths=strengths)
     raw = []
     for strength in strengths:
         one = fit_projection(

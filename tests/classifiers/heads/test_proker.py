@@ -27,7 +27,7 @@ def slow_proker(rows, labels, text, new, new_text, sharpness, strength):
     return new_text.softmax(1) + slow_kernel(new, rows, sharpness) @ inverse @ residual
 
 
-@pytest.mark.parametrize("count", [16, 72])
+@pytest.mark.parametrize("count", [16, 128])
 def test_it_is_the_closed_form_with_and_without_an_image(task, count):
     features, labels, text = task(count, columns=6)
     fit = fit_proker(features, labels, 4, zero_shot=text)
@@ -36,7 +36,7 @@ def test_it_is_the_closed_form_with_and_without_an_image(task, count):
     expected = slow_proker(rows, labels, text, rows[:3], text[:3], *numbers)
     np.testing.assert_allclose(fit.scorer.logits(features[:3], text[:3]), expected, atol=1e-8)
     assert fit.left_out.how == ("block" if count == 16 else "one")
-    for row in (0, 5, 11):
+    for row in (5, 11):
         out = {r for r in range(count) if r // 4 == row // 4} if count == 16 else {row}
         kept = [r for r in range(count) if r not in out]
         alone = slice(row, row + 1)

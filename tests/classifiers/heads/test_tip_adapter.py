@@ -27,7 +27,7 @@ def slow_logits(keys, labels, classes, row, text, sharpness, weight):
 
 
 def test_logits_and_left_out_logits_equal_a_loop(task):
-    features, labels, zero_shot = task(80, columns=6)
+    features, labels, zero_shot = task(128, columns=6)
     fit = fit_tip_adapter(features, labels, 4, zero_shot=zero_shot)
     numbers = (fit.chosen["sharpness"], fit.chosen["weight"])
     keys = unit(features)
@@ -35,7 +35,7 @@ def test_logits_and_left_out_logits_equal_a_loop(task):
         expected = slow_logits(keys, labels, 4, keys[row], zero_shot[row], *numbers)
         got = fit.scorer.logits(features[row : row + 1], zero_shot[row : row + 1])[0]
         np.testing.assert_allclose(got, expected, atol=1e-10)
-        others = [r for r in range(80) if r != row]
+        others = [r for r in range(128) if r != row]
         expected = slow_logits(keys[others], labels[others], 4, keys[row], zero_shot[row], *numbers)
         got = fit.left_out.logits[row] / fit.temperature
         np.testing.assert_allclose(got, expected, atol=1e-9)

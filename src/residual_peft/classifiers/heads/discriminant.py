@@ -138,9 +138,9 @@ def fit_discriminant(
 ) -> DiscriminantFit:
     """Class means and one shrunk covariance; nothing is iterated and nothing is drawn.
 
-    log p(k | c) = cᵀ Σ⁻¹ μ_k − ½ μ_kᵀ Σ⁻¹ μ_k + log π_k + common terms (R. A. Fisher, 1936). Left-out
-    predictions come in closed form from the rank-one change of S, with λ and S's divisor as they
-    are: exact for fixed ρ tr S / K, as the ridge's are for a fixed α.
+    log p(k | c) = cᵀ Σ⁻¹ μ_k − ½ μ_kᵀ Σ⁻¹ μ_k + log π_k + common terms (R. A. Fisher, 1936).
+    Left-out predictions come in closed form from the rank-one change of S, with λ and S's divisor
+    as they are: exact for fixed ρ tr S / K, as the ridge's are for a fixed α.
 
     Args:
         features: (N, K).
@@ -156,9 +156,7 @@ def fit_discriminant(
         ResiDualError: what does not fit together, a class without images, or a shrinkage that
             leaves no inverse.
     """
-    data = checked(
-        features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights
-    )
+    data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
     if data.several:
         raise ResiDualError(
             "wanted one label per image for a discriminant analysis, got several: use the ridge or "

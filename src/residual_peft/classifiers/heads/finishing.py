@@ -70,13 +70,16 @@ def part_of(images: Images, rows: Tensor) -> Images:
     )
 
 
-def folds_of(images: Images, groups: Tensor | None, folds: int) -> tuple[Tensor | None, Tensor]:
-    """The fold of each image (N,), None where folds are no use, and who is known without its own."""
+def folds_of(
+    images: Images, groups: Tensor | None, folds: int
+) -> tuple[Tensor | None, Tensor, How]:
+    """The fold of each image (N,), None where folds are no use; who is known; what to call it."""
     classes = images.targets.shape[1]
     fold = stratified_folds(images.labels, classes, folds=folds, groups=groups)
     if fold is None:
-        return None, torch.zeros(len(images.labels), dtype=torch.bool)
-    return fold, leaving_of(images.labels, classes, groups=fold).known
+        return None, torch.zeros(len(images.labels), dtype=torch.bool), "none"
+    known = leaving_of(images.labels, classes, groups=fold).known
+    return fold, known, "fold" if groups is None else "group"
 
 
 def across_folds(fit: Callable[[Tensor], Tensor], fold: Tensor) -> Tensor:

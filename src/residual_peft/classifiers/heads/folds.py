@@ -63,9 +63,7 @@ def _grouped(labels: Tensor, groups: Tensor, folds: int) -> Tensor:
 
     several = labels.ndim == 2
     split = (
-        GroupKFold(folds)
-        if several
-        else StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+        GroupKFold(folds) if several else StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     )
     found = torch.empty(len(labels), dtype=torch.int64)
     parts = split.split(labels.numpy(), None if several else labels.numpy(), groups.numpy())

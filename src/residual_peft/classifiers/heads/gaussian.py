@@ -1,4 +1,4 @@
-"""GDA (Z. Wang et al., ICLR 2024): Gaussian discriminant analysis beside the zero-shot classifier."""
+"""GDA (Z. Wang et al., ICLR 2024): Gaussian discriminant analysis beside the zero-shot logits."""
 
 from dataclasses import dataclass
 
@@ -66,17 +66,17 @@ def fit_gaussian(
     data = one_label(features, labels, class_count, zero_shot)
     rows = UnitRows.of(data, power)
     unit = rows(data.features)
-    fold, known = folds_of(data, groups, folds)
+    fold, known, how = folds_of(data, groups, folds)
     weights, offset = gaussian(unit, data.targets)
     if fold is None:
-        left, how = unit @ weights + offset, "none"
+        left = unit @ weights + offset
     else:
 
         def outside(kept: Tensor) -> Tensor:
             some, level = gaussian(unit[kept], data.targets[kept])
             return unit[~kept] @ some + level
 
-        left, how = across_folds(outside, fold), "fold" if groups is None else "group"
+        left = across_folds(outside, fold)
     return rival(Gaussian(rows, weights, offset), left, data, how, known, with_text=True)
 
 
@@ -103,5 +103,3 @@ def gaussian(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     priors = counts / count
     offset = priors.clamp(min=1e-12).log() - 0.5 * (solved * means).sum(1)
     return solved.mT, torch.where(counts > 0, offset, offset.min() - 1e3)
-
-

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ...errors import ResiDualError
 
-How = Literal["one", "block", "group", "none"]
+How = Literal["one", "block", "group", "fold", "none"]
 SMALL_CLASS = 32
 """Images of the rarest class from which on one image is left out at a time.
 
@@ -29,8 +29,9 @@ class LeftOut:
         logits: final ones, text weight and temperature applied (N, C).
         labels: class numbers (N,), or with several labels zeros and ones (N, C).
         how: what was left out with the image: nothing else ("one"), one image of every class
-            ("block"), or its group ("group"). With "none" nothing was, as no class has a second
-            image: the logits are of the fit on all images, and promise nothing.
+            ("block"), its group ("group") or a share of all images ("fold"). With "none" nothing
+            was, as no class has a second image: the logits are of the fit on all images, and
+            promise nothing.
         known: False where the fit without the image saw no other image of its class (N,): such
             an image cannot be told right, and says nothing of how good the head is.
     """

@@ -11,7 +11,7 @@ from .finishing import finish, folds_of, log_losses, part_of
 from .folds import FOLDS
 from .head import ClassHead
 from .images import Images, checked
-from .left_out import How, LeftOut
+from .left_out import LeftOut
 from .minimising import minimise
 from .preparing import PrincipalAxes, scaling
 
@@ -92,9 +92,7 @@ def fit_logistic(
     Raises:
         ResiDualError: what does not fit together, or numbers that are not finite.
     """
-    data = checked(
-        features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights
-    )
+    data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
     mean, scale = (start.mean, start.scale) if start else scaling(data, power)
     mean, scale = mean.double(), scale.double()
     prepared = (data.features - mean) / scale
@@ -102,7 +100,7 @@ def fit_logistic(
     problem = _Problem(axes.rows, data)
     level = float(prepared.square().sum(1).mean()) or 1.0
     tried = _strengths(strength, strengths, level)
-    fold, known = folds_of(data, groups, folds)
+    fold, known, how = folds_of(data, groups, folds)
     path, held_out = problem.path(fold, known, tried)
     if strength is None:
         if path:
@@ -115,12 +113,9 @@ def fit_logistic(
         first = torch.vstack([axes.axes.mT @ raw[:-1], raw[-1:]])
     solved, norm = problem.solve(strength, first, tolerance)
     left = held_out.get(strength)
-    how: How = "none" if left is None else "group" if groups is not None else "fold"
     left = with_offset(axes.rows) @ solved if left is None else left
     text_weight, temperature, left_out = finish(left, data, how, known)
-    head = ClassHead(
-        mean, scale, axes.axes @ solved[:-1], solved[-1], text_weight, temperature
-    )
+    head = ClassHead(mean, scale, axes.axes @ solved[:-1], solved[-1], text_weight, temperature)
     return LogisticFit(head, left_out, strength, tuple(path), norm)
 
 

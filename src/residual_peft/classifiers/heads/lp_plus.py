@@ -74,8 +74,8 @@ def fit_lp_plus(
     data = one_label(features, labels, class_count, zero_shot)
     rows = UnitRows.of(data, power)
     axes = PrincipalAxes.of(rows(data.features))
-    fold, known = folds_of(data, groups, folds)
-    best, left, how = DEFAULT_STOP, None, "none"
+    fold, known, how = folds_of(data, groups, folds)
+    best, left = DEFAULT_STOP, None
     if fold is not None:
 
         def outside(kept: Tensor) -> Tensor:
@@ -86,19 +86,15 @@ def fit_lp_plus(
         scores = across_folds(outside, fold)
         losses = [mean_loss(found, data, known) for found in scores.unbind(1)]
         number = min(range(len(losses)), key=losses.__getitem__)
-        best, left, how = STOPS[number], scores[:, number], "fold" if groups is None else "group"
+        best, left = STOPS[number], scores[:, number]
     weights, text_weights = descend(axes.rows, data, (best,))[0]
     if left is None:
         left = _scores(axes.rows, weights, text_weights, data.zero_shot)
-    scorer = TextProbe(
-        rows, axes.axes @ weights, None if data.zero_shot is None else text_weights
-    )
+    scorer = TextProbe(rows, axes.axes @ weights, None if data.zero_shot is None else text_weights)
     return rival(scorer, left, data, how, known, with_text=False, chosen={"steps": best})
 
 
-def descend(
-    rows: Tensor, images: Images, stops: tuple[int, ...]
-) -> list[tuple[Tensor, Tensor]]:
+def descend(rows: Tensor, images: Images, stops: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
     """w (K, C) and α (C,) after so many steps each, in increasing order.
 
     Block coordinate majorise-minimise: each block by turns moves by its gradient over its Lipschitz

@@ -151,9 +151,7 @@ def fit_neighbours(
     tried = [count] if count else [k for k in NEIGHBOURS if k < len(unit)] or [DEFAULT_NEIGHBOURS]
     best, left = _best_count(cosines, data, leaving.known, tried)
     scorer = Neighbours(rows, unit, data.targets, best)
-    return rival(
-        scorer, left, data, leaving.how, leaving.known, with_text=True, chosen={"k": best}
-    )
+    return rival(scorer, left, data, leaving.how, leaving.known, with_text=True, chosen={"k": best})
 
 
 def _best_count(

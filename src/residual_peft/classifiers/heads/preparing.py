@@ -58,7 +58,7 @@ class UnitRows:
 class PrincipalAxes:
     """Rows (N, K) as (N, r) in their own principal axes, r at most min(N, K).
 
-    Whatever penalises the length of weights alone, finds the same optimum there: outside the span of
+    Whatever penalises the length of weights alone has the same optimum there: outside the span of
     the images it is 0.
 
     Attributes:

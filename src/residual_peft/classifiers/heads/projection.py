@@ -96,12 +96,12 @@ def fit_projection(
     start = start.detach().cpu().double()
     offset = torch.zeros(width) if offset is None else offset
     problem = _Problem(data, Projection(start, offset.cpu().double(), text, logit_scale))
-    fold, known = folds_of(data, groups, folds)
+    fold, known, how = folds_of(data, groups, folds)
     default = 1 / (len(data.labels) / len(text))
     tried = [strength or default] if not strengths else sorted(strengths, reverse=True)
     if not min(tried) > 0:
         raise ResiDualError(f"wanted strengths of the penalty above 0, got {min(tried)}.")
-    best, left, how = tried[0], None, "none"
+    best, left = tried[0], None
     if fold is not None:
 
         def outside(kept: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def fit_projection(
         scores = across_folds(outside, fold)
         losses = [mean_loss(found, data, known) for found in scores.unbind(1)]
         number = min(range(len(losses)), key=losses.__getitem__)
-        best, left, how = tried[number], scores[:, number], "fold" if groups is None else "group"
+        best, left = tried[number], scores[:, number]
     scorer = problem.solve(best, tolerance)
     left = scorer.logits(data.features) if left is None else left
     return rival(scorer, left, data, how, known, with_text=False, chosen={"strength": best})

@@ -65,8 +65,8 @@ def fit_proker(
     """ProKeR, β and λ chosen by the log-loss of left-out images, which it has in closed form.
 
     The function nearest to the zero-shot one, in the kernel's norm, that fits the images. p is a
-    softmax here, so that it regresses to indicators on one scale with them. The residuals of the fit
-    without a part B are ((A⁻¹)_BB)⁻¹ (A⁻¹ R)_B with A = K + λ I and R = Y − p(S).
+    softmax here, so that it regresses to indicators on one scale with them. The residuals of the
+    fit without a part B are ((A⁻¹)_BB)⁻¹ (A⁻¹ R)_B with A = K + λ I and R = Y − p(S).
 
     Args:
         features: (N, K).

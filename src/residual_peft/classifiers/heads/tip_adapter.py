@@ -156,7 +156,7 @@ def fit_tip_adapter_f(
     assert isinstance(start.scorer, Cache)
     cache = start.scorer
     pair = (cache.sharpness, cache.weight)
-    fold, known = folds_of(data, groups, folds)
+    fold, known, how = folds_of(data, groups, folds)
 
     def trained(kept: Tensor) -> list[Tensor]:
         return train_keys(cache.keys[kept], part_of(data, kept), *pair, epochs=epochs, rate=rate)
@@ -166,7 +166,7 @@ def fit_tip_adapter_f(
         keys = trained(everything)[-1]
         left = _scores(cache.keys, keys, data.targets, data.zero_shot, *pair)
         scorer = Cache(cache.rows, keys, data.targets, *pair, trained=True)
-        return rival(scorer, left, data, "none", known, with_text=False, chosen={"epoch": epochs})
+        return rival(scorer, left, data, how, known, with_text=False, chosen={"epoch": epochs})
     tried = [pair, *product(SHARPNESSES, WEIGHTS)]
     stops = [stop for stop in STOPS if stop < epochs] + [epochs]
 
@@ -183,7 +183,6 @@ def fit_tip_adapter_f(
     epoch, two = stops[best // len(tried)], tried[best % len(tried)]
     scorer = Cache(cache.rows, trained(everything)[epoch - 1], data.targets, *two, trained=True)
     chosen = {"epoch": epoch, "sharpness": two[0], "weight": two[1]}
-    how = "fold" if groups is None else "group"
     return rival(scorer, scores[:, best], data, how, known, with_text=False, chosen=chosen)
 
 
