@@ -7,7 +7,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..bases.reading import reading
 from ..bases.rows import Rows
 from ..data import Batches, ProcessedImages, batches
 from ..data.progress import Progress
@@ -77,7 +76,7 @@ def evaluate(
     name: str = "the dataset",
     progress: Progress = False,
 ) -> Evaluation:
-    """Classify every image of a split with the model as it is, its active adapter included.
+    """Classify every image of a split with the model as it is, active adapter and head included.
 
     Args:
         classifier: what to evaluate; its model is put into eval mode meanwhile.
@@ -107,20 +106,14 @@ def evaluate(
     )
     count = loader.image_count
     logits, labels, rows = Rows(count), Rows(count), Rows(count)
-    passed = reading(
-        classifier.model,
-        None,
-        loader,
-        adapters=True,
-        labelled=True,
-        progress=progress,
-        description="Classifying",
+    passed = classifier.classified(
+        loader, labelled=True, progress=progress, description="Classifying"
     )
-    for seen in passed:
+    for seen, scores in passed:
         assert seen.labels is not None
         assert seen.index is not None
         classifier.check_labels(seen.labels)
-        logits.add(classifier.logits(seen.readout))
+        logits.add(scores)
         labels.add(seen.labels)
         rows.add(seen.index)
     return Evaluation(

@@ -45,6 +45,7 @@ from ..towers.anatomy import Unit, base_model
 from ..tuner import ResiDualConfig, adapter_basis, gains_by_unit
 from .adapters import ADAPTER_TENSORS, Adapters, configs_of
 from .figures import gains_figure
+from .trained_head import HeadRecord, TrainedHead, head_from
 
 CLASSIFIER_JSON = "residual_classifier.json"
 CLASSIFIER_TENSORS = "residual_classifier.safetensors"
@@ -86,6 +87,7 @@ class ClassifierRecord:
         split: how the images of a fit were shared out.
         adapters: name -> folder of every adapter; None in files of before there could be several.
         active: names of those that count.
+        head: of a class head; None without one.
     """
 
     class_names: Annotated[tuple[str, ...], Within(2, 10**6)]
@@ -100,6 +102,7 @@ class ClassifierRecord:
     split: SplitRecord | None = None
     adapters: dict[str, str] | None = None
     active: tuple[str, ...] = ()
+    head: HeadRecord | None = None
 
 
 def is_ours(card: Path) -> bool:
@@ -122,9 +125,15 @@ def _is_blank(card: str) -> bool:
     return left == [line for line in form.splitlines() if line]
 
 
-def write_classes(folder: Path, record: ClassifierRecord, embeddings: Tensor) -> None:
-    """Write class names, templates and embeddings; what is as usual is left out."""
-    write_tensors(folder / CLASSIFIER_TENSORS, {"class_embeddings": embeddings})
+def write_classes(
+    folder: Path,
+    record: ClassifierRecord,
+    embeddings: Tensor,
+    head: TrainedHead | None = None,
+) -> None:
+    """Write class names, templates, embeddings and head; what is as usual is left out."""
+    own = {} if head is None else head.tensors()
+    write_tensors(folder / CLASSIFIER_TENSORS, {"class_embeddings": embeddings, **own})
     plain = asdict(record)
     usual = {f.name: f.default for f in fields(record) if f.default is not MISSING}
     described = {k: v for k, v in plain.items() if k not in usual or v not in (usual[k], [])}
@@ -133,7 +142,9 @@ def write_classes(folder: Path, record: ClassifierRecord, embeddings: Tensor) ->
     write_json(folder / CLASSIFIER_JSON, described)
 
 
-def read_classes(directory: Path, name: object) -> tuple[ClassifierRecord, Tensor]:
+def read_classes(
+    directory: Path, name: object
+) -> tuple[ClassifierRecord, Tensor, TrainedHead | None]:
     """Read what `write_classes` wrote.
 
     Args:
@@ -158,7 +169,8 @@ def read_classes(directory: Path, name: object) -> tuple[ClassifierRecord, Tenso
     embeddings = tensors["class_embeddings"]
     if not embeddings.is_floating_point():
         raise ResiDualError(f"{quoted(path)} holds class_embeddings of {embeddings.dtype}.")
-    return record, embeddings.clone()  # and not mapped to a file that may be written anew
+    head = None if record.head is None else head_from(record.head, tensors, quoted(path))
+    return record, embeddings.clone(), head  # and not mapped to a file that may be written anew
 
 
 def read_described(directory: Path, name: object) -> ClassifierRecord:

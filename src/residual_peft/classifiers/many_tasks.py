@@ -52,28 +52,21 @@ from .files import (
     settings_of,
 )
 from .predictions import Prediction, predictions_of
-from .zero_shot import ZeroShotClassifier, pixel_batches
+from .zero_shot import ZeroShotClassifier, check_basis, pixel_batches
 
 BLOCK = 25
-"""Tasks that share one product, see `_Task`: with fewer, the directions are read too often."""
+"""Tasks that share one product: with fewer, the directions are read too often."""
 
 NameOrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One task, and its place among those whose readouts are computed by one product.
-
-    The last bits of a row of a product depend on the product's shape and on where the row lies in
-    it. Both are fixed when the task is added: blocks always have `BLOCK` places, filled or not. So
-    no other task, there or not, can change a task's output.
-    """
+    """One task."""
 
     classifier: ZeroShotClassifier
     adapter: str | None  # its name in the model; None for the model as it is
     owned: bool  # whether the adapter came, and goes, with the task
-    block: int = 0
-    place: int = 0
 
     def predictions(self, logits: Tensor) -> list[Prediction]:
         """What logits (N, C) say, one label per image or several, as the classifier has it."""
@@ -95,7 +88,7 @@ class TaskSet:
     A task is a `ZeroShotClassifier`: class names and embeddings, a logit scale, one label per image
     or several with a bias, and an adapter in readout mode, or none. Tasks over one basis share it,
     in memory and in the arithmetic; other bases are allowed, and cost a pass over the coordinates
-    each. Adding and removing tasks changes no weights, and no other task's output in any bit.
+    each. Adding and removing tasks changes no weights, and other outputs by rounding at most.
 
     Any number of threads may predict with one set; add and remove tasks while none does.
 
@@ -208,7 +201,7 @@ class TaskSet:
         revision: str | None = None,
         token: str | None = None,
     ) -> None:
-        """Add a task. No weight changes, and no other task's output.
+        """Add a task. No weight changes; other tasks' outputs stay, to rounding.
 
         Args:
             name: what to call it.
@@ -238,7 +231,7 @@ class TaskSet:
             added = self._loaded(name, task, revision, token)
         if self.image_processor is None:
             self.image_processor = added.classifier.image_processor
-        self._tasks[name] = self._placed(added)
+        self._tasks[name] = added
 
     def remove(self, name: str) -> None:
         """Take a task out, and its adapter out of the model if `add` had put it in.
@@ -270,11 +263,8 @@ class TaskSet:
         tasks = self._chosen(adapters)
         with evaluating(self.model):
             seen = self._run(pixels)
-        readouts = self._readouts(list(tasks.values()), seen)
-        return {
-            name: task.classifier.logits(readout)
-            for (name, task), readout in zip(tasks.items(), readouts, strict=True)
-        }
+        answers = self._answers(list(tasks.values()), seen)
+        return dict(zip(tasks, answers, strict=True))
 
     def predict_logits(
         self,
@@ -364,8 +354,8 @@ class TaskSet:
             own = [tasks[name] for name in names]
             with evaluating(self.model):
                 seen = self._run(pixels)
-            for task, readout in zip(own, self._mixed(own, seen), strict=True):
-                predictions += task.predictions(task.classifier.logits(readout[None]).cpu())
+            for task, logits in zip(own, self._mixed(own, seen), strict=True):
+                predictions += task.predictions(logits.cpu())
         return predictions
 
     def _task(self, name: str) -> _Task:
@@ -399,63 +389,53 @@ class TaskSet:
             readout = run_tower(self.model, inputs)
         return _Pass(readout, keep.capture)
 
-    def _state(self, task: _Task) -> ReadoutState:
-        return readout_state(self.model, task.adapter)
-
-    def _readouts(self, tasks: list[_Task], seen: _Pass) -> list[Tensor]:
-        """y' (B, d) of each task."""
-        blocks: dict[tuple[int, int], list[int]] = {}
-        states = {}
+    def _answers(self, tasks: list[_Task], seen: _Pass) -> list[Tensor]:
+        """Logits (B, C_t) of each task."""
+        answers: list[Tensor] = [seen.readout] * len(tasks)
+        by_basis: dict[int, tuple[ReadoutState, list[int]]] = {}
         for index, task in enumerate(tasks):
-            if task.adapter is not None:
-                state = self._state(task)
-                states[id(state)] = state
-                blocks.setdefault((id(state), task.block), []).append(index)
-        readouts = [seen.readout] * len(tasks)
-        common: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        for (key, _), members in blocks.items():
-            state = states[key]
-            if key not in common:
-                assert seen.capture is not None
-                coordinates = coordinates_of(state, seen.capture)
-                # one for all blocks: fresh memory takes as long as filling it
-                room = coordinates.new_empty((BLOCK, *coordinates.shape))
-                common[key] = base_of(state, seen.readout), coordinates, room
-            base, coordinates, room = common[key]
-            offsets = coordinates.new_zeros((BLOCK, 1, coordinates.shape[1]))
-            for index in members:
-                gains = gains_of(self.model, tasks[index].adapter)
-                offsets[tasks[index].place, 0] = offsets_of(state, gains)
-            adapted = compose_offsets(state, base, coordinates, offsets, room)  # (BLOCK, B, d)
-            for index in members:
-                readouts[index] = adapted[tasks[index].place]
-        return readouts
+            if task.adapter is None:
+                answers[index] = task.classifier.answer(seen.readout, seen.readout)
+            else:
+                state = readout_state(self.model, task.adapter)
+                by_basis.setdefault(id(state), (state, []))[1].append(index)
+        for state, members in by_basis.values():
+            assert seen.capture is not None
+            coordinates, base = coordinates_of(state, seen.capture), base_of(state, seen.readout)
+            # one for all blocks: fresh memory takes as long as filling it
+            room = coordinates.new_empty((min(BLOCK, len(members)), *coordinates.shape))
+            for start in range(0, len(members), BLOCK):
+                block = members[start : start + BLOCK]
+                gains = torch.stack([gains_of(self.model, tasks[i].adapter) for i in block])
+                offsets = offsets_of(state, gains)[:, None]
+                adapted = compose_offsets(state, base, coordinates, offsets, room[: len(block)])
+                for index, readout in zip(block, adapted, strict=True):
+                    classifier = tasks[index].classifier
+                    answers[index] = classifier.answer(readout, seen.readout, coordinates)
+        return answers
 
-    def _mixed(self, own: list[_Task], seen: _Pass) -> Tensor:
-        """y' (B, d) where every image has its own task."""
-        adapters = dict.fromkeys(task.adapter for task in own if task.adapter is not None)
-        if not adapters:
-            return seen.readout
-        assert seen.capture is not None
-        states = {name: readout_state(self.model, name) for name in adapters}
-        gains: dict[str, Tensor] = {name: gains_of(self.model, name) for name in adapters}
+    def _mixed(self, own: list[_Task], seen: _Pass) -> list[Tensor]:
+        """Logits (1, C_t) of each image, which has its own task."""
         names = [BASE if task.adapter is None else task.adapter for task in own]
-        return each_its_own(states, gains, names, seen.readout, seen.capture)
-
-    def _placed(self, task: _Task) -> _Task:
-        """Give a task the first free place in a block of tasks over its basis."""
-        if task.adapter is None:
-            return task
-        state = self._state(task)
-        filled: dict[int, dict[int, _Task]] = {}
-        for other in self._tasks.values():
-            if other.adapter is not None:
-                filled.setdefault(other.block, {})[other.place] = other
-        for number, block in filled.items():
-            free = next((place for place in range(BLOCK) if place not in block), None)
-            if free is not None and all(self._state(other) is state for other in block.values()):
-                return _moved(task, number, free)
-        return _moved(task, max(filled, default=-1) + 1, 0)
+        used = dict.fromkeys(name for name in names if name != BASE)
+        states = {name: readout_state(self.model, name) for name in used}
+        gains: dict[str, Tensor] = {name: gains_of(self.model, name) for name in used}
+        readouts = seen.readout
+        coordinates: dict[str, Tensor] = {}
+        if used:
+            assert seen.capture is not None
+            readouts = each_its_own(states, gains, names, seen.readout, seen.capture)
+            needed = {
+                t.adapter for t in own if t.classifier.head is not None and t.adapter is not None
+            }
+            coordinates = {name: coordinates_of(states[name], seen.capture) for name in needed}
+        answers = []
+        for row, task in enumerate(own):
+            one = slice(row, row + 1)
+            found = coordinates.get(task.adapter or BASE)
+            found = None if found is None else found[one]
+            answers.append(task.classifier.answer(readouts[one], seen.readout[one], found))
+        return answers
 
     def _adapter_of(
         self, name: str, classifier: ZeroShotClassifier, adapter_name: str | None
@@ -486,7 +466,7 @@ class TaskSet:
     ) -> _Task:
         """A task from a directory or a Hub id, its adapter in the model."""
         directory = local_classifier(source, revision, token)
-        record, embeddings = read_classes(directory, source)
+        record, embeddings, head = read_classes(directory, source)
         processor = None
         if any(directory.glob("*processor_config.json")):
             processor = load_image_processor(directory)
@@ -503,6 +483,8 @@ class TaskSet:
                     image_processor=processor,
                     **settings_of(record),
                 )
+                classifier.set_head(head, adapter)
+                check_basis(classifier, record, source, adapter)
             except BaseException:
                 self.model = before
                 raise
@@ -589,10 +571,6 @@ def _keeping(layer: ResiDualReadout) -> Iterator[_Keep]:
         yield keep
     finally:
         handle.remove()
-
-
-def _moved(task: _Task, block: int, place: int) -> _Task:
-    return _Task(task.classifier, task.adapter, task.owned, block, place)
 
 
 def _configs(model: nn.Module) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..bases.decomposition import read_tokens
-from ..bases.reading import reading
+from ..bases.reading import Seen, reading
 from ..bases.rows import Rows
 from ..data.class_names import check_class_names, check_templates
 from ..data.images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
@@ -27,6 +27,15 @@ from ..hub.cards import CardFacts
 from ..hub.directories import CARD, push_directory
 from ..hub.files import atomic_directory, path_of
 from ..towers.anatomy import base_model, find_tower
+from ..tuner import (
+    adapted_tower,
+    base_of,
+    basis_digest,
+    compose,
+    coordinates_of,
+    gains_of,
+    readout_state,
+)
 from ..tuner.modes import ordinary
 from ..tuner.snapshot import unchanged_if_refused
 from .adapters import Adapters, load_adapters, saved_adapters, write_adapters
@@ -50,6 +59,7 @@ from .files import (
 from .predictions import Prediction as Prediction
 from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
 from .prompts import DEFAULT_TEMPLATES, embed_classes
+from .trained_head import TrainedHead, check_head, embedding_features
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
 USUAL_LOGIT_SCALE = 100.0
@@ -73,6 +83,8 @@ class ZeroShotClassifier:
         split: how the images of its fit were shared out; None without a fit, or where not known.
         fitted_on: digests (`image_digest`) of the images that it was trained or chosen on; may be
             empty. Saved under `run/`, which is never pushed.
+        head: a class head, which decides between the first of the classes; None where texts and
+            gains do alone. `logits` and `loss` are without it, since they train the gains.
     """
 
     def __init__(
@@ -95,6 +107,7 @@ class ZeroShotClassifier:
         self.multi_label, self.logit_bias = bool(multi_label), float(logit_bias)
         self.split: SplitRecord | None = None
         self.fitted_on: tuple[str, ...] = ()
+        self._head: TrainedHead | None = None
         if not math.isfinite(self.logit_bias):
             raise ResiDualError(f"wanted a finite logit_bias, got {logit_bias}.")
         if not 0 < self.logit_scale <= LARGEST_LOGIT_SCALE:
@@ -206,6 +219,39 @@ class ZeroShotClassifier:
         return cls(model, names, means, logit_scale=logit_scale, image_processor=image_processor)
 
     @property
+    def head(self) -> TrainedHead | None:
+        """The class head, if there is one; setting it is `set_head`."""
+        return self._head
+
+    @head.setter
+    def head(self, head: TrainedHead | None) -> None:
+        self.set_head(head)
+
+    def set_head(self, head: TrainedHead | None, adapter_name: str | None = None) -> None:
+        """Let a class head decide between the first of the classes.
+
+        Args:
+            head: None for texts and gains alone.
+            adapter_name: whose coordinates it reads; None for the active adapter.
+
+        Raises:
+            ResiDualError: it has more classes, or reads another number of features: it is of
+                another basis, or the model has no such adapter.
+        """
+        if head is not None:
+            check_head(head, len(self.class_names))
+            columns = self.class_embeddings.shape[1]
+            if head.features == "coordinates":
+                columns = len(readout_state(self.model, adapter_name).directions)
+            if len(head.head.mean) != columns:
+                raise ResiDualError(
+                    f"the class head reads {len(head.head.mean)} {head.features}, the model gives "
+                    f"{columns}: it is of another basis, other units or another model."
+                )
+            head = head.to(self.device)
+        self._head = head
+
+    @property
     def device(self) -> torch.device:
         """The model's device."""
         return next(self.model.parameters()).device
@@ -214,6 +260,7 @@ class ZeroShotClassifier:
         """Move model and class embeddings; returns itself."""
         self.model.to(device)
         self.class_embeddings = ordinary(self.class_embeddings.to(device))
+        self._head = None if self._head is None else self._head.to(self.device)
         return self
 
     def logits(self, outputs: Any) -> Tensor:
@@ -332,9 +379,50 @@ class ZeroShotClassifier:
         items, _ = image_list(images)
         batches = pixel_batches(items, self.image_processor, batch_size)
         logits = Rows(len(items))
-        for seen in reading(self.model, None, batches, adapters=True):
-            logits.add(self.logits(seen.readout))
+        for _, part in self.classified(batches):
+            logits.add(part)
         return logits.joined()
+
+    def classified(self, batches: Iterable[Any], **options: Any) -> Iterator[tuple[Seen, Tensor]]:
+        """Batches of images, what was seen of each, and its logits (B, C) with adapter and head.
+
+        Args:
+            batches: as for `reading`.
+            options: of `reading`: `labelled`, `progress`, `description`.
+        """
+        head = self.head
+        if head is None:
+            for seen in reading(self.model, None, batches, adapters=True, **options):
+                yield seen, self.logits(seen.readout)
+        elif head.features == "embedding":
+            for seen in reading(self.model, None, batches, **options):
+                yield seen, self.answer(seen.readout, seen.readout)
+        else:
+            state, gains = readout_state(self.model), gains_of(self.model).detach()
+            tower = adapted_tower(self.model)
+            for seen in reading(self.model, tower, batches, taps=True, check="first", **options):
+                assert seen.capture is not None
+                found = coordinates_of(state, seen.capture)
+                adapted = compose(state, base_of(state, seen.readout), found, gains)
+                yield seen, self.answer(adapted, seen.readout, found)
+
+    def answer(self, adapted: Tensor, readout: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Logits (B, C), the class head's where there is one.
+
+        Args:
+            adapted: readouts with the gains (B, d).
+            readout: those of the unadapted model (B, d), from which a head on the embedding and
+                the texts beside it take all they know.
+            coordinates: in the active adapter's basis (B, K); None where no head reads them.
+        """
+        head = self.head
+        if head is None:
+            return self.logits(adapted)
+        if head.features == "embedding":
+            features = embedding_features(readout)
+            return head.logits(self.logits(readout), features, self.multi_label)
+        assert coordinates is not None
+        return head.logits(self.logits(adapted), coordinates, self.multi_label)
 
     def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64) -> Any:
         """Classify images.
@@ -381,7 +469,7 @@ class ZeroShotClassifier:
             write_adapters(self.model, adapters, folder)
             if self.image_processor is not None:
                 self.image_processor.save_pretrained(folder)
-            write_classes(folder, record, self.class_embeddings)
+            write_classes(folder, record, self.class_embeddings, self.head)
             write_fitted_on(folder, target, self.fitted_on)
             if not there.is_file() or is_ours(there):
                 where = location or target.resolve().name
@@ -404,7 +492,14 @@ class ZeroShotClassifier:
             split=self.split,
             adapters=dict(adapters.folders) if adapters.folders else None,
             active=adapters.active,
+            head=None if self.head is None else self.head.record(self._basis_of_head()),
         )
+
+    def _basis_of_head(self) -> str | None:
+        """The digest of the basis that the head's coordinates are in."""
+        if self.head is None or self.head.features == "embedding":
+            return None
+        return basis_digest(self.model)
 
     def push_to_hub(
         self,
@@ -469,7 +564,7 @@ class ZeroShotClassifier:
             ResiDualError: a directory, file or base model is missing, cut short or of another kind.
         """
         directory = local_classifier(name_or_path, revision, token)
-        record, embeddings = read_classes(directory, name_or_path)
+        record, embeddings, head = read_classes(directory, name_or_path)
         adapters = saved_adapters(record, directory)
         processor = None
         if any(directory.glob("*processor_config.json")):
@@ -487,8 +582,25 @@ class ZeroShotClassifier:
                 image_processor=processor,
                 **settings_of(record),
             )
+            classifier.head = head
+            check_basis(classifier, record, name_or_path)
         classifier.split, classifier.fitted_on = record.split, read_fitted_on(directory)
         return classifier if device is None else classifier.to(device)
+
+
+def check_basis(
+    classifier: ZeroShotClassifier,
+    record: ClassifierRecord,
+    name: object,
+    adapter: str | None = None,
+) -> None:
+    """Raise a ResiDualError where a saved head reads coordinates in another basis than is there."""
+    wanted = None if record.head is None else record.head.basis
+    if wanted is not None and basis_digest(classifier.model, adapter) not in (wanted, None):
+        raise ResiDualError(
+            f"the class head of '{name}' was fitted on coordinates in another basis than its "
+            "adapter has: the files do not belong together. Save or download the classifier again."
+        )
 
 
 def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:

@@ -1,8 +1,10 @@
 """What is done to an adapter in a model: fit its bases, read out what it holds."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..bases.basis import SpectralBasis
@@ -131,6 +133,29 @@ def adapted_tower(peft_model: nn.Module, adapter_name: str | None = None) -> Tow
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     return _adapter(peft_model, name)[0].anatomy
+
+
+def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str | None:
+    """The sha256 of the basis that is saved with an adapter; None where none is.
+
+    Args:
+        peft_model: a model with a ResiDual adapter in readout mode.
+        adapter_name: None for the active one.
+
+    Raises:
+        ResiDualError: as `readout_state`.
+    """
+    name = active_adapter(peft_model) if adapter_name is None else adapter_name
+    layer, config = _adapter(peft_model, name)
+    if not config.save_basis:
+        return None
+    layer.state(name)  # refuses one whose weights were never loaded
+    digest = hashlib.sha256(
+        repr((layer.adapter_settings[name], layer.adapter_counts[name])).encode()
+    )
+    for tensor in layer.stored(name).tensors:
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def readout_config(peft_model: nn.Module, adapter_name: str | None = None) -> ResiDualConfig:

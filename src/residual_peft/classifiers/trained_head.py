@@ -1,0 +1,145 @@
+"""A class head as a classifier carries it: what it reads, and how it stands beside the texts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import ResiDualError
+from ..hub.files import Within
+from .heads import ClassHead
+
+Features = Literal["coordinates", "embedding"]
+PREFIX = "head."
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """What residual_classifier.json says of a class head.
+
+    Attributes:
+        features: what it reads.
+        classes: C_h, the first of the classifier's classes.
+        columns: K of its features.
+        basis: the digest of the basis that its coordinates are taken in; None where the basis is
+            not saved with the adapter, or the features are no coordinates.
+        method: how it was fitted, in words.
+    """
+
+    features: Features
+    classes: Annotated[int, Within(1, 10**6)]
+    columns: Annotated[int, Within(1, 10**7)]
+    basis: str | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A class head and what it reads of an image.
+
+    It decides between the classes that it was fitted on, the first C_h of its classifier's. Where
+    there are more, the texts (with the gains) say how likely it is that the image is of the former
+    at all, and the head shares that out: p(k) = p_text(trained) · p_head(k) for a class that it was
+    fitted on, p(k) = p_text(k) for another. With several labels per image each is on its own.
+
+    Attributes:
+        head: the linear map.
+        features: "coordinates" of the active adapter, (B, K), as `coordinates_of` gives them; or
+            the unadapted "embedding" (B, d), normalized.
+        method: how it was fitted, in words.
+    """
+
+    head: ClassHead
+    features: Features = "coordinates"
+    method: str | None = None
+
+    @property
+    def class_count(self) -> int:
+        """C_h."""
+        return self.head.class_count
+
+    def logits(self, zero_shot: Tensor, features: Tensor, multi_label: bool = False) -> Tensor:
+        """Logits (B, C) of all of a classifier's classes.
+
+        Args:
+            zero_shot: those of the texts, (B, C).
+            features: what the head reads, (B, K) or (B, d).
+            multi_label: whether an image may have several labels.
+
+        Raises:
+            ResiDualError: features of another basis or model.
+        """
+        count = self.class_count
+        own = self.head.logits(features, zero_shot[:, :count]).to(zero_shot.dtype)
+        rest = zero_shot[:, count:]
+        if rest.shape[1] and not multi_label:
+            own = own.log_softmax(1) + zero_shot[:, :count].logsumexp(1, keepdim=True)
+        return torch.cat([own, rest], dim=1)
+
+    def to(self, device: torch.device | str) -> "TrainedHead":
+        """The same on another device."""
+        return replace(self, head=self.head.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved of it beside the class embeddings."""
+        return {PREFIX + name: tensor for name, tensor in self.head.state().items()}
+
+    def record(self, basis: str | None) -> HeadRecord:
+        """What is said of it.
+
+        Args:
+            basis: the digest of the adapter's basis.
+        """
+        columns = len(self.head.mean)
+        own = basis if self.features == "coordinates" else None
+        return HeadRecord(self.features, self.class_count, columns, own, self.method)
+
+
+def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> TrainedHead:
+    """The head that was saved.
+
+    Args:
+        record: what residual_classifier.json says of it.
+        tensors: of residual_classifier.safetensors.
+        where: the latter's name, for messages.
+
+    Raises:
+        ResiDualError: the two do not belong together.
+    """
+    state = {
+        name.removeprefix(PREFIX): tensor.clone()
+        for name, tensor in tensors.items()
+        if name.startswith(PREFIX)
+    }
+    try:
+        head = ClassHead.from_state(state)
+    except ResiDualError as error:
+        raise ResiDualError(f"{where}: {error}") from error
+    if (len(head.mean), head.class_count) != (record.columns, record.classes):
+        raise ResiDualError(
+            f"{where} holds a class head of {len(head.mean)} features and {head.class_count} "
+            f"classes, and the record beside it says {record.columns} and {record.classes}: the "
+            "files do not belong together. Save or download the classifier again."
+        )
+    return TrainedHead(head, record.features, record.method)
+
+
+def embedding_features(readout: Tensor) -> Tensor:
+    """What a head on the embedding reads: y / ‖y‖, (B, d), as the cosines do."""
+    return functional.normalize(
+        readout.to(torch.promote_types(readout.dtype, torch.float32)), dim=-1
+    )
+
+
+def check_head(head: Any, class_count: int) -> None:
+    """Raise a ResiDualError unless a head suits a classifier of so many classes."""
+    if not isinstance(head, TrainedHead):
+        raise ResiDualError(f"wanted a TrainedHead, got {type(head).__name__}.")
+    if head.class_count > class_count:
+        raise ResiDualError(
+            f"the class head is of {head.class_count} classes, the classifier of {class_count}: "
+            "the head's classes are the classifier's first ones."
+        )
