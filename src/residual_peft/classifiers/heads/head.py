@@ -89,7 +89,11 @@ class ClassHead:
             ResiDualError: features of another number of columns; no zero-shot logits where it
                 needs them, or of another shape.
         """
-        logits = self.temperature * self.scores(features)
+        return self.with_text(self.scores(features), zero_shot)
+
+    def with_text(self, scores: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """Logits from the head's own scores (M, C); raises as `logits`."""
+        logits = self.temperature * scores
         if self.text_weight == 0:
             return logits
         if zero_shot is None or zero_shot.shape != logits.shape:
@@ -105,14 +109,15 @@ class ClassHead:
         moved: dict[str, Any] = {name: t.to(where) for name, t in self._tensors().items()}
         return replace(self, **moved)
 
-    def state(self) -> dict[str, Tensor]:
-        """What is saved: plain tensors in float32, a and τ among them."""
+    def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """What is saved: plain tensors, V in `dtype`, the rest in float32, a and τ among them."""
         numbers = {name: torch.tensor(getattr(self, name)) for name in _NUMBERS}
-        return {name: t.detach().float().cpu() for name, t in (self._tensors() | numbers).items()}
+        state = {name: t.detach().float().cpu() for name, t in (self._tensors() | numbers).items()}
+        return state | {"weights": state["weights"].to(dtype)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "ClassHead":
-        """The head that `state` was taken of.
+        """The head that `state` was taken of, in float32.
 
         Raises:
             ResiDualError: a tensor is missing, too many, of a wrong shape or not finite.
@@ -133,7 +138,8 @@ class ClassHead:
         if (state["scale"] <= 0).any():
             raise ResiDualError("wanted a class head's scales above 0, got others.")
         parts: dict[str, Any] = {
-            name: float(tensor) if name in _NUMBERS else tensor for name, tensor in state.items()
+            name: float(tensor) if name in _NUMBERS else tensor.float()
+            for name, tensor in state.items()
         }
         return cls(**parts)
 

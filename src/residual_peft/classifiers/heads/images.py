@@ -133,6 +133,45 @@ def _weights(
     return each / each.mean()
 
 
+def checked_batch(
+    features: Tensor, labels: Tensor, weights: Tensor | None, columns: int, class_count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Some of the images, for sums: features (B, K), targets (B, C) and weights (B,) in float64.
+
+    Raises:
+        ResiDualError: shapes that do not suit, numbers that are not finite, unknown classes.
+    """
+    x, labels = features.detach().cpu().double(), labels.detach().cpu()
+    if x.ndim != 2 or x.shape[1] != columns:
+        raise ResiDualError(
+            f"wanted features (B, {columns}) as in these statistics, got {tuple(x.shape)}: these "
+            "are of another basis, or of other units."
+        )
+    if len(labels) != len(x) or not torch.isfinite(x).all():
+        raise ResiDualError(
+            f"wanted finite features and a label for each of {len(x)} images, got {len(labels)} "
+            f"labels and {int((~torch.isfinite(x)).sum())} numbers that are not finite."
+        )
+    if labels.ndim == 1:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < class_count:
+            raise ResiDualError(
+                f"wanted labels from 0 to {class_count - 1}, got {int(labels.min())} to "
+                f"{int(labels.max())}: add_class() makes room for a new one."
+            )
+        targets = functional.one_hot(labels.long(), class_count).double()
+    else:
+        targets = labels.double()
+        if targets.shape[1] != class_count or not ((targets == 0) | (targets == 1)).all():
+            raise ResiDualError(
+                f"wanted zeros and ones (B, {class_count}) as labels, got others "
+                f"{tuple(targets.shape)}."
+            )
+    w = torch.ones(len(x)).double() if weights is None else weights.detach().cpu().double()
+    if w.shape != (len(x),) or not (torch.isfinite(w) & (w > 0)).all():
+        raise ResiDualError(f"wanted a weight above 0 for each of {len(x)} images, got others.")
+    return x, targets, w
+
+
 def balanced_weights(labels: Tensor, class_count: int) -> Tensor:
     """Class weights (C,) under which all classes count the same: N / (C n_k), as scikit-learn's."""
     return len(labels) / (class_count * torch.bincount(labels, minlength=class_count).double())

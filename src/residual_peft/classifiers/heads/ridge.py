@@ -169,7 +169,9 @@ def _one_label(
     assert best is not None
     _, alpha, scores = best
     calibration = calibrate(scores[known], labels, weights, text)
-    return _Chosen(ones * alpha, torch.tensor(losses), scores, calibration, ones, zeros)
+    return _Chosen(
+        ones * alpha, torch.tensor(losses, dtype=torch.float64), scores, calibration, ones, zeros
+    )
 
 
 def _untried(images: Images, scores: Tensor) -> Calibration:

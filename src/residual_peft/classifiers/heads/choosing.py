@@ -1,0 +1,192 @@
+"""Which features, and how they are scaled, by the log-loss of images left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+from .images import checked
+from .left_out import LeftOut
+from .ridge import RidgeFit, fit_ridge
+
+TIE = 0.25
+"""Standard errors of the paired difference within which two log-losses are a tie.
+
+At a whole one, 2 and 4 images of each class of handwriting choose the embedding too often, which
+costs one to two points; at a quarter the choice is as good as that of the least loss.
+"""
+POWERS = (0.5, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to tell classes apart.
+
+    Attributes:
+        name: to be told by.
+        left_out: what it says of images left out, of the same images for all candidates.
+        parameter_count: numbers trained.
+    """
+
+    name: str
+    left_out: LeftOut
+    parameter_count: int
+
+
+def fewest_as_good(
+    candidates: Sequence[Candidate], weights: Tensor | None = None, tie: float = TIE
+) -> int:
+    """The candidate of the least left-out log-loss, or one that ties with it on fewer numbers.
+
+    Only images count whose class every candidate knew without them.
+
+    Args:
+        candidates: at least one.
+        weights: of the images (N,), where classes weigh differently.
+        tie: standard errors of the paired difference that count as none.
+
+    Returns:
+        Its place; the first one where no image counts.
+
+    Raises:
+        ResiDualError: no candidate, or candidates of different images.
+    """
+    if not candidates:
+        raise ResiDualError("wanted at least one way to tell classes apart, got none.")
+    first = candidates[0].left_out.labels
+    for candidate in candidates:
+        if not torch.equal(candidate.left_out.labels, first):
+            raise ResiDualError(
+                f"wanted what {candidate.name} says of the images that {candidates[0].name} was "
+                "asked for, got others: compare candidates on the same rows."
+            )
+    known = torch.stack([candidate.left_out.known for candidate in candidates]).all(0)
+    if not known.any():
+        return 0
+    losses = torch.stack([candidate.left_out.losses[known] for candidate in candidates])
+    share = torch.ones(len(known)) if weights is None else weights
+    share = share[known].double() / share[known].double().sum()
+    means = losses @ share
+    best = int(means.argmin())
+    differences = losses - losses[best]
+    excess = means - means[best]
+    variance = (differences - excess.unsqueeze(1)).square() @ share.square()
+    ties = (excess <= tie * variance.sqrt()).nonzero().flatten().tolist()
+    return min(ties, key=lambda place: (candidates[place].parameter_count, float(means[place])))
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One line of what was tried: features, p, and how it did on images left out."""
+
+    name: str
+    power: float
+    log_loss: float
+    accuracy: float
+    parameter_count: int
+
+
+@dataclass(frozen=True)
+class RidgeChoice:
+    """A ridge, and the features and p that it was chosen with.
+
+    Attributes:
+        name: of the features.
+        fit: on all images.
+        tried: everything it was chosen from.
+        images: how many images the choice was made on.
+    """
+
+    name: str
+    fit: RidgeFit
+    tried: tuple[Tried, ...]
+    images: int
+
+
+def choose_ridge(
+    features: Mapping[str, Tensor],
+    labels: Tensor,
+    class_count: int,
+    *,
+    powers: Sequence[float] = POWERS,
+    at_most: int = 2000,
+    tie: float = TIE,
+    **options: Any,
+) -> RidgeChoice:
+    """Ridge on the features, and with the p, that do best on images left out.
+
+    Args:
+        features: by name, such as the embedding and coordinates; each (N, K). The first of them
+            and the first power are taken where nothing can be left out.
+        labels: as for `fit_ridge`.
+        class_count: C.
+        powers: p to try.
+        at_most: images the choice is made on, drawn by class where there are more; the fit is
+            then made on all of them.
+        tie: as for `fewest_as_good`.
+        **options: of `fit_ridge`, but for `power` and `scale`.
+
+    Raises:
+        ResiDualError: as `fit_ridge`; nothing to try.
+    """
+    if not features or not powers:
+        raise ResiDualError("wanted features and powers to try, got none.")
+    rows = _subset(labels, class_count, at_most)
+    part = options if rows is None else _part(options, rows)
+    few = labels if rows is None else labels[rows]
+    keys = [(name, power) for name in features for power in powers]
+    fits, candidates, tried = [], [], []
+    for name, power in keys:
+        values = features[name] if rows is None else features[name][rows]
+        fit = fit_ridge(values, few, class_count, power=power, **part)
+        left, count = fit.left_out, fit.parameter_count
+        tried.append(Tried(name, power, left.log_loss, left.accuracy, count))
+        candidates.append(Candidate(f"{name}, p = {power:g}", left, count))
+        fits.append(fit)
+    weights = options.get("class_weights")
+    each = None
+    if weights is not None:
+        first = features[keys[0][0]]
+        first = first if rows is None else first[rows]
+        each = checked(first, few, class_count, class_weights=weights).weights
+    best = fewest_as_good(candidates, each, tie)
+    name, power = keys[best]
+    fit = fits[best]
+    if rows is not None:
+        fit = fit_ridge(features[name], labels, class_count, power=power, **options)
+    return RidgeChoice(name, fit, tuple(tried), len(few))
+
+
+def _subset(labels: Tensor, class_count: int, at_most: int) -> Tensor | None:
+    """Rows of a draw in which no class has less than its share, or two images if it has two."""
+    count = len(labels)
+    if count <= at_most:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(count, generator=generator)
+    if labels.ndim == 2:
+        first = [order[labels[order, c] > 0][:2] for c in range(class_count)]
+    else:
+        mixed = labels[order]
+        own = [order[mixed == c] for c in range(class_count)]
+        first = [rows[: max(2, len(rows) * at_most // count)] for rows in own]
+    kept = torch.zeros(count, dtype=torch.bool)
+    kept[torch.cat(first)] = True
+    rest = order[~kept[order]]
+    kept[rest[: max(0, at_most - int(kept.sum()))]] = True
+    return kept.nonzero().flatten()
+
+
+def _part(options: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The options for some of the images: what has one entry per image is cut."""
+    part = dict(options)
+    for name in ("zero_shot", "groups"):
+        value = part.get(name)
+        if isinstance(value, Tensor):
+            part[name] = value[rows]
+        elif value is not None:
+            part[name] = [value[row] for row in rows.tolist()]
+    return part

@@ -1,0 +1,220 @@
+"""A class head in fewer bytes: half precision, low rank, fewer columns; and what that costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+from .head import ClassHead, Scorer
+from .left_out import LeftOut
+
+
+@dataclass(frozen=True)
+class LowRankHead:
+    """A class head whose V is `left @ right`.
+
+    Attributes:
+        head: all but V, which has one column per dimension of the scores: V is `left` (K, r).
+        right: (r, C).
+        offset: m (C,).
+    """
+
+    head: ClassHead
+    right: Tensor
+    offset: Tensor
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers kept of what was trained."""
+        return self.head.weights.numel() + self.right.numel() + self.offset.numel() + 2
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """As those of `expanded`, in (K + C) r products an image."""
+        inner = replace(self.head, text_weight=0.0, temperature=1.0).scores(features)
+        return self.head.with_text(inner @ self.right + self.offset, zero_shot)
+
+    def expanded(self) -> ClassHead:
+        """The same as a plain head."""
+        return replace(self.head, weights=self.head.weights @ self.right, offset=self.offset)
+
+    def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """What is saved: the factors in `dtype`, the rest in float32."""
+        state = self.head.state()
+        state["weights"] = state["weights"].to(dtype)
+        state["right"] = self.right.detach().cpu().to(dtype)
+        return state | {"offset": self.offset.detach().float().cpu()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "LowRankHead":
+        """The head that `state` was taken of, in float32.
+
+        Raises:
+            ResiDualError: as `ClassHead.from_state`; factors that do not go together.
+        """
+        missing = {"weights", "right", "offset"} - set(state)
+        if missing:
+            raise ResiDualError(
+                "wanted the two factors of a class head, weights and right, and its offset, got "
+                f"none of {', '.join(sorted(missing))}."
+            )
+        rest = {name: t.float() for name, t in state.items() if name != "right"}
+        right, offset = state["right"].float(), rest["offset"]
+        rank = rest["weights"].shape[-1]
+        if right.shape != (rank, len(offset)) or not torch.isfinite(right).all():
+            raise ResiDualError(
+                f"wanted a second factor {(rank, len(offset))} of finite numbers, got "
+                f"{tuple(right.shape)}."
+            )
+        rest["offset"] = torch.zeros(rank)
+        return cls(ClassHead.from_state(rest), right, offset)
+
+
+def low_rank(head: ClassHead, features: Tensor, rank: int) -> LowRankHead:
+    """The head of a given rank whose scores are nearest to its own on the given images.
+
+    With F (N, C) the centred scores and W their first right singular vectors, V̂ = V W Wᵀ: by
+    Eckart and Young no V̂ of that rank comes nearer to F (reduced-rank regression; Mukherjee & Zhu
+    2011). On the images it was fitted on, that is what the fit cares about most.
+
+    Args:
+        head: of any rank.
+        features: of images of all its classes (N, K).
+        rank: r; more than the scores have is cut to that.
+
+    Raises:
+        ResiDualError: a rank below 1, or features of another basis.
+    """
+    if rank < 1:
+        raise ResiDualError(f"wanted a rank of 1 or more, got {rank}.")
+    exact = head.to(torch.float64)
+    scores = exact.scores(features.cpu())
+    centre = scores.mean(0)
+    right = torch.linalg.svd(scores - centre, full_matrices=False).Vh[:rank]
+    gone = centre - exact.offset
+    offset = exact.offset + gone - (gone @ right.mT) @ right
+    zeros = torch.zeros(len(right), dtype=torch.float64)
+    inner = replace(exact, weights=exact.weights @ right.mT, offset=zeros)
+    return LowRankHead(inner, right, offset)
+
+
+def evened(head: ClassHead) -> ClassHead:
+    """The same logits with a largest weight of 1 in each row of V: nothing is lost in float16.
+
+    The size of a row goes into its scale; rows of zeros stay.
+    """
+    largest = head.weights.abs().amax(1)
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    weights = head.weights / largest.unsqueeze(1)
+    return replace(head, weights=weights, scale=head.scale / largest)
+
+
+def within(head: ClassHead, features: Tensor, budget: int) -> dict[str, Tensor]:
+    """What to save of a head in at most so many bytes, losing as little as that allows.
+
+    In float32 where that fits; else V in float16, of which no logit notices anything (rows evened);
+    else of the highest rank that fits, in float16. `head_from_state` reads all three.
+
+    Args:
+        head: to be saved.
+        features: as for `low_rank`.
+        budget: bytes of all tensors.
+
+    Raises:
+        ResiDualError: not even rank 1 fits.
+    """
+    state = head.state()
+    if bytes_of(state) <= budget:
+        return state
+    state = evened(head).state(torch.float16)
+    if bytes_of(state) <= budget:
+        return state
+    columns, classes = head.weights.shape
+    rank = (budget - 4 * (2 * columns + classes + 2)) // (2 * (columns + classes))
+    if rank < 1:
+        raise ResiDualError(
+            f"wanted a class head of {columns} features and {classes} classes in {budget:,} bytes, "
+            f"which takes {4 * (2 * columns + classes + 2) + 2 * (columns + classes):,} or more: "
+            "allow that, or take fewer components per unit."
+        )
+    small = low_rank(head, features, rank)
+    return replace(small, head=evened(small.head)).state(torch.float16)
+
+
+def head_from_state(state: Mapping[str, Tensor]) -> "ClassHead | LowRankHead":
+    """The head that was saved, whichever kind it is.
+
+    Raises:
+        ResiDualError: as their `from_state`.
+    """
+    return LowRankHead.from_state(state) if "right" in state else ClassHead.from_state(state)
+
+
+def bytes_of(state: Mapping[str, Tensor]) -> int:
+    """Of all tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a smaller head costs on some images.
+
+    Attributes:
+        accuracy: before and after.
+        log_loss: before and after.
+        same: share of the images that both give the same class.
+    """
+
+    accuracy: tuple[float, float]
+    log_loss: tuple[float, float]
+    same: float
+
+
+def cost(
+    before: Scorer,
+    after: Scorer,
+    features: Tensor,
+    labels: Tensor,
+    zero_shot: Tensor | None = None,
+) -> Cost:
+    """Compare two heads on labelled images; those they were fitted on flatter both."""
+    logits = [scorer.logits(features, zero_shot) for scorer in (before, after)]
+    known = torch.ones(len(labels), dtype=torch.bool)
+    return _cost(*(LeftOut(each.cpu(), labels.cpu(), "none", known) for each in logits))
+
+
+def left_out_cost(
+    head: ClassHead, small: LowRankHead, left_out: LeftOut, zero_shot: Tensor | None = None
+) -> Cost:
+    """The same on training images left out: no others are needed.
+
+    A fit without the image gives the scores s, so that its projection is (s − m) W Wᵀ + m̂; only
+    the directions W have seen the image.
+
+    Args:
+        head: as it was fitted.
+        small: `low_rank` of it.
+        left_out: of the fit.
+        zero_shot: of the training images, where the head weighs the text.
+    """
+    logits = left_out.logits.double()
+    text = torch.zeros_like(logits)
+    if head.text_weight and zero_shot is not None:
+        text = head.text_weight * zero_shot.to(logits)
+    scores = (logits - text) / head.temperature - head.offset.to(logits)
+    right = small.right.to(logits)
+    shrunk = (scores @ right.mT) @ right + small.offset.to(logits)
+    return _cost(left_out, replace(left_out, logits=text + head.temperature * shrunk))
+
+
+def _cost(before: LeftOut, after: LeftOut) -> Cost:
+    if before.labels.ndim == 1:
+        same = before.logits.argmax(1) == after.logits.argmax(1)
+    else:
+        same = ((before.logits > 0) == (after.logits > 0)).all(1)
+    return Cost(
+        (before.accuracy, after.accuracy),
+        (before.log_loss, after.log_loss),
+        float(same.double().mean()),
+    )

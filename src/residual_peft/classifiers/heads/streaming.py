@@ -1,0 +1,228 @@
+"""Ridge from sums alone; what needs rows, in a second pass that keeps none."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+from .calibrating import calibrate
+from .head import ClassHead
+from .images import ADVICE, checked_batch
+from .left_out import LeftOut
+from .ridge import DEFAULT_TEMPERATURE, STRENGTHS
+from .smoother import scales_of
+from .statistics import HeadStatistics
+
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]
+"""Features (B, K), labels (B,) or (B, C), and zero-shot logits (B, C) where there are any."""
+
+
+@dataclass(frozen=True)
+class StreamedFit:
+    """A class head from sums, and what a second pass needs.
+
+    Attributes:
+        head: with text weight 0 and a usual temperature until `calibrated` says better.
+        alpha: strength of each class (C,).
+        alphas: that were tried, from strong to weak (A,).
+        errors: mean squared error of each by generalised cross-validation (A, C), summed over
+            classes what chose among them; empty where α was given.
+        eigenvalues: of the centred and scaled features' K × K sums (K,).
+        vectors: their eigenvectors (K, K).
+        projected: the eigenvectors' products with the labels, Uᵀ X̃ᵀ Y (K, C).
+        rows: N.
+        uniform: whether all images weigh the same, as a second pass needs.
+    """
+
+    head: ClassHead
+    alpha: Tensor
+    alphas: Tensor
+    errors: Tensor
+    eigenvalues: Tensor
+    vectors: Tensor
+    projected: Tensor
+    rows: int
+    uniform: bool
+
+
+def fit_statistics(
+    statistics: HeadStatistics,
+    *,
+    power: float = 0.5,
+    alpha: float | Sequence[float] | Tensor | None = None,
+    alphas: Sequence[float] | Tensor | None = None,
+    scale: Tensor | None = None,
+    several: bool = False,
+) -> StreamedFit:
+    """Fit a class head from sums, equal to `fit_ridge` on the rows at the same α and scales.
+
+    Memory and time are of K, whatever N: three K × K matrices and one eigendecomposition.
+    Without rows α is chosen by generalised cross-validation (Golub, Heath & Wahba 1979),
+    (RSS / n) / (1 − df / n)², with df the trace of the hat matrix, mean included.
+
+    Args:
+        statistics: of images of every class.
+        power: p of the scales, as for `fit_ridge`.
+        alpha: the strength, or one per class (C,), such as an earlier fit's.
+        alphas: strengths to try; as for `fit_ridge` by default.
+        scale: (K,) in place of std^p, such as an earlier fit's.
+        several: whether images may have several labels, each class then with its own strength.
+
+    Raises:
+        ResiDualError: a class without images; strengths that are not above 0.
+    """
+    _check_filled(statistics)
+    n, rows = statistics.total, statistics.rows
+    # images' weights are of mean 1 in a fit on rows
+    size = rows / n
+    centre = statistics.sums / n
+    scatter = size * (statistics.squares - n * torch.outer(centre, centre))
+    offset = statistics.counts / n
+    product = size * (statistics.class_sums - torch.outer(statistics.counts, centre)).mT
+    if scale is None:
+        scale = scales_of(scatter.diagonal() / rows, power)
+    scale = scale.double()
+    scatter = scatter / torch.outer(scale, scale)
+    eigenvalues, vectors = torch.linalg.eigh((scatter + scatter.mT) / 2)
+    eigenvalues = eigenvalues.clamp_min(0)
+    projected = vectors.mT @ (product / scale.unsqueeze(1))
+    tried = _tried(alpha, alphas, eigenvalues, rows)
+    variance = rows * offset * (1 - offset)  # Σ w (y − ȳ)², as y is 0 or 1
+    errors = torch.zeros(0, dtype=torch.float64)
+    if alpha is None:
+        errors = _generalised(eigenvalues, projected, variance, tried, rows)
+        best = errors.argmin(0) if several else errors.sum(1).argmin().expand(len(offset))
+        chosen = tried[best]
+    else:
+        chosen = torch.as_tensor(alpha, dtype=torch.float64).expand(len(offset)).clone()
+    weights = vectors @ (projected / (eigenvalues.unsqueeze(1) + chosen))
+    mean = statistics.origin + centre
+    uniform = abs(n - rows) < 1e-9 * n
+    head = ClassHead(mean, scale, weights, offset, 0.0, DEFAULT_TEMPERATURE)
+    return StreamedFit(head, chosen, tried, errors, eigenvalues, vectors, projected, rows, uniform)
+
+
+def left_out_errors(fit: StreamedFit, batches: Iterable[Batch]) -> Tensor:
+    """Mean squared left-out error of each strength tried (A, C), exact, in one more pass.
+
+    What `fit_ridge` chooses by with leave-one-out. Images count 1 each.
+
+    Args:
+        fit: from the same images.
+        batches: them again.
+    """
+    sums = torch.zeros(len(fit.alphas), len(fit.alpha), dtype=torch.float64)
+    count = 0
+    for x, targets, _ in _rows(fit, batches):
+        inner = x @ fit.vectors
+        for place, alpha in enumerate(fit.alphas.tolist()):
+            scores = _left_out(fit, inner, targets, torch.full_like(fit.alpha, alpha))
+            sums[place] += (scores - targets).square().sum(0)
+        count += len(x)
+    return sums / max(count, 1)
+
+
+def calibrated(fit: StreamedFit, batches: Iterable[Batch]) -> tuple[ClassHead, LeftOut]:
+    """Text weight and temperature from exact left-out predictions, in one more pass.
+
+    Kept of each image are its left-out scores, C numbers; give the batches of some of the images,
+    some thousands, where even that is much. For one label per image.
+
+    Args:
+        fit: from the same images, each of weight 1.
+        batches: them again, with zero-shot logits where the text is to be weighed.
+
+    Returns:
+        The head with both numbers, and what it says of the images left out.
+
+    Raises:
+        ResiDualError: no images, several labels, or zero-shot logits for some batches alone.
+    """
+    scores, labels, texts = [], [], []
+    for x, targets, text in _rows(fit, batches):
+        scores.append(_left_out(fit, x @ fit.vectors, targets, fit.alpha))
+        if (targets.sum(1) != 1).any():
+            raise ResiDualError("wanted one label per image to calibrate on, got several or none.")
+        labels.append(targets.argmax(1))
+        if text is not None:
+            texts.append(text.detach().cpu().double())
+    if not scores or len(texts) not in (0, len(scores)):
+        raise ResiDualError(
+            f"wanted batches of images, all with zero-shot logits or none, got {len(scores)} "
+            f"batches of which {len(texts)} have them."
+        )
+    joined, found = torch.cat(scores), torch.cat(labels)
+    zero_shot = torch.cat(texts) if texts else None
+    # the sums hold n ȳ images of each class: with one, none is left without it
+    known = (fit.head.offset * fit.rows)[found] > 1.5
+    ones = torch.ones(int(known.sum())).double()
+    seen = None if zero_shot is None else zero_shot[known]
+    numbers = calibrate(joined[known], found[known], ones, seen)
+    head = replace(fit.head, text_weight=numbers.text_weight, temperature=numbers.temperature)
+    return head, LeftOut(head.with_text(joined, zero_shot), found, "one", known)
+
+
+def _left_out(fit: StreamedFit, inner: Tensor, targets: Tensor, alpha: Tensor) -> Tensor:
+    """(ŷ_i − h_i y_i) / (1 − h_i), h_i = c̃ᵢᵀ (S + α)⁻¹ c̃ᵢ + 1 / n, for rows in the eigenbasis."""
+    shrunk = 1 / (fit.eigenvalues.unsqueeze(1) + alpha)  # (K, C)
+    fitted = inner @ (fit.projected * shrunk) + fit.head.offset
+    leverage = inner.square() @ shrunk + 1 / fit.rows
+    return (fitted - leverage * targets) / (1 - leverage)
+
+
+def _rows(
+    fit: StreamedFit, batches: Iterable[Batch]
+) -> Iterable[tuple[Tensor, Tensor, Tensor | None]]:
+    """Centred and scaled features, targets and text of each batch."""
+    if not fit.uniform:
+        raise ResiDualError(
+            "wanted images of weight 1 to say what a fit without one of them would, got others: "
+            "fit on rows, with class_weights."
+        )
+    columns, classes = fit.head.weights.shape
+    for batch in batches:
+        x, targets, _ = checked_batch(batch[0], batch[1], None, columns, classes)
+        text = batch[2] if len(batch) == 3 else None
+        yield (x - fit.head.mean) / fit.head.scale, targets, text
+
+
+def _generalised(
+    eigenvalues: Tensor, projected: Tensor, variance: Tensor, alphas: Tensor, rows: int
+) -> Tensor:
+    """Generalised cross-validation of each strength and class (A, C)."""
+    shrunk = 1 / (eigenvalues + alphas.unsqueeze(1))  # (A, K)
+    squares = projected.square()
+    explained = (shrunk * (2 - eigenvalues * shrunk)) @ squares
+    freedom = (eigenvalues * shrunk).sum(1, keepdim=True) + 1
+    residual = (variance - explained).clamp_min(0) / rows
+    return residual / (1 - freedom / rows).clamp_min(1e-12).square()
+
+
+def _tried(
+    alpha: float | Sequence[float] | Tensor | None,
+    alphas: Sequence[float] | Tensor | None,
+    eigenvalues: Tensor,
+    rows: int,
+) -> Tensor:
+    size = float(eigenvalues.sum()) / rows or 1.0
+    if alpha is not None:
+        found = torch.as_tensor(alpha, dtype=torch.float64).flatten()
+    elif alphas is not None:
+        found = torch.as_tensor(alphas, dtype=torch.float64).flatten()
+    else:
+        return torch.tensor(STRENGTHS, dtype=torch.float64) * size
+    if len(found) == 0 or not (torch.isfinite(found) & (found > 0)).all():
+        raise ResiDualError(f"wanted strengths above 0 to try, got {found.tolist()[:5]}.")
+    return found.sort(descending=True).values
+
+
+def _check_filled(statistics: HeadStatistics) -> None:
+    absent = (statistics.counts <= 0).nonzero().flatten().tolist()
+    if absent or statistics.rows < 2:
+        names = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
+        raise ResiDualError(
+            f"wanted images of each of {statistics.class_count} classes, two at least, got "
+            f"{statistics.rows} and none of class {names or '–'}: {ADVICE}"
+        )

@@ -1,0 +1,143 @@
+"""Heads in fewer bytes: the best of their rank, what is saved, and what it costs."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from residual_peft.classifiers.heads import ClassHead, RidgeFit, fit_ridge, head_from_state
+from residual_peft.classifiers.heads.compress import (
+    LowRankHead,
+    bytes_of,
+    cost,
+    evened,
+    left_out_cost,
+    low_rank,
+    within,
+)
+from residual_peft.errors import ResiDualError
+
+
+@pytest.fixture
+def fitted(drawn: Any) -> tuple[Any, RidgeFit]:
+    data = drawn((9,) * 8, 40)
+    return data, fit_ridge(data.features, data.labels, 8, zero_shot=data.zero_shot)
+
+
+def test_no_head_of_its_rank_comes_nearer(fitted: tuple[Any, RidgeFit]) -> None:
+    data, fit = fitted
+    scores = fit.head.scores(data.features)
+    errors = []
+    for rank in range(1, 8):
+        small = low_rank(fit.head, data.features, rank).expanded()
+        assert int(torch.linalg.matrix_rank(small.weights)) == rank
+        errors.append(float((small.scores(data.features) - scores).square().sum()))
+    # Eckart and Young: what is left are the squares of the other singular values
+    values = torch.linalg.svdvals(scores - scores.mean(0)).square()
+    assert errors == pytest.approx([float(values[rank:].sum()) for rank in range(1, 8)], abs=1e-9)
+
+
+def test_its_logits_are_those_of_the_expanded_head(fitted: tuple[Any, RidgeFit]) -> None:
+    data, fit = fitted
+    small = low_rank(fit.head, data.features, 3)
+    torch.testing.assert_close(
+        small.logits(data.features, data.zero_shot),
+        small.expanded().logits(data.features, data.zero_shot),
+    )
+    assert small.parameter_count == (40 + 8) * 3 + 8 + 2
+    whole = low_rank(fit.head, data.features, 99)
+    torch.testing.assert_close(
+        whole.logits(data.features, data.zero_shot),
+        fit.head.logits(data.features, data.zero_shot),
+    )
+
+
+def test_rows_evened_are_the_same_head(fitted: tuple[Any, RidgeFit]) -> None:
+    data, fit = fitted
+    weights = fit.head.weights * 10 ** torch.linspace(-9, 3, 40).double().unsqueeze(1)
+    weights[5] = 0
+    head = ClassHead(fit.head.mean, fit.head.scale, weights, fit.head.offset)
+    even = evened(head)
+    torch.testing.assert_close(even.scores(data.features), head.scores(data.features))
+    assert set(even.weights.abs().amax(1).tolist()) == {0.0, 1.0}
+    half = head_from_state(even.state(torch.float16))
+    difference = half.logits(data.features).double() - head.scores(data.features)
+    assert difference.abs().max() < 2e-3 * head.scores(data.features).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("budget", "kind", "dtype"),
+    [
+        (2000, ClassHead, torch.float32),
+        (1100, ClassHead, torch.float16),
+        (800, LowRankHead, torch.float16),
+    ],
+)
+def test_the_least_loss_within_a_budget(
+    fitted: tuple[Any, RidgeFit], budget: int, kind: type, dtype: torch.dtype
+) -> None:
+    data, fit = fitted
+    state = within(fit.head, data.features, budget)
+    assert bytes_of(state) <= budget
+    assert state["weights"].dtype == dtype
+    head = head_from_state(state)
+    assert isinstance(head, kind)
+    if isinstance(head, LowRankHead):
+        rank = head.right.shape[0]
+        assert bytes_of(state) + 2 * (40 + 8) > budget  # one more would not fit
+        expected = low_rank(fit.head, data.features, rank)
+    else:
+        expected = low_rank(fit.head, data.features, 99)
+    logits = expected.logits(data.features, data.zero_shot)
+    found = head.logits(data.features, data.zero_shot).double()
+    assert (found - logits).abs().max() < 1e-2 * logits.abs().max()
+
+
+def test_what_it_costs_on_images(fitted: tuple[Any, RidgeFit], drawn: Any) -> None:
+    data, fit = fitted
+    small = low_rank(fit.head, data.features, 2)
+    found = cost(fit.head, small, data.features, data.labels, data.zero_shot)
+    before, after = (h.logits(data.features, data.zero_shot) for h in (fit.head, small))
+    right = [float((each.argmax(1) == data.labels).double().mean()) for each in (before, after)]
+    assert found.accuracy == (pytest.approx(right[0]), pytest.approx(right[1]))
+    assert found.log_loss[0] < found.log_loss[1]
+    assert found.same == float((before.argmax(1) == after.argmax(1)).double().mean())
+
+
+def test_what_it_costs_on_images_left_out(fitted: tuple[Any, RidgeFit]) -> None:
+    data, fit = fitted
+    whole = left_out_cost(
+        fit.head, low_rank(fit.head, data.features, 99), fit.left_out, data.zero_shot
+    )
+    assert whole.same == 1
+    assert whole.log_loss[1] == pytest.approx(fit.left_out.log_loss)
+    small = low_rank(fit.head, data.features, 2)
+    found = left_out_cost(fit.head, small, fit.left_out, data.zero_shot)
+    head, scores = fit.head, torch.zeros(72, 8).double()
+    left = fit.left_out.logits - head.text_weight * data.zero_shot
+    for i in range(72):
+        s = left[i] / head.temperature - head.offset
+        scores[i] = small.offset + sum(((s @ row) * row for row in small.right), torch.zeros(8))
+    logits = head.temperature * scores + head.text_weight * data.zero_shot
+    right = float((logits.argmax(1) == data.labels).double().mean())
+    assert found.accuracy[1] == pytest.approx(right)
+
+
+def lacking(state: dict[str, Tensor], **change: Tensor | None) -> dict[str, Tensor]:
+    return {name: t for name, t in (state | change).items() if t is not None}
+
+
+def test_what_cannot_be_smaller(fitted: tuple[Any, RidgeFit]) -> None:
+    data, fit = fitted
+    with pytest.raises(ResiDualError, match="40 features and 8 classes in 100 bytes, which takes"):
+        within(fit.head, data.features, 100)
+    with pytest.raises(ResiDualError, match="a rank of 1 or more, got 0"):
+        low_rank(fit.head, data.features, 0)
+    state = low_rank(fit.head, data.features, 2).state()
+    with pytest.raises(ResiDualError, match=r"a second factor \(2, 8\) .* got \(3, 8\)"):
+        head_from_state(lacking(state, right=torch.zeros(3, 8)))
+    with pytest.raises(ResiDualError, match="the two factors"):
+        LowRankHead.from_state(lacking(state, right=None))
+    with pytest.raises(ResiDualError, match="and its offset, got none of offset"):
+        head_from_state(lacking(state, offset=None))
