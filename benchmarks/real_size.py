@@ -194,7 +194,7 @@ def fit(cache: Path, count: int, width: int, height: int, extra: list[str]) -> R
     data, model = photos(cache, count, width, height), clip_folder(cache)
     out = cache / "adapter"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-c", "from residual_peft.cli.commands import main; main()", "fit"]
+    command = [sys.executable, "-c", "from residual_peft.cli import main; main()", "fit"]
     command += ["--model", str(model), "--data", str(data), "--out", str(out), *extra]
     started = time.perf_counter()
     run = subprocess.Popen(

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from residual_peft.cli.commands import commands as cli
+from residual_peft import cli
 from residual_peft.demo.tasks import handwriting
 from residual_peft.experiments import METHODS, Row
 from residual_peft.hub.directories import DEMO_MODEL

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from residual_peft.cli.commands import commands as cli
+from residual_peft import cli
 from residual_peft.demo.tasks import world_task
 
 

@@ -5,11 +5,11 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from residual_peft.app import fitting
-from residual_peft.cli.commands import commands as cli
 from residual_peft.errors import ResiDualError
 from tests.cli.test_cli import run, stop
 from tests.launch import ENVIRONMENT, ROOT
@@ -100,4 +100,44 @@ def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
 
 
 def test_the_model_is_the_bundled_one_unless_named() -> None:
-    assert "the bundled small CLIP" in cli.DEMO_MODEL_SHOWN
+    shown = " ".join(bare("fit", "--help").stdout.replace("│", " ").split())
+    assert "the bundled small CLIP" in shown
+
+
+@pytest.mark.parametrize("command", ["eval", "explain", "push"])
+def test_an_adapter_is_named_once(command: str) -> None:
+    """As an argument; the option of earlier versions does as well."""
+    more = () if command == "push" else ("--data", "photos")
+    done = bare(command, *more)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("residual-peft: wanted an adapter")
+    assert f"got none: residual-peft {command} ADAPTER " in line
+    assert done.stdout.splitlines()[-1] == "heavy:"
+    done = bare(command, "one", "--adapter", "two", *more)
+    assert done.returncode == 2
+    assert "once, got 'one' and 'two'" in done.stderr
+
+
+def test_arguments_are_what_the_options_were(monkeypatch) -> None:
+    """Either way the same call is made."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(fitting, "evaluate_adapter", lambda *args, **_: calls.append(args) or {})
+    for given in (["a"], ["--adapter", "a"]):
+        assert stop(monkeypatch, "eval", *given, "--data", "b") == 0
+    assert calls == [("a", "b")] * 2
+
+
+def test_shells_complete_commands_and_options() -> None:
+    environment = {**ENVIRONMENT, "_RESIDUAL_PEFT_COMPLETE": "complete_bash"}
+    for words, expected in {
+        "residual-peft ex": "explain",
+        "residual-peft fit --te": "--template",
+    }.items():
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        done = subprocess.run(
+            [sys.executable, "-c", BARE], env=environment | asked, cwd=ROOT,
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert expected in done.stdout.split()
+        assert done.stdout.splitlines()[-1] == "heavy:"

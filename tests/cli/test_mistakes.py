@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers import BertConfig, BertModel
 
-from residual_peft.cli.commands import commands as cli
+from residual_peft import cli
 from tests.classifiers.test_zero_shot import image_processor
 from tests.models import clip_model
 from tests.tokenizers import VOCABULARY

@@ -14,14 +14,15 @@ from huggingface_hub import HfApi, ModelCard, constants
 from peft import PeftModel, get_peft_model
 from PIL import Image
 
+from residual_peft import cli
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
-from residual_peft.cli.commands import commands as cli
 from residual_peft.data import load_data
 from residual_peft.errors import ResiDualError
-from residual_peft.hub import DEMO_MODEL, local_directory, push_directory
+from residual_peft.hub import DEMO_MODEL, local_directory
 from residual_peft.hub.cards import CardFacts
+from residual_peft.hub.directories import push_directory
 from residual_peft.tuner import ResiDualConfig, gains_of, load_adapter
 from tests.classifiers.test_zero_shot import image_processor, photographs
 from tests.hub_client import hub  # noqa: F401  a fixture

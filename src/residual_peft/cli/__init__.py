@@ -1,5 +1,9 @@
-"""The command line: arguments in, a call of `app`, messages out."""
+"""The command line: one file per subcommand, arguments in, a call of `app`, messages out.
 
-from .commands import main
+Nothing here computes, and nothing heavy is imported before a command runs: `--help` and a mistyped
+folder are answered at once.
+"""
+
+from .program import main
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 """`python -m residual_peft.cli`, where the console script is not on the path."""
 
-from .commands import main
+from .program import main
 
 main()

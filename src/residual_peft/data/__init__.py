@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batching import Batches, ProcessedImages, batches, collate
-    from .checking import SkippedImage, write_skipped
     from .loading import ImageData, load_data
+    from .skipped import SkippedImage, write_skipped
     from .stratification import iterative_folds, iterative_split, stratified_split
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("Batches", "ProcessedImages", "batches", "collate"), "batching"),
-    **dict.fromkeys(("SkippedImage", "write_skipped"), "checking"),
+    **dict.fromkeys(("SkippedImage", "write_skipped"), "skipped"),
     **dict.fromkeys(("ImageData", "load_data"), "loading"),
     **dict.fromkeys(("iterative_folds", "iterative_split", "stratified_split"), "stratification"),
 }

@@ -10,11 +10,11 @@ from datasets import ClassLabel, Dataset
 from torch import Tensor
 
 from ..errors import ResiDualError
-from .checking import SkippedImage
 from .columns import check_format
 from .decoding import Piece, Skipped, Unread, decoded
 from .images import UnreadableImage, least_side, model_inputs, to_rgb
 from .label_lists import item_of, multi_hot
+from .skipped import SkippedImage
 
 logger = logging.getLogger(__name__)
 

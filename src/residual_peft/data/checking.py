@@ -5,19 +5,16 @@ looked at is the cheapest sign that an image is whole: a JPEG's markers up to it
 checksums; whatever else there is, and a JPEG that seems cut short, is decoded.
 """
 
-import csv
 import errno
 import io
 import logging
 import os
-import re
 import stat
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -26,9 +23,9 @@ from PIL import Image, ImageFile
 from tqdm.auto import tqdm
 
 from ..errors import ResiDualError, printable
-from ..hub.files import PathLike, atomic_file
 from .images import UnreadableImage, to_rgb
 from .provenance import image_digest
+from .skipped import SkippedImage
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +34,6 @@ ROWS = 32  # of a table at a time
 LARGEST_FILE = 2**30
 ALWAYS_TOLERATED = 3
 _ONE_LARGE_FILE = threading.Lock()  # held by whoever reads one of more than 64 MiB
-_ROW = re.compile(r"(row|image) \d+( of .*)?")  # instead of a path
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -52,31 +48,6 @@ _ERRORS = {
     errno.EPERM: "no right to read it",
     errno.ELOOP: "a link that leads back to itself",
 }
-
-
-@dataclass(frozen=True)
-class SkippedImage:
-    """An image that was left out.
-
-    Attributes:
-        file: its path, whatever is in it; of an image without one, its split and row.
-        reason: why, in a few words that may be printed.
-    """
-
-    file: str
-    reason: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reason", printable(self.reason))
-
-    @property
-    def title(self) -> str:
-        """The file as messages name it: what a terminal would obey in a path is written out."""
-        file = printable(self.file)
-        return file if _ROW.fullmatch(file) else f"'{file}'"
-
-    def __str__(self) -> str:
-        return f"{self.title} ({self.reason})"
 
 
 class _Bad(Exception):
@@ -136,25 +107,6 @@ def title_of(dataset: Dataset, row: int) -> str:
     """An image of a data set as messages name it: by its path where it has one."""
     _, path = next(_stored(dataset.select([row])))
     return SkippedImage(path or f"row {row}", "").title
-
-
-def write_skipped(path: PathLike, skipped: Iterable[SkippedImage]) -> None:
-    """Write the images that were left out as CSV, `file` and `reason`, whole or not at all.
-
-    Paths stand there as they are; of one that is not UTF-8 the bytes that are not are written out.
-    """
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("file", "reason"))
-        writer.writerows((_as_text(image.file), image.reason) for image in skipped)
-
-
-def _as_text(path: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return printable(path)
-    return path
 
 
 def _refused(image: SkippedImage) -> ResiDualError:

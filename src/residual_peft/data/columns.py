@@ -9,9 +9,9 @@ import numpy.typing as npt
 from datasets import ClassLabel, Dataset, Features
 
 from ..errors import ResiDualError
-from .checking import SkippedImage
 from .class_names import check_class_names
 from .label_lists import item_of, label_lists, labels_in, multi_hot
+from .skipped import SkippedImage
 
 IMAGE_COLUMNS = ("image", "img", "webp", "jpg", "jpeg", "png", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")

@@ -11,10 +11,11 @@ import numpy.typing as npt
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError, printable, short
-from .checking import SkippedImage, check_images, title_of
+from .checking import check_images, title_of
 from .columns import check_classes, check_labels, has_lists, standard_columns, with_class_labels
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .provenance import SplitRecord, digest_of
+from .skipped import SkippedImage
 from .sources import find
 from .stratification import split_by_content
 

@@ -10,8 +10,8 @@ from datasets import Dataset, DatasetDict
 
 from ..errors import ResiDualError
 from ..hub.files import file_size, is_folder, read_json
-from .checking import SkippedImage
 from .folders import from_folder
+from .skipped import SkippedImage
 from .trees import tree_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import ResiDualError
-from .checking import SkippedImage
+from .skipped import SkippedImage
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 

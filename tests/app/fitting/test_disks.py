@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from residual_peft import cli
 from residual_peft.app.fitting import fit_adapter
 from residual_peft.app.fitting import reading as fit_reading
 from residual_peft.app.fitting import whole as fit_whole
 from residual_peft.app.fitting.reading import room_for, shard_size
-from residual_peft.cli.commands import commands as cli
 from residual_peft.errors import ResiDualError
 from tests.app.fitting.lives import state
 from tests.app.fitting.photos import content, photos
@@ -109,7 +109,8 @@ def test_a_disk_that_becomes_read_only(root, small, monkeypatch, capsys) -> None
 
 def test_rights_that_are_not_there(root: Path, tmp_path: Path) -> None:
     open_to_all(tmp_path)
-    imports = "from residual_peft import cli, fitting; from transformers import CLIPModel"
+    imports = "from residual_peft import cli; from residual_peft.app import fitting"
+    imports += "; from transformers import CLIPModel"
     program = "sys.argv[0] = 'residual-peft'; cli.main()"
     shutil.copytree(root / "a", tmp_path / "mine")
     for out in (tmp_path / "new", tmp_path / "mine"):

@@ -1,0 +1,62 @@
+"""`residual-peft eval`."""
+
+import json
+
+from .commands import begin, given
+from .options import (
+    Adapter,
+    AdapterOption,
+    BatchSize,
+    Data,
+    ImageColumn,
+    LabelColumn,
+    MaxBad,
+    NumWorkers,
+    Split,
+    SplitSeed,
+    Strict,
+)
+
+EXAMPLE = """residual-peft eval my-adapter --data photos
+{
+  "accuracy": 0.8888888888888888,
+...
+  "images": 9,
+  "split": "test",
+  "data": "the data of its fit",
+...
+}"""
+
+
+def evaluate(
+    data: Data,
+    adapter: Adapter = None,
+    adapter_option: AdapterOption = None,
+    split: Split = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    seed: SplitSeed = None,
+    max_bad: MaxBad = 0.05,
+    strict: Strict = False,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
+) -> None:
+    """Measure an adapter on labelled images; prints JSON."""
+    how = "residual-peft eval ADAPTER --data DATA"
+    chosen = given(adapter, adapter_option, "an adapter", how)
+    begin(f"Measuring {chosen} on {data}.")
+    from ..app.fitting import evaluate_adapter
+
+    scores = evaluate_adapter(
+        chosen,
+        data,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+        max_bad=max_bad,
+        strict=strict,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    print(json.dumps(scores, indent=2, ensure_ascii=False))

@@ -1,0 +1,52 @@
+"""The options and arguments that several commands have: one word for one thing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEMO_MODEL_SHOWN = "the bundled small CLIP"
+
+Adapter = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="ADAPTER", help="The adapter's directory or Hub id.", show_default=False
+    ),
+]
+AdapterOption = Annotated[str | None, typer.Option("--adapter", hidden=True)]
+"""As it was named before it became an argument."""
+Data = Annotated[str, typer.Option(help="A folder of class folders, or a dataset id on the Hub.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A CLIP, SigLIP, DINOv2, ...: a directory or a Hub id.", show_default=DEMO_MODEL_SHOWN
+    ),
+]
+Template = Annotated[
+    list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
+]
+ImageColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
+Words = Annotated[
+    Path | None, typer.Option(help="Texts to explain with, one a line; a bundled list if left out.")
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="train, validation, test or all; if left out, test of the data that the adapter was "
+        "fitted on, and all of other data."
+    ),
+]
+SplitSeed = Annotated[
+    int | None, typer.Option(help="Of the splits; the adapter's own if left out.")
+]
+MaxBad = Annotated[
+    float,
+    typer.Option(help="The share of unreadable images at which to stop.", min=0, max=1),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
+BatchSize = Annotated[int, typer.Option(help="Images per forward pass.", min=1)]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(help="Processes that decode images; if left out, as suits the machine.", min=0),
+]

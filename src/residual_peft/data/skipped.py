@@ -1,0 +1,55 @@
+"""Images that were left out: what they are called, why, and a table of them."""
+
+import csv
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import printable
+from ..hub.files import PathLike, atomic_file
+
+_ROW = re.compile(r"(row|image) \d+( of .*)?")  # instead of a path
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that was left out.
+
+    Attributes:
+        file: its path, whatever is in it; of an image without one, its split and row.
+        reason: why, in a few words that may be printed.
+    """
+
+    file: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason))
+
+    @property
+    def title(self) -> str:
+        """The file as messages name it: what a terminal would obey in a path is written out."""
+        file = printable(self.file)
+        return file if _ROW.fullmatch(file) else f"'{file}'"
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.reason})"
+
+
+def write_skipped(path: PathLike, skipped: Iterable[SkippedImage]) -> None:
+    """Write the images that were left out as CSV, `file` and `reason`, whole or not at all.
+
+    Paths stand there as they are; of one that is not UTF-8 the bytes that are not are written out.
+    """
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "reason"))
+        writer.writerows((_as_text(image.file), image.reason) for image in skipped)
+
+
+def _as_text(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return printable(path)
+    return path

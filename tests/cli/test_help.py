@@ -1,0 +1,65 @@
+"""Each command's help shows one example: it is run, and says what the help says it says."""
+
+import difflib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from residual_peft.cli.program import app
+from residual_peft.demo.tasks import handwriting
+from tests.cli.test_cli import stop
+from tests.hub_client import hub  # noqa: F401  a fixture
+
+NAMES = [command.name for command in app.registered_commands]
+# fit comes first, since the others want an adapter; the demo takes minutes, and tests/demo runs it
+RUN = ["fit", *(name for name in NAMES if name not in ("fit", "demo"))]
+
+
+def example(name: str) -> list[str]:
+    """The lines of a command's example, the first what is typed."""
+    (command,) = [command for command in app.registered_commands if command.name == name]
+    return [line.removeprefix("  ") for line in command.cls.example.splitlines()]
+
+
+def shape(line: str) -> str:
+    """A line without what differs from machine to machine."""
+    line = line.strip().removesuffix("...").strip()
+    return re.sub(r"[-+]?\d[\d,.]*|[0-9a-f]{12,}", "0", line)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader has: a folder of class folders, and a photo."""
+    root = tmp_path_factory.mktemp("reader")
+    digits = handwriting()["train"]
+    labels = digits["label"]
+    for number, name in enumerate(("zero", "one", "two")):
+        (root / "photos" / name).mkdir(parents=True)
+        for row in [i for i, label in enumerate(labels) if label == number][:30]:
+            digits[row]["image"].save(root / "photos" / name / f"{row}.png")
+    digits[0]["image"].save(root / "photo.png")
+    return root
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_short_and_no_line_too_long(name: str) -> None:
+    typed, *shown = example(name)
+    assert typed.startswith(f"$ residual-peft {name} ") or typed == f"$ residual-peft {name}"
+    assert 1 <= len(shown) <= 12
+    assert all(len(line) <= 78 for line in shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUN)
+def test_the_output_is_that_of_the_example(name: str, folder, hub, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "80")
+    typed, *shown = example(name)
+    assert stop(monkeypatch, *shlex.split(typed.removeprefix("$ "))[1:]) == 0
+    lines = [shape(line) for line in capsys.readouterr().out.splitlines()]
+    for line in filter(None, map(shape, shown)):
+        starts = [other[: len(line)] for other in lines]  # what the example cuts short
+        close = difflib.get_close_matches(line, lines + starts, n=1, cutoff=0.6)
+        assert close, f"{line!r} is like none of\n" + "\n".join(lines)
