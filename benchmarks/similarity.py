@@ -22,7 +22,7 @@ from residual_peft import SpectralBasis
 from residual_peft.analysis import spectral_similarity
 from residual_peft.bases.basis import Fingerprint
 from residual_peft.hub.files import write_json
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 
 LAYERS, HEADS, DIRECTIONS, WIDTH = 24, 16, 64, 768
 SAMPLE = 500

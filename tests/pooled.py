@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from tests.models import Size, clip_model, pixels, randomize, text_config, vit_like
 from tests.slow import layer_norm
 

@@ -3,7 +3,7 @@
 import torch
 
 from residual_peft.reporting.run_record import GainRecord, RunFacts, RunRecord
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 
 FACTS = RunFacts(
     base_model="owner/clip",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 
 
 def tower_of(model: nn.Module) -> Any:

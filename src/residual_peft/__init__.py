@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .solvers.objectives import Objective
     from .solvers.store import CoordinateStore, write_coordinates
     from .solvers.training import trainer_kwargs, training_arguments
-    from .towers.anatomy import LayerAnatomy, TowerAnatomy, Unit, find_tower, register_architecture
+    from .towers.anatomy import LayerAnatomy, TowerAnatomy
+    from .towers.registry import find_tower, register_architecture
+    from .towers.units import Unit
     from .tuner import (
         ResiDualConfig,
         ResiDualModel,
@@ -110,10 +112,12 @@ _PUBLIC = {
     "towers.anatomy": (
         "LayerAnatomy",
         "TowerAnatomy",
-        "Unit",
+    ),
+    "towers.registry": (
         "find_tower",
         "register_architecture",
     ),
+    "towers.units": ("Unit",),
     "tuner": (
         "ResiDualConfig",
         "ResiDualModel",

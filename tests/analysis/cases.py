@@ -7,7 +7,7 @@ from residual_peft import SpectralBasis
 from residual_peft.analysis import Contributions, UnitContribution
 from residual_peft.bases.basis import Fingerprint
 from residual_peft.bases.spectra import spectrum
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from tests.models import clip_model
 
 UNITS = (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from residual_peft import decompose
 from residual_peft.analysis import Contributions, UnitContribution, collect_contributions
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from tests.models import SIZES, clip_model, pixels
 
 SIZE = SIZES["many heads"]  # 3 layers of 8 heads, d = 20

@@ -15,7 +15,7 @@ from residual_peft.analysis import (
     spectral_cosine,
     spectral_similarity,
 )
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from tests.analysis.cases import UNITS, orthonormal, random_basis
 from tests.models import clip_model, pixels
 

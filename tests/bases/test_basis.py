@@ -16,7 +16,8 @@ from residual_peft.bases.basis import BasisAccumulator, SpectralBasis, UnitBasis
 from residual_peft.bases.spectra import spectrum
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import read_tensors, write_tensors
-from residual_peft.towers.anatomy import Unit, find_tower
+from residual_peft.towers.registry import find_tower
+from residual_peft.towers.units import Unit
 from tests.models import ALL, EVERY, SIZES, Size, clip_model, pixels
 from tests.slow import slow_contributions, slow_pca
 

@@ -22,8 +22,9 @@ from residual_peft.bases.decomposition import (
     tapped,
 )
 from residual_peft.errors import ResiDualError
-from residual_peft.towers.anatomy import Unit, find_tower
+from residual_peft.towers.registry import find_tower
 from residual_peft.towers.taps import _frames
+from residual_peft.towers.units import Unit
 from tests.models import (
     ALL,
     EVERY,

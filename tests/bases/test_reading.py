@@ -15,7 +15,7 @@ from residual_peft import (
     find_tower,
 )
 from residual_peft.analysis import collect_contributions
-from residual_peft.bases.basis import reading as loop
+from residual_peft.bases import reading as loop
 from residual_peft.bases.decomposition import contributions, decompose, run_tower
 from residual_peft.bases.reading import Captures, reading
 from residual_peft.classifiers.class_means import class_means, class_means_of

@@ -8,7 +8,7 @@ import torch
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.bases.spectra import BasisAccumulator
 from residual_peft.errors import ResiDualError
-from residual_peft.towers.anatomy import find_tower
+from residual_peft.towers.registry import find_tower
 from tests.models import BUILDERS, SIZES, Size, clip_model, pixels
 
 KINDS = ("embed", "head", "mlp", "output")

@@ -14,7 +14,7 @@ from residual_peft.data import ProcessedImages
 from residual_peft.hub.directories import RUN_DIRECTORY
 from residual_peft.reporting.run_record import Example
 from residual_peft.solvers.store import write_coordinates
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, fit_bases
 from tests.models import pixels
 from tests.records import record

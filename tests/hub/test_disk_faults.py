@@ -24,7 +24,7 @@ from residual_peft.hub.files import (
     write_json,
     write_tensors,
 )
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from tests.models import clip_model
 from tests.records import record
 

@@ -7,7 +7,7 @@ import numpy as np
 from residual_peft.reporting.charts import accuracy_bar, dumbbell, spectrum
 from residual_peft.reporting.components import UnitView
 from residual_peft.reporting.findings import Accuracy, Change
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 
 
 def marks(svg: str, kind: str) -> list[dict[str, str]]:

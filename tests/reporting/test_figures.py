@@ -26,7 +26,7 @@ from residual_peft.reporting.figures import (
     draw_similarity,
     save_figure,
 )
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from tests.analysis.selection_case import SIZE, case, classes
 from tests.models import clip_model, pixels
 

@@ -24,7 +24,7 @@ from residual_peft.reporting.components import (
 )
 from residual_peft.reporting.findings import Findings
 from residual_peft.reporting.run_record import Example, GainRecord, RunRecord
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from tests.records import FACTS, record
 
 NAMES = ("cat", "dog", "bird", "cow")

@@ -18,7 +18,7 @@ from residual_peft.analysis.describing import Words
 from residual_peft.data.images import thumbnail
 from residual_peft.errors import ResiDualError
 from residual_peft.reporting.run_record import Example, GainRecord, RunFacts, RunRecord
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from tests.records import record
 
 

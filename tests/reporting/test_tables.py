@@ -8,7 +8,7 @@ from residual_peft.classifiers.figures import brief, gains_by_place, gains_figur
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments import Row
 from residual_peft.reporting import HEADERS, markdown_table, readable_bytes, table_cells
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 
 
 def test_a_table_has_one_row_per_method():

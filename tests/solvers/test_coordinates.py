@@ -14,7 +14,7 @@ from residual_peft.solvers.coordinates import (
     collect_readouts,
     collect_with_basis,
 )
-from residual_peft.towers.anatomy import base_model
+from residual_peft.towers.registry import base_model
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 from tests.models import BUILDERS, clip_model, clip_vision_model_with_projection, pixels
 from tests.tokenizers import VOCABULARY

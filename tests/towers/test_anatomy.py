@@ -10,14 +10,14 @@ from transformers import CLIPModel
 
 from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
-from residual_peft.towers.anatomy import (
+from residual_peft.towers.anatomy import TowerAnatomy
+from residual_peft.towers.registry import (
     ARCHITECTURES,
-    TowerAnatomy,
-    Unit,
     base_model,
     find_tower,
     register_architecture,
 )
+from residual_peft.towers.units import Unit
 from tests.models import ALL as EVERY_SIZE
 from tests.models import BUILDERS, EVERY, SIZES, clip_model, clip_vision_model, pixels
 
@@ -187,7 +187,7 @@ def test_a_subclass_is_read_as_its_parent() -> None:
 
 
 def test_others_can_register_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("residual_peft.towers.anatomy.ARCHITECTURES", dict(ARCHITECTURES))
+    monkeypatch.setattr("residual_peft.towers.registry.ARCHITECTURES", dict(ARCHITECTURES))
 
     class Wrapper(nn.Module):
         def __init__(self) -> None:

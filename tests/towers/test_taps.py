@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from residual_peft.bases.decomposition import decompose, run_tower
-from residual_peft.towers.anatomy import Unit, find_tower
+from residual_peft.towers.registry import find_tower
 from residual_peft.towers.taps import Capture, _frames, capture_of, install_taps, tapped
+from residual_peft.towers.units import Unit
 from tests.bases.test_decomposition import hooks, nothing_left_behind, vision
 from tests.models import BUILDERS, Size, clip_model, clip_vision_model, pixels
 from tests.slow import slow_streams

@@ -26,7 +26,7 @@ from residual_peft.bases.decomposition import run_tower
 from residual_peft.bases.fingerprint import Fingerprint
 from residual_peft.classifiers.zero_shot import readout_of
 from residual_peft.errors import ResiDualError
-from residual_peft.towers import anatomy as anatomy
+from residual_peft.towers import registry
 from residual_peft.towers.architectures import _first
 from residual_peft.tuner import readout_state
 from tests.models import EVERY, TOWERS, Size, clip_model, pixels, randomize
@@ -218,7 +218,7 @@ POST = ("AltCLIPModel", "ChineseCLIPModel", "Blip")
 
 
 def test_the_tower_that_the_page_describes_works(monkeypatch: Any) -> None:
-    monkeypatch.setattr(anatomy, "ARCHITECTURES", copy.deepcopy(anatomy.ARCHITECTURES))
+    monkeypatch.setattr(registry, "ARCHITECTURES", copy.deepcopy(registry.ARCHITECTURES))
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "towers.md").read_text(), re.DOTALL)
     assert code is not None
     names: dict[str, Any] = {"__name__": "towers_page"}

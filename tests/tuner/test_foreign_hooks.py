@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from residual_peft import SpectralBasis, decompose
 from residual_peft.bases.decomposition import check_exact, run_tower
 from residual_peft.errors import ResiDualError
-from residual_peft.towers.anatomy import TowerAnatomy, Unit, find_tower
+from residual_peft.towers.anatomy import TowerAnatomy
+from residual_peft.towers.registry import find_tower
 from residual_peft.towers.taps import tapped
+from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.models import EVERY, Size, clip_model, pixels
 from tests.pooled import POOLED

@@ -4,8 +4,8 @@ from peft import get_peft_model
 
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.bases.decomposition import decompose, run_tower
-from residual_peft.towers.anatomy import Unit
 from residual_peft.towers.taps import tapped
+from residual_peft.towers.units import Unit
 from residual_peft.tuner import (
     ResiDualConfig,
     base_of,

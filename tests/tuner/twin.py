@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from residual_peft.towers.anatomy import Unit
+from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 from tests.models import EVERY, Size, pixels
 from tests.slow import slow_contributions

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..classifiers.metrics import accuracy_interval, difference_interval
 from ..errors import ResiDualError
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .contributions import Contributions
 from .subsets import Ablation, Stand, correct_whole, correct_with, score_blocks
 

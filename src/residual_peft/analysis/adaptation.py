@@ -14,7 +14,7 @@ from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from ..tuner import adapter_basis
 from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
 

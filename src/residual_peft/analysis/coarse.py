@@ -21,7 +21,7 @@ from torch.nn import functional
 from ..bases.blas import one_thread_in_scipy
 from ..classifiers.zero_shot import USUAL_LOGIT_SCALE
 from ..errors import ResiDualError
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .contributions import Contributions
 from .subsets import check_classes, score_blocks
 

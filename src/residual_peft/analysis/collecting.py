@@ -11,8 +11,10 @@ from ..bases.reading import reading
 from ..bases.rows import BLOCK, Rows
 from ..data.progress import Progress, images_of
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy, Unit, find_tower
+from ..towers.anatomy import TowerAnatomy
+from ..towers.registry import find_tower
 from ..towers.taps import Capture
+from ..towers.units import Unit
 from .contributions import Contributions, UnitContribution, check_count, in_principal_axes
 
 

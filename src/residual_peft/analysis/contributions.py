@@ -22,7 +22,7 @@ from ..bases.spectra import UnitBasis, spectrum
 from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 
 
 @dataclass(frozen=True)

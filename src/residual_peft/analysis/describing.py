@@ -10,7 +10,7 @@ from torch import nn
 from ..classifiers.backbones import Backbone
 from ..errors import ResiDualError
 from ..hub.directories import model_directory
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from ..tuner import adapter_basis, readout_state
 from . import AdapterExplanation, ComponentEffect, Explanation, TextDictionary, explain_components
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..classifiers.backbones import has_text
 from ..classifiers.prompts import embed_classes
 from ..errors import ResiDualError
-from ..towers.anatomy import base_model
+from ..towers.registry import base_model
 
 GENERAL_TEXTS = Path(__file__).parent / "words" / "general.txt"
 """The bundled list: 1,500 short descriptions of images, one a line, in groups."""

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..bases.basis import SpectralBasis
 from ..errors import ResiDualError
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .contributions import Contributions
 from .neighbours import TooFewPoints, TwoNN, two_nn
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..bases.basis import SpectralBasis
 from ..errors import ResiDualError
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .contributions import Contributions, UnitContribution
 from .dictionary import TextDictionary
 from .pursuit import Pursuit, omp, somp, text_span

@@ -6,7 +6,7 @@ from math import comb
 from typing import Any
 
 from ..errors import ResiDualError
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 
 
 @dataclass(frozen=True)

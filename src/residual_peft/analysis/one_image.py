@@ -10,7 +10,7 @@ from ..data.images import ImageLike
 from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates, collect_coordinates
 from ..solvers.store import CoordinateStore
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
 
 

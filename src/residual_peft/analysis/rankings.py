@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ResiDualError
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .contributions import Contributions, UnitContribution
 from .subsets import Ablation, Stand, check_classes, score_blocks
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..classifiers.metrics import accuracy_interval
 from ..errors import ResiDualError
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .coarse import CoarseOptimum
 from .contributions import Contributions
 from .curves import DEFAULT_BUDGETS, SelectionCurve, selection_curve

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..bases.basis import Components, SpectralBasis
 from ..errors import ResiDualError
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .matching import Side, check_widths
 
 

@@ -45,7 +45,7 @@ from ..reporting.figures import (
     save_figure,
 )
 from ..solvers.coordinates import collect_coordinates
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from .fitting import check_skipped, check_without_texts, choose_images, reading_options
 
 IMAGES = 5000

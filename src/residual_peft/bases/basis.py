@@ -25,7 +25,9 @@ from ..hub.files import (
     write_json,
     write_tensors,
 )
-from ..towers.anatomy import TowerAnatomy, Unit, find_tower
+from ..towers.anatomy import TowerAnatomy
+from ..towers.registry import find_tower
+from ..towers.units import Unit
 from .fingerprint import Fingerprint
 from .processes import Processes
 from .reading import reading

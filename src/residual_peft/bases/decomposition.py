@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy, Unit, find_tower
+from ..towers.anatomy import TowerAnatomy
 from ..towers.pooling import MeanPooling
+from ..towers.registry import find_tower
 from ..towers.taps import (
     CAPTURE_ATTRIBUTE,
     Capture,
@@ -20,6 +21,7 @@ from ..towers.taps import (
     tapped,
     token_of,
 )
+from ..towers.units import Unit
 
 __all__ = [
     "CAPTURE_ATTRIBUTE",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from ..hub.files import record_of
-from ..towers.anatomy import TowerAnatomy, find_tower
+from ..towers.anatomy import TowerAnatomy
+from ..towers.registry import find_tower
 
 PRECISIONS = {
     "float32": torch.float32,

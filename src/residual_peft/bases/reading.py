@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..data.progress import Progress, with_progress
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy, find_tower
+from ..towers.anatomy import TowerAnatomy
 from ..towers.pooling import SecondNorm
+from ..towers.registry import find_tower
 from ..towers.taps import Capture, is_tapped, tapped
 from .decomposition import batch_size, check_exact, checked_inputs, evaluating, run_tower, unadapted
 from .rows import Rows, give_back_large_tensors

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy, Unit, check_linear, find_tower
+from ..towers.anatomy import TowerAnatomy, check_linear
 from ..towers.pooling import AttentionPooling
+from ..towers.registry import find_tower
 from ..towers.taps import Capture
+from ..towers.units import Unit
 from .decomposition import checked_capture, contributions, head_inputs
 from .fingerprint import Fingerprint
 from .moments import Moments

@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import ResiDualError, short
 from ..hub.directories import ADAPTER_CONFIG
 from ..hub.files import quoted, read_object, read_tensors, record_of, write_tensors
-from ..towers.anatomy import base_model
+from ..towers.registry import base_model
 from ..tuner.loading import check_directory, one_line
 from ..tuner.saved import PEFT_PREFIX, check_values
 from ..tuner.snapshot import unchanged_if_refused

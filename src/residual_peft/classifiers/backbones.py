@@ -15,7 +15,7 @@ from ..errors import ResiDualError
 from ..hub.directories import DEMO_MODEL, model_directory
 from ..hub.files import read_object, read_record
 from ..hub.model_files import load_model, load_tokenizer
-from ..towers.anatomy import ARCHITECTURES, base_model
+from ..towers.registry import ARCHITECTURES, base_model
 
 TEXT_PARTS = ("get_text_features", "encode_text", "text_projection", "text_proj")
 

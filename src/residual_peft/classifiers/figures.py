@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import ResiDualError
 from ..hub.files import PathLike, atomic_file
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 
 
 def mean_gain(gains: Sequence[float] | Any, variance: Sequence[float] | Any | None = None) -> float:

@@ -41,7 +41,8 @@ from ..hub.files import (
     write_tensors,
 )
 from ..hub.model_files import load_model
-from ..towers.anatomy import Unit, base_model
+from ..towers.registry import base_model
+from ..towers.units import Unit
 from ..tuner import ResiDualConfig, adapter_basis, gains_by_unit
 from .adapters import ADAPTER_TENSORS, Adapters, configs_of
 from .figures import gains_figure

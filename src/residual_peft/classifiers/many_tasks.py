@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..bases.decomposition import batch_size, checked_inputs, evaluating, run_tower
 from ..data.images import ImageLike, image_list, load_image_processor, pixel_values
 from ..errors import ResiDualError
-from ..towers.anatomy import base_model, find_tower
+from ..towers.registry import base_model, find_tower
 from ..towers.taps import Capture
 from ..tuner import (
     PREFIX,

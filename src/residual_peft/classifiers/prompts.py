@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from ..data.class_names import check_class_names, check_templates, spoken
 from ..errors import ResiDualError
-from ..towers.anatomy import base_model, find_tower
 from ..towers.open_clip import is_open_clip
 from ..towers.pooling import FirstToken
+from ..towers.registry import base_model, find_tower
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 

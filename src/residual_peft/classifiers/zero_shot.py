@@ -26,7 +26,7 @@ from ..errors import ResiDualError
 from ..hub.cards import CardFacts
 from ..hub.directories import CARD, push_directory
 from ..hub.files import atomic_directory, path_of
-from ..towers.anatomy import base_model, find_tower
+from ..towers.registry import base_model, find_tower
 from ..tuner import (
     adapted_tower,
     base_of,

@@ -12,7 +12,7 @@ from ..data.images import PICTURE_SUFFIXES, picture_suffix
 from ..hub.directories import DEMO_MODEL
 from ..hub.files import PathLike, atomic_file
 from ..solvers import strength_note
-from ..towers.anatomy import Unit
+from ..towers.units import Unit
 from . import charts
 from .components import gain_map, share_map, strongest, unit_views, widest_spectra
 from .findings import Findings

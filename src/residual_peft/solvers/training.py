@@ -26,7 +26,7 @@ from ..classifiers.metrics import classification_metrics, multi_label_metrics
 from ..classifiers.zero_shot import ZeroShotClassifier, readout_of
 from ..data import ImageData, ProcessedImages, collate
 from ..errors import ResiDualError
-from ..towers.anatomy import find_tower
+from ..towers.registry import find_tower
 from .trainer_settings import MULTI_LABEL_METRIC as MULTI_LABEL_METRIC
 from .trainer_settings import by_loss, evaluates, settled
 

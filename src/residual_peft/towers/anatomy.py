@@ -1,87 +1,22 @@
-"""Where an architecture keeps its parts, and the linear maps between them.
+"""Where a tower keeps its parts, and the linear maps between them.
 
-An architecture is one function from a model to a `TowerAnatomy`, registered under the name of its
-class; `architectures` holds those of transformers. Everything below the two reads parts and sizes
-from the anatomy and knows no model.
+Everything below reads parts and sizes from the anatomy and knows no model; `registry` finds it.
 """
 
-import importlib
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..errors import ResiDualError, short
+from ..errors import ResiDualError
 from .fused_attention import check_attention
-from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm
+from .pooling import AttentionPooling, FirstToken, Pooling, SecondNorm
+from .units import UNIT_KINDS, Unit
 
-UNIT_KINDS = ("embed", "head", "mlp", "pooler", "output")
-SIDES = ("image", "text")
-READOUTS = ("own", "mean", "patches")
 CLASS_TOKEN = FirstToken()
-_UNIT_NAME = re.compile(r"layer([0-9]{1,9})\.(?:mlp|head([0-9]{1,9}))")
-
-UNKNOWN = "the architecture {name} is not known{side}; wanted one of {known}. To describe it:"
-EXAMPLE = """    from residual_peft import TowerAnatomy, register_architecture
-    @register_architecture("{name}")
-    def describe(model): return TowerAnatomy("{name}", model, tower=model.tower, ...)
-decompose(model, pixel_values) then checks that the units sum to the model's own readout."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One writer to the residual stream, or `output` for the readout as a whole.
-
-    `pooler` is the MLP after an attention pooling, which writes to the readout itself.
-
-    >>> str(Unit("head", 3, 5)), str(Unit("mlp", 3)), str(Unit("embed"))
-    ('layer3.head5', 'layer3.mlp', 'embed')
-    """
-
-    kind: str
-    layer: int | None = None
-    head: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in UNIT_KINDS:
-            raise ResiDualError(
-                f"unknown unit kind {self.kind!r}; the kinds are {', '.join(UNIT_KINDS)}."
-            )
-        wanted = (self.kind in ("head", "mlp"), self.kind == "head")
-        if wanted != (self.layer is not None, self.head is not None):
-            raise ResiDualError(
-                f"a unit of kind {self.kind!r} has a layer: {wanted[0]}, a head: {wanted[1]}; "
-                f"got layer={self.layer}, head={self.head}."
-            )
-
-    def __str__(self) -> str:
-        if self.kind == "head":
-            return f"layer{self.layer}.head{self.head}"
-        return self.kind if self.layer is None else f"layer{self.layer}.{self.kind}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Unit":
-        """Read what `str(unit)` wrote.
-
-        >>> Unit.parse("layer3.head5")
-        Unit(kind='head', layer=3, head=5)
-
-        Raises:
-            ResiDualError: `text` is not the name of a unit.
-        """
-        if text in ("embed", "pooler", "output"):
-            return cls(text)
-        if found := _UNIT_NAME.fullmatch(text):
-            layer, head = int(found[1]), found[2]
-            return cls("mlp", layer) if head is None else cls("head", layer, int(head))
-        raise ResiDualError(
-            f"{short(text)} is not the name of a unit; wanted 'embed', 'layer3.head5', "
-            "'layer3.mlp', 'pooler' or 'output'."
-        )
 
 
 @dataclass(frozen=True)
@@ -291,159 +226,7 @@ class TowerAnatomy:
         return torch.device("cpu") if device.type == "mps" else device
 
 
-Describe = Callable[[nn.Module], TowerAnatomy]
-ARCHITECTURES: dict[str, dict[str, Describe]] = {side: {} for side in SIDES}
-UNSUITED: dict[str, dict[str, str]] = {side: {} for side in SIDES}
-"""Side -> class -> why that tower of it cannot be decomposed."""
-
-
-def register_architecture(*class_names: str, side: str = "image") -> Callable[[Describe], Describe]:
-    """Register a function from a model to its anatomy under the names of the model's class."""
-
-    def register(function: Describe) -> Describe:
-        ARCHITECTURES[side].update(dict.fromkeys(class_names, function))
-        return function
-
-    return register
-
-
-def base_model(model: nn.Module) -> nn.Module:
-    """Take a `PeftModel` or a bare tuner off a model; any other model is returned as it is."""
-    from peft import PeftModel  # not at the top: `registration`
-    from peft.tuners.tuners_utils import BaseTuner
-
-    while isinstance(model, PeftModel | BaseTuner):
-        model = model.get_base_model() if isinstance(model, PeftModel) else model.model
-    return model
-
-
-def find_tower(
-    model: nn.Module, side: str | None = None, readout: str | None = None
-) -> TowerAnatomy:
-    """Find the parts of a model's tower, whether or not PEFT has wrapped some of them.
-
-    Args:
-        model: the model.
-        side: "image" or "text"; None the image tower where there is one.
-        readout: "own" the model's own, "mean" the mean of all tokens after the final norm,
-            "patches" of those that stand for patches; None what an adapter of that tower adapts,
-            else the model's own.
-
-    Raises:
-        ResiDualError: the architecture is not known, one of its parts is not as expected, or it has
-            no such readout.
-    """
-    model = base_model(model)
-    if side is not None and side not in SIDES:
-        raise ResiDualError(f"wanted side 'image' or 'text', got {side!r}.")
-    if readout is not None and readout not in READOUTS:
-        raise ResiDualError(
-            f"wanted readout 'own' (the model's), 'mean' or 'patches', got {readout!r}."
-        )
-    sides = SIDES if side is None else (side,)
-    describe = next(filter(None, (_describe(model, one) for one in sides)), None)
-    if describe is None:
-        name = type(model).__name__
-        if side is not None and (reason := UNSUITED[side].get(name)) is not None:
-            raise ResiDualError(f"the {side} tower of {name} {reason}.")
-        known = ", ".join(sorted(ARCHITECTURES[side or "image"]))
-        raise ResiDualError(
-            UNKNOWN.format(
-                name=name,
-                known=known,
-                side="" if side is None else f" for its {side} tower",
-            ),
-            EXAMPLE.format(name=name),
-        )
-    anatomy = _checked(_bare(describe(model)))
-    if readout is None:
-        readout = _adapted_readout(model, anatomy.side)
-    return anatomy if readout in (None, "own", anatomy.readout) else _mean_readout(anatomy, readout)
-
-
-def _describe(model: nn.Module, side: str) -> Describe | None:
-    """Find what describes a model's tower; a subclass is read as its parent."""
-    classes = (cls.__name__ for cls in type(model).__mro__)
-    return next(
-        (ARCHITECTURES[side][name] for name in classes if name in ARCHITECTURES[side]), None
-    )
-
-
-def _adapted_readout(model: nn.Module, side: str) -> str | None:
-    """Which readout of a tower an adapter in the model changes."""
-    found = (getattr(module, "anatomy", None) for module in model.modules())
-    towers = (a for a in found if isinstance(a, TowerAnatomy) and a.side == side)
-    return next((anatomy.readout for anatomy in towers), None)
-
-
-def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
-    """Turn a tower into one whose readout is the mean of its tokens, each after the final norm.
-
-    Raises:
-        ResiDualError: its final norm does not run over all tokens.
-    """
-    if any(layer.attention is not None for layer in anatomy.layers):
-        raise ResiDualError(
-            f"readout={readout!r}: the fused attention of {anatomy.architecture} is read at one "
-            "token. Leave readout out, or turn the model into one of transformers (of open_clip: "
-            "open_clip_to_transformers(model))."
-        )
-    if anatomy.prefix_tokens is None:
-        raise ResiDualError(
-            f"readout={readout!r}: {anatomy.architecture} runs its final norm over the readout "
-            "token alone, so that its tokens have no mean that belongs to the model. Leave readout "
-            "out, or take a tower whose last_hidden_state is normed (ViT, DINO, SigLIP, I-JEPA)."
-        )
-    if readout == "patches" and anatomy.side == "text":
-        raise ResiDualError("readout='patches' of a text tower: wanted 'mean', or the model's own.")
-    named = anatomy.model.named_modules()
-    path = next(name for name, module in named if unwrapped(module) is anatomy.final_norm)
-    outside = list(anatomy.outside)
-    if isinstance(anatomy.pooling, AttentionPooling):
-        outside.append(anatomy.pooling.head)
-    return replace(
-        anatomy,
-        projection=None,
-        projection_path=path,
-        readout_token=CLASS_TOKEN,
-        reads_tokens=True,
-        outside=tuple(outside),
-        read=None,
-        pooling=MeanPooling(anatomy.prefix_tokens if readout == "patches" else 0, anatomy.mask),
-        readout=readout,
-    )
-
-
-def unwrapped(module: nn.Module) -> Any:
-    """Take PEFT's layers off a module: the innermost `base_layer`."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
-        module = inner
-    return module
-
-
-def _bare(anatomy: TowerAnatomy) -> TowerAnatomy:
-    """Take PEFT's layers off all parts: who describes a tower need not think of them."""
-
-    def bare(part: LayerAnatomy) -> LayerAnatomy:
-        return replace(
-            part,
-            output_projection=unwrapped(part.output_projection),
-            mlp=unwrapped(part.mlp),
-            mlp_projection=unwrapped(part.mlp_projection),
-        )
-
-    return replace(
-        anatomy,
-        embedding=unwrapped(anatomy.embedding),
-        layers=tuple(bare(part) for part in anatomy.layers),
-        final_norm=unwrapped(anatomy.final_norm),
-        projection=unwrapped(anatomy.projection)
-        if isinstance(anatomy.projection, nn.Module)
-        else anatomy.projection,
-    )
-
-
-def _checked(anatomy: TowerAnatomy) -> TowerAnatomy:
+def checked(anatomy: TowerAnatomy) -> TowerAnatomy:
     """Refuse parts that the linear algebra below would misread in silence."""
     if not isinstance(anatomy.final_norm, nn.LayerNorm):
         raise ResiDualError(
@@ -498,9 +281,3 @@ def check_linear(
 def _kind(module: nn.Module) -> str:
     kind = type(module)
     return kind.__name__ if kind.__name__ != "Linear" else f"{kind.__module__}.Linear"
-
-
-# the families come with the registry, whichever module of the package is imported first; by name,
-# as they stand below it
-for _family in ("architectures", "open_clip"):
-    importlib.import_module(f"{__package__}.{_family}")

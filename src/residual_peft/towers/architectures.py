@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ResiDualError
-from .anatomy import UNSUITED, LayerAnatomy, TowerAnatomy, register_architecture, unwrapped
+from .anatomy import LayerAnatomy, TowerAnatomy
 from .pooling import AttentionPooling, EndToken, FirstToken, MeanPooling, SecondNorm
+from .registry import UNSUITED, register_architecture, unwrapped
 
 CLIP_LIKE = (
     "CLIPModel",

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .anatomy import TowerAnatomy, find_tower
+from .anatomy import TowerAnatomy
 from .fused_attention import heads_at
 from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm, inverse_sigma
+from .registry import find_tower
 
 CAPTURE_ATTRIBUTE = "_residual_capture"
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..bases.basis import SpectralBasis
 from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy, Unit, base_model
+from ..towers.anatomy import TowerAnatomy
+from ..towers.registry import base_model
+from ..towers.units import Unit
 from .choice import fitted_to
 from .config import ResiDualConfig
 from .layer import GAINS, ResiDualLayer

@@ -7,8 +7,9 @@ from torch import nn
 from ..bases.basis import SpectralBasis
 from ..bases.spectra import Components
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy, Unit
+from ..towers.anatomy import TowerAnatomy
 from ..towers.pooling import AttentionPooling
+from ..towers.units import Unit
 from .config import ResiDualConfig
 from .patterns import fullmatch, pattern_key
 from .values import check_basis

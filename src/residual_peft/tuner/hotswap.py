@@ -13,7 +13,7 @@ from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError, short
 from ..hub.directories import local_directory
 from ..hub.files import read_tensors
-from ..towers.anatomy import base_model
+from ..towers.registry import base_model
 from .config import ResiDualConfig
 from .layer import GAINS
 from .loading import SETTINGS, check_directory, setting

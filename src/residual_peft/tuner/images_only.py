@@ -20,8 +20,9 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ..bases.decomposition import run_tower
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy, find_tower
+from ..towers.anatomy import TowerAnatomy
 from ..towers.open_clip import is_open_clip
+from ..towers.registry import find_tower
 from .layer import ResiDualLayer
 
 OWN = "_residual_peft_own_class"  # of the subclass: its parent

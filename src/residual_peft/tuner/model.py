@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy, find_tower
+from ..towers.anatomy import TowerAnatomy
+from ..towers.registry import find_tower
 from .choice import check_nothing_inside
 from .config import ResiDualConfig
 from .images_only import accept_images_alone, restore_forward

@@ -24,7 +24,7 @@ from ...solvers.store import (
     processor_digest,
     write_coordinates,
 )
-from ...towers.anatomy import find_tower
+from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig, readout_config, readout_state
 from .keeping import Keeping
 

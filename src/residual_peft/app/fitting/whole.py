@@ -18,7 +18,7 @@ from ...hub.cards import CardFacts
 from ...hub.directories import CARD, RUN_DIRECTORY, SKIPPED
 from ...hub.files import atomic_directory
 from ...hub.places import check_place
-from ...towers.anatomy import find_tower
+from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
 from ..recording import record_run, run_facts
 from .keeping import Keeping, keeping

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ...errors import ResiDualError
-from ...towers.anatomy import Unit
+from ...towers.units import Unit
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ...hub.files import (
     write_json,
     write_tensors,
 )
-from ...towers.anatomy import Unit
+from ...towers.units import Unit
 from .parts import Example, GainRecord, RunFacts
 from .stored import FORMAT_VERSION, StoredExample, StoredGains, StoredRun
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...errors import ResiDualError
-from ...towers.anatomy import TowerAnatomy, Unit
+from ...towers.anatomy import TowerAnatomy
 from ...towers.taps import Capture
+from ...towers.units import Unit
 
 
 @dataclass(frozen=True)

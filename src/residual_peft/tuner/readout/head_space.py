@@ -17,7 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...towers.anatomy import TowerAnatomy, Unit
+from ...towers.anatomy import TowerAnatomy
+from ...towers.units import Unit
 from .gains import StoredBasis
 
 

@@ -21,7 +21,8 @@ from ...bases.reading import running
 from ...bases.spectra import spectrum, weight_spectrum
 from ...data.progress import Progress, with_progress
 from ...errors import ResiDualError
-from ...towers.anatomy import TowerAnatomy, base_model
+from ...towers.anatomy import TowerAnatomy
+from ...towers.registry import base_model
 from .linears import float64, linear_weight, tower_or_none
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ResiDualError
-from ...towers.anatomy import base_model
+from ...towers.registry import base_model
 from ..config import ResiDualConfig
 from .basis import LinearBasis, collect_moments, data_basis
 from .layer import ResiDualStreamLinear

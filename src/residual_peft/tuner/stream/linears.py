@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import ResiDualError
-from ...towers.anatomy import SIDES, LayerAnatomy, TowerAnatomy, Unit, find_tower
+from ...towers.anatomy import LayerAnatomy, TowerAnatomy
+from ...towers.registry import SIDES, find_tower
+from ...towers.units import Unit
 from ..choice import chosen_units
 from ..config import ResiDualConfig
 from ..patterns import fullmatch

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...bases.basis import Components
 from ...bases.fingerprint import Fingerprint
 from ...errors import ResiDualError
-from ...towers.anatomy import unwrapped
+from ...towers.registry import unwrapped
 from ..choice import components_of
 from ..config import ResiDualConfig
 from ..doors import shapes_of_modules, weights_to_come

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...bases.basis import UnitBasis
 from ...errors import ResiDualError
-from ...towers.anatomy import unwrapped
+from ...towers.registry import unwrapped
 from ..layer import GAINS, WAITS, ResiDualLayer, own_gains, same, without_rounding
 from ..modes import ordinary, ordinary_tensors
 from ..sharing import Loading, begin_loading, end_loading, note_sharing
