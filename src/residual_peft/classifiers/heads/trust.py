@@ -1,0 +1,132 @@
+"""What left-out predictions tell: how sure they may be, and which labels look wrong."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import ResiDualError
+from .left_out import LeftOut
+from .minimising import minimise
+
+BINS = 15
+FEWEST_IMAGES = 20
+"""Left-out images that a share of wrong labels can be told from."""
+_FIRST_RATE = 0.03
+_PRIOR = (2.0, 20.0)  # Beta: a wrong label or two in twenty images, until there is evidence
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy, by bins of confidence (C. Guo et al., 2017).
+
+    Attributes:
+        confidence: mean probability of the likeliest class in each bin (B,); nan where empty.
+        accuracy: share told right in each bin (B,); nan where empty.
+        images: in each bin (B,).
+    """
+
+    confidence: Tensor
+    accuracy: Tensor
+    images: Tensor
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the bins' gaps, weighted by their images."""
+        gaps = (self.accuracy - self.confidence).abs().nan_to_num() * self.images
+        return float(gaps.sum() / self.images.sum())
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
+    """How the softmax of logits (N, C) agrees with labels (N,), in equal bins ((0, 1/b], …].
+
+    Raises:
+        ResiDualError: no images, several labels per image, or no bins.
+    """
+    if labels.ndim != 1 or not len(labels) or bins < 1:
+        raise ResiDualError(
+            "wanted logits of one or more images with one label each, and one bin or more; got "
+            f"labels of shape {tuple(labels.shape)} and {bins} bins."
+        )
+    sure, guess = logits.detach().double().softmax(1).max(1)
+    index = (sure * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    images = index.bincount(minlength=bins)
+    right = index.bincount((guess == labels).double(), bins)
+    return Reliability(index.bincount(sure, bins) / images, right / images, images)
+
+
+@dataclass(frozen=True)
+class SuspiciousLabels:
+    """How likely each training label is wrong, from predictions that did not see it.
+
+    Attributes:
+        wrong: probability that the label is wrong (N,); 0 where an image could not be left out.
+        likely: the class that it looks like (N,).
+        rate: the share of wrong labels that explains the predictions best.
+    """
+
+    wrong: Tensor
+    likely: Tensor
+    rate: float
+
+    def rows(self, least: float = 0.5) -> list[int]:
+        """Images whose label is wrong with this probability or more, the surest first."""
+        order = self.wrong.argsort(descending=True, stable=True)
+        return [row for row in order.tolist() if float(self.wrong[row]) >= least]
+
+
+def suspicious_labels(left_out: LeftOut) -> SuspiciousLabels:
+    """Which training images look as if their label was wrong.
+
+    Labels are taken to be replaced by any other class with probability ε. With q the softmax of
+    τ times the left-out logits, the given label y has probability (1 − ε) q_y + ε (1 − q_y) /
+    (C − 1); ε and τ are those of the greatest posterior, so that a τ that was flattened by wrong
+    labels is sharpened again. Bayes's rule then gives the probability that a label is wrong. (The
+    idea of left-out predictions: C. Northcutt et al., confident learning, 2021.)
+
+    Args:
+        left_out: of a classifier with one label per image.
+
+    Raises:
+        ResiDualError: several labels per image, or fewer than 20 left-out images.
+    """
+    known = left_out.known
+    if left_out.labels.ndim != 1 or int(known.sum()) < FEWEST_IMAGES:
+        raise ResiDualError(
+            f"wanted left-out predictions of {FEWEST_IMAGES} images or more, one label each, to "
+            f"tell which labels look wrong; got {int(known.sum())} of labels "
+            f"{tuple(left_out.labels.shape)}."
+        )
+    logits, labels = left_out.logits.double(), left_out.labels
+    rate, temperature = _rate_and_temperature(logits[known], labels[known])
+    share = (temperature * logits).softmax(1)
+    own = share.gather(1, labels[:, None])[:, 0]
+    by_mistake = rate * (1 - own) / (logits.shape[1] - 1)
+    wrong = by_mistake / ((1 - rate) * own + by_mistake)
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return SuspiciousLabels(torch.where(known, wrong, 0.0), others.argmax(1), rate)
+
+
+def _rate_and_temperature(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """ε and τ of the greatest posterior, by L-BFGS over (logit ε, log τ)."""
+    classes, count = logits.shape[1], len(logits)
+    alpha, beta = _PRIOR
+
+    def function(point: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            at = point.detach().clone().requires_grad_(True)
+            log_rate, log_rest = functional.logsigmoid(at[0]), functional.logsigmoid(-at[0])
+            scaled = (at[1].exp() * logits).log_softmax(1)
+            own = scaled.gather(1, labels[:, None])[:, 0]
+            rest = scaled.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
+            mistaken = log_rate + rest - torch.log(torch.tensor(classes - 1.0).double())
+            value = -torch.logaddexp(log_rest + own, mistaken).sum()
+            value = value - alpha * log_rate - beta * log_rest + 0.5 * at[1].square()
+            value = value / count
+            (gradient,) = torch.autograd.grad(value, at)
+        return value.detach(), gradient
+
+    first = torch.tensor([_FIRST_RATE, 1.0]).double().log()
+    found = minimise(function, first, tolerance=1e-9).point
+    return float(found[0].sigmoid()), float(found[1].exp())
