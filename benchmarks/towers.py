@@ -27,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' tiny models
 from residual_peft import ResiDualConfig, decompose, find_tower, fit_bases, gains_by_module
 from residual_peft.bases.decomposition import run_tower
 from residual_peft.hub.files import write_json
-from residual_peft.towers.architectures import POST_NORM
-from residual_peft.towers.registry import ARCHITECTURES
+from residual_peft.towers.registry import ARCHITECTURES, UNSUITED
 from residual_peft.tuner import adapted_tower
 from tests.models import EVERY, pixels
 from tests.open_clip_models import open_clip_model
@@ -118,7 +117,7 @@ def readout_error(name: str, case: Pooled) -> float:
 def text_error(name: str, case: Pooled) -> float | str:
     """The same of the text tower beside an image tower, or why there is none."""
     kind = type(case.build()).__name__
-    if kind in POST_NORM:
+    if kind in UNSUITED["text"]:
         return "post-norm"
     if name in OPEN_CLIP:
         return "not adapted"

@@ -393,7 +393,7 @@ def test_metaclip_2_reads_where_its_texts_end(eos: int, place: int) -> None:
     model = CASES["MetaClip2TextModelWithProjection"].build()
     model.text_model.eos_token_id = model.text_model.config.eos_token_id = eos
     ids = torch.tensor([[5, 9, 8, 2, 7, 9, EOS, 4]])
-    assert find_tower(model).token((ids,), {}).tolist() == [place]
+    assert find_tower(model).readout.locate((ids,), {}).tolist() == [place]
     found = decompose(model, {"input_ids": ids})
     assert relative(found.readout, model(input_ids=ids).text_embeds) < 1e-6
 

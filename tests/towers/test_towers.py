@@ -27,7 +27,7 @@ from residual_peft.bases.fingerprint import Fingerprint
 from residual_peft.classifiers.zero_shot import readout_of
 from residual_peft.errors import ResiDualError
 from residual_peft.towers import registry
-from residual_peft.towers.architectures import _first
+from residual_peft.towers.families.parts import first_path
 from residual_peft.tuner import readout_state
 from tests.models import EVERY, TOWERS, Size, clip_model, pixels, randomize
 from tests.pooled import CASES
@@ -143,7 +143,7 @@ def test_a_part_that_is_nowhere_is_named() -> None:
     with pytest.raises(
         ResiDualError, match=r"ViTModel has none of here, there\.be, where transform"
     ):
-        _first(TOWERS["ViTModel"](), ("here", "there.be"))
+        first_path(TOWERS["ViTModel"](), ("here", "there.be"))
 
 
 def test_the_readout_in_an_output_is_the_token_and_not_what_is_pooled() -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
-from ..towers.pooling import MeanPooling
 from ..towers.registry import find_tower
 from ..towers.taps import (
     CAPTURE_ATTRIBUTE,
@@ -19,7 +18,6 @@ from ..towers.taps import (
     capture_of,
     install_taps,
     tapped,
-    token_of,
 )
 from ..towers.units import Unit
 
@@ -134,9 +132,7 @@ def _own_readout(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
 
 def read_tokens(anatomy: TowerAnatomy, tokens: Tensor, given: Mapping[str, Any]) -> Tensor:
     """The readout (B, d) that the normed tokens (B, T, d) hold."""
-    if isinstance(anatomy.pooling, MeanPooling):
-        return anatomy.pooling.mean(tokens, anatomy.pooling.real((), given))
-    return token_of(tokens, anatomy.token((), given))
+    return anatomy.readout.read(tokens, anatomy.readout.locate((), given))
 
 
 def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
@@ -261,7 +257,7 @@ def checked_capture(
 def check_pixels(pixel_values: Tensor, *, patches: bool = False) -> None:
     """Refuse pixels that are not a (B, C, H, W) floating point tensor of finite numbers.
 
-    With `patches` wanted cut up, as SigLIP 2's NaFlex models take them: (B, N, C·p·p).
+    With `patches` wanted cut up, (B, N, C·p·p).
 
     Raises:
         ResiDualError: names the images of the batch that are at fault.

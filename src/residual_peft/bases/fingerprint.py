@@ -126,7 +126,7 @@ def _digest(anatomy: TowerAnatomy, dtype: torch.dtype) -> str:
         weights = list(_weights(anatomy.tower, "tower", anatomy.outside))
         if isinstance(anatomy.projection, nn.Module):
             weights += _weights(anatomy.projection, "projection")
-    digest = hashlib.sha256((anatomy.readout or "").encode())
+    digest = hashlib.sha256((anatomy.readout.name or "").encode())
     for name, weight in sorted(weights, key=lambda pair: pair[0]):
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         cast = weight.detach().to("cpu", dtype).contiguous().flatten()

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..data.progress import Progress, with_progress
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
-from ..towers.pooling import SecondNorm
 from ..towers.registry import find_tower
 from ..towers.taps import Capture, is_tapped, tapped
 from .decomposition import batch_size, check_exact, checked_inputs, evaluating, run_tower, unadapted
@@ -148,8 +147,7 @@ class _Forward:
     def room(self, wanted: int) -> int:
         """How many images to run next, of so many wanted."""
         tower = self.anatomy
-        pooled = tower.pooling is not None and not isinstance(tower.pooling, SecondNorm)
-        if not (pooled and (self.taps or is_tapped(tower))):
+        if not (tower.readout.all_tokens and (self.taps or is_tapped(tower))):
             return wanted
         if self.tokens is None:
             return min(FIRST, wanted)

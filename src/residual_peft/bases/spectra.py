@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy, check_linear
-from ..towers.pooling import AttentionPooling
 from ..towers.registry import find_tower
 from ..towers.taps import Capture
 from ..towers.units import Unit
@@ -286,16 +285,14 @@ def weight_spectra(anatomy: TowerAnatomy, units: Iterable[Unit]) -> list[UnitBas
                 weight = anatomy.stream_weight(unit.layer)[0]
                 layer, heads = unit.layer, torch.cat([pool @ weight for pool in maps], dim=2)
             matrix = heads[unit.head]
-        elif unit.kind == "pooler":
-            assert isinstance(anatomy.pooling, AttentionPooling)
-            matrix = anatomy.float64(anatomy.pooling.last.weight)
-        elif unit.layer is not None:
-            part = anatomy.layers[unit.layer]
-            name = f"{anatomy.architecture}: the last map of the MLP of layer {unit.layer}"
-            check_linear(name, part.mlp_projection, anatomy.width)
-            matrix = anatomy.float64(part.mlp_projection.weight)
-            if part.mlp_scale is not None:
-                matrix = anatomy.float64(part.mlp_scale)[:, None] * matrix
+        elif writers := anatomy.writers(unit)[1:]:
+            check_linear(
+                f"{anatomy.architecture}: the last map of {unit}", writers[0], anatomy.width
+            )
+            matrix = anatomy.float64(writers[0].weight)
+        if unit.layer is not None and unit.kind == "mlp":
+            if (scale := anatomy.layers[unit.layer].mlp_scale) is not None:
+                matrix = anatomy.float64(scale)[:, None] * matrix
             matrix = torch.cat([pool @ matrix for pool in maps], dim=1)
         mean = (
             anatomy.readout_bias() if unit.kind == "output" else torch.zeros(len(matrix)).double()

@@ -56,7 +56,7 @@ def has_text(model: nn.Module) -> bool:
     model = base_model(model)
     if any(hasattr(model, name) for name in TEXT_PARTS):
         return True
-    return type(model).__name__ in ARCHITECTURES["text"] and hasattr(model, "head")  # SigLIP's
+    return type(model).__name__ in ARCHITECTURES["text"] and hasattr(model, "head")
 
 
 def _class_of(directory: Path) -> Any:

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from ..data.class_names import check_class_names, check_templates, spoken
 from ..errors import ResiDualError
-from ..towers.open_clip import is_open_clip
-from ..towers.pooling import FirstToken
+from ..towers.families.open_clip import is_open_clip
+from ..towers.readouts import Readout
 from ..towers.registry import base_model, find_tower
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -50,14 +50,14 @@ def embed_classes(
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     tokens = [list(ids) for ids in tokenizer(prompts)["input_ids"]]
     config = getattr(model.config, "text_config", model.config)
-    token, context = _readout_token(model), _context(model, config)
+    readout, context = _readout(model), _context(model, config)
     _check_tokens(
-        tokens, prompts, names, context, config.vocab_size, getattr(token, "token_id", None)
+        tokens, prompts, names, context, config.vocab_size, getattr(readout, "token_id", None)
     )
     padding = getattr(tokenizer, "pad_token_id", None)
     padding = tokenizer.eos_token_id if padding is None else padding
-    # SigLIP reads the last token of texts that are all as long as in training, padding and all
-    whole = context if token == FirstToken(-1) else 0
+    # who reads the last token does so of texts as long as in training, padding and all
+    whole = context if getattr(readout, "token", 0) == -1 else 0
     left = bool(whole) and getattr(tokenizer, "padding_side", "right") == "left"
     features = []
     with torch.no_grad():
@@ -69,10 +69,10 @@ def embed_classes(
     return _ensembled(torch.cat(features), len(names))
 
 
-def _readout_token(model: Any) -> Any:
-    """What finds the token that a text tower reads, or None where only the model knows."""
+def _readout(model: Any) -> Readout | None:
+    """How a text tower is read, or None where only the model knows."""
     try:
-        return find_tower(model, "text").readout_token
+        return find_tower(model, "text").readout
     except ResiDualError:
         return None
 
@@ -103,7 +103,7 @@ def _open_clip_features(model: Any, tokenizer: Any, prompts: list[str], batch_si
 
 
 def _text_features(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
-    if hasattr(model, "text_proj"):  # BlipForImageTextRetrieval
+    if hasattr(model, "text_proj"):  # of retrieval: no get_text_features
         tokens = model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         features: Tensor = model.text_proj(tokens[:, 0])
         return features
@@ -119,7 +119,7 @@ def _context(model: nn.Module, config: Any) -> int:
     """The longest prompt that a text tower reads, in tokens."""
     context = int(config.max_position_embeddings)
     for name, module in model.named_modules():
-        # RoBERTa's kind (AltCLIP) counts positions from the one after padding's
+        # RoBERTa's kind counts positions from the one after padding's
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None:
             context -= int(padding) + 1

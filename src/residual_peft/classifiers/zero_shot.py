@@ -163,7 +163,7 @@ class ZeroShotClassifier:
             image_processor: for `predict`.
             multi_label: whether an image may have several labels.
             logit_bias: what is added to every logit; None the dual encoder's own where it has one
-                (SigLIP) and an image may have several labels, else 0: a softmax cancels it.
+                and an image may have several labels, else 0: a softmax cancels it.
             batch_size: prompts per forward pass.
 
         Raises:

@@ -19,7 +19,8 @@ Data = Annotated[str, typer.Option(help="A folder of class folders, or a dataset
 Model = Annotated[
     str | None,
     typer.Option(
-        help="A CLIP, SigLIP, DINOv2, ...: a directory or a Hub id.", show_default=DEMO_MODEL_SHOWN
+        help="A model with a known image tower, such as a CLIP: a directory or a Hub id.",
+        show_default=DEMO_MODEL_SHOWN,
     ),
 ]
 Template = Annotated[

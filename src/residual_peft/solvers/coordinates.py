@@ -176,7 +176,9 @@ def collect_with_basis(
         restart_gains(model, adapter_name=name)
         return collect_coordinates(model, batches, adapter_name=name, progress=progress)
     anatomy = adapted_tower(model, name)
-    accumulator = BasisAccumulator(model, config.units, side=anatomy.side, readout=anatomy.readout)
+    accumulator = BasisAccumulator(
+        model, config.units, side=anatomy.side, readout=anatomy.readout.name
+    )
     kept, raw = _Kept(images_of(batches)), Captures(_fields(accumulator))
     for seen in reading(model, anatomy, batches, taps=True, labelled=True, progress=progress):
         assert seen.capture is not None

@@ -13,10 +13,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import ResiDualError
 from .fused_attention import check_attention
-from .pooling import AttentionPooling, FirstToken, Pooling, SecondNorm
+from .readouts import FIRST_TOKEN, Readout
 from .units import UNIT_KINDS, Unit
-
-CLASS_TOKEN = FirstToken()
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class TowerAnatomy:
     """An image or text tower: modules with any PEFT wrapping taken off, sizes read from them.
 
     Symbols of `method.md`: L layers, H heads, e head_dim, D width, d readout_width; J pools, the
-    weights that each token has in the readout (1 but for an attention pooling: `pooling`).
+    weights that each token has in the readout (1 but for an attention pooling).
     """
 
     architecture: str
@@ -75,26 +73,18 @@ class TowerAnatomy:
     projection: nn.Linear | ParameterProjection | None
     projection_path: str  # in `model`, of the module whose output is the readout
     num_heads: int
-    # its index, or what finds that of each sample (B,) in the arguments of the tower's forward
-    readout_token: int | Callable[[tuple[Any, ...], dict[str, Any]], int | Tensor] = CLASS_TOKEN
+    readout: Readout = FIRST_TOKEN  # how it is made of tokens
     reads_tokens: bool = False  # the readout is read from the tower's last_hidden_state
     outside: tuple[nn.Module, ...] = ()  # parts of the tower that its readout does not pass through
     side: str = "image"
     inputs: tuple[str, ...] = ("pixel_values",)  # of the model's forward; the first is a must
     read: "Callable[[TowerAnatomy, Mapping[str, Any]], Tensor] | None" = None  # inputs -> readout
-    pooling: Pooling | None = None  # None: one token
-    readout: str | None = None  # None: the model's own
     # tokens before the patches, of all that the final norm puts out; None where it sees one alone
     prefix_tokens: int | None = None
     mask: str | None = None  # the input that says which tokens are no padding
     whole: bool = False  # the module whose output is the readout is the tower itself
     # the named tensors of its fingerprint, where those are not the modules' own
     weights: "Callable[[TowerAnatomy], Mapping[str, Tensor]] | None" = None
-
-    def token(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | Tensor:
-        """The readout token's index in a call of the tower, or that of each sample (B,)."""
-        known = self.readout_token
-        return known if isinstance(known, int) else known(args, dict(kwargs))
 
     @property
     def width(self) -> int:
@@ -124,7 +114,7 @@ class TowerAnatomy:
     @property
     def pools(self) -> int:
         """J, how many weights each token has in the readout."""
-        return 1 if self.pooling is None else self.pooling.count
+        return self.readout.count
 
     @property
     def factor_width(self) -> int:
@@ -146,20 +136,27 @@ class TowerAnatomy:
         for layer in range(len(self.layers)):
             units += [Unit("head", layer, head) for head in range(self.num_heads)]
             units.append(Unit("mlp", layer))
-        if isinstance(self.pooling, AttentionPooling):
+        if self.readout.pooler is not None:
             units.append(Unit("pooler"))
         return [unit for unit in [*units, Unit("output")] if unit.kind in kinds]
+
+    def writers(self, unit: Unit) -> list[Any]:
+        """The modules that write a unit, the last linear map at the end; none of `output`."""
+        if unit.layer is not None:
+            layer = self.layers[unit.layer]
+            mlp = [layer.mlp, layer.mlp_projection]
+            return [layer.output_projection] if unit.kind == "head" else mlp
+        if unit.kind == "pooler" and self.readout.pooler is not None:
+            return [self.readout.pooler.mlp, self.readout.pooler.last]
+        return [self.embedding] if unit.kind == "embed" else []
 
     def readout_matrix(self) -> Tensor:
         """R = P diag(γ) (I − 11ᵀ/D), shape (d, D), float64: method.md, section 1.
 
         With J pools, one such map for each, side by side: (d, J·D).
         """
-        norm, maps = self.final_norm, [self._output_map()]
-        if isinstance(self.pooling, AttentionPooling):
-            maps = [self.float64(matrix) for matrix in self.pooling.maps()]
-        if isinstance(self.pooling, SecondNorm):
-            maps = [maps[0] @ self.float64(self.pooling.map())]
+        norm = self.final_norm
+        maps = [self.float64(matrix) for matrix in self.readout.maps(self._output_map())]
         if norm.weight is not None:
             maps = [matrix * self.float64(norm.weight) for matrix in maps]
         return torch.cat([matrix - matrix.mean(1, keepdim=True) for matrix in maps], dim=1)
@@ -172,22 +169,17 @@ class TowerAnatomy:
     def readout_bias(self) -> Tensor:
         """P β, and the projection's own bias where it has one: shape (d,), float64."""
         norm, projection = self.final_norm, self.projection
-        bias = torch.zeros(self.width, dtype=torch.float64, device=self.float64_device)
+        beta = torch.zeros(self.width, dtype=torch.float64, device=self.float64_device)
         if norm.bias is not None:
-            bias = self.float64(norm.bias)
-        if isinstance(self.pooling, AttentionPooling):
-            maps = torch.stack([self.float64(matrix) for matrix in self.pooling.maps()])
-            return maps.sum(0) @ bias + self.float64(self.pooling.bias())
-        if projection is None:
+            beta = self.float64(norm.bias)
+        bias = self.float64(self.readout.bias(self._output_map(), beta))
+        if projection is None or projection.bias is None:
             return bias
-        bias = self.float64(projection.weight) @ bias
-        return bias if projection.bias is None else bias + self.float64(projection.bias)
+        return bias + self.float64(projection.bias)
 
     def constant_map(self) -> Tensor | None:
-        """What 1/σ₂ of a final norm that runs twice is multiplied with (d,), float64, or None."""
-        if not isinstance(self.pooling, SecondNorm):
-            return None
-        return self._output_map() @ self.float64(self.pooling.shift())
+        """What `Capture.constant` of each sample is multiplied with (d,), float64, or None."""
+        return self.readout.constant_map(self._output_map())
 
     def stream_weight(self, layer: int) -> tuple[Tensor, Tensor]:
         """W_{l,h} (H, D, e) and b_l (D,) of one layer, layer scale folded in, float64."""

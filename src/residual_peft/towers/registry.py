@@ -6,16 +6,17 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from torch import nn
 
 from ..errors import ResiDualError
-from .anatomy import CLASS_TOKEN, LayerAnatomy, TowerAnatomy, checked
-from .pooling import AttentionPooling, MeanPooling
+from .anatomy import LayerAnatomy, TowerAnatomy, checked
+from .readouts import READOUTS, Mean
 
 SIDES = ("image", "text")
-READOUTS = ("own", "mean", "patches")
 
 UNKNOWN = "the architecture {name} is not known{side}; wanted one of {known}. To describe it:"
 EXAMPLE = """    from residual_peft import TowerAnatomy, register_architecture
@@ -90,7 +91,8 @@ def find_tower(
     anatomy = checked(_bare(describe(model)))
     if readout is None:
         readout = _adapted_readout(model, anatomy.side)
-    return anatomy if readout in (None, "own", anatomy.readout) else _mean_readout(anatomy, readout)
+    own = (None, "own", anatomy.readout.name)
+    return anatomy if readout in own else _mean_readout(anatomy, readout)
 
 
 def _describe(model: nn.Module, side: str) -> Describe | None:
@@ -105,7 +107,7 @@ def _adapted_readout(model: nn.Module, side: str) -> str | None:
     """Which readout of a tower an adapter in the model changes."""
     found = (getattr(module, "anatomy", None) for module in model.modules())
     towers = (a for a in found if isinstance(a, TowerAnatomy) and a.side == side)
-    return next((anatomy.readout for anatomy in towers), None)
+    return next((anatomy.readout.name for anatomy in towers), None)
 
 
 def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
@@ -124,26 +126,30 @@ def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
         raise ResiDualError(
             f"readout={readout!r}: {anatomy.architecture} runs its final norm over the readout "
             "token alone, so that its tokens have no mean that belongs to the model. Leave readout "
-            "out, or take a tower whose last_hidden_state is normed (ViT, DINO, SigLIP, I-JEPA)."
+            "out, or take a tower whose last_hidden_state is normed."
         )
     if readout == "patches" and anatomy.side == "text":
         raise ResiDualError("readout='patches' of a text tower: wanted 'mean', or the model's own.")
-    named = anatomy.model.named_modules()
-    path = next(name for name, module in named if unwrapped(module) is anatomy.final_norm)
-    outside = list(anatomy.outside)
-    if isinstance(anatomy.pooling, AttentionPooling):
-        outside.append(anatomy.pooling.head)
+    end = anatomy.readout.end
     return replace(
         anatomy,
         projection=None,
-        projection_path=path,
-        readout_token=CLASS_TOKEN,
+        projection_path=path_of(anatomy.model, anatomy.final_norm),
         reads_tokens=True,
-        outside=tuple(outside),
+        outside=anatomy.outside if end is None else (*anatomy.outside, end),
         read=None,
-        pooling=MeanPooling(anatomy.prefix_tokens if readout == "patches" else 0, anatomy.mask),
-        readout=readout,
+        readout=Mean(
+            name=readout,
+            first=anatomy.prefix_tokens if readout == "patches" else 0,
+            mask=anatomy.mask,
+        ),
     )
+
+
+def path_of(model: nn.Module, part: nn.Module) -> str:
+    """Name a module by where it is, or PEFT's layer around it."""
+    part = unwrapped(part)
+    return next(name for name, module in model.named_modules() if unwrapped(module) is part)
 
 
 def unwrapped(module: nn.Module) -> Any:
@@ -177,5 +183,5 @@ def _bare(anatomy: TowerAnatomy) -> TowerAnatomy:
 
 # the families come with the registry, whichever module of the package is imported first; by name,
 # as they stand below it
-for _family in ("architectures", "open_clip"):
-    importlib.import_module(f"{__package__}.{_family}")
+for _family in iter_modules([str(Path(__file__).parent / "families")]):
+    importlib.import_module(f"{__package__}.families.{_family.name}")

@@ -14,7 +14,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .anatomy import TowerAnatomy
 from .fused_attention import heads_at
-from .pooling import AttentionPooling, FirstToken, MeanPooling, Pooling, SecondNorm, inverse_sigma
+from .readouts import FIRST_TOKEN, Readout, Where, inverse_sigma, token_of
 from .registry import find_tower
 
 CAPTURE_ATTRIBUTE = "_residual_capture"
@@ -46,9 +46,8 @@ class Capture:
     pooled: Tensor | None = None  # (B, J): Σ_t w_jt where the readout is pooled
     eps: float = 0.0  # of the lowest precision that was seen before it was pooled
     pooler: Tensor | None = None  # (B, d): what the MLP after an attention pooling wrote
-    constant: Tensor | None = None  # (B,): 1/σ₂ of a final norm that runs twice
-    token: int | Tensor | None = None  # the readout token, or that of each sample (B,)
-    real: Tensor | None = None  # (B, T): nonzero where a token is no padding, under a mean
+    constant: Tensor | None = None  # (B,): what `constant_map` is multiplied with
+    where: Where = None  # where the readout was read
     normed: Tensor | None = None  # (B, D): the final norm's output, where the projection slices it
     foreign: bool = False  # whether others had hooks in the tower that may have changed something
 
@@ -130,17 +129,8 @@ class _Hook:
         """Clone the readout token of (B, T, D), or of (B, D) where it was picked already."""
         tensor = value[0] if isinstance(value, tuple | list) else value
         tensor = tensor.transpose(0, 1) if self.tokens_first and tensor.ndim == 3 else tensor
-        tensor = tensor if self.all_tokens else token_of(tensor, capture.token)
+        tensor = tensor if self.all_tokens else token_of(tensor, capture.where)
         return tensor.detach().clone()
-
-
-def token_of(tensor: Tensor, token: int | Tensor | None) -> Tensor:
-    """One token (B, D) of (B, T, D), the same or each sample's own; (B, D) stays as it is."""
-    if tensor.ndim != 3:
-        return tensor
-    if isinstance(token, Tensor):
-        return tensor[torch.arange(len(tensor), device=tensor.device), token.to(tensor.device)]
-    return tensor[:, token or 0]
 
 
 HARMLESS = ("residual_peft.", "transformers.utils.output_capturing")
@@ -188,8 +178,7 @@ _foreign._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @dataclass(frozen=True)
 class _Open(_Hook):
-    token: Callable[[Any, Any], int | Tensor] | None = None
-    pooling: Pooling | None = None
+    readout: Readout = FIRST_TOKEN
     watch: _Watch = field(default_factory=_Watch, compare=False)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -197,8 +186,7 @@ class _Open(_Hook):
             heads=[None] * self.layer,
             mlps=[None] * self.layer,
             layers=[None] * self.layer,
-            token=None if self.token is None else self.token(args, kwargs),
-            real=self.pooling.real(args, kwargs) if isinstance(self.pooling, MeanPooling) else None,
+            where=self.readout.locate(args, kwargs),
             foreign=_foreign(self.watch),
         )
 
@@ -222,7 +210,7 @@ class _TapAttention(_Hook):
 
     def __call__(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if (capture := _frames.open.get(self.key)) is not None:
-            capture.heads[self.layer] = heads_at(module, capture.token, *args, **kwargs)
+            capture.heads[self.layer] = heads_at(module, capture.where, *args, **kwargs)
 
 
 class _TapOutput(_Hook):
@@ -248,24 +236,22 @@ class _Stream(_Hook):
 class _Finish(_Hook):
     """On the last module: read the stream, pool, and let the capture travel on with the output."""
 
-    pooling: Pooling | None = None
+    readout: Readout = FIRST_TOKEN
     eps: float = 0.0
     sliced: bool = False
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        if (capture := _frames.open.get(self.key)) is None:
+        if (capture := _frames.open.get(self.key)) is None or not self.readout.ends(args):
             return
-        if (capture.stream if self.pooling is None else capture.pooled) is not None:
-            return  # BLIP runs its final norm once more, for a token that is not the readout
-        if self.pooling is None:
+        if (capture.pooled if self.readout.weighted else capture.stream) is not None:
+            return  # it runs once more, for a token that is not the readout
+        if self.readout.weighted:
+            with torch.autocast(output.device.type, enabled=False):  # weights are not rounded
+                self._pool(module, capture, args, kwargs)
+        else:
             capture.stream = self.read(args, capture)
             if self.sliced:
                 capture.normed = self.read(output, capture)
-        elif isinstance(self.pooling, SecondNorm) and args[0].ndim == 3:
-            return  # the first of its two runs
-        else:
-            with torch.autocast(output.device.type, enabled=False):  # weights are not rounded
-                self._pool(module, capture, args, kwargs)
         if self.slot == "keep":
             _frames.finished[self.key] = capture
         if (earlier := capture_of(output)) is None:
@@ -274,37 +260,26 @@ class _Finish(_Hook):
             earlier.absorb(capture)
 
     def _pool(self, module: nn.Module, capture: Capture, args: Any, kwargs: Any) -> None:
-        """Sum what was seen of all tokens with their weights."""
-        stream = capture.stream
-        assert stream is not None
-        assert self.pooling is not None
+        """Sum what was seen of tokens with their weights."""
+        assert capture.stream is not None
+        stream = capture.stream if self.readout.all_tokens else capture.stream[:, None]
         inverse = inverse_sigma(stream, self.eps)
-        if isinstance(self.pooling, SecondNorm):
-            second = inverse_sigma(args[0].detach(), self.eps)
-            capture.constant = second
-            capture.pooled = (inverse * second)[:, None]
+        weights = self.readout.weights(stream, capture.where, module, args, kwargs)
+        weights = weights.detach().to(inverse.dtype)
+        capture.constant = self.readout.constant(weights)
+        weights = weights * inverse[:, None]
+        capture.pooled = weights.sum(2)
 
-            def pool(tensor: Tensor) -> Tensor:
-                return tensor.to(inverse.dtype)[:, None] * capture.pooled[:, :, None]  # type: ignore[index]
-        else:
-            weights = (
-                self.pooling.shares(stream, capture.real)
-                if isinstance(self.pooling, MeanPooling)
-                # of the head that was called: in a replica it is another one
-                else replace(self.pooling, head=module).weights(args, kwargs)
-            )
-            weights = weights.detach().to(inverse.dtype) * inverse[:, None]
-            capture.pooled = weights.sum(2)
+        def pool(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(weights.dtype)
+            return weights @ tensor if tensor.ndim == 3 else weights * tensor[:, None]
 
-            def pool(tensor: Tensor) -> Tensor:
-                return weights @ tensor.to(weights.dtype)
-
-        seen = [*capture.heads, *capture.mlps, stream]
+        seen = [*capture.heads, *capture.mlps, capture.stream]
         capture.eps = max(torch.finfo(t.dtype).eps for t in seen if t is not None)
         for part in (capture.heads, capture.mlps, capture.layers):
             part[:] = [None if tensor is None else pool(tensor) for tensor in part]
         capture.embed = None if capture.embed is None else pool(capture.embed)
-        capture.stream = pool(stream)
+        capture.stream = pool(capture.stream)
 
 
 def install_taps(
@@ -329,16 +304,13 @@ def install_taps(
 def _install(
     anatomy: TowerAnatomy, hook: _Hook, heads: bool, mlps: bool, embed: bool, layers: bool
 ) -> list[RemovableHandle]:
-    key, depth, pooling = hook.key, len(anatomy.layers), anatomy.pooling
-    tokens = pooling is not None and not isinstance(pooling, SecondNorm)
-    last = pooling.head if isinstance(pooling, AttentionPooling) else anatomy.final_norm
-    token = anatomy.readout_token
-    token = FirstToken(token) if isinstance(token, int) else token
-    opened = _Open(key, layer=depth, token=token, pooling=pooling)
+    key, readout = hook.key, anatomy.readout
+    tokens, last = readout.all_tokens, readout.end or anatomy.final_norm
+    opened = _Open(key, layer=len(anatomy.layers), readout=readout)
     finish = _Finish(
         key,
         hook.slot,
-        pooling=pooling,
+        readout=readout,
         eps=float(anatomy.final_norm.eps),
         sliced=anatomy.cuts_out,
     )
@@ -347,12 +319,12 @@ def _install(
         # always_call: a tower that raises must not leave its frame behind
         anatomy.tower.register_forward_hook(_Close(key), always_call=True),
     ]
-    if pooling is not None:
+    if readout.weighted:
         stream = _Stream(key, all_tokens=tokens)
         handles.append(anatomy.final_norm.register_forward_hook(stream))
     handles.append(last.register_forward_hook(finish, with_kwargs=True))
-    if isinstance(pooling, AttentionPooling):
-        handles.append(pooling.mlp.register_forward_hook(_TapOutput(key, "pooler")))
+    if readout.pooler is not None:
+        handles.append(readout.pooler.mlp.register_forward_hook(_TapOutput(key, "pooler")))
     if embed:
         tap = _TapOutput(key, "embed", all_tokens=tokens)
         handles.append(anatomy.embedding.register_forward_hook(tap))

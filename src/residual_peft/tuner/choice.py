@@ -8,7 +8,6 @@ from ..bases.basis import SpectralBasis
 from ..bases.spectra import Components
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
-from ..towers.pooling import AttentionPooling
 from ..towers.units import Unit
 from .config import ResiDualConfig
 from .patterns import fullmatch, pattern_key
@@ -126,18 +125,8 @@ def _excluded(anatomy: TowerAnatomy, units: list[Unit], pattern: Pattern) -> set
         for path, module in anatomy.model.named_modules()
     }
 
-    def modules(unit: Unit) -> list[nn.Module]:
-        if unit.kind == "pooler" and isinstance(anatomy.pooling, AttentionPooling):
-            return [anatomy.pooling.mlp, anatomy.pooling.last]
-        if unit.layer is None:
-            return [anatomy.embedding] if unit.kind == "embed" else []
-        layer = anatomy.layers[unit.layer]
-        return (
-            [layer.output_projection] if unit.kind == "head" else [layer.mlp, layer.mlp_projection]
-        )
-
     return {
         unit
         for unit in units
-        if any(_named(paths.get(id(module), ""), pattern) for module in modules(unit))
+        if any(_named(paths.get(id(module), ""), pattern) for module in anatomy.writers(unit))
     }

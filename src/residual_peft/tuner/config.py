@@ -13,7 +13,8 @@ from peft import PeftConfig
 from ..bases.basis import check_components
 from ..errors import ResiDualError
 from ..hub.files import quoted, whole_directory
-from ..towers.registry import READOUTS, SIDES
+from ..towers.readouts import READOUTS
+from ..towers.registry import SIDES
 from ..towers.units import UNIT_KINDS
 from .patterns import check_pattern
 from .saved import check_types, read_config

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError
 from ..hub.files import atomic_directory, write_json, write_tensors
-from ..towers.open_clip import block_weights, image_weights, is_open_clip
+from ..towers.families.open_clip import block_weights, image_weights, is_open_clip
 from ..towers.registry import base_model, find_tower, unwrapped
 from . import ResiDualConfig
 from .model import at_path

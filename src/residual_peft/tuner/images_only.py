@@ -21,7 +21,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from ..bases.decomposition import run_tower
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
-from ..towers.open_clip import is_open_clip
+from ..towers.families.open_clip import is_open_clip
 from ..towers.registry import find_tower
 from .layer import ResiDualLayer
 
@@ -135,7 +135,7 @@ def _embeds(model: Any, options: dict[str, Any]) -> Any:
     tower, path = found
     if tower.model is not model:
         tower = replace(tower, model=model, tower=model.get_submodule(path))
-    options.pop("use_itm_head", None)  # BlipForImageTextRetrieval's, for texts
+    options.pop("use_itm_head", None)  # for texts
     named = {name: options.pop(name) for name in tower.inputs if name in options}
     return run_tower(model, named, anatomy=tower, **options)
 

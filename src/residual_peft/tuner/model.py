@@ -139,12 +139,14 @@ class ResiDualModel(BaseTuner):
 
     def _check_readout(self, anatomy: TowerAnatomy) -> None:
         """Refuse a second readout of one tower: one would change what the other reads."""
+        wanted = anatomy.readout.name
         for layer in readouts(self.model):
-            if layer.anatomy.side == anatomy.side and layer.anatomy.readout != anatomy.readout:
+            there = layer.anatomy.readout.name
+            if layer.anatomy.side == anatomy.side and there != wanted:
                 raise ResiDualError(
-                    f"wanted an adapter with readout={layer.anatomy.readout!r} like those that the "
-                    f"{anatomy.side} tower has, got readout={anatomy.readout!r}: one tower cannot "
-                    "have both. Load the base model once more for it."
+                    f"wanted an adapter with readout={there!r} like those that the {anatomy.side} "
+                    f"tower has, got readout={wanted!r}: one tower cannot have both. Load the base "
+                    "model once more for it."
                 )
 
     def _fingerprints(self, peft_config: ResiDualConfig) -> list[dict[str, Any]]:

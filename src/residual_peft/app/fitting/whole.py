@@ -67,7 +67,7 @@ def fit_adapter(
         out: where to save.
         templates: prompts with `{}`; the default ones when None.
         config: the adapter's; the default when None, with as many components as a head has
-            dimensions under an attention pooling (SigLIP).
+            dimensions under an attention pooling.
         trainer: fit with the HF Trainer instead, forward and backward for every batch and epoch,
             on the normalized loss.
         image_column: of the data, found when None.

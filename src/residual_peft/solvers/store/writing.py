@@ -239,7 +239,7 @@ class _Writer:
         config = readout_config(self.model, self.adapter_name)
         anatomy = adapted_tower(self.model, self.adapter_name)
         accumulator = BasisAccumulator(
-            self.model, config.units, side=anatomy.side, readout=anatomy.readout
+            self.model, config.units, side=anatomy.side, readout=anatomy.readout.name
         )
         with processes.in_step():
             for path in raws:

@@ -13,8 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ...bases.decomposition import check_exact
 from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
-from ...towers.pooling import MeanPooling
-from ...towers.taps import Capture, capture_of, install_taps, is_foreign, take_capture, token_of
+from ...towers.taps import Capture, capture_of, install_taps, is_foreign, take_capture
 from ..layer import GAINS, WAITS, ResiDualLayer, own_gains, same, without_rounding
 from ..mixing import BASE, each_its_own, weighted_gains
 from ..modes import ordinary, ordinary_tensors
@@ -266,14 +265,13 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(names)} and {len(y)} respectively."
             )
-        # BLIP runs its final norm once more, for a token that is not the readout
-        again = isinstance(self.anatomy.pooling, MeanPooling) and y.ndim == 2
-        if self.disable_adapters or not used or again:
+        readout = self.anatomy.readout
+        if self.disable_adapters or not used or not readout.holds(y):
             take_capture(self.key)  # nobody else will
             return output
         capture = self.capture(x, y)
         tokens = y.detach()  # no gradient enters the backbone: y' is affine in the gains
-        base = self._readout(tokens, capture)
+        base = readout.read(tokens, capture.where, self.dtype)
         if capture.foreign or any(map(is_foreign, self._forward_pre_hooks.values())):
             with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
                 check_exact(self.anatomy, capture, base)
@@ -281,7 +279,7 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
         if tokens.ndim < 3:
             adapted = adapted.to(y.dtype)
             return (adapted, *rest) if isinstance(output, tuple) else adapted
-        return self._in_place(adapted, base, tokens, capture)
+        return readout.write(tokens, base, adapted, capture.where)
 
     def _adapted(
         self, used: list[str], names: list[str] | None, base: Tensor, capture: Capture
@@ -294,27 +292,6 @@ class ResiDualReadout(nn.Module, ResiDualLayer):
             gains = {name: self.residual_peft_gains[name] for name in used}
             own = [name if name in gains else BASE for name in names]  # not the other side's
             return each_its_own(states, gains, own, base, capture)
-
-    def _readout(self, tokens: Tensor, capture: Capture) -> Tensor:
-        """The unadapted readout (B, d) in what the base layer gave."""
-        pooling = self.anatomy.pooling
-        if tokens.ndim == 3 and isinstance(pooling, MeanPooling):
-            return pooling.mean(tokens.to(self.dtype), capture.real)
-        return token_of(tokens, capture.token)
-
-    def _in_place(self, adapted: Tensor, base: Tensor, tokens: Tensor, capture: Capture) -> Tensor:
-        """All tokens (B, T, d), of which those that are read out are changed.
-
-        Under the mean each of them moves by what the mean is to move by.
-        """
-        pooling, token = self.anatomy.pooling, capture.token
-        if isinstance(pooling, MeanPooling):
-            moved = (tokens + (adapted - base)[:, None]).to(tokens.dtype)
-            return torch.where(pooling.inside(tokens, capture.real)[:, :, None], moved, tokens)
-        here = torch.arange(tokens.shape[1], device=tokens.device)
-        token = token.to(tokens.device) if isinstance(token, Tensor) else torch.tensor(token or 0)
-        chosen = here == (token.to(here.device) % tokens.shape[1]).view(-1, 1)  # (B or 1, T)
-        return torch.where(chosen[:, :, None], adapted.to(tokens.dtype)[:, None], tokens)
 
     def capture(self, x: Tensor, y: Tensor) -> Capture:
         """What the taps saw in the forward pass that has just led from `x` to `y`.

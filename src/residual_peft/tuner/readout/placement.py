@@ -86,7 +86,7 @@ def _find_basis(config: ResiDualConfig, anatomy: TowerAnatomy) -> SpectralBasis:
     """Take the basis that a config names, or one from the weights alone."""
     if config.basis is None:
         return SpectralBasis.from_weights(
-            anatomy.model, config.units, side=anatomy.side, readout=anatomy.readout
+            anatomy.model, config.units, side=anatomy.side, readout=anatomy.readout.name
         )
     try:
         basis = SpectralBasis.from_pretrained(config.basis)

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ResiDualError
-from .anatomy import LayerAnatomy, ParameterProjection, TowerAnatomy
-from .registry import register_architecture, unwrapped
+from ...errors import ResiDualError
+from ..anatomy import LayerAnatomy, ParameterProjection, TowerAnatomy
+from ..registry import register_architecture, unwrapped
 
 CLASSES = ("CLIP", "CustomTextCLIP")
 

@@ -1,0 +1,1 @@
+"""One module per family of architectures; `registry` imports all that are here."""
