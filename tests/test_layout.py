@@ -109,9 +109,9 @@ def test_contributing_names_the_rooms_in_their_order() -> None:
 
 def test_the_rule_sees_what_it_forbids() -> None:
     path = ROOT / "bases" / "not_there.py"
-    text = "from ..app.recording import x\nfrom ..towers.pooling import _y\nfrom . import basis"
+    text = "from ..app.recording import x\nfrom ..towers.taps import _y\nfrom . import basis"
     assert faults(path, text) == {
         "bases takes app.recording.x from below",
         "app does not offer recording",
-        "towers.pooling._y is private",
+        "towers.taps._y is private",
     }
