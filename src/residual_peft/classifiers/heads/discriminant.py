@@ -11,6 +11,7 @@ from .finishing import finish
 from .head import ClassHead
 from .images import Images, checked
 from .left_out import LeftOut
+from .nearest import DEFAULT_TEMPERATURE
 from .preparing import scaling
 
 Shrinkage = Literal["oas", "ledoit-wolf"] | float
@@ -41,9 +42,6 @@ class Covariance:
         """
         count, columns = residuals.shape
         trace = float(residuals.square().sum()) / count
-        if trace == 0:
-            # every class has one image, or equal ones: all directions alike
-            return cls(1.0, residuals.new_zeros(0, columns), residuals.new_zeros(0, 0))
         level = shrinkage * trace / columns
         factor = residuals * ((1 - shrinkage) / count) ** 0.5
         small = count < columns
@@ -57,6 +55,11 @@ class Covariance:
                 "to 'oas'."
             )
         return cls(level, factor if small else None, root)
+
+    @classmethod
+    def alike(cls, level: float, columns: int) -> "Covariance":
+        """λ I (K, K)."""
+        return cls(level, torch.zeros(0, columns).double(), torch.zeros(0, 0).double())
 
     def solve(self, rows: Tensor) -> Tensor:
         """Σ⁻¹ x for every row x, (M, K) -> (M, K)."""
@@ -168,7 +171,12 @@ def fit_discriminant(
     centres = data.targets.mT @ rows / counts[:, None]
     residuals = rows - centres[data.labels]
     share = shrinkage_of(residuals, shrinkage)
-    covariance = Covariance.of(residuals, share)
+    if residuals.any():
+        covariance = Covariance.of(residuals, share)
+    else:
+        # one image per class: all directions alike, and about as sure as cosines are
+        level = float(rows.square().sum(1).mean()) or 1.0
+        covariance = Covariance.alike(level / DEFAULT_TEMPERATURE, rows.shape[1])
     each = torch.ones(class_count).double().index_put_((data.labels,), data.weights)
     priors = counts * each / (counts * each).sum()
     squared = _left_out_squared(rows, centres, data.labels, counts, covariance, share)

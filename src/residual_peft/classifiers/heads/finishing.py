@@ -27,8 +27,25 @@ def mean_loss(logits: Tensor, images: Images, known: Tensor) -> float:
     return float((weights @ log_losses(logits, images)) / weights.sum())
 
 
+def text_alone(images: Images) -> float:
+    """a of `a z` by itself: the zero-shot logits as sure as they may be, 0 without any.
+
+    They have not seen the images, so that nothing needs to be left out.
+    """
+    if images.zero_shot is None or images.several:
+        return 0.0
+    nothing = torch.zeros_like(images.zero_shot)
+    return calibrate(nothing, images.labels, images.weights, images.zero_shot).text_weight
+
+
 def finish(
-    logits: Tensor, images: Images, how: How, known: Tensor, *, with_text: bool = True
+    logits: Tensor,
+    images: Images,
+    how: How,
+    known: Tensor,
+    *,
+    with_text: bool = True,
+    temperature: float = 1.0,
 ) -> tuple[float, float, LeftOut]:
     """a and τ for `a z + τ logits`, and the left-out predictions with both applied.
 
@@ -38,14 +55,21 @@ def finish(
         how: who was left out with whom.
         known: images that can be told right without their own (N,); the others say nothing.
         with_text: False keeps a at 0.
+        temperature: τ where no image is known; a is then that of the text alone.
 
     Returns:
-        a, τ and the final predictions; a = 0 and τ = 1 where no image is known, or where there are
-        several labels, whose sigmoids are fitted as they are.
+        a, τ and the final predictions; a = 0 and τ = 1 with several labels, whose sigmoids are
+        fitted as they are.
     """
     text = images.zero_shot if with_text else None
-    if images.several or not known.any():
+    if images.several:
         return 0.0, 1.0, LeftOut(logits, images.labels, how, known)
+    if not known.any():
+        weight = text_alone(images) if with_text else 0.0
+        final = temperature * logits
+        if text is not None:
+            final = final + weight * text
+        return weight, temperature, LeftOut(final, images.labels, how, known)
     found = calibrate(
         logits[known],
         images.labels[known],

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .finishing import across_folds, folds_of
 from .folds import FOLDS
+from .nearest import DEFAULT_TEMPERATURE
 from .preparing import UnitRows
 from .rival import Rival, one_label, rival
 
@@ -92,7 +93,7 @@ def gaussian(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     away = rows - targets @ means
     trace = float(away.square().sum()) / max(count - 1, 1)
     if trace == 0:
-        solved = means  # one image per class: all directions alike
+        solved = DEFAULT_TEMPERATURE * means  # one image per class: all directions alike
     elif columns <= count:
         gram = away.mT @ away + trace * torch.eye(columns, dtype=rows.dtype)
         solved = columns * torch.linalg.solve(gram, means.mT).mT

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .finishing import across_folds, folds_of, mean_loss, part_of
+from .finishing import across_folds, folds_of, mean_loss, part_of, text_alone
 from .folds import FOLDS
 from .images import Images
 from .preparing import PrincipalAxes, UnitRows
@@ -100,7 +100,7 @@ def descend(rows: Tensor, images: Images, stops: tuple[int, ...]) -> list[tuple[
     Block coordinate majorise-minimise: each block by turns moves by its gradient over its Lipschitz
     constant. The Hessian of the cross-entropy in the logits of an image is at most ½ I (D. Böhning,
     1992), hence ½ λ_max(Fᵀ F) / N for w and ½ max_k Σ_i z_ik² / N for α. It starts at the
-    class means and at α = 1, the zero-shot classifier.
+    class means and at the zero-shot logits as sure as they may be.
 
     Args:
         rows: f (N, K).
@@ -110,7 +110,7 @@ def descend(rows: Tensor, images: Images, stops: tuple[int, ...]) -> list[tuple[
     targets, text = images.targets, images.zero_shot
     share = images.weights[:, None] / images.weights.sum()
     weights = functional.normalize(rows.mT @ (share * targets), dim=0)
-    text_weights = torch.ones(targets.shape[1], dtype=torch.float64)
+    text_weights = torch.full((targets.shape[1],), text_alone(images), dtype=torch.float64)
     steep = 0.5 * float(torch.linalg.matrix_norm(share.sqrt() * rows, 2)) ** 2
     text_steep = 0.0 if text is None else 0.5 * float((share * text.square()).sum(0).max())
     found = []

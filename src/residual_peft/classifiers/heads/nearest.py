@@ -16,6 +16,8 @@ NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50)
 NEIGHBOUR_TEMPERATURE = 0.07
 """Of the votes exp(cosine / T): M. Caron et al., 2021, and Z. Wu et al., 2018, before them."""
 DEFAULT_NEIGHBOURS = 1
+DEFAULT_TEMPERATURE = 10.0
+"""Of cosines to single images: fitted to 5 to 17 with two images of each class of handwriting."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,15 @@ def fit_means(
         cosines = unit[part] @ functional.normalize(without, dim=1).mT
         left[part[:, None], touched] = cosines
     means = ClassMeans(rows, functional.normalize(sums, dim=1))
-    return rival(means, left, data, leaving.how, leaving.known, with_text=True)
+    return rival(
+        means,
+        left,
+        data,
+        leaving.how,
+        leaving.known,
+        with_text=True,
+        temperature=DEFAULT_TEMPERATURE,
+    )
 
 
 @dataclass(frozen=True)

@@ -5,28 +5,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .finishing import finish, mean_loss
+from .finishing import finish, mean_loss, text_alone
 from .images import Images
 from .left_out import Leaving, leaving_of
 from .preparing import UnitRows
-from .rival import Rival, one_label, rival
+from .rival import Rival, one_label, rival, text_of
 
-SHARPNESSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # β
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # λ
+SHARPNESSES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # β
+STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # λ
 DEFAULT_SHARPNESS, DEFAULT_STRENGTH = 1.0, 0.1
 
 
 @dataclass(frozen=True)
 class KernelRidge:
-    """p(x) + k(x, S) (K + λ I)⁻¹ (Y − p(S)), k(x, y) = exp(−β ‖x − y‖²), p zero-shot's softmax.
+    """p(x) + k(x, S) (K + λ I)⁻¹ (Y − p(S)), k(x, y) = exp(−β ‖x − y‖²), p = softmax(a z).
 
     Attributes:
         rows: how features are prepared.
         images: S, unit-norm rows (N, K).
         weights: (K + λ I)⁻¹ (Y − p(S)) (N, C).
         sharpness: β.
-        prior: what p is where there is no text: the classes' shares (C,).
-        with_text: whether it was fitted with zero-shot logits.
+        prior: what p is where there is no text: the classes' shares (1, C).
+        text_weight: a, which makes zero-shot as sure as it may be; 0 without text.
     """
 
     rows: UnitRows
@@ -34,7 +34,7 @@ class KernelRidge:
     weights: Tensor
     sharpness: float
     prior: Tensor
-    with_text: bool
+    text_weight: float
 
     @property
     def parameter_count(self) -> int:
@@ -45,12 +45,9 @@ class KernelRidge:
         """Regressed indicators (M, C), about 0 and 1; a temperature makes logits of them."""
         kernel = (2 * self.sharpness * (self.rows(features) @ self.images.mT - 1)).exp()
         found = kernel @ self.weights
-        return found + base_of(zero_shot if self.with_text else None, self.prior, found)
-
-
-def base_of(zero_shot: Tensor | None, prior: Tensor, like: Tensor) -> Tensor:
-    """p (M, C)."""
-    return prior.to(like) if zero_shot is None else zero_shot.to(like).softmax(1)
+        if not self.text_weight:
+            return found + self.prior
+        return found + (self.text_weight * text_of(found, zero_shot)).softmax(1)
 
 
 def fit_proker(
@@ -65,8 +62,9 @@ def fit_proker(
     """ProKeR, β and λ chosen by the log-loss of left-out images, which it has in closed form.
 
     The function nearest to the zero-shot one, in the kernel's norm, that fits the images. p is a
-    softmax here, so that it regresses to indicators on one scale with them. The residuals of the
-    fit without a part B are ((A⁻¹)_BB)⁻¹ (A⁻¹ R)_B with A = K + λ I and R = Y − p(S).
+    softmax here, of logits that the images calibrated first, to be on one scale with indicators.
+    The residuals of the fit without a part B are ((A⁻¹)_BB)⁻¹ (A⁻¹ R)_B with A = K + λ I and
+    R = Y − p(S).
 
     Args:
         features: (N, K).
@@ -84,12 +82,14 @@ def fit_proker(
     unit = rows(data.features)
     leaving = leaving_of(data.labels, class_count, groups)
     prior = data.targets.mean(0, keepdim=True)
-    residual = data.targets - base_of(data.zero_shot, prior, data.targets)
+    text_weight = text_alone(data)
+    base = prior if not text_weight else (text_weight * text_of(data.targets, zero_shot)).softmax(1)
+    residual = data.targets - base
     cosines = unit @ unit.mT
     best, left = _choose(cosines, residual, data, leaving)
     kernel = (2 * best[0] * (cosines - 1)).exp()
     weights = torch.linalg.solve(kernel + best[1] * torch.eye(len(unit)), residual)
-    scorer = KernelRidge(rows, unit, weights, best[0], prior, data.zero_shot is not None)
+    scorer = KernelRidge(rows, unit, weights, best[0], prior, text_weight)
     chosen = {"sharpness": best[0], "strength": best[1]}
     return rival(scorer, left, data, leaving.how, leaving.known, with_text=False, chosen=chosen)
 

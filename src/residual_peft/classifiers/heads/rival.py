@@ -56,6 +56,7 @@ def rival(
     known: Tensor,
     *,
     with_text: bool,
+    temperature: float = 1.0,
     chosen: Mapping[str, float] | None = None,
 ) -> Rival:
     """Finish a method from its scores of left-out images (N, C).
@@ -67,9 +68,12 @@ def rival(
         how: who was left out with whom.
         known: images that can be told right.
         with_text: whether the text is yet to be added.
+        temperature: τ where nothing could be left out.
         chosen: what was chosen on left-out images.
     """
-    a, temperature, left_out = finish(left, images, how, known, with_text=with_text)
+    a, temperature, left_out = finish(
+        left, images, how, known, with_text=with_text, temperature=temperature
+    )
     return Rival(scorer, a, temperature, left_out, dict(chosen or {}))
 
 

@@ -15,7 +15,7 @@ from .preparing import UnitRows
 from .rival import Rival, one_label, part_numbers, rival
 
 SHARPNESSES = (0.5, 1.0, 2.0, 5.5, 11.0, 22.0, 45.0, 90.0)  # β
-WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # α
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # α
 DEFAULT_SHARPNESS, DEFAULT_WEIGHT = 5.5, 1.0
 """The paper's; kept where one image per class leaves nothing to choose by."""
 EPOCHS, RATE, BATCH = 20, 1e-3, 256
