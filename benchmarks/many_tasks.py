@@ -19,9 +19,9 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from residual_peft import ResiDualConfig, TaskSet, ZeroShotClassifier, gains_of
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.hub.files import write_json
 from residual_peft.towers.registry import base_model
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import readout_state
 
 UNITS = {"heads": ("head",), "heads and MLPs": ("head", "mlp")}

@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from units import SEEDS, spread, tasks
 
 from residual_peft import fit_bases
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
 from residual_peft.classifiers.metrics import accuracy
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
@@ -27,6 +26,7 @@ from residual_peft.experiments.methods import Method
 from residual_peft.hub.files import write_json
 from residual_peft.solvers import fit_gains, fit_linear
 from residual_peft.solvers.coordinates import collect_coordinates, collect_readouts
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import restart_gains
 
 GAIN_RATES = (0.01, 0.03, 0.1, 0.3, 0.8)

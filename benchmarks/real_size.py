@@ -46,12 +46,12 @@ from residual_peft import (
     write_coordinates,
 )
 from residual_peft.analysis import collect_contributions
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.class_means import class_means
 from residual_peft.classifiers.evaluation import evaluate
 from residual_peft.data import ProcessedImages
 from residual_peft.data.images import to_rgb
 from residual_peft.hub.files import write_json
+from residual_peft.towers.running import run_tower
 
 OUT = Path(__file__).with_suffix(".json")
 CLASSES = ("dunes", "forest", "harbour", "market", "meadow")

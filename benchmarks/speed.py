@@ -49,7 +49,6 @@ from residual_peft import (
     write_coordinates,
 )
 from residual_peft.app.demonstration import handwriting_task
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.bases.moments import Moments
 from residual_peft.bases.spectra import BasisAccumulator
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
@@ -59,6 +58,7 @@ from residual_peft.demo.tasks import handwriting
 from residual_peft.hub.files import write_json
 from residual_peft.solvers.coordinates import Coordinates, collect_coordinates
 from residual_peft.solvers.objectives import GainProblem
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import readout_state
 
 OUT = Path(__file__).with_suffix(".json")

@@ -25,9 +25,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' tiny models
 
 from residual_peft import ResiDualConfig, decompose, find_tower, fit_bases, gains_by_module
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.hub.files import write_json
 from residual_peft.towers.registry import ARCHITECTURES, UNSUITED
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import adapted_tower
 from tests.models import EVERY, pixels
 from tests.open_clip_models import open_clip_model

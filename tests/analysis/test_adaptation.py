@@ -10,8 +10,8 @@ from torch import Tensor
 
 from residual_peft import ResiDualConfig, ResiDualError, ZeroShotClassifier
 from residual_peft.analysis import explain_adapter, explain_image, explain_row
-from residual_peft.bases.decomposition import run_tower, unadapted
 from residual_peft.solvers.coordinates import Coordinates, collect_coordinates
+from residual_peft.towers.running import run_tower, unadapted
 from residual_peft.tuner import adapter_basis, gains_of
 from tests.models import SIZES, pixels
 from tests.tuner.twin import adapted

@@ -9,21 +9,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from residual_peft.bases.decomposition import (
-    Capture,
-    _check_close,
-    _tolerance,
-    capture_of,
-    check_exact,
-    checked_capture,
-    contributions,
-    decompose,
-    run_tower,
-    tapped,
-)
+from residual_peft.bases.decomposition import checked_capture, contributions, decompose
+from residual_peft.bases.exactness import _check_close, _tolerance, check_exact
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.registry import find_tower
-from residual_peft.towers.taps import _frames
+from residual_peft.towers.running import run_tower
+from residual_peft.towers.taps import Capture, _frames, capture_of, tapped
 from residual_peft.towers.units import Unit
 from tests.models import (
     ALL,

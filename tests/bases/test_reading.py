@@ -16,11 +16,12 @@ from residual_peft import (
 )
 from residual_peft.analysis import collect_contributions
 from residual_peft.bases import reading as loop
-from residual_peft.bases.decomposition import contributions, decompose, run_tower
+from residual_peft.bases.decomposition import contributions, decompose
 from residual_peft.bases.reading import Captures, reading
 from residual_peft.classifiers.class_means import class_means, class_means_of
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.coordinates import collect_readouts
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import gains_of
 from tests.launch import run
 from tests.models import TOWERS, clip_model, pixels

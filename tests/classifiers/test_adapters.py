@@ -9,11 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.adapters import Adapters
 from residual_peft.classifiers.many_tasks import TaskSet
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, gains_of, load_adapter
 from tests.classifiers.test_zero_shot import image_processor, photographs
 from tests.hub_client import hub  # noqa: F401

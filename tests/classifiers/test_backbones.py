@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.directories import DEMO_MODEL, known_name
 from residual_peft.hub.files import read_tensors, write_tensors
+from residual_peft.towers.running import run_tower
 from tests.models import clip_model, pixels
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 from tests.training_case import save_clip

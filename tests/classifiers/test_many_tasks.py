@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.many_tasks import BLOCK, TaskSet
 from residual_peft.classifiers.zero_shot import Prediction, ZeroShotClassifier
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, ResiDualReadout, fit_bases, gains_of, readout_state
 from tests.classifiers.test_zero_shot import agree, image_processor, photographs
 from tests.models import BUILDERS, clip_model, pixels

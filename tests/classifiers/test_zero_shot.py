@@ -10,10 +10,10 @@ from PIL import Image
 from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTextModelWithProjection
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.prompts import embed_classes
 from residual_peft.classifiers.zero_shot import Prediction, ZeroShotClassifier, readout_of
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from tests.models import (
     Size,
     clip_model,

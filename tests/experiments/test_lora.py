@@ -7,11 +7,11 @@ import torch
 from peft import get_peft_model_state_dict
 from torch import Tensor
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.backbones import load_image_tower
 from residual_peft.classifiers.metrics import accuracy
 from residual_peft.experiments import LoraSettings, Task, lora
 from residual_peft.experiments.lora import fit_lora
+from residual_peft.towers.running import run_tower
 from tests.experiments.case import labels_of, tiny_task
 
 SETTINGS = LoraSettings(rank=2, learning_rate=0.05, batch_size=12, epochs=5)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments import METHODS, LoraSettings, Method, Row, Task, run_method, runner
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import gains_of
 from tests.experiments.case import count, labels_of, tiny_task, with_another_test_split
 from tests.models import Size, clip_model

@@ -27,7 +27,6 @@ from peft import PeftModel
 from PIL import Image
 
 from residual_peft.bases.basis import SpectralBasis
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.many_tasks import TaskSet
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
@@ -36,6 +35,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.reporting import write_report
 from residual_peft.reporting.run_record import RunRecord
 from residual_peft.solvers.store import CoordinateStore
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import load_adapter
 from tests.fuzz.good import make
 from tests.fuzz.mutations import spoil

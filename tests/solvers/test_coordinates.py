@@ -4,7 +4,6 @@ from peft import get_peft_model
 from schedulefree import AdamWScheduleFree
 from torch.nn import functional
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import batches
 from residual_peft.errors import ResiDualError
@@ -15,6 +14,7 @@ from residual_peft.solvers.coordinates import (
     collect_with_basis,
 )
 from residual_peft.towers.registry import base_model
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 from tests.models import BUILDERS, clip_model, clip_vision_model_with_projection, pixels
 from tests.tokenizers import VOCABULARY

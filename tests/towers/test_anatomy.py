@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import CLIPModel
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.anatomy import TowerAnatomy
 from residual_peft.towers.registry import (
@@ -17,6 +16,7 @@ from residual_peft.towers.registry import (
     find_tower,
     register_architecture,
 )
+from residual_peft.towers.running import run_tower
 from residual_peft.towers.units import Unit
 from tests.models import ALL as EVERY_SIZE
 from tests.models import BUILDERS, EVERY, SIZES, clip_model, clip_vision_model, pixels

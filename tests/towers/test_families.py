@@ -26,13 +26,13 @@ from residual_peft import (
     trainer_kwargs,
     training_arguments,
 )
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.classifiers.prompts import embed_classes
 from residual_peft.classifiers.zero_shot import readout_of
 from residual_peft.data import batches
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.training import LogitsForMetrics
 from residual_peft.towers.registry import find_tower
+from residual_peft.towers.running import run_tower
 from tests.models import TOWERS, clip_like, clip_model, pixels, text_config
 from tests.pooled import double, dual, patches, text_sizes
 from tests.tokenizers import VOCABULARY, clip_tokenizer

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from residual_peft.bases.decomposition import decompose, run_tower
+from residual_peft.bases.decomposition import decompose
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers import fit_gains
@@ -20,6 +20,7 @@ from residual_peft.solvers.coordinates import collect_with_basis
 from residual_peft.towers import taps
 from residual_peft.towers.fused_attention import check_attention, heads_at
 from residual_peft.towers.registry import find_tower
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, fit_bases
 from tests.models import Size, clip_model, pixels
 from tests.open_clip_models import CLASSES, open_clip, open_clip_model, tokens

@@ -24,9 +24,9 @@ from residual_peft import (
     gains_by_module,
     gains_of,
 )
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.coordinates import collect_with_basis
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import adapted_tower, adapter_basis
 from tests.pooled import CASES, EOS, POOLED, Pooled, double, own_readout, slow_parts
 from tests.slow import slow_pca

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from residual_peft.bases.decomposition import decompose, run_tower
+from residual_peft.bases.decomposition import decompose
 from residual_peft.towers.registry import find_tower
+from residual_peft.towers.running import run_tower
 from residual_peft.towers.taps import Capture, _frames, capture_of, install_taps, tapped
 from residual_peft.towers.units import Unit
 from tests.bases.test_decomposition import hooks, nothing_left_behind, vision

@@ -22,12 +22,12 @@ from residual_peft import (
     fit_bases,
     gains_of,
 )
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.bases.fingerprint import Fingerprint
 from residual_peft.classifiers.zero_shot import readout_of
 from residual_peft.errors import ResiDualError
 from residual_peft.towers import registry
 from residual_peft.towers.families.parts import first_path
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import readout_state
 from tests.models import EVERY, TOWERS, Size, clip_model, pixels, randomize
 from tests.pooled import CASES

@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from residual_peft.bases.basis import SpectralBasis
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import (
     ResiDualConfig,
     ResiDualReadout,

@@ -11,10 +11,11 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from residual_peft import SpectralBasis, decompose
-from residual_peft.bases.decomposition import check_exact, run_tower
+from residual_peft.bases.exactness import check_exact
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.anatomy import TowerAnatomy
 from residual_peft.towers.registry import find_tower
+from residual_peft.towers.running import run_tower
 from residual_peft.towers.taps import tapped
 from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, gains_of

@@ -3,7 +3,8 @@ import torch
 from peft import get_peft_model
 
 from residual_peft.bases.basis import SpectralBasis
-from residual_peft.bases.decomposition import decompose, run_tower
+from residual_peft.bases.decomposition import decompose
+from residual_peft.towers.running import run_tower
 from residual_peft.towers.taps import tapped
 from residual_peft.towers.units import Unit
 from residual_peft.tuner import (

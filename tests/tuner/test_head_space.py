@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from residual_peft.bases.basis import SpectralBasis
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.towers.registry import find_tower
+from residual_peft.towers.running import run_tower
 from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, adapter_basis, fit_bases, gains_of
 from residual_peft.tuner.readout.head_space import HeadSpace, stored_width

@@ -9,8 +9,8 @@ from peft.utils import hotswap
 from safetensors.torch import load_file, save_file
 
 from residual_peft.bases.basis import SpectralBasis
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import (
     ResiDualConfig,
     fit_bases,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from residual_peft.bases.decomposition import run_tower
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig
 from tests.models import clip_model, clip_vision_model_with_projection, pixels
 from tests.tuner.twin import adapted

@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from residual_peft.bases.basis import SpectralBasis
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, ResiDualReadout, fit_bases, gains_of, readout_state
 from tests.models import BUILDERS, clip_model, pixels
 from tests.tuner.twin import IMAGES, expected, randomize_gains, relative

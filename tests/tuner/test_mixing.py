@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import (
     ResiDualConfig,
     ResiDualReadout,

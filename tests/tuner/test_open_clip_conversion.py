@@ -20,9 +20,9 @@ from residual_peft import (
     fit_bases,
     open_clip_to_transformers,
 )
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.bases.fingerprint import Fingerprint
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import adapter_basis, load_adapter
 from tests.models import Size, clip_model, pixels
 from tests.open_clip_models import CLASSES, open_clip_model, tokens

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, ResiDualReadout, fit_bases, gains_of, readout_state
 from tests.models import BUILDERS, clip_model, pixels, transformers_admits_peft
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative

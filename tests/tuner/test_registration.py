@@ -73,7 +73,7 @@ print(model(pixel_values=pixels()).image_embeds.double().sum().item())
 
 
 def test_another_process_needs_nothing_but_the_import(tmp_path: Path) -> None:
-    from residual_peft.bases.decomposition import run_tower
+    from residual_peft.towers.running import run_tower
     from tests.models import pixels
 
     model = adapted()

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.bases.fingerprint import Fingerprint
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, fit_bases, load_adapter
 from tests.models import clip_model, clip_vision_model, pixels
 from tests.tuner.test_saving import CONFIG, WEIGHTS, edit_config

@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_mod
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from residual_peft.bases.decomposition import run_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.directories import push_directory
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, hotswap_adapter, load_adapter
 from residual_peft.tuner.conversion import convert_adapter
 from residual_peft.tuner.saved import LARGEST_GAIN

@@ -4,6 +4,7 @@ __all__ = [
     "basis",
     "blas",
     "decomposition",
+    "exactness",
     "fingerprint",
     "moments",
     "processes",

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from ..data.progress import Progress, with_progress
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
+from ..towers.inputs import batch_size, checked_inputs
 from ..towers.registry import find_tower
+from ..towers.running import evaluating, run_tower, unadapted
 from ..towers.taps import Capture, is_tapped, tapped
-from .decomposition import batch_size, check_exact, checked_inputs, evaluating, run_tower, unadapted
+from .exactness import check_exact
 from .rows import Rows, give_back_large_tensors
 
 Check = Literal["first", "all"] | Callable[[Tensor | None], bool]

@@ -18,10 +18,11 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ..bases.decomposition import batch_size, checked_inputs, evaluating, run_tower
 from ..data.images import ImageLike, image_list, load_image_processor, pixel_values
 from ..errors import ResiDualError
+from ..towers.inputs import batch_size, checked_inputs
 from ..towers.registry import base_model, find_tower
+from ..towers.running import evaluating, run_tower
 from ..towers.taps import Capture
 from ..tuner import (
     PREFIX,

@@ -16,7 +16,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bases.decomposition import read_tokens
 from ..bases.reading import Seen, reading
 from ..bases.rows import Rows
 from ..data.class_names import check_class_names, check_templates
@@ -27,6 +26,7 @@ from ..hub.cards import CardFacts
 from ..hub.directories import CARD, push_directory
 from ..hub.files import atomic_directory, path_of
 from ..towers.registry import base_model, find_tower
+from ..towers.running import read_tokens
 from ..tuner import (
     adapted_tower,
     base_of,

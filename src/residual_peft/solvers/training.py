@@ -21,12 +21,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..bases.decomposition import read_tokens
 from ..classifiers.metrics import classification_metrics, multi_label_metrics
 from ..classifiers.zero_shot import ZeroShotClassifier, readout_of
 from ..data import ImageData, ProcessedImages, collate
 from ..errors import ResiDualError
 from ..towers.registry import find_tower
+from ..towers.running import read_tokens
 from .trainer_settings import MULTI_LABEL_METRIC as MULTI_LABEL_METRIC
 from .trainer_settings import by_loss, evaluates, settled
 

@@ -1,3 +1,3 @@
 """Where a model keeps its parts, and one run of it."""
 
-__all__ = ["anatomy", "families", "readouts", "registry", "taps", "units"]
+__all__ = ["anatomy", "families", "inputs", "readouts", "registry", "running", "taps", "units"]

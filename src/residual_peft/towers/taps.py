@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import ResiDualError
 from .anatomy import TowerAnatomy
 from .fused_attention import heads_at
 from .readouts import FIRST_TOKEN, Readout, Where, inverse_sigma, token_of
 from .registry import find_tower
+from .units import Unit
 
 CAPTURE_ATTRIBUTE = "_residual_capture"
 
@@ -34,7 +36,7 @@ class Capture:
     """What the taps saw in one forward pass at the readout token, detached, in the model's dtype.
 
     Where the readout is pooled, each tensor is (B, J, ...) instead: what was seen of all tokens,
-    summed with their weights w (`pooling`), in float32 or better. Entries that were not asked for
+    summed with their weights w (`readouts`), in float32 or better. Entries that were not asked for
     are None.
     """
 
@@ -51,6 +53,23 @@ class Capture:
     normed: Tensor | None = None  # (B, D): the final norm's output, where the projection slices it
     foreign: bool = False  # whether others had hooks in the tower that may have changed something
 
+    def of(self, unit: Unit) -> Tensor:
+        """What was seen of a unit: of a head all heads of its layer, of `output` the whole stream.
+
+        Raises:
+            ResiDualError: that part of the tower did not run.
+        """
+        layered = {"head": self.heads, "mlp": self.mlps}
+        whole = {"embed": self.embed, "pooler": self.pooler, "output": self.stream}
+        found = whole.get(unit.kind) if unit.layer is None else layered[unit.kind][unit.layer]
+        if found is None:
+            raise ResiDualError(
+                f"the forward pass ran without {unit}: a module of the tower was replaced, or "
+                "called in another way, after the adapter was put in; load the model and the "
+                "adapter afresh."
+            )
+        return found
+
     def totals(self, eps: float) -> Tensor:
         """Σ_t w_jt, (B, J), in float32 or better: 1/σ where one token is read."""
         if self.pooled is not None:
@@ -66,7 +85,6 @@ class Capture:
 
     def rows(self, index: Tensor) -> "Capture":
         """What was seen of some samples of the batch."""
-
         return self.map(lambda tensor: tensor.index_select(0, index))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Capture":
@@ -81,11 +99,9 @@ class Capture:
 
     def absorb(self, other: "Capture") -> None:
         """Fill in from another capture of the same forward pass what is missing in this one."""
-        for mine, theirs in ((self.heads, other.heads), (self.mlps, other.mlps)):
-            mine[:] = [a if a is not None else b for a, b in zip(mine, theirs, strict=True)]
-        self.layers = [
-            a if a is not None else b for a, b in zip(self.layers, other.layers, strict=True)
-        ]
+        for name in ("heads", "mlps", "layers"):
+            pairs = zip(getattr(self, name), getattr(other, name), strict=True)
+            setattr(self, name, [a if a is not None else b for a, b in pairs])
         self.embed = other.embed if self.embed is None else self.embed
         self.pooler = other.pooler if self.pooler is None else self.pooler
         self.foreign |= other.foreign
@@ -150,17 +166,6 @@ class _Watch:
     hooks: list[Hooks] = field(default_factory=list)  # all that a tower's modules have
     taps: int = 0
 
-    def foreign(self) -> bool:
-        """Put the taps behind hooks that were registered after them; say if others have any."""
-        if sum(map(len, self.hooks)) == self.taps:
-            return False
-        for hooks, number in self.last:
-            seen = list(hooks)  # another thread may tap the same tower
-            later = [hooks.get(other) for other in seen[seen.index(number) + 1 :]]
-            if any(hook is not None and not isinstance(hook, _Hook) for hook in later):
-                hooks.move_to_end(number)
-        return any(is_foreign(hook) for hooks in self.hooks for hook in list(hooks.values()))
-
 
 def is_foreign(hook: Any) -> bool:
     """Whether a hook may change what it sees."""
@@ -168,7 +173,15 @@ def is_foreign(hook: Any) -> bool:
 
 
 def _foreign(watch: _Watch) -> bool:
-    return watch.foreign()
+    """Put the taps behind hooks that were registered after them; say if others have any."""
+    if sum(map(len, watch.hooks)) == watch.taps:
+        return False
+    for hooks, number in watch.last:
+        seen = list(hooks)  # another thread may tap the same tower
+        later = [hooks.get(other) for other in seen[seen.index(number) + 1 :]]
+        if any(hook is not None and not isinstance(hook, _Hook) for hook in later):
+            hooks.move_to_end(number)
+    return any(is_foreign(hook) for hooks in watch.hooks for hook in list(hooks.values()))
 
 
 # torch.compile takes the answer, and the order of the hooks, from when it follows the code; what is
@@ -196,15 +209,6 @@ class _Close(_Hook):
         _frames.open.pop(self.key, None)
 
 
-class _TapInput(_Hook):
-    """After the module has run: then its input is what all hooks before it have made of it."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        # no frame: the tower is not running, as when checkpointing runs a block again
-        if (capture := _frames.open.get(self.key)) is not None:
-            getattr(capture, self.slot)[self.layer] = self.read(args, capture)
-
-
 class _TapAttention(_Hook):
     """On an attention that never calls its output projection: compute what that would get."""
 
@@ -213,23 +217,21 @@ class _TapAttention(_Hook):
             capture.heads[self.layer] = heads_at(module, capture.where, *args, **kwargs)
 
 
-class _TapOutput(_Hook):
+@dataclass(frozen=True)
+class _Tap(_Hook):
+    """Reads a module's output, or its input `before`, as all hooks have made it."""
+
+    before: bool = False
+
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        # no frame: the tower is not running, as when checkpointing runs a block again
         if (capture := _frames.open.get(self.key)) is None:
             return
-        if self.slot in ("embed", "pooler"):
-            setattr(capture, self.slot, self.read(output, capture))
-        else:
-            getattr(capture, self.slot)[self.layer] = self.read(output, capture)
-
-
-@dataclass(frozen=True)
-class _Stream(_Hook):
-    """On a final norm that is not the end: read the stream, the first time it runs."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if (capture := _frames.open.get(self.key)) is not None and capture.stream is None:
-            capture.stream = self.read(args, capture)
+        if self.slot in ("heads", "mlps", "layers"):
+            tensor = self.read(args if self.before else output, capture)
+            getattr(capture, self.slot)[self.layer] = tensor
+        elif self.slot != "stream" or capture.stream is None:  # the final norm may run once more
+            setattr(capture, self.slot, self.read(args if self.before else output, capture))
 
 
 @dataclass(frozen=True)
@@ -297,19 +299,12 @@ def install_taps(
     overlap with others, and are taken away again by calling `remove()` on each handle. With a
     `key`, `take_capture(key)` gives the capture as well, where the tensor does not get through.
     """
-    hook = _Hook(uuid.uuid4().hex if key is None else key, slot="" if key is None else "keep")
-    return _install(anatomy, hook, heads, mlps, embed, layers)
-
-
-def _install(
-    anatomy: TowerAnatomy, hook: _Hook, heads: bool, mlps: bool, embed: bool, layers: bool
-) -> list[RemovableHandle]:
-    key, readout = hook.key, anatomy.readout
-    tokens, last = readout.all_tokens, readout.end or anatomy.final_norm
+    keep, key = key is not None, key or uuid.uuid4().hex
+    readout, tokens = anatomy.readout, anatomy.readout.all_tokens
     opened = _Open(key, layer=len(anatomy.layers), readout=readout)
     finish = _Finish(
         key,
-        hook.slot,
+        slot="keep" if keep else "",
         readout=readout,
         eps=float(anatomy.final_norm.eps),
         sliced=anatomy.cuts_out,
@@ -320,13 +315,14 @@ def _install(
         anatomy.tower.register_forward_hook(_Close(key), always_call=True),
     ]
     if readout.weighted:
-        stream = _Stream(key, all_tokens=tokens)
+        stream = _Tap(key, "stream", all_tokens=tokens, before=True)
         handles.append(anatomy.final_norm.register_forward_hook(stream))
+    last = readout.end or anatomy.final_norm
     handles.append(last.register_forward_hook(finish, with_kwargs=True))
     if readout.pooler is not None:
-        handles.append(readout.pooler.mlp.register_forward_hook(_TapOutput(key, "pooler")))
+        handles.append(readout.pooler.mlp.register_forward_hook(_Tap(key, "pooler")))
     if embed:
-        tap = _TapOutput(key, "embed", all_tokens=tokens)
+        tap = _Tap(key, "embed", all_tokens=tokens)
         handles.append(anatomy.embedding.register_forward_hook(tap))
     for index, layer in enumerate(anatomy.layers):
         first = layer.tokens_first
@@ -334,13 +330,13 @@ def _install(
             fused = _TapAttention(key, "heads", index)
             handles.append(layer.attention.register_forward_hook(fused, with_kwargs=True))
         elif heads:
-            before = _TapInput(key, "heads", index, tokens)
-            handles.append(layer.output_projection.register_forward_hook(before))
+            tap = _Tap(key, "heads", index, tokens, before=True)
+            handles.append(layer.output_projection.register_forward_hook(tap))
         if mlps:
-            tap = _TapOutput(key, "mlps", index, tokens, first)
+            tap = _Tap(key, "mlps", index, tokens, first)
             handles.append(layer.mlp.register_forward_hook(tap))
         if layers:
-            tap = _TapOutput(key, "layers", index, tokens, first)
+            tap = _Tap(key, "layers", index, tokens, first)
             handles.append(layer.module.register_forward_hook(tap))
     _watch(opened.watch, anatomy, handles)
     return handles
@@ -357,7 +353,8 @@ def _watch(watch: _Watch, anatomy: TowerAnatomy, handles: list[RemovableHandle])
     watch.taps = len(handles)
     for handle in handles:
         hooks = cast(Hooks, handle.hooks_dict_ref())
-        if isinstance(hooks[handle.id], _TapOutput):  # the others read inputs, which come first
+        # the others read inputs, which come first
+        if isinstance(tap := hooks[handle.id], _Tap) and not tap.before:
             watch.last.append((hooks, handle.id))
 
 
@@ -395,7 +392,7 @@ def tapped(
     """Tap a tower while the block runs; the hooks go away even when it raises."""
     anatomy = model if isinstance(model, TowerAnatomy) else find_tower(model)
     tap = Tap()
-    handles = _install(anatomy, _Hook(tap.key, slot="keep"), heads, mlps, embed, layers)
+    handles = install_taps(anatomy, heads=heads, mlps=mlps, embed=embed, layers=layers, key=tap.key)
     try:
         yield tap
     finally:

@@ -18,11 +18,11 @@ from typing import Any
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from ..bases.decomposition import run_tower
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
 from ..towers.families.open_clip import is_open_clip
 from ..towers.registry import find_tower
+from ..towers.running import run_tower
 from .layer import ResiDualLayer
 
 OWN = "_residual_peft_own_class"  # of the subclass: its parent

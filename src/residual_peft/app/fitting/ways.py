@@ -10,7 +10,6 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import Trainer
 
-from ...bases.decomposition import unadapted
 from ...classifiers.backbones import Backbone
 from ...classifiers.class_means import class_means_of
 from ...classifiers.evaluation import Evaluation, evaluate
@@ -23,6 +22,7 @@ from ...solvers.coordinates import Readouts, collect_readouts
 from ...solvers.objectives import Objective
 from ...solvers.store import CoordinateStore
 from ...solvers.training import trainer_kwargs, training_arguments
+from ...towers.running import unadapted
 from ...tuner import ResiDualConfig, fit_bases, gains_of
 from .reading import TITLES, Pass, readouts_of
 from .scoring import scored, training_metrics

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
 from ...towers.taps import Capture
 from ...towers.units import Unit
@@ -277,7 +276,7 @@ def _head_coordinates(state: ReadoutState, capture: Capture, totals: Tensor) -> 
     layers = sorted({unit.layer for unit in heads if unit.layer is not None})
     if not heads:
         return totals.new_zeros(len(totals), 0)
-    seen = [_present(capture.heads[layer], f"the heads of layer {layer}") for layer in layers]
+    seen = [capture.of(Unit("head", layer, 0)) for layer in layers]
     inputs = torch.stack(seen, dim=-2).to(totals.dtype).unflatten(-1, (state.num_heads, -1))
     inputs = inputs.flatten(-3, -2)  # (B, heads, e), or pooled (B, J, heads, e)
     if len(heads) != inputs.shape[-2]:  # not all heads of these layers
@@ -294,10 +293,12 @@ def _head_coordinates(state: ReadoutState, capture: Capture, totals: Tensor) -> 
 def _contribution(state: ReadoutState, capture: Capture, unit: Unit, totals: Tensor) -> Tensor:
     """x_u (B, d) of a unit that is no head; of output without P β."""
     dtype = totals.dtype
+    seen = capture.of(unit)
     if unit.kind == "pooler":
-        return _present(capture.pooler, str(unit)).to(dtype)
-    written = capture.scaled(_written(state, capture, unit), totals).flatten(1)
-    found = written @ state.readout_matrix.T
+        return seen.to(dtype)
+    if unit.layer is not None and len(state.mlp_scales):
+        seen = seen * state.mlp_scales[unit.layer]
+    found = capture.scaled(seen, totals).flatten(1) @ state.readout_matrix.T
     if unit.kind == "mlp":
         return found
     if len(state.constant_map) and capture.constant is not None:
@@ -305,25 +306,3 @@ def _contribution(state: ReadoutState, capture: Capture, unit: Unit, totals: Ten
     if unit.kind == "output" and capture.pooler is not None:
         found = found + capture.pooler.to(dtype)
     return found
-
-
-def _written(state: ReadoutState, capture: Capture, unit: Unit) -> Tensor:
-    """What embed, an MLP or all units together (output) wrote to the stream: (B, D) or pooled."""
-    if unit.kind == "embed":
-        return _present(capture.embed, str(unit))
-    if unit.kind == "output":
-        return _present(capture.stream, str(unit))
-    assert unit.layer is not None
-    seen = _present(capture.mlps[unit.layer], str(unit))
-    return seen * state.mlp_scales[unit.layer] if len(state.mlp_scales) else seen
-
-
-def _present(tensor: Tensor | None, what: str) -> Tensor:
-    """Refuse a capture whose taps did not see a part that ran."""
-    if tensor is None:
-        raise ResiDualError(
-            f"the forward pass ran without {what}: a module of the image tower was replaced, or "
-            "called in another way, after the adapter was put in; load the model and the adapter "
-            "afresh."
-        )
-    return tensor

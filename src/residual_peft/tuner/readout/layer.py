@@ -10,7 +10,7 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...bases.decomposition import check_exact
+from ...bases.exactness import check_exact
 from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
 from ...towers.taps import Capture, capture_of, install_taps, is_foreign, take_capture

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ...bases.basis import Components, UnitBasis
-from ...bases.decomposition import batch_size, checked_inputs, run_tower
 from ...bases.moments import Moments
 from ...bases.processes import Processes, summed
 from ...bases.reading import running
@@ -22,7 +21,9 @@ from ...bases.spectra import spectrum, weight_spectrum
 from ...data.progress import Progress, with_progress
 from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
+from ...towers.inputs import batch_size, checked_inputs
 from ...towers.registry import base_model
+from ...towers.running import run_tower
 from .linears import float64, linear_weight, tower_or_none
 
 

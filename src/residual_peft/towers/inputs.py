@@ -1,0 +1,99 @@
+"""What a tower takes of a batch, looked at before it is run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ResiDualError
+from .anatomy import TowerAnatomy
+
+OPTIONS = ("interpolate_pos_encoding",)  # of a forward pass, beside its tensors
+
+
+def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
+    """What a tower takes of a batch: of a mapping its `inputs`, a tensor as the first of them.
+
+    A mapping may also say `interpolate_pos_encoding`: images of another size than the model's.
+
+    Raises:
+        ResiDualError: the batch is neither, or lacks the first.
+    """
+    first = anatomy.inputs[0]
+    if isinstance(batch, Mapping):
+        found = {name: batch[name] for name in anatomy.inputs if batch.get(name) is not None}
+        if first not in found:
+            mend = "image processor" if anatomy.side == "image" else "tokenizer"
+            raise ResiDualError(
+                f"a batch holds {sorted(map(str, batch))} and no {first!r}: run the "
+                f"{anatomy.side}s through the model's {mend}."
+            )
+        return found | {name: batch[name] for name in OPTIONS if batch.get(name)}
+    if not isinstance(batch, Tensor):
+        raise ResiDualError(
+            f"wanted {first} as a tensor, or a mapping that holds it, got a {type(batch).__name__}."
+        )
+    return {first: batch}
+
+
+def checked_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
+    """The same on the tower's device, refused where it is not as it should be.
+
+    Raises:
+        ResiDualError: as `named_inputs`; pixels that are not finite, or of another shape or kind.
+    """
+    given = named_inputs(anatomy, batch)
+    first = given[anatomy.inputs[0]]
+    if anatomy.side == "text":
+        if not isinstance(first, Tensor) or first.ndim != 2 or first.is_floating_point():
+            raise ResiDualError(
+                "wanted input_ids as whole numbers of shape (texts, tokens), got "
+                f"{getattr(first, 'dtype', type(first).__name__)} of shape "
+                f"{tuple(getattr(first, 'shape', ()))}: run the texts through the tokenizer with "
+                'padding=True and return_tensors="pt".'
+            )
+    else:
+        check_pixels(first, patches="spatial_shapes" in anatomy.inputs)
+    device = anatomy.layers[0].output_projection.weight.device
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in given.items()
+    }
+
+
+def batch_size(inputs: Mapping[str, Any]) -> int:
+    """The number of samples in what `checked_inputs` gave."""
+    return len(next(iter(inputs.values())))
+
+
+def check_pixels(pixel_values: Tensor, *, patches: bool = False) -> None:
+    """Refuse pixels that are not a (B, C, H, W) floating point tensor of finite numbers.
+
+    With `patches` wanted cut up, (B, N, C·p·p).
+
+    Raises:
+        ResiDualError: names the images of the batch that are at fault.
+    """
+    kind = "patches, values" if patches else "channels, height, width"
+    if not isinstance(pixel_values, Tensor):
+        raise ResiDualError(
+            f"wanted pixel_values as a tensor (images, {kind}), got "
+            f"{type(pixel_values).__name__}: run the images through the model's image processor."
+        )
+    if (
+        pixel_values.ndim != (3 if patches else 4)
+        or not pixel_values.is_floating_point()
+        or not len(pixel_values)
+    ):
+        raise ResiDualError(
+            f"wanted pixel_values as floats of shape (images, {kind}), got "
+            f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}: run the images through "
+            "the model's image processor."
+        )
+    finite = pixel_values.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ResiDualError(
+            f"pixel_values hold NaN or infinite values in {len(bad)} of {len(finite)} images of "
+            f"the batch (first: image {bad[0]}); look at how they were decoded and normalized."
+        )
