@@ -20,7 +20,7 @@ from torch import Tensor
 
 from residual_peft import SpectralBasis
 from residual_peft.analysis import spectral_similarity
-from residual_peft.bases.basis import Fingerprint
+from residual_peft.bases.fingerprint import Fingerprint
 from residual_peft.hub.files import write_json
 from residual_peft.towers.units import Unit
 

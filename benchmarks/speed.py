@@ -49,8 +49,8 @@ from residual_peft import (
     write_coordinates,
 )
 from residual_peft.app.demonstration import handwriting_task
+from residual_peft.bases.accumulator import BasisAccumulator
 from residual_peft.bases.moments import Moments
-from residual_peft.bases.spectra import BasisAccumulator
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
 from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import ProcessedImages, collate

@@ -13,10 +13,10 @@ from accelerate import PartialState
 from peft import get_peft_model
 from torch import Tensor, distributed
 
+from residual_peft.bases.accumulator import BasisAccumulator
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.bases.moments import Moments
 from residual_peft.bases.processes import Processes
-from residual_peft.bases.spectra import BasisAccumulator
 from residual_peft.data import ProcessedImages
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.store import write_coordinates

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from residual_peft import SpectralBasis
 from residual_peft.analysis import Contributions, UnitContribution
-from residual_peft.bases.basis import Fingerprint
+from residual_peft.bases.fingerprint import Fingerprint
 from residual_peft.bases.spectra import spectrum
 from residual_peft.towers.units import Unit
 from tests.models import clip_model

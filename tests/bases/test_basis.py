@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import BatchFeature
 
-from residual_peft.bases.basis import BasisAccumulator, SpectralBasis, UnitBasis
-from residual_peft.bases.spectra import spectrum
+from residual_peft.bases.accumulator import BasisAccumulator
+from residual_peft.bases.basis import SpectralBasis
+from residual_peft.bases.spectra import UnitBasis, spectrum
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import read_tensors, write_tensors
 from residual_peft.towers.registry import find_tower

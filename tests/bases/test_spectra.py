@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
+from residual_peft.bases.accumulator import BasisAccumulator
 from residual_peft.bases.basis import SpectralBasis
-from residual_peft.bases.spectra import BasisAccumulator
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.registry import find_tower
 from tests.models import BUILDERS, SIZES, Size, clip_model, pixels

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from residual_peft.bases.accumulator import BasisAccumulator
 from residual_peft.bases.basis import SpectralBasis
-from residual_peft.bases.spectra import BasisAccumulator
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.demo.tasks import world_images
 from residual_peft.reporting import markdown_table

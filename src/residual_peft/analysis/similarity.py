@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bases.basis import Components, SpectralBasis
+from ..bases.basis import SpectralBasis
+from ..bases.spectra import Components
 from ..errors import ResiDualError
 from ..towers.units import Unit
 from .matching import Side, check_widths

@@ -1,6 +1,7 @@
 """What units wrote -> directions: moments, decomposition, spectra, `SpectralBasis`."""
 
 __all__ = [
+    "accumulator",
     "basis",
     "blas",
     "decomposition",

@@ -28,19 +28,11 @@ from ..hub.files import (
 from ..towers.anatomy import TowerAnatomy
 from ..towers.registry import find_tower
 from ..towers.units import Unit
+from .accumulator import BasisAccumulator
 from .fingerprint import Fingerprint
 from .processes import Processes
 from .reading import reading
-from .spectra import BasisAccumulator, Components, UnitBasis, check_components, weight_spectra
-
-__all__ = [
-    "BasisAccumulator",
-    "Components",
-    "Fingerprint",
-    "SpectralBasis",
-    "UnitBasis",
-    "check_components",
-]
+from .spectra import Components, UnitBasis, check_components, weight_spectra
 
 TENSORS_FILE = "residual_basis.safetensors"
 METADATA_FILE = "residual_basis.json"

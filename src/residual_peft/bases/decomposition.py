@@ -98,7 +98,7 @@ def contributions(anatomy: TowerAnatomy, capture: Capture, units: list[Unit]) ->
         elif unit.kind == "pooler":
             parts.append(streams.pooler())
         else:
-            part = streams.scaled(unit) @ matrix.T
+            part = streams.readable(streams.of(unit)) @ matrix.T
             if unit.kind in ("embed", "output"):
                 part = part + streams.constant()
             if unit.kind == "output":
@@ -112,9 +112,9 @@ def head_inputs(anatomy: TowerAnatomy, capture: Capture, layer: int) -> Tensor:
 
     With J pools all z_j come first, then all weights: (B, H, J·e + J).
     """
-    seen = capture.heads[layer]
-    assert seen is not None
     totals = anatomy.float64(capture.totals(anatomy.final_norm.eps))  # (B, J)
-    heads = capture.scaled(anatomy.float64(seen), totals).unflatten(2, (anatomy.num_heads, -1))
+    heads = capture.scaled(anatomy.float64(capture.of(Unit("head", layer, 0))), totals).unflatten(
+        2, (anatomy.num_heads, -1)
+    )
     inside = heads.transpose(1, 2).flatten(2)  # (B, H, J·e)
     return torch.cat([inside, totals[:, None].expand(-1, anatomy.num_heads, -1)], dim=2)

@@ -20,20 +20,9 @@ class Streams:
 
     def of(self, unit: Unit) -> Tensor:
         """Return what embed, an MLP or output (the whole stream) wrote."""
-        tensor = {"embed": self.capture.embed, "output": self.capture.stream}.get(unit.kind)
-        if unit.kind != "mlp":
-            assert tensor is not None
-            return self.anatomy.float64(tensor)
-        assert unit.layer is not None
-        tensor = self.capture.mlps[unit.layer]
-        scale = self.anatomy.layers[unit.layer].mlp_scale
-        assert tensor is not None
-        written = self.anatomy.float64(tensor)
+        written = self.anatomy.float64(self.capture.of(unit))
+        scale = None if unit.layer is None else self.anatomy.layers[unit.layer].mlp_scale
         return written if scale is None else written * self.anatomy.float64(scale)
-
-    def scaled(self, unit: Unit) -> Tensor:
-        """Return the same as it enters the readout's map: (B, J·D)."""
-        return self.readable(self.of(unit))
 
     def readable(self, written: Tensor) -> Tensor:
         """Give what was written its weight: (B, J·D)."""
@@ -54,16 +43,15 @@ class Streams:
 
     def attention(self, layer: int) -> Tensor:
         """Return what all heads of a layer wrote together."""
-        seen = self.capture.heads[layer]
-        assert seen is not None
-        part = self.anatomy.layers[layer]
-        written = self.anatomy.float64(seen) @ self.anatomy.float64(part.output_projection.weight).T
+        part, float64 = self.anatomy.layers[layer], self.anatomy.float64
+        seen = float64(self.capture.of(Unit("head", layer, 0)))
+        written = seen @ float64(part.output_projection.weight).T
         if part.output_projection.bias is not None:
-            bias = self.anatomy.float64(part.output_projection.bias)
+            bias = float64(part.output_projection.bias)
             pooled = self.capture.pooled is not None
             written = written + (self.totals[:, :, None] * bias if pooled else bias)
         scale = part.attention_scale
-        return written if scale is None else written * self.anatomy.float64(scale)
+        return written if scale is None else written * float64(scale)
 
 
 def check_exact(anatomy: TowerAnatomy, capture: Capture, readout: Tensor) -> None:

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..bases.accumulator import BasisAccumulator
 from ..bases.basis import SpectralBasis
 from ..bases.reading import Captures, Seen, reading
 from ..bases.rows import Rows
-from ..bases.spectra import BasisAccumulator
 from ..data.progress import Progress, images_of
 from ..errors import ResiDualError
 from ..tuner import (

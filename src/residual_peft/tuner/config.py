@@ -10,7 +10,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from ..bases.basis import check_components
+from ..bases.spectra import check_components
 from ..errors import ResiDualError
 from ..hub.files import quoted, whole_directory
 from ..towers.readouts import READOUTS

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ...bases.accumulator import BasisAccumulator
 from ...bases.basis import METADATA_FILE, TENSORS_FILE, SpectralBasis
 from ...bases.fingerprint import Fingerprint
 from ...bases.processes import Processes
 from ...bases.reading import Captures, Seen, reading
 from ...bases.rows import Rows
-from ...bases.spectra import BasisAccumulator
 from ...data import Batches, ProcessedImages, SkippedImage
 from ...errors import ResiDualError
 from ...hub.files import path_of, whole_directory, write_json, write_tensors

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...bases.basis import Components, UnitBasis
 from ...bases.moments import Moments
 from ...bases.processes import Processes, summed
 from ...bases.reading import running
-from ...bases.spectra import spectrum, weight_spectrum
+from ...bases.spectra import Components, UnitBasis, spectrum, weight_spectrum
 from ...data.progress import Progress, with_progress
 from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...bases.basis import Components
 from ...bases.fingerprint import Fingerprint
+from ...bases.spectra import Components
 from ...errors import ResiDualError
 from ...towers.registry import unwrapped
 from ..choice import components_of

@@ -10,8 +10,8 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from ...bases.basis import Components, UnitBasis
 from ...bases.fingerprint import Fingerprint
+from ...bases.spectra import Components, UnitBasis
 from ...errors import ResiDualError
 from ...hub.directories import local_directory
 from ...hub.files import read_tensors

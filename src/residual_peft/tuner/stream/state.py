@@ -8,7 +8,7 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...bases.basis import UnitBasis
+from ...bases.spectra import UnitBasis
 from ...errors import ResiDualError
 from ...towers.registry import unwrapped
 from ..layer import GAINS, WAITS, ResiDualLayer, own_gains, same, without_rounding
