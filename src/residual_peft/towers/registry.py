@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ResiDualError
-from .anatomy import LayerAnatomy, TowerAnatomy, checked
+from .anatomy import TowerAnatomy, checked
 from .readouts import READOUTS, Mean
 
 SIDES = ("image", "text")
@@ -76,17 +76,12 @@ def find_tower(
     sides = SIDES if side is None else (side,)
     describe = next(filter(None, (_describe(model, one) for one in sides)), None)
     if describe is None:
-        name = type(model).__name__
+        name, where = type(model).__name__, "" if side is None else f" for its {side} tower"
         if side is not None and (reason := UNSUITED[side].get(name)) is not None:
             raise ResiDualError(f"the {side} tower of {name} {reason}.")
         known = ", ".join(sorted(ARCHITECTURES[side or "image"]))
         raise ResiDualError(
-            UNKNOWN.format(
-                name=name,
-                known=known,
-                side="" if side is None else f" for its {side} tower",
-            ),
-            EXAMPLE.format(name=name),
+            UNKNOWN.format(name=name, known=known, side=where), EXAMPLE.format(name=name)
         )
     anatomy = checked(_bare(describe(model)))
     if readout is None:
@@ -152,7 +147,7 @@ def path_of(model: nn.Module, part: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if unwrapped(module) is part)
 
 
-def unwrapped(module: nn.Module) -> Any:
+def unwrapped(module: Any) -> Any:
     """Take PEFT's layers off a module: the innermost `base_layer`."""
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
         module = inner
@@ -162,23 +157,14 @@ def unwrapped(module: nn.Module) -> Any:
 def _bare(anatomy: TowerAnatomy) -> TowerAnatomy:
     """Take PEFT's layers off all parts: who describes a tower need not think of them."""
 
-    def bare(part: LayerAnatomy) -> LayerAnatomy:
-        return replace(
-            part,
-            output_projection=unwrapped(part.output_projection),
-            mlp=unwrapped(part.mlp),
-            mlp_projection=unwrapped(part.mlp_projection),
-        )
+    def bare(part: Any, *names: str, **others: Any) -> Any:
+        return replace(part, **others, **{name: unwrapped(getattr(part, name)) for name in names})
 
-    return replace(
-        anatomy,
-        embedding=unwrapped(anatomy.embedding),
-        layers=tuple(bare(part) for part in anatomy.layers),
-        final_norm=unwrapped(anatomy.final_norm),
-        projection=unwrapped(anatomy.projection)
-        if isinstance(anatomy.projection, nn.Module)
-        else anatomy.projection,
+    layers = [bare(a, "output_projection", "mlp", "mlp_projection") for a in anatomy.layers]
+    found: TowerAnatomy = bare(
+        anatomy, "embedding", "final_norm", "projection", layers=tuple(layers)
     )
+    return found
 
 
 # the families come with the registry, whichever module of the package is imported first; by name,
