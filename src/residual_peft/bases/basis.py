@@ -212,11 +212,7 @@ class SpectralBasis:
 
     def __getitem__(self, unit: Unit | str) -> UnitBasis:
         unit = Unit.parse(unit) if isinstance(unit, str) else unit
-        if unit not in self.units:
-            raise ResiDualError(
-                f"the basis has no unit {unit}; it has {len(self.units)}, {self.units[0]} to "
-                f"{self.units[-1]}."
-            )
+        self._check_has(unit)
         index = self.units.index(unit)
         return UnitBasis(
             self.means[index],
@@ -224,6 +220,13 @@ class SpectralBasis:
             self.eigenvalues[index],
             self.total_variance[index],
         )
+
+    def _check_has(self, name: Unit | str) -> None:
+        if not any(_is(unit, name) for unit in self.units):
+            raise ResiDualError(
+                f"the basis has no unit {name}; it has {len(self.units)}, {self.units[0]} to "
+                f"{self.units[-1]}. Fit one that has it."
+            )
 
     def truncate(
         self, components: Components, by_unit: Mapping[Unit, Components] | None = None
@@ -279,11 +282,7 @@ class SpectralBasis:
         """
         wanted = [units] if isinstance(units, str | Unit) else list(units)
         for name in wanted:
-            if not any(_is(unit, name) for unit in self.units):
-                raise ResiDualError(
-                    f"the basis has no unit {name}; it has {len(self.units)}, {self.units[0]} to "
-                    f"{self.units[-1]}. Fit one that has it."
-                )
+            self._check_has(name)
         inside = None if layers is None else set(layers)
         depth = {unit.layer for unit in self.units}
         if inside is not None and (missing := sorted(inside - depth, key=str)):

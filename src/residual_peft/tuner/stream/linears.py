@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import ResiDualError
-from ...towers.anatomy import LayerAnatomy, TowerAnatomy
+from ...towers.anatomy import TowerAnatomy
 from ...towers.registry import SIDES, find_tower
 from ...towers.units import Unit
 from ..choice import chosen_units
@@ -44,15 +44,11 @@ def tower_targets(config: ResiDualConfig, model: nn.Module) -> list[str]:
         ) from None
     paths = _paths(model)
     modules = {
-        id(_module_of(anatomy.layers[unit.layer], unit.kind))
+        id(anatomy.writers(unit)[-1])
         for unit in chosen_units(config, anatomy)
         if unit.layer is not None
     }
     return [path for module, path in paths.items() if module in modules]
-
-
-def _module_of(layer: LayerAnatomy, kind: str) -> nn.Linear:
-    return layer.output_projection if kind == "head" else layer.mlp_projection
 
 
 def unit_names(model: nn.Module, path: str, heads: int, side: str | None = None) -> list[str]:
