@@ -201,3 +201,13 @@ def pixels(count: int = 5, size: Size | None = None, seed: int = 0) -> Tensor:
     image = (size or Size()).image
     generator = torch.Generator().manual_seed(1000 + seed)
     return torch.randn(count, 3, image, image, generator=generator)
+
+
+def vision(model: nn.Module) -> Any:
+    """The image tower of a CLIP, or the one that a model is."""
+    return getattr(model, "vision_model", model)
+
+
+def hooks(model: nn.Module) -> int:
+    """How many hooks the modules of a model have."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

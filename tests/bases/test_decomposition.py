@@ -1,20 +1,17 @@
+"""One forward pass to what every unit wrote to the readout."""
+
 import threading
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from residual_peft.bases.decomposition import checked_capture, contributions, decompose
-from residual_peft.bases.exactness import _check_close, _tolerance, check_exact
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower
-from residual_peft.towers.taps import Capture, _frames, capture_of, tapped
+from residual_peft.towers.taps import capture_of, tapped
 from residual_peft.towers.units import Unit
 from tests.models import (
     ALL,
@@ -24,24 +21,12 @@ from tests.models import (
     clip_model,
     clip_vision_model,
     clip_vision_model_with_projection,
+    hooks,
     pixels,
 )
 from tests.slow import slow_contributions
 
-
-def vision(model: nn.Module) -> Any:
-    return getattr(model, "vision_model", model)
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    yield
-    assert not _frames.open
-    assert not _frames.finished
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -100,149 +85,10 @@ def test_half_precision_passes_the_check_and_is_summed_in_float32(
         assert relative(found.contributions.sum(1) + found.bias, found.readout) < 0.05
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("layers", [2, 12])
-def test_half_precision_excuses_its_own_rounding_and_no_more(
-    dtype: torch.dtype, layers: int
-) -> None:
-    """Two roundings per layer and one more, half an ulp each, like a random walk; four times it."""
-    size = Size(layers=layers)
-    model = clip_vision_model_with_projection(size).to(dtype)
-    anatomy = find_tower(model)
-    limit = 2 * torch.finfo(dtype).eps * (2 * layers + 1) ** 0.5
-    for error, refused in ((0.25 * limit, False), (2 * limit, True)):
-        capture, readout = checked_capture(model, anatomy, pixels(8, size))
-        capture.layers = [layer.double() for layer in capture.layers]  # type: ignore[union-attr]
-        capture.layers[-1][3] *= 1 + error  # type: ignore[index]
-        if refused:
-            with pytest.raises(ResiDualError, match=f"at layer {layers - 1} "):
-                check_exact(anatomy, capture, readout)
-        else:
-            check_exact(anatomy, capture, readout)
-
-
-def test_double_precision_is_held_to_its_own_rounding() -> None:
-    model, images = clip_model().double(), pixels(8).double()
-    anatomy = find_tower(model)
-    capture, readout = checked_capture(model, anatomy, images)
-    check_exact(anatomy, capture, readout)
-    capture.layers[-1][3] *= 1 + 1e-8  # type: ignore[index]
-    with pytest.raises(ResiDualError, match=r"at layer \d .* 1e-10"):
-        check_exact(anatomy, capture, readout)
-
-
-def test_products_of_ten_bits_are_excused_where_they_are_made(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    anatomy = find_tower(clip_model())
-    capture, readout = checked_capture(clip_model(), anatomy, pixels())
-    on_a_gpu: Any = SimpleNamespace(dtype=readout.dtype, device=torch.device("cuda"))
-    for allowed, wanted in ((False, 1e-5), (True, 2 * 2**-10 * 7**0.5)):
-        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
-        assert _tolerance(capture, on_a_gpu, 3) == pytest.approx(wanted)
-        assert _tolerance(capture, readout, 3) == 1e-5
-
-
-def test_sigma_of_a_half_precision_stream_is_float32() -> None:
-    stream = (torch.randn(4, 24) + 3).bfloat16()
-    totals = Capture(heads=[], mlps=[], layers=[], stream=stream).totals(1e-5)
-    assert totals.dtype == torch.float32
-    expected = (stream.double().var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(totals.double(), 1 / expected, rtol=1e-5, atol=0)
-
-
 def test_autocast_passes_the_check() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = decompose(clip_model(), pixels())
     assert found.contributions.dtype == torch.float32
-
-
-def add(amount: float) -> Callable:
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return output + amount * torch.randn_like(output)
-
-    return hook
-
-
-@pytest.mark.parametrize("part", ["block", "self_attn.out_proj", "layer_norm"])
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_the_check_names_the_first_layer_that_was_changed(layer: int, part: str) -> None:
-    model = clip_model(Size(layers=4))
-    blocks = model.vision_model.encoder.layers
-    for block in blocks[layer:]:
-        if part == "layer_norm":  # a block that norms its output: what it writes is not a sum
-            block.register_forward_hook(lambda module, args, output: output * 1.001)
-        else:
-            module = block if part == "block" else block.get_submodule(part)
-            module.register_forward_hook(add(1e-3))
-    with pytest.raises(ResiDualError, match=rf"at layer {layer} their sum is off by .* 1e-05"):
-        decompose(model, pixels())
-
-
-def test_the_check_sees_a_readout_that_is_not_the_streams() -> None:
-    model = clip_model()
-    model.visual_projection.register_forward_hook(add(1e-3))
-    with pytest.raises(ResiDualError, match=r"do not add up .* at the readout their sum is off"):
-        decompose(model, pixels())
-    model = clip_model()
-
-    def shift(module: nn.Module, args: tuple, output: BaseModelOutput) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=output.last_hidden_state + torch.randn(24))
-
-    model.vision_model.encoder.register_forward_hook(shift)
-    with pytest.raises(ResiDualError, match="at the final norm's input their sum is off"):
-        decompose(model, pixels())
-
-
-def test_one_bad_sample_in_a_batch_is_enough() -> None:
-    model, images = clip_model(), pixels(40)
-    anatomy = find_tower(model)
-    capture, readout = checked_capture(model, anatomy, images)
-    check_exact(anatomy, capture, readout)
-    assert capture.layers[1] is not None
-    capture.layers[1][17] *= 1 + 1e-4
-    with pytest.raises(ResiDualError, match="at layer 1 "):
-        check_exact(anatomy, capture, readout)
-
-
-def test_a_large_sample_does_not_hide_the_error_of_a_small_one() -> None:
-    seen = torch.tensor([[1.0, 0.0], [1e6, 0.0]], dtype=torch.float64)
-    _check_close("layer 0", seen, seen, [seen], 1e-5)
-    with pytest.raises(ResiDualError, match=r"off by 1\.4e-03"):
-        _check_close("layer 0", seen + torch.tensor([[1e-3], [0.0]]), seen, [seen * 0], 1e-5)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_pixels_that_are_not_finite_are_refused_with_their_image(value: float) -> None:
-    images = pixels(6)
-    images[3, 1, 2, 2] = value
-    images[5, 0, 0, 0] = value
-    with pytest.raises(
-        ResiDualError, match=r"NaN or infinite values in 2 of 6 images .* \(first: image 3\)"
-    ):
-        decompose(clip_model(), images)
-
-
-@pytest.mark.parametrize(
-    ("images", "got"),
-    [
-        (pixels()[0], r"torch.float32 of shape \(3, 16, 16\)"),
-        (pixels()[:0], r"torch.float32 of shape \(0, 3, 16, 16\)"),
-        (pixels().byte(), r"torch.uint8 of shape \(5, 3, 16, 16\)"),
-        ([[0.0]], "got a list"),
-    ],
-)
-def test_what_is_no_batch_of_pixels_is_refused(images: object, got: str) -> None:
-    with pytest.raises(ResiDualError, match=f"wanted pixel_values as .*{got}"):
-        decompose(clip_model(), images)  # type: ignore[arg-type]
-
-
-def test_weights_that_overflow_are_refused_with_their_layer() -> None:
-    model = clip_model(Size(layers=3))
-    with torch.no_grad():
-        model.vision_model.encoder.layers[1].mlp.fc2.bias[0] = float("nan")
-    with pytest.raises(ResiDualError, match="NaN or infinite values, first seen at layer 1"):
-        decompose(model, pixels())
 
 
 def test_an_unknown_architecture_is_refused() -> None:

@@ -1,7 +1,6 @@
 """Where a tower keeps its parts, and the linear maps between them."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,13 +13,9 @@ from residual_peft.towers.registry import (
 )
 from residual_peft.towers.running import run_tower
 from tests.models import ALL as EVERY_SIZE
-from tests.models import BUILDERS, EVERY, SIZES, clip_model, pixels
+from tests.models import BUILDERS, EVERY, SIZES, clip_model, pixels, vision
 
 ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
-
-
-def vision(model: nn.Module) -> Any:
-    return getattr(model, "vision_model", model)
 
 
 @pytest.mark.parametrize(("builder", "name"), EVERY_SIZE)

@@ -15,11 +15,10 @@ from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower
 from residual_peft.towers.taps import Capture, _frames, capture_of, install_taps, tapped
 from residual_peft.towers.units import Unit
-from tests.bases.test_decomposition import hooks, nothing_left_behind, vision
-from tests.models import BUILDERS, Size, clip_model, clip_vision_model, pixels
+from tests.models import BUILDERS, Size, clip_model, clip_vision_model, hooks, pixels, vision
 from tests.slow import slow_streams
 
-__all__ = ["nothing_left_behind"]  # a fixture that every test of this file uses
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 
 def test_a_tower_that_raises_leaves_no_frame_and_the_next_call_is_right() -> None:
@@ -159,3 +158,11 @@ def test_gradient_checkpointing_runs_blocks_again_without_a_frame() -> None:
     model(pixels()).pooler_output.sum().backward()
     assert model.embeddings.patch_embedding.weight.grad is not None
     assert not _frames.open
+
+
+def test_sigma_of_a_half_precision_stream_is_float32() -> None:
+    stream = (torch.randn(4, 24) + 3).bfloat16()
+    totals = Capture(heads=[], mlps=[], layers=[], stream=stream).totals(1e-5)
+    assert totals.dtype == torch.float32
+    expected = (stream.double().var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(totals.double(), 1 / expected, rtol=1e-5, atol=0)
