@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 
 from residual_peft import ResiDualConfig, collect_coordinates, collect_with_basis
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches
+from residual_peft.data.metrics import accuracy
 from residual_peft.demo.tasks import handwriting, world_task
 from residual_peft.hub.files import write_json
 from residual_peft.solvers.training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE

@@ -29,8 +29,8 @@ from residual_peft import (
 )
 from residual_peft.analysis import explain_adapter, gain_sense, variance_explained
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import batches
+from residual_peft.data.metrics import accuracy
 from residual_peft.demo.drawing import draw
 from residual_peft.demo.measuring import pixels
 from residual_peft.demo.tasks import world_images, world_task

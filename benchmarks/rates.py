@@ -18,8 +18,8 @@ from units import SEEDS, spread, tasks
 
 from residual_peft import fit_bases
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
+from residual_peft.data.metrics import accuracy
 from residual_peft.experiments import METHODS, LoraSettings, Task
 from residual_peft.experiments.lora import fit_lora
 from residual_peft.experiments.methods import Method

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from residual_peft import fit_bases
 from residual_peft.app.demonstration import handwriting_task
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
+from residual_peft.data.metrics import accuracy
 from residual_peft.experiments import METHODS
 from residual_peft.hub.files import write_json
 from residual_peft.solvers import Fit, few_shot, fit_gains, solve_gains, strength_path

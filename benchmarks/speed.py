@@ -52,8 +52,8 @@ from residual_peft.app.demonstration import handwriting_task
 from residual_peft.bases.accumulator import BasisAccumulator
 from residual_peft.bases.moments import Moments
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import ProcessedImages, collate
+from residual_peft.data.metrics import accuracy
 from residual_peft.demo.tasks import handwriting
 from residual_peft.hub.files import write_json
 from residual_peft.solvers.coordinates import Coordinates, collect_coordinates

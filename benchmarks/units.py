@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from residual_peft import ResiDualConfig, fit_bases
 from residual_peft.app.demonstration import handwriting_task
 from residual_peft.classifiers.backbones import Backbone, load_backbone
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import batches
+from residual_peft.data.metrics import accuracy
 from residual_peft.demo.tasks import world_images, world_task
 from residual_peft.demo.world import ATTRIBUTES, TEMPLATES
 from residual_peft.experiments import Task

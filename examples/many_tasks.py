@@ -24,8 +24,8 @@ from residual_peft import (
     fit_gains,
 )
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import batches
+from residual_peft.data.metrics import accuracy
 from residual_peft.demo.tasks import world_images, world_task
 from residual_peft.demo.world import TEMPLATES
 

@@ -9,7 +9,7 @@ from residual_peft import ResiDualError
 from residual_peft.analysis import collect_contributions
 from residual_peft.analysis.ablation import layer_ablation, unit_ablation
 from residual_peft.analysis.subsets import correct_whole, correct_with
-from residual_peft.classifiers.metrics import accuracy, accuracy_interval, difference_interval
+from residual_peft.data.metrics import accuracy, accuracy_interval, difference_interval
 from tests.analysis.selection_case import CLASSES, SIZE, case, classes, naive_right, planted
 from tests.models import clip_model, pixels
 

@@ -13,7 +13,7 @@ from residual_peft.analysis.curves import DEFAULT_BUDGETS, selection_curve
 from residual_peft.analysis.jaccard import overlap
 from residual_peft.analysis.rankings import random_rankings, rank_units, unit_count
 from residual_peft.analysis.selection import compare_selections
-from residual_peft.classifiers.metrics import accuracy_interval, difference_interval
+from residual_peft.data.metrics import accuracy_interval, difference_interval
 from residual_peft.towers.units import Unit
 from tests.analysis.selection_case import Case, case, classes, naive_right, planted
 

@@ -6,9 +6,9 @@ from residual_peft.bases.basis import SpectralBasis
 from residual_peft.bases.decomposition import decompose
 from residual_peft.classifiers.class_means import class_means
 from residual_peft.classifiers.evaluation import Evaluation, evaluate
-from residual_peft.classifiers.metrics import classification_metrics
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import ProcessedImages, batches, collate
+from residual_peft.data.metrics import classification_metrics
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import collect_coordinates

@@ -31,8 +31,8 @@ from residual_peft import (
 )
 from residual_peft.app.fitting import evaluate_adapter, fit_adapter
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.classifiers.metrics import multi_label_metrics
 from residual_peft.data import ProcessedImages, batches, iterative_split
+from residual_peft.data.metrics import multi_label_metrics
 from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import Coordinates
 from residual_peft.tuner import gains_of
@@ -304,5 +304,7 @@ def test_a_fit_of_several_labels(
 def test_the_trainer_refuses_a_classifier_for_one(splits: DatasetDict, tmp_path: Path) -> None:
     classifier, data = tiny(multi_label=False), load_data(splits)
     classifier.image_processor = load_backbone().image_processor
-    with pytest.raises(ResiDualError, match="the data have several labels per image, the classif"):
+    with pytest.raises(
+        ResiDualError, match="got data with several labels per image: make it with multi"
+    ):
         trainer_kwargs(classifier, data, training_arguments(tmp_path))

@@ -66,7 +66,7 @@ def test_analyses_are_for_one_label(
     given = ("--adapter", str(tmp_path / "a"), "--data", str(tmp_path / "data"))
     assert stop(monkeypatch, "explain", *given) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "gives an image several labels: analyses from names are for one." in error
+    assert "got several labels per image: analyses from names are for one." in error
     classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     rows = collect_coordinates(
         classifier.model, batches(load_data(splits).test, classifier.image_processor)

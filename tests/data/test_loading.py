@@ -447,7 +447,8 @@ def test_data_in_a_notebook_are_one_line(tmp_path):
         == str(data)
         == (
             "ImageData('the dataset', 40 classes ('class 0', 'class 1', 'class 2', 'class 3', "
-            "'class 4', ...), images: train 319, validation 40, test 40, skipped: 1)"
+            "'class 4', ...), one label per image, images: train 319, validation 40, test 40, "
+            "skipped: 1)"
         )
     )
 

@@ -8,7 +8,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor
 
 from residual_peft.classifiers.backbones import load_image_tower
-from residual_peft.classifiers.metrics import accuracy
+from residual_peft.data.metrics import accuracy
 from residual_peft.experiments import LoraSettings, Task, lora
 from residual_peft.experiments.lora import fit_lora
 from residual_peft.towers.running import run_tower

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from residual_peft.analysis.describing import Words
-from residual_peft.classifiers.metrics import (
+from residual_peft.data.metrics import (
     accuracy_interval,
     difference_interval,
     expected_calibration_error,

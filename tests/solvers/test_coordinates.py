@@ -4,8 +4,8 @@ from peft import get_peft_model
 from schedulefree import AdamWScheduleFree
 from torch.nn import functional
 
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.data import batches
+from residual_peft.data.metrics import accuracy
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers import fit_gains, fit_linear, linear_readout
 from residual_peft.solvers.coordinates import (

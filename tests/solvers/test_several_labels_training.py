@@ -23,8 +23,8 @@ from residual_peft import (
     trainer_kwargs,
     training_arguments,
 )
-from residual_peft.classifiers.metrics import multi_label_metrics
 from residual_peft.data import batches, iterative_folds, iterative_split
+from residual_peft.data.metrics import multi_label_metrics
 from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import collect_readouts
 from residual_peft.solvers.store import coordinate_bytes

@@ -43,7 +43,7 @@ def fitted(config=None):
 
 
 def with_labels_for(objective, rows):
-    if not objective.multi_label:
+    if not objective.labelling.multi_label:
         return rows
     generator = torch.Generator().manual_seed(0)
     labels = functional.one_hot(rows.labels, 3) | (
@@ -74,7 +74,7 @@ def slow_value(classifier, rows, objective, gains, bias):
     if weights == "balanced":
         weights = [len(rows) / (3 * int((rows.labels == c).sum())) for c in range(3)]
     weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
-    if objective.multi_label:
+    if objective.labelling.multi_label:
         loss = functional.binary_cross_entropy_with_logits(
             logits + bias, rows.labels.double(), pos_weight=weights
         )
@@ -95,14 +95,14 @@ def test_value_and_gradient_are_those_of_a_slow_twin(config, objective, monkeypa
     problem = GainProblem(classifier, rows, objective, torch.float64)
     gains = torch.randn(rows.state.num_gains, dtype=torch.float64) * 0.5 + 1
     gains.requires_grad_()
-    bias = torch.tensor(-0.7 if objective.multi_label else 0.0, requires_grad=True)
+    bias = torch.tensor(-0.7 if objective.labelling.multi_label else 0.0, requires_grad=True)
     expected = slow_value(classifier, rows, objective, gains, bias.double())
     expected.backward()
     value, gradient, slope = problem.value_and_gradient(gains.detach(), bias.item())
     assert value == pytest.approx(expected.item(), rel=1e-6)
     assert gains.grad.norm() > 1e-3
     torch.testing.assert_close(gradient, gains.grad, atol=2e-6, rtol=2e-5)
-    if objective.multi_label:
+    if objective.labelling.multi_label:
         assert slope == pytest.approx(float(bias.grad), rel=1e-5)
 
 

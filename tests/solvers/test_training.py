@@ -12,9 +12,9 @@ from transformers import EvalPrediction, Trainer, TrainerCallback
 
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.evaluation import evaluate
-from residual_peft.classifiers.metrics import classification_metrics
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import ProcessedImages, batches, collate, load_data
+from residual_peft.data.metrics import classification_metrics
 from residual_peft.demo.tasks import handwriting
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers import fit_gains

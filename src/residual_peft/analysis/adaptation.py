@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..classifiers.figures import mean_gain
 from ..classifiers.zero_shot import ZeroShotClassifier
-from ..errors import ResiDualError
+from ..data.labels import ONE_LABEL
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
@@ -160,11 +160,7 @@ def explain_adapter(
     Raises:
         ResiDualError: coordinates of another adapter, or labels outside the classes.
     """
-    if rows.labels.ndim != 1:
-        raise ResiDualError(
-            f"wanted one label per image, got labels of shape {tuple(rows.labels.shape)}."
-        )
-    classifier.check_labels(rows.labels)
+    ONE_LABEL.check(rows.labels, len(classifier.class_names))
     gains = gains_per_component(classifier, rows, adapter_name)
     weights = centred_classes(classifier)
     state = exact_state(rows.state)

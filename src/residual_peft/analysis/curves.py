@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifiers.metrics import accuracy_interval, difference_interval
+from ..data.metrics import accuracy_interval, difference_interval
 from ..errors import ResiDualError
 from .contributions import Contributions
 from .rankings import LETTERS, Ranking, unit_count

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifiers.metrics import accuracy_interval
+from ..data.metrics import accuracy_interval
 from ..errors import ResiDualError
 from ..towers.units import Unit
 from .coarse import CoarseOptimum

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..data.labels import ONE_LABEL
 from ..errors import ResiDualError
 from .contributions import Contributions
 
@@ -69,13 +70,7 @@ def score_blocks(
             "wanted labelled images to count right answers on, got contributions without labels; "
             "collect them from batches that hold `labels`."
         )
-    outside = (labels < 0) | (labels >= len(weights))
-    if labels.ndim != 1 or bool(outside.any()):
-        got = sorted(set(labels[outside].tolist()))[:3]
-        raise ResiDualError(
-            f"wanted one label from 0 to {len(weights) - 1} per image, the class embeddings' rows, "
-            f"got {got or f'labels of shape {tuple(labels.shape)}'}."
-        )
+    ONE_LABEL.check(labels, len(weights))
     if block is not None and block < 1:
         raise ResiDualError(f"wanted blocks of at least one image, got block={block}.")
     size = block or max(1, _BLOCK // ((len(seen.units) + wide) * len(weights)))

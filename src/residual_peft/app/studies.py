@@ -35,6 +35,7 @@ from ..classifiers.class_means import class_means_of
 from ..classifiers.prompts import DEFAULT_TEMPLATES
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData, SkippedImage, batches, load_data
+from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
 from ..hub.files import PathLike, atomic_directory, write_json
 from ..reporting.figures import (
@@ -182,7 +183,7 @@ def study_model(
         strict=strict,
         progress=progress,
     )
-    _check_one_label(found)
+    check_same(ONE_LABEL, found.labelling, _FOR_ONE)
     for split in ("train", "validation", "test"):
         found[split]  # says which one is missing
     clip = load_backbone(model)
@@ -378,8 +379,7 @@ def study_adapter(
             there or is in stream mode.
     """
     classifier = ZeroShotClassifier.from_pretrained(adapter)
-    if classifier.multi_label:
-        raise ResiDualError(f"'{adapter}' gives an image several labels: {_FOR_ONE}")
+    check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
     chosen = choose_images(
         classifier,
         data,
@@ -419,11 +419,6 @@ def _labels_of(seen: Contributions) -> torch.Tensor:
 
 def _named(unit: Unit, component: int | None) -> str:
     return f"{unit}" if component is None else f"{unit} {component}"
-
-
-def _check_one_label(data: ImageData) -> None:
-    if data.multi_label:
-        raise ResiDualError(f"'{data.source}' has several labels per image: {_FOR_ONE}")
 
 
 def _some(data: ImageData, split: str, images: int, seed: int) -> Dataset:

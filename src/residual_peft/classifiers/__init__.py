@@ -9,7 +9,6 @@ __all__ = [
     "files",
     "heads",
     "many_tasks",
-    "metrics",
     "predictions",
     "prompts",
     "zero_shot",

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..bases.reading import reading
+from ..data.labels import ONE_LABEL
 from ..data.progress import Progress
 from ..errors import ResiDualError
-from .predictions import check_class_numbers
 
 CHUNK = 4096  # readouts that are taken to float64 at a time
 
@@ -78,7 +78,7 @@ class _Sums:
 
     @torch.no_grad()
     def add(self, readout: Tensor, labels: Tensor) -> None:
-        check_class_numbers(labels, len(self.class_names))
+        ONE_LABEL.check(labels, len(self.class_names))
         exact, labels = readout.detach().cpu().double(), labels.cpu()
         if self.sums is None:
             self.sums = exact.new_zeros(len(self.class_names), exact.shape[1])

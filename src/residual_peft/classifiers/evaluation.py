@@ -9,15 +9,10 @@ from torch import Tensor
 
 from ..bases.rows import Rows
 from ..data import Batches, ProcessedImages, batches
+from ..data.labels import Labelling, labelling_in
+from ..data.metrics import Array, confusion_matrix, per_class_recall
 from ..data.progress import Progress
 from ..errors import ResiDualError
-from .metrics import (
-    Array,
-    classification_metrics,
-    confusion_matrix,
-    multi_label_metrics,
-    per_class_recall,
-)
 from .zero_shot import ZeroShotClassifier
 
 
@@ -36,21 +31,24 @@ class Evaluation:
     skipped: tuple[tuple[int, str, str], ...] = ()  # row, file and reason of unreadable images
 
     @property
-    def multi_label(self) -> bool:
-        """Whether an image may have several labels."""
-        return self.labels.ndim == 2
+    def labelling(self) -> Labelling:
+        """One label per image, or several."""
+        return labelling_in(self.labels)
 
     @property
     def predictions(self) -> Tensor:
         """The class of the highest logit, (N,); or which of several are likely, bool (N, C)."""
-        return self.logits >= 0 if self.multi_label else self.logits.argmax(-1)
+        return self.labelling.predicted(self.logits)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Accuracy, top-5 accuracy and mean per-class recall; or those of `multi_label_metrics`."""
-        if self.multi_label:
-            return multi_label_metrics(self.logits, self.labels)
-        return classification_metrics(self.logits, self.labels)
+        return self.labelling.metrics(self.logits, self.labels)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of the accuracy; None with several labels per image."""
+        return self.labelling.interval(self.logits, self.labels)
 
     @property
     def recalls(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from ..bases.reading import Seen, reading
 from ..bases.rows import Rows
 from ..data.class_names import check_class_names, check_templates
 from ..data.images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
+from ..data.labels import Labelling, labelling_of
 from ..data.provenance import SplitRecord
 from ..errors import ResiDualError
 from ..hub.cards import CardFacts
@@ -57,7 +58,7 @@ from .files import (
     write_fitted_on,
 )
 from .predictions import Prediction as Prediction
-from .predictions import best_bias, check_class_numbers, check_multi_hot, predictions_of
+from .predictions import predictions_of
 from .prompts import DEFAULT_TEMPLATES, embed_classes
 from .trained_head import TrainedHead, check_head, embedding_features
 
@@ -252,6 +253,11 @@ class ZeroShotClassifier:
         self._head = head
 
     @property
+    def labelling(self) -> Labelling:
+        """One label per image, or several."""
+        return labelling_of(self.multi_label)
+
+    @property
     def device(self) -> torch.device:
         """The model's device."""
         return next(self.model.parameters()).device
@@ -308,17 +314,14 @@ class ZeroShotClassifier:
             ResiDualError: no labels, or labels outside the classes (-1 and -100 included).
         """
         self.check_labels(labels)
-        logits = self.logits(outputs)
-        labels = labels.to(logits.device)
-        reduction = "mean" if num_items_in_batch is None else "sum"
-        if self.multi_label:
-            loss = functional.binary_cross_entropy_with_logits(
-                logits, labels.to(logits.dtype), reduction=reduction
-            )
-        else:
-            loss = functional.cross_entropy(
-                logits, labels, reduction=reduction, label_smoothing=label_smoothing
-            )
+        logits = self.scaled_cosines(outputs)
+        loss = self.labelling.loss(
+            logits,
+            labels.to(logits.device),
+            bias=self.logit_bias,
+            smoothing=label_smoothing,
+            reduction="mean" if num_items_in_batch is None else "sum",
+        )
         if num_items_in_batch is None:
             return loss
         if isinstance(num_items_in_batch, Tensor):
@@ -335,8 +338,7 @@ class ZeroShotClassifier:
                 "wanted labels beside the images, got none; with the Trainer, set "
                 "label_names=['labels'] and remove_unused_columns=False."
             )
-        check = check_multi_hot if self.multi_label else check_class_numbers
-        check(labels, len(self.class_names))
+        self.labelling.check(labels, len(self.class_names))
 
     @torch.no_grad()
     def fit_bias(self, outputs: Any, labels: Tensor) -> float:
@@ -351,14 +353,10 @@ class ZeroShotClassifier:
         Raises:
             ResiDualError: a classifier for one label per image, or labels that do not suit it.
         """
-        if not self.multi_label:
-            raise ResiDualError(
-                "a softmax does not change with a bias: fit_bias is for a classifier with "
-                "multi_label=True."
-            )
         self.check_labels(labels)
         cosines = self.scaled_cosines(outputs)
-        self.logit_bias = best_bias(cosines, labels.to(cosines.device), self.largest_bias)
+        labels = labels.to(cosines.device)
+        self.logit_bias = self.labelling.best_bias(cosines, labels, self.largest_bias)
         return self.logit_bias
 
     @property

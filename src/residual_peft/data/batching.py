@@ -6,14 +6,14 @@ from typing import Any
 
 import datasets
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 from torch import Tensor
 
 from ..errors import ResiDualError
 from .columns import check_format
 from .decoding import Piece, Skipped, Unread, decoded
 from .images import UnreadableImage, least_side, model_inputs, to_rgb
-from .label_lists import item_of, multi_hot
+from .labels import labelling_of_column
 from .skipped import SkippedImage
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,9 @@ class ProcessedImages(torch.utils.data.Dataset):
         self.dataset = dataset.cast_column("image", datasets.Image(decode=False)).with_format(None)
         self.image_processor = image_processor
         self.name = name
-        self.classes = _classes_of(dataset, name)  # None unless there are several labels per image
+        feature = dataset.features.get("label")
+        self.labelling = labelling_of_column(feature)
+        self.classes = self.labelling.width(feature, name)
         self.skip = skip
         self.least = least_side(image_processor)
 
@@ -87,9 +89,11 @@ class ProcessedImages(torch.utils.data.Dataset):
         item: dict[str, Any] = {name: tensor[0] for name, tensor in prepared.items()}
         if "label" not in row:
             return item
-        if self.classes is None:
-            return item | {"labels": row["label"]}
-        return item | {"labels": torch.from_numpy(multi_hot([row["label"]], self.classes)[0])}
+        return item | {"labels": self.labels_of([row["label"]])[0]}
+
+    def labels_of(self, column: Sequence[Any]) -> Tensor:
+        """Labels (n,) or (n, C) of entries of the column `label`."""
+        return torch.from_numpy(self.labelling.array(column, self.classes))
 
     def near(self, index: int) -> dict[str, Any]:
         """The next image after a row that can be read, the first following the last.
@@ -105,17 +109,6 @@ class ProcessedImages(torch.utils.data.Dataset):
         raise ResiDualError(
             f"wanted images, but none of the {len(self)} of {self.name} can be read."
         )
-
-
-def _classes_of(dataset: Dataset, name: str) -> int | None:
-    """How many classes lists of labels are of; None where labels are no lists."""
-    item = item_of(dataset.features.get("label"))
-    if item is not None and not isinstance(item, ClassLabel):
-        raise ResiDualError(
-            f"the labels of {name} are lists of {item}: how many classes there are is not to be "
-            "seen. load_data(...) gives them names."
-        )
-    return None if item is None else int(item.num_classes)
 
 
 def collate(items: list[Any]) -> dict[str, Tensor]:

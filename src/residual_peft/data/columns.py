@@ -1,17 +1,19 @@
 """Which column holds the images, which the labels, and what the labels mean."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 from datasets import ClassLabel, Dataset, Features
 
 from ..errors import ResiDualError
 from .class_names import check_class_names
-from .label_lists import item_of, label_lists, labels_in, multi_hot
+from .labels import MANY_LABELS, ONE_LABEL, label_item, labelling_in, labelling_of_column
+from .labels.columns import check_range, labels_in
 from .skipped import SkippedImage
+from .stratification import Labels
 
 IMAGE_COLUMNS = ("image", "img", "webp", "jpg", "jpeg", "png", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
@@ -85,8 +87,10 @@ def _image_column(features: Features, name: str) -> str:
 
 
 def _label_column(features: Features, image: str, name: str) -> str:
-    typed = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    typed = typed or [c for c, f in features.items() if isinstance(item_of(f), ClassLabel)]
+    typed: list[str] = []
+    for labels in (ONE_LABEL, MANY_LABELS):
+        own = {column: labels.item(feature) for column, feature in features.items()}
+        typed = typed or [column for column in own if isinstance(own[column], ClassLabel)]
     candidates = typed or [column for column in features if column != image]
     if len(typed) == 1:
         return typed[0]
@@ -115,10 +119,10 @@ def with_class_labels(
     """
     parts, own = _with_one_meaning(parts, name)
     features = [part.features["label"] for part in parts.values()]
-    several = has_lists(next(iter(parts.values())))
+    labelling = labelling_of_column(features[0])
     kind = _kind(next(iter(parts.values())))
     if not kind.startswith(("int", "uint", "string", "large_string")) or any(
-        (item_of(other) is not None) != several for other in features
+        labelling_of_column(other) is not labelling for other in features
     ):
         raise ResiDualError(
             f"the labels of {name} are {features[0]}; wanted one class per image, as a number or "
@@ -143,8 +147,7 @@ def with_class_labels(
     names = check_class_names(own or [] if class_names is None else class_names, least)
     if own is not None and len(own) != len(names):
         raise ResiDualError(f"{name} has {len(own)} classes, got {len(names)} class names.")
-    typed = label_lists if several else _as_class_label
-    return names, {split: typed(d, names, split, name) for split, d in parts.items()}
+    return names, {s: labelling.typed(part, names, s, name) for s, part in parts.items()}
 
 
 def _with_one_meaning(
@@ -173,15 +176,13 @@ def _with_one_meaning(
 
 
 def _names_of(part: Dataset) -> list[str] | None:
-    feature = part.features["label"]
-    feature = item_of(feature) or feature
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
+    item = label_item(part.features["label"])
+    return list(item.names) if isinstance(item, ClassLabel) else None
 
 
 def _kind(part: Dataset) -> str:
     """What a label is, or in a list of them each."""
-    feature = part.features["label"]
-    return str(getattr(item_of(feature) or feature, "dtype", None))
+    return str(getattr(label_item(part.features["label"]), "dtype", None))
 
 
 def _as_texts(part: Dataset, names: list[str] | None, split: str, name: str) -> Dataset:
@@ -192,88 +193,28 @@ def _as_texts(part: Dataset, names: list[str] | None, split: str, name: str) -> 
             "names in another; give them the same kind in all splits."
         )
 
-    def text(label: Any, row: int) -> Any:
-        if label is None or isinstance(label, list):
-            return label and [text(each, row) for each in label]
-        _check_range(np.array([label]), tuple(names), split, name, row)
+    def text(label: int | None, row: int) -> str | None:
+        if label is None:
+            return None
+        check_range(np.array([label]), tuple(names), split, name, row)
         return names[label]
 
-    found = [text(label, row) for row, label in enumerate(labels_in(part))]
-    several = item_of(part.features["label"]) is not None
-    kind = datasets.List(datasets.Value("string")) if several else datasets.Value("string")
-    return part.remove_columns("label").add_column("label", found, feature=kind)
-
-
-def has_lists(dataset: Dataset) -> bool:
-    """Whether an image may have several labels: its column `label` holds lists."""
-    return item_of(dataset.features["label"]) is not None
+    labelling = labelling_of_column(part.features["label"])
+    texts = [
+        labelling.mapped(entry, partial(text, row=row)) for row, entry in enumerate(labels_in(part))
+    ]
+    kind = labelling.feature(datasets.Value("string"))
+    return part.remove_columns("label").add_column("label", texts, feature=kind)
 
 
 def _texts(parts: Mapping[str, Dataset]) -> set[str]:
     """All labels that occur, none of them missing."""
-    found: set[Any] = set()
-    for part in parts.values():
-        for label in labels_in(part):
-            found.update(label if isinstance(label, list) else [label])
-    return found - {None}
-
-
-def _as_class_label(dataset: Dataset, names: tuple[str, ...], split: str, name: str) -> Dataset:
-    feature = dataset.features["label"]
-    labels = labels_in(dataset)
-    if None in labels:
-        raise ResiDualError(
-            f"row {labels.index(None)} of {name}, split {split}, has no label; remove it."
-        )
-    if str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
-        _check_range(np.asarray(labels), names, split, name)
-    if isinstance(feature, ClassLabel) and tuple(feature.names) == names:
-        return dataset  # a cast would write every image anew
-    features = dataset.features.copy()
-    features["label"] = ClassLabel(names=list(names))
-    try:
-        return dataset.cast(features)
-    except Exception:  # what datasets has kept of an earlier cast may have been cut short
-        try:
-            return dataset.cast(features, load_from_cache_file=False)
-        except Exception as error:  # pyarrow's, of many kinds
-            raise ResiDualError(
-                f"could not read the labels of {name}, split {split} "
-                f"({str(error) or repr(error)}); its files may have been cut short."
-            ) from error
-
-
-def _check_range(
-    labels: npt.NDArray[np.int64], names: tuple[str, ...], split: str, name: str, first: int = 0
-) -> None:
-    """Raise a ResiDualError that names the first row, counted from `first`, with no such class."""
-    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
-    if len(outside):
-        every = " (as all of that split: it is unlabelled)" if (labels == -1).all() else ""
-        raise ResiDualError(
-            f"row {first + outside[0]} of {name}, split {split}, has the label "
-            f"{labels[outside[0]]}{every}; wanted 0 to {len(names) - 1} ({len(names)} classes). "
-            "Correct or remove it, or choose other splits with splits={...}."
-        )
-
-
-def check_labels(
-    dataset: Dataset, names: tuple[str, ...], split: str, name: str
-) -> npt.NDArray[np.integer]:
-    """The labels of a split: (N,) class numbers, or of lists (N, C) zeros and ones.
-
-    Raises:
-        ResiDualError: labels outside the classes; it names the first such row.
-    """
-    if has_lists(dataset):
-        return multi_hot(labels_in(dataset), len(names))
-    labels = np.asarray(labels_in(dataset), dtype=np.int64)
-    _check_range(labels, names, split, name)
-    return labels
+    columns = ((labelling_of_column(p.features["label"]), labels_in(p)) for p in parts.values())
+    return {label for labelling, column in columns for label in labelling.each(column)} - {None}
 
 
 def check_classes(
-    labels: Mapping[str, npt.NDArray[np.integer]],
+    labels: Mapping[str, Labels],
     names: tuple[str, ...],
     source: str,
     skipped: Sequence[SkippedImage] = (),
@@ -287,8 +228,8 @@ def check_classes(
         skipped: the images that cannot be read, where those are why.
     """
     every = np.concatenate(list(labels.values()))
-    counts = every.sum(0) if every.ndim == 2 else np.bincount(every, minlength=len(names))
-    if empty := [names[i] for i in np.flatnonzero(counts == 0)]:
+    counts = labelling_in(every).counts(every, len(names)).tolist()
+    if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
         listed = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if empty[5:] else "")
         if skipped:
             raise ResiDualError(

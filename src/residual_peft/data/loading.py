@@ -12,8 +12,10 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError, printable, short
 from .checking import check_images, title_of
-from .columns import check_classes, check_labels, has_lists, standard_columns, with_class_labels
+from .columns import check_classes, standard_columns, with_class_labels
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
+from .labels import Labelling, labelling_in, labelling_of, labelling_of_column
+from .labels.columns import label_array
 from .provenance import SplitRecord, digest_of
 from .skipped import SkippedImage
 from .sources import find
@@ -48,10 +50,9 @@ class ImageData:
     def __repr__(self) -> str:
         names = ", ".join(map(short, self.class_names[:5])) + (", ..." * bool(self.class_names[5:]))
         images = ", ".join(f"{split} {len(rows):,}" for split, rows in self.splits.items())
-        several = ", several labels per image" if self.multi_label else ""
         return (
-            f"ImageData({short(self.source)}, {len(self.class_names)} classes ({names}){several}, "
-            f"images: {images}, skipped: {len(self.skipped)})"
+            f"ImageData({short(self.source)}, {len(self.class_names)} classes ({names}), "
+            f"{self.labelling.words} per image, images: {images}, skipped: {len(self.skipped)})"
         )
 
     def __getitem__(self, split: str) -> Dataset:
@@ -60,6 +61,11 @@ class ImageData:
                 f"'{self.source}' has no split '{split}', only {', '.join(self.splits) or 'none'}."
             )
         return self.splits[split]
+
+    @property
+    def labelling(self) -> Labelling:
+        """One label per image, or several."""
+        return labelling_of(self.multi_label)
 
     @property
     def train(self) -> Dataset:
@@ -100,9 +106,14 @@ class ImageData:
         splits, digests = dict(self.splits), dict(self.digests)
         if shares:
             whole, own = splits["train"], digests["train"]
-            labels = check_labels(whole, self.class_names, "train", self.source)
             parts = split_by_content(
-                labels, shares, seed, own, self.class_names, lambda row: title_of(whole, row)
+                self.labelling,
+                label_array(whole, len(self.class_names)),
+                shares,
+                seed,
+                own,
+                self.class_names,
+                lambda row: title_of(whole, row),
             )
             splits |= {part: whole.select(rows) for part, rows in parts.items()}
             digests |= {part: tuple(own[row] for row in rows) for part, rows in parts.items()}
@@ -207,7 +218,7 @@ def load_data(
         for part, (_, dataset) in chosen.items()
     }
     names, labelled = with_class_labels(standard, class_names, name, known_classes)
-    labels = {part: check_labels(d, names, part, name) for part, d in labelled.items()}
+    labels = {part: label_array(dataset, len(names)) for part, dataset in labelled.items()}
     if known_classes is None:
         check_classes(labels, names, name)
     seen, skipped = check_images(
@@ -227,7 +238,7 @@ def load_data(
         DatasetDict({split: labelled[split] for split in SPLIT_NAMES if split in labelled}),
         names,
         name,
-        any(map(has_lists, labelled.values())),
+        any(labelling_of_column(d.features["label"]).multi_label for d in labelled.values()),
         SplitRecord(digest_of(_described(labels, names, digests))),
         skipped,
         digests,
@@ -287,7 +298,7 @@ def _described(
     """Split, class or classes and content of every image, for `digest_of`."""
     for split, rows in labels.items():
         for row, digest in zip(rows, digests[split], strict=True):
-            own = [names[label] for label in (np.flatnonzero(row) if row.ndim else [row])]
+            own = [names[label] for label in labelling_in(rows).class_numbers(row)]
             yield split, "\x1f".join(sorted(own)), digest
 
 

@@ -12,7 +12,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..errors import ResiDualError
 from .columns import LABEL_COLUMNS
-from .label_lists import item_of
+from .labels import label_item
 from .trees import Parts
 
 
@@ -50,7 +50,7 @@ def has_labels(dataset: Dataset, label_column: str | None) -> bool:
     return (
         label_column in features
         or any(column in features for column in LABEL_COLUMNS)
-        or any(isinstance(item_of(kind) or kind, ClassLabel) for kind in features.values())
+        or any(isinstance(label_item(kind), ClassLabel) for kind in features.values())
     )
 
 

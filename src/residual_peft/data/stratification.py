@@ -7,12 +7,15 @@ there is still room to be fair to it.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ResiDualError, printable
+
+if TYPE_CHECKING:
+    from .labels import Labelling
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def split_by_content(
+    labelling: "Labelling",
     labels: Labels,
     shares: Mapping[str, float],
     seed: int,
@@ -28,13 +32,14 @@ def split_by_content(
     class_names: Sequence[str] | None = None,
     title: Callable[[int], str] = "row {}".format,
 ) -> dict[str, Rows]:
-    """`stratified_split` or `iterative_split` of the different images there are.
+    """The labelling's split of the different images there are.
 
     The same images are cut in the same way in whatever order and under whatever names they and
     their classes come. Copies of one image stay together. An image that has one class here and
     another there is trained on and never scored: no answer to it would be right.
 
     Args:
+        labelling: of the labels.
         labels: class numbers (N,), or zeros and ones (N, C).
         shares: part -> share of the images.
         seed: of the order in which images are shared out.
@@ -43,29 +48,17 @@ def split_by_content(
         title: row -> what to call its image in messages.
 
     Raises:
-        ResiDualError: as for the two.
+        ResiDualError: as `stratified_split` and `iterative_split`.
     """
     _check_shares(shares)
     names = np.asarray(digests, dtype=bytes)
-    found, first, image_of = np.unique(names, return_index=True, return_inverse=True)
-    part_of = np.zeros(len(found), dtype=np.int64)  # of the parts below, train for a start
-    several = labels.ndim == 2
+    _, first, image_of = np.unique(names, return_index=True, return_inverse=True)
+    part_of = np.zeros(len(first), dtype=np.int64)  # of the parts below, train for a start
     other = (labels != labels[first][image_of]).reshape(len(labels), -1).any(1)
-    differing = np.unique(image_of[other])
-    if several:
-        own = np.zeros((len(found), labels.shape[1]), dtype=labels.dtype)
-        np.maximum.at(own, image_of, labels)
-        order = sorted(range(labels.shape[1]), key=lambda label: own[:, label].tobytes())
-        own, clear = own[:, order], np.arange(len(found))
-    else:
-        clear = np.setdiff1d(np.arange(len(found)), differing)
-        numbers, starts = np.unique(labels[first][clear], return_index=True)
-        order = numbers[np.argsort(starts)].tolist()  # by the first image of each class
-        place = {number: index for index, number in enumerate(order)}
-        own = np.array([place[number] for number in labels[first][clear].tolist()], dtype=np.int64)
-    _say_repeated(image_of, first, other, several, title)
+    own, order, clear = labelling.by_image(labels, first, image_of, np.unique(image_of[other]))
+    _say_repeated(image_of, first, other, labelling.differing_words, title)
     titles = [class_names[label] if class_names else str(label) for label in order]
-    parts = (iterative_split if several else stratified_split)(own, shares, seed, titles)
+    parts = labelling.split(own, shares, seed, titles)
     for index, rows in enumerate(parts.values()):
         part_of[clear[rows]] = index
     return {part: np.flatnonzero(part_of[image_of] == i) for i, part in enumerate(parts)}
@@ -75,7 +68,7 @@ def _say_repeated(
     image_of: Rows,
     first: Rows,
     other: npt.NDArray[np.bool_],
-    several: bool,
+    what: str,
     title: Callable[[int], str],
 ) -> None:
     """Say which images occur more than once: with different labels, where; with the same, how many.
@@ -84,7 +77,7 @@ def _say_repeated(
         image_of: the image of each row, (N,).
         first: the first row of each image.
         other: the rows with other labels than the first of their image, bool (N,).
-        several: whether images may have several labels.
+        what: becomes of those with different ones.
         title: row -> what to call it.
     """
     places: dict[int, int] = {}  # image -> its first row with other labels than its first
@@ -96,7 +89,7 @@ def _say_repeated(
         logger.warning(
             "%s with different labels%s: %s%s",
             "1 image occurs" if len(places) == 1 else f"{len(places):,} images occur",
-            "" if several else "; trained on, not scored",
+            what,
             named,
             "; ..." if len(places) > 5 else "",
         )

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..bases.reading import reading
 from ..bases.rows import Rows
 from ..classifiers.backbones import Backbone, load_image_tower
-from ..classifiers.metrics import accuracy
 from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.metrics import accuracy
 from ..errors import ResiDualError
 from ..hub.files import write_tensors
 from ..solvers import fit_gains, fit_linear, linear_readout

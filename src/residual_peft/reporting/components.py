@@ -8,7 +8,7 @@ import numpy as np
 
 from ..analysis.describing import Words
 from ..classifiers.figures import brief, gains_by_place, mean_gain
-from ..classifiers.metrics import Array
+from ..data.metrics import Array
 from ..towers.units import Unit
 from .run_record import GainRecord, RunRecord
 

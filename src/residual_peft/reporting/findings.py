@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..classifiers.metrics import (
+from ..data.metrics import (
     Array,
     accuracy_interval,
     classification_metrics,

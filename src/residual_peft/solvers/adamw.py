@@ -12,8 +12,9 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.labels import labelling_in
 from ..errors import ResiDualError
-from .common import Fit, bias_for, loss_for, score_of, set_labels, target_and_start
+from .common import Fit, bias_for, set_labels, target_and_start
 from .coordinates import Coordinates, Readouts
 from .objectives import GainProblem, Objective
 from .store import CoordinateStore
@@ -62,16 +63,16 @@ def fit_gains(
     Raises:
         ResiDualError: coordinates of another adapter, or labels that do not suit the classes.
     """
-    objective = Objective(loss=loss_for(classifier)) if objective is None else objective
+    objective = Objective(loss=classifier.labelling.loss_name) if objective is None else objective
     target, start = target_and_start(classifier, (train, validation), start, adapter_name)
     for part in (train, validation):
         if part is not None:
             objective.check_labels(part.labels, classifier)
     device = train.labels.device
     parameters = {"gains": nn.Parameter(start.to(device, target.dtype).clone())}
-    if objective.multi_label:
+    for name in objective.labelling.parameters:
         bias = bias_for(classifier, GainProblem(classifier, train, objective), start)
-        parameters["logit_bias"] = nn.Parameter(torch.tensor(bias, device=device))
+        parameters[name] = nn.Parameter(torch.tensor(bias, device=device))
     fit = _fit(
         classifier,
         parameters,
@@ -83,8 +84,7 @@ def fit_gains(
     )
     with torch.no_grad():
         target.copy_(fit.gains)
-    if objective.multi_label:
-        set_labels(classifier, train, objective, fit.parameters)
+    set_labels(classifier, train, objective, fit.parameters)
     return fit
 
 
@@ -224,7 +224,7 @@ def _copied(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
 def _accuracy(
     classifier: ZeroShotClassifier, adapted: Callable[[Any], Tensor], rows: Readouts
 ) -> float:
-    return score_of(classifier.scaled_cosines(adapted(rows)), rows.labels)
+    return labelling_in(rows.labels).score(classifier.scaled_cosines(adapted(rows)), rows.labels)
 
 
 def _epoch(

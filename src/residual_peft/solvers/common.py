@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor, nn
 
-from ..classifiers.metrics import accuracy, mean_average_precision
-from ..classifiers.predictions import best_bias
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
 from ..tuner import gains_of
@@ -70,10 +67,12 @@ def target_and_start(
 
 
 def bias_for(classifier: ZeroShotClassifier, problem: GainProblem, gains: Tensor) -> float:
-    """The bias of a sigmoid's logits that suits some gains."""
+    """The bias of the sigmoids' logits that suits some gains; 0 of a softmax."""
+    if not problem.objective.labelling.parameters:
+        return 0.0
     logits = problem.logits(gains.to(problem.directions.device))
     labels, weights = problem.rows.labels, problem.class_weights
-    return best_bias(logits, labels, classifier.largest_bias, weights)
+    return problem.objective.labelling.best_bias(logits, labels, classifier.largest_bias, weights)
 
 
 def set_labels(
@@ -82,22 +81,15 @@ def set_labels(
     objective: Objective,
     parameters: dict[str, Tensor],
 ) -> None:
-    """Make the classifier one for several labels per image, with the bias of a sigmoid's fit."""
+    """Make the classifier one for several labels per image where the loss is of sigmoids.
+
+    It gets the bias that was fitted with the gains.
+    """
+    if "logit_bias" not in parameters:
+        return
     bias = float(parameters["logit_bias"])
     if not objective.normalized:  # it suits the linear logits, and predictions are normalized
         normalized = replace(objective, normalized=True)
         problem = GainProblem(classifier, train, normalized)
         bias = bias_for(classifier, problem, parameters["gains"])
     classifier.multi_label, classifier.logit_bias = True, bias
-
-
-def loss_for(classifier: ZeroShotClassifier) -> Literal["softmax", "sigmoid"]:
-    """The loss that a classifier's labels need."""
-    return "sigmoid" if classifier.multi_label else "softmax"
-
-
-def score_of(logits: Tensor, labels: Tensor) -> float:
-    """Accuracy, or with several labels per image the mean average precision."""
-    if labels.ndim == 2:
-        return mean_average_precision(logits, labels)
-    return accuracy(logits, labels)

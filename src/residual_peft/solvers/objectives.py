@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..classifiers.predictions import check_class_numbers, check_multi_hot
 from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.labels import Labelling, labelling_of_loss
 from ..errors import ResiDualError
 from .coordinates import Coordinates
 from .store import CoordinateStore
@@ -61,19 +61,14 @@ class Objective:
             raise ResiDualError(
                 f"wanted class_weights 'balanced', numbers or None, got {self.class_weights!r}."
             )
-        if not 0 <= self.label_smoothing < 1:
-            raise ResiDualError(
-                f"wanted label_smoothing from 0 to below 1, got {self.label_smoothing}."
-            )
-        if self.label_smoothing and self.loss == "sigmoid":
-            raise ResiDualError("label_smoothing is for loss='softmax' only; leave it at 0.")
+        self.labelling.check_smoothing(self.label_smoothing, "label_smoothing")
         if not 0 <= self.strength < float("inf"):
             raise ResiDualError(f"wanted a strength of 0 or more, got {self.strength}.")
 
     @property
-    def multi_label(self) -> bool:
-        """Whether an image may have several labels."""
-        return self.loss == "sigmoid"
+    def labelling(self) -> Labelling:
+        """One label per image, or several."""
+        return labelling_of_loss(self.loss)
 
     def check_labels(self, labels: Tensor, classifier: ZeroShotClassifier) -> None:
         """Refuse labels, or a classifier, that do not suit the loss.
@@ -82,15 +77,12 @@ class Objective:
             ResiDualError: class numbers outside the classes, or for "sigmoid" anything but a row of
                 C zeros and ones per image; a classifier for several labels with "softmax".
         """
-        count = len(classifier.class_names)
-        if self.multi_label:
-            return check_multi_hot(labels, count)
-        if classifier.multi_label:
+        if classifier.multi_label and not self.labelling.multi_label:
             raise ResiDualError(
                 "the classifier is for several labels per image (multi_label=True), and "
                 "loss='softmax' for one: use Objective(loss='sigmoid'), or a classifier without."
             )
-        return check_class_numbers(labels, count)
+        self.labelling.check(labels, len(classifier.class_names))
 
     def weights_of(self, labels: Tensor, classes: int) -> Tensor | None:
         """The weight of each class, (C,), for these labels.
@@ -109,12 +101,8 @@ class Objective:
         return weights
 
     def _balanced(self, labels: Tensor, classes: int) -> Tensor:
-        if self.multi_label:
-            counts = labels.double().sum(0)
-            weights = (len(labels) - counts) / counts
-        else:
-            counts = torch.bincount(labels, minlength=classes).double()
-            weights = len(labels) / (classes * counts)
+        counts = self.labelling.counts(labels, classes)
+        weights = self.labelling.balanced(counts, len(labels))
         if not (weights.isfinite() & (weights > 0)).all():
             raise ResiDualError(
                 f"class_weights='balanced' needs images of every class, got {counts.tolist()} per "
@@ -127,20 +115,14 @@ class Objective:
     ) -> Tensor:
         """The loss of some images, summed; see `normalizer` for what to divide it by."""
         weights = None if weights is None else weights.to(logits)
-        if self.multi_label:
-            targets = labels.to(logits)
-            return functional.binary_cross_entropy_with_logits(
-                logits + bias, targets, pos_weight=weights, reduction="sum"
-            )
-        return functional.cross_entropy(
-            logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing
+        smoothing = self.label_smoothing
+        return self.labelling.loss(
+            logits, labels, weights, bias, smoothing=smoothing, reduction="sum"
         )
 
     def normalizer(self, labels: Tensor, weights: Tensor | None, classes: int) -> float:
         """What the sum of losses is divided by, so that it is torch's own mean."""
-        if self.multi_label:
-            return float(len(labels) * classes)
-        return float(len(labels) if weights is None else weights[labels.cpu()].sum())
+        return self.labelling.normalizer(labels, weights, classes)
 
     def ridge_weights(self, scales: Tensor) -> Tensor:
         """w (K,) from the mean squares v (K,) of what each gain scales."""

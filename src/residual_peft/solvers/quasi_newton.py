@@ -13,7 +13,7 @@ from ..bases.blas import one_thread_in_scipy
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
 from ..tuner import gains_of
-from .common import Fit, bias_for, loss_for, score_of, set_labels, target_and_start
+from .common import Fit, bias_for, set_labels, target_and_start
 from .coordinates import Coordinates
 from .objectives import GainProblem, Objective
 from .store import CoordinateStore
@@ -59,7 +59,7 @@ def solve_gains(
         ResiDualError: as `fit_gains`.
     """
     if objective is None:
-        objective = Objective(normalized=False, loss=loss_for(classifier), strength=1e-3)
+        objective = Objective(normalized=False, loss=classifier.labelling.loss_name, strength=1e-3)
     target = gains_of(classifier.model, adapter_name)
     start = torch.ones_like(target) if start is None else start
     target, start = target_and_start(classifier, (train, validation), start, adapter_name)
@@ -71,22 +71,20 @@ def solve_gains(
     started = time.perf_counter()
     dtype = dtype or (torch.float32 if objective.normalized else torch.float64)
     problem = GainProblem(classifier, train, objective, dtype)
-    bias = bias_for(classifier, problem, start) if objective.multi_label else 0.0
+    bias = bias_for(classifier, problem, start)
     gains, bias, history = lbfgs(problem, start, bias, tolerance, max_iterations, progress)
     parameters = {"gains": gains.to(target.device, target.dtype)}
-    if objective.multi_label:
-        parameters["logit_bias"] = torch.tensor(bias)
+    parameters |= {name: torch.tensor(bias) for name in objective.labelling.parameters}
     score = None
     if validation is not None:
         objective.check_labels(validation.labels, classifier)
         with torch.no_grad():
             adapted = validation.adapted(gains.to(validation.readout.device))
             logits = classifier.scaled_cosines(adapted)
-        score = score_of(logits, validation.labels)
+        score = objective.labelling.score(logits, validation.labels)
     with torch.no_grad():
         target.copy_(parameters["gains"])
-    if objective.multi_label:
-        set_labels(classifier, train, objective, parameters)
+    set_labels(classifier, train, objective, parameters)
     return Fit(
         parameters,
         history,
@@ -109,27 +107,27 @@ def lbfgs(
 
     The bias, where the loss has one, is the last of θ.
     """
-    multi, device = problem.objective.multi_label, start.device
+    biases, device = len(problem.objective.labelling.parameters), start.device
     root = problem.curvature().sqrt().cpu().numpy()
     last: dict[str, float] = {}
     history: list[dict[str, float]] = []
 
     def unpack(theta: Any) -> tuple[Tensor, float]:
         gains = torch.from_numpy(theta[: len(root)] / root).to(problem.directions.device)
-        return gains, float(theta[-1]) if multi else 0.0
+        return gains, float(theta[len(root) :].sum())
 
     def evaluate(theta: Any) -> tuple[float, Any]:
         value, gradient, slope = problem.value_and_gradient(*unpack(theta))
         own = gradient.cpu().numpy()
-        norm = float(np.sqrt(own @ own + (slope**2 if multi else 0.0)))
+        norm = float(np.sqrt(own @ own + slope**2))  # a softmax has a slope of 0
         last.update(loss=value, gradient_norm=norm)
         norms[theta.tobytes()] = (value, norm)
         scaled = own / root
-        return value, np.append(scaled, slope) if multi else scaled
+        return value, np.append(scaled, [slope] * biases)
 
     norms: dict[bytes, tuple[float, float]] = {}
     theta = start.detach().double().cpu().numpy() * root
-    theta = np.append(theta, bias) if multi else theta
+    theta = np.append(theta, [bias] * biases)
     with tqdm(desc="Fitting", unit="iteration", disable=not progress) as bar:
 
         def accept(theta: Any) -> None:
@@ -154,6 +152,6 @@ def lbfgs(
             )
     gains, bias = unpack(result.x)
     value, gradient, slope = problem.value_and_gradient(gains, bias)
-    norm = float((gradient.square().sum() + (slope**2 if multi else 0.0)).sqrt())
+    norm = float((gradient.square().sum() + slope**2).sqrt())
     history.append({"epoch": float(len(history)), "loss": value, "gradient_norm": norm})
     return gains.to(device), bias, history

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..classifiers.zero_shot import ZeroShotClassifier
-from ..data import iterative_folds
+from ..data.labels import ONE_LABEL
 from ..errors import ResiDualError
 from ..tuner import gains_of
-from .common import bias_for, loss_for, score_of, target_and_start
+from .common import bias_for, target_and_start
 from .coordinates import Coordinates
 from .objectives import GainProblem, Objective
 from .quasi_newton import lbfgs
@@ -106,7 +104,7 @@ def strength_path(
         ResiDualError: as `fit_gains`; no strengths; fewer images of a class than folds.
     """
     if objective is None:
-        objective = Objective(normalized=False, loss=loss_for(classifier))
+        objective = Objective(normalized=False, loss=classifier.labelling.loss_name)
     if not strengths:
         raise ResiDualError("wanted strengths of the ridge to try, got none.")
     ones = torch.ones_like(gains_of(classifier.model, adapter_name))
@@ -120,10 +118,8 @@ def strength_path(
         total=len(pairs) * len(tried), desc="Choosing the ridge", disable=not progress
     ) as bar:
         for inside, outside in pairs:
-            gains, bias = start, 0.0
             problem = GainProblem(classifier, inside, objective)
-            if objective.multi_label:
-                bias = bias_for(classifier, problem, start)
+            gains, bias = start, bias_for(classifier, problem, start)
             # its own loss on what it has not seen; classes are weighted as where it was fitted
             bare = replace(objective, strength=0.0, class_weights=None)
             held_out = GainProblem(classifier, outside, bare)
@@ -132,7 +128,8 @@ def strength_path(
                 this = problem.with_strength(strength)
                 gains, bias, _ = lbfgs(this, gains, bias, tolerance, max_iterations, False)
                 loss, _, _ = held_out.value_and_gradient(gains, bias)
-                found.append((score_of(held_out.logits(gains), outside.labels), loss))
+                score = objective.labelling.score(held_out.logits(gains), outside.labels)
+                found.append((score, loss))
                 bar.update()
             scores.append([score for score, _ in found])
             losses.append([loss for _, loss in found])
@@ -144,20 +141,11 @@ def _folds(
 ) -> list[tuple[Any, Any]]:
     """Pairs of what is fitted and what is held out."""
     labels = rows.labels.cpu().numpy()
-    several = objective.multi_label
-    counts = labels.sum(0) if several else np.unique(labels, return_counts=True)[1]
-    if folds < 2 or (not several and counts.min() < folds):
+    if folds < 2:
         raise ResiDualError(
-            f"wanted at least two folds and as many images of each class, got folds={folds} and "
-            f"{int(counts.min())} images of the rarest class; give validation images instead."
+            f"wanted at least two folds, got folds={folds}; give validation images instead."
         )
-    if several:
-        fold_of = iterative_folds(labels, folds)
-        every = range(folds)
-        splits = [(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in every]
-    else:
-        splits = list(StratifiedKFold(folds).split(np.zeros(len(rows)), labels))
-    device = rows.labels.device
+    splits, device = objective.labelling.folds(labels, folds), rows.labels.device
     return [
         (rows.rows(torch.from_numpy(a).to(device)), rows.rows(torch.from_numpy(b).to(device)))
         for a, b in splits
@@ -175,8 +163,7 @@ def few_shot(rows: Any, shots: int, seed: int = 0) -> Any:
     Raises:
         ResiDualError: a class has fewer, or images have several labels.
     """
-    if rows.labels.ndim != 1:
-        raise ResiDualError("few_shot draws by class: wanted one class number per image.")
+    ONE_LABEL.check(rows.labels, int(rows.labels.max()) + 1)
     generator, chosen = torch.Generator().manual_seed(seed), []
     for label in rows.labels.unique():
         index = (rows.labels == label).nonzero().flatten().cpu()

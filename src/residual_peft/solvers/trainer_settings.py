@@ -14,12 +14,10 @@ from transformers import TrainingArguments
 
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData
+from ..data.labels import labelling_of
 from ..errors import ResiDualError
 
 LABELS = ["labels"]
-ONE_LABEL_METRICS = ("accuracy", "top5_accuracy", "mean_per_class_recall")
-MULTI_LABEL_METRIC = "mean_average_precision"
-"""What a model for several labels per image may be chosen by, besides the loss."""
 
 FOR_TEXTS = {  # setting -> the values that ask for nothing
     "train_sampling_strategy": ("random", "sequential"),
@@ -85,14 +83,7 @@ def _unsuited_choices(
     args: TrainingArguments, classifier: ZeroShotClassifier, data: ImageData
 ) -> Iterable[str]:
     """What does not suit these classes or images."""
-    smoothing = args.label_smoothing_factor
-    if not 0 <= smoothing < 1:
-        yield f"wanted label_smoothing_factor from 0 to below 1, got {smoothing}."
-    if smoothing and classifier.multi_label:
-        yield (
-            "label_smoothing_factor is for one label per image, and this classifier is for "
-            "several: leave it at 0."
-        )
+    classifier.labelling.check_smoothing(args.label_smoothing_factor, "label_smoothing_factor")
     images = len(data.train)
     if args.dataloader_drop_last and images < args.train_batch_size:
         yield (
@@ -117,10 +108,11 @@ def _unsuited_evaluation(
             "metric_for_best_model=None leaves early stopping nothing to go by: name one, such as "
             "metric_for_best_model='accuracy', or give patience=None."
         )
-    if metric in ONE_LABEL_METRICS and data.multi_label:
+    other = labelling_of(not data.multi_label)
+    if metric in other.metric_names:
         yield (
-            f"metric_for_best_model={metric!r} is for one label per image, and these have several: "
-            f"use '{MULTI_LABEL_METRIC}'."
+            f"metric_for_best_model={metric!r} is for {other.words} per image, and these have "
+            f"{data.labelling.words}: use '{data.labelling.metric_names[0]}'."
         )
     if metric is not None and not by_loss(args) and args.prediction_loss_only:
         yield (

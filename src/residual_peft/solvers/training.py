@@ -21,13 +21,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..classifiers.metrics import classification_metrics, multi_label_metrics
 from ..classifiers.zero_shot import ZeroShotClassifier, readout_of
 from ..data import ImageData, ProcessedImages, collate
+from ..data.labels import check_same, labelling_in
 from ..errors import ResiDualError
 from ..towers.registry import find_tower
 from ..towers.running import read_tokens
-from .trainer_settings import MULTI_LABEL_METRIC as MULTI_LABEL_METRIC
 from .trainer_settings import by_loss, evaluates, settled
 
 LEARNING_RATE, BATCH_SIZE, EPOCHS, PATIENCE = 0.8, 64, 30, 5
@@ -148,12 +147,7 @@ def _check(classifier: ZeroShotClassifier, data: ImageData) -> None:
             f"the data have {len(data.class_names)} classes, the classifier "
             f"{len(classifier.class_names)}; make it from data.class_names."
         )
-    if data.multi_label != classifier.multi_label:
-        raise ResiDualError(
-            f"the data have {'several labels' if data.multi_label else 'one label'} per image, the "
-            f"classifier is for {'several' if classifier.multi_label else 'one'}: make it with "
-            "multi_label=data.multi_label."
-        )
+    check_same(classifier.labelling, data.labelling, "make it with multi_label=data.multi_label")
 
 
 class LossOfImages:
@@ -268,8 +262,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     are put together.
     """
     logits, labels = _together(prediction.predictions), _together(prediction.label_ids)
-    measure = multi_label_metrics if labels.ndim == 2 else classification_metrics
-    return measure(logits, labels)
+    return labelling_in(labels).metrics(logits, labels)
 
 
 def _together(batches: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
 from residual_peft import ZeroShotClassifier, load_data
 from residual_peft.app.fitting import FitReport, choose_images, evaluate_adapter, fit_adapter
-from residual_peft.classifiers.metrics import accuracy_interval
+from residual_peft.data.metrics import accuracy_interval
 from residual_peft.data.provenance import image_digest
 from residual_peft.errors import ResiDualError
 from tests.app.fitting.photos import NAMES, photos

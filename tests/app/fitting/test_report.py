@@ -5,14 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from residual_peft.app.fitting.report import (
-    FitReport,
-    findings_of,
-    interval_of,
-    largest_class_score,
-)
+from residual_peft.app.fitting.report import FitReport, findings_of
 from residual_peft.classifiers.evaluation import Evaluation
-from residual_peft.classifiers.metrics import accuracy_interval
+from residual_peft.data.labels import MANY_LABELS, ONE_LABEL
+from residual_peft.data.metrics import accuracy_interval
 from residual_peft.reporting.run_record import RunRecord
 from residual_peft.solvers import STRENGTHS
 from residual_peft.solvers.strengths import ENOUGH
@@ -96,18 +92,18 @@ def test_several_labels() -> None:
     assert "mean average precision on training images is far above" in found
     metrics = {"mean_average_precision": good.metrics["mean_average_precision"]}
     assert findings_of(bad, good, metrics, 0.3, "zero-shot") == ()
-    assert interval_of(good) is None
+    assert good.interval is None
 
 
 def test_the_largest_class_is_that_of_the_training_images() -> None:
     train, test = torch.tensor([1, 1, 1, 0, 2]), torch.tensor([0, 0, 0, 1])
-    assert largest_class_score(train, test) == 0.25
+    assert ONE_LABEL.chance(train, test) == 0.25
     hot = torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.uint8)
-    assert largest_class_score(hot, hot) == 0.75  # the mean share of those that occur
+    assert MANY_LABELS.chance(hot, hot) == 0.75  # the mean share of those that occur
 
 
 def test_the_interval_is_wilsons() -> None:
-    assert interval_of(evaluation(90)) == accuracy_interval(90, 100)
+    assert evaluation(90).interval == accuracy_interval(90, 100)
 
 
 def test_lines_say_all_of_it() -> None:
@@ -118,7 +114,7 @@ def test_lines_say_all_of_it() -> None:
         repeated=1, findings=("one.", "two."),
     )  # fmt: skip
     assert report.lines() == [
-        "zero-shot 0.500 -> adapted 0.750 (test images)",
+        "zero-shot 0.500 -> adapted 0.750 (accuracy, test images)",
         "2,000 images of 3 classes: 1,600 train, 200 validation, 200 test",
         "test 0.750 of 200 images (95 % interval 0.680 to 0.810); train 0.900; the largest class "
         "alone 0.400",

@@ -5,7 +5,7 @@ import torch
 from residual_peft.classifiers.heads.left_out import LeftOut
 from residual_peft.classifiers.heads.ridge import fit_ridge
 from residual_peft.classifiers.heads.trust import reliability, suspicious_labels
-from residual_peft.classifiers.metrics import expected_calibration_error
+from residual_peft.data.metrics import expected_calibration_error
 from residual_peft.errors import ResiDualError
 
 

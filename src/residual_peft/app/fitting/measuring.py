@@ -7,17 +7,15 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from datasets import Dataset
-from torch import Tensor
 
 from ...classifiers.evaluation import evaluate
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, ProcessedImages, SkippedImage, load_data
+from ...data.labels import check_same
 from ...data.provenance import SplitRecord
 from ...errors import ResiDualError, counted
 from .reading import check_skipped
-from .report import interval_of
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +134,7 @@ def evaluate_adapter(
     )
     chosen = chosen.without(found.skipped, max_bad)
     scores: dict[str, Any] = dict(found.metrics)
-    if (interval := interval_of(found)) is not None:
+    if (interval := found.interval) is not None:
         scores["accuracy_interval"] = list(interval)
     return scores | chosen.as_dict()
 
@@ -284,16 +282,8 @@ class Renumbered(ProcessedImages):
 
     def _read(self, index: int) -> dict[str, Any]:
         item = super()._read(index)
-        return item | {"labels": self._renumbered(item["labels"])}
-
-    def _renumbered(self, labels: Any) -> Any:
-        if self.classes is None:
-            return self.numbers[int(labels)]
-        found: Tensor = torch.zeros(self.of_adapter, dtype=labels.dtype)
-        for number, label in zip(self.numbers, labels, strict=True):
-            if label:
-                found[number] = label
-        return found
+        labels = self.labelling.renumbered(item["labels"], self.numbers, self.of_adapter)
+        return item | {"labels": labels}
 
 
 def class_numbers(images: ImageData, classifier: ZeroShotClassifier) -> list[int] | None:
@@ -305,16 +295,11 @@ def class_numbers(images: ImageData, classifier: ZeroShotClassifier) -> list[int
         ResiDualError: images of a class that it does not know, or another kind of labels.
     """
     known = classifier.class_names
-    if images.multi_label != classifier.multi_label:
-        kinds = {True: "several labels", False: "one label"}
-        raise ResiDualError(
-            f"wanted data with {kinds[classifier.multi_label]} per image, as those of the "
-            f"adapter's fit, got data with {kinds[images.multi_label]}."
-        )
+    check_same(classifier.labelling, images.labelling, "bring labels like those of its fit")
     if images.class_names == known:
         return None
-    labels = [label for rows in images.splits.values() for label in rows["label"]]
-    present = {n for label in labels for n in (label if isinstance(label, list) else [label])}
+    entries = (entry for rows in images.splits.values() for entry in rows["label"])
+    present = set(images.labelling.each(entries))
     names = enumerate(images.class_names)
     if strange := [name for n, name in names if name not in known and n in present]:
         raise ResiDualError(

@@ -4,18 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ...classifiers.evaluation import Evaluation
-from ...classifiers.metrics import accuracy_interval, difference_interval
 from ...data import SkippedImage, write_skipped
+from ...data.labels import MANY_LABELS, ONE_LABEL, Labelling
 from ...errors import counted
 from ...hub.directories import SKIPPED
 from ...solvers import strength_note
 
 FAR = 0.1  # of accuracy: training images this much above test images are worth a word
-_ACCURACY, _PRECISION = "accuracy", "mean_average_precision"
 
 
 @dataclass(frozen=True)
@@ -59,25 +55,32 @@ class FitReport:
     findings: tuple[str, ...] = ()
 
     @property
+    def labelling(self) -> Labelling:
+        """One label per image, or several: whose metric was measured."""
+        return next(own for own in (ONE_LABEL, MANY_LABELS) if own.metric_names[0] in self.adapted)
+
+    @property
     def metric(self) -> str:
         """The name of the metric that is told first."""
-        return _ACCURACY if _ACCURACY in self.adapted else _PRECISION
+        return self.labelling.metric_names[0]
 
     def lines(self) -> list[str]:
         """All of it for people, the scores first."""
         name = self.metric
-        said = "" if name == _ACCURACY else "mean average precision, "
         before, after = self.zero_shot[name], self.adapted[name]
         counts = ", ".join(f"{count:,} {split}" for split, count in self.splits.items())
         found = [
-            f"{self.start} {before:.3f} -> adapted {after:.3f} ({said}test images)",
+            f"{self.start} {before:.3f} -> adapted {after:.3f} "
+            f"({self.labelling.metric_words}, test images)",
             f"{sum(self.splits.values()):,} images of {self.classes} classes: {counts}",
         ]
         around = ""
         if self.interval is not None:
             low, high = self.interval
             around = f" (95 % interval {low:.3f} to {high:.3f})"
-        base = "" if self.largest_class is None else f"; {self._baseline()}"
+        base = ""
+        if self.largest_class is not None:
+            base = f"; {self.labelling.chance_words[0]} {self.largest_class:.3f}"
         found.append(
             f"test {after:.3f} of {self.splits.get('test', 0):,} images{around}; "
             f"train {self.train[name]:.3f}{base}"
@@ -98,31 +101,6 @@ class FitReport:
         note = strength_note(self.strength, self.splits.get("validation", 0))
         return found if note is None else [*found, f"Note: {note}"]
 
-    def _baseline(self) -> str:
-        what = "the largest class alone" if self.metric == _ACCURACY else "by chance"
-        return f"{what} {self.largest_class:.3f}"
-
-
-def interval_of(found: Evaluation) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of the accuracy; None with several labels per image."""
-    if found.multi_label:
-        return None
-    right = int((found.predictions == found.labels).sum())
-    return accuracy_interval(right, len(found.labels))
-
-
-def largest_class_score(train: Tensor, test: Tensor) -> float:
-    """The accuracy on test images of answering with the most frequent class of the training images.
-
-    Args:
-        train: labels (N,); with several per image (N, C), where it is the mean share of a class.
-        test: likewise.
-    """
-    if test.ndim == 2:
-        share = test.double().mean(0)
-        return float(share[share > 0].mean())
-    return float((test == torch.bincount(train).argmax()).double().mean())
-
 
 def findings_of(
     before: Evaluation,
@@ -137,11 +115,11 @@ def findings_of(
         before: on the test images, without the adapter.
         after: with it.
         train: metrics on the training images with it.
-        largest: of `largest_class_score`.
+        largest: the metric by chance (`OneLabel.chance`).
         start: what the classes were before the adapter.
     """
-    name = _PRECISION if after.multi_label else _ACCURACY
-    said = "mean average precision" if after.multi_label else "accuracy"
+    labelling = after.labelling
+    name, said = labelling.metric_names[0], labelling.metric_words
     old, new, count = before.metrics[name], after.metrics[name], len(after.labels)
     found = []
     if new <= old:
@@ -149,18 +127,15 @@ def findings_of(
             f"the adapted model is not better than {start} on the test images ({said} {new:.3f} "
             f"against {old:.3f})."
         )
-    elif not after.multi_label:
-        right = [part.predictions == part.labels for part in (after, before)]
-        low, high = difference_interval(right[0], right[1])
-        if low <= 0:
-            found.append(
-                f"on {counted(count, 'test image')} the gain over {start} could be chance (95 % "
-                f"interval of the difference {low:+.3f} to {high:+.3f})."
-            )
+    elif (gain := labelling.difference(after.logits, before.logits, after.labels)) and gain[0] <= 0:
+        found.append(
+            f"on {counted(count, 'test image')} the gain over {start} could be chance (95 % "
+            f"interval of the difference {gain[0]:+.3f} to {gain[1]:+.3f})."
+        )
     if new <= largest:
-        other = "chance" if after.multi_label else "always answering with the largest class"
+        other = labelling.chance_words[1]
         found.append(f"the adapted model is not better than {other} ({new:.3f}, {largest:.3f}).")
-    interval = interval_of(after)
+    interval = after.interval
     if train[name] - new > FAR and (interval is None or train[name] > interval[1]):
         found.append(
             f"{said} on training images is far above that on test images ({train[name]:.3f}, "

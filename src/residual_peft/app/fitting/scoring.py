@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ...classifiers.evaluation import Evaluation
-from ...classifiers.metrics import multi_label_metrics
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...solvers.store import CoordinateStore
 
@@ -29,9 +28,7 @@ def scored(
         bias: of the logits.
     """
     classifier.check_labels(store.labels)
-    logits = torch.cat(
-        [part + bias if bias else part for part in _logits(classifier, store, gains)]
-    )
+    logits = torch.cat([part for part, _ in _scored(classifier, store, gains, bias)])
     return Evaluation(classifier.class_names, logits, store.labels)
 
 
@@ -39,22 +36,17 @@ def scored(
 def training_metrics(
     classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor
 ) -> dict[str, float]:
-    """The first of the metrics on the training images: N C numbers are held with several labels."""
-    if classifier.multi_label:
-        found = scored(classifier, store, gains, classifier.logit_bias)
-        return multi_label_metrics(found.logits, found.labels)
-    right, start = 0, 0
-    for logits in _logits(classifier, store, gains):
-        right += int((logits.argmax(-1) == store.labels[start : start + len(logits)]).sum())
-        start += len(logits)
-    return {"accuracy": right / len(store)}
+    """At least the first of the metrics on the training images (`OneLabel.metrics_in_parts`)."""
+    parts = _scored(classifier, store, gains, classifier.logit_bias)
+    return classifier.labelling.metrics_in_parts(parts)
 
 
-def _logits(
-    classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor | None
-) -> Iterator[Tensor]:
-    """Scaled cosines (n, C) on the CPU, some images at a time."""
+def _scored(
+    classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor | None, bias: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (n, C) and labels on the CPU, some images at a time."""
     for part in store.parts:
         for rows in torch.arange(len(part)).split(CHUNK):
             readout = part.readout[rows] if gains is None else part.rows(rows).adapted(gains)
-            yield classifier.scaled_cosines(readout).cpu()
+            logits = classifier.scaled_cosines(readout).cpu()
+            yield (logits + bias if bias else logits), part.labels[rows]

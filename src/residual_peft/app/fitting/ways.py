@@ -57,14 +57,20 @@ class Task:
 
     def with_classes(
         self, model: PeftModel, images: ImageData, readout: Tensor, labels: Tensor
-    ) -> ZeroShotClassifier:
-        """The classifier; where class names are no texts, of the means of training readouts."""
-        if self.classifier is not None:
-            return self.classifier
-        means = class_means_of(readout, labels, images.class_names)
-        return ZeroShotClassifier(
-            model, images.class_names, means, image_processor=self.backbone.image_processor
-        )
+    ) -> tuple[ZeroShotClassifier, float]:
+        """The classifier, and the bias that suits the model without its adapter.
+
+        Where class names are no texts, it is one of the means of training readouts.
+        """
+        classifier = self.classifier
+        if classifier is None:
+            means = class_means_of(readout, labels, images.class_names)
+            processor = self.backbone.image_processor
+            classifier = ZeroShotClassifier(
+                model, images.class_names, means, image_processor=processor
+            )
+        bias = classifier.fit_bias(readout, labels) if classifier.multi_label else 0.0
+        return classifier, bias
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,9 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     train = read.read(model, "train", fit_basis=True)
     validation = read.read(model, "validation")
     encoded = clock()
-    seen = readouts_of(train)
-    classifier = task.with_classes(model, read.images, seen, train.labels)
-    bias_before = classifier.fit_bias(seen, train.labels) if classifier.multi_label else 0.0
-    del seen
+    classifier, bias = task.with_classes(model, read.images, readouts_of(train), train.labels)
     strength = strength_path(classifier, train, validation, progress=True).best
-    loss: Any = "sigmoid" if classifier.multi_label else "softmax"
+    loss = classifier.labelling.loss_name
     chosen = Objective(normalized=False, loss=loss, strength=strength)
     solve_gains(classifier, train, objective=chosen, progress=True)
     fitted = clock()
@@ -119,7 +122,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     gains = gains_of(model).detach().cpu()
     return Done(
         classifier=classifier,
-        before=scored(classifier, test, None, bias_before),
+        before=scored(classifier, test, None, bias),
         after=scored(classifier, test, gains, classifier.logit_bias),
         train=training_metrics(classifier, train, gains),
         train_labels=train.labels,
@@ -146,10 +149,7 @@ def _in_readout_mode(task: Task, read: Pass, model: PeftModel) -> Done:
     encoded = clock()
     read.read(model, "validation")  # the Trainer knows no way around what it cannot read
     test = read.read(model, "test")
-    seen = readouts_of(train)
-    classifier = task.with_classes(model, read.images, seen, train.labels)
-    bias = classifier.fit_bias(seen, train.labels) if classifier.multi_label else 0.0
-    del seen
+    classifier, bias = task.with_classes(model, read.images, readouts_of(train), train.labels)
     before = scored(classifier, test, None, bias)
     seconds = _train(task, read, classifier)
     gains = gains_of(model).detach().cpu()
@@ -167,10 +167,7 @@ def _in_readout_mode(task: Task, read: Pass, model: PeftModel) -> Done:
 def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
     seen = {split: _readouts(model, read, split) for split in TITLES}
     train, test = seen["train"], seen["test"]
-    classifier = task.with_classes(model, read.images, train.readout, train.labels)
-    bias = 0.0
-    if classifier.multi_label:
-        bias = classifier.fit_bias(train.readout, train.labels)
+    classifier, bias = task.with_classes(model, read.images, train.readout, train.labels)
     with unadapted(model), torch.no_grad():
         logits = classifier.scaled_cosines(test.readout.to(classifier.device)).cpu() + bias
     before = Evaluation(classifier.class_names, logits, test.labels)

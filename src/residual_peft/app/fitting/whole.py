@@ -13,6 +13,7 @@ from ...classifiers.files import is_ours, of_the_old
 from ...classifiers.prompts import DEFAULT_TEMPLATES
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, load_data
+from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError
 from ...hub.cards import CardFacts
 from ...hub.directories import CARD, RUN_DIRECTORY, SKIPPED
@@ -23,7 +24,7 @@ from ...tuner import ResiDualConfig
 from ..recording import record_run, run_facts
 from .keeping import Keeping, keeping
 from .reading import Options, Pass, settings_of
-from .report import FitReport, findings_of, interval_of, largest_class_score, write_skipped_beside
+from .report import FitReport, findings_of, write_skipped_beside
 from .ways import Done, Task, by_trainer, check_way, from_coordinates
 
 
@@ -207,15 +208,14 @@ def check_without_texts(backbone: Backbone, images: ImageData, templates: Any, w
             f"{why}: classes are the means of their training images, so leave out the "
             f"{'templates' if templates else 'words'}."
         )
-    if images.multi_label:
-        raise ResiDualError(
-            f"{why}, and an image with several labels belongs to no one class's mean: take a model "
-            "with a text tower, such as a CLIP, for data with several labels per image."
-        )
+    what = (
+        "such an image belongs to no one class's mean, so take a model with texts, such as a CLIP"
+    )
+    check_same(ONE_LABEL, images.labelling, f"{why}, and {what}")
 
 
 def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitReport:
-    largest = largest_class_score(done.train_labels, done.after.labels)
+    largest = images.labelling.chance(done.train_labels, done.after.labels)
     return FitReport(
         zero_shot=done.before.metrics,
         adapted=done.after.metrics,
@@ -225,7 +225,7 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
         start=start,
         splits={split: len(rows) for split, rows in images.splits.items()},
         classes=len(images.class_names),
-        interval=interval_of(done.after),
+        interval=done.after.interval,
         train=done.train,
         largest_class=largest,
         repeated=repeated,

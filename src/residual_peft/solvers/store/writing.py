@@ -288,7 +288,8 @@ class _Writer:
         )
         stream = _Stream(passed, loader.skipped)
         for index, rows in shards.items():
-            shard = _Shard(index, rows, stream, loader, self.dataset.classes, anatomy.readout_width)
+            none = self.dataset.labels_of([])
+            shard = _Shard(index, rows, stream, loader, none, anatomy.readout_width)
             yield shard
             bar.update(sum(row in rows for row, _, _ in loader.skipped))
         next(passed, None)  # counts the last batch
@@ -361,7 +362,7 @@ class _Shard:
     rows: range
     stream: _Stream
     loader: Batches
-    classes: int | None
+    none: Tensor  # labels of no image
     width: int
 
     def __post_init__(self) -> None:
@@ -382,7 +383,4 @@ class _Shard:
         metadata = {SKIPPED: json.dumps(skipped)} if skipped else {}
         if len(self.labels):
             return {"readout": self.readout.joined(), "labels": self.labels.joined()}, metadata
-        none = torch.zeros(0, dtype=torch.int64)
-        if self.classes is not None:
-            none = torch.zeros(0, self.classes, dtype=torch.uint8)
-        return {"readout": torch.zeros(0, self.width), "labels": none}, metadata
+        return {"readout": torch.zeros(0, self.width), "labels": self.none}, metadata

@@ -3,7 +3,7 @@
 It loads from the installed package, with no network:
 
     import evaluate
-    from residual_peft.classifiers.metrics import evaluate_module_path
+    from residual_peft.data.metrics import evaluate_module_path
     metric = evaluate.load(evaluate_module_path())
     metric.compute(predictions=logits, references=labels)
 """
@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from residual_peft.classifiers.metrics import classification_metrics
+from residual_peft.data.metrics import classification_metrics
 
 _DESCRIPTION = "Accuracy, top-5 accuracy and mean per-class recall of scores over classes."
 _INPUTS = """

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from ..errors import ResiDualError
@@ -48,11 +47,13 @@ def top_k_accuracy(scores: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
 
 def per_class_recall(scores: ArrayLike, labels: ArrayLike) -> Array:
     """Share of each class's images that are recognised (C,); NaN for a class with no images."""
+    from sklearn.metrics import recall_score
+
     values, targets = _checked(scores, labels)
-    classes = values.shape[1]
-    images = np.bincount(targets, minlength=classes)
-    hits = np.bincount(targets[values.argmax(axis=1) == targets], minlength=classes)
-    return np.divide(hits, images, out=np.full(classes, np.nan), where=images > 0)
+    classes = range(values.shape[1])
+    return recall_score(
+        targets, values.argmax(axis=1), labels=classes, average=None, zero_division=np.nan
+    )
 
 
 def mean_per_class_recall(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -72,6 +73,8 @@ def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
             no image with any label.
     """
     values, targets = _checked_several(scores, labels)
+    from sklearn.metrics import average_precision_score
+
     present = targets.any(axis=0)
     found = average_precision_score(targets[:, present], values[:, present], average="macro")
     return min(float(found), 1.0)  # a sum of shares that rounding may take past it
@@ -93,23 +96,24 @@ def multi_label_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float
         ResiDualError: as `mean_average_precision`.
     """
     values, real = _checked_several(scores, labels)
+    from sklearn.metrics import f1_score
+
     named = values >= 0
-    hits, all_named, all_real = (named & real).sum(0), named.sum(0), real.sum(0)
-    by_class = 2 * hits / np.maximum(all_named + all_real, 1)
+    by_class = f1_score(real, named, average=None, zero_division=0)
     return {
         "mean_average_precision": mean_average_precision(values, real),
-        "micro_f1": float(2 * hits.sum() / (all_named.sum() + all_real.sum())),
-        "macro_f1": float(by_class[all_real > 0].mean()),
+        "micro_f1": float(f1_score(real, named, average="micro", zero_division=0)),
+        "macro_f1": float(by_class[real.any(axis=0)].mean()),
         "exact_match": float((named == real).all(axis=1).mean()),
     }
 
 
 def confusion_matrix(scores: ArrayLike, labels: ArrayLike) -> Array:
     """Counts (C, C): row = label, column = prediction."""
+    from sklearn.metrics import confusion_matrix as counted
+
     values, targets = _checked(scores, labels)
-    classes = values.shape[1]
-    flat = np.bincount(targets * classes + values.argmax(axis=1), minlength=classes * classes)
-    return flat.reshape(classes, classes)
+    return counted(targets, values.argmax(axis=1), labels=range(values.shape[1]))
 
 
 def expected_calibration_error(
@@ -159,13 +163,11 @@ def accuracy_interval(correct: int, total: int, level: float = 0.95) -> tuple[fl
             f"wanted from 0 to total images correct and at least one image, got {correct} of "
             f"{total}."
         )
-    z = _quantile(level)
-    share, weight = correct / total, z * z / total
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * (share * (1 - share) / total + weight / (4 * total)) ** 0.5 / (1 + weight)
-    # the bounds of none and of all are 0 and 1, which rounding would miss
-    low = 0.0 if correct == 0 else middle - half
-    return low, 1.0 if correct == total else middle + half
+    from scipy.stats import binomtest
+
+    _quantile(level)  # says what is wrong with it
+    low, high = binomtest(correct, total).proportion_ci(level, method="wilson")
+    return float(low), float(high)
 
 
 def difference_interval(

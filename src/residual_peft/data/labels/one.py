@@ -1,0 +1,234 @@
+"""One label per image: class numbers (N,), a softmax over all classes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import ResiDualError
+from ..metrics import accuracy, accuracy_interval, classification_metrics, difference_interval
+from ..stratification import Labels, Rows, stratified_split
+
+
+class OneLabel:
+    """Each image is of one class.
+
+    Attributes:
+        multi_label: whether an image may have several labels, or none.
+        words: how many that is, for messages.
+        loss_name: the loss that suits it, as `Objective` calls it.
+        parameters: what a fit has beside gains.
+        metric_names: of all metrics, the first told first.
+        metric_words: the first for people.
+        chance_words: what `chance` is the score of, in short and in a sentence.
+        differing_words: what becomes of an image whose copies have different labels.
+    """
+
+    multi_label = False
+    words = "one label"
+    loss_name: Literal["softmax", "sigmoid"] = "softmax"
+    parameters: tuple[str, ...] = ()
+    metric_names: tuple[str, ...] = ("accuracy", "top5_accuracy", "mean_per_class_recall")
+    metric_words = "accuracy"
+    chance_words = ("the largest class alone", "always answering with the largest class")
+    differing_words = "; trained on, not scored"
+
+    def check(self, labels: Tensor, classes: int) -> None:
+        """Raise a ResiDualError unless the labels of a batch suit so many classes."""
+        if labels.ndim != 1:
+            raise ResiDualError(
+                f"wanted one label per image, a class number, got labels of shape "
+                f"{tuple(labels.shape)}; several labels per image need a classifier with "
+                "multi_label=True, and Objective(loss='sigmoid') to fit it."
+            )
+        outside = (labels < 0) | (labels >= classes)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ResiDualError(
+                f"wanted labels from 0 to {classes - 1} ({classes} classes), got "
+                f"{int(labels[row])} for image {row} of the batch."
+            )
+
+    def check_smoothing(self, smoothing: float, name: str) -> None:
+        """Raise a ResiDualError where labels cannot be smoothed so; `name` is the setting's."""
+        if not 0 <= smoothing < 1:
+            raise ResiDualError(f"wanted {name} from 0 to below 1, got {smoothing}.")
+
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        bias: Tensor | float = 0.0,
+        *,
+        smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Cross-entropy of logits.
+
+        Args:
+            logits: (N, C), without the bias.
+            labels: as `check` wants them.
+            weights: of each class (C,), of the positives where each has a sigmoid.
+            bias: of all sigmoids; a softmax does not change with it.
+            smoothing: as in torch's `cross_entropy`.
+            reduction: "mean" over the entries of `labels`, or "sum".
+        """
+        return functional.cross_entropy(
+            logits, labels, weights, reduction=reduction, label_smoothing=smoothing
+        )
+
+    def normalizer(self, labels: Tensor, weights: Tensor | None, classes: int) -> float:
+        """What the sum of losses is divided by, so that it is torch's own mean."""
+        return float(len(labels) if weights is None else weights[labels.cpu()].sum())
+
+    def best_bias(
+        self, logits: Tensor, labels: Tensor, limit: float, weights: Tensor | None = None
+    ) -> float:
+        """The number that, added to all logits, makes their loss least.
+
+        Args:
+            logits: (N, C), without a bias.
+            labels: as `check` wants them.
+            limit: what it stays below in size.
+            weights: as for `loss`.
+
+        Raises:
+            ResiDualError: a softmax does not change with it.
+        """
+        raise ResiDualError(
+            "a softmax does not change with a bias: fit_bias is for a classifier with "
+            "multi_label=True."
+        )
+
+    def counts(self, labels: Labels | Tensor, classes: int) -> Tensor:
+        """Images of each class, (C,)."""
+        return torch.bincount(torch.as_tensor(labels), minlength=classes)
+
+    def balanced(self, counts: Tensor, images: int) -> Tensor:
+        """Class weights under which all classes count alike, from their images: N / (C · n_c)."""
+        return images / (len(counts) * counts.double())
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The probability of each class, (N, C)."""
+        return logits.softmax(-1)
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        """What logits (N, C) say, as labels."""
+        return logits.argmax(-1)
+
+    def class_numbers(self, labels: Any) -> list[int]:
+        """The classes of one image, from its row of labels."""
+        return [int(labels)]
+
+    def score(self, logits: Any, labels: Any) -> float:
+        """The first of the metrics."""
+        return accuracy(logits, labels)
+
+    def metrics(self, logits: Any, labels: Any) -> dict[str, float]:
+        """All metrics, by name."""
+        return classification_metrics(logits, labels)
+
+    def metrics_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """At least the first of logits and labels that come in parts, which are held if need be."""
+        right = [self.predicted(logits) == labels for logits, labels in parts]
+        return {"accuracy": float(torch.cat(right).double().mean())}
+
+    def interval(self, logits: Tensor, labels: Tensor) -> tuple[float, float] | None:
+        """The first metric's 95 % interval; None where none is known."""
+        return accuracy_interval(int((self.predicted(logits) == labels).sum()), len(labels))
+
+    def difference(
+        self, after: Tensor, before: Tensor, labels: Tensor
+    ) -> tuple[float, float] | None:
+        """The same of what the first metric gained on the same images."""
+        return difference_interval(
+            self.predicted(after) == labels, self.predicted(before) == labels
+        )
+
+    def chance(self, train: Tensor, test: Tensor) -> float:
+        """The first metric of somebody who sees no image: of the training images' largest class.
+
+        Args:
+            train: labels of the training images.
+            test: labels of the images to score.
+        """
+        return float((test == torch.bincount(train).argmax()).double().mean())
+
+    def by_image(
+        self, labels: Labels, first: Rows, image_of: Rows, differing: Rows
+    ) -> tuple[Labels, list[int], Rows]:
+        """Labels of different images, classes in an order that the images alone decide.
+
+        Args:
+            labels: of all rows.
+            first: the first row of each image.
+            image_of: the image of each row.
+            differing: images whose rows have different labels.
+
+        Returns:
+            Labels of the images that can be cut, the classes in their order, and these images.
+        """
+        clear = np.setdiff1d(np.arange(len(first)), differing)
+        numbers, starts, place = np.unique(
+            labels[first][clear], return_index=True, return_inverse=True
+        )
+        order = np.argsort(starts)  # by the first image of each class
+        return np.argsort(order)[place], numbers[order].tolist(), clear
+
+    split = staticmethod(stratified_split)
+
+    def folds(self, labels: Labels, folds: int) -> list[tuple[Rows, Rows]]:
+        """Rows inside and outside each fold, each class in all of them alike.
+
+        Raises:
+            ResiDualError: fewer images of a class than folds.
+        """
+        from sklearn.model_selection import StratifiedKFold
+
+        least = int(np.unique(labels, return_counts=True)[1].min())
+        if least < folds:
+            raise ResiDualError(
+                f"wanted as many images of each class as folds, got folds={folds} and {least} "
+                "images of the rarest class; give validation images instead."
+            )
+        return list(StratifiedKFold(folds).split(np.zeros(len(labels)), labels))
+
+    # columns of a datasets.Dataset
+
+    def item(self, feature: Any) -> Any:
+        """What a column says of each label; of several, None where it holds no lists."""
+        return feature
+
+    def feature(self, item: Any) -> Any:
+        """The feature of a column of such labels."""
+        return item
+
+    def each(self, column: Iterable[Any]) -> Iterator[Any]:
+        """All labels of a column."""
+        return iter(column)
+
+    def mapped(self, entry: Any, one: Callable[[Any], Any]) -> Any:
+        """An entry of a column with its labels mapped."""
+        return one(entry)
+
+    def typed(self, dataset: Any, names: tuple[str, ...], split: str, name: str) -> Any:
+        """The dataset with labels of these class names; see `columns`."""
+        from .columns import class_labels
+
+        return class_labels(dataset, names, split, name)
+
+    def array(self, column: Sequence[Any], classes: int) -> Labels:
+        """Class numbers as a column has them -> labels, int64 (N,)."""
+        return np.asarray(column, dtype=np.int64)
+
+    def width(self, feature: Any, name: str) -> int:
+        """How many classes a column tells of, where its labels need it; 0 for numbers."""
+        return 0
+
+    def renumbered(self, labels: Tensor, numbers: Sequence[int], classes: int) -> Tensor:
+        """One image's labels with other class numbers, one of each of the old, of `classes`."""
+        return torch.as_tensor(numbers[int(labels)])

@@ -1,0 +1,165 @@
+"""One label per image or several: one interface, each method against a loop or a library."""
+
+import inspect
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from residual_peft.data.labels import (
+    MANY_LABELS,
+    ONE_LABEL,
+    check_same,
+    labelling_in,
+    labelling_of,
+    labelling_of_column,
+    labelling_of_loss,
+)
+from residual_peft.errors import ResiDualError
+
+BOTH = pytest.mark.parametrize("labelling", [ONE_LABEL, MANY_LABELS], ids=["one", "many"])
+C = 4
+
+
+def labels_of(labelling, images=60, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    if labelling is ONE_LABEL:
+        return torch.arange(images)[torch.randperm(images, generator=generator)] % C
+    return (torch.rand(images, C, generator=generator) < 0.4).to(torch.uint8)
+
+
+def logits_of(images=60, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(images, C, generator=generator, dtype=torch.float64)
+
+
+def public(labelling):
+    return {
+        name: list(inspect.signature(value).parameters) if callable(value) else None
+        for name, value in inspect.getmembers(labelling)
+        if not name.startswith("_")
+    }
+
+
+def test_both_offer_the_same():
+    assert public(ONE_LABEL) == public(MANY_LABELS)
+
+
+@BOTH
+def test_each_is_found_by_flag_labels_loss_and_column(labelling):
+    assert labelling_of(labelling.multi_label) is labelling
+    assert labelling_in(labels_of(labelling)) is labelling
+    assert labelling_of_loss(labelling.loss_name) is labelling
+    feature = labelling.feature(datasets.ClassLabel(names=list("abcd")))
+    assert labelling_of_column(feature) is labelling
+    assert labelling.item(feature).names == list("abcd")
+
+
+@BOTH
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_and_its_normalizer_are_a_loop(labelling, weighted):
+    logits, labels, bias = logits_of(), labels_of(labelling), -0.7
+    weights = torch.tensor([0.5, 1, 2, 3], dtype=torch.float64) if weighted else None
+    w = [1.0] * C if weights is None else weights.tolist()
+    total, count = 0.0, 0.0
+    for row, own in zip(logits, labels, strict=True):
+        if labelling is ONE_LABEL:
+            total -= w[own] * float(row[own] - row.exp().sum().log())
+            count += w[own]
+        else:
+            for c in range(C):
+                p = 1 / (1 + float((-row[c] - bias).exp()))
+                total -= w[c] * np.log(p) if own[c] else np.log(1 - p)
+                count += 1
+    summed = labelling.loss(logits, labels, weights, bias, reduction="sum")
+    assert float(summed) == pytest.approx(total, rel=1e-10)
+    assert labelling.normalizer(labels, weights, C) == pytest.approx(count)
+    mean = labelling.loss(logits, labels, weights, bias)
+    assert float(mean) == pytest.approx(total / count, rel=1e-10)
+
+
+@BOTH
+def test_balanced_weights_give_all_classes_the_same_say(labelling):
+    labels = labels_of(labelling)[7:]
+    counts = labelling.counts(labels, C)
+    hot = functional.one_hot(labels, C) if labelling is ONE_LABEL else labels.long()
+    assert counts.tolist() == hot.sum(0).tolist()
+    assert labelling.counts(labels.numpy(), C).tolist() == counts.tolist()
+    weights = labelling.balanced(counts, len(labels))
+    other = len(labels) - counts if labelling is MANY_LABELS else torch.full((C,), len(labels) / C)
+    torch.testing.assert_close(weights * counts, other.double())
+
+
+@BOTH
+def test_what_logits_say(labelling):
+    logits, labels = logits_of(), labels_of(labelling)
+    predicted, probabilities = labelling.predicted(logits), labelling.probabilities(logits)
+    for row, said, p in zip(logits, predicted, probabilities, strict=True):
+        e = row.exp()
+        wanted = e / e.sum() if labelling is ONE_LABEL else e / (1 + e)
+        torch.testing.assert_close(p, wanted)
+        numbers = labelling.class_numbers(said)
+        best = [int(row.argmax())]
+        assert numbers == (best if labelling is ONE_LABEL else [c for c in range(C) if p[c] >= 0.5])
+    metrics = labelling.metrics(logits, labels)
+    assert tuple(metrics) == labelling.metric_names
+    assert labelling.score(logits, labels) == metrics[labelling.metric_names[0]]
+    parts = zip(logits.split(7), labels.split(7), strict=True)
+    in_parts = labelling.metrics_in_parts(parts)
+    assert in_parts.items() <= metrics.items()
+    assert labelling.metric_names[0] in in_parts
+
+
+@BOTH
+def test_folds_hold_every_image_once_and_all_classes(labelling):
+    labels = labels_of(labelling).numpy()
+    folds = labelling.folds(labels, 3)
+    assert sorted(np.concatenate([outside for _, outside in folds])) == list(range(60))
+    counts = labelling.counts(labels, C).numpy()
+    for inside, outside in folds:
+        assert sorted([*inside, *outside]) == list(range(60))
+        held = labelling.counts(labels[outside], C).numpy()
+        assert np.abs(held - counts / 3).max() <= 1
+    with pytest.raises(ResiDualError, match="folds=40 and 15 images of the rarest class"):
+        ONE_LABEL.folds(labels_of(ONE_LABEL).numpy(), 40)
+
+
+@BOTH
+def test_columns_become_labels_and_other_numbers(labelling):
+    column = [2, 0, 1] if labelling is ONE_LABEL else [[0, 2], [], [1]]
+    labels = torch.from_numpy(labelling.array(column, 3))
+    labelling.check(labels, 3)
+    assert list(labelling.each(column)) == ([2, 0, 1] if labelling is ONE_LABEL else [0, 2, 1])
+    assert labelling.array([], 3).shape == (0, *labels.shape[1:])
+    numbers = [4, 0, 3]  # a, b and c among five classes
+    moved = torch.stack([labelling.renumbered(row, numbers, 5) for row in labels])
+    labelling.check(moved, 5)
+    wanted = [[numbers[n] for n in labelling.class_numbers(row)] for row in labels]
+    assert [labelling.class_numbers(row) for row in moved] == [sorted(row) for row in wanted]
+    entries = [labelling.mapped(entry, "abc".__getitem__) for entry in column]
+    assert entries == (["c", "a", "b"] if labelling is ONE_LABEL else [["a", "c"], [], ["b"]])
+
+
+@BOTH
+def test_labels_of_the_other_kind_are_refused(labelling):
+    other = labelling_of(not labelling.multi_label)
+    with pytest.raises(ResiDualError, match=r"^wanted (one label per image|labels of shape)"):
+        labelling.check(labels_of(other), C)
+    with pytest.raises(ResiDualError, match=f"got {other.words} per image: mend it"):
+        check_same(labelling, other, "mend it")
+    check_same(labelling, labelling, "mend it")
+
+
+def test_smoothing_is_for_a_softmax():
+    logits, labels = logits_of(), labels_of(ONE_LABEL)
+    share = functional.one_hot(labels, C) * 0.8 + 0.2 / C
+    wanted = -(share * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(ONE_LABEL.loss(logits, labels, smoothing=0.2), wanted)
+    ONE_LABEL.check_smoothing(0.2, "softness")
+    MANY_LABELS.check_smoothing(0.0, "softness")
+    with pytest.raises(ResiDualError, match="softness from 0 to below 1, got 1"):
+        ONE_LABEL.check_smoothing(1.0, "softness")
+    with pytest.raises(ResiDualError, match="softness is for one label per image"):
+        MANY_LABELS.check_smoothing(0.2, "softness")
