@@ -255,7 +255,7 @@ def test_bad_objectives_and_labels_are_refused():
         ({"loss": "hinge"}, "'softmax' or 'sigmoid', got 'hinge'"),
         ({"class_weights": "even"}, "'balanced', numbers or None, got 'even'"),
         ({"label_smoothing": 1.0}, "from 0 to below 1, got 1.0"),
-        ({"label_smoothing": 0.1, "loss": "sigmoid"}, "is for loss='softmax' only"),
+        ({"label_smoothing": 0.1, "loss": "sigmoid"}, "\\(loss='softmax'\\) only: leave"),
         ({"strength": -1.0}, "strength of 0 or more, got -1.0"),
     ):
         with pytest.raises(ResiDualError, match=message):
@@ -271,8 +271,10 @@ def test_bad_objectives_and_labels_are_refused():
             fit_gains(classifier, rows, objective=objective)
     with pytest.raises(ResiDualError, match="got none"):
         strength_path(classifier, rows, strengths=())
-    with pytest.raises(ResiDualError, match="at least two folds"):
+    with pytest.raises(ResiDualError, match="folds=100 and 12 images of the rarest class"):
         strength_path(classifier, rows, folds=100)
+    with pytest.raises(ResiDualError, match="wanted at least two folds, got folds=1"):
+        strength_path(classifier, rows, folds=1)
     with pytest.raises(ResiDualError, match="wanted a tolerance above 0"):
         solve_gains(classifier, rows, tolerance=0)
     with pytest.raises(ResiDualError, match="needs images of every class"):

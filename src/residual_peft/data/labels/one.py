@@ -40,9 +40,9 @@ class OneLabel:
         """Raise a ResiDualError unless the labels of a batch suit so many classes."""
         if labels.ndim != 1:
             raise ResiDualError(
-                f"wanted one label per image, a class number, got labels of shape "
-                f"{tuple(labels.shape)}; several labels per image need a classifier with "
-                "multi_label=True, and Objective(loss='sigmoid') to fit it."
+                f"wanted one label per image, got labels of shape {tuple(labels.shape)}; several "
+                "labels per image need a classifier with multi_label=True, and "
+                "Objective(loss='sigmoid') to fit it."
             )
         outside = (labels < 0) | (labels >= classes)
         if outside.any():
