@@ -1,6 +1,7 @@
-"""For pytest alone."""
+"""What tests of several rooms share: an adapter that nothing was fitted for, and pictures."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +17,36 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     assert not _frames.open
     assert not _frames.finished
+
+
+@pytest.fixture(scope="session")
+def saved_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the bundled model, for three shapes."""
+    from peft import get_peft_model
+
+    from residual_peft import ResiDualConfig, ZeroShotClassifier
+    from residual_peft.classifiers.backbones import load_backbone
+    from residual_peft.hub.directories import DEMO_MODEL
+
+    backbone = load_backbone(DEMO_MODEL)
+    model = get_peft_model(backbone.model, ResiDualConfig(components=2))
+    classifier = ZeroShotClassifier.from_text(
+        model,
+        backbone.tokenizer,
+        ("circle", "square", "heart"),
+        image_processor=backbone.image_processor,
+    )
+    return classifier.save_pretrained(tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> list[str]:
+    """Paths of ten pictures of the bundled world, in a folder of their own."""
+    from residual_peft.demo.tasks import world_task
+
+    (tmp_path / "shapes").mkdir()
+    paths = []
+    for number, row in enumerate(world_task("shape", 10, seed=3)):
+        paths.append(str(tmp_path / "shapes" / f"{number}.png"))
+        row["image"].save(paths[-1])
+    return paths

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import BertConfig, BertModel
 
 from residual_peft import cli
+from residual_peft.cli import commands
 from tests.classifiers.test_zero_shot import image_processor
 from tests.models import clip_model
 from tests.tokenizers import VOCABULARY
@@ -226,7 +227,7 @@ def test_report_names_what_is_wrong_with_a_directory(
 
 
 def test_names_are_no_markup_and_move_no_cursor(capsys) -> None:
-    cli._print_table(["class", "n"], [["[/red] \x1b[2J\ncat", "1"], ["caf\udce9", "2"]])
+    commands.print_table(["class", "n"], [["[/red] \x1b[2J\ncat", "1"], ["caf\udce9", "2"]])
     printed = capsys.readouterr().out
     assert "[/red] \\x1b[2J\\ncat" in printed
     assert "\x1b" not in printed

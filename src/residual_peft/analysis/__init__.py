@@ -80,6 +80,7 @@ __all__ = [
     "layer_ablation",
     "linear_dimension",
     "mean_cosine",
+    "near_copies",
     "omp",
     "overlap",
     "participation_ratio",

@@ -18,7 +18,8 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.images import ImageLike, image_list, load_image_processor, pixel_values
+from ..data.images import load_image_processor, pixel_values
+from ..data.inputs import Images, images_of
 from ..errors import ResiDualError
 from ..towers.inputs import batch_size, checked_inputs
 from ..towers.registry import base_model, find_tower
@@ -269,7 +270,7 @@ class TaskSet:
 
     def predict_logits(
         self,
-        images: ImageLike | Iterable[ImageLike],
+        images: Images,
         adapters: Sequence[str] | None = None,
         *,
         batch_size: int = 64,
@@ -288,7 +289,7 @@ class TaskSet:
             ResiDualError: as `predict`.
         """
         parts: dict[str, list[Tensor]] = {name: [] for name in self._chosen(adapters)}
-        items, _ = image_list(images)
+        items, _ = images_of(images)
         for pixels in pixel_batches(items, self.image_processor, batch_size):
             for name, logits in self.logits(pixels, list(parts)).items():
                 parts[name].append(logits.cpu())
@@ -296,7 +297,7 @@ class TaskSet:
 
     def predict(
         self,
-        images: ImageLike | Iterable[ImageLike],
+        images: Images,
         adapters: Sequence[str] | None = None,
         *,
         batch_size: int = 64,
@@ -304,8 +305,8 @@ class TaskSet:
         """Classify images for each task, from one forward pass per batch.
 
         Args:
-            images: PIL images, paths, arrays (H, W, C) or tensors (C, H, W), as for
-                `ZeroShotClassifier.predict`; one, a list, or an array of many.
+            images: one or many, a folder, a pattern or a dataset, as for
+                `ZeroShotClassifier.predict`.
             adapters: names of tasks; None for all.
             batch_size: images per forward pass.
 
@@ -316,7 +317,7 @@ class TaskSet:
             ResiDualError: no tasks, names that are not of tasks, no images, or one that cannot be
                 read (names it).
         """
-        items, single = image_list(images)
+        items, single = images_of(images)
         found = {
             name: self._task(name).predictions(logits)
             for name, logits in self.predict_logits(items, adapters, batch_size=batch_size).items()
@@ -326,7 +327,7 @@ class TaskSet:
     @torch.no_grad()
     def predict_mixed(
         self,
-        images: ImageLike | Iterable[ImageLike],
+        images: Images,
         adapters: Sequence[str],
         *,
         batch_size: int = 64,
@@ -341,7 +342,7 @@ class TaskSet:
         Raises:
             ResiDualError: as `predict`, or more or fewer names than images.
         """
-        items, _ = image_list(images)
+        items, _ = images_of(images)
         tasks = self._chosen(adapters)
         if len(adapters) != len(items):
             raise ResiDualError(

@@ -1,11 +1,13 @@
 """What logits say of images, and which labels suit them: one label per image, or several."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from ..data.labels import labelling_of
+from ..errors import ResiDualError, printable
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,9 @@ class Prediction:
 
     With several labels per image, each class's probability is a sigmoid of its own, and `label` is
     the most likely class whether or not it is among the labels.
+
+    >>> print(Prediction("dog", 1, 0.75, (0.25, 0.75), ("dog",), ("cat", "dog"), "a.png"))
+    a.png: dog 0.750, cat 0.250
     """
 
     label: str
@@ -21,10 +26,44 @@ class Prediction:
     score: float  # the label's probability
     probabilities: tuple[float, ...]  # of every class, in the order of the class names
     labels: tuple[str, ...]  # several: those of probability >= 0.5, maybe none; one: (label,)
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+    file: str | None = None  # of the image, where it came as a path
+    several: bool = field(default=False, repr=False)  # whether an image may have several labels
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """The k most likely classes (all, where there are fewer) and their probabilities.
+
+        Raises:
+            ResiDualError: k is below 1.
+        """
+        if k < 1:
+            raise ResiDualError(f"wanted the top 1 or more classes, got {k}.")
+        # what rounding made equal stays in order, the label first
+        order = sorted(
+            range(len(self.probabilities)), key=lambda i: (-self.probabilities[i], i != self.index)
+        )
+        return [(self.class_names[i], self.probabilities[i]) for i in order[:k]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: file (None where unknown), label, score, labels, probabilities by class."""
+        return {
+            "file": self.file,
+            "label": self.label,
+            "score": self.score,
+            "labels": list(self.labels),
+            "probabilities": dict(zip(self.class_names, self.probabilities, strict=True)),
+        }
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {score:.3f}" for name, score in self.top(3))
+        return printable(shown if self.file is None else f"{self.file}: {shown}")
 
 
 def predictions_of(
-    logits: Tensor, class_names: Sequence[str], multi_label: bool = False
+    logits: Tensor,
+    class_names: Sequence[str],
+    multi_label: bool = False,
+    files: Sequence[str | None] | None = None,
 ) -> list[Prediction]:
     """One prediction per row of logits (N, C).
 
@@ -32,21 +71,27 @@ def predictions_of(
         logits: (N, C), their bias included.
         class_names: C names.
         multi_label: whether an image may have several labels, or none.
+        files: of the N images, None of one that has none.
     """
     labelling = labelling_of(multi_label)
+    names = tuple(class_names)
     rows = zip(
         logits.argmax(-1).tolist(),  # sigmoids of high logits are all 1, their logits are not
         labelling.probabilities(logits),
         labelling.predicted(logits),
+        [None] * len(logits) if files is None else files,
         strict=True,
     )
     return [
         Prediction(
-            class_names[index],
+            names[index],
             index,
             float(scores[index]),
             tuple(scores.tolist()),
-            tuple(class_names[number] for number in labelling.class_numbers(labels)),
+            tuple(names[number] for number in labelling.class_numbers(labels)),
+            names,
+            file,
+            multi_label,
         )
-        for index, scores, labels in rows
+        for index, scores, labels, file in rows
     ]

@@ -19,8 +19,10 @@ from torch.nn import functional
 from ..bases.reading import Seen, reading
 from ..bases.rows import Rows
 from ..data.class_names import check_class_names, check_templates
-from ..data.images import ImageLike, image_list, load_image_processor, model_inputs, to_rgb
+from ..data.images import ImageLike, load_image_processor, model_inputs, to_rgb
+from ..data.inputs import Images, images_of
 from ..data.labels import Labelling, labelling_of
+from ..data.passes import no_processor
 from ..data.provenance import SplitRecord
 from ..errors import ResiDualError
 from ..hub.cards import CardFacts
@@ -365,19 +367,19 @@ class ZeroShotClassifier:
         return 4 * self.logit_scale + 20
 
     @torch.no_grad()
-    def predict_logits(
-        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64
-    ) -> Tensor:
+    def predict_logits(self, images: Images, *, batch_size: int = 64) -> Tensor:
         """Logits (N, C) of one or many images, on the CPU.
 
         Args:
             images: as for `predict`.
             batch_size: images per forward pass.
         """
-        items, _ = image_list(images)
-        batches = pixel_batches(items, self.image_processor, batch_size)
+        return self._logits_of(images_of(images)[0], batch_size)
+
+    @torch.no_grad()
+    def _logits_of(self, items: Sequence[ImageLike], batch_size: int) -> Tensor:
         logits = Rows(len(items))
-        for _, part in self.classified(batches):
+        for _, part in self.classified(pixel_batches(items, self.image_processor, batch_size)):
             logits.add(part)
         return logits.joined()
 
@@ -422,12 +424,13 @@ class ZeroShotClassifier:
         assert coordinates is not None
         return head.logits(self.logits(adapted), coordinates, self.multi_label)
 
-    def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64) -> Any:
+    def predict(self, images: Images, *, batch_size: int = 64) -> Any:
         """Classify images.
 
         Args:
-            images: PIL images, paths, arrays (H, W, C) or tensors (C, H, W), whole numbers from 0
-                or floats from 0 to 1; one, a list, or an array of many.
+            images: PIL images, paths, bytes, file objects, arrays (H, W, C) or tensors (C, H, W),
+                whole numbers from 0 or floats from 0 to 1; one, a list, or an array of many. Or a
+                folder, a pattern such as "photos/*.jpg" or a `datasets.Dataset`: all of its images.
             batch_size: images per forward pass.
 
         Returns:
@@ -436,9 +439,10 @@ class ZeroShotClassifier:
         Raises:
             ResiDualError: no images, or one that cannot be read (names it).
         """
-        items, single = image_list(images)
-        logits = self.predict_logits(items, batch_size=batch_size)
-        predictions = predictions_of(logits, self.class_names, self.multi_label)
+        items, single = images_of(images)
+        logits = self._logits_of(items, batch_size)
+        files = [os.fspath(i) if isinstance(i, str | os.PathLike) else None for i in items]
+        predictions = predictions_of(logits, self.class_names, self.multi_label, files)
         return predictions[0] if single else predictions
 
     def save_pretrained(
@@ -652,10 +656,7 @@ def pixel_batches(
     if not items:
         raise ResiDualError("wanted at least one image to classify, got none.")
     if image_processor is None:
-        raise ResiDualError(
-            "this classifier has no image processor to prepare images with; pass "
-            "image_processor=... when making it."
-        )
+        raise no_processor()
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
         images = [to_rgb(item, f"image {start + i}") for i, item in enumerate(batch)]

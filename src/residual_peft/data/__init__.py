@@ -12,14 +12,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batching import Batches, ProcessedImages, batches, collate
+    from .batching import ProcessedImages, batches, collate
     from .loading import ImageData, load_data
+    from .passes import Batches, ImageFiles
     from .skipped import SkippedImage, write_skipped
     from .stratification import iterative_folds, iterative_split, stratified_split
 
 __all__ = [
     "Batches",
     "ImageData",
+    "ImageFiles",
     "ProcessedImages",
     "SkippedImage",
     "batches",
@@ -27,21 +29,25 @@ __all__ = [
     "class_names",
     "collate",
     "images",
+    "inputs",
     "iterative_folds",
     "iterative_split",
     "labels",
     "load_data",
     "metrics",
+    "passes",
     "progress",
     "provenance",
     "stratified_split",
+    "survey",
     "write_skipped",
 ]
 
 _HOME = {
-    **dict.fromkeys(("Batches", "ProcessedImages", "batches", "collate"), "batching"),
+    **dict.fromkeys(("ProcessedImages", "batches", "collate"), "batching"),
     **dict.fromkeys(("SkippedImage", "write_skipped"), "skipped"),
     **dict.fromkeys(("ImageData", "load_data"), "loading"),
+    **dict.fromkeys(("Batches", "ImageFiles"), "passes"),
     **dict.fromkeys(("iterative_folds", "iterative_split", "stratified_split"), "stratification"),
 }
 

@@ -1,7 +1,7 @@
 """A split -> what the model, the Trainer and the passes over images take."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..errors import ResiDualError
 from .columns import check_format
-from .decoding import Piece, Skipped, Unread, decoded
-from .images import UnreadableImage, least_side, model_inputs, to_rgb
+from .decoding import Skipped, Unread
+from .images import UnreadableImage, least_side, to_rgb
 from .labels import labelling_of_column
+from .passes import Batches, prepared
 from .skipped import SkippedImage
 
 logger = logging.getLogger(__name__)
@@ -77,16 +78,7 @@ class ProcessedImages(torch.utils.data.Dataset):
         except UnreadableImage as error:
             error.file = path or place
             raise
-        try:
-            prepared = model_inputs(self.image_processor, [image])
-        except Exception as error:  # processors raise many kinds
-            raise UnreadableImage(
-                f"the image processor could not prepare {title}, {image.width} x {image.height} "
-                f"pixels ({error}).",
-                path or place,
-                f"the image processor refused it ({error})",
-            ) from error
-        item: dict[str, Any] = {name: tensor[0] for name, tensor in prepared.items()}
+        item = prepared(self.image_processor, image, title, path or place)
         if "label" not in row:
             return item
         return item | {"labels": self.labels_of([row["label"]])[0]}
@@ -130,74 +122,6 @@ def collate(items: list[Any]) -> dict[str, Tensor]:
     if "labels" in items[0]:
         labels = [torch.as_tensor(item["labels"]) for item in items]
         batch["labels"] = torch.stack(labels)
-    return batch
-
-
-class Batches:
-    """Batches of a split in order, decoded in other processes where that pays (`decoding`).
-
-    Each holds what `collate` gives, and `index` (B,), the images' rows.
-
-    Attributes:
-        dataset: the images.
-        skipped: row, file and reason of each image that could not be read, filled by iterating; the
-            batches are smaller by those.
-    """
-
-    def __init__(
-        self,
-        dataset: ProcessedImages,
-        batch_size: int = 64,
-        num_workers: int | None = None,
-        skip: bool = False,
-        groups: Sequence[Sequence[int]] | None = None,
-        may_be_empty: bool = False,
-    ) -> None:
-        self.dataset, self.batch_size = dataset, batch_size
-        self.num_workers, self.skip = num_workers, skip
-        # rows; no batch is of two groups
-        self.groups = [range(len(dataset))] if groups is None else groups
-        self.may_be_empty = may_be_empty  # whether it is no mistake that no image can be read
-        self.skipped: list[tuple[int, str, str]] = []
-
-    def __len__(self) -> int:
-        """The number of batches, unless all images of one cannot be read."""
-        return sum(-(-len(rows) // self.batch_size) for rows in self.groups)
-
-    @property
-    def image_count(self) -> int:
-        """The number of images, unreadable ones among them."""
-        return sum(map(len, self.groups))
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        self.skipped.clear()
-        size, given = self.batch_size, 0
-        starts = [(rows, start) for rows in self.groups for start in range(0, len(rows), size)]
-        wanted = [rows[start : start + size] for rows, start in starts]
-        for pieces in decoded(self.dataset, wanted, self.num_workers):
-            for unread in (unread for piece in pieces for unread in piece.unread):
-                if not self.skip:
-                    raise UnreadableImage(unread.message, unread.file, unread.reason)
-                self.skipped.append(unread[:3])
-            if batch := _joined(pieces):
-                given += 1
-                yield batch
-            del pieces, batch
-        if self.skipped and not given and not self.may_be_empty:
-            first = SkippedImage(*self.skipped[0][1:])
-            raise ResiDualError(
-                f"wanted images, but none of the {self.image_count} of {self.dataset.name} could "
-                f"be read; the first: {first}."
-            )
-
-
-def _joined(pieces: list[Piece]) -> dict[str, Tensor]:
-    """One batch of its pieces; empty where no image could be read."""
-    found = [piece for piece in pieces if piece.rows]
-    names = found[0].tensors if found else ()
-    batch = {name: torch.cat([piece.tensors[name] for piece in found]) for name in names}
-    if batch:
-        batch["index"] = torch.tensor([row for piece in found for row in piece.rows])
     return batch
 
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageFile
 from tqdm.auto import tqdm
 
 from ..errors import ResiDualError, printable
-from .images import UnreadableImage, to_rgb
+from .images import LARGEST_FILE, PROGRAM, UnreadableImage, to_rgb
 from .provenance import image_digest
 from .skipped import SkippedImage
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 THREADS = 8
 ROWS = 32  # of a table at a time
-LARGEST_FILE = 2**30
 ALWAYS_TOLERATED = 3
 _ONE_LARGE_FILE = threading.Lock()  # held by whoever reads one of more than 64 MiB
 _KINDS = {
@@ -105,7 +104,7 @@ def check_images(
 
 def title_of(dataset: Dataset, row: int) -> str:
     """An image of a data set as messages name it: by its path where it has one."""
-    _, path = next(_stored(dataset.select([row])))
+    _, path = next(stored_images(dataset.select([row])))
     return SkippedImage(path or f"row {row}", "").title
 
 
@@ -143,7 +142,7 @@ def _examined(
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             for split, dataset in parts.items():
-                for row, (content, path) in enumerate(_stored(dataset)):
+                for row, (content, path) in enumerate(stored_images(dataset)):
                     pending.append((split, row, path, pool.submit(_look, content, path)))
                     while len(pending) > 2 * THREADS:
                         yield _done(*pending.popleft())
@@ -161,10 +160,14 @@ def _done(
     return split, row, path, digest, reason
 
 
-def _stored(dataset: Dataset) -> Iterator[tuple[Any, str | None]]:
+def undecoded(dataset: Dataset) -> Dataset:
+    """The column of images as they are stored: bytes, path or both."""
+    return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+
+
+def stored_images(dataset: Dataset) -> Iterator[tuple[Any, str | None]]:
     """Bytes (a buffer that need not be copied, or None) and path of every row."""
-    stored = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-    tables = stored.with_format("arrow")
+    tables = undecoded(dataset).with_format("arrow")
     for start in range(0, len(tables), ROWS):
         for image in tables[start : start + ROWS]["image"]:
             if not image.is_valid:
@@ -219,7 +222,7 @@ def _check_whole(content: bytes) -> None:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.format == "EPS":
-                raise _Bad("PostScript, a program that would have to be run")
+                raise _Bad(PROGRAM)
             jpeg, most = image.format in ("JPEG", "MPO"), Image.MAX_IMAGE_PIXELS
             if not jpeg and most and image.width * image.height > most:  # as `images.to_rgb`
                 raise _Bad(f"{image.width} x {image.height} pixels are more than {most:,}")

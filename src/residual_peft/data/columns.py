@@ -31,7 +31,7 @@ def standard_columns(
     if len(dataset) == 0:
         raise ResiDualError(f"found no images in {name}: it has no rows.")
     features = dataset.features
-    image = image_column or _image_column(features, name)
+    image = image_column or image_column_of(features, name)
     label = label_column or _label_column(features, image, name)
     for column in (image, label):
         if column not in features:
@@ -72,7 +72,12 @@ def check_format(dataset: Any, name: str) -> None:
         )
 
 
-def _image_column(features: Features, name: str) -> str:
+def image_column_of(features: Features, name: str) -> str:
+    """The column that holds the images, by its type and name.
+
+    Raises:
+        ResiDualError: none, or several that could be meant.
+    """
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     candidates = typed or list(features)
     if len(typed) == 1:

@@ -29,8 +29,10 @@ _ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 2**25
 """Pixels from which an image in a file is made smaller piece by piece, and never held as a whole
 in more than its own mode."""
+LARGEST_FILE = 2**30  # bytes
 STRIP = 2**25
 """Pixels that an image may have when a processor has resized its shorter side."""
+PROGRAM = "PostScript, a program that would have to be run"
 PICTURE_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 """The kinds of small pictures that go into a report, and how their files' names end."""
 LARGEST_PICTURE = 1024
@@ -215,6 +217,9 @@ def _open(path: Path, name: str, least: int | None) -> Image.Image:
             f"wanted the image {name}, but there is no such file.", str(path), "no such file"
         )
     try:
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            reason = f"too large: a file of {size:,} bytes, more than {LARGEST_FILE:,}"
+            raise UnreadableImage(f"could not read {name} ({reason}).", str(path), reason)
         content = path.read_bytes()
     except OSError as error:
         raise _unreadable(name, error) from error
@@ -234,6 +239,8 @@ def _open_stream(stream: io.BytesIO, name: str, least: int | None) -> Image.Imag
     _silence_bomb_warning()
     try:
         image: Image.Image = Image.open(stream)
+        if image.format == "EPS":  # PIL would have it run
+            raise UnreadableImage(f"could not read {name} ({PROGRAM}).", _bare(name), PROGRAM)
         if least is not None and isinstance(image, JpegImageFile):
             image.draft(None, (least, least))
         _check_size(image, name)

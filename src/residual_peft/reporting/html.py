@@ -54,7 +54,7 @@ def report_html(record: RunRecord) -> str:
     views = [] if record.gains is None else unit_views(record.gains)
     few = len(found.classes) <= ALL_CLASSES
     return (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             record=record,
@@ -104,8 +104,9 @@ def _heatmaps(found: Findings) -> list[tuple[str, list[list[tuple[int, str]]]]]:
     ]
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Where pages are made: their templates, and what these may call."""
+    made = Environment(
         loader=PackageLoader("residual_peft.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -113,7 +114,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": percent,
         "points": points,
         "number": number,
@@ -128,8 +129,8 @@ def _environment() -> Environment:
         "picture": data_uri,
         "quoted": json.dumps,
     }
-    environment.globals["charts"] = charts
-    return environment
+    made.globals["charts"] = charts
+    return made
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -1,0 +1,29 @@
+"""Images that a model sees as nearly the same: copies that were resized, cropped or saved anew."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+
+def near_copies(embeddings: Tensor, alike: float) -> npt.NDArray[np.int64]:
+    """A number for each image; those that are nearly the same, also by way of others, share it.
+
+    Embeddings of a model lie in a narrow cone, where all cosines are high: less their mean, those
+    of unrelated images are around 0.
+
+    Args:
+        embeddings: (N, d).
+        alike: the cosine from which two are.
+    """
+    centred = embeddings.double() - embeddings.double().mean(0)
+    unit = torch.nn.functional.normalize(centred, dim=-1).numpy()
+    # on the unit sphere, |a - b|² = 2 - 2 cos
+    radius = float(np.sqrt(max(0.0, 2 - 2 * alike)))
+    # brute force works in blocks of bounded memory (scikit-learn's working_memory)
+    graph = NearestNeighbors(radius=radius, algorithm="brute").fit(unit).radius_neighbors_graph()
+    _, labels = connected_components(csr_array(graph), directed=False)
+    return labels.astype(np.int64)

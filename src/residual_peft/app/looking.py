@@ -1,0 +1,98 @@
+"""Data by name -> what they are like, and a contact sheet: a look before anything is fitted."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data import ImageData, load_data
+from ..data.survey import Copies, Survey, copies_dicts, copies_lines, survey
+from ..errors import ResiDualError
+
+ALIKE = 0.95
+"""Cosine of two embeddings, each less the mean of all, from which images are nearly the same."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What some data are like.
+
+    Attributes:
+        data: the images.
+        survey: of them.
+        near: groups of images that a model sees as nearly the same; None where none was asked.
+        model: its name.
+    """
+
+    data: ImageData
+    survey: Survey
+    near: tuple[Copies, ...] | None = None
+    model: str | None = None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = self.survey.lines()
+        if self.near is not None:
+            lines += copies_lines(self.near, "near copies", "near copy")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        found = self.survey.as_dict()
+        if self.near is not None:
+            found |= {"model": self.model, "near_copies": copies_dicts(self.near)}
+        return found
+
+    def write_sheet(self, path: str | os.PathLike[str]) -> Path:
+        """Write the contact sheet, one HTML file that needs no other; returns its path."""
+        from ..reporting.contact_sheet import write_contact_sheet
+
+        return write_contact_sheet(path, self.data, self.survey, self.near or (), self.lines())
+
+
+def look(
+    data: Any,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    alike: float = ALIKE,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    progress: bool | Callable[[int], object] = False,
+) -> Look:
+    """Say what labelled images are like, whatever cannot be read among them.
+
+    Args:
+        data: what `load_data` takes.
+        model: a name or directory, to find images that are nearly the same with; without, only
+            files that are the same byte for byte are found.
+        alike: the cosine from which two images are nearly the same (`near_copies`).
+        image_column: of the data, found when None.
+        label_column: likewise.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
+        progress: bars, or a call after each image with 1.
+
+    Raises:
+        ResiDualError: as `load_data` without regard to how many cannot be read; no such model.
+    """
+    if not -1 < alike < 1:
+        raise ResiDualError(f"alike: wanted a cosine between -1 and 1, got {alike}.")
+    images = load_data(
+        data,
+        image_column=image_column,
+        label_column=label_column,
+        validation=0,
+        test=0,
+        max_bad=1,
+        progress=progress,
+    )
+    found = survey(images)
+    if model is None:
+        return Look(images, found)
+    from .near import near_groups  # and with it models, which a look alone does without
+
+    near = near_groups(images, found, model, alike, batch_size, num_workers, progress)
+    return Look(images, found, near, str(model))

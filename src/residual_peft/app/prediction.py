@@ -1,0 +1,140 @@
+"""Files, folders and patterns through a saved adapter: an answer per image, as soon as it is there.
+
+A file that cannot be read is an answer as well, with the reason.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ..classifiers.predictions import Prediction, predictions_of
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data import Batches, ImageFiles, SkippedImage
+from ..data.inputs import files_in
+from ..data.progress import Progress
+from .sorting import Sorting, check_sure
+
+AT_ONCE = 1024
+"""Files that are taken together where their names come one by one, such as from a pipe."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What there is to say of one file.
+
+    Attributes:
+        file: its path.
+        prediction: None where it could not be read.
+        reason: why that is.
+        copied_to: where its copies are, if it was sorted.
+    """
+
+    file: str
+    prediction: Prediction | None
+    reason: str = ""
+    copied_to: tuple[str, ...] = ()
+
+    def as_dict(self, top: int) -> dict[str, Any]:
+        """JSON-able: file, and either its error or label, score, labels and the top classes."""
+        found = self.prediction
+        if found is None:
+            return {"file": self.file, "error": self.reason}
+        whole = found.as_dict()
+        kept = {name: whole[name] for name in ("file", "label", "score", "labels")}
+        kept["top"] = [{"label": name, "score": score} for name, score in found.top(top)]
+        return kept | ({"copied_to": list(self.copied_to)} if self.copied_to else {})
+
+
+class FilePredictor:
+    """A saved adapter that answers for files.
+
+    Attributes:
+        classifier: the adapter's.
+        sorting: where copies go; None nowhere.
+    """
+
+    def __init__(
+        self,
+        adapter: str | os.PathLike[str],
+        *,
+        sort_into: str | os.PathLike[str] | None = None,
+        sure: float = 0.5,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+    ) -> None:
+        """Load the adapter.
+
+        Args:
+            adapter: its directory or Hub id.
+            sort_into: a folder for copies of the images in a folder per class.
+            sure: the probability below which an image is unsure, and copied apart; with several
+                labels per image, that from which a label counts.
+            batch_size: images per forward pass.
+            num_workers: processes that decode images; None for as many as suit the machine.
+
+        Raises:
+            ResiDualError: the adapter is not there, or the folder cannot be written.
+        """
+        check_sure(sure)
+        self.classifier = ZeroShotClassifier.from_pretrained(adapter)
+        self.sure, self.batch_size, self.num_workers = sure, batch_size, num_workers
+        self.sorting: Sorting | None = None
+        if sort_into is not None:
+            self.sorting = Sorting(sort_into, self.classifier.class_names)
+
+    def answers(self, names: Iterable[str], *, progress: Progress = False) -> Iterator[Answer]:
+        """An answer per file, in the order of the names, each as soon as its batch is done.
+
+        Args:
+            names: of files, folders and patterns (`files_in`). A list is taken at once; of others,
+                such as a pipe, `AT_ONCE` files at a time.
+            progress: a bar per batch, or a call.
+        """
+        but = None if self.sorting is None else self.sorting.root
+        files = files_in(names, but=but)
+        while found := list(files if isinstance(names, Sequence) else islice(files, AT_ONCE)):
+            yield from self._answered(found, progress)
+
+    def _answered(
+        self, files: Sequence[str | SkippedImage], progress: Progress
+    ) -> Iterator[Answer]:
+        images = ImageFiles(files, self.classifier.image_processor)
+        batches = Batches(images, self.batch_size, self.num_workers, skip=True, may_be_empty=True)
+        done: dict[int, Answer] = {}
+        following, missed = 0, 0
+        options = {"progress": progress, "description": "classifying"}
+        for seen, logits in self.classifier.classified(batches, **options):
+            assert seen.index is not None  # Batches give it
+            rows = seen.index.tolist()
+            done |= dict(zip(rows, self._of(logits, [str(files[r]) for r in rows]), strict=True))
+            done |= _unread(batches.skipped[missed:])
+            missed = len(batches.skipped)
+            while following in done:  # a batch may come in several parts
+                yield done.pop(following)
+                following += 1
+        done |= _unread(batches.skipped[missed:])
+        yield from (done[row] for row in sorted(done))
+
+    def _of(self, logits: Any, files: Sequence[str]) -> list[Answer]:
+        names, several = self.classifier.class_names, self.classifier.multi_label
+        found = predictions_of(logits.cpu(), names, several, files)
+        return [
+            self._sorted(file, prediction) for file, prediction in zip(files, found, strict=True)
+        ]
+
+    def _sorted(self, file: str, prediction: Prediction) -> Answer:
+        if self.sorting is None:
+            return Answer(file, prediction)
+        likely = prediction.top(len(prediction.probabilities))
+        sure = [name for name, probability in likely if probability >= self.sure]
+        labels: list[str | None] = [*(sure if self.classifier.multi_label else sure[:1])]
+        copies = [str(self.sorting.put(file, label)) for label in labels or [None]]
+        return Answer(file, prediction, copied_to=tuple(copies))
+
+
+def _unread(skipped: Iterable[tuple[int, str, str]]) -> dict[int, Answer]:
+    return {
+        row: Answer(file, None, SkippedImage(file, reason).reason) for row, file, reason in skipped
+    }

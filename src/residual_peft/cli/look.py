@@ -1,0 +1,73 @@
+"""`residual-peft look`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import printable_lines
+from .commands import begin, check_file, given
+from .options import BatchSize, ImageColumn, LabelColumn, NumWorkers
+
+EXAMPLE = """residual-peft look photos --out sheet.html
+90 images of 3 classes (train 90)
+largest class 'one': 30 images (33.3%); smallest 'zero': 30
+all 8 x 8 pixels; PNG 90
+classes: one 30, two 30, zero 30
+copies: none
+The contact sheet is sheet.html"""
+
+
+def look(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder of class folders, or a dataset id on the Hub.",
+            show_default=False,
+        ),
+    ] = None,
+    data_option: Annotated[str | None, typer.Option("--data", hidden=True)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="An HTML file to write: a contact sheet that needs no other file."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model to find nearly the same images with; none if left out."),
+    ] = None,
+    alike: Annotated[
+        float, typer.Option(help="The cosine from which two are nearly the same.", min=-1, max=1)
+    ] = 0.95,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
+) -> None:
+    """Say what data are like before anything is fitted: classes, sizes, bad files and copies."""
+    chosen = given(data, data_option, "data", "residual-peft look DATA")
+    if out is not None:
+        check_file(out)
+    begin(f"Looking at {chosen}.")
+    from ..app.looking import look as look_at
+
+    found = look_at(
+        chosen,
+        model=model,
+        alike=alike,
+        image_column=image_column,
+        label_column=label_column,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=True,
+    )
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(printable_lines("\n".join(found.lines())))
+    if out is not None:
+        found.write_sheet(out)
+        print(f"The contact sheet is {out}", file=sys.stderr if as_json else sys.stdout)

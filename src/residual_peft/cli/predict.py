@@ -1,0 +1,156 @@
+"""`residual-peft predict`."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ResiDualError, counted, printable
+from ..hub.places import check_place
+from .commands import begin
+from .options import BatchSize, NumWorkers
+
+if TYPE_CHECKING:
+    from ..app.prediction import Answer, FilePredictor
+
+EXAMPLE = """residual-peft predict my-adapter photo.png 'photos/one/1*.png' notes.txt
+photo.png: two 1.000, one 0.000, zero 0.000
+photos/one/100.png: one 0.992, zero 0.008, two 0.000
+photos/one/110.png: one 0.995, zero 0.005, two 0.000
+...
+notes.txt: not read (no such file)"""
+
+
+def predict(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="The adapter's directory or Hub id.")
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="Files, folders (with all in them) or patterns such as 'photos/**/*.jpg'; - reads "
+            "names from standard input, one a line.",
+        ),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per line and image.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="A table with a row per image.")] = False,
+    top: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 3,
+    sort_into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Copy the images into folders of their classes in this one, unsure ones into "
+            "'unsure'; nothing is moved or written over."
+        ),
+    ] = None,
+    sure: Annotated[
+        float, typer.Option(help="Below this probability an image is unsure.", min=0, max=1)
+    ] = 0.5,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
+) -> None:
+    """Classify images: a line each, with the classes' names beside their probabilities.
+
+    A file that cannot be read is a line with the reason, and no end; exit status 2 where none can.
+    """
+    if as_json and as_csv:
+        raise ResiDualError("wanted one of --json and --csv, got both.")
+    if sort_into is not None:
+        check_place(sort_into)
+    begin(f"Classifying with {adapter}.")
+    from ..app.prediction import FilePredictor
+
+    predictor = FilePredictor(
+        adapter,
+        sort_into=sort_into,
+        sure=sure,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    write = _as_table(top) if as_csv else _as_objects(top) if as_json else _as_lines(top)
+    names = _from_input(images) if "-" in images else images
+    total = unread = 0
+    for answer in predictor.answers(names, progress=_may_show_bar()):
+        write(answer)
+        total += 1
+        unread += answer.prediction is None
+    if total == unread:
+        raise ResiDualError(
+            f"wanted images to classify, but {_none_of(total)} could be read; each line says why."
+        )
+    print(_summary(total, unread, predictor), file=sys.stderr)
+
+
+def _from_input(images: list[str]) -> Iterator[str]:
+    """The names, in place of - those of standard input: a line each, or ended by null bytes."""
+    for image in images:
+        if image != "-":
+            yield image
+            continue
+        for line in sys.stdin.buffer:
+            for name in line.rstrip(b"\r\n").split(b"\0"):
+                if name:
+                    yield os.fsdecode(name)
+
+
+def _may_show_bar() -> bool:
+    """Where the answers go elsewhere, and the bar would not be between them."""
+    return sys.stderr.isatty() and not sys.stdout.isatty()
+
+
+def _as_lines(top: int) -> "Callable[[Answer], None]":
+    def write(answer: "Answer") -> None:
+        found = answer.prediction
+        if found is None:
+            said = f"not read ({answer.reason})"
+        else:
+            said = ", ".join(f"{name} {score:.3f}" for name, score in found.top(top))
+            if found.several:
+                said = f"{', '.join(found.labels) or 'no label'} ({said})"
+        print(printable(f"{answer.file}: {said}"), flush=True)
+
+    return write
+
+
+def _as_objects(top: int) -> "Callable[[Answer], None]":
+    def write(answer: "Answer") -> None:
+        print(json.dumps(answer.as_dict(top), ensure_ascii=False), flush=True)
+
+    return write
+
+
+def _as_table(top: int) -> "Callable[[Answer], None]":
+    """Columns file, then class and probability by rank, then error."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    headers = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("label", "score")]
+    writer.writerow(["file", *headers, "error"])
+
+    def write(answer: "Answer") -> None:
+        found = answer.prediction
+        ranked = [] if found is None else found.top(top)
+        cells = [cell for name, score in ranked for cell in (name, f"{score:.6f}")]
+        cells += [""] * (2 * top - len(cells))
+        writer.writerow([answer.file, *cells, answer.reason])
+        sys.stdout.flush()
+
+    return write
+
+
+def _none_of(total: int) -> str:
+    return f"none of {counted(total, 'file')}" if total else "no file was named, so none"
+
+
+def _summary(total: int, unread: int, predictor: "FilePredictor") -> str:
+    said = f"{counted(total - unread, 'image')} classified"
+    said += f", {counted(unread, 'file')} not read" if unread else ""
+    if (sorting := predictor.sorting) is not None:
+        said += f"; {sorting.copied:,} copied into {sorting.root}"
+        said += f", {sorting.present:,} were there already" if sorting.present else ""
+    return printable(f"{said}.")

@@ -1,0 +1,149 @@
+"""What a user names as images to classify -> one item per image; a folder stands for those in it.
+
+Needs no `datasets`, as loading an adapter and classifying files with it does not.
+"""
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import ResiDualError
+from ..hub.files import inside, is_folder, path_of
+from .images import ImageLike, image_list
+from .skipped import SkippedImage
+from .trees import tree_of
+
+Images = ImageLike | bytes | IO[bytes] | Iterable[Any]
+"""One image or many: PIL, an array, a tensor, bytes, a file object, a path; a folder, a pattern
+such as "photos/*.jpg", a `datasets.Dataset`, or a list of any of these."""
+
+
+def images_of(images: Images) -> tuple[Sequence[ImageLike], bool]:
+    """The images one by one, as `images.to_rgb` takes them, and whether a single one was meant.
+
+    A folder, a pattern and a dataset are many, whatever they hold.
+
+    Raises:
+        ResiDualError: a folder without images, a pattern of no file, or a dataset without a column
+            of images.
+    """
+    if _is_dataset(images):
+        return _Rows(images), False
+    if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
+        return [_stored(images)], True
+    items, single = image_list(images)  # type: ignore[arg-type]
+    found: list[ImageLike] = []
+    for item in items:
+        if isinstance(item, str | os.PathLike):
+            paths = list(files_in([item]))
+            single &= paths == [os.fspath(item)]
+            found += [_readable(path) for path in paths]
+        else:
+            found.append(_stored(item))
+    return found, single
+
+
+def files_in(
+    names: Iterable[str | os.PathLike[str]], *, but: str | os.PathLike[str] | None = None
+) -> Iterator[str | SkippedImage]:
+    """The files that names of files, folders and patterns stand for, in their order.
+
+    A file is taken as it is, whatever its name. Of a folder those with the ending of an image, at
+    any depth, hidden ones left out. A name that nothing has is a pattern if there is *, ? or [ in
+    it, `**` for any folders; else it is given back, to be found missing by whoever reads it.
+
+    Args:
+        names: of any of these; they may come one by one.
+        but: a folder whose files are left out.
+
+    Returns:
+        Paths, and what holds none with the reason.
+    """
+    for given in names:
+        name = os.fspath(given)
+        path = os.fspath(path_of(name))
+        if is_folder(path):
+            yield from _in_folder(path, but)
+        elif os.path.lexists(_without_null(path)) or not glob.has_magic(path):
+            yield path
+        else:
+            matches = sorted(glob.glob(path, recursive=True))
+            for match in matches:
+                # of a folder that ** gives, its files are there as well
+                if not is_folder(match):
+                    yield match
+                elif "**" not in path:
+                    yield from _in_folder(match, but)
+            if not matches:
+                yield SkippedImage(name, "no file is called so")
+
+
+def _in_folder(path: str, but: str | os.PathLike[str] | None) -> Iterator[str | SkippedImage]:
+    try:
+        tree = tree_of(Path(path))
+    except ResiDualError as error:
+        yield SkippedImage(path, str(error))
+        return
+    found = [os.path.join(path, *parts) for parts in tree.images]
+    if but is not None and is_folder(but):
+        found = [file for file in found if not inside(file, but)]
+    yield from found
+    yield from tree.skipped
+    if not found and not tree.skipped:
+        yield SkippedImage(path, "a folder without images")
+
+
+def _readable(found: str | SkippedImage) -> str:
+    if isinstance(found, SkippedImage):
+        raise ResiDualError(f"wanted images, got {found}.")
+    return found
+
+
+def _without_null(path: str) -> str:
+    """A path that the system may be asked for; one with a null byte is nobody's."""
+    return path.partition("\0")[0] if "\0" in path else path
+
+
+def _stored(image: Any) -> Any:
+    """Bytes and file objects as `datasets` stores what has no path; others as they are."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return {"bytes": bytes(image), "path": None}
+    if hasattr(image, "read") and not hasattr(image, "convert"):  # which a PIL image has
+        content = image.read()
+        if not isinstance(content, bytes):
+            raise ResiDualError(
+                "wanted an image as a file object that gives bytes, got one that gives "
+                f"{type(content).__name__}: open it with mode 'rb'."
+            )
+        return {"bytes": content, "path": None}
+    return image
+
+
+def _is_dataset(images: Any) -> bool:
+    """Whether it is a `datasets.Dataset`, which nobody has who did not import that."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(images, datasets.Dataset)
+
+
+class _Rows(Sequence[ImageLike]):
+    """The images of a dataset, undecoded, each read when it is asked for."""
+
+    def __init__(self, dataset: Any) -> None:
+        import datasets
+
+        from .columns import check_format, image_column_of
+
+        check_format(dataset, "the dataset")
+        column = image_column_of(dataset.features, "the dataset")
+        rows = dataset.select_columns([column]).with_format(None)
+        self.rows = rows.cast_column(column, datasets.Image(decode=False))
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.rows[rows][self.column]

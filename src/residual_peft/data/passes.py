@@ -1,0 +1,155 @@
+"""Files of images, and batches of any images in order, decoded beside the model.
+
+Needs no `datasets`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ResiDualError
+from .decoding import Piece, Skipped, decoded
+from .images import UnreadableImage, least_side, model_inputs, to_rgb
+from .skipped import SkippedImage
+
+
+class NamedImages(Protocol):
+    """Images that a model can take, and what to call them."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> "dict[str, Any] | Skipped": ...
+
+
+class ImageFiles(torch.utils.data.Dataset):
+    """Files as the model takes them: item -> `pixel_values` (3, H, W), and what else it takes.
+
+    Files are decoded when they are asked for, large ones no larger than the processor needs.
+
+    Args:
+        files: paths; of what is known to be no image, why.
+        image_processor: the model's.
+    """
+
+    name = "the files"
+
+    def __init__(self, files: Sequence[str | SkippedImage], image_processor: Any) -> None:
+        if image_processor is None:
+            raise no_processor()
+        self.files, self.image_processor = list(files), image_processor
+        self.least = least_side(image_processor)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file = self.files[index]
+        if isinstance(file, SkippedImage):
+            raise UnreadableImage(str(file), file.file, file.reason)
+        image = to_rgb(file, least=self.least)
+        return prepared(self.image_processor, image, f"'{file}'", file)
+
+
+def prepared(processor: Any, image: Image.Image, title: str, file: str) -> dict[str, Any]:
+    """What a model takes of one RGB image.
+
+    Args:
+        processor: the model's.
+        image: in RGB.
+        title: what to call it in messages.
+        file: its path, or what it is called where it has none.
+
+    Raises:
+        UnreadableImage: the processor refuses it.
+    """
+    try:
+        found = model_inputs(processor, [image])
+    except Exception as error:  # processors raise many kinds
+        raise UnreadableImage(
+            f"the image processor could not prepare {title}, {image.width} x {image.height} "
+            f"pixels ({error}).",
+            file,
+            f"the image processor refused it ({error})",
+        ) from error
+    return {name: tensor[0] for name, tensor in found.items()}
+
+
+def no_processor() -> ResiDualError:
+    """What to say where a classifier cannot prepare images."""
+    return ResiDualError(
+        "this classifier has no image processor to prepare images with; pass "
+        "image_processor=... when making it."
+    )
+
+
+class Batches:
+    """Batches of a split in order, decoded in other processes where that pays (`decoding`).
+
+    Each holds what `collate` gives, and `index` (B,), the images' rows.
+
+    Attributes:
+        dataset: the images.
+        skipped: row, file and reason of each image that could not be read, filled by iterating; the
+            batches are smaller by those.
+    """
+
+    def __init__(
+        self,
+        dataset: NamedImages,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        skip: bool = False,
+        groups: Sequence[Sequence[int]] | None = None,
+        may_be_empty: bool = False,
+    ) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+        self.num_workers, self.skip = num_workers, skip
+        # rows; no batch is of two groups
+        self.groups = [range(len(dataset))] if groups is None else groups
+        self.may_be_empty = may_be_empty  # whether it is no mistake that no image can be read
+        self.skipped: list[tuple[int, str, str]] = []
+
+    def __len__(self) -> int:
+        """The number of batches, unless all images of one cannot be read."""
+        return sum(-(-len(rows) // self.batch_size) for rows in self.groups)
+
+    @property
+    def image_count(self) -> int:
+        """The number of images, unreadable ones among them."""
+        return sum(map(len, self.groups))
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.skipped.clear()
+        size, given = self.batch_size, 0
+        starts = [(rows, start) for rows in self.groups for start in range(0, len(rows), size)]
+        wanted = [rows[start : start + size] for rows, start in starts]
+        for pieces in decoded(self.dataset, wanted, self.num_workers):
+            for unread in (unread for piece in pieces for unread in piece.unread):
+                if not self.skip:
+                    raise UnreadableImage(unread.message, unread.file, unread.reason)
+                self.skipped.append(unread[:3])
+            if batch := _joined(pieces):
+                given += 1
+                yield batch
+            del pieces, batch
+        if self.skipped and not given and not self.may_be_empty:
+            first = SkippedImage(*self.skipped[0][1:])
+            raise ResiDualError(
+                f"wanted images, but none of the {self.image_count} of {self.dataset.name} could "
+                f"be read; the first: {first}."
+            )
+
+
+def _joined(pieces: list[Piece]) -> dict[str, Tensor]:
+    """One batch of its pieces; empty where no image could be read."""
+    found = [piece for piece in pieces if piece.rows]
+    names = found[0].tensors if found else ()
+    batch = {name: torch.cat([piece.tensors[name] for piece in found]) for name in names}
+    if batch:
+        batch["index"] = torch.tensor([row for piece in found for row in piece.rows])
+    return batch

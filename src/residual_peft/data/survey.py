@@ -1,0 +1,294 @@
+"""What labelled images are like before anything is made of them: counts, sizes, kinds, copies."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..errors import counted
+from .checking import stored_images
+from .checking import undecoded as undecoded
+from .labels import labelling_of
+from .labels.columns import labels_in
+from .loading import ImageData
+from .skipped import SkippedImage
+
+SHOWN = 5  # examples of anything
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image stands in the data.
+
+    Attributes:
+        split: train, validation or test.
+        row: of the split.
+        file: its path (below the folder of the data, where it lies in one), or split and row.
+        classes: the names of its classes.
+    """
+
+    split: str
+    row: int
+    file: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Images that are one and the same, or nearly.
+
+    Attributes:
+        places: of two or more.
+    """
+
+    places: tuple[Place, ...]
+
+    @property
+    def across_splits(self) -> bool:
+        """Whether a model would be tested on what it was trained on."""
+        return len({place.split for place in self.places}) > 1
+
+    @property
+    def across_classes(self) -> bool:
+        """Whether one of them must be of the wrong class."""
+        return len({place.classes for place in self.places}) > 1
+
+    def __str__(self) -> str:
+        shown = [
+            f"'{p.file}' ({p.split}, {' + '.join(p.classes) or 'no class'})" for p in self.places
+        ]
+        more = f" and {len(shown) - SHOWN} more" if shown[SHOWN:] else ""
+        return ", ".join(shown[:SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What images are like.
+
+    Attributes:
+        source: what the data are called.
+        splits: split -> how many images it came with.
+        classes: class -> how many images have it, in the order of the classes.
+        multi_label: whether an image may have several classes, or none.
+        sizes: (N, 2) width and height in pixels, as stored.
+        formats: PIL's name of a kind of file -> how many, the most frequent first.
+        places: of all N images, in the order of the splits and their rows.
+        skipped: what cannot be read, and why.
+        copies: groups of images whose files are the same byte for byte.
+    """
+
+    source: str
+    splits: dict[str, int]
+    classes: dict[str, int]
+    multi_label: bool
+    sizes: npt.NDArray[np.int64]
+    formats: dict[str, int]
+    places: tuple[Place, ...]
+    skipped: tuple[SkippedImage, ...]
+    copies: tuple[Copies, ...]
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.places)
+
+    @property
+    def largest_share(self) -> float:
+        """The share of the images that have the most frequent class."""
+        return max(self.classes.values()) / self.images
+
+    def summary(self) -> list[str]:
+        """The first lines for people: how much of what, and what was left out."""
+        splits = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
+        lines = [
+            f"{counted(self.images, 'image')} of {len(self.classes)} classes ({splits})",
+            f"largest class '{self._by_count[0][0]}': {self._by_count[0][1]:,} images "
+            f"({self.largest_share:.1%}); smallest '{self._by_count[-1][0]}': "
+            f"{self._by_count[-1][1]:,}",
+            self._sizes(),
+        ]
+        return lines + self._skipped()
+
+    def lines(self) -> list[str]:
+        """All of it for people."""
+        return [*self.summary(), *self._classes(), *copies_lines(self.copies, "copies", "copy")]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "source": self.source,
+            "images": self.images,
+            "splits": self.splits,
+            "classes": self.classes,
+            "several_labels_per_image": self.multi_label,
+            "share_of_the_largest_class": self.largest_share,
+            "formats": self.formats,
+            "sizes": {
+                name: [int(side) for side in size]
+                for name, size in zip(
+                    ("smallest", "median", "largest"), self._extremes, strict=True
+                )
+            },
+            "skipped": [{"file": image.file, "reason": image.reason} for image in self.skipped],
+            "copies": copies_dicts(self.copies),
+        }
+
+    @property
+    def _by_count(self) -> list[tuple[str, int]]:
+        return sorted(self.classes.items(), key=lambda item: -item[1])
+
+    @property
+    def _extremes(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Smallest, median and largest size, by pixels; each is one that occurs."""
+        order = self.sizes.prod(1).argsort(kind="stable")
+        return tuple(self.sizes[order[at]] for at in (0, len(order) // 2, -1))
+
+    def _sizes(self) -> str:
+        least, middle, most = (f"{width} x {height}" for width, height in self._extremes)
+        kinds = ", ".join(f"{name} {count:,}" for name, count in self.formats.items())
+        if least == most and len(np.unique(self.sizes, axis=0)) == 1:
+            return f"all {least} pixels; {kinds}"
+        return f"from {least} to {most} pixels, the median {middle}; {kinds}"
+
+    def _skipped(self) -> list[str]:
+        reasons: dict[str, list[SkippedImage]] = {}
+        for image in self.skipped:
+            reasons.setdefault(image.reason, []).append(image)
+        return [
+            f"skipped {counted(len(images), 'file')}, {reason}: "
+            + ", ".join(self._named(image) for image in images[:SHOWN])
+            + (", ..." if images[SHOWN:] else "")
+            for reason, images in reasons.items()
+        ]
+
+    def _named(self, image: SkippedImage) -> str:
+        return SkippedImage(below(image.file, self.source), "").title
+
+    def _classes(self) -> list[str]:
+        found = self._by_count
+        if len(found) <= 4 * SHOWN:
+            return ["classes: " + ", ".join(f"{name} {count:,}" for name, count in found)]
+        first, last = (
+            ", ".join(f"{name} {count:,}" for name, count in some)
+            for some in (found[: 2 * SHOWN], found[-SHOWN:])
+        )
+        return [f"classes: {first}, ... {last}"]
+
+
+def survey(data: ImageData) -> Survey:
+    """Look at all images: at the head of each file, not at its pixels.
+
+    Args:
+        data: as `load_data` gives them; splits that it cut count as what they came from.
+    """
+    sizes: list[tuple[int, int]] = []
+    formats: Counter[str] = Counter()
+    places: list[Place] = []
+    labelling = labelling_of(data.multi_label)
+    for split, rows in data.splits.items():
+        came_in = "train" if split in data.split.shares else split
+        labels = labels_in(rows)
+        names = [tuple(data.class_names[n] for n in labelling.each([own])) for own in labels]
+        for row, ((content, path), classes) in enumerate(
+            zip(stored_images(rows), names, strict=True)
+        ):
+            kind, size = _head(content, path)
+            formats[kind] += 1
+            sizes.append(size)
+            file = below(path, data.source) if path else f"row {row} of the split {split}"
+            places.append(Place(came_in, row, file, classes))
+    counts = Counter(name for place in places for name in place.classes)
+    digests = [digest for split in data.splits for digest in data.digests[split]]
+    return Survey(
+        source=data.source,
+        splits=dict(Counter(place.split for place in places)),
+        classes={name: counts[name] for name in data.class_names},
+        multi_label=data.multi_label,
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        formats=dict(formats.most_common()),
+        places=tuple(places),
+        skipped=data.skipped,
+        copies=groups_of(digests, places),
+    )
+
+
+def groups_of(marks: Sequence[Any], places: Sequence[Place]) -> tuple[Copies, ...]:
+    """Those that share a mark, where there are two or more; in the order of the first of each.
+
+    Args:
+        marks: of the N images.
+        places: likewise.
+    """
+    found: dict[Any, list[Place]] = {}
+    for mark, place in zip(marks, places, strict=True):
+        found.setdefault(mark, []).append(place)
+    return tuple(Copies(tuple(group)) for group in found.values() if len(group) > 1)
+
+
+def copies_lines(copies: Sequence[Copies], several: str, one: str) -> list[str]:
+    """How many there are, with examples, those that do harm first.
+
+    Args:
+        copies: groups.
+        several: what to call them, such as "copies".
+        one: such as "copy".
+    """
+    if not copies:
+        return [f"{several}: none"]
+    extra = sum(len(group.places) - 1 for group in copies)
+    lines = [
+        f"{several}: {extra:,} {one if extra == 1 else several} of {counted(len(copies), 'image')}"
+    ]
+    kinds = {
+        "in several splits": [group for group in copies if group.across_splits],
+        "in several classes": [group for group in copies if group.across_classes],
+    }
+    harmless = [g for g in copies if not (g.across_splits or g.across_classes)]
+    kinds["in one split and class"] = harmless
+    for what, groups in kinds.items():
+        if groups:
+            lines.append(f"  {len(groups):,} {what}:")
+            lines += [f"    {group}" for group in groups[:SHOWN]]
+            lines += ["    ..."] * (len(groups) > SHOWN)
+    return lines
+
+
+def copies_dicts(copies: Iterable[Copies]) -> list[dict[str, Any]]:
+    """JSON-able."""
+    return [
+        {
+            "across_splits": group.across_splits,
+            "across_classes": group.across_classes,
+            "images": [
+                {"file": p.file, "split": p.split, "classes": list(p.classes)} for p in group.places
+            ],
+        }
+        for group in copies
+    ]
+
+
+def below(path: str, source: str) -> str:
+    """A path below the folder that the data lie in; as it is where it lies elsewhere."""
+    folder = Path(source).expanduser().absolute()
+    try:
+        return str(Path(path).relative_to(folder))
+    except ValueError:
+        return path
+
+
+def _plain(size: npt.NDArray[np.int64]) -> list[int]:
+    return [int(side) for side in size]
+
+
+def _head(content: Any, path: str | None) -> tuple[str, tuple[int, int]]:
+    """Kind and size of an image that was found whole before."""
+    source = io.BytesIO(content) if content is not None else os.fspath(path or "")
+    with Image.open(source) as image:
+        return image.format or "unknown", image.size

@@ -1,0 +1,112 @@
+"""Labelled images -> one HTML file to look through: some of each class, and what is wrong."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..data import ImageData
+from ..data.images import thumbnail, to_rgb
+from ..data.survey import Copies, Place, Survey, undecoded
+from ..errors import ResiDualError
+from ..hub.files import PathLike, atomic_file, path_of
+from .html import environment
+
+PICTURES = 1200
+"""Pictures that a sheet may hold; at 5 to 10 kB each it stays a file to mail."""
+PER_CLASS = 24
+GROUPS = 20  # of copies, each kind
+IN_GROUP = 6
+SIDE = 112  # pixels
+
+
+Rows = dict[str, Dataset]
+"""Split -> its images as they are stored."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail with its caption."""
+
+    content: bytes
+    place: Place
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some pictures with a heading."""
+
+    heading: str
+    count: int
+    pictures: list[Picture]
+
+
+def write_contact_sheet(
+    path: PathLike,
+    data: ImageData,
+    survey: Survey,
+    near: Sequence[Copies] = (),
+    lines: Sequence[str] = (),
+) -> Path:
+    """Write the sheet, whole or not at all.
+
+    Args:
+        path: an HTML file that needs no other; it shows small copies of the images.
+        data: the images.
+        survey: of them.
+        near: groups that are nearly the same.
+        lines: what is said of the data.
+    """
+    target, rows = path_of(path), {split: undecoded(part) for split, part in data.splits.items()}
+    copies = [group for group in survey.copies if group.across_splits or group.across_classes]
+    text = (
+        environment()
+        .get_template("contact_sheet.html.jinja")
+        .render(
+            survey=survey,
+            lines=lines,
+            classes=list(_classes(rows, survey)),
+            groups=[
+                (heading, [_strip(rows, group) for group in found[:GROUPS]], len(found))
+                for heading, found in (
+                    ("The same image in several splits or classes", copies),
+                    ("Nearly the same images", list(near)),
+                )
+                if found
+            ],
+        )
+    )
+    with atomic_file(target) as temporary:
+        # a class name may hold what UTF-8 has no bytes for
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+    return target
+
+
+def _classes(rows: Rows, survey: Survey) -> Iterable[Strip]:
+    """Some images of each class, spread over its rows; of fewer classes more."""
+    each = max(1, min(PER_CLASS, PICTURES // len(survey.classes)))
+    found: dict[str, list[Place]] = {name: [] for name in survey.classes}
+    for place in survey.places:
+        for name in place.classes:
+            found[name].append(place)
+    shown = sorted(found.items(), key=lambda item: -len(item[1]))
+    for name, places in shown[:PICTURES]:
+        step = max(1, len(places) // each)
+        yield Strip(name, len(places), _pictures(rows, places[::step][:each]))
+
+
+def _strip(rows: Rows, group: Copies) -> Strip:
+    return Strip("", len(group.places), _pictures(rows, group.places[:IN_GROUP]))
+
+
+def _pictures(rows: Rows, places: Iterable[Place]) -> list[Picture]:
+    """Thumbnails; what turns out to be unreadable is left out."""
+    pictures = []
+    for place in places:
+        try:
+            image = to_rgb(rows[place.split][place.row]["image"], place.file, least=2 * SIDE)
+        except ResiDualError:
+            continue
+        pictures.append(Picture(thumbnail(image, SIDE), place))
+    return pictures

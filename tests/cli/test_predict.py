@@ -1,0 +1,134 @@
+"""`residual-peft predict`: a line per image, whatever is among them."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import stop
+from tests.launch import ENVIRONMENT, ROOT
+
+LINE = re.compile(r"(.+): (circle|square|heart) [01]\.\d{3}, \w+ [01]\.\d{3}")
+
+
+@pytest.fixture
+def adapter(saved_adapter: Path) -> str:
+    return str(saved_adapter)
+
+
+def test_a_line_per_image_and_bad_ones_between(adapter, shapes, tmp_path, monkeypatch, capsys):
+    bad = tmp_path / "b\x1b[2Jad.png"
+    bad.write_text("no image")
+    given = (*shapes[:2], str(bad), str(tmp_path / "shapes" / "[2-4].png"))
+    assert stop(monkeypatch, "predict", adapter, *given, "--top", "2") == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert len(lines) == 6
+    assert lines.pop(2) == f"{tmp_path}/b\\x1b[2Jad.png: not read (not an image that PIL knows)"
+    assert [LINE.fullmatch(line)[1] for line in lines] == shapes[:5]
+    first, *_, last = captured.err.splitlines()
+    assert first == f"Classifying with {adapter}."
+    assert last == "5 images classified, 1 file not read."
+
+
+def test_json_and_csv_say_the_same(adapter, shapes, tmp_path, monkeypatch, capsys) -> None:
+    strange = tmp_path / 'a, "b"\n.png'
+    os.link(shapes[0], strange)
+    given = ("predict", adapter, str(strange), str(tmp_path / "no.png"), *shapes, "--top", "9")
+    assert stop(monkeypatch, *given, "--json") == 0
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert stop(monkeypatch, *given, "--csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [found["file"] for found in objects] == list(given[2:-2])
+    assert len(rows) == len(objects) == 12
+    for row, found in zip(rows, objects, strict=True):
+        assert row["file"] == found["file"]
+        assert row["error"] == found.get("error", "")
+        for rank, each in enumerate(found.get("top", ()), start=1):
+            assert row[f"label_{rank}"] == each["label"]
+            assert float(row[f"score_{rank}"]) == pytest.approx(each["score"], abs=1e-6)
+    assert objects[1] == {"file": given[3], "error": "no such file"}
+    assert (len(objects[0]["top"]), rows[0]["label_4"]) == (3, "")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\0", b"\r\n"])
+def test_names_from_standard_input(adapter, shapes, monkeypatch, capsys, end: bytes) -> None:
+    typed = io.TextIOWrapper(io.BytesIO(end.join(map(os.fsencode, shapes[:3])) + end))
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert stop(monkeypatch, "predict", adapter, "-", shapes[5]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [LINE.match(line)[1] for line in lines] == [*shapes[:3], shapes[5]]
+
+
+def test_the_first_answers_come_while_names_are_still_written(adapter, shapes) -> None:
+    """Through real pipes; and whoever reads may leave before the end, as `head` does.
+
+    What takes a second to import and is not needed here is not imported.
+    """
+    program = "import sys; from residual_peft import cli\ntry:\n    cli.main()\nfinally:\n"
+    program += (
+        "    print('heavy:', {'datasets', 'sklearn', 'pandas'} & {*sys.modules}, file=sys.stderr)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "predict", adapter, "-", "--json"],
+        cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(os.fsencode("\n".join(shapes * 103 + [""])))  # more than are taken
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["file"] == shapes[0]
+        process.stdout.close()
+        process.stdin.close()
+        said = process.stderr.read().decode()
+        assert "Traceback" not in said
+        assert "heavy: set()" in said
+
+
+def test_none_that_can_be_read_is_status_2(adapter, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    given = (str(tmp_path / "empty"), str(tmp_path / "no.png"))
+    assert stop(monkeypatch, "predict", adapter, *given) == 2
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        f"{given[0]}: not read (a folder without images)",
+        f"{given[1]}: not read (no such file)",
+    ]
+    message = "but none of 2 files could be read; each line says why."
+    assert captured.err.splitlines()[-1].endswith(message)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert stop(monkeypatch, "predict", adapter, "-") == 2
+    assert "but no file was named" in capsys.readouterr().err
+
+
+def test_sorting_says_what_it_copied(adapter, shapes, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "sorted"
+    given = ("predict", adapter, str(tmp_path / "shapes"), "--sort-into", str(out))
+    for said in (f"10 copied into {out}.", f"0 copied into {out}, 10 were there already."):
+        assert stop(monkeypatch, *given, "--sure", "0.4") == 0
+        assert capsys.readouterr().err.splitlines()[-1].endswith(said)
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 10
+    assert {path.name for path in out.iterdir()} <= {"circle", "square", "heart", "unsure"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["photos", "--json", "--csv"], "wanted one of --json and --csv, got both."),
+        (["photos", "--sort-into", "file"], "wanted a directory to write to, got the file"),
+    ],
+)
+def test_what_cannot_be_is_told_at_once(tmp_path, monkeypatch, capsys, given, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    assert stop(monkeypatch, "predict", "no-adapter", *given) == 2
+    assert message in capsys.readouterr().err
