@@ -40,7 +40,7 @@ def draw(rows: Coordinates, shots: int | None, seed: int) -> Coordinates:
 def fits(classifier: ZeroShotClassifier, train: Coordinates, held: Coordinates) -> dict[str, Any]:
     """Each solver's fit, and the strength that it chose."""
     method = METHODS["default"]
-    ones = torch.ones(train.state.num_gains)
+    ones = torch.ones(train.state.gains.number)
     adamw = fit_gains(classifier, train, held, start=ones, learning_rate=method.learning_rate)
     found: dict[str, Any] = {"adamw": (adamw, None)}
     for normalized in (True, False):
@@ -73,7 +73,7 @@ def main() -> None:
         with torch.no_grad():
             return accuracy(classifier.logits(rows.adapted(fit.gains)), rows.labels)
 
-    result: dict[str, Any] = {"images": len(train), "gains": train.state.num_gains, "rows": []}
+    result: dict[str, Any] = {"images": len(train), "gains": train.state.gains.number, "rows": []}
     for shots in tqdm(SHOTS, "Shots"):
         kept: dict[str, list[tuple[float, float, float]]] = {}
         chosen: dict[str, list[float | None]] = {}

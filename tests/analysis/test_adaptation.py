@@ -80,7 +80,7 @@ def test_each_share_is_that_of_a_component_moved_by_itself(name: str) -> None:
     with torch.no_grad():
         lengths = run_tower(model, images).double().norm(dim=1)
     for k in range(len(rows.state.directions)):
-        gain = float(gains_of(model).detach()[rows.state.gain_index[k]])
+        gain = float(rows.state.gains.spread(gains_of(model).detach())[k])
         phi = rows.state.directions[k].double()
         part = torch.stack(
             [

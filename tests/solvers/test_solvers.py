@@ -93,7 +93,7 @@ def test_value_and_gradient_are_those_of_a_slow_twin(config, objective, monkeypa
     classifier = fitted(config)
     rows = with_labels_for(objective, passed(classifier))
     problem = GainProblem(classifier, rows, objective, torch.float64)
-    gains = torch.randn(rows.state.num_gains, dtype=torch.float64) * 0.5 + 1
+    gains = torch.randn(rows.state.gains.number, dtype=torch.float64) * 0.5 + 1
     gains.requires_grad_()
     bias = torch.tensor(-0.7 if objective.labelling.multi_label else 0.0, requires_grad=True)
     expected = slow_value(classifier, rows, objective, gains, bias.double())
@@ -130,7 +130,7 @@ def test_another_strength_and_what_is_kept_change_nothing_else(objective, monkey
     classifier = fitted()
     settings = OBJECTIVES[objective]
     rows = with_labels_for(settings, passed(classifier))
-    gains = 1 + torch.randn(rows.state.num_gains)
+    gains = 1 + torch.randn(rows.state.gains.number)
     problem = GainProblem(classifier, rows, settings)
     problem.value_and_gradient(gains)  # what no gain changes is kept now
     other = problem.with_strength(0.7)
@@ -150,7 +150,7 @@ def test_the_convex_objective_has_one_optimum_wherever_it_starts():
     classifier = fitted()
     rows = passed(classifier)
     objective = Objective(normalized=False, strength=0.01)
-    starts = [None, torch.randn(rows.state.num_gains), torch.zeros(rows.state.num_gains)]
+    starts = [None, torch.randn(rows.state.gains.number), torch.zeros(rows.state.gains.number)]
     fits = [
         solve_gains(classifier, rows, objective=objective, start=start, tolerance=1e-9)
         for start in starts
@@ -165,7 +165,7 @@ def test_the_convex_objective_has_one_optimum_wherever_it_starts():
     problem = GainProblem(classifier, rows, objective, torch.float64)
     best = problem.value_and_gradient(fits[0].gains)[0]
     for _ in range(5):
-        other = fits[0].gains + 0.01 * torch.randn(rows.state.num_gains)
+        other = fits[0].gains + 0.01 * torch.randn(rows.state.gains.number)
         assert problem.value_and_gradient(other)[0] > best
 
 
@@ -174,7 +174,7 @@ def test_the_convex_optimum_is_newtons():
     classifier = fitted(ResiDualConfig(units="head", components=2))
     rows = passed(classifier)
     objective = Objective(normalized=False, strength=0.05, class_weights="balanced")
-    gains = torch.ones(rows.state.num_gains, dtype=torch.float64)
+    gains = torch.ones(rows.state.gains.number, dtype=torch.float64)
 
     def value(at):
         return slow_value(classifier, rows, objective, at, 0.0)

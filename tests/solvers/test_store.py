@@ -86,7 +86,7 @@ def test_a_store_holds_what_memory_would(config, fit_basis, tmp_path):
     some = store.rows(index)
     assert torch.equal(some.coordinates, found.coordinates[index])
     assert torch.equal(some.labels, found.labels[index])
-    gains = torch.randn(store.state.num_gains)
+    gains = torch.randn(store.state.gains.number)
     torch.testing.assert_close(found.adapted(gains), expected.adapted(gains), atol=3e-4, rtol=1e-4)
     # in another process: the adapter from its file, the store from its directory
     classifier.model.save_pretrained(tmp_path / "adapter")
@@ -149,7 +149,7 @@ def test_half_precision_is_half_the_size_and_near(tmp_path):
         assert not torch.equal(found, expected.coordinates)
         assert (found - expected.coordinates).abs().max() < error * expected.coordinates.abs().max()
         size = sum(p.stat().st_size for p in (tmp_path / dtype).glob("shard*"))
-        planned = coordinate_bytes(len(store), store.state.num_gains, 16, getattr(torch, dtype))
+        planned = coordinate_bytes(len(store), store.state.gains.number, 16, getattr(torch, dtype))
         assert planned < size < planned + 500 * len(store.parts)  # names and shapes
 
 

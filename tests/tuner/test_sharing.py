@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, fit_bases
-from residual_peft.tuner.layer import ResiDualLayer
+from residual_peft.tuner.layer import AdapterLayer
 from residual_peft.tuner.readout.layer import BASIS
 from residual_peft.tuner.sharing import SHARED
 from residual_peft.tuner.stream.tensors import STREAM_BASIS
@@ -78,7 +78,7 @@ WAYS = (by_torch, by_safetensors, by_accelerate)
 def check_shares(model: nn.Module, one: str, other: str, shared: bool) -> None:
     """Whether two adapters hold the same tensors in memory."""
     for layer in model.modules():
-        if isinstance(layer, ResiDualLayer):
+        if isinstance(layer, AdapterLayer):
             for kind in BASIS if hasattr(layer, BASIS[0]) else STREAM_BASIS:
                 tensors = getattr(layer, kind)
                 if tensors[one].any() and "mean" not in kind:

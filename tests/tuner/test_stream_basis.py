@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module
-from residual_peft.tuner.stream.tensors import DERIVED
 from tests.models import SIZES, clip_model, pixels
 from tests.tuner.stream_twin import CASES, TOKENS, VECTORS, Mlp, adapted_stream, cast_batches
 from tests.tuner.twin import relative
@@ -78,7 +77,7 @@ def test_what_a_layer_keeps_is_what_was_found(case: str, fit: bool) -> None:
     for path in gains_by_module(model):
         layer = model.base_model.model.get_submodule(path)
         basis = layer.basis("default")
-        components, maps = (getattr(layer, name)["default"] for name in DERIVED[:2])
+        components, maps = layer.state("default").directions, layer.state("default").maps
         mean = layer.residual_peft_input_mean["default"]
         size = layer.in_features // len(basis.heads)
         weight = layer.unmerged_weight

@@ -203,7 +203,7 @@ def test_the_file_is_small() -> None:
     state = get_peft_model_state_dict(model)
     directions = [t for name, t in state.items() if "directions" in name]
     assert [tuple(t.shape) for t in directions] == [(24, 12), (24, 12)]
-    assert layer.residual_peft_components["default"].shape == (24, 24)
+    assert layer.state("default").directions.shape == (24, 24)
     assert not [name for name in state if "components" in name or "maps" in name]
 
 

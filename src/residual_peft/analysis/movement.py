@@ -24,7 +24,7 @@ from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
-from ..tuner import ReadoutState, compose, gains_of
+from ..tuner import Gains, ReadoutState, compose, gains_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def place_of(index: int, counts: Sequence[int]) -> tuple[int, int]:
 def exact_state(state: ReadoutState) -> ReadoutState:
     """The adapter's in float64 on the CPU, with one gain per component whatever the adapter has."""
     exact = state.map(lambda t: t.cpu().double() if t.is_floating_point() else t.cpu())
-    return replace(exact, settings=replace(exact.settings, per_unit=False))
+    return replace(exact, gains=Gains(exact.gains.counts, exact.gains.neutral, exact.gains.unit_of))
 
 
 def gains_per_component(
@@ -83,13 +83,18 @@ def gains_per_component(
 ) -> Tensor:
     """λ at each component, (K,), float64."""
     gains = gains_of(classifier.model, adapter_name).detach().double().cpu()
-    if gains.numel() != rows.state.num_gains:
+    kind = rows.state.gains
+    if not kind.scales:
         raise ResiDualError(
-            f"the coordinates are of an adapter with {rows.state.num_gains} gains, this one has "
+            f"the adapter's gains are {type(kind).__name__}, which scale no coordinates: what they "
+            "did is not told. Look at one with granularity='component' or 'unit'."
+        )
+    if gains.numel() != kind.number:
+        raise ResiDualError(
+            f"the coordinates are of an adapter with {kind.number} gains, this one has "
             f"{gains.numel()}; collect them anew with collect_coordinates."
         )
-    index = rows.state.gain_index.cpu()
-    return gains.index_select(0, index) if rows.state.settings.per_unit else gains
+    return kind.map(Tensor.cpu).spread(gains)
 
 
 def centred_classes(classifier: ZeroShotClassifier) -> Tensor:

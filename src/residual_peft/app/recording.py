@@ -123,7 +123,7 @@ def run_facts(
         "adapter": Path(directory).resolve().name,
         "templates": classifier.templates,
         "settings": _settings(config),
-        "basis": _basis(config),
+        "basis": config.fitted.described,
         "adapter_bytes": weights.stat().st_size if weights.is_file() else None,
         "machine": machine(classifier.device),
         "cores": os.cpu_count(),
@@ -191,9 +191,3 @@ def _settings(config: ResiDualConfig) -> dict[str, str]:
         "remainder": config.remainder,
         "means": "restored" if config.restore_mean else "dropped",
     }
-
-
-def _basis(config: ResiDualConfig) -> str | None:
-    if config.num_samples is not None:
-        return f"{config.num_samples:,} images"
-    return "the weights alone" if config.basis_source else None

@@ -324,11 +324,10 @@ def _describe(model: nn.Module, name: str, config: ResiDualConfig, folder: Path)
         values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
         gains_figure(values, folder / FIGURE, variance=_variance(model, name, config))
         figure = FIGURE
-    images = "" if config.num_samples is None else f"{config.num_samples:,} images"
     return {
         "gains": gains,
         "effect": _effect_of(config),
-        "basis": images or ("the weights alone" if config.basis_source else None),
+        "basis": config.fitted.described,
         "figure": figure,
     }
 

@@ -33,11 +33,10 @@ from ..tuner import (
     active_adapter,
     base_of,
     check_directory,
-    compose_offsets,
+    compose,
     coordinates_of,
     gains_of,
     load_adapter,
-    offsets_of,
     readout_state,
 )
 from ..tuner.mixing import BASE, each_its_own, giving_names
@@ -409,8 +408,7 @@ class TaskSet:
             for start in range(0, len(members), BLOCK):
                 block = members[start : start + BLOCK]
                 gains = torch.stack([gains_of(self.model, tasks[i].adapter) for i in block])
-                offsets = offsets_of(state, gains)[:, None]
-                adapted = compose_offsets(state, base, coordinates, offsets, room[: len(block)])
+                adapted = compose(state, base, coordinates, gains[:, None], room[: len(block)])
                 for index, readout in zip(block, adapted, strict=True):
                     classifier = tasks[index].classifier
                     answers[index] = classifier.answer(readout, seen.readout, coordinates)

@@ -39,7 +39,7 @@ from ..tuner import (
     gains_of,
     readout_state,
 )
-from ..tuner.modes import ordinary
+from ..tuner.inference import ordinary
 from ..tuner.snapshot import unchanged_if_refused
 from .adapters import Adapters, load_adapters, saved_adapters, write_adapters
 from .backbones import has_text

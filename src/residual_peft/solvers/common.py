@@ -53,9 +53,9 @@ def target_and_start(
     """The adapter's gains, and where to start; both checked against the coordinates."""
     target = gains_of(classifier.model, adapter_name)
     for part in parts:
-        if part is not None and part.state.num_gains != target.numel():
+        if part is not None and part.state.gains.number != target.numel():
             raise ResiDualError(
-                f"the coordinates are of an adapter with {part.state.num_gains} gains, this one "
+                f"the coordinates are of an adapter with {part.state.gains.number} gains, this one "
                 f"has {target.numel()}; collect them anew with collect_coordinates."
             )
     start = target.detach() if start is None else start.detach()

@@ -186,8 +186,7 @@ def collect_with_basis(
         raw.add(seen.capture)
         kept.add(seen)
     readout, labels = kept.joined()
-    components = None if config.component_pattern else config.components
-    put_basis(model, SpectralBasis.from_accumulator(accumulator, components), name)
+    put_basis(model, SpectralBasis.from_accumulator(accumulator, config.most_components), name)
     del accumulator
     state = readout_state(model, name).map(Tensor.cpu)
     found = Rows(len(labels))

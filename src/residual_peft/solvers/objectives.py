@@ -166,10 +166,9 @@ class GainProblem:
         if self.in_classes:
             self.directions = self.directions @ self.embeddings.T
         self.kept: dict[int, Tensor] = {}
-        self.per_unit = rows.state.settings.per_unit
-        self.neutral = rows.state.settings.neutral
+        self.kind = rows.state.gains
         self.component_scales = self._scales()
-        self.ridge_weights = objective.ridge_weights(self._gathered(self.component_scales))
+        self.ridge_weights = objective.ridge_weights(self.kind.gather(self.component_scales))
 
     def with_strength(self, strength: float) -> "GainProblem":
         """The same with another ridge, without another look at the coordinates."""
@@ -180,7 +179,7 @@ class GainProblem:
     def value_and_gradient(self, gains: Tensor, bias: float = 0.0) -> tuple[float, Tensor, float]:
         """The objective at λ (K,) or (U,), its gradient of that shape in float64, and d/d bias."""
         gains = gains.double()
-        offset = self._spread(gains - self.neutral).to(self.dtype)
+        offset = self.kind.offsets(gains, gains.dtype).to(self.dtype)
         scaled = offset[:, None] * self.directions
         # dYᵀ C, not Cᵀ dY: both then read C along its rows
         shape = self.directions.T.shape
@@ -198,10 +197,10 @@ class GainProblem:
             total += loss.item()
             bias_gradient += 0.0 if shift.grad is None else shift.grad.item()
         along = (correlation * self.directions.T).sum(0)
-        gradient = self._gathered(along) / self.normalizer
-        from_one = gains - 1
-        pull = self.objective.strength * self.ridge_weights * from_one
-        value = total / self.normalizer + 0.5 * float(pull @ from_one)
+        gradient = self.kind.gather(along) / self.normalizer
+        from_start = gains - self.kind.start
+        pull = self.objective.strength * self.ridge_weights * from_start
+        value = total / self.normalizer + 0.5 * float(pull @ from_start)
         return value, gradient + pull, bias_gradient / self.normalizer
 
     @torch.no_grad()
@@ -215,15 +214,15 @@ class GainProblem:
         if self.objective.normalized:
             length = self.rows.mean_length
         spread = along.double().var(1, correction=0) * (self.scale / length) ** 2
-        data = self._gathered(spread * self.component_scales)
+        data = self.kind.gather(spread * self.component_scales)
         data = data + self.objective.strength * self.ridge_weights
         return data.clamp_min(1e-8 * float(data.max()) + torch.finfo(data.dtype).tiny)
 
     @torch.no_grad()
     def logits(self, gains: Tensor) -> Tensor:
         """The objective's logits (N, C), without a bias."""
-        scaled = self._spread(gains.double() - self.neutral).to(self.dtype)[:, None]
-        scaled = scaled * self.directions
+        offsets = self.kind.offsets(gains, torch.float64).to(self.dtype)
+        scaled = offsets[:, None] * self.directions
         return torch.cat(
             [self._logits(torch.addmm(base, c, scaled)) for c, base, _ in self._chunks()]
         )
@@ -235,7 +234,7 @@ class GainProblem:
         return self.scale * outputs @ self.embeddings.T
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Coordinates, the part that no gain changes, and labels of some images at a time."""
+        """What gains multiply, the part that none changes, and labels of some images at a time."""
         number = 0
         for rows in self.rows.parts:
             for start in range(0, len(rows), CHUNK):
@@ -246,7 +245,8 @@ class GainProblem:
                     labels=rows.labels[part],
                     coordinates=rows.coordinates[part],
                 )
-                yield some.coordinates.to(self.dtype), self._base(number, some), some.labels
+                factors = self.kind.factors(some.coordinates.to(self.dtype))
+                yield factors, self._base(number, some), some.labels
                 number += 1
 
     def _base(self, number: int, rows: Coordinates) -> Tensor:
@@ -261,21 +261,11 @@ class GainProblem:
         return base
 
     def _scales(self) -> Tensor:
-        """The mean square of each coordinate, (K,), float64."""
+        """The mean square of what multiplies each component's gain, (K,), float64."""
         total = torch.zeros(len(self.directions), dtype=torch.float64)
         total = total.to(self.directions.device)
         for rows in self.rows.parts:
             for start in range(0, len(rows), CHUNK):
-                total += rows.coordinates[start : start + CHUNK].double().square().sum(0)
+                part = rows.coordinates[start : start + CHUNK].double()
+                total += self.kind.factors(part).square().sum(0)
         return total / len(self.rows)
-
-    def _spread(self, gains: Tensor) -> Tensor:
-        """One number per gain -> one per component."""
-        return gains.index_select(0, self.rows.state.gain_index) if self.per_unit else gains
-
-    def _gathered(self, values: Tensor) -> Tensor:
-        """Sums over each gain's components."""
-        if not self.per_unit:
-            return values
-        result = values.new_zeros(self.rows.state.num_gains)
-        return result.index_add(0, self.rows.state.gain_index, values)

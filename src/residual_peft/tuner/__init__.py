@@ -21,24 +21,21 @@ from .adapters import (
     restart_gains,
 )
 from .config import PRESETS, ResiDualConfig, ResiDualType
+from .gains import Gains
 from .hotswap import hotswap_adapter
 from .loading import check_directory, load_adapter
 from .model import PREFIX, ResiDualModel
-from .readout.gains import (
-    ReadoutState,
-    base_of,
-    compose,
-    compose_offsets,
-    coordinates_of,
-    offsets_of,
-)
+from .readout import mode as _readout  # noqa: F401  enters itself into MODES
 from .readout.layer import ResiDualReadout
+from .readout.state import ReadoutState, base_of, compose, coordinates_of
+from .stream import mode as _stream  # noqa: F401
 from .stream.basis import LinearBasis
 from .stream.layer import ResiDualStreamLinear
 
 __all__ = [
     "PREFIX",
     "PRESETS",
+    "Gains",
     "LinearBasis",
     "ReadoutState",
     "ResiDualConfig",
@@ -53,18 +50,16 @@ __all__ = [
     "basis_digest",
     "check_directory",
     "compose",
-    "compose_offsets",
     "coordinates_of",
     "fit_bases",
     "gains_by_module",
     "gains_by_unit",
     "gains_of",
     "hotswap_adapter",
+    "inference",
     "load_adapter",
     "loading",
     "mixing",
-    "modes",
-    "offsets_of",
     "put_basis",
     "readout",
     "readout_config",

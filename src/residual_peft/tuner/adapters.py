@@ -13,17 +13,14 @@ from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
 from ..towers.registry import base_model
 from ..towers.units import Unit
-from .choice import fitted_to
 from .config import ResiDualConfig
-from .layer import GAINS, ResiDualLayer
-from .modes import ordinary_tensors
-from .readout.gains import ReadoutState
+from .inference import ordinary_tensors
+from .layer import AdapterLayer
+from .modes import mode_of
 from .readout.layer import ResiDualReadout
-from .readout.placement import initial_gains, with_basis
+from .readout.placement import new_basis
+from .readout.state import ReadoutState
 from .stream.basis import LinearBasis
-from .stream.fitting import fit_stream
-from .stream.layer import ResiDualStreamLinear
-from .stream.placement import stream_gains
 
 
 @ordinary_tensors()
@@ -59,33 +56,18 @@ def fit_bases(
             finite, or units that do not add up to the model's own output.
     """
     layers, config = _layers(peft_model, adapter_name)
-    if config.mode == "stream":
-        streams = {p: m for p, m in layers.items() if isinstance(m, ResiDualStreamLinear)}
-        return fit_stream(
-            peft_model,
-            streams,
-            config,
-            batches,
-            adapter_name,
-            progress,
-            across_processes=across_processes,
-        )
-    config = readout_config(peft_model, adapter_name)
-    if not config.needs_basis:
-        restart_gains(peft_model, adapter_name=adapter_name)
-        return None
-    components = None if config.component_pattern else config.components
-    basis = SpectralBasis.fit(
+    found: SpectralBasis | dict[str, LinearBasis] | None = mode_of(config).fit(
         peft_model,
+        layers,
+        config,
         batches,
-        config.units,
-        components,
+        adapter_name,
         progress,
         across_processes=across_processes,
-        side=config.side,
-        readout=config.readout,
     )
-    return put_basis(peft_model, basis, adapter_name)
+    if found is None:
+        restart_gains(peft_model, adapter_name=adapter_name)
+    return found
 
 
 @ordinary_tensors()
@@ -106,11 +88,7 @@ def put_basis(
         ResiDualError: no such adapter, it is in stream mode, or the basis lacks its units.
     """
     layer, config = _adapter(peft_model, adapter_name)
-    settings = layer.adapter_settings[adapter_name]
-    basis = fitted_to(config, basis, settings.units)
-    config.basis = None  # the one it named is replaced
-    with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
-    return basis
+    return new_basis(layer, config, basis, adapter_name)
 
 
 def readout_state(peft_model: nn.Module, adapter_name: str | None = None) -> ReadoutState:
@@ -124,7 +102,8 @@ def readout_state(peft_model: nn.Module, adapter_name: str | None = None) -> Rea
         ResiDualError: no such adapter, several are active, or its weights were never loaded.
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    return _adapter(peft_model, name)[0].state(name)
+    state: ReadoutState = _adapter(peft_model, name)[0].state(name)
+    return state
 
 
 def adapted_tower(peft_model: nn.Module, adapter_name: str | None = None) -> TowerAnatomy:
@@ -152,9 +131,8 @@ def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str 
     if not config.save_basis:
         return None
     layer.state(name)  # refuses one whose weights were never loaded
-    digest = hashlib.sha256(
-        repr((layer.adapter_settings[name], layer.adapter_counts[name])).encode()
-    )
+    said = layer.adapter_settings[name].said
+    digest = hashlib.sha256(f"({said}, {tuple(config.fitted.counts)!r})".encode())
     for tensor in layer.stored(name).tensors:
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -191,7 +169,7 @@ def gains_by_module(
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     layers, _ = _layers(peft_model, name)
-    return {path: getattr(layer, GAINS)[name] for path, layer in layers.items()}
+    return {path: layer.residual_peft_gains[name] for path, layer in layers.items()}
 
 
 def gains_by_unit(peft_model: nn.Module, adapter_name: str | None = None) -> dict[Unit, Tensor]:
@@ -202,9 +180,8 @@ def gains_by_unit(peft_model: nn.Module, adapter_name: str | None = None) -> dic
     """
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     layer, _ = _adapter(peft_model, name)
-    settings, counts = layer.adapter_settings[name], list(layer.adapter_counts[name])
-    gains = layer.residual_peft_gains[name].detach()
-    parts = gains.split([1] * len(settings.units) if settings.per_unit else counts)
+    settings = layer.adapter_settings[name]
+    parts = settings.gains.split(layer.residual_peft_gains[name].detach())
     return dict(zip(settings.units, parts, strict=True))
 
 
@@ -220,15 +197,9 @@ def restart_gains(
     layers, config = _layers(peft_model, name)
     if seed is not None:
         config.seed = seed
-    if config.mode == "stream":
-        for path, stream in layers.items():
-            assert isinstance(stream, ResiDualStreamLinear)
-            gains = stream_gains(config, stream.adapter_settings[name], path)
-            stream.residual_peft_gains[name].data.copy_(gains)
-        return
-    layer, config = _adapter(peft_model, name)
-    settings, counts = layer.adapter_settings[name], list(layer.adapter_counts[name])
-    layer.residual_peft_gains[name].data.copy_(initial_gains(config, settings, counts))
+    for path, layer in layers.items():
+        gains = mode_of(config).first_gains(config, layer.adapter_settings[name], path)
+        layer.residual_peft_gains[name].data.copy_(gains)
 
 
 def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> SpectralBasis:
@@ -241,7 +212,7 @@ def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> Spe
     name = active_adapter(peft_model) if adapter_name is None else adapter_name
     layer, config = _adapter(peft_model, name)
     state, settings = layer.state(name), layer.adapter_settings[name]
-    counts = list(layer.adapter_counts[name])
+    counts = list(settings.counts)
     if settings.per_unit:
         raise ResiDualError(f"the adapter {name!r} has granularity='unit' and keeps no directions.")
     stored = layer.stored(name)
@@ -251,9 +222,9 @@ def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> Spe
         components=list(state.directions.cpu().split(counts)),
         eigenvalues=list(stored.eigenvalues.cpu().split(counts)),
         total_variance=stored.total_variance.cpu(),
-        num_samples=config.num_samples,
-        source=config.basis_source or "weights",
-        fingerprint=Fingerprint.from_dict(config.fingerprint or {}),
+        num_samples=config.fitted.num_samples,
+        source=config.fitted.basis_source or "weights",
+        fingerprint=Fingerprint.from_dict(config.fitted.fingerprint or {}),
     )
 
 
@@ -276,14 +247,14 @@ def active_adapter(peft_model: nn.Module) -> str:
     )
 
 
-def _all_layers(model: nn.Module) -> Iterator[tuple[str, ResiDualLayer]]:
+def _all_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
     """The adapted layers by their path in the base model."""
     for path, module in base_model(model).named_modules():
-        if isinstance(module, ResiDualLayer):
+        if isinstance(module, AdapterLayer):
             yield path, module
 
 
-def _layers(model: nn.Module, name: str) -> tuple[dict[str, ResiDualLayer], ResiDualConfig]:
+def _layers(model: nn.Module, name: str) -> tuple[dict[str, AdapterLayer], ResiDualConfig]:
     configs: Any = getattr(model, "peft_config", {})  # transformers' models have one, too
     layers = list(_all_layers(model))
     if not layers:

@@ -16,12 +16,13 @@ from ..hub.files import quoted, whole_directory
 from ..towers.readouts import READOUTS
 from ..towers.registry import SIDES
 from ..towers.units import UNIT_KINDS
+from .fitted import Fitted
+from .gains import KINDS
+from .modes import MODES, mode_of
 from .patterns import check_pattern
 from .saved import check_types, read_config
 
-MODES = ("readout", "stream")
 REMAINDERS = ("keep", "drop")
-GRANULARITIES = ("component", "unit")
 GAIN_INITS = ("ones", "normal")
 
 
@@ -90,12 +91,8 @@ class ResiDualConfig(PeftConfig):
         layers_pattern: stream mode: PEFT's, the name of the list that `layers_to_transform` counts.
         init_weights: False draws the first gains from N(1, 1) with torch's own generator, as PEFT's
             methods do to start away from the identity; `gain_init` and `seed` then play no part.
-        component_counts: written back: directions of each unit, in the order of the units; in
-            stream mode by module, of each head.
-        fingerprint: written back: the weights that the basis belongs to.
-        basis_digest: written back: what tells the basis from another of the same weights.
-        basis_source: written back: "data", "weights", or None where there is no basis.
-        num_samples: written back: images that the basis was fitted on.
+        component_counts, fingerprint, basis_digest, basis_source, num_samples: written back, as one
+            value: see `fitted`.
 
     Raises:
         ResiDualError: unknown or contradictory options.
@@ -143,6 +140,7 @@ class ResiDualConfig(PeftConfig):
         self._check_values()
         self._check_patterns()
         self._check_combinations()
+        mode_of(self).check_options(self)
 
     @classmethod
     def paper(cls, name: str, **options: Any) -> "ResiDualConfig":
@@ -194,17 +192,33 @@ class ResiDualConfig(PeftConfig):
 
     def fresh(self) -> "ResiDualConfig":
         """Copy the user's settings without what a fitted or saved adapter wrote back."""
-        changes: dict[str, Any] = {"inference_mode": False, "num_samples": None}
-        written = ["component_counts", "fingerprint", "basis_source", "basis_digest"]
-        if self.mode != "stream":  # there the user may have named them
-            written.append("target_modules")
-        changes |= dict.fromkeys(written)
+        changes = {**vars(Fitted()), "inference_mode": False}
+        if mode_of(self).one_place:  # else the user may have named them
+            changes["target_modules"] = None
         return dataclasses.replace(self, **changes)
+
+    @property
+    def fitted(self) -> Fitted:
+        """What is known of the basis; the file has its parts side by side."""
+        return Fitted(*(getattr(self, part.name) for part in dataclasses.fields(Fitted)))
+
+    @fitted.setter
+    def fitted(self, fitted: Fitted) -> None:
+        for part in dataclasses.fields(Fitted):
+            setattr(self, part.name, getattr(fitted, part.name))
 
     @property
     def needs_basis(self) -> bool:
         """Whether directions or means have to be known; whole contributions need neither."""
-        return self.granularity == "component" or self.restore_mean
+        return not KINDS[self.granularity].whole or self.restore_mean
+
+    @property
+    def most_components(self) -> int | float | None:
+        """What no unit is given more of, as far as one number says it: images must carry as many.
+
+        What each unit keeps is decided where a basis is put into the adapter (`choice.fitted_to`).
+        """
+        return None if self.component_pattern else self.components
 
     @property
     def layers(self) -> list[int] | None:
@@ -222,10 +236,7 @@ class ResiDualConfig(PeftConfig):
         layers = self.layers_to_transform
         if isinstance(layers, Iterable) and all(isinstance(layer, int) for layer in layers):
             self.layers_to_transform = sorted(set(layers))  # one by itself stays as it was given
-        if isinstance(self.target_modules, str):
-            if self.mode != "stream":  # there it is a regex, or "all-linear"
-                self.target_modules = [self.target_modules]
-        elif self.target_modules is not None:
+        if self.target_modules is not None and not isinstance(self.target_modules, str):
             self.target_modules = sorted(self.target_modules)
         if self.basis is not None:
             self.basis = os.fspath(self.basis)
@@ -238,14 +249,14 @@ class ResiDualConfig(PeftConfig):
                 f"units: wanted a tuple of {', '.join(UNIT_KINDS)}; got {unknown or 'none'}."
             )
         self.units = tuple(kind for kind in UNIT_KINDS if kind in self.units)
-        _check_choice("mode", self.mode, MODES)
+        _check_choice("mode", self.mode, tuple(MODES))
         if self.side is not None:
             _check_choice("side", self.side, SIDES)
         if self.readout is not None:
             _check_choice("readout", self.readout, READOUTS)
             self.readout = None if self.readout == "own" else self.readout
         _check_choice("remainder", self.remainder, REMAINDERS)
-        _check_choice("granularity", self.granularity, GRANULARITIES)
+        _check_choice("granularity", self.granularity, tuple(KINDS))
         _check_choice("gain_init", self.gain_init, GAIN_INITS)
         for name in ("restore_mean", "save_basis", "init_weights"):
             if not isinstance(getattr(self, name), bool):
@@ -258,21 +269,6 @@ class ResiDualConfig(PeftConfig):
             raise ResiDualError(
                 f"layers_to_transform: wanted None or layers counted from 0, got {layers!r}."
             )
-
-    def _check_stream(self) -> None:
-        """Refuse what only the readout has: weights can be scaled around a mean, not replaced."""
-        refused: tuple[tuple[str, bool, str], ...] = (
-            ("remainder", self.remainder == "drop", "'keep'"),
-            ("restore_mean", not self.restore_mean, "True"),
-            ("units", bool({"embed", "pooler", "output"} & set(self.units)), "'head' and 'mlp'"),
-            ("readout", self.readout is not None, "None: all tokens change, whatever is read"),
-        )
-        for name, wrong, wanted in refused:
-            if wrong:
-                raise ResiDualError(
-                    f"{name}={getattr(self, name)!r} with mode='stream', which changes weights and "
-                    f"leaves the rest as it is; wanted {wanted}. Or use mode='readout'."
-                )
 
     def _check_patterns(self) -> None:
         """Refuse patterns that are no regex, or that ask for what no unit has."""
@@ -293,8 +289,6 @@ class ResiDualConfig(PeftConfig):
 
     def _check_combinations(self) -> None:
         """Refuse options that contradict each other."""
-        if self.mode == "stream":
-            self._check_stream()
         if "output" in self.units and len(self.units) > 1:
             raise ResiDualError(
                 f"units={self.units}: 'output' is the sum of all the others, which would be scaled "
@@ -305,24 +299,18 @@ class ResiDualConfig(PeftConfig):
                 f"layers_to_transform={self.layers_to_transform} with units={self.units}, which "
                 "lie in no layer; drop it, or add 'head' or 'mlp' to the units."
             )
-        if self.granularity == "component":
+        if not KINDS[self.granularity].whole:
             return
         if self.components is not None or self.component_pattern:
             value = self.components or self.component_pattern
             raise ResiDualError(
-                f"components={value} with granularity='unit', whose gains act on whole "
-                "contributions; drop it, or take granularity='component'."
-            )
-        no_basis = self.basis is None and self.basis_source is None
-        if self.mode == "readout" and self.restore_mean and no_basis:
-            raise ResiDualError(
-                "restore_mean=True with granularity='unit' and no basis, so there is no mean to "
-                "restore; set restore_mean=False, or name a fitted basis with basis=."
+                f"components={value} with granularity={self.granularity!r}, whose gains act on "
+                "whole contributions; drop it, or take granularity='component'."
             )
         if self.basis is not None and not self.restore_mean:
             raise ResiDualError(
-                f"basis={self.basis!r} with granularity='unit' and restore_mean=False, which use "
-                "no basis; drop it, or set restore_mean=True."
+                f"basis={self.basis!r} with granularity={self.granularity!r} and "
+                "restore_mean=False, which use no basis; drop it, or set restore_mean=True."
             )
 
 

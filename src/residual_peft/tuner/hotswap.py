@@ -5,21 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError, short
 from ..hub.directories import local_directory
 from ..hub.files import read_tensors
 from ..towers.registry import base_model
 from .config import ResiDualConfig
-from .layer import GAINS
+from .gains import GAINS
+from .layer import AdapterLayer
 from .loading import SETTINGS, check_directory, setting
-from .readout.layer import BASIS
-from .saved import check_values
-from .stream.tensors import STREAM_BASIS
+from .modes import mode_of
+from .saved import PEFT_PREFIX, check_values
 
 
 def hotswap_adapter(
@@ -60,13 +58,14 @@ def hotswap_adapter(
     tensors, _ = read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
     pairs, known = [], set()
     for path, layer in base_model(model).named_modules():
-        if isinstance(layer, BaseTunerLayer) and adapter_name in getattr(layer, GAINS, {}):
-            prefix = f"base_model.model.{_saved_path(path, theirs)}."
-            if mine.basis_digest is None and mine.basis_source == "data":
+        if isinstance(layer, AdapterLayer) and layer.has(adapter_name):
+            # the file's own model may have the one layer elsewhere
+            place = (theirs.target_modules or [path])[0] if mode_of(theirs).one_place else path
+            prefix = f"{PEFT_PREFIX}{place}."
+            if mine.fitted.basis_digest is None and mine.fitted.from_data:
                 _check_tensors(layer, prefix, adapter_name, tensors, directory)
-            gains = getattr(layer, GAINS)[adapter_name]
-            kinds = (GAINS, *BASIS, *STREAM_BASIS)
-            known |= {f"{prefix}{kind}" for kind in kinds}
+            gains = layer.residual_peft_gains[adapter_name]
+            known |= {f"{prefix}{kind}" for kind in (GAINS, *layer.kinds)}
             pairs.append((gains, _checked(tensors.get(prefix + GAINS), gains, prefix, directory)))
     if foreign := [key for key in tensors if key not in known]:
         raise ResiDualError(
@@ -88,13 +87,6 @@ def _config(model: nn.Module, adapter_name: str) -> ResiDualConfig:
     return config
 
 
-def _saved_path(path: str, theirs: ResiDualConfig) -> str:
-    """Where the file's own model had the layer: readout mode has one, in one place per class."""
-    if theirs.mode == "readout" and isinstance(theirs.target_modules, list):
-        return theirs.target_modules[0]
-    return path
-
-
 def _check_settings(
     mine: ResiDualConfig, theirs: ResiDualConfig, adapter_name: str, directory: Path
 ) -> None:
@@ -108,17 +100,10 @@ def _check_settings(
             raise ResiDualError(f"{what}: {name} is {other!r} there and {one!r} here. {mend}")
     if mine.modules_to_save or theirs.modules_to_save:
         raise ResiDualError(f"{what}: modules_to_save are whole modules, and not swapped. {mend}")
-    if not _same_weights(mine.fingerprint, theirs.fingerprint):
+    if not mine.fitted.same_weights(theirs.fitted):
         raise ResiDualError(f"{what}: they belong to other weights of the model. {mend}")
-    same = mine.basis_digest == theirs.basis_digest and mine.basis_source == theirs.basis_source
-    if not same or mine.component_counts != theirs.component_counts:
+    if not mine.fitted.same_basis(theirs.fitted):
         raise ResiDualError(f"{what}: they belong to another basis. {basis}")
-
-
-def _same_weights(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
-    if one is None or other is None:
-        return one == other
-    return Fingerprint.from_dict(one).matches(Fingerprint.from_dict(other))
 
 
 def _check_tensors(

@@ -23,7 +23,7 @@ from ..towers.anatomy import TowerAnatomy
 from ..towers.families.open_clip import is_open_clip
 from ..towers.registry import find_tower
 from ..towers.running import run_tower
-from .layer import ResiDualLayer
+from .layer import adapter_layers
 
 OWN = "_residual_peft_own_class"  # of the subclass: its parent
 BEFORE = "_residual_peft_forward"  # of the model: a forward that others set on it before, if any
@@ -52,8 +52,7 @@ def accept_images_alone(model: nn.Module) -> None:
 
 def restore_forward(model: nn.Module) -> None:
     """Undo `accept_images_alone` where no adapter of ours is left in the model."""
-    layers = (module for module in model.modules() if isinstance(module, ResiDualLayer))
-    if any(layer.adapter_settings for layer in layers):
+    if any(layer.adapter_settings for layer in adapter_layers(model)):
         return
     cls = type(model)
     if OWN not in cls.__dict__:  # or another subclass has been put on top of it

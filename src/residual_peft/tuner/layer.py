@@ -1,15 +1,20 @@
-"""What the layers of both modes share: frozen tensors, never rounded, kept once when equal."""
+"""What the layers of both modes are: gains over frozen bases, never rounded, equal ones shared."""
 
-from collections.abc import Callable
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .modes import ordinary
-
-GAINS = "residual_peft_gains"
+from ..errors import ResiDualError
+from .gains import GAINS
+from .inference import ordinary, ordinary_tensors
+from .sharing import Loading, begin_loading, end_loading, note_sharing
+from .state import AdapterState, Settings, same, without_rounding
+from .values import check_gains
 
 WAITS = (
     "the adapter {!r} was made from a saved adapter's config and waits for the weights beside it; "
@@ -17,41 +22,310 @@ WAITS = (
 )
 
 
-class ResiDualLayer(BaseTunerLayer):
-    """What PEFT looks for when it walks over an adapted model: a layer of either mode."""
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """A layer that adapters of one mode are put into, around the module whose output they change.
 
-    adapter_settings: dict[str, Any]
+    By adapter it has gains, the tensors of a basis (`kinds`), settings, and a state that is derived
+    from all of them and from the weights; no state until the weights of a saved adapter are there.
+
+    Everything is float32 or, beside a float64 model, float64, and stays so under
+    `.to(torch.bfloat16)`. Adapters with equal bases share their tensors and their state.
+    """
+
+    mode: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    """Names of the tensors of a basis, which are saved."""
+
+    adapter_layer_names = (GAINS,)
+    other_param_names: tuple[str, ...] = ("adapter_settings", "adapter_states")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.other_param_names = (*cls.kinds, *AdapterLayer.other_param_names)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.residual_peft_gains = nn.ParameterDict()
+        for kind in self.kinds:
+            setattr(self, kind, BufferDict(persistent=True))
+        self.adapter_settings: dict[str, Any] = {}
+        self.adapter_states: dict[str, Any] = {}
+        # by id and device: states and their copies for replicas on other devices
+        self._moved: dict[tuple[int, torch.device], tuple[Any, Any]] = {}
+        self._active_adapter: list[str] = []
+        self.merged_adapters: list[str] = []
+        self._loading = Loading()
+        self.register_load_state_dict_post_hook(_after_load)
+
+    @property
+    @abstractmethod
+    def reference(self) -> Tensor:
+        """The base layer's tensor whose device and precision the adapters follow."""
+
+    @abstractmethod
+    def derive(self, adapter_name: str) -> AdapterState:
+        """Derive an adapter's state from its basis and the weights."""
+
+    @abstractmethod
+    def check_tensors(self, settings: Any, tensors: Sequence[Tensor], what: str) -> None:
+        """Refuse tensors of `kinds` that no basis has; the message begins with `what`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all that is kept, gains too: the base layer's, but at least float32."""
+        return torch.promote_types(self.reference.dtype, torch.float32)
+
+    def has(self, adapter_name: str) -> bool:
+        """Whether the layer has this adapter."""
+        return adapter_name in self.residual_peft_gains
+
+    def tensors(self, adapter_name: str) -> list[Tensor]:
+        """The tensors of an adapter's basis, in the order of `kinds`."""
+        return [getattr(self, kind)[adapter_name] for kind in self.kinds]
+
+    def saves_basis(self, adapter_name: str) -> bool:
+        """Whether the basis belongs to the adapter's file."""
+        return adapter_name not in getattr(self, self.kinds[0])._non_persistent_buffers_set
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        settings: Settings,
+        tensors: Sequence[Tensor],
+        gains: Tensor,
+        *,
+        save_basis: bool,
+        ready: bool = True,
+    ) -> None:
+        """Put an adapter in, or give it another basis and gains.
+
+        Args:
+            adapter_name: its name.
+            settings: what it does.
+            tensors: those of `kinds`; where `ready` is False, only their shapes count.
+            gains: their initial value.
+            save_basis: whether the basis belongs to the adapter's state.
+            ready: whether the tensors hold values, or wait for a file.
+        """
+        self.adapter_settings[adapter_name] = settings
+        self.adapter_states.pop(adapter_name, None)
+        device = self.reference.device
+        for kind, tensor in zip(self.kinds, tensors, strict=True):
+            tensor = tensor.detach().to(device, self.dtype)
+            getattr(self, kind).register_buffer(adapter_name, tensor, persistent=save_basis)
+        gains = gains.to(device, self.dtype)
+        old: Any = self.residual_peft_gains[adapter_name] if self.has(adapter_name) else None
+        if old is not None and old.shape == gains.shape and old.device == gains.device:
+            old.data.copy_(gains)  # an optimizer may hold it
+        else:
+            trainable = False if old is None else old.requires_grad
+            self.residual_peft_gains[adapter_name] = nn.Parameter(gains, requires_grad=trainable)
+        if ready:
+            self.refresh(adapter_name)
+
+    @ordinary_tensors()
+    def refresh(self, adapter_name: str) -> None:
+        """Derive what the forward needs: another adapter's, where that has the same basis."""
+        for kind in self.kinds:
+            buffers = getattr(self, kind)._buffers
+            tensor = buffers[adapter_name].to(self.reference.device, self.dtype)
+            tensor = ordinary(tensor)  # it may have been put in, not copied
+            buffers[adapter_name] = self._shared(kind, adapter_name, tensor)
+        gains = self.residual_peft_gains[adapter_name]
+        if gains.is_inference():  # loaded by assignment
+            gains = nn.Parameter(ordinary(gains), requires_grad=gains.requires_grad)
+            self.residual_peft_gains[adapter_name] = gains
+        twin = self._twin(adapter_name)
+        self.adapter_states[adapter_name] = self.derive(adapter_name) if twin is None else twin
+
+    def state(self, adapter_name: str) -> Any:
+        """What one adapter's forward needs.
+
+        Raises:
+            ResiDualError: the adapter's weights were never loaded, or hold no adapter's numbers.
+        """
+        if adapter_name not in self.adapter_states and self._has_values(adapter_name):
+            # transformers puts the tensors in without telling anyone
+            self.check_values(adapter_name)
+            self.refresh(adapter_name)
+        if adapter_name not in self.adapter_states:
+            raise ResiDualError(WAITS.format(adapter_name))
+        return self.adapter_states[adapter_name]
+
+    def _here(self, adapter_name: str) -> Any:
+        """The state where this layer's gains are: a replica of the layer may be elsewhere."""
+        state = self.state(adapter_name)
+        device = self.residual_peft_gains[adapter_name].device
+        if state.directions.device == device:
+            return state
+        known, moved = self._moved.get((id(state), device), (None, state))
+        if known is not state:  # an id may be used again
+            moved = state.map(lambda tensor: tensor.to(device))
+            self._moved[id(state), device] = state, moved
+        return moved
+
+    def _has_values(self, adapter_name: str) -> bool:
+        tensors = [self.residual_peft_gains[adapter_name], *self.tensors(adapter_name)]
+        return not any(t.is_meta for t in tensors) and all(
+            bool(t.isfinite().all()) for t in tensors
+        )
+
+    def check_values(self, adapter_name: str, **given: Tensor) -> None:
+        """Refuse an adapter whose numbers, or those `given` in place of them, are no adapter's.
+
+        Raises:
+            ResiDualError: as `values`.
+        """
+        what = f"the adapter {adapter_name!r}"
+        check_gains(given.get(GAINS, self.residual_peft_gains[adapter_name]), what)
+        tensors = [given.get(kind, getattr(self, kind)[adapter_name]) for kind in self.kinds]
+        self.check_tensors(self.adapter_settings[adapter_name], tensors, what)
+
+    def check_merge_allowed(self) -> None:
+        """Refuse to merge, where the mode cannot."""
+
+    @staticmethod
+    def check_one_each(names: Sequence[str], samples: int) -> None:
+        """Refuse `adapter_names` that are more or fewer than the samples, in PEFT's words."""
+        if len(names) != samples:
+            raise ResiDualError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {samples} respectively."
+            )
+
+    def check_one_basis(self, adapters: Sequence[str]) -> None:
+        """Refuse adapters whose gains do not mean the same: another basis, or other settings.
+
+        Raises:
+            ResiDualError: names the two, or one whose weights were never loaded.
+        """
+        first = adapters[0]
+        for name in adapters:
+            there = self.has(first), self.has(name)
+            if all(there):
+                self.state(name)
+            if any(there) and not (all(there) and self._shares_basis(first, name)):
+                raise ResiDualError(
+                    f"the adapters {first!r} and {name!r} do not share one basis with the same "
+                    "modules, units, remainder, restore_mean and granularity, so that their gains "
+                    "mean different things; fit both from the same basis (basis=), or activate "
+                    "both with set_adapter([...])."
+                )
+
+    def combine(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
+        """Put in an adapter whose gains are the weighted sum of others' over their one basis."""
+        first = adapters[0]
+        if not self.has(first):
+            return
+        settings = self.adapter_settings[first]
+        gains = [self.residual_peft_gains[name] for name in adapters]
+        self.update_layer(
+            adapter_name,
+            settings,
+            self.tensors(first),
+            settings.gains.combined(gains, weights),
+            save_basis=self.saves_basis(first),
+        )
+        self.residual_peft_gains[adapter_name].requires_grad_(False)
+
+    def _shared(self, kind: str, adapter_name: str, tensor: Tensor) -> Tensor:
+        """Another adapter's tensor, where one holds the same values, or the given one."""
+        for name, other in getattr(self, kind).items():
+            if name != adapter_name and name in self.adapter_states and same(other, tensor):
+                found: Tensor = other
+                return found
+        return tensor
+
+    def _twin(self, adapter_name: str) -> Any:
+        """The state of another adapter with the same settings over the same tensors."""
+        for name, state in self.adapter_states.items():
+            if name != adapter_name and self._shares_basis(name, adapter_name):
+                return state
+        return None
+
+    def _shares_basis(self, one: str, other: str) -> bool:
+        """Say whether two adapters adapt the same in the same tensors."""
+        pairs = zip(self.tensors(one), self.tensors(other), strict=True)
+        same_settings: bool = self.adapter_settings[one] == self.adapter_settings[other]
+        return same_settings and all(mine is theirs for mine, theirs in pairs)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Move the adapter, but never round it: PEFT's own casts bases to the base's dtype."""
+        if not self.has(adapter_name):
+            return
+        device = self.reference.device if device is None else device
+        gains = self.residual_peft_gains[adapter_name]
+        if not gains.is_meta:
+            gains.data = gains.data.to(device)
+        state = self.adapter_states.get(adapter_name)
+        if state is not None and state.directions.device != device:
+            self.refresh(adapter_name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdapterLayer":
+        """Let `.to()` move everything, but round nothing below float32, and keep sharing."""
+        before, apply = self.dtype, without_rounding(fn)
+        if recurse:
+            for name, child in self.named_children():
+                child._apply(fn if name == "base_layer" else apply)
+            ready = list(self.adapter_states)
+            moved = {id(state): state.map(apply) for state in self.adapter_states.values()}
+            self.adapter_states = {n: moved[id(s)] for n, s in self.adapter_states.items()}
+            if self.dtype != before:  # a float64 model wants more digits than were kept
+                self.adapter_states.clear()  # all, or one would be taken for another's twin
+                for name in ready:
+                    self.refresh(name)
+        self._moved.clear()
+        return self
+
+    def _replicate_for_data_parallel(self) -> "AdapterLayer":
+        """Let `nn.DataParallel` copy the layer, with states that are derived before it does.
+
+        A replica has neither parameters nor a tower of its own to derive one from. It shares the
+        states with this layer, and what `_here` has moved to its device: replicas are made anew for
+        each batch.
+        """
+        for name in self.adapter_settings:
+            if name not in self.adapter_states and self._has_values(name):
+                self.refresh(name)
+        live = {id(state) for state in self.adapter_states.values()}
+        for key in [key for key in self._moved if key[0] not in live]:
+            self._moved.pop(key, None)
+        replica: AdapterLayer = super()._replicate_for_data_parallel()
+        return replica
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_sharing(self, destination, prefix)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self._loading = begin_loading(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"residual_peft.{super().__repr__()}"
 
 
-def without_rounding(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Let `function` of `Module._apply` move tensors, but not round them, nor part shared ones."""
-    seen: dict[int, tuple[Tensor, Tensor]] = {}  # the first keeps its id from being reused
-
-    def apply(tensor: Tensor) -> Tensor:
-        if id(tensor) not in seen:
-            result = function(tensor)
-            rounded = result.dtype != tensor.dtype and result.element_size() < 4
-            if rounded and result.is_floating_point():
-                result = tensor.to(result.device)
-            seen[id(tensor)] = tensor, result
-        return seen[id(tensor)][1]
-
-    return apply
+def _after_load(layer: AdapterLayer, _: Any) -> None:
+    """Derive anew what depends on the tensors that were just loaded."""
+    loading, layer._loading = layer._loading, Loading()
+    end_loading(layer, loading)
+    changed = loading.gains | loading.bases
+    for name in changed:
+        layer.adapter_states.pop(name, None)
+    for name in sorted(changed):
+        if name not in loading.gains and not layer._has_values(name):
+            continue  # its gains are still to come
+        layer.check_values(name)
+        layer.refresh(name)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Say whether one tensor could stand for both."""
-    return one is other or (
-        one.shape == other.shape
-        and one.dtype == other.dtype
-        and one.device == other.device
-        and torch.equal(one, other)
-    )
-
-
-def own_gains(layer: Any, adapter_name: str) -> None:
-    """Let an adapter's gains be trained that were loaded by assignment in inference mode."""
-    gains = getattr(layer, GAINS)[adapter_name]
-    if gains.is_inference():
-        copied = nn.Parameter(ordinary(gains), requires_grad=gains.requires_grad)
-        getattr(layer, GAINS)[adapter_name] = copied
+def adapter_layers(model: nn.Module, adapter_name: str | None = None) -> Iterator[AdapterLayer]:
+    """The layers of a model that adapters were put into; with a name, those that have that one."""
+    for module in model.modules():
+        if isinstance(module, AdapterLayer) and (adapter_name is None or module.has(adapter_name)):
+            yield module

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from ..towers.taps import Capture
-from .readout.gains import ReadoutState, base_of, compose, coordinates_of
+from .readout.state import ReadoutState, base_of, compose, coordinates_of
 
 BASE = "__base__"
 """PEFT's name for no adapter at all, in `adapter_names`."""
@@ -144,19 +144,6 @@ def check_weighted(
             f"the adapters {', '.join(map(repr, extra))} have modules_to_save, whole modules of "
             "their own, which no sum of gains stands for; combine adapters without."
         )
-
-
-def weighted_gains(gains: Sequence[Tensor], weights: Sequence[float], neutral: float) -> Tensor:
-    """λ = neutral + Σ w_i (λ_i − neutral), (K,): see `ResiDualModel.add_weighted_adapter`."""
-    stack = torch.stack([tensor.detach().double() for tensor in gains])
-    factors = torch.tensor([float(weight) for weight in weights]).to(stack)
-    return (neutral + factors @ (stack - neutral)).to(gains[0].dtype)
-
-
-def layers_with(model: nn.Module, method: str) -> list[Any]:
-    """The tuner layers of a model that can do a thing, of whatever mode."""
-    found = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
-    return [layer for layer in found if callable(getattr(type(layer), method, None))]
 
 
 def _is_number(value: Any) -> bool:

@@ -5,29 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy
-from ..towers.registry import find_tower
-from .choice import check_nothing_inside
 from .config import ResiDualConfig
+from .gains import GAINS
 from .images_only import accept_images_alone, restore_forward
-from .layer import GAINS, ResiDualLayer
-from .mixing import check_names, check_weighted, giving_names, layers_with
-from .modes import ordinary_tensors
+from .inference import ordinary_tensors
+from .layer import AdapterLayer, adapter_layers
+from .mixing import check_names, check_weighted, giving_names
+from .modes import MODES, mode_of
 from .patterns import fullmatch
-from .readout.layer import BASIS, MERGE_REFUSED, ResiDualReadout, readouts
-from .readout.placement import place
 from .saved import PEFT_PREFIX, SavedWeights, Shape
 from .snapshot import Snapshot
-from .stream.layer import ResiDualStreamLinear
-from .stream.linears import in_chosen_layers, tower_or_none, tower_targets
-from .stream.placement import place_stream, prepare
-from .stream.tensors import STREAM_BASIS
+from .stream.linears import tower_or_none
 
 PREFIX = "residual_peft_"
 
@@ -41,7 +34,7 @@ class ResiDualModel(BaseTuner):
     """
 
     prefix = PREFIX
-    tuner_layer_cls = ResiDualLayer
+    tuner_layer_cls = AdapterLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  as PEFT's own tuners have it
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -84,7 +77,7 @@ class ResiDualModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
             before.restore()
-            if adapter_name not in _adapters_of(model):
+            if next(adapter_layers(model, adapter_name), None) is None:
                 self.peft_config.pop(adapter_name, None)
             raise
         accept_images_alone(model)
@@ -94,59 +87,18 @@ class ResiDualModel(BaseTuner):
     ) -> ResiDualConfig:
         """Write down where this model computes its readout, or which Linears it adapts."""
         self._check_mode(peft_config)
-        if peft_config.mode == "stream":
-            if peft_config.target_modules is None:
-                peft_config.target_modules = tower_targets(peft_config, self.model)
-            prepare(peft_config, self.model, self._fingerprints(peft_config))
-            return peft_config
-        try:
-            anatomy = find_tower(self.model, peft_config.side, peft_config.readout or "own")
-        except ResiDualError as error:
-            if peft_config.target_modules is None:
-                raise
-            raise ResiDualError(
-                f"target_modules={peft_config.target_modules} with mode='readout', which needs an "
-                f"image tower that it knows: {error} To put gains into any Linears, set "
-                "mode='stream'."
-            ) from None
-        path, given = anatomy.projection_path, peft_config.target_modules
-        if peft_config._awaits_weights:
-            if given not in (None, [path]):  # another class may hold the same tower elsewhere
-                Fingerprint.from_dict(peft_config.fingerprint or {}).check(anatomy, "the adapter")
-        elif given not in (None, [path]):
-            raise ResiDualError(
-                f"target_modules={given}: readout mode adapts the readout of "
-                f"{anatomy.architecture}, which is computed at {path!r}; leave it out, or set "
-                "mode='stream' to put gains into those modules."
-            )
-        self._check_readout(anatomy)
-        check_nothing_inside(peft_config, anatomy, self.model)
-        peft_config.target_modules = [path]
+        mode_of(peft_config).prepare(peft_config, self.model, self._fingerprints(peft_config))
         return peft_config
 
     def _check_mode(self, peft_config: ResiDualConfig) -> None:
         """Refuse a second mode: readout mode's bases are those of unchanged weights."""
-        wrong = ResiDualStreamLinear if peft_config.mode == "readout" else ResiDualReadout
-        for layer in self.model.modules():  # whoever put them in: the model may be wrapped twice
-            if isinstance(layer, wrong) and layer.adapter_settings:
+        for layer in adapter_layers(self.model):  # the model may be wrapped twice
+            if layer.mode != peft_config.mode and layer.adapter_settings:
                 name = next(iter(layer.adapter_settings))
-                has = "stream" if wrong is ResiDualStreamLinear else "readout"
                 raise ResiDualError(
-                    f"wanted an adapter with mode={has!r} like {name!r}, which the model has, got "
-                    f"mode={peft_config.mode!r}: one model cannot have both. Load the base model "
-                    "once more for it, or delete the other adapters first."
-                )
-
-    def _check_readout(self, anatomy: TowerAnatomy) -> None:
-        """Refuse a second readout of one tower: one would change what the other reads."""
-        wanted = anatomy.readout.name
-        for layer in readouts(self.model):
-            there = layer.anatomy.readout.name
-            if layer.anatomy.side == anatomy.side and there != wanted:
-                raise ResiDualError(
-                    f"wanted an adapter with readout={there!r} like those that the {anatomy.side} "
-                    f"tower has, got readout={wanted!r}: one tower cannot have both. Load the base "
-                    "model once more for it."
+                    f"wanted an adapter with mode={layer.mode!r} like {name!r}, which the model "
+                    f"has, got mode={peft_config.mode!r}: one model cannot have both. Load the "
+                    "base model once more for it, or delete the other adapters first."
                 )
 
     def _fingerprints(self, peft_config: ResiDualConfig) -> list[dict[str, Any]]:
@@ -154,26 +106,21 @@ class ResiDualModel(BaseTuner):
         tower = tower_or_none(self.model)
         usual = None if tower is None else tower.side
         return [
-            other.fingerprint
+            other.fitted.fingerprint
             for other in self.peft_config.values()
             if isinstance(other, ResiDualConfig)  # transformers' models may have LoRA as well
             and other is not peft_config
-            and other.fingerprint is not None
+            and other.fitted.fingerprint is not None
             and (other.side or usual) == (peft_config.side or usual)
         ]
 
     @staticmethod
     def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
         if config._awaits_weights:  # a saved adapter knows its modules, whatever its patterns say
-            saved = config.target_modules if config.mode == "readout" else config.component_counts
-            return key in (saved or [])
+            return key in mode_of(config).adapted_when_saved(config)
         # PEFT's knows what else is left out
-        found: Any = check_target_module_exists(_resolved(config, key), key)
-        if config.mode == "stream":
-            return found if not found or in_chosen_layers(config, key) else False
-        if isinstance(found, _ExcludedModule):
-            return found
-        return key in (config.target_modules or [])
+        found = check_target_module_exists(_resolved(config, key), key)
+        return mode_of(config).adapts(config, key, found)
 
     def _create_and_replace(
         self,
@@ -185,20 +132,12 @@ class ResiDualModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if peft_config.mode == "stream":
-            layer = place_stream(peft_config, self.model, adapter_name, target, current_key)
-            if layer is not target:
-                self._replace_module(parent, target_name, layer, target)
-            return
-        anatomy = find_tower(self.model, peft_config.side, peft_config.readout or "own")
         trusted = self._fingerprints(peft_config)
-        # may refuse, so it comes before the first change to the model
-        placement = place(peft_config, anatomy, trusted)
-        if not isinstance(target, ResiDualReadout):
-            layer = ResiDualReadout(target, anatomy)
+        layer = mode_of(peft_config).place(
+            peft_config, self.model, adapter_name, target, current_key, trusted
+        )
+        if layer is not target:
             self._replace_module(parent, target_name, layer, target)
-            target = layer
-        placement.put(target, adapter_name)
 
     def _post_injection_hook(
         self, model: nn.Module, config: ResiDualConfig, adapter_name: str
@@ -246,7 +185,7 @@ class ResiDualModel(BaseTuner):
                 bases or settings, or `modules_to_save`.
         """
         check_weighted(self.peft_config, adapters, weights, adapter_name)
-        layers = layers_with(self.model, "combine")
+        layers = list(adapter_layers(self.model))
         for layer in layers:  # all are asked before the first is changed
             layer.check_one_basis(list(adapters))
         for layer in layers:
@@ -259,14 +198,14 @@ class ResiDualModel(BaseTuner):
         """Put a module in place of another; PEFT's own wants a weight, which a pooler has not."""
         if getattr(child, "base_layer", None) is new_module:
             setattr(parent, child_name, new_module)
-        elif isinstance(new_module, ResiDualReadout) and not hasattr(child, "weight"):
+        elif isinstance(new_module, AdapterLayer) and not hasattr(child, "weight"):
             setattr(parent, child_name, new_module.train(child.training))
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
     def _check_merge_allowed(self) -> None:
-        if any(True for _ in readouts(self.model)):
-            raise ResiDualError(MERGE_REFUSED)
+        for layer in adapter_layers(self.model):
+            layer.check_merge_allowed()
         super()._check_merge_allowed()
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
@@ -289,12 +228,9 @@ class ResiDualModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """Refuse to save gains without the basis that they belong to."""
-        for layer in model.modules():
-            if isinstance(layer, ResiDualReadout) and adapter_name in layer.adapter_settings:
-                layer.state(adapter_name)
-            elif isinstance(layer, ResiDualStreamLinear) and layer.has(adapter_name):
-                layer.check_ready(adapter_name)
-        fitted = config.needs_basis and config.basis_source == "data"
+        for layer in adapter_layers(model, adapter_name):
+            layer.state(adapter_name)
+        fitted = config.needs_basis and config.fitted.from_data
         if fitted and config.basis is None and not config.save_basis:
             raise ResiDualError(
                 f"the adapter {adapter_name!r} has save_basis=False, and its basis was fitted from "
@@ -326,9 +262,8 @@ class ResiDualModel(BaseTuner):
             state_dict = at_path(state_dict, f"{prefix}{path}")
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
-            known = isinstance(layer, ResiDualReadout | ResiDualStreamLinear)
-            if known and adapter_name in layer.adapter_settings:
-                kinds = (GAINS, *BASIS, *STREAM_BASIS)
+            if isinstance(layer, AdapterLayer) and layer.has(adapter_name):
+                kinds = (GAINS, *layer.kinds)
                 keys = {kind: f"{name}.{kind}.{adapter_name}" for kind in kinds}
                 found = {kind: mapped[key] for kind, key in keys.items() if key in mapped}
                 layer.check_values(adapter_name, **found)
@@ -355,29 +290,20 @@ def at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     }
 
 
-def _adapters_of(model: nn.Module) -> set[str]:
-    layers = (m for m in model.modules() if isinstance(m, ResiDualReadout | ResiDualStreamLinear))
-    return {name for layer in layers for name in layer.adapter_settings}
-
-
 def _wanted(model: nn.Module, adapter_name: str) -> tuple[dict[str, Shape], str | None]:
-    """Name -> shape of all that belongs to an adapter of a model, and where its readout is."""
+    """Name -> shape of all that belongs to an adapter, and the path of its layer if it has one."""
     wanted: dict[str, Shape] = {}
     path = None
     for full, module in model.named_modules():
-        name, layer = full.removeprefix(PEFT_PREFIX), cast(Any, module)
+        name = full.removeprefix(PEFT_PREFIX)
         if isinstance(module, AuxiliaryTrainingWrapper):
             for key in module.adapter_state_dict_load_map(adapter_name).values():
-                wanted[f"{name}.{key}"] = tuple(layer.state_dict()[key].shape)
-        if not isinstance(module, ResiDualReadout | ResiDualStreamLinear):
+                wanted[f"{name}.{key}"] = tuple(cast(Any, module).state_dict()[key].shape)
+        if not isinstance(module, AdapterLayer) or not module.has(adapter_name):
             continue
-        if adapter_name not in layer.adapter_settings:
-            continue
-        readout = isinstance(module, ResiDualReadout)
-        path = name if readout else path
-        wanted[f"{name}.{GAINS}"] = tuple(getattr(layer, GAINS)[adapter_name].shape)
-        for kind in BASIS if readout else STREAM_BASIS:
-            buffers = getattr(layer, kind)
-            if adapter_name not in buffers._non_persistent_buffers_set:
-                wanted[f"{name}.{kind}"] = tuple(buffers[adapter_name].shape)
+        path = name if MODES[module.mode].one_place else path
+        tensors = {GAINS: module.residual_peft_gains[adapter_name]}
+        if module.saves_basis(adapter_name):
+            tensors |= zip(module.kinds, module.tensors(adapter_name), strict=True)
+        wanted |= {f"{name}.{kind}": tuple(tensor.shape) for kind, tensor in tensors.items()}
     return wanted, path

@@ -1,29 +1,109 @@
-"""Tensors that may be trained with, whatever mode PyTorch is in where they are made.
+"""What the two modes do differently, behind one interface: everything else is said once.
 
-What is made under `torch.inference_mode` can never be saved for a backward pass: prepared there, an
-adapter would fail when it is trained, far from the cause.
+`readout/mode.py` and `stream/mode.py` enter themselves into `MODES`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..data.progress import Progress
+from .layer import AdapterLayer, Settings
 
-@contextmanager
-def ordinary_tensors() -> Iterator[None]:
-    """Leave inference mode while the block runs; gradients are off there, as they were."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+if TYPE_CHECKING:
+    from .config import ResiDualConfig
 
 
-def ordinary(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where it was made in inference mode."""
-    if not tensor.is_inference():
-        return tensor
-    with torch.inference_mode(False), torch.no_grad():
-        return tensor.clone()
+class Mode(ABC):
+    """One way to put gains into a model."""
+
+    name: ClassVar[str]
+    layer: ClassVar[type[AdapterLayer]]
+    one_place: ClassVar[bool]
+    """Whether an adapter is one layer, which other classes of the same tower have elsewhere; its
+    `target_modules` then follow from the model, and are no choice."""
+
+    @abstractmethod
+    def check_options(self, config: "ResiDualConfig") -> None:
+        """Refuse options that contradict the mode.
+
+        Raises:
+            ResiDualError: says which.
+        """
+
+    @abstractmethod
+    def prepare(
+        self, config: "ResiDualConfig", model: nn.Module, trusted: list[dict[str, Any]]
+    ) -> None:
+        """Write down what is adapted in a model, and check a saved adapter before it is touched.
+
+        Args:
+            config: the adapter's own copy.
+            model: the base model.
+            trusted: fingerprints that this model was found to match before.
+
+        Raises:
+            ResiDualError: the model or the saved adapter will not do.
+        """
+
+    @abstractmethod
+    def adapts(self, config: "ResiDualConfig", path: str, found: Any) -> Any:
+        """Say whether a module is adapted, where PEFT `found` that its patterns match or not."""
+
+    @abstractmethod
+    def adapted_when_saved(self, config: "ResiDualConfig") -> Iterable[str]:
+        """The modules that a saved adapter adapts, whatever its patterns say."""
+
+    @abstractmethod
+    def place(
+        self,
+        config: "ResiDualConfig",
+        model: nn.Module,
+        adapter_name: str,
+        target: nn.Module,
+        path: str,
+        trusted: list[dict[str, Any]],
+    ) -> AdapterLayer:
+        """Put an adapter into a layer, made around `target` where there is none; give the layer.
+
+        Raises:
+            ResiDualError: `target` cannot be adapted, or the basis will not do.
+        """
+
+    @abstractmethod
+    def fit(
+        self,
+        peft_model: nn.Module,
+        layers: Mapping[str, Any],
+        config: "ResiDualConfig",
+        batches: Iterable[Any],
+        adapter_name: str,
+        progress: Progress,
+        *,
+        across_processes: bool,
+    ) -> Any:
+        """Fit the bases of an adapter, whose `layers` come by path, and restart its gains."""
+
+    def seed(self, config: "ResiDualConfig", path: str) -> int:
+        """Of the draw of the first gains of a layer."""
+        return config.seed
+
+    def first_gains(self, config: "ResiDualConfig", settings: Settings, path: str = "") -> Tensor:
+        """Those that a layer begins with, float32: neutral, or draws around that.
+
+        Seeded, or as PEFT's methods draw where `init_weights=False`, by torch's own generator.
+        """
+        if not config.init_weights:
+            return settings.gains.first(1.0)
+        spread = 0.0 if config.gain_init == "ones" else 1.0
+        return settings.gains.first(spread, self.seed(config, path))
+
+
+MODES: dict[str, Mode] = {}
+
+
+def mode_of(config: "ResiDualConfig") -> Mode:
+    """The mode of a config."""
+    return MODES[config.mode]

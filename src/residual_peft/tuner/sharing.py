@@ -7,13 +7,16 @@ gains alone. Which adapter's tensors they have is noted beside them, one small t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ResiDualError
-from .layer import GAINS, ResiDualLayer
+from .gains import GAINS
+
+if TYPE_CHECKING:
+    from .layer import AdapterLayer
 
 SHARED = "shared_bases"
 """(adapters, kinds): in whose place among the sorted adapters each tensor was found first."""
@@ -29,24 +32,20 @@ class Loading:
     followers: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def note_sharing(
-    layer: ResiDualLayer, kinds: Sequence[str], destination: dict[str, Any], prefix: str
-) -> None:
+def note_sharing(layer: "AdapterLayer", destination: dict[str, Any], prefix: str) -> None:
     """Write into a layer's state which adapters share which tensors, if any do."""
     names = sorted(layer.adapter_settings)
-    found = [[_first(layer, kind, names, name) for kind in kinds] for name in names]
+    found = [[_first(layer, kind, names, name) for kind in layer.kinds] for name in names]
     if any(first != row for row, firsts in enumerate(found) for first in firsts):
         destination[prefix + SHARED] = torch.tensor(found, device="cpu")
 
 
-def _first(layer: ResiDualLayer, kind: str, names: Sequence[str], name: str) -> int:
+def _first(layer: "AdapterLayer", kind: str, names: Sequence[str], name: str) -> int:
     tensors = getattr(layer, kind)._buffers
     return next(row for row, other in enumerate(names) if tensors[other] is tensors[name])
 
 
-def begin_loading(
-    layer: ResiDualLayer, kinds: Sequence[str], state_dict: dict[str, Any], prefix: str
-) -> Loading:
+def begin_loading(layer: "AdapterLayer", state_dict: dict[str, Any], prefix: str) -> Loading:
     """Part the tensors that are about to be loaded, and find those that the file has once for many.
 
     Loading is in place, so an adapter whose tensors are in the file gets its own; `end_loading` may
@@ -55,7 +54,6 @@ def begin_loading(
 
     Args:
         layer: of either mode.
-        kinds: the names of its dictionaries of tensors.
         state_dict: what is loaded; the note is taken out, and tensors are put in where torch and
             safetensors would miss them.
         prefix: of the layer's keys.
@@ -68,8 +66,8 @@ def begin_loading(
         name for name in sorted(layer.adapter_settings) if f"{prefix}{GAINS}.{name}" in state_dict
     ]
     loading = Loading(set(whole))
-    donors = _donors(note, kinds, state_dict, prefix)
-    for kind in kinds:
+    donors = _donors(note, layer.kinds, state_dict, prefix)
+    for kind in layer.kinds:
         buffers = getattr(layer, kind)
         tensors: dict[str, Tensor] = buffers._buffers
         before = dict(tensors)
@@ -93,7 +91,7 @@ def begin_loading(
     return loading
 
 
-def end_loading(layer: ResiDualLayer, loading: Loading) -> None:
+def end_loading(layer: "AdapterLayer", loading: Loading) -> None:
     """Give each adapter that the file has no tensors for those of the adapter that shared them."""
     for kind, name, donor in loading.followers:
         tensors = getattr(layer, kind)._buffers

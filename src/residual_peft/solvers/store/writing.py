@@ -248,8 +248,7 @@ class _Writer:
                     accumulator.add(part)
         if processes.world > 1:
             accumulator = accumulator.across_processes()
-        components = None if config.component_pattern else config.components
-        return SpectralBasis.from_accumulator(accumulator, components)
+        return SpectralBasis.from_accumulator(accumulator, config.most_components)
 
     def _shards(
         self, manifest: dict[str, Any], missing: Sequence[int], bar: tqdm

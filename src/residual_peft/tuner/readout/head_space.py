@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...towers.anatomy import TowerAnatomy
 from ...towers.units import Unit
-from .gains import StoredBasis
+from .state import StoredBasis
 
 
 def polar_frames(factors: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """From a config and a model to what an adapter starts with: settings, basis and gains."""
 
-import copy
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,31 +15,31 @@ from ...towers.anatomy import TowerAnatomy
 from ..choice import chosen_units, fitted_to
 from ..config import ResiDualConfig
 from ..doors import shapes_of_modules, weights_to_come
-from ..layer import GAINS
+from ..fitted import Fitted
+from ..gains import GAINS
+from ..modes import mode_of
 from ..saved import Shape
-from .gains import Settings, StoredBasis
 from .head_space import HeadSpace, stored_width
 from .layer import BASIS, ResiDualReadout
+from .state import ReadoutSettings, StoredBasis
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What `ResiDualReadout.update_layer` takes."""
+    """What `AdapterLayer.update_layer` takes."""
 
-    settings: Settings
-    counts: tuple[int, ...]
+    settings: ReadoutSettings
     basis: StoredBasis
     gains: Tensor
     save_basis: bool
-    ready: bool
+    ready: bool = True
 
     def put(self, layer: ResiDualReadout, adapter_name: str) -> None:
         """Put the adapter into a layer, or what it starts with in place of what it has."""
         layer.update_layer(
             adapter_name,
             self.settings,
-            self.counts,
-            self.basis,
+            self.basis.tensors,
             self.gains,
             save_basis=self.save_basis,
             ready=self.ready,
@@ -47,9 +47,7 @@ class Placement:
 
 
 def place(
-    config: ResiDualConfig,
-    anatomy: TowerAnatomy,
-    trusted: list[dict[str, Any]] | None = None,
+    config: ResiDualConfig, anatomy: TowerAnatomy, trusted: list[dict[str, Any]]
 ) -> Placement:
     """Decide what a new adapter starts with, and write into `config` what belongs to it.
 
@@ -67,14 +65,14 @@ def place(
     """
     settings = settings_of(config, anatomy)
     if config._awaits_weights:
-        check_saved(config, anatomy, settings, trusted or [])
+        settings = check_saved(config, anatomy, settings, trusted)
         if config.save_basis or not config.needs_basis:
             return _room(config, settings, anatomy)
     if not config.needs_basis:
-        config.component_counts, config.basis_source, config.num_samples = [], None, None
-        config.fingerprint = Fingerprint.of(anatomy).to_dict()
-        return without_basis(config, settings, anatomy)
-    wanted = copy.copy(config)
+        config.fitted = Fitted([], Fingerprint.of(anatomy).to_dict())
+        empty = _filled(settings, anatomy, 0.0)  # nothing to know, nothing to save
+        return Placement(settings, empty, mode_of(config).first_gains(config, settings), False)
+    wanted = config.fitted
     basis = fitted_to(config, _find_basis(config, anatomy), settings.units)
     placement = with_basis(config, settings, basis, anatomy)
     if config._awaits_weights:
@@ -103,10 +101,10 @@ def _find_basis(config: ResiDualConfig, anatomy: TowerAnatomy) -> SpectralBasis:
     return basis
 
 
-def _check_same_basis(wanted: ResiDualConfig, found: ResiDualConfig) -> None:
+def _check_same_basis(wanted: Fitted, config: ResiDualConfig) -> None:
     """Refuse a basis of the same weights that is not the one that the gains were trained with."""
-    source = found.basis or "the weights"
-    one, other = wanted.component_counts or [], found.component_counts or []
+    source, found = config.basis or "the weights", config.fitted
+    one, other = wanted.counts, found.counts
     if one != other:
         raise ResiDualError(
             f"the adapter's gains belong to a basis of {sum(one)} components, and the basis from "
@@ -126,106 +124,92 @@ def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:12]
 
 
-def settings_of(config: ResiDualConfig, anatomy: TowerAnatomy) -> Settings:
-    """Say what a config adapts in a tower, and how.
+def settings_of(config: ResiDualConfig, anatomy: TowerAnatomy) -> ReadoutSettings:
+    """Say what a config adapts in a tower, and how; of directions nothing is known yet.
 
     Raises:
         ResiDualError: as `chosen_units`.
     """
-    return Settings(
-        units=chosen_units(config, anatomy),
+    units = chosen_units(config, anatomy)
+    return ReadoutSettings(
+        counts=(0,) * len(units),
+        kind=config.granularity,
+        units=units,
         keep=config.remainder == "keep",
         restore_mean=config.restore_mean,
-        per_unit=config.granularity == "unit",
     )
 
 
 def with_basis(
-    config: ResiDualConfig, settings: Settings, basis: SpectralBasis, anatomy: TowerAnatomy
+    config: ResiDualConfig, settings: ReadoutSettings, basis: SpectralBasis, anatomy: TowerAnatomy
 ) -> Placement:
-    """Start an adapter on a basis of its units, and write back whose basis it is."""
-    if basis.units != settings.units:
-        raise ResiDualError(
-            f"the basis has {len(basis.units)} units, the adapter {len(settings.units)}: fit the "
-            "basis with the adapter's `units` on the whole tower."
-        )
+    """Start an adapter on a basis that is `fitted_to` it, and write back whose basis it is."""
     components, eigenvalues = basis.components, torch.cat(basis.eigenvalues)
-    if settings.per_unit:  # of the basis, only the means are used
+    if settings.gains.whole:  # of the basis, only the means are used
         components, eigenvalues = [], eigenvalues[:0]
     counts = [len(block) for block in components]
-    config.component_counts = list(counts)
-    config.fingerprint = basis.fingerprint.to_dict()
-    config.basis_source, config.num_samples = basis.source, basis.num_samples
+    settings = replace(settings, counts=tuple(counts or settings.counts))
     computed = basis.source == "weights" and config.basis is None  # rounded as each machine does
-    config.basis_digest = None if computed else basis.digest
+    config.fitted = Fitted(
+        component_counts=counts,
+        fingerprint=basis.fingerprint.to_dict(),
+        basis_digest=None if computed else basis.digest,
+        basis_source=basis.source,
+        num_samples=basis.num_samples,
+    )
+    space = HeadSpace(anatomy, settings.units)
     return Placement(
         settings=settings,
-        counts=tuple(counts),
-        basis=HeadSpace(anatomy, settings.units).pack(
-            components, basis.means, eigenvalues, basis.total_variance
-        ),
-        gains=initial_gains(config, settings, counts),
+        basis=space.pack(components, basis.means, eigenvalues, basis.total_variance),
+        gains=mode_of(config).first_gains(config, settings),
         save_basis=config.save_basis,
-        ready=True,
     )
 
 
-def without_basis(config: ResiDualConfig, settings: Settings, anatomy: TowerAnatomy) -> Placement:
-    """Start an adapter whose gains act on whole contributions: nothing to know, nothing to save."""
-    basis = _empty_basis(settings, [], anatomy, 0.0)
-    return Placement(settings, (), basis, initial_gains(config, settings, []), False, True)
+def new_basis(
+    layer: ResiDualReadout, config: ResiDualConfig, basis: SpectralBasis, adapter_name: str
+) -> SpectralBasis:
+    """Put another basis into an adapter, cut to what it asks for, and restart its gains.
+
+    Raises:
+        ResiDualError: as `fitted_to`.
+    """
+    settings = layer.adapter_settings[adapter_name]
+    basis = fitted_to(config, basis, settings.units)
+    config.basis = None  # the one it named is replaced
+    with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
+    return basis
 
 
-def initial_gains(config: ResiDualConfig, settings: Settings, counts: list[int]) -> Tensor:
-    """Ones, or seeded draws from N(1, 1): one per component or per unit, float32."""
-    size = len(settings.units) if settings.per_unit else sum(counts)
-    return drawn_gains(config, size, config.seed)
-
-
-def drawn_gains(config: ResiDualConfig, size: int, seed: int) -> Tensor:
-    """Ones, or draws from N(1, 1): seeded, or as PEFT's methods do by torch's own generator."""
-    ones = torch.ones(size, dtype=torch.float32, device="cpu")
-    if not config.init_weights:
-        return ones + torch.randn(size, dtype=torch.float32, device="cpu")
-    if config.gain_init == "ones":
-        return ones
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return ones + torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
-
-
-def _room(config: ResiDualConfig, settings: Settings, anatomy: TowerAnatomy) -> Placement:
+def _room(config: ResiDualConfig, settings: ReadoutSettings, anatomy: TowerAnatomy) -> Placement:
     """Make room for weights that are about to be loaded: NaN, so that a tensor left out is seen."""
-    counts = config.component_counts or []
-    gains = initial_gains(config, settings, counts)
-    fill = float("nan") if config.needs_basis else 0.0
+    nan = float("nan")
     return Placement(
         settings=settings,
-        counts=tuple(counts),
-        basis=_empty_basis(settings, counts, anatomy, fill),
-        gains=torch.full_like(gains, float("nan")),
+        basis=_filled(settings, anatomy, nan if config.needs_basis else 0.0),
+        gains=torch.full((settings.gains.number,), nan, device="cpu"),
         save_basis=config.needs_basis,
         ready=False,
     )
 
 
-def _empty_basis(
-    settings: Settings, counts: list[int], anatomy: TowerAnatomy, fill: float
-) -> StoredBasis:
-    shapes = _shapes(settings, counts, anatomy).values()
-    return StoredBasis(*(torch.full(shape, fill, device="cpu") for shape in shapes))
+def _filled(settings: ReadoutSettings, anatomy: TowerAnatomy, value: float) -> StoredBasis:
+    shapes = _shapes(settings, anatomy).values()
+    return StoredBasis(*(torch.full(shape, value, device="cpu") for shape in shapes))
 
 
-def _shapes(settings: Settings, counts: list[int], anatomy: TowerAnatomy) -> dict[str, Shape]:
+def _shapes(settings: ReadoutSettings, anatomy: TowerAnatomy) -> dict[str, Shape]:
     """Of the tensors of a basis, in the order of `StoredBasis`."""
     heads = [unit.kind == "head" for unit in settings.units]
-    inside = sum(count for count, head in zip(counts, heads, strict=False) if head)
+    total = sum(settings.counts)
+    inside = sum(count for count, head in zip(settings.counts, heads, strict=True) if head)
     width, stored = anatomy.readout_width, stored_width(anatomy)
     shapes = (
         (inside, stored),
         (sum(heads), stored),
-        (sum(counts) - inside, width),
+        (total - inside, width),
         (len(heads) - sum(heads), width),
-        (sum(counts),),
+        (total,),
         (len(heads),),
     )
     return dict(zip(BASIS, shapes, strict=True))
@@ -234,9 +218,9 @@ def _shapes(settings: Settings, counts: list[int], anatomy: TowerAnatomy) -> dic
 def check_saved(
     config: ResiDualConfig,
     anatomy: TowerAnatomy,
-    settings: Settings,
-    trusted: list[dict[str, Any]],
-) -> None:
+    settings: ReadoutSettings,
+    trusted: Sequence[dict[str, Any]],
+) -> ReadoutSettings:
     """Refuse a saved adapter that is of other weights or not whole, before the model is touched.
 
     Args:
@@ -245,18 +229,21 @@ def check_saved(
         settings: what it adapts there.
         trusted: fingerprints that this model was found to match before.
 
+    Returns:
+        `settings`, with the directions that the config knows of.
+
     Raises:
         ResiDualError: as described, or its file holds something else than the adapter.
     """
-    if config.fingerprint is None:
+    fitted = config.fitted
+    if fitted.fingerprint is None:
         raise ResiDualError(
             "the adapter's config has component_counts but no fingerprint, so it cannot be told "
             "which weights it belongs to; save the adapter again."
         )
-    if config.fingerprint not in trusted:
-        Fingerprint.from_dict(config.fingerprint).check(anatomy, "the adapter")
-    counts = config.component_counts or []
-    known = 0 if settings.per_unit else len(settings.units)
+    fitted.check_weights(anatomy, "the adapter", trusted)
+    counts = fitted.counts
+    known = 0 if settings.gains.whole else len(settings.units)
     if not isinstance(counts, list) or len(counts) != known:
         raise ResiDualError(
             f"the adapter's config has component_counts for {len(counts)} units, and its units are "
@@ -269,17 +256,18 @@ def check_saved(
             f"has {anatomy.readout_width} dimensions: the file was edited. Save or download the "
             "adapter again."
         )
+    settings = replace(settings, counts=tuple(counts or settings.counts))
     if (weights := weights_to_come(config)) is not None:
         weights.check(_saved_shapes(config, settings, anatomy), anatomy.projection_path)
+    return settings
 
 
 def _saved_shapes(
-    config: ResiDualConfig, settings: Settings, anatomy: TowerAnatomy
+    config: ResiDualConfig, settings: ReadoutSettings, anatomy: TowerAnatomy
 ) -> dict[str, Shape]:
     """Name in the base model -> shape of all that an adapter's file holds."""
-    counts, path = config.component_counts or [], anatomy.projection_path
-    shapes: dict[str, Shape] = {GAINS: (len(settings.units) if settings.per_unit else sum(counts),)}
+    shapes: dict[str, Shape] = {GAINS: (settings.gains.number,)}
     if config.save_basis and config.needs_basis:
-        shapes |= _shapes(settings, counts, anatomy)
-    inside = {f"{path}.{name}": shape for name, shape in shapes.items()}
+        shapes |= _shapes(settings, anatomy)
+    inside = {f"{anatomy.projection_path}.{name}": shape for name, shape in shapes.items()}
     return inside | shapes_of_modules(anatomy.model, config.modules_to_save)

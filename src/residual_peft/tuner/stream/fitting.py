@@ -1,6 +1,7 @@
 """Bases of stream mode from data: one pass, all adapted Linears at once."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -8,9 +9,10 @@ from torch import nn
 from ...errors import ResiDualError
 from ...towers.registry import base_model
 from ..config import ResiDualConfig
+from ..fitted import Fitted
 from .basis import LinearBasis, collect_moments, data_basis
 from .layer import ResiDualStreamLinear
-from .placement import asked_components, put_basis
+from .placement import asked_components, new_basis
 from .reference import digest_of
 
 
@@ -40,7 +42,7 @@ def fit_stream(
     """
     _check_unmerged(layers)
     readers = {
-        path: (layer.linear, layer.adapter_settings[adapter_name].heads)
+        path: (layer.linear, len(layer.adapter_settings[adapter_name].counts))
         for path, layer in layers.items()
     }
     moments, count = collect_moments(
@@ -58,13 +60,12 @@ def fit_stream(
         )
         for path, (module, heads) in readers.items()
     }
-    config.component_counts, config.basis_source, config.num_samples = {}, "data", count
+    known = Fitted({}, config.fitted.fingerprint, None, "data", count)
+    config.fitted, config.basis = known, None  # the one it named is replaced
     for path, basis in found.items():
-        put_basis(config, layers[path], adapter_name, path, basis)
-    config.basis = None  # the one it named is replaced
-    config.basis_digest = digest_of(
-        {path: layer.tensors(adapter_name) for path, layer in layers.items()}
-    )
+        new_basis(config, layers[path], adapter_name, path, basis)
+    tensors = {path: layer.tensors(adapter_name) for path, layer in layers.items()}
+    config.fitted = replace(config.fitted, basis_digest=digest_of(tensors))
     return found
 
 

@@ -1,6 +1,7 @@
 """Stream mode as a PEFT layer: gains written into a Linear's weights, which they can merge into."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,14 +9,18 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ...bases.basis import UnitBasis
 from ...errors import ResiDualError
-from ..mixing import BASE, weighted_gains
-from .state import StreamLayer
-from .tensors import DERIVED
+from ...towers.registry import unwrapped
+from ..layer import AdapterLayer
+from ..mixing import BASE
+from .basis import LinearBasis
+from .linears import linear_weight
+from .tensors import STREAM_BASIS, StreamSettings, StreamState, check_tensors, derive
 
 
 # "Linear" in the class's name is how PEFT knows it again for target_modules="all-linear"
-class ResiDualStreamLinear(StreamLayer):
+class ResiDualStreamLinear(AdapterLayer):
     """Stands around a Linear (D, n), and adds what the gains change to its output.
 
     With Φ_h (k_h, D) the directions of head h, A_h = Φ_h W_h kept beside them, z_h (e,) its part of
@@ -29,6 +34,68 @@ class ResiDualStreamLinear(StreamLayer):
 
     The forward keeps no state.
     """
+
+    mode = "stream"
+    kinds = STREAM_BASIS
+    adapter_settings: dict[str, StreamSettings]
+    adapter_states: dict[str, StreamState]
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.out_features, self.in_features = linear_weight(self.linear).shape
+        self.unmerged: tuple[Tensor, Tensor | None] | None = None
+        self.cast_input_dtype_enabled = True  # PEFT's disable_input_dtype_casting looks for it
+
+    @property
+    def linear(self) -> Any:
+        """The base layer, however many adapters' layers are around it."""
+        return unwrapped(self)
+
+    @property
+    def reference(self) -> Tensor:
+        """The base layer's weight."""
+        weight: Tensor = self.linear.weight
+        return weight
+
+    @property
+    def unmerged_weight(self) -> Tensor:
+        """The base layer's weight (D, n), without what is merged into it."""
+        if self.unmerged is None:
+            return linear_weight(self.linear)
+        weight = self.unmerged[0]
+        return weight.T if isinstance(self.linear, Conv1D) else weight
+
+    def derive(self, adapter_name: str) -> StreamState:
+        """Derive what the forward needs from the stored basis and the unmerged weight."""
+        settings = self.adapter_settings[adapter_name]
+        return derive(settings, self.tensors(adapter_name), self.unmerged_weight)
+
+    def check_tensors(self, settings: StreamSettings, tensors: Sequence[Tensor], what: str) -> None:
+        """Refuse tensors that no basis has: see `values`."""
+        check_tensors(tensors, settings.counts, what)
+
+    def basis(self, adapter_name: str) -> LinearBasis:
+        """The basis that an adapter holds; means are those of the unmerged layer."""
+        _, mean, eigenvalues, total = self.tensors(adapter_name)
+        components = self.state(adapter_name).directions
+        counts = list(self.adapter_settings[adapter_name].counts)
+        bias = self.linear.bias if self.unmerged is None else self.unmerged[1]
+        parts = self.unmerged_weight.detach().to(mean).unflatten(1, (len(counts), -1))
+        means = torch.einsum("dhe,he->hd", parts, mean.view(len(counts), -1))
+        if bias is not None:
+            means = means + bias.detach().to(mean) / len(counts)
+        found = zip(means, components.split(counts), eigenvalues.split(counts), total, strict=True)
+        return LinearBasis(tuple(UnitBasis(*parts) for parts in found), mean)
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "ResiDualStreamLinear":
+        """Let `.to()` move the unmerged weight as well, before a state is derived from it."""
+        if recurse and self.unmerged is not None:
+            weight, bias = self.unmerged
+            self.unmerged = fn(weight), None if bias is None else fn(bias)
+        super()._apply(fn, recurse)
+        return self
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output (..., D) with the active adapters' change, or each sample's own.
@@ -52,107 +119,55 @@ class ResiDualStreamLinear(StreamLayer):
             result = result + self.delta(x, name)
         return result.to(dtype)
 
-    def delta(self, x: Tensor, adapter_name: str, change: Tensor | None = None) -> Tensor:
-        """Δy of one adapter for inputs (..., n): (..., D); `change` in place of its own λ − 1."""
-        change = self.change(adapter_name) if change is None else change
-        settings = self.adapter_settings[adapter_name]
-        components, maps, order = (getattr(self, name)[adapter_name] for name in DERIVED)
-        mean = self.residual_peft_input_mean[adapter_name]
+    def delta(self, x: Tensor, adapter_name: str, gains: Tensor | None = None) -> Tensor:
+        """Δy of one adapter for inputs (..., n): (..., D); `gains` in place of its own."""
+        state: StreamState = self._here(adapter_name)
+        gains = self.residual_peft_gains[adapter_name] if gains is None else gains
         cast: Any = self._cast_input_dtype
-        x = cast(x, components.dtype).unflatten(-1, (settings.heads, -1))
-        shift = torch.einsum("he,hke->hk", mean.view(settings.heads, -1), maps)
-        coordinates = (torch.einsum("...he,hke->...hk", x, maps) - shift).flatten(-2)
-        if coordinates.shape[-1] != len(components):  # heads of fewer directions were padded
-            coordinates = coordinates.index_select(-1, order)
-        return (coordinates * change) @ components
+        x = cast(x, state.directions.dtype).unflatten(-1, (len(state.maps), -1))
+        shift = torch.einsum("he,hke->hk", state.mean, state.maps)
+        coordinates = (torch.einsum("...he,hke->...hk", x, state.maps) - shift).flatten(-2)
+        if coordinates.shape[-1] != len(state.directions):  # heads of fewer directions were padded
+            coordinates = coordinates.index_select(-1, state.order)
+        return state.gains.change(coordinates, gains) @ state.directions
 
     def _mixed(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        if len(x) != len(names):
-            raise ResiDualError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(names)} and {len(x)} respectively."
-            )
+        self.check_one_each(names, len(x))
         if self.merged:
             raise ResiDualError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call "
                 "`unmerge_adapter` first."
             )
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        groups: dict[Any, list[int]] = {}  # samples whose adapters share a basis
+        groups: dict[int, list[int]] = {}  # samples whose adapters share a basis
         for row, name in enumerate(names):
             if name != BASE and self.has(name):
-                groups.setdefault(self._basis_key(name), []).append(row)
+                groups.setdefault(id(self._here(name)), []).append(row)
         for rows in groups.values():
-            change = torch.stack([self.change(names[row]) for row in rows])
-            change = change.unflatten(0, (len(rows), *[1] * (x.ndim - 2)))
+            gains = torch.stack([self.residual_peft_gains[names[row]] for row in rows])
+            gains = gains.unflatten(0, (len(rows), *[1] * (x.ndim - 2)))
             index = torch.tensor(rows).to(x.device)
-            delta = self.delta(x.index_select(0, index), names[rows[0]], change)
+            delta = self.delta(x.index_select(0, index), names[rows[0]], gains)
             result = result.index_add(0, index, delta.to(result.dtype))
         return result
-
-    def _basis_key(self, adapter_name: str) -> Any:
-        """What adapters that share a basis have in common."""
-        tensors = (*self.tensors(adapter_name)[:2], self.residual_peft_maps[adapter_name])
-        return (*map(id, tensors), self.adapter_settings[adapter_name].counts)
-
-    def check_one_basis(self, adapters: list[str]) -> None:
-        """Refuse adapters whose gains do not mean the same: another basis, or other settings.
-
-        Raises:
-            ResiDualError: names the two, or one whose weights were never loaded.
-        """
-        for name in adapters:
-            self.check_ready(name)
-            if self.has(name) != self.has(adapters[0]) or not self._one_basis(adapters[0], name):
-                raise ResiDualError(
-                    f"the adapters {adapters[0]!r} and {name!r} do not share one basis with the "
-                    "same modules and granularity, so that their gains mean different things; "
-                    "activate both with set_adapter([...])."
-                )
-
-    def _one_basis(self, one: str, other: str) -> bool:
-        if not self.has(one):
-            return True
-        mine, theirs = self.adapter_settings[one], self.adapter_settings[other]
-        same_settings = (mine.counts, mine.per_unit) == (theirs.counts, theirs.per_unit)
-        pairs = zip(self.tensors(one), self.tensors(other), strict=True)
-        return same_settings and all(a is b for a, b in pairs)
-
-    def combine(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
-        """Put in an adapter whose gains are the weighted sum of others' over their one basis."""
-        first = adapters[0]
-        if not self.has(first):
-            return
-        gains = [self.residual_peft_gains[name] for name in adapters]
-        directions = self.residual_peft_directions
-        self.update_layer(
-            adapter_name,
-            self.adapter_settings[first],
-            self.tensors(first),
-            weighted_gains(gains, weights, 1.0),
-            save_basis=first not in directions._non_persistent_buffers_set,
-        )
-        self.residual_peft_gains[adapter_name].requires_grad_(False)
 
     @torch.no_grad()
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW, in the layout of the base layer's weight."""
-        settings = self.adapter_settings[adapter_name]
-        components, maps, order = (getattr(self, name)[adapter_name] for name in DERIVED)
-        scaled = components * self.change(adapter_name).unsqueeze(1)
-        padded = scaled.new_zeros(maps.shape[0] * maps.shape[1], self.out_features)
-        padded[order] = scaled
-        padded = padded.view(settings.heads, -1, self.out_features)
-        delta = torch.einsum("hkd,hke->dhe", padded, maps).flatten(1)
+        state: StreamState = self._here(adapter_name)
+        gains = self.residual_peft_gains[adapter_name]
+        offsets = state.gains.offsets(gains, state.directions.dtype)
+        padded = offsets.new_zeros(state.maps.shape[0] * state.maps.shape[1], self.out_features)
+        padded[state.order] = offsets.unsqueeze(1) * state.directions
+        padded = padded.view(len(state.maps), -1, self.out_features)
+        delta = torch.einsum("hkd,hke->dhe", padded, state.maps).flatten(1)
         return delta.T.contiguous() if isinstance(self.linear, Conv1D) else delta
 
     @torch.no_grad()
     def get_delta_bias(self, adapter_name: str) -> Tensor | None:
         """Δb = −ΔW z̄ (D,), or None where every mean is zero, as for a basis from the weights."""
-        mean = self.residual_peft_input_mean[adapter_name]
-        if not bool(mean.any()):
-            return None
-        return -self.delta_of(mean, adapter_name)
+        mean = self._here(adapter_name).mean.flatten()
+        return -self.delta_of(mean, adapter_name) if bool(mean.any()) else None
 
     def delta_of(self, z: Tensor, adapter_name: str) -> Tensor:
         """ΔW z for one input (n,)."""
@@ -224,9 +239,6 @@ class ResiDualStreamLinear(StreamLayer):
             stacklevel=2,
         )
         return False
-
-    def __repr__(self) -> str:
-        return f"residual_peft.{super().__repr__()}"
 
 
 def _add(tensor: Tensor, delta: Tensor) -> Tensor:

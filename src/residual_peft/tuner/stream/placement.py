@@ -1,6 +1,7 @@
 """From a config and a Linear to what an adapter in stream mode starts with."""
 
-import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from ...towers.registry import unwrapped
 from ..choice import components_of
 from ..config import ResiDualConfig
 from ..doors import shapes_of_modules, weights_to_come
-from ..layer import GAINS
-from ..readout.placement import drawn_gains
+from ..fitted import Fitted
+from ..gains import GAINS
+from ..modes import mode_of
 from ..saved import Shape
 from .basis import LinearBasis, weight_basis
 from .layer import ResiDualStreamLinear
@@ -23,52 +25,50 @@ from .reference import saved_basis
 from .tensors import STREAM_BASIS, StreamSettings, room_for, shapes_for, tensors_of
 
 
-def prepare(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
-    """Check a saved adapter before the model is touched, or begin to write down what is put in.
-
-    Args:
-        config: the adapter's own copy, its `target_modules` known.
-        model: the base model.
-        trusted: fingerprints that this model was found to match before.
+def begin(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
+    """Begin to write down whose basis a new adapter has; `place_stream` adds each Linear's counts.
 
     Raises:
-        ResiDualError: the adapter is of other weights or not whole.
+        ResiDualError: the basis that the config names is not to be had.
     """
-    if not config._awaits_weights:
-        config.component_counts, config.basis_source, config.num_samples = {}, "weights", None
-        config.basis_digest = None
-        config.fingerprint = None
-        if trusted:  # and not the weights as they are now: adapters may be merged
-            config.fingerprint = trusted[0]
-        elif (tower := tower_or_none(model, config.side)) is not None:
-            config.fingerprint = Fingerprint.of(tower).to_dict()
-        if config.basis is not None:
-            config._saved_basis = found = saved_basis(config, model, trusted)
-            config.basis_source, config.num_samples = found.source, found.num_samples
-            config.basis_digest = found.digest
-        return
-    if not isinstance(config.component_counts, dict):
+    weights = None
+    if trusted:  # and not the weights as they are now: adapters may be merged
+        weights = trusted[0]
+    elif (tower := tower_or_none(model, config.side)) is not None:
+        weights = Fingerprint.of(tower).to_dict()
+    found = Fitted(basis_source="weights")
+    if config.basis is not None:
+        config._saved_basis = saved_basis(config, model, trusted)
+        found = config._saved_basis.fitted
+    config.fitted = replace(found, component_counts={}, fingerprint=weights)
+
+
+def check_saved(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
+    """Refuse a saved adapter that is of other weights or not whole, before the model is touched.
+
+    Raises:
+        ResiDualError: as described, or its file holds something else than the adapter.
+    """
+    fitted = config.fitted
+    if not isinstance(fitted.component_counts, dict):
         raise ResiDualError(
             "the adapter's config has mode='stream' and component_counts that are not sorted by "
             "module: the file was edited. Save or download the adapter again."
         )
-    _linears(config, model)  # which are there, and as large as the counts say
-    if config.fingerprint is not None and config.fingerprint not in trusted:
-        Fingerprint.from_dict(config.fingerprint).check(
-            tower_or_none(model, config.side) or model, "the adapter"
-        )
+    shapes = _saved_shapes(config, model)  # of Linears that are there, as large as the counts say
+    fitted.check_weights(tower_or_none(model, config.side) or model, "the adapter", trusted)
     if (weights := weights_to_come(config)) is not None:
-        weights.check(_saved_shapes(config, model))
+        weights.check(shapes)
     if config.basis is not None and not config.save_basis:
         config._saved_basis = saved_basis(config, model, trusted)
     # what the patterns said is known by now, and those of a stranger are never run
-    config.target_modules = sorted(config.component_counts)
+    config.target_modules = sorted(fitted.component_counts)
 
 
 def _linears(config: ResiDualConfig, model: nn.Module) -> dict[str, tuple[int, int]]:
     """Path -> (D, n) of the Linears that a saved adapter adapts."""
     found = {}
-    for path, counts in config.component_counts.items():
+    for path, counts in config.fitted.component_counts.items():
         try:
             module: Any = model.get_submodule(path)
         except AttributeError:
@@ -92,10 +92,9 @@ def _linears(config: ResiDualConfig, model: nn.Module) -> dict[str, tuple[int, i
 def _saved_shapes(config: ResiDualConfig, model: nn.Module) -> dict[str, Shape]:
     """Name in the base model -> shape of all that an adapter's file holds."""
     shapes = shapes_of_modules(model, config.modules_to_save)
-    per_unit = config.granularity == "unit"
     for path, (out_features, in_features) in _linears(config, model).items():
-        counts = config.component_counts[path]
-        gains = StreamSettings(tuple(counts), per_unit).num_gains
+        counts = config.fitted.component_counts[path]
+        gains = StreamSettings(tuple(counts), config.granularity).gains.number
         shapes[f"{path}.{GAINS}"] = (gains,)
         if config.save_basis:
             basis = zip(STREAM_BASIS, shapes_for(counts, out_features, in_features), strict=True)
@@ -120,27 +119,22 @@ def place_stream(
     else:
         check_linear(target, path, model)
         layer = ResiDualStreamLinear(target)
-    per_unit = config.granularity == "unit"
-    if not config._awaits_weights:
-        asked = asked_components(config, model, path, heads_of(model, path))
-        _begin(config, layer, adapter_name, path, asked)
+    saved = tuple(config.fitted.component_counts[path]) if config._awaits_weights else None
+    if saved is not None and config.save_basis:
+        settings = StreamSettings(saved, config.granularity)
+        room = room_for(saved, layer.out_features, layer.in_features)
+        _put(config, layer, adapter_name, path, settings, room)
         return layer
-    counts = tuple(config.component_counts[path])
-    if config.save_basis:
-        settings = StreamSettings(counts, per_unit)
-        room = room_for(counts, layer.out_features, layer.in_features)
-        gains = torch.full((settings.num_gains,), float("nan"), device="cpu")
-        layer.update_layer(adapter_name, settings, room, gains, save_basis=True, ready=False)
-        return layer
-    config.component_counts = dict(config.component_counts)  # the file's own stays as it was read
-    asked = asked_components(config, model, path, len(counts))
-    _begin(config, layer, adapter_name, path, asked)
-    if tuple(config.component_counts[path]) != counts:
+    heads = heads_of(model, path) if saved is None else len(saved)
+    asked = asked_components(config, model, path, heads)
+    settings, tensors = _basis_of(config, layer, adapter_name, path, asked)
+    if saved not in (None, settings.counts):
+        found = "weights give" if config.basis is None else f"one from {config.basis!r} has"
         raise ResiDualError(
-            f"the adapter's gains belong to a basis of {sum(counts)} components at {path}, and the "
-            f"{'weights give' if config.basis is None else f'one from {config.basis!r} has'} "
-            f"{sum(config.component_counts[path])}: it is another one."
+            f"the adapter's gains belong to a basis of {sum(saved or ())} components at {path}, "
+            f"and the {found} {sum(settings.counts)}: it is another one."
         )
+    _put(config, layer, adapter_name, path, settings, tensors)
     return layer
 
 
@@ -151,43 +145,30 @@ def asked_components(
     return [components_of(config, name) for name in unit_names(model, path, heads, config.side)]
 
 
-def _begin(
+def _basis_of(
     config: ResiDualConfig,
     layer: ResiDualStreamLinear,
     adapter_name: str,
     path: str,
     asked: list[Components],
-) -> None:
-    """Start on the basis that the config names, or on the one from the weights."""
-    if config._saved_basis is None:
-        _from_weights(config, layer, adapter_name, path, asked)
-        return
-    shape = (layer.out_features, layer.in_features)
-    tensors, counts = config._saved_basis.of(path, shape, asked)
-    _put(config, layer, adapter_name, path, tensors, counts, ())
-
-
-def _from_weights(
-    config: ResiDualConfig,
-    layer: ResiDualStreamLinear,
-    adapter_name: str,
-    path: str,
-    asked: list[Components],
-) -> None:
-    """Start on the basis from the weights: another adapter's, where it is the same."""
+) -> tuple[StreamSettings, Sequence[Tensor]]:
+    """The basis that the config names, or the one from the weights; cut to what was asked for."""
+    kind = config.granularity
+    if config._saved_basis is not None:
+        shape = (layer.out_features, layer.in_features)
+        tensors, counts = config._saved_basis.of(path, shape, asked)
+        return StreamSettings(counts, kind), tensors
     source = ("weights", *asked)
-    for name, settings in layer.adapter_settings.items():
-        if settings.source == source and name != adapter_name and layer.has(name):
-            tensors, counts = layer.tensors(name), settings.counts
-            break
-    else:
-        weight = layer.unmerged_weight
-        found = weight_basis(layer.linear, len(asked), weight).truncate(asked)
-        tensors, counts = tensors_of(found, weight), tuple(found.component_counts)
-    _put(config, layer, adapter_name, path, tensors, counts, source)
+    for name, settings in layer.adapter_settings.items():  # another adapter's may be the same
+        if settings.source == source and name != adapter_name:
+            return replace(settings, kind=kind), layer.tensors(name)
+    weight = layer.unmerged_weight
+    found = weight_basis(layer.linear, len(asked), weight).truncate(asked)
+    settings = StreamSettings(tuple(found.component_counts), kind, source)
+    return settings, tensors_of(found, weight)
 
 
-def put_basis(
+def new_basis(
     config: ResiDualConfig,
     layer: ResiDualStreamLinear,
     adapter_name: str,
@@ -195,8 +176,9 @@ def put_basis(
     basis: LinearBasis,
 ) -> None:
     """Start an adapter anew on a fitted basis."""
+    settings = StreamSettings(tuple(basis.component_counts), config.granularity)
     tensors = tensors_of(basis, layer.unmerged_weight)
-    _put(config, layer, adapter_name, path, tensors, tuple(basis.component_counts), ())
+    _put(config, layer, adapter_name, path, settings, tensors)
 
 
 def _put(
@@ -204,24 +186,18 @@ def _put(
     layer: ResiDualStreamLinear,
     adapter_name: str,
     path: str,
-    tensors: list[Tensor],
-    counts: tuple[int, ...],
-    source: tuple[object, ...],
+    settings: StreamSettings,
+    tensors: Sequence[Tensor],
 ) -> None:
-    settings = StreamSettings(counts, config.granularity == "unit", source)
-    gains = stream_gains(config, settings, path)
+    gains = mode_of(config).first_gains(config, settings, path)
+    waits = config._awaits_weights
     layer.update_layer(
         adapter_name,
         settings,
         tensors,
-        torch.full_like(gains, float("nan")) if config._awaits_weights else gains,
+        torch.full_like(gains, float("nan")) if waits else gains,
         save_basis=config.save_basis,
-        ready=not config._awaits_weights,
+        ready=not waits,
     )
-    config.component_counts[path] = list(counts)
-
-
-def stream_gains(config: ResiDualConfig, settings: StreamSettings, path: str) -> Tensor:
-    """The first gains of one layer; each layer draws its own."""
-    seed = config.seed + zlib.crc32(path.encode())
-    return drawn_gains(config, settings.num_gains, seed)
+    counts = {**config.fitted.component_counts, path: list(settings.counts)}
+    config.fitted = replace(config.fitted, component_counts=counts)

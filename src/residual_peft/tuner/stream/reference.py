@@ -3,19 +3,19 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from ...bases.fingerprint import Fingerprint
 from ...bases.spectra import Components, UnitBasis
 from ...errors import ResiDualError
 from ...hub.directories import local_directory
 from ...hub.files import read_tensors
 from ..config import ResiDualConfig
+from ..fitted import Fitted
 from ..saved import check_config, check_values
 from .linears import tower_or_none
 from .tensors import STREAM_BASIS, check_tensors, room_for
@@ -27,19 +27,13 @@ class SavedBasis:
 
     Attributes:
         name: where it came from, a directory or Hub id.
-        counts: by the path of a Linear, the directions of each head.
-        tensors: by path, those of `STREAM_BASIS`.
-        source: "data" or "weights".
-        num_samples: images that it was fitted on.
-        digest: what tells it from another basis of the same weights.
+        tensors: by the path of a Linear, those of `STREAM_BASIS`.
+        fitted: what its config says of it.
     """
 
     name: str
-    counts: dict[str, tuple[int, ...]]
     tensors: dict[str, list[Tensor]]
-    source: str | None
-    num_samples: int | None
-    digest: str
+    fitted: Fitted
 
     def of(
         self, path: str, linear_shape: tuple[int, int], asked: Sequence[Components]
@@ -49,13 +43,13 @@ class SavedBasis:
         Raises:
             ResiDualError: it does not know the Linear, or as fewer heads or directions.
         """
-        if path not in self.counts:
+        if path not in self.tensors:
             raise ResiDualError(
                 f"the basis of the adapter '{self.name}' knows nothing of {path}: fit an adapter "
                 "to it as well, or choose what to adapt by target_modules, unit_pattern or "
                 "layers_to_transform."
             )
-        counts = self.counts[path]
+        counts = self.fitted.component_counts[path]
         wanted = [tuple(tensor.shape) for tensor in room_for(counts, *linear_shape)]
         found = [tuple(tensor.shape) for tensor in self.tensors[path]]
         if len(counts) != len(asked) or wanted != found:
@@ -115,18 +109,18 @@ def saved_basis(
             "a basis in stream mode is that of a saved adapter that holds it, and there is none to "
             f"be had from {name!r} (seen from {os.getcwd()!r}): {error}"
         ) from error
-    if theirs.mode != "stream" or not theirs.save_basis:
-        kind = "is of mode 'readout'" if theirs.mode != "stream" else "holds its gains alone"
+    stream = isinstance(theirs.fitted.component_counts, dict)
+    if not stream or not theirs.save_basis:
+        kind = "holds its gains alone" if stream else "is of mode 'readout'"
         raise ResiDualError(
             f"the adapter '{name}' was named as basis and {kind}; wanted one in stream mode "
             "with save_basis=True."
         )
-    if theirs.fingerprint is not None and theirs.fingerprint not in trusted:
-        tower = tower_or_none(model, config.side) or model
-        Fingerprint.from_dict(theirs.fingerprint).check(tower, f"the basis of '{name}'")
+    tower = tower_or_none(model, config.side) or model
+    theirs.fitted.check_weights(tower, f"the basis of '{name}'", trusted)
     found, _ = read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
     tensors: dict[str, list[Tensor]] = {}
-    for path in theirs.component_counts:
+    for path in theirs.fitted.component_counts:
         keys = [f"base_model.model.{path}.{kind}" for kind in STREAM_BASIS]
         missing = [key for key in keys if key not in found]
         if missing:
@@ -137,20 +131,13 @@ def saved_basis(
         for kind, tensor in zip(STREAM_BASIS, tensors[path], strict=True):
             check_values(tensor, kind, f"the weights of '{name}'")
     digest = digest_of(tensors)
-    if config._awaits_weights and config.basis_digest != digest:
+    if config._awaits_weights and config.fitted.basis_digest != digest:
         raise ResiDualError(
             f"the adapter's gains belong to another basis than that of '{name}', though both are "
             "of the same weights: name the one that it was trained with as `basis` in "
             "adapter_config.json."
         )
-    return SavedBasis(
-        name=name,
-        counts={path: tuple(counts) for path, counts in theirs.component_counts.items()},
-        tensors=tensors,
-        source=theirs.basis_source,
-        num_samples=theirs.num_samples,
-        digest=digest,
-    )
+    return SavedBasis(name, tensors, replace(theirs.fitted, basis_digest=digest))
 
 
 def digest_of(tensors: Mapping[str, Sequence[Tensor]]) -> str:

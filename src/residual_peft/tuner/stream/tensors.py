@@ -1,13 +1,14 @@
 """The tensors of a basis in stream mode: what is saved, and what follows from it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..readout.head_space import polar_frames
+from ..state import AdapterState, Settings
 from ..values import check_directions, check_parts, split_by_unit
 from .basis import LinearBasis
 from .linears import float64
@@ -16,26 +17,26 @@ STREAM_BASIS = tuple(
     f"residual_peft_{name}"
     for name in ("directions", "input_mean", "eigenvalues", "total_variance")
 )
-DERIVED = tuple(f"residual_peft_{name}" for name in ("components", "maps", "order"))
 
 
 @dataclass(frozen=True)
-class StreamSettings:
+class StreamSettings(Settings):
     """What one adapter does to one Linear: the part of its state that is no tensor."""
 
-    counts: tuple[int, ...]  # k_h of each head
-    per_unit: bool
-    source: tuple[Any, ...] = ()  # what a basis from the weights was made from; () from data
+    # what a basis from the weights was made from; () from data
+    source: tuple[Any, ...] = field(default=(), compare=False)
 
-    @property
-    def heads(self) -> int:
-        """H, the number of heads."""
-        return len(self.counts)
 
-    @property
-    def num_gains(self) -> int:
-        """How many gains: one per component, or one per head."""
-        return self.heads if self.per_unit else sum(self.counts)
+@dataclass(frozen=True)
+class StreamState(AdapterState):
+    """What the forward needs of one adapter: H heads, e numbers each, K components, D outputs.
+
+    It does not depend on what is merged at the moment.
+    """
+
+    maps: Tensor  # A_h = Φ_h W_h (H, max k, e), rows of zeros below k_h
+    order: Tensor  # where each component lies among those of all heads, each padded (K,)
+    mean: Tensor  # z̄ (H, e)
 
 
 def tensors_of(basis: LinearBasis, weight: Tensor) -> list[Tensor]:
@@ -57,23 +58,22 @@ def tensors_of(basis: LinearBasis, weight: Tensor) -> list[Tensor]:
     ]
 
 
-def derive(directions: Tensor, weight: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
-    """The tensors of `DERIVED`, in the dtype of `directions`.
-
-    components Φ (K, D), maps A_h = Φ_h W_h (H, max k, e) with rows of zeros below k_h, and order
-    (K,): where each component lies among those of all heads, each padded to the longest.
-    """
+def derive(settings: StreamSettings, tensors: Sequence[Tensor], weight: Tensor) -> StreamState:
+    """Derive an adapter's state, in the dtype of its tensors, from those of `STREAM_BASIS`."""
+    (directions, input_mean), counts = tensors[:2], settings.counts
     frames, parts = frames_of(weight, len(counts)), _parts(weight, len(counts))
-    found: Sequence[Tensor] = directions.to(parts).split(list(counts))
+    blocks: Sequence[Tensor] = directions.to(parts).split(list(counts))
     if frames is not None:
-        found = [v @ q.T for v, q in zip(found, frames, strict=True)]
-    maps = [phi @ part for phi, part in zip(found, parts, strict=True)]
+        blocks = [v @ q.T for v, q in zip(blocks, frames, strict=True)]
+    maps = [phi @ part for phi, part in zip(blocks, parts, strict=True)]
     longest = max(counts, default=0)
     places = [head * longest + k for head, count in enumerate(counts) for k in range(count)]
-    return (
-        directions if frames is None else torch.cat(list(found)).to(directions),
-        nn.utils.rnn.pad_sequence(maps, batch_first=True).to(directions),
-        torch.tensor(places, dtype=torch.int64, device="cpu").to(directions.device),
+    return StreamState(
+        gains=settings.gains.map(lambda tensor: tensor.to(directions.device)),
+        directions=directions if frames is None else torch.cat(list(blocks)).to(directions),
+        maps=nn.utils.rnn.pad_sequence(maps, batch_first=True).to(directions),
+        order=torch.tensor(places, dtype=torch.int64, device="cpu").to(directions.device),
+        mean=input_mean.view(len(counts), -1),
     )
 
 

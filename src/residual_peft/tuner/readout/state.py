@@ -6,10 +6,9 @@ With c = Φ_u (x_u − μ_u) over the adapted units, and λ the gains,
 taken away (`method.md`, section 3).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,21 +16,35 @@ from torch import Tensor
 from ...towers.anatomy import TowerAnatomy
 from ...towers.taps import Capture
 from ...towers.units import Unit
+from ..gains import KINDS
+from ..state import AdapterState, Settings
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReadoutSettings(Settings):
     """What one adapter adapts, and how: the part of its state that is no tensor."""
 
     units: tuple[Unit, ...]
     keep: bool
     restore_mean: bool
-    per_unit: bool
 
     @property
     def neutral(self) -> float:
-        """The gain at which a unit adds nothing to `base`."""
-        return 1.0 if self.keep else 0.0
+        """The gain at which a component adds nothing to `base`."""
+        return super().neutral if self.keep else 0.0
+
+    @property
+    def per_unit(self) -> bool:
+        """Whether gains act on whole contributions, one per unit."""
+        return KINDS[self.kind].whole
+
+    @property
+    def said(self) -> str:
+        """What digests on disk were taken of from the first release on, word for word."""
+        return (
+            f"Settings(units={self.units!r}, keep={self.keep!r}, "
+            f"restore_mean={self.restore_mean!r}, per_unit={self.per_unit!r})"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,25 +68,21 @@ class StoredBasis:
 
 
 @dataclass(frozen=True)
-class ReadoutState:
+class ReadoutState(AdapterState):
     """All that leads from a capture to y' for one adapter. U units, K components, d readout width.
 
-    With one gain per unit the directions span all that the unit can write, so that
+    With one gain per unit the directions Φ span all that the unit can write, so that
     `Φ_uᵀ Φ_u x = x`, and every component of a unit shares its gain.
     """
 
-    settings: Settings
-    counts: tuple[int, ...]  # k_u of each unit
-    directions: Tensor  # Φ (K, d)
+    settings: ReadoutSettings
     means: Tensor  # μ (U, d)
     shift: Tensor  # Φ_u μ_u, for the output Φ_u (μ_u − P β) (K,)
     constant: Tensor  # the means that are added or taken away, whatever the gains (d,)
     head_maps: Tensor  # A_u = Φ_u B_u (heads, k_max, J (e + 1)), rows of zeros below k_u
-    head_index: (
-        Tensor  # where each adapted head lies among all heads of the adapted layers (heads,)
-    )
+    # where each adapted head lies among all heads of the adapted layers (heads,)
+    head_index: Tensor
     order: Tensor  # where in [heads' padded components, the others'] each component lies (K,)
-    gain_index: Tensor  # the gain of each component (K,)
     readout_matrix: Tensor  # R (d, J·D), or empty where every adapted unit is a head
     mlp_scales: Tensor  # layer scale of every MLP (L, D), or empty where there is none
     constant_map: Tensor  # of what is part of embed beside its R u/σ (d,), or empty
@@ -81,23 +90,15 @@ class ReadoutState:
     pools: int  # J
     eps: float
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "ReadoutState":
-        """Apply a function, such as a move to another device, to every tensor."""
-        tensors: dict[str, Any] = {
-            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
-
     @property
-    def num_gains(self) -> int:
-        """How many gains the adapter has."""
-        return len(self.settings.units) if self.settings.per_unit else len(self.directions)
+    def counts(self) -> tuple[int, ...]:
+        """k_u of each unit."""
+        return self.gains.counts
 
 
 def derive(
     anatomy: TowerAnatomy,
-    settings: Settings,
-    counts: Sequence[int],
+    settings: ReadoutSettings,
     components: Tensor,
     means: Tensor,
     factors: dict[Unit, Tensor],
@@ -108,8 +109,7 @@ def derive(
     Args:
         anatomy: the tower.
         settings: what is adapted.
-        counts: directions of each unit (ignored with one gain per unit).
-        components: Φ (K, d) of all units, one below the other (ignored likewise).
+        components: Φ (K, d) of all units, one below the other (ignored with one gain per unit).
         means: μ (U, d).
         factors: B_u (d, e + 1) of every head among the units, float64.
         dtype: of the result.
@@ -119,8 +119,9 @@ def derive(
     if settings.per_unit:
         blocks = [_whole_space(anatomy, unit, factors) for unit in settings.units]
     else:
-        blocks = list(anatomy.float64(components).split(list(counts)))
+        blocks = list(anatomy.float64(components).split(list(settings.counts)))
     counts = [len(block) for block in blocks]
+    gains = KINDS[settings.kind].of(counts, settings.neutral)
     # coordinates are taken of R u/σ; the readout has P β on top of that
     bias = anatomy.readout_bias()
     shift = [
@@ -132,15 +133,13 @@ def derive(
         for unit, block in zip(settings.units, blocks, strict=True)
         if unit.kind == "head"
     ]
-    sizes = torch.tensor(counts)
-    gains = torch.arange(len(counts)).repeat_interleave(sizes)
     dense = any(unit.kind != "head" for unit in settings.units)
     device = anatomy.layers[0].output_projection.weight.device
     total = means.sum(0)
     empty, shift_of_embed = matrix.new_zeros(0), anatomy.constant_map()
     return ReadoutState(
         settings=settings,
-        counts=tuple(counts),
+        gains=gains.map(lambda tensor: tensor.to(device)),
         directions=torch.cat(blocks).to(device, dtype),
         means=means.to(device, dtype),
         shift=torch.cat(shift).to(device, dtype),
@@ -148,7 +147,6 @@ def derive(
         head_maps=_pad(maps, anatomy.factor_width).to(device, dtype),
         head_index=_head_index(settings.units, anatomy.num_heads).to(device),
         order=_order(settings.units, counts).to(device),
-        gain_index=(gains if settings.per_unit else torch.arange(len(gains))).to(device),
         readout_matrix=(matrix if dense else empty).to(device, dtype),
         mlp_scales=_mlp_scales(anatomy).to(device, dtype),
         constant_map=(empty if shift_of_embed is None else shift_of_embed).to(device, dtype),
@@ -180,35 +178,23 @@ def base_of(state: ReadoutState, readout: Tensor) -> Tensor:
     return (kept if state.settings.keep else torch.zeros_like(kept)) + state.constant
 
 
-def compose(state: ReadoutState, base: Tensor, coordinates: Tensor, gains: Tensor) -> Tensor:
-    """y' = base + (c ⊙ (λ − neutral)) Φ: (B, d), affine in the gains.
+def compose(
+    state: ReadoutState,
+    base: Tensor,
+    coordinates: Tensor,
+    gains: Tensor,
+    room: Tensor | None = None,
+) -> Tensor:
+    """y' = base + Δc Φ with Δc = c ⊙ (λ − neutral): (B, d), affine in the gains.
 
     Args:
         state: the adapter's.
         base: `base_of` the readout (B, d).
         coordinates: `coordinates_of` the capture (B, K).
         gains: λ, one per component (K,) or per unit (U,), or a row of them per sample (B, ...).
+        room: takes Δc where no gradient is due.
     """
-    return compose_offsets(state, base, coordinates, offsets_of(state, gains))
-
-
-def offsets_of(state: ReadoutState, gains: Tensor) -> Tensor:
-    """λ − neutral at each component, (..., K), of gains (..., K) or (..., U)."""
-    offsets = gains.to(state.directions.dtype) - state.settings.neutral
-    if state.settings.per_unit:
-        offsets = offsets.index_select(-1, state.gain_index)
-    return offsets
-
-
-def compose_offsets(
-    state: ReadoutState,
-    base: Tensor,
-    coordinates: Tensor,
-    offsets: Tensor,
-    room: Tensor | None = None,
-) -> Tensor:
-    """`compose`, from `offsets_of` the gains; `room` takes c ⊙ offsets where no gradient is due."""
-    return base + torch.mul(coordinates, offsets, out=room) @ state.directions
+    return base + state.gains.change(coordinates, gains, room) @ state.directions
 
 
 def _whole_space(anatomy: TowerAnatomy, unit: Unit, factors: dict[Unit, Tensor]) -> Tensor:
@@ -218,7 +204,7 @@ def _whole_space(anatomy: TowerAnatomy, unit: Unit, factors: dict[Unit, Tensor])
     return torch.eye(anatomy.readout_width, dtype=torch.float64, device=anatomy.float64_device)
 
 
-def _constant(settings: Settings, total: Tensor) -> Tensor:
+def _constant(settings: ReadoutSettings, total: Tensor) -> Tensor:
     """Σ μ_u as far as it is added to, or taken from, what `base_of` begins with.
 
     With one gain per unit and no means restored, whole contributions are scaled and no mean plays

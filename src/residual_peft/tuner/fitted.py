@@ -1,0 +1,71 @@
+"""What an adapter's basis is: written back into its config, as one value."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..bases.fingerprint import Fingerprint
+from ..towers.anatomy import TowerAnatomy
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fitted or saved adapter knows of its basis.
+
+    The names are those of the fields in `adapter_config.json`.
+    """
+
+    component_counts: Any = None
+    """Directions of each unit, in the units' order; in stream mode by module, of each head."""
+    fingerprint: dict[str, Any] | None = None
+    """The weights that the basis belongs to."""
+    basis_digest: str | None = None
+    """What tells it from another basis of the same weights."""
+    basis_source: str | None = None
+    """"data", "weights", or None where there is no basis."""
+    num_samples: int | None = None
+    """Images that it was fitted on."""
+
+    @property
+    def counts(self) -> Any:
+        """`component_counts`, empty where nothing is known."""
+        return self.component_counts or []
+
+    @property
+    def from_data(self) -> bool:
+        """Whether images were needed, so that it cannot be had again from the weights alone."""
+        return self.basis_source == "data"
+
+    @property
+    def described(self) -> str | None:
+        """For people: what it was fitted on; None where there is no basis."""
+        if self.num_samples is not None:
+            return f"{self.num_samples:,} images"
+        return "the weights alone" if self.basis_source else None
+
+    def same_basis(self, other: "Fitted") -> bool:
+        """Whether gains over one mean what they mean over the other."""
+        mine, theirs = (
+            (one.component_counts, one.basis_digest, one.basis_source) for one in (self, other)
+        )
+        return mine == theirs
+
+    def same_weights(self, other: "Fitted") -> bool:
+        """Whether both belong to the same weights, in whatever precision; None to None."""
+        one, two = self.fingerprint, other.fingerprint
+        if one is None or two is None:
+            return one is two
+        return Fingerprint.from_dict(one).matches(Fingerprint.from_dict(two))
+
+    def check_weights(
+        self, model: TowerAnatomy | nn.Module, what: str, trusted: Sequence[dict[str, Any]]
+    ) -> None:
+        """Refuse a model with other weights; fingerprints that it matched before are `trusted`.
+
+        Raises:
+            ResiDualError: begins with `what`.
+        """
+        if self.fingerprint is not None and self.fingerprint not in trusted:
+            Fingerprint.from_dict(self.fingerprint).check(model, what)

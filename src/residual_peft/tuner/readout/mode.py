@@ -1,0 +1,140 @@
+"""Readout mode: one layer where a tower's readout is computed."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from peft.tuners.tuners_utils import _ExcludedModule
+from torch import nn
+
+from ...bases.basis import SpectralBasis
+from ...data.progress import Progress
+from ...errors import ResiDualError
+from ...towers.anatomy import TowerAnatomy
+from ...towers.registry import find_tower
+from ..choice import check_nothing_inside
+from ..config import ResiDualConfig
+from ..modes import MODES, Mode
+from .layer import ResiDualReadout, readouts
+from .placement import new_basis, place
+
+
+class ReadoutMode(Mode):
+    """Gains on each unit's direct contribution to the readout."""
+
+    name = "readout"
+    layer = ResiDualReadout
+    one_place = True
+
+    def check_options(self, config: ResiDualConfig) -> None:
+        """Refuse a mean that nobody knows."""
+        if isinstance(config.target_modules, str):
+            config.target_modules = [config.target_modules]
+        no_basis = config.basis is None and config.fitted.basis_source is None
+        if config.granularity == "unit" and config.restore_mean and no_basis:
+            raise ResiDualError(
+                "restore_mean=True with granularity='unit' and no basis, so there is no mean to "
+                "restore; set restore_mean=False, or name a fitted basis with basis=."
+            )
+
+    def prepare(
+        self, config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]
+    ) -> None:
+        """Find the tower, and write down where it computes its readout."""
+        given = config.target_modules
+        try:
+            anatomy = tower_of(config, model)
+        except ResiDualError as error:
+            if given is None:
+                raise
+            raise ResiDualError(
+                f"target_modules={given} with mode='readout', which needs an "
+                f"image tower that it knows: {error} To put gains into any Linears, set "
+                "mode='stream'."
+            ) from None
+        path = anatomy.projection_path
+        if given not in (None, [path]):
+            if not config._awaits_weights:
+                raise ResiDualError(
+                    f"target_modules={given}: readout mode adapts the readout of "
+                    f"{anatomy.architecture}, which is computed at {path!r}; leave it out, or set "
+                    "mode='stream' to put gains into those modules."
+                )
+            # another class may hold the same tower elsewhere
+            config.fitted.check_weights(anatomy, "the adapter", [])
+        self._check_readout(model, anatomy)
+        check_nothing_inside(config, anatomy, model)
+        config.target_modules = [path]
+
+    @staticmethod
+    def _check_readout(model: nn.Module, anatomy: TowerAnatomy) -> None:
+        """Refuse a second readout of one tower: one would change what the other reads."""
+        wanted = anatomy.readout.name
+        for layer in readouts(model):
+            there = layer.anatomy.readout.name
+            if layer.anatomy.side == anatomy.side and there != wanted:
+                raise ResiDualError(
+                    f"wanted an adapter with readout={there!r} like those that the {anatomy.side} "
+                    f"tower has, got readout={wanted!r}: one tower cannot have both. Load the base "
+                    "model once more for it."
+                )
+
+    def adapts(self, config: ResiDualConfig, path: str, found: Any) -> Any:
+        """Only the readout; PEFT knows whether it is excluded."""
+        return (
+            found if isinstance(found, _ExcludedModule) else path in (config.target_modules or ())
+        )
+
+    def adapted_when_saved(self, config: ResiDualConfig) -> Iterable[str]:
+        """The readout."""
+        return config.target_modules or []
+
+    def place(
+        self,
+        config: ResiDualConfig,
+        model: nn.Module,
+        adapter_name: str,
+        target: nn.Module,
+        path: str,
+        trusted: list[dict[str, Any]],
+    ) -> ResiDualReadout:
+        """Put an adapter at the readout."""
+        anatomy = tower_of(config, model)
+        # may refuse, so it comes before the first change to the model
+        placement = place(config, anatomy, trusted)
+        layer = target if isinstance(target, ResiDualReadout) else ResiDualReadout(target, anatomy)
+        placement.put(layer, adapter_name)
+        return layer
+
+    def fit(
+        self,
+        peft_model: nn.Module,
+        layers: Mapping[str, ResiDualReadout],
+        config: ResiDualConfig,
+        batches: Iterable[Any],
+        adapter_name: str,
+        progress: Progress,
+        *,
+        across_processes: bool,
+    ) -> SpectralBasis | None:
+        """Fit one basis of all units, where any is needed."""
+        if not config.needs_basis:
+            return None
+        basis = SpectralBasis.fit(
+            peft_model,
+            batches,
+            config.units,
+            config.most_components,
+            progress,
+            across_processes=across_processes,
+            side=config.side,
+            readout=config.readout,
+        )
+        return new_basis(next(iter(layers.values())), config, basis, adapter_name)
+
+
+def tower_of(config: ResiDualConfig, model: nn.Module) -> TowerAnatomy:
+    """The tower that a config adapts, with the readout that it asks for."""
+    return find_tower(model, config.side, config.readout or "own")
+
+
+MODES[ReadoutMode.name] = ReadoutMode()

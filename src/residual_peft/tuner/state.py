@@ -1,0 +1,71 @@
+"""What one adapter has in one layer: settings, a state, and tensors that are never rounded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .gains import KINDS, Gains
+
+State = TypeVar("State", bound="AdapterState")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one adapter does in one layer: the part of its state that is no tensor."""
+
+    counts: tuple[int, ...]  # directions that are kept of each unit; none for whole contributions
+    kind: str  # of its gains
+
+    @property
+    def neutral(self) -> float:
+        """The gain that leaves a coordinate alone."""
+        return KINDS[self.kind].start
+
+    @property
+    def gains(self) -> Gains:
+        """Its gains, over as many components as are kept."""
+        return KINDS[self.kind].of(self.counts, self.neutral)
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """What follows from one adapter's basis and the weights: tensors, and numbers beside them."""
+
+    gains: Gains
+    directions: Tensor  # Φ (K, d)
+
+    def map(self: State, function: Callable[[Tensor], Tensor]) -> State:
+        """Apply a function, such as a move to another device, to every tensor."""
+        changed: dict[str, Any] = {
+            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, gains=self.gains.map(function), **changed)
+
+
+def without_rounding(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Let `function` of `Module._apply` move tensors, but not round them, nor part shared ones."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}  # the first keeps its id from being reused
+
+    def apply(tensor: Tensor) -> Tensor:
+        if id(tensor) not in seen:
+            result = function(tensor)
+            rounded = result.dtype != tensor.dtype and result.element_size() < 4
+            if rounded and result.is_floating_point():
+                result = tensor.to(result.device)
+            seen[id(tensor)] = tensor, result
+        return seen[id(tensor)][1]
+
+    return apply
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Say whether one tensor could stand for both."""
+    return one is other or (
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and one.device == other.device
+        and torch.equal(one, other)
+    )
