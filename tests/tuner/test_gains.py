@@ -1,9 +1,18 @@
+from pathlib import Path
+
 import pytest
 import torch
 from peft import get_peft_model
+from torch.nn import functional
 
+from residual_peft.analysis.movement import gains_per_component
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.bases.decomposition import decompose
+from residual_peft.data import batches
+from residual_peft.errors import ResiDualError
+from residual_peft.solvers import solve_gains
+from residual_peft.solvers.coordinates import collect_coordinates
+from residual_peft.solvers.objectives import GainProblem, Objective
 from residual_peft.towers.running import run_tower
 from residual_peft.towers.taps import tapped
 from residual_peft.towers.units import Unit
@@ -13,9 +22,12 @@ from residual_peft.tuner import (
     compose,
     coordinates_of,
     gains_of,
+    load_adapter,
     readout_state,
 )
+from residual_peft.tuner.gains import KINDS, Gains
 from tests.models import BUILDERS, EVERY, SIZES, TOWERS, clip_model, pixels
+from tests.training_case import adapted_classifier, task
 from tests.tuner.twin import adapted, expected, randomize_gains, relative
 
 OPTIONS = {
@@ -197,3 +209,69 @@ def test_gains_start_at_ones_or_at_a_seeded_draw() -> None:
     large = get_peft_model(clip_model(SIZES["many heads"]), ResiDualConfig(gain_init="normal"))
     assert abs(float(gains_of(large).mean()) - 1) < 0.2
     assert abs(float(gains_of(large).std()) - 1) < 0.2
+
+
+class Shifts(Gains):
+    """A kind that nobody has yet: a number that is added to each coordinate."""
+
+    start = 0.0
+    scales = False
+
+    def factors(self, coordinates: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(coordinates)
+
+
+def shifted(gains: torch.Tensor, model: torch.nn.Module, readout: torch.Tensor) -> torch.Tensor:
+    """y + Σ p_k φ_k, one component after the other."""
+    for number, direction in zip(gains.double(), readout_state(model).directions, strict=True):
+        readout = readout + number * direction.double()
+    return readout
+
+
+def test_another_kind_of_gain_is_one_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fitted, moved, summed, one per sample, saved and solved for: all of it asks the class."""
+    monkeypatch.setitem(KINDS, "shift", Shifts)
+    model = adapted(ResiDualConfig(granularity="shift", components=3), gains=False)
+    readout = run_tower(clip_model(), pixels())
+    assert relative(run_tower(model, pixels()), readout) < 1e-6  # they begin at 0
+    gains = torch.randn(len(gains_of(model)), generator=torch.Generator().manual_seed(2))
+    gains_of(model).data.copy_(gains)
+    expected_readout = shifted(gains, model, readout.double())
+    assert relative(run_tower(model, pixels()), expected_readout) < 1e-5
+    model.add_weighted_adapter(["default"], [-2.0], "twice")
+    with torch.no_grad():
+        mixed = model(
+            pixel_values=pixels()[:4], adapter_names=["default", "twice", "__base__", "default"]
+        ).image_embeds
+    opposite = shifted(-2 * gains, model.base_model, readout.double())
+    for row, wanted in enumerate((expected_readout, opposite, readout, expected_readout)):
+        assert relative(mixed[row], wanted[row]) < 1e-5
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+    loaded = load_adapter(clip_model(), tmp_path)
+    assert torch.equal(run_tower(loaded, pixels()), run_tower(model, pixels()))
+    with pytest.raises(ResiDualError, match="granularity='shift' with mode='stream'"):
+        ResiDualConfig(granularity="shift", mode="stream")
+
+
+def test_another_kind_of_gain_is_solved_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "shift", Shifts)
+    classifier = adapted_classifier(ResiDualConfig(granularity="shift", components=3))
+    loader = batches(task().train, classifier.image_processor, batch_size=16)
+    rows = collect_coordinates(classifier.model, loader)
+    gains = torch.randn(rows.state.gains.number, dtype=torch.float64).requires_grad_()
+    problem = GainProblem(classifier, rows, Objective(strength=0.2), torch.float64)
+    outputs = rows.base.double()
+    for number, direction in zip(gains, rows.state.directions.double(), strict=True):
+        outputs = outputs + number * direction
+    cosines = functional.normalize(outputs, dim=1) @ classifier.class_embeddings.double().T
+    slow = functional.cross_entropy(classifier.logit_scale * cosines, rows.labels)
+    slow = slow + 0.1 * (gains**2).sum()
+    slow.backward()
+    value, gradient, _ = problem.value_and_gradient(gains.detach())
+    assert value == pytest.approx(slow.item(), rel=1e-6)
+    torch.testing.assert_close(gradient, gains.grad, atol=1e-6, rtol=1e-5)
+    fit = solve_gains(classifier, rows, objective=Objective(strength=0.2), max_iterations=20)
+    start = torch.zeros_like(fit.gains)
+    assert problem.value_and_gradient(fit.gains)[0] < problem.value_and_gradient(start)[0]
+    with pytest.raises(ResiDualError, match="Shifts, which scale no coordinates"):
+        gains_per_component(classifier, rows, None)

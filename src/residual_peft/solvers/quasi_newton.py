@@ -48,7 +48,7 @@ def solve_gains(
         validation: coordinates to report the accuracy on.
         objective: what is minimized; the linear one with a ridge of 1e-3 when None, with the loss
             that the classifier's labels need.
-        start: gains to start at; ones when None.
+        start: gains to start at; those that change nothing when None.
         adapter_name: None for the active adapter.
         tolerance: it stops once the gradient's norm is below this.
         max_iterations: at most.
@@ -61,7 +61,7 @@ def solve_gains(
     if objective is None:
         objective = Objective(normalized=False, loss=classifier.labelling.loss_name, strength=1e-3)
     target = gains_of(classifier.model, adapter_name)
-    start = torch.ones_like(target) if start is None else start
+    start = torch.full_like(target, train.state.gains.start) if start is None else start
     target, start = target_and_start(classifier, (train, validation), start, adapter_name)
     if not tolerance > 0 or max_iterations < 1:
         raise ResiDualError(

@@ -107,8 +107,8 @@ def strength_path(
         objective = Objective(normalized=False, loss=classifier.labelling.loss_name)
     if not strengths:
         raise ResiDualError("wanted strengths of the ridge to try, got none.")
-    ones = torch.ones_like(gains_of(classifier.model, adapter_name))
-    _, start = target_and_start(classifier, (train, validation), ones, adapter_name)
+    same = torch.full_like(gains_of(classifier.model, adapter_name), train.state.gains.start)
+    _, start = target_and_start(classifier, (train, validation), same, adapter_name)
     tried = tuple(sorted(strengths, reverse=True))
     pairs: list[tuple[Any, Any]] = (
         [(train, validation)] if validation is not None else _folds(train, objective, folds)

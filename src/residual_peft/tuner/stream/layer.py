@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...bases.basis import UnitBasis
+from ...bases.spectra import UnitBasis
 from ...errors import ResiDualError
 from ...towers.registry import unwrapped
 from ..layer import AdapterLayer
