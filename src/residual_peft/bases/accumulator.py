@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from copy import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import ResiDualError
@@ -17,7 +16,7 @@ from .decomposition import checked_capture, contributions, head_inputs
 from .fingerprint import Fingerprint
 from .moments import Moments
 from .processes import Processes
-from .spectra import Components, UnitBasis, check_components, spectrum
+from .spectra import Components, UnitBasis, check_components, map_spectra, spectrum
 
 
 class BasisAccumulator:
@@ -132,8 +131,8 @@ class BasisAccumulator:
         found: dict[Unit, UnitBasis] = {}
         heads = any(unit.kind == "head" for unit in self.units)
         for layer, moments in enumerate(self.heads if heads else []):
-            for head, basis in enumerate(_head_spectra(self.tower, layer, moments)):
-                found[Unit("head", layer, head)] = basis
+            bases = map_spectra(self.tower.head_factor(layer), moments)
+            found |= {Unit("head", layer, head): basis for head, basis in enumerate(bases)}
         if others := [unit for unit in self.units if unit.kind != "head"]:
             covariance = self.others.covariance()
             for index, unit in enumerate(others):
@@ -165,18 +164,3 @@ class BasisAccumulator:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "anatomy": None}
-
-
-def _head_spectra(anatomy: TowerAnatomy, layer: int, moments: Moments) -> list[UnitBasis]:
-    """PCA of x = B ẑ from the moments of ẑ: thin QR B = Q T, then T Cov(ẑ) Tᵀ.
-
-    method.md, section 2; eigenvectors V give Φ = (Q V)ᵀ.
-    """
-    factor = anatomy.head_factor(layer).to(moments.mean.device)
-    frame, triangle = torch.linalg.qr(factor)  # (H, d, r), (H, r, e + 1)
-    inner = triangle @ moments.covariance() @ triangle.mT
-    means = (factor @ moments.mean.unsqueeze(2)).squeeze(2)
-    return [
-        spectrum(means[head], inner[head], frame[head], moments.count)
-        for head in range(anatomy.num_heads)
-    ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy, check_linear
 from ..towers.units import Unit
+from .moments import Moments
 
 Components = int | float | None
 
@@ -70,6 +71,24 @@ def check_components(components: Any) -> None:
         f"components={components!r}: wanted None (all), an integer from 1 on (the first so many) "
         "or a float in (0, 1] (a share of the variance)."
     )
+
+
+def map_spectra(maps: Tensor, moments: Moments, shift: float | Tensor = 0) -> list[UnitBasis]:
+    """PCA of x = B z + shift from the moments of z: thin QR B = Q T, then T Cov(z) Tᵀ.
+
+    method.md, section 2; eigenvectors V give Φ = (Q V)ᵀ.
+
+    Args:
+        maps: B (H, d, n), float64.
+        moments: of z (H, n).
+        shift: (d,), the same for all H.
+    """
+    maps = maps.to(moments.mean.device)
+    frames, triangles = torch.linalg.qr(maps)  # (H, d, r), (H, r, n)
+    inner = triangles @ moments.covariance() @ triangles.mT
+    means = (maps @ moments.mean.unsqueeze(2)).squeeze(2) + shift
+    parts = zip(means, inner, frames, strict=True)
+    return [spectrum(mean, covariance, frame, moments.count) for mean, covariance, frame in parts]
 
 
 def spectrum(mean: Tensor, covariance: Tensor, frame: Tensor | None, count: int) -> UnitBasis:

@@ -23,6 +23,12 @@ Where = int | Tensor | None
 """Where in a call a readout looks: a token's index, that of each sample (B,), a mask (B, T)."""
 
 
+def float64(tensor: Tensor) -> Tensor:
+    """Detach and cast to float64, on the CPU where the tensor's device has none."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
+
+
 def inverse_sigma(stream: Tensor, eps: float) -> Tensor:
     """1/σ with σ = sqrt(var(h) + eps) over the last dimension, in float32 or better."""
     stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
@@ -59,9 +65,8 @@ class Readout:
     name: str | None = None  # None: the model's own, else that of `READOUTS` which was asked for
     end: nn.Module | None = None  # where the tokens are pooled; None: the final norm is the last
     pooler: Pooler | None = None
+    count: int = 1  # J, how many weights each token has
 
-    # J, how many weights each token has
-    count = 1
     # whether what was seen of tokens is summed with their weights, and whether of all tokens
     weighted = False
     all_tokens = False

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy import TowerAnatomy
-from ..readouts import FIRST_TOKEN, Readout, Where, inverse_sigma
+from ..readouts import FIRST_TOKEN, Readout, Where, float64, inverse_sigma
 from ..registry import UNSUITED, register_architecture, unwrapped
 from .parts import POST_NORM, encoder_tower
 
@@ -46,10 +46,10 @@ class SecondNorm(Readout):
 
     def constant_map(self, output: Tensor) -> Tensor:
         """What the first norm's β comes to in the second, before 1/σ₂."""
-        return output @ (self._map() @ self.norm.bias.detach().double()).to(output.device)
+        return output @ (self._map() @ float64(self.norm.bias)).to(output.device)
 
     def _map(self) -> Tensor:
-        weight: Tensor = self.norm.weight.detach().double()
+        weight: Tensor = float64(self.norm.weight)
         return torch.diag(weight) - weight[:, None] / len(weight)
 
 

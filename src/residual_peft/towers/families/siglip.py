@@ -1,14 +1,14 @@
 """SigLIP and SigLIP 2: an attention pools the tokens of images; of texts the last is read."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..anatomy import TowerAnatomy
-from ..readouts import Mean, Pooler, Readout, Where
+from ..readouts import Mean, Pooler, Readout, Where, float64
 from ..registry import register_architecture, unwrapped
 from .parts import encoder_tower, nested, part_at, text_tower
 
@@ -24,30 +24,15 @@ class AttentionPooling(Readout):
 
     weighted = all_tokens = True
 
-    @property
-    def attention(self) -> nn.MultiheadAttention:
-        """The attention that pools."""
-        head: Any = self.end
-        found: nn.MultiheadAttention = head.attention
-        return found
-
-    @property
-    def count(self) -> int:  # type: ignore[override]
-        """J, its number of heads."""
-        return int(self.attention.num_heads)
-
     def weights(self, stream: Tensor, where: Where, module: Any, args: Any, kwargs: Any) -> Tensor:
         """α (B, J, T) of one call of the head."""
         hidden: Tensor = args[0] if args else kwargs["hidden_state"]
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        weight = module.attention.in_proj_weight.to(dtype)
-        bias = module.attention.in_proj_bias.to(dtype)
-        width = weight.shape[1]
-        query = functional.linear(module.probe[0].to(dtype), weight[:width], bias[:width])
-        keys = functional.linear(
-            hidden.to(dtype), weight[width : 2 * width], bias[width : 2 * width]
-        )
+        weights = module.attention.in_proj_weight.to(dtype).chunk(3)
+        biases = module.attention.in_proj_bias.to(dtype).chunk(3)
+        query = functional.linear(module.probe[0].to(dtype), weights[0], biases[0])
+        keys = functional.linear(hidden.to(dtype), weights[1], biases[1])
         query, keys = query.unflatten(-1, (self.count, -1)), keys.unflatten(-1, (self.count, -1))
         scores = torch.einsum("je,btje->bjt", query[0] * query.shape[-1] ** -0.5, keys)
         if mask is not None:
@@ -56,21 +41,21 @@ class AttentionPooling(Readout):
 
     def maps(self, output: Tensor) -> list[Tensor]:
         """W_o,j W_v,j (D, D) of each head."""
-        attention = self.attention
-        width = attention.embed_dim
-        value = attention.in_proj_weight.detach().double()[2 * width :]
-        mixed = attention.out_proj.weight.detach().double()
-        size = width // self.count
-        parts = zip(mixed.split(size, dim=1), value.split(size, dim=0), strict=True)
+        mixing, value, _ = self._output()
+        parts = zip(mixing.chunk(self.count, dim=1), value.chunk(self.count), strict=True)
         return [out @ inside for out, inside in parts]
 
     def bias(self, output: Tensor, beta: Tensor) -> Tensor:
         """Σ_j W_o,j W_v,j β + W_o b_v + b_o: weights of attention add up to one."""
-        attention = self.attention
-        value = attention.in_proj_bias.detach().double()[2 * attention.embed_dim :]
-        own = attention.out_proj.weight.detach().double() @ value
-        own = own + attention.out_proj.bias.detach().double()
-        return torch.stack(self.maps(output)).sum(0) @ beta + own
+        return torch.stack(self.maps(output)).sum(0) @ beta + self._output()[2]
+
+    def _output(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W_o, W_v and W_o b_v + b_o."""
+        attention = cast(Any, self.end).attention
+        mixing = float64(attention.out_proj.weight)
+        value = float64(attention.in_proj_weight).chunk(3)[2]
+        shift = float64(attention.in_proj_bias).chunk(3)[2]
+        return mixing, value, mixing @ shift + float64(attention.out_proj.bias)
 
 
 @register_architecture("SiglipModel", "SiglipVisionModel", "Siglip2Model", "Siglip2VisionModel")
@@ -82,9 +67,8 @@ def _image(model: Any) -> TowerAnatomy:
     readout: Readout = Mean(mask=mask)
     if getattr(tower, "use_head", True):
         head = unwrapped(tower.head)
-        readout = AttentionPooling(
-            end=head, pooler=Pooler(unwrapped(head.mlp), part_at(head, "mlp.fc2"))
-        )
+        pooler = Pooler(unwrapped(head.mlp), part_at(head, "mlp.fc2"))
+        readout = AttentionPooling(end=head, pooler=pooler, count=head.attention.num_heads)
     return encoder_tower(
         model,
         tower,

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from ...bases.moments import Moments
 from ...bases.processes import Processes, summed
 from ...bases.reading import running
-from ...bases.spectra import Components, UnitBasis, spectrum, weight_spectrum
+from ...bases.spectra import Components, UnitBasis, map_spectra, weight_spectrum
 from ...data.progress import Progress, with_progress
 from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
 from ...towers.inputs import batch_size, checked_inputs
+from ...towers.readouts import float64
 from ...towers.registry import base_model
 from ...towers.running import run_tower
-from .linears import float64, linear_weight, tower_or_none
+from .linears import linear_weight, tower_or_none
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,7 @@ def data_basis(module: nn.Module, moments: Moments) -> LinearBasis:
     weight = float64(linear_weight(module)).to(moments.mean.device)
     shared = _share_of_bias(module, heads, weight)
     parts = weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, D, e)
-    frame, triangle = torch.linalg.qr(parts)
-    inner = triangle @ moments.covariance() @ triangle.mT
-    means = (parts @ moments.mean.unsqueeze(2)).squeeze(2) + shared
-    found = [spectrum(means[h], inner[h], frame[h], moments.count) for h in range(heads)]
+    found = map_spectra(parts, moments, shared)
     return LinearBasis(tuple(found), moments.mean.flatten().cpu())
 
 

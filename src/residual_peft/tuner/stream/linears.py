@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -165,9 +164,3 @@ def tower_or_none(model: nn.Module, side: str | None = None) -> TowerAnatomy | N
         return find_tower(model, side)
     except ResiDualError:
         return None
-
-
-def float64(tensor: Tensor) -> Tensor:
-    """Detach and cast to float64, on the CPU where the tensor's device has none."""
-    tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...towers.readouts import float64
 from ..readout.head_space import polar_frames
 from ..state import AdapterState, Settings
 from ..values import check_directions, check_parts, split_by_unit
 from .basis import LinearBasis
-from .linears import float64
 
 STREAM_BASIS = tuple(
     f"residual_peft_{name}"
