@@ -218,6 +218,19 @@ class TowerAnatomy:
         return torch.device("cpu") if device.type == "mps" else device
 
 
+def path_of(model: nn.Module, part: nn.Module) -> str:
+    """Name a module by where it is, or PEFT's layer around it."""
+    part = unwrapped(part)
+    return next(name for name, module in model.named_modules() if unwrapped(module) is part)
+
+
+def unwrapped(module: Any) -> Any:
+    """Take PEFT's layers off a module: the innermost `base_layer`."""
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module
+
+
 def checked(anatomy: TowerAnatomy) -> TowerAnatomy:
     """Refuse parts that the linear algebra below would misread in silence."""
     if not isinstance(anatomy.final_norm, nn.LayerNorm):

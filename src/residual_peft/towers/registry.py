@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ResiDualError
-from .anatomy import TowerAnatomy, checked
+from .anatomy import TowerAnatomy, checked, path_of, unwrapped
 from .readouts import READOUTS, Mean
 
 SIDES = ("image", "text")
@@ -139,19 +139,6 @@ def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
             mask=anatomy.mask,
         ),
     )
-
-
-def path_of(model: nn.Module, part: nn.Module) -> str:
-    """Name a module by where it is, or PEFT's layer around it."""
-    part = unwrapped(part)
-    return next(name for name, module in model.named_modules() if unwrapped(module) is part)
-
-
-def unwrapped(module: Any) -> Any:
-    """Take PEFT's layers off a module: the innermost `base_layer`."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
-        module = inner
-    return module
 
 
 def _bare(anatomy: TowerAnatomy) -> TowerAnatomy:

@@ -13,8 +13,9 @@ from transformers import CLIPConfig, CLIPModel
 from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError
 from ..hub.files import atomic_directory, write_json, write_tensors
+from ..towers.anatomy import unwrapped
 from ..towers.families.open_clip import block_weights, image_weights, is_open_clip
-from ..towers.registry import base_model, find_tower, unwrapped
+from ..towers.registry import base_model, find_tower
 from . import ResiDualConfig
 from .model import at_path
 from .readout.placement import check_saved, settings_of

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anatomy import TowerAnatomy
+from ..anatomy import TowerAnatomy, unwrapped
 from ..readouts import FIRST_TOKEN, Readout, Where, float64, inverse_sigma
-from ..registry import UNSUITED, register_architecture, unwrapped
+from ..registry import UNSUITED, register_architecture
 from .parts import POST_NORM, encoder_tower
 
 CLASSES = ("BlipForImageTextRetrieval", "BlipModel")

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import ResiDualError
-from ..anatomy import LayerAnatomy, ParameterProjection, TowerAnatomy
-from ..registry import register_architecture, unwrapped
+from ..anatomy import LayerAnatomy, ParameterProjection, TowerAnatomy, unwrapped
+from ..registry import register_architecture
 
 CLASSES = ("CLIP", "CustomTextCLIP")
 

@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 
 from ...errors import ResiDualError
-from ..anatomy import LayerAnatomy, TowerAnatomy
+from ..anatomy import LayerAnatomy, TowerAnatomy, path_of, unwrapped
 from ..readouts import Readout
-from ..registry import path_of, unwrapped
 
 POST_NORM = (
     "is post-norm: a LayerNorm after each sum rescales all that was written before, so that "

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..anatomy import TowerAnatomy
+from ..anatomy import TowerAnatomy, unwrapped
 from ..readouts import Mean, Pooler, Readout, Where, float64
-from ..registry import register_architecture, unwrapped
+from ..registry import register_architecture
 from .parts import encoder_tower, nested, part_at, text_tower
 
 

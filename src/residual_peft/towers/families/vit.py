@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..anatomy import LayerAnatomy, TowerAnatomy
+from ..anatomy import LayerAnatomy, TowerAnatomy, unwrapped
 from ..readouts import FIRST_TOKEN, Mean
-from ..registry import register_architecture, unwrapped
+from ..registry import register_architecture
 from .parts import first_path, part_at
 
 # where transformers 5.6 and later keep the parts of a ViT, the newest place first

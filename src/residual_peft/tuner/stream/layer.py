@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...bases.spectra import UnitBasis
 from ...errors import ResiDualError
-from ...towers.registry import unwrapped
+from ...towers.anatomy import unwrapped
 from ..layer import AdapterLayer
 from ..mixing import BASE
 from .basis import LinearBasis

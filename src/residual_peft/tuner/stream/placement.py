@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...bases.fingerprint import Fingerprint
 from ...bases.spectra import Components
 from ...errors import ResiDualError
-from ...towers.registry import unwrapped
+from ...towers.anatomy import unwrapped
 from ..choice import components_of
 from ..config import ResiDualConfig
 from ..doors import shapes_of_modules, weights_to_come
