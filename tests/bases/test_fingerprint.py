@@ -10,7 +10,9 @@ from peft import LoraConfig, get_peft_model
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.bases.fingerprint import Fingerprint
 from residual_peft.errors import ResiDualError
-from tests.models import clip_model, clip_vision_model, clip_vision_model_with_projection
+from residual_peft.towers.registry import find_tower
+from tests.models import clip_model, clip_vision_model, clip_vision_model_with_projection, randomize
+from tests.pooled import CASES
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -91,3 +93,14 @@ def test_a_fingerprint_with_fields_missing_is_refused() -> None:
     for wrong in ({**data, "digests": None}, {"name": "x"}, None):
         with pytest.raises(ResiDualError, match="a fingerprint has name, architecture, width"):
             Fingerprint.from_dict(wrong)  # type: ignore[arg-type]
+
+
+def test_a_mean_of_tokens_does_not_depend_on_the_pooling_that_it_takes_the_place_of() -> None:
+    build = CASES["SiglipModel"].build
+    one, other = build(), build()
+    randomize(other.vision_model.head, seed=3)
+    own = [Fingerprint.of(model) for model in (one, other)]
+    means = [Fingerprint.of(find_tower(model, readout="mean")) for model in (one, other)]
+    assert means[0].matches(means[1])
+    assert not own[0].matches(own[1])
+    assert not own[0].matches(means[0])

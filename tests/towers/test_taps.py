@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from residual_peft.bases.decomposition import decompose
+from residual_peft.errors import ResiDualError
 from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower
 from residual_peft.towers.taps import Capture, _frames, capture_of, install_taps, tapped
@@ -104,20 +105,34 @@ def test_taps_survive_copying(how: Callable[[Any], Any]) -> None:
         decompose(each, images)
 
 
-def test_overlapping_taps_do_not_disturb_each_other() -> None:
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_overlapping_taps_do_not_disturb_each_other(heads_first: bool) -> None:
     model, images = clip_model().double(), pixels().double()
-    install_taps(find_tower(model), mlps=False, embed=False)
-    with tapped(model, heads=False, layers=True) as tap:
+    heads, others = {"mlps": False, "embed": False}, {"heads": False}
+    first, second = (heads, others) if heads_first else (others, heads)
+    install_taps(find_tower(model), **first)
+    with tapped(model, layers=True, **second) as tap:
         decompose(model, pixels(seed=1).double())
         _, both = captured(model, images)
         capture = tap.take()
-    assert capture.heads == [None, None]
+    assert capture.heads == [None, None] if heads_first else capture.mlps == [None, None]
     assert_captures(both, model, images)
     assert capture.layers[1] is not None
     _, alone = captured(model, images)
     assert alone is not None
-    assert alone.mlps == [None, None]
-    assert alone.embed is None
+    assert (alone.mlps if heads_first else alone.heads) == [None, None]
+    assert (alone.embed is None) == heads_first
+
+
+def test_a_part_that_did_not_run_is_named() -> None:
+    model = clip_model()
+    with tapped(model, heads=False) as tap:
+        run_tower(model, pixels())
+        capture = tap.take()
+    assert capture.of(Unit("mlp", 1)) is capture.mlps[1]
+    assert capture.of(Unit("output")) is capture.stream
+    with pytest.raises(ResiDualError, match=r"ran without layer1\.head0: a module of the tower"):
+        capture.of(Unit("head", 1, 0))
 
 
 def test_two_threads_in_one_model_get_what_they_would_get_alone() -> None:
