@@ -273,6 +273,7 @@ def plan(model: Model, name: str, measured: dict[str, Any]) -> dict[str, Any]:
         entry = {"terabytes": {kind: size / 1e12 for kind, size in sizes.items()}}
         if classes:  # without labels there is nothing to fit
             entry["fit"] = fit(model, images, classes, count, sizes["bfloat16"], measured)
+            entry["class_head"] = class_head(images, classes, count)
         found["choices"][choice] = entry
     return found
 
@@ -289,6 +290,32 @@ def fit(
         "seconds_to_read_once": reading,
         "teraflop_per_evaluation": operations / 1e12,
         "hours": measured["evaluations_of_a_fit"] * max(reading, computing) / 3600,
+    }
+
+
+def class_head(images: int, classes: int, count: int) -> dict[str, float]:
+    """A class head from sums: what is held, what is saved, and the products of its fit.
+
+    `HeadStatistics` hold K² + C K numbers in float64 and save half of K². The fit sums them, takes
+    K × K apart (9 K³) and, in a second pass, has what every image would score without itself.
+    """
+    machine = ASSUMED["cpu_teraflops_float64"] * 1e12
+    sums = 2 * images * count**2
+    apart = 9 * count**3
+    left_out = 2 * images * count * (count + 2 * classes)
+    return {
+        "statistics_gigabytes": 8 * (count**2 + classes * count) / 1e9,
+        "saved_gigabytes": 8 * (count * (count + 1) / 2 + classes * count) / 1e9,
+        "head_megabytes": {
+            kind: count * classes * dtype.itemsize / 1e6
+            for kind, dtype in (("float32", torch.float32), ("float16", torch.float16))
+        },
+        "teraflop_of_sums": sums / 1e12,
+        "seconds": {
+            "sums": sums / machine,
+            "decomposition": apart / machine,
+            "second pass": left_out / machine,
+        },
     }
 
 

@@ -91,6 +91,21 @@ def fits() -> str:
     return markdown_table(headers, rows)
 
 
+def class_heads() -> str:
+    rows = []
+    for model, plan in PLAN["plans"].items():
+        for name, choice in plan["ImageNet-1k"]["choices"].items():
+            head = choice["class_head"]
+            sums = [head[f"{key}_gigabytes"] for key in ("statistics", "saved")]
+            held, saved = (f"{n:.1f} GB" if n >= 1 else f"{n * 1e3:.0f} MB" for n in sums)
+            files = [f"{head['head_megabytes'][kind]:.0f} MB" for kind in ("float32", "float16")]
+            taken = head["seconds"].values()
+            times = [f"{s / 60:.0f} min" if s >= 100 else f"{s:.2g} s" for s in taken]
+            rows.append((model, name, held, saved, *files, *times))
+    headers = ("sums, in memory", "saved", "head, float32", "float16", "summing", "decomposition")
+    return markdown_table(("model", "coordinates", *headers, "second pass"), rows)
+
+
 def known() -> str:
     measured, assumed = PLAN["measured"], PLAN["assumed"]
     kilobytes = assumed["kilobytes_per_image"]
@@ -143,7 +158,7 @@ def sentences() -> list[str]:
 
 
 def test_the_tables_are_what_the_benchmark_wrote() -> None:
-    for table in (storage(), machines(), fits(), known()):
+    for table in (storage(), machines(), fits(), class_heads(), known()):
         assert table in PAGE
 
 

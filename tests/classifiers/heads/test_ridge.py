@@ -93,7 +93,7 @@ def test_the_head_is_ridge_by_its_normal_equations(
     twin = ridge_twin(data.features, targets, each, mean, variance**0.25, fit.alpha)
     torch.testing.assert_close(fit.head.scores(new.features), twin(new.features), **CLOSE)
     torch.testing.assert_close(
-        fit.head.logits(new.features), fit.head.temperature * twin(new.features), **CLOSE
+        fit.logits(new.features), fit.head.temperature * twin(new.features), **CLOSE
     )
 
 

@@ -54,6 +54,10 @@ class RidgeFit:
         """Of the head."""
         return self.head.parameter_count
 
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """As the head's, (M, K) and (M, C) -> (M, C)."""
+        return self.head.logits(features, zero_shot)
+
 
 def fit_ridge(
     features: Tensor,

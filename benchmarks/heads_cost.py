@@ -1,0 +1,121 @@
+"""What a class head costs at real size: fitting, choosing, predicting; `heads.py cost` calls it.
+
+Seconds are the processor's, of all threads together, so that other programs on the machine count
+little; both sides of a ratio are measured in one run. Features are random, of a ViT-B/16's sizes.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from speed import classifier_of, pixels
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from residual_peft import ResiDualConfig
+from residual_peft.bases.reading import reading
+from residual_peft.classifiers.heads import ClassHead, choose_ridge, fit_ridge
+from residual_peft.classifiers.trained_head import TrainedHead
+from residual_peft.tuner import readout_state
+
+IMAGES, COLUMNS, CLASSES = 10_000, 15_360, 100
+CHOICE_IMAGES = 2000
+CHOICE_COLUMNS = {"embedding": 512, "heads": 9_216, "heads and MLPs": 15_360}
+ENCODED = 32
+
+
+def spent(function: Callable[[], Any]) -> float:
+    """Processor seconds of one call."""
+    started = time.process_time()
+    function()
+    return time.process_time() - started
+
+
+def fitting(images: int = IMAGES) -> dict[str, Any]:
+    """A whole fit against one Gram matrix and one eigendecomposition of the smaller side."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % CLASSES
+    centres = 0.1 * torch.randn(CLASSES, COLUMNS, generator=generator)
+    features = centres[labels] + torch.randn(images, COLUMNS, generator=generator)
+    zero_shot = torch.randn(images, CLASSES, generator=generator)
+
+    def least() -> None:
+        rows = features.double()
+        torch.linalg.eigh(rows @ rows.mT)
+
+    base = spent(least)
+    whole = spent(lambda: fit_ridge(features, labels, CLASSES, zero_shot=zero_shot))
+    found = {"images": images, "columns": COLUMNS, "classes": CLASSES, "ratio": whole / base}
+    return found | {"seconds": whole, "least": base, "goal": 1.5}
+
+
+def encoder() -> Any:
+    """A ViT-B/16 with random weights."""
+    torch.manual_seed(0)
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16, projection_dim=512)).eval()
+
+
+def choosing() -> dict[str, Any]:
+    """The choice among features and powers against the encoding pass, measured on a few images."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(CHOICE_IMAGES) % CLASSES
+    features = {
+        name: torch.randn(CHOICE_IMAGES, columns, generator=generator)
+        for name, columns in CHOICE_COLUMNS.items()
+    }
+    chosen = spent(lambda: choose_ridge(features, labels, CLASSES))
+    model = get_peft_model(encoder(), ResiDualConfig(units=("head", "mlp")))
+    batch = pixels(ENCODED)
+
+    def encode() -> None:
+        for _ in reading(model, None, [{"pixel_values": batch}]):
+            pass
+
+    encode()
+    passed = spent(encode) * CHOICE_IMAGES / ENCODED
+    found = {"images": CHOICE_IMAGES, "ratio": chosen / passed, "seconds": chosen, "pass": passed}
+    return found | {"encoded": ENCODED, "goal": 0.10}
+
+
+def predicting(rounds: int = 5) -> dict[str, Any]:
+    """Predictions with a head on all coordinates against forwards of the same tower."""
+    plain = encoder()
+    model = get_peft_model(encoder(), ResiDualConfig(units=("head", "mlp")))
+    columns = len(readout_state(model).directions)
+    classifier = classifier_of(model, CLASSES)
+    head = ClassHead(
+        torch.zeros(columns), torch.ones(columns), torch.randn(columns, CLASSES) / columns**0.5,
+        torch.zeros(CLASSES), 0.1, 10.0,
+    )  # fmt: skip
+    classifier.set_head(TrainedHead(head))
+    batch = [{"pixel_values": pixels(ENCODED)}]
+
+    def predict() -> None:
+        for _ in classifier.classified(batch):
+            pass
+
+    def forward() -> None:
+        for _ in reading(plain, None, batch):
+            pass
+
+    times: dict[Any, list[float]] = {predict: [], forward: []}
+    predict(), forward()
+    for _ in range(rounds):
+        for function, taken in times.items():
+            taken.append(spent(function))
+    ours, base = min(times[predict]), min(times[forward])
+    found = {"batch": ENCODED, "columns": columns, "ratio": ours / base}
+    return found | {"seconds": ours, "forward": base, "goal": 1.02}
+
+
+def cost() -> dict[str, Any]:
+    """All three."""
+    found = {"predicting": predicting(), "choosing": choosing(), "fitting": fitting()}
+    return {
+        name: {
+            key: round(value, 4) if isinstance(value, float) else value
+            for key, value in row.items()
+        }
+        for name, row in found.items()
+    }

@@ -1,0 +1,93 @@
+"""LoRA on `few_shot.py`'s draws of handwriting: rank, rate and epoch as anyone would choose them.
+
+Called by `heads.py lora`. On each draw the rate is that of the best validation accuracy, with as
+many validation images of each class as there are training images; so is the epoch. Seconds are
+those of the fit that was chosen; all that were tried took `len(RATES)` times as long.
+"""
+
+import time
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from heads_tasks import some_of
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from residual_peft.app.demonstration import handwriting_task
+from residual_peft.classifiers.backbones import load_backbone, load_image_tower
+from residual_peft.classifiers.metrics import accuracy
+from residual_peft.experiments import LoraSettings, Task
+from residual_peft.experiments.lora import fit_lora
+
+RANKS = (8, 16)
+RATES = (2e-3, 5e-3, 1e-2)
+EPOCHS = {4: 40, 8: 25, 16: 15, None: 6}
+DRAWS = {4: 5, 8: 5, 16: 5, None: 1}
+
+Batch = dict[str, Tensor]
+
+
+def whole(part: Any) -> Batch:
+    """All images of a split as one batch."""
+    parts = list(part)
+    return {name: torch.cat([batch[name] for batch in parts]) for name in parts[0]}
+
+
+def rows_of(part: Batch, index: Tensor) -> list[Batch]:
+    """Some images, in batches."""
+    return [{name: values[rows] for name, values in part.items()} for rows in index.split(64)]
+
+
+@torch.no_grad()
+def score(classifier: Any, part: Sequence[Batch]) -> float:
+    """Accuracy of the adapted tower."""
+    logits = [classifier(batch["pixel_values"]) for batch in part]
+    return accuracy(torch.cat(logits), torch.cat([batch["labels"] for batch in part]))
+
+
+def fitted(
+    task: Task, few: list[Batch], validation: list[Batch], settings: LoraSettings, seed: int
+) -> tuple[float, Any, float, int]:
+    """Validation accuracy, classifier, seconds and trained numbers of one fit."""
+    classifier = task.classifier(load_image_tower(task.backbone.name))
+    started = time.perf_counter()
+    model = fit_lora(classifier, few, validation, settings, seed)
+    seconds = time.perf_counter() - started
+    count, _ = model.get_nb_trainable_parameters()
+    return score(classifier, validation), classifier, seconds, count
+
+
+def lora() -> dict[str, Any]:
+    """Accuracy on the test images by rank and images per class."""
+    task = handwriting_task(load_backbone(), basis_images=64)
+    train, validation, test = (whole(p) for p in (task.train, task.validation, task.test))
+    tested = rows_of(test, torch.arange(len(test["labels"])))
+    found: dict[str, Any] = {}
+    for shots, epochs in EPOCHS.items():
+        name = "all" if shots is None else str(shots)
+        found[name] = {}
+        for rank in RANKS:
+            each = []
+            for draw in range(DRAWS[shots]):
+                generator = torch.Generator().manual_seed(draw)
+                few, held = (
+                    rows_of(part, some_of(part["labels"], shots, generator))
+                    for part in (train, validation)
+                )
+                fits = []
+                for rate in RATES:
+                    settings = LoraSettings(rank=rank, learning_rate=rate, epochs=epochs)
+                    fits.append((*fitted(task, few, held, settings, draw), rate))
+                # of equal rates the middle one, which is the demo's
+                best = max(fits, key=lambda fit: (fit[0], fit[-1] == RATES[1]))
+                each.append((score(best[1], tested), best[2], best[3], best[-1]))
+            scores = [fit[0] for fit in each]
+            row = {"accuracy": round(mean(scores), 4)}
+            if len(scores) > 1:
+                row["spread"] = round(stdev(scores), 4)
+            row |= {"seconds": round(mean(fit[1] for fit in each), 1), "trained": each[0][2]}
+            found[name][f"LoRA r={rank}"] = row | {"rates": [fit[-1] for fit in each]}
+            tqdm.write(f"{name} r={rank}: {found[name][f'LoRA r={rank}']}")
+    return {"epochs": {str(k or "all"): v for k, v in EPOCHS.items()}, "images_per_class": found}
