@@ -142,7 +142,7 @@ def handwriting() -> dict[str, Any]:
     parts = handwriting_rows()
     train, test = parts["train"], parts["test"]
     gains = json.loads(RESULTS.with_name("few_shot.json").read_text())["images_per_class"]
-    methods = OURS | {"ridge, all chosen": chosen(("embedding", *COORDINATES))} | ON_EMBEDDING
+    methods = OURS | {"ridge, all chosen": chosen((*COORDINATES, "embedding"))} | ON_EMBEDDING
     found: dict[str, Any] = {}
     for shots in tqdm(SHOTS, "Handwriting"):
         draws = range(DRAWS if shots is not None else 1)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from heads_tasks import some_of
+from residual_peft.classifiers.metrics import accuracy
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from residual_peft.app.demonstration import handwriting_task
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
-from residual_peft.classifiers.metrics import accuracy
 from residual_peft.experiments import LoraSettings, Task
 from residual_peft.experiments.lora import fit_lora
 
