@@ -31,6 +31,7 @@ def minimise(
     start: Tensor,
     *,
     tolerance: float = 1e-7,
+    change: float = 1e-14,
     max_iterations: int = 500,
 ) -> Minimum:
     """L-BFGS with a strong-Wolfe line search (torch's), from a function that has its gradient.
@@ -39,6 +40,7 @@ def minimise(
         function: a point -> its value and its gradient there.
         start: where it begins, float64 of any shape; unchanged.
         tolerance: it stops once no entry of the gradient is larger.
+        change: or once the value, or every entry of the point, moves by less.
         max_iterations: at most.
     """
     point = start.detach().clone()
@@ -55,7 +57,7 @@ def minimise(
         max_iter=max_iterations,
         max_eval=4 * max_iterations,
         tolerance_grad=tolerance,
-        tolerance_change=1e-14,
+        tolerance_change=change,
         history_size=_HISTORY,
         line_search_fn="strong_wolfe",
     )

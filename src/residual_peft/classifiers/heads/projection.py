@@ -19,7 +19,7 @@ from .minimising import minimise
 from .preparing import PrincipalAxes
 from .rival import Rival, one_label, rival
 
-_COARSE = 1e-4  # gradient of the fits that are only compared
+_COARSE = 1e-3  # gradient of the fits that are only compared
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def fit_projection(
     strengths: Sequence[float] | None = None,
     groups: Tensor | None = None,
     folds: int = FOLDS,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-5,
 ) -> Rival:
     """Minimise mean cross-entropy + λ ‖W − P‖² over W, by L-BFGS from P on.
 
@@ -79,7 +79,8 @@ def fit_projection(
         strengths: λ to choose from by the log-loss of left-out folds, in place of `strength`.
         groups: (N,), left out together.
         folds: of the cross-validation.
-        tolerance: largest entry of the gradient at the end.
+        tolerance: largest entry of the gradient at the end; its square is the least change of the
+            objective that is waited for.
 
     Raises:
         ResiDualError: what does not fit together.
@@ -136,21 +137,31 @@ class _Problem:
         weights = part.weights / part.weights.sum()
         # the curvature along each axis, so that one step suits them all
         energy = self.axes.energy / len(self.data.labels)
-        root = (2 * strength + self.start.logit_scale * energy).sqrt()
+        steep = (self.start.logit_scale / float(self.readout.norm(dim=1).mean())) ** 2
+        root = (2 * strength + 0.1 * steep * energy).sqrt()
+
+        targets, rows = part.targets, self.axes.rows[kept]
+        text, scale = self.start.text, self.start.logit_scale
 
         def function(scaled: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                point = scaled.detach().clone().requires_grad_(True)
-                change = point / root
-                value = weights @ log_losses(self.scores(kept, change), part)
-                value = value + strength * change.square().sum()
-                (gradient,) = torch.autograd.grad(value, point)
-            return value.detach(), gradient
+            change = scaled / root
+            readout = self.readout[kept] + rows @ change.mT
+            length = readout.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            unit = readout / length
+            logits = scale * unit @ text.mT
+            value = weights @ log_losses(logits, part) + strength * change.square().sum()
+            slope = scale * (weights[:, None] * (logits.softmax(1) - targets)) @ text
+            # of a vector's length nothing depends
+            slope = (slope - unit * (unit * slope).sum(1, keepdim=True)) / length
+            return value, (slope.mT @ rows + 2 * strength * change) / root
 
         if start is None:
             start = torch.zeros(self.start.matrix.shape[0], len(energy), dtype=torch.float64)
         limit = tolerance / float(root.max())
-        return minimise(function, start * root, tolerance=limit, max_iterations=300).point / root
+        found = minimise(
+            function, start * root, tolerance=limit, change=tolerance**2, max_iterations=300
+        )
+        return found.point / root
 
     def path(self, kept: Tensor, strengths: Sequence[float], tolerance: float) -> list[Tensor]:
         """Logits of the rows outside `kept`, for each strength from the last one's Δ on."""
