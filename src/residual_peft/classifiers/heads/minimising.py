@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,34 +35,35 @@ def minimise(
     change: float = 1e-14,
     max_iterations: int = 500,
 ) -> Minimum:
-    """L-BFGS with a strong-Wolfe line search (torch's), from a function that has its gradient.
+    """L-BFGS (scipy's), from a function that has its gradient.
 
     Args:
         function: a point -> its value and its gradient there.
         start: where it begins, float64 of any shape; unchanged.
         tolerance: it stops once no entry of the gradient is larger.
-        change: or once the value, or every entry of the point, moves by less.
+        change: or once a step lowers the value by less, relative to it where it is above 1.
         max_iterations: at most.
     """
-    point = start.detach().clone()
-    asked = 0
+    # imported here: a head that is loaded needs no optimiser
+    from scipy.optimize import minimize
 
-    def closure() -> Tensor:
-        nonlocal asked
-        asked += 1
-        value, point.grad = function(point.detach())
-        return value
+    from ...bases.blas import one_thread_in_scipy
 
-    optimizer = torch.optim.LBFGS(
-        [point.requires_grad_(True)],
-        max_iter=max_iterations,
-        max_eval=4 * max_iterations,
-        tolerance_grad=tolerance,
-        tolerance_change=change,
-        history_size=_HISTORY,
-        line_search_fn="strong_wolfe",
-    )
-    optimizer.step(closure)
-    found = point.detach()
-    value, gradient = function(found)
-    return Minimum(found, float(value), float(gradient.abs().max()), asked)
+    def flat(values: Any) -> tuple[float, Any]:
+        value, gradient = function(torch.from_numpy(values).view(shape))
+        return float(value), gradient.reshape(-1).numpy()
+
+    shape = start.shape
+    options = {
+        "maxcor": _HISTORY,
+        "gtol": tolerance,
+        "ftol": change,
+        "maxiter": max_iterations,
+        "maxfun": 4 * max_iterations,
+    }
+    first = start.detach().double().reshape(-1).numpy()
+    with one_thread_in_scipy():
+        found = minimize(flat, first, jac=True, method="L-BFGS-B", options=options)
+    point = torch.from_numpy(found.x).view(shape)
+    value, gradient = function(point)
+    return Minimum(point, float(value), float(gradient.abs().max()), int(found.nfev))
