@@ -306,7 +306,7 @@ def test_classes_without_images_and_single_classes_are_refused():
 def test_other_sources_are_refused():
     stream = IterableDataset.from_generator(lambda: iter([{"image": None, "label": 0}]))
     for source in (stream, 7):
-        with pytest.raises(ResiDualError, match="wanted a folder, a Hub id"):
+        with pytest.raises(ResiDualError, match="wanted a folder, a table, a zip or tar, a Hub id"):
             load_data(source)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import printable_lines
 from .commands import begin, check_file, given
-from .options import BatchSize, ImageColumn, LabelColumn, NumWorkers
+from .options import DATA_HELP, BatchSize, ImageColumn, LabelColumn, NumWorkers
 
 EXAMPLE = """residual-peft look photos --out sheet.html
 90 images of 3 classes (train 90)
@@ -25,7 +25,7 @@ def look(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="A folder of class folders, or a dataset id on the Hub.",
+            help=DATA_HELP,
             show_default=False,
         ),
     ] = None,

@@ -15,7 +15,11 @@ Adapter = Annotated[
 ]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", hidden=True)]
 """As it was named before it became an argument."""
-Data = Annotated[str, typer.Option(help="A folder of class folders, or a dataset id on the Hub.")]
+DATA_HELP = (
+    "A folder of class folders, a table of files and labels (CSV, TSV, JSON lines, parquet), a zip "
+    "or tar of these, or a dataset id on the Hub."
+)
+Data = Annotated[str, typer.Option(help=DATA_HELP)]
 Model = Annotated[
     str | None,
     typer.Option(

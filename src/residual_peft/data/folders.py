@@ -58,10 +58,10 @@ def from_folder(tree: Tree, label_column: str | None = None) -> dict[str, Datase
         classes = [place for place in tree.folders if len(place) == 1]
         raise ResiDualError(
             f"found no images in any class folder: '{tree.root / classes[0][0]}' holds none; add "
-            "images of a kind that PIL reads."
+            f"images of a kind that PIL reads{_instead_of(tree)}."
             if classes
-            else f"found no images in '{tree.root}': wanted one folder of images per class in it, "
-            f"such as '{tree.root / 'cat'}' and '{tree.root / 'dog'}'."
+            else f"found no images in '{tree.root}'{_instead_of(tree)}: wanted one folder of "
+            f"images per class in it, such as '{tree.root / 'cat'}' and '{tree.root / 'dog'}'."
         )
     reading = _Reading(tree)
     described = reading.metadata()
@@ -194,6 +194,15 @@ class _Reading:
                 printable(", ".join(f"'{name}'" for name in nested[:5])),
                 ", ..." if nested[5:] else "",
             )
+
+
+def _instead_of(tree: Tree) -> str:
+    """What files there are in place of images, if any."""
+    found = [(kind, count) for kind, count in tree.others.most_common() if kind][:3]
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in found)
+    heic = any(kind in (".heic", ".heif") for kind, _ in found)
+    advice = ", as phones write them: save them as JPEG" if heic else ""
+    return f", not {listed}{advice}" if listed else ""
 
 
 def _split_in(parts: Sequence[str], patterns: dict[str, re.Pattern[str]]) -> tuple[str | None, int]:

@@ -18,7 +18,7 @@ from .labels import Labelling, labelling_in, labelling_of, labelling_of_column
 from .labels.columns import label_array
 from .provenance import SplitRecord, digest_of
 from .skipped import SkippedImage
-from .sources import find
+from .sources import Asked, find
 from .stratification import split_by_content
 
 logger = logging.getLogger(__name__)
@@ -184,8 +184,11 @@ def load_data(
 
     Args:
         source: a folder with one folder of images per class (with or without train, validation and
-            test folders above them), a directory that `Dataset.save_to_disk` wrote, a Hub id, a
-            `Dataset` or a `DatasetDict`.
+            test folders above them); a CSV, TSV, JSON-lines or parquet file of paths below its
+            folder and labels; a zip or tar of any of these; a directory that
+            `Dataset.save_to_disk` wrote, a Hub id, a `Dataset` or a `DatasetDict`, a DataFrame, or
+            a list of (image, label) pairs. A `classes.csv` beside the images (name, words,
+            spellings) says what classes are called.
         config: the configuration of a Hub dataset that has several.
         image_column: found by type and name when None.
         label_column: found by type and name when None.
@@ -210,13 +213,16 @@ def load_data(
     """
     if isinstance(source, ImageData):
         return source
-    found = find(source, config, revision, token, label_column)
+    asked = Asked(config, revision, token, image_column, label_column, class_names is not None)
+    found = find(source, asked)
     name = found.name
     chosen = _choose_splits(found.splits, splits, name)
     standard = {
         part: standard_columns(dataset, image_column, label_column, f"{name}, split {part}")
         for part, (_, dataset) in chosen.items()
     }
+    if found.classes is not None:
+        standard = found.classes.applied(standard)
     names, labelled = with_class_labels(standard, class_names, name, known_classes)
     labels = {part: label_array(dataset, len(names)) for part, dataset in labelled.items()}
     if known_classes is None:

@@ -1,7 +1,7 @@
-"""Where images come from: a Hub id, a folder of class folders or `datasets` objects."""
+"""Where images come from: a Hub id, a folder, a table, an archive, or objects that hold them."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,14 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from ..errors import ResiDualError
-from ..hub.files import file_size, is_folder, read_json
+from ..hub.files import file_size, is_file, is_folder, path_of, read_json
+from .archives import is_archive, unpacked
+from .class_list import CLASSES, ClassList, class_list_in
 from .folders import from_folder
+from .listed import from_columns
 from .skipped import SkippedImage
-from .trees import tree_of
+from .tables import Columns, columns_of, is_sheet, is_table, read_table
+from .trees import METADATA, tree_of
 
 
 @dataclass(frozen=True)
@@ -28,40 +32,117 @@ class Source:
     name: str
     splits: dict[str, Dataset]
     skipped: tuple[SkippedImage, ...] = ()
+    classes: ClassList | None = None
 
 
-def find(
-    source: Any,
-    config: str | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    label_column: str | None = None,
-) -> Source:
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for beside the source.
+
+    Attributes:
+        config: of a Hub dataset that has several.
+        revision: on the Hub.
+        token: for the Hub.
+        image_column: of a table; found when None.
+        label_column: likewise.
+        numbers: whether somebody says what labels that are numbers mean.
+    """
+
+    config: str | None = None
+    revision: str | None = None
+    token: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    numbers: bool = False
+
+
+def find(source: Any, asked: Asked | None = None) -> Source:
     """The source's splits as they are.
+
+    Args:
+        source: as for `load_data`.
+        asked: what was asked for beside it.
 
     Raises:
         ResiDualError: nothing there, nothing reachable, no images, or no classes.
     """
+    asked = asked or Asked()
     if isinstance(source, Dataset):
         return Source("the dataset", {"train": source})
     if isinstance(source, DatasetDict):
         return Source("the dataset", dict(source))
+    if (columns := columns_of(source)) is not None:
+        return Source("the data", _listed(columns, Path.cwd(), "the data", asked))
     if not isinstance(source, str | os.PathLike):
         raise ResiDualError(
-            "wanted a folder, a Hub id, a datasets.Dataset or a DatasetDict, got "
+            "wanted a folder, a table, a zip or tar, a Hub id, a datasets.Dataset or a "
+            "DatasetDict, a DataFrame or a list of (image, label) pairs, got "
             f"{type(source).__name__}; an iterable dataset must be read into a Dataset first."
         )
-    path = Path(os.path.expanduser(source))  # as it is where there is no such user
-    if path.is_file():
-        raise ResiDualError(f"wanted a folder of class folders, got the file '{path}'.")
-    if not path.is_dir():
-        return Source(str(source), _from_hub(str(source), config, revision, token))
+    path = path_of(source)  # as it is where there is no such user
+    if is_file(path):
+        return _from_file(path, asked)
+    if is_folder(path):
+        return _from_folder(path, asked)
+    if is_archive(path) or is_table(path):
+        raise ResiDualError(f"wanted data in '{path}', but there is no such file.")
+    return Source(str(source), _from_hub(str(source), asked))
+
+
+def _from_file(path: Path, asked: Asked) -> Source:
+    if is_archive(path):
+        root = _within(unpacked(path))
+        return replace(_from_folder(root, asked), name=str(path))
+    if is_sheet(path):
+        raise ResiDualError(
+            f"wanted a table that is plain text, got the spreadsheet '{path}'; save it as CSV "
+            "(UTF-8), with a column file_name and a column label."
+        )
+    if not is_table(path):
+        raise ResiDualError(
+            "wanted a folder of class folders, a table (CSV, TSV, JSON lines, parquet) or a zip or "
+            f"tar, got the file '{path}'."
+        )
+    found = read_table(path)
+    if isinstance(found, Dataset):
+        return Source(str(path), {"train": found}, classes=class_list_in(path.parent))
+    parts = _listed(found, path.parent, str(path), asked)
+    return Source(str(path), parts, classes=class_list_in(path.parent))
+
+
+def _listed(columns: Columns, base: Path, name: str, asked: Asked) -> dict[str, Dataset]:
+    return from_columns(
+        columns, base, name, asked.image_column, asked.label_column, numbers=asked.numbers
+    )
+
+
+def _from_folder(path: Path, asked: Asked) -> Source:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _from_disk(path)
     tree = tree_of(path)
     if tree.parquet:  # a copy of a Hub repository
-        return Source(str(path), _from_hub(str(path), config, None, None))
-    return Source(str(path), from_folder(tree, label_column), tuple(tree.skipped))
+        return Source(str(path), _from_hub(str(path), replace(asked, revision=None, token=None)))
+    try:
+        parts = from_folder(tree, asked.label_column)
+    except ResiDualError:
+        # images beside each other may be listed in the one table there is
+        tables = [each for each in sorted(path.iterdir()) if _may_list(each)]
+        if len(tables) != 1:
+            raise
+        return replace(_from_file(tables[0], asked), name=str(path))
+    return Source(str(path), parts, tuple(tree.skipped), class_list_in(path))
+
+
+def _may_list(path: Path) -> bool:
+    ending = path.suffix.lower() in (".csv", ".tsv", ".jsonl")
+    return ending and path.name not in (CLASSES, *METADATA) and is_file(path)
+
+
+def _within(folder: Path) -> Path:
+    """The folder, less those around it that hold nothing else, as archives have them."""
+    while len(inner := list(folder.iterdir())) == 1 and is_folder(inner[0]):
+        folder = inner[0]
+    return folder
 
 
 def _from_disk(path: Path) -> Source:
@@ -82,11 +163,11 @@ def _from_disk(path: Path) -> Source:
         raise ResiDualError(f"could not load the data saved in '{path}' ({first}).") from error
 
 
-def _from_hub(
-    name: str, config: str | None, revision: str | None, token: str | None
-) -> dict[str, Dataset]:
+def _from_hub(name: str, asked: Asked) -> dict[str, Dataset]:
     try:
-        found = datasets.load_dataset(name, config, revision=revision, token=token)
+        found = datasets.load_dataset(
+            name, asked.config, revision=asked.revision, token=asked.token
+        )
     except Exception as error:  # many kinds, from the client, the builder and the network
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ResiDualError(

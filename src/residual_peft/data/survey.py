@@ -105,20 +105,20 @@ class Survey:
         return max(self.classes.values()) / self.images
 
     def summary(self) -> list[str]:
-        """The first lines for people: how much of what, and what was left out."""
+        """The first lines for people: how much of what."""
         splits = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
-        lines = [
+        (largest, most), *_, (smallest, fewest) = self._by_count
+        return [
             f"{counted(self.images, 'image')} of {len(self.classes)} classes ({splits})",
-            f"largest class '{self._by_count[0][0]}': {self._by_count[0][1]:,} images "
-            f"({self.largest_share:.1%}); smallest '{self._by_count[-1][0]}': "
-            f"{self._by_count[-1][1]:,}",
+            f"largest class '{largest}': {most:,} images ({self.largest_share:.1%}); smallest "
+            f"'{smallest}': {fewest:,}",
             self._sizes(),
         ]
-        return lines + self._skipped()
 
     def lines(self) -> list[str]:
         """All of it for people."""
-        return [*self.summary(), *self._classes(), *copies_lines(self.copies, "copies", "copy")]
+        said = [*self.summary(), *self._skipped(), *self._classes()]
+        return said + copies_lines(self.copies, "copies", "copy")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -205,7 +205,7 @@ def survey(data: ImageData) -> Survey:
             file = below(path, data.source) if path else f"row {row} of the split {split}"
             places.append(Place(came_in, row, file, classes))
     counts = Counter(name for place in places for name in place.classes)
-    digests = [digest for split in data.splits for digest in data.digests[split]]
+    digests = [digest for split in data.splits for digest in data.digests.get(split, ())]
     return Survey(
         source=data.source,
         splits=dict(Counter(place.split for place in places)),
@@ -215,7 +215,7 @@ def survey(data: ImageData) -> Survey:
         formats=dict(formats.most_common()),
         places=tuple(places),
         skipped=data.skipped,
-        copies=groups_of(digests, places),
+        copies=groups_of(digests, places) if len(digests) == len(places) else (),
     )
 
 

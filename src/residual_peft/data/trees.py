@@ -1,12 +1,14 @@
 """What lies in a folder of images, read once."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import ResiDualError
+from ..hub.directories import ADAPTER_CONFIG
 from .skipped import SkippedImage
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -25,6 +27,7 @@ class Tree:
         metadata: files named as imagefolder's metadata.
         folders: all of them, the root left out.
         parquet: whether there are tables that are no metadata.
+        others: ending -> how many files have it that is not that of an image.
         skipped: what cannot be used: names that are not UTF-8, folders that may not be read.
     """
 
@@ -34,6 +37,7 @@ class Tree:
     metadata: list[Parts] = field(default_factory=list)
     folders: list[Parts] = field(default_factory=list)
     parquet: bool = False
+    others: Counter[str] = field(default_factory=Counter)
     skipped: list[SkippedImage] = field(default_factory=list)
 
 
@@ -51,11 +55,15 @@ def tree_of(root: Path) -> Tree:
             f"the path of the folder '{base}' is not UTF-8, which paths in datasets must be; "
             "rename it or make a link to it."
         )
-    Image.init()
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     tree = Tree(root, base)
-    _walk(tree, (), known, frozenset())
+    _walk(tree, (), image_endings(), frozenset())
     return tree
+
+
+def image_endings() -> set[str]:
+    """How the names of files end that PIL may be able to read, in small letters, with their dot."""
+    Image.init()
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int, int]]) -> None:
@@ -72,6 +80,8 @@ def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int,
         return
     if (own := (status.st_dev, status.st_ino)) in above:
         return  # a link to a folder that it lies in
+    if place and any(entry.name == ADAPTER_CONFIG for entry in entries):
+        return  # what a fit left there, with small copies of the images
     for entry in entries:
         name, here = entry.name, (*place, entry.name)
         if name.startswith("."):
@@ -92,6 +102,8 @@ def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int,
             tree.images.append(here)
         elif name in METADATA:
             tree.metadata.append(here)
+        else:
+            tree.others[os.path.splitext(name)[1].lower()] += 1
         tree.parquet |= name.endswith(".parquet") and name not in METADATA
 
 

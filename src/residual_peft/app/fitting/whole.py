@@ -1,5 +1,6 @@
 """From names to an adapter on disk."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,8 @@ from ...classifiers.prompts import DEFAULT_TEMPLATES
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, load_data
 from ...data.labels import ONE_LABEL, check_same
-from ...errors import ResiDualError
+from ...data.survey import survey
+from ...errors import ResiDualError, printable
 from ...hub.cards import CardFacts
 from ...hub.directories import CARD, RUN_DIRECTORY, SKIPPED
 from ...hub.files import atomic_directory
@@ -26,6 +28,8 @@ from .keeping import Keeping, keeping
 from .reading import Options, Pass, settings_of
 from .report import FitReport, findings_of, write_skipped_beside
 from .ways import Done, Task, by_trainer, check_way, from_coordinates
+
+logger = logging.getLogger(__name__)
 
 
 def fit_adapter(
@@ -105,6 +109,8 @@ def fit_adapter(
             total = sum(map(len, images.splits.values())) + len(images.skipped)
             options = Options(batch_size, num_workers, max_bad, strict, total)
             options.check(images)
+            for line in survey(images).summary():
+                logger.info("%s", printable(line))
             images, repeated = without_repeated(images)
             task, dictionary = _task(model, images, templates, config, trainer, words, seed)
             read = Pass(images, task.backbone.image_processor, kept, options)

@@ -1,0 +1,181 @@
+"""A zip or tar of images -> a folder with them, unpacked once and kept.
+
+Nothing of an archive is trusted: no links, no devices, no path that leads out of the folder, no
+more bytes than its size makes likely or the disk has. Only images and tables are written.
+"""
+
+import hashlib
+import logging
+import lzma
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import datasets
+
+from ..errors import ResiDualError, counted, printable
+from ..hub.files import atomic_directory, file_size, quoted
+from .tables import TABLES
+from .trees import image_endings
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+MOST_RATIO = 100  # images do not get much smaller; what does is a trap
+LEAST_ALLOWED = 2**28  # bytes that any archive may unpack to
+MOST_FILES = 5_000_000
+_PIECE = 2**20
+# RuntimeError is zipfile's of an encrypted member, NotImplementedError of an unknown compression
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OverflowError,
+    UnicodeError,
+    RuntimeError,
+)
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    size: int  # as it says
+    open: Any  # () -> a stream of its bytes
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive, by its ending."""
+    return path.name.lower().endswith(ENDINGS)
+
+
+def unpacked(path: Path) -> Path:
+    """The folder with what is in an archive; unpacked before, where the archive is the same since.
+
+    It lies in the cache of datasets, and may be removed.
+
+    Raises:
+        ResiDualError: it is damaged, encrypted, holds a path that leads out of it, unpacks to more
+            than it may, or the disk has no room.
+    """
+    size = file_size(path, "archive")
+    status = os.stat(path)
+    mark = f"{path.resolve()}\n{size}\n{status.st_mtime_ns}"
+    digest = hashlib.sha256(os.fsencode(mark)).hexdigest()[:16]
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "residual_peft" / digest
+    folder = root / path.name.partition(".")[0]
+    if (root / "whole").is_file() and folder.is_dir():
+        return folder
+    shutil.rmtree(root, ignore_errors=True)
+    logger.info("unpacking '%s' into '%s'", printable(path), printable(folder))
+    try:
+        with atomic_directory(folder) as aside:
+            _unpack(path, aside, max(LEAST_ALLOWED, MOST_RATIO * size))
+    except ResiDualError:
+        raise
+    except _DAMAGED as error:
+        raise ResiDualError(
+            f"could not unpack {quoted(path)} ({error}): it may be cut short, or encrypted."
+        ) from error
+    (root / "whole").touch()
+    return folder
+
+
+def _unpack(path: Path, target: Path, allowed: int) -> None:
+    wanted = (*image_endings(), *TABLES)
+    written, files, left = 0, 0, 0
+    room = shutil.disk_usage(target).free
+    for member in _members(path):
+        parts = _checked(member.name, path)
+        files += 1
+        if files > MOST_FILES:
+            raise ResiDualError(f"{quoted(path)} holds more than {MOST_FILES:,} files.")
+        if not member.name.lower().endswith(tuple(wanted)) or _is_hidden(parts):
+            left += 1
+            continue
+        if written + member.size > min(allowed, room):
+            raise _too_large(path, allowed, room)
+        place = target.joinpath(*parts)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with member.open() as source, open(place, "xb") as copy:
+            for piece in iter(lambda: source.read(_PIECE), b""):
+                written += len(piece)
+                if written > min(allowed, room):  # what a header says of the size may be a lie
+                    raise _too_large(path, allowed, room)
+                copy.write(piece)
+    if left:
+        logger.info("%s of '%s' left out: no images or tables", counted(left, "file"), path.name)
+
+
+def _too_large(path: Path, allowed: int, room: int) -> ResiDualError:
+    if room < allowed:
+        return ResiDualError(
+            f"{quoted(path)} unpacks to more than the {room:,} bytes that are free on the disk of "
+            f"{quoted(datasets.config.HF_DATASETS_CACHE)}; make room, or set HF_DATASETS_CACHE."
+        )
+    return ResiDualError(
+        f"{quoted(path)} unpacks to more than {allowed:,} bytes, {MOST_RATIO} times its size: that "
+        "is no archive of images. Unpack it yourself if you trust it, and name the folder."
+    )
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    """The regular files of an archive, each opened before the next is asked for."""
+    if path.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            yield from _of_zip(archive, path)
+        return
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            if member.issym() or member.islnk():
+                raise _no_links(member.name, path)
+            if member.isreg():
+                yield _Member(member.name, member.size, lambda m=member: archive.extractfile(m))
+
+
+def _of_zip(archive: zipfile.ZipFile, path: Path) -> Iterable[_Member]:
+    for info in archive.infolist():
+        mode = info.external_attr >> 16
+        if mode & 0o170000 == 0o120000:
+            raise _no_links(info.filename, path)
+        if not info.is_dir():
+            yield _Member(info.filename, info.file_size, lambda i=info: _opened(archive, i))
+
+
+def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    return archive.open(info)
+
+
+def _no_links(name: str, path: Path) -> ResiDualError:
+    return ResiDualError(
+        f"the archive {quoted(path)} holds the link '{name}', which may lead anywhere: pack the "
+        "files themselves."
+    )
+
+
+def _checked(name: str, path: Path) -> tuple[str, ...]:
+    """The parts of a member's path.
+
+    Raises:
+        ResiDualError: it leads out of the folder, or is no path.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    drive = bool(parts) and parts[0].endswith(":")
+    if not parts or parts[0] == "/" or drive or ".." in parts or "\0" in name:
+        raise ResiDualError(
+            f"the archive {quoted(path)} holds the path '{name}', which leads out of its folder; "
+            "nothing was kept of it."
+        )
+    return parts
+
+
+def _is_hidden(parts: tuple[str, ...]) -> bool:
+    """What no folder of images shows either: such as __MACOSX and .DS_Store."""
+    return any(part.startswith((".", "__")) for part in parts)

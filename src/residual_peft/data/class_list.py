@@ -1,0 +1,144 @@
+"""A small classes.csv beside the data: what its classes are called, in words and in other ways."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset
+
+from ..errors import ResiDualError, printable
+from ..hub.files import quoted
+from .labels import label_item, labelling_of_column
+from .labels.columns import labels_in
+from .tables import Columns, read_table
+
+logger = logging.getLogger(__name__)
+
+CLASSES = "classes.csv"
+_NAMES = ("name", "class", "label", "folder", "id")
+_WORDS = ("words", "prompt", "text", "description")
+_OTHERS = ("spellings", "other_spellings", "synonyms", "aliases", "also")
+_BETWEEN = "|;"
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """What classes are called.
+
+    Attributes:
+        words: a name as the data have it, or another spelling of it, in small letters -> the name
+            that the class has from here on, which goes into prompts.
+        file: where it was read.
+    """
+
+    words: Mapping[str, str]
+    file: str
+
+    @classmethod
+    def read(cls, path: Path) -> "ClassList | None":
+        """Read columns `name`, and `words` and `spellings` (several between | or ;) or one of them.
+
+        None where there are none: then it is somebody else's.
+
+        Raises:
+            ResiDualError: no table, or a name or spelling of two classes.
+        """
+        columns = read_table(path)
+        assert not isinstance(columns, Dataset)  # which a CSV file never is
+        name, words, others = (_column(columns, names) for names in (_NAMES, _WORDS, _OTHERS))
+        if name is None or (words is None and others is None):
+            logger.warning(
+                "%s is not used: wanted columns name and words (or spellings), got %s",
+                quoted(path),
+                printable(", ".join(columns)),
+            )
+            return None
+        found: dict[str, str] = {}
+        count = len(columns[name])
+        empty: list[Any] = [None] * count
+        rows = zip(
+            columns[name],
+            columns[words] if words else empty,
+            columns[others] if others else empty,
+            strict=True,
+        )
+        for row, (own, text, spellings) in enumerate(rows):
+            if own is None:
+                raise ResiDualError(f"row {row} of {quoted(path)} has no name.")
+            for spelling in (own, *_several(spellings)):
+                said = text or own
+                if found.setdefault(_folded(spelling), said) != said:
+                    raise ResiDualError(
+                        f"{quoted(path)} has '{spelling}' for two classes, "
+                        f"'{found[_folded(spelling)]}' and '{said}'."
+                    )
+        return cls(found, str(path))
+
+    def named(self, label: str) -> str:
+        """What a class of the data is called."""
+        return self.words.get(_folded(label), label)
+
+    def applied(self, parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
+        """The data with these names for their labels; classes of one name become one.
+
+        Args:
+            parts: with a column `label` of class names, or of numbers that have names.
+        """
+        seen: set[str] = set()
+        renamed = {part: self._renamed(dataset, seen) for part, dataset in parts.items()}
+        known = {_folded(label) for label in seen}
+        idle = [said for key, said in self.words.items() if key not in known]
+        used = {said for key, said in self.words.items() if key in known}
+        if missing := sorted(set(idle) - used):
+            logger.warning(
+                "%s: no image is of %s",
+                printable(self.file),
+                printable(", ".join(f"'{name}'" for name in missing[:5])),
+            )
+        return renamed
+
+    def _renamed(self, dataset: Dataset, seen: set[str]) -> Dataset:
+        feature = dataset.features["label"]
+        labelling, item = labelling_of_column(feature), label_item(feature)
+        if isinstance(item, ClassLabel):
+            names = item.names
+        elif str(getattr(item, "dtype", "")).endswith("string"):
+            names = None
+        else:
+            return dataset  # bare numbers, whose meaning is asked for later
+
+        def text(label: Any) -> Any:
+            if label is None:
+                return None
+            own = label if names is None else names[label]
+            seen.add(own)
+            return self.named(own)
+
+        found = [labelling.mapped(label, text) for label in labels_in(dataset)]
+        kind = labelling.feature(datasets.Value("string"))
+        return dataset.remove_columns("label").add_column("label", found, feature=kind)
+
+
+def class_list_in(folder: Path) -> ClassList | None:
+    """That of a folder, if there is one."""
+    path = folder / CLASSES
+    return ClassList.read(path) if path.is_file() else None
+
+
+def _column(columns: Columns, names: Iterable[str]) -> str | None:
+    known = {_folded(column).replace(" ", "_"): column for column in columns}
+    return next((known[name] for name in names if name in known), None)
+
+
+def _folded(text: str) -> str:
+    return " ".join(str(text).replace("_", " ").split()).casefold()
+
+
+def _several(text: str | None) -> list[str]:
+    if not text:
+        return []
+    mark = max(_BETWEEN, key=text.count)
+    return [part.strip() for part in text.split(mark) if part.strip()]

@@ -1,0 +1,254 @@
+"""Columns of paths and labels -> splits of images: which column is which, and where the files are.
+
+What people have is seldom as it was meant: paths below another folder than the table's, names
+without their endings, backslashes, a header that is missing. What can be told is taken as it is
+meant, and said; the rest ends in a message that names the columns and the first row.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, Features
+from PIL import Image
+
+from ..errors import ResiDualError, counted, printable, short
+from .columns import IMAGE_COLUMNS, LABEL_COLUMNS
+from .folders import CANONICAL_SPLIT, SPLIT_NAMES
+from .tables import Columns
+from .trees import tree_of
+
+logger = logging.getLogger(__name__)
+
+PATH_COLUMNS = ("file_name", "filename", "file", "path", "filepath", "file_path", "image_path")
+MORE_LABELS = ("category", "class_name", "species", "tags")
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")
+_SEVERAL = ("labels", "tags")  # whose text may hold several, between these:
+_BETWEEN = "|;"
+_TRIED = 50  # paths, to see where they begin
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def from_columns(
+    columns: Columns,
+    base: Path,
+    name: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    *,
+    numbers: bool = False,
+) -> dict[str, Dataset]:
+    """Split -> its images and labels, in columns `image` and `label` or as they were named.
+
+    Args:
+        columns: of paths (or images) and labels, and perhaps of splits.
+        base: the folder that paths are below.
+        name: of the data, for messages.
+        image_column: found when None.
+        label_column: likewise.
+        numbers: whether labels that are numbers stay such: somebody says what they mean.
+
+    Raises:
+        ResiDualError: no such columns, or none that could be meant; a row without an image.
+    """
+    columns = _with_header(columns)
+    image = _chosen(columns, image_column, (*PATH_COLUMNS, *IMAGE_COLUMNS), _looks_like_paths)
+    if image is None:
+        raise _no_column(columns, name, "file names or images", "image_column", IMAGE_COLUMNS)
+    others = {column: values for column, values in columns.items() if column != image}
+    split = next((c for c in others if _folded(c) in SPLIT_COLUMNS and _splits(others[c])), None)
+    others.pop(split or "", None)
+    alone = (lambda _: True) if len(others) == 1 else (lambda _: False)
+    label = _chosen(others, label_column, (*LABEL_COLUMNS, *MORE_LABELS), alone)
+    if label is None:
+        raise _no_column(columns, name, "labels", "label_column", LABEL_COLUMNS)
+    images = _found(columns[image], base, name)
+    labels = _labels(others[label], label, numbers)
+    shown = (image if image_column else "image", label if label_column else "label")
+    parts = [None] * len(images) if split is None else columns[split]
+    rows: dict[str, list[int]] = {}
+    for row, part in enumerate(parts):
+        rows.setdefault(_split_of(part, row, name), []).append(row)
+    return {
+        part: _dataset([images[row] for row in own], [labels[row] for row in own], shown, name)
+        for part in SPLIT_NAMES
+        if (own := rows.get(part))
+    }
+
+
+def _folded(column: str) -> str:
+    return column.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _chosen(
+    columns: Columns,
+    asked: str | None,
+    names: Sequence[str],
+    looks: Callable[[list[Any]], bool],
+) -> str | None:
+    """The column that is asked for; else one of these names, else the only one that looks so."""
+    if asked is not None:
+        return asked if asked in columns else None
+    named = {_folded(column): column for column in reversed(columns)}
+    for name in names:
+        if name in named:
+            return named[name]
+    alike = [column for column, values in columns.items() if looks(values)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _no_column(
+    columns: Columns, name: str, what: str, option: str, usual: Sequence[str]
+) -> ResiDualError:
+    return ResiDualError(
+        f"{name} has no column of {what} that could be told among {', '.join(columns)}; name it "
+        f"with {option}= (--{option.replace('_', '-')}), or call it '{usual[0]}'."
+    )
+
+
+def _with_header(columns: Columns) -> Columns:
+    """The columns; where the first row was taken for their names, it is put back."""
+    names = list(columns)
+    if len(names) != 2 or not names[0].lower().endswith(_ENDINGS):
+        return columns
+    logger.warning("the first row is taken for an image: the table has no names of columns")
+    return {
+        "file_name": [names[0], *columns[names[0]]],
+        "label": [names[1], *columns[names[1]]],
+    }
+
+
+def _looks_like_paths(values: list[Any]) -> bool:
+    return all(
+        (isinstance(value, str) and value.lower().endswith(_ENDINGS))
+        or isinstance(value, Image.Image | os.PathLike)
+        for value in values[:_TRIED]
+    )
+
+
+def _splits(values: list[Any]) -> bool:
+    """Whether a column names splits in every row."""
+    return {str(value).strip().lower() for value in values} <= set(CANONICAL_SPLIT)
+
+
+def _split_of(part: Any, row: int, name: str) -> str:
+    return "train" if part is None else CANONICAL_SPLIT[str(part).strip().lower()]
+
+
+def _labels(values: list[Any], column: str, numbers: bool) -> list[Any]:
+    """Labels as text, or lists of it; numbers where they stay."""
+    texts = [value for value in values if isinstance(value, str)]
+    if _folded(column) in _SEVERAL and any(mark in text for text in texts for mark in _BETWEEN):
+        mark = max(_BETWEEN, key=lambda mark: sum(mark in text for text in texts))
+        values = [[] if v is None else [t for t in str(v).split(mark) if t.strip()] for v in values]
+    if numbers and all(_is_number(value) for value in values):
+        return [int(value) for value in values]
+    return [_text(value) for value in values]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False
+    return str(value).strip().removesuffix(".0").removeprefix("-").isdecimal()
+
+
+def _text(value: Any) -> Any:
+    """A label as text; whole numbers without a point, lists item by item."""
+    if value is None or isinstance(value, list | tuple | set):
+        return value if value is None else [_text(each) for each in value]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _found(values: list[Any], base: Path, name: str) -> list[Any]:
+    """Images, or absolute paths of them, wherever they are meant to begin."""
+    for row, value in enumerate(values):
+        if value is None:
+            raise ResiDualError(f"row {row} of {name} has no image; remove it.")
+        if isinstance(value, str) and value.startswith(("http://", "https://")):
+            raise ResiDualError(
+                f"row {row} of {name} is an address on the web ({short(value)}); download the "
+                "images first, and name the files."
+            )
+    texts = [os.fspath(value) for value in values if isinstance(value, str | os.PathLike)]
+    if len(texts) < len(values):
+        return [_stored(value) for value in values]
+    return _resolved(texts, base, name)
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray):
+        return {"bytes": bytes(value), "path": None}
+    return os.path.abspath(value) if isinstance(value, str | os.PathLike) else value
+
+
+def _resolved(texts: list[str], base: Path, name: str) -> list[str]:
+    if "\\" in "".join(texts[:_TRIED]) and os.sep == "/":
+        texts = [text.replace("\\", "/") for text in texts]
+    bases = [base.absolute(), Path.cwd()]
+    for folder in bases:
+        found = [os.path.normpath(folder / text) for text in texts]
+        if any(map(_is_there, found[:_TRIED])):
+            if folder != bases[0]:
+                logger.warning("%s: paths are below '%s'", printable(name), printable(folder))
+            return found
+    return _by_name(texts, base, name)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except ValueError:  # a null byte
+        return False
+
+
+def _by_name(texts: list[str], base: Path, name: str) -> list[str]:
+    """Paths of files below the base that are called so, with or without their endings.
+
+    Raises:
+        ResiDualError: none is.
+    """
+    tree = tree_of(base)
+    known: dict[str, str | None] = {}
+    for parts in tree.images:
+        path = str(tree.base.joinpath(*parts))
+        for key in {parts[-1], os.path.splitext(parts[-1])[0], "/".join(parts)}:
+            known[key] = path if key not in known else None  # which of two is not to be told
+    found = [known.get(text) or known.get(os.path.basename(text)) for text in texts]
+    if not any(found):
+        raise ResiDualError(
+            f"none of the {counted(len(texts), 'image')} that {name} names is there: the first is "
+            f"'{texts[0]}', wanted below '{base}'. Move the table beside the images, or write "
+            "their paths below its folder."
+        )
+    folders = Counter(os.path.dirname(path) for path in found if path).most_common(1)
+    logger.warning(
+        "%s: %s of %d found by their names, most in '%s'",
+        printable(name),
+        counted(sum(map(bool, found)), "image"),
+        len(found),
+        printable(folders[0][0]),
+    )
+    return [path or str(base.absolute() / text) for path, text in zip(found, texts, strict=True)]
+
+
+def _dataset(images: list[Any], labels: list[Any], columns: tuple[str, str], name: str) -> Dataset:
+    value = next((label for label in labels if label is not None), "")
+    several = isinstance(value, list)
+    kind: Any = datasets.Value("int64" if isinstance(value, int) else "string")
+    features = Features(
+        {columns[0]: datasets.Image(), columns[1]: datasets.List(kind) if several else kind}
+    )
+    try:
+        return Dataset.from_dict({columns[0]: images, columns[1]: labels}, features=features)
+    except Exception as error:  # arrow's, of many kinds
+        first = next(iter(str(error).splitlines()), "") or repr(error)
+        raise ResiDualError(
+            f"the images and labels of {name} cannot stand in one table ({first}); wanted a path "
+            "or an image, and one class name (or a list of them), in every row."
+        ) from error

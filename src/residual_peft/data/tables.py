@@ -1,0 +1,163 @@
+"""A CSV, TSV, JSON-lines or parquet file -> columns, every value as it stands there."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from datasets import Dataset, Features
+from datasets.table import InMemoryTable
+
+from ..errors import ResiDualError
+from ..hub.files import file_size, quoted, read_bytes
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+LARGEST_TABLE = 2**30  # bytes
+_SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+Columns = dict[str, list[Any]]
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table, by its ending."""
+    return path.suffix.lower() in TABLES
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether it is a spreadsheet's own file, which nobody here reads."""
+    return path.suffix.lower() in _SHEETS
+
+
+def read_table(path: Path) -> Columns | Dataset:
+    """The columns of a table; of a parquet file with images in it, those as a dataset.
+
+    Of a CSV file all values are text, and None where nothing stands.
+
+    Raises:
+        ResiDualError: no regular file, too large, cut short, without rows, or not in UTF-8.
+    """
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return _parquet(path)
+    text = _text(path)
+    found = _csv(path, text, kind) if kind in (".csv", ".tsv") else _json(path, text)
+    if not found or not next(iter(found.values())):
+        raise ResiDualError(f"wanted a table with a row per image in {quoted(path)}, got no rows.")
+    return found
+
+
+def _text(path: Path) -> str:
+    content = read_bytes(path, LARGEST_TABLE)
+    try:
+        return content.decode(_MARKS.get(content[:2], "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ResiDualError(
+            f"the table {quoted(path)} is not in UTF-8 (byte {error.start}); save it as such: "
+            "spreadsheets call it 'CSV UTF-8'."
+        ) from None
+
+
+def _csv(path: Path, text: str, kind: str) -> Columns:
+    delimiter = "\t" if kind == ".tsv" else _delimiter(text)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise ResiDualError(f"could not read the table {quoted(path)} ({error}).") from None
+    header, *rest = rows or [[]]
+    names = [name.strip() for name in header]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ResiDualError(f"the table {quoted(path)} has several columns '{twice[0]}'.")
+    rest = [row for row in rest if any(cell.strip() for cell in row)]
+    for number, row in enumerate(rest):
+        if len(row) != len(names):
+            raise ResiDualError(
+                f"row {number} of the table {quoted(path)} has {len(row)} values, its header "
+                f"{len(names)} ({', '.join(names)}); put what holds '{delimiter}' in quotes."
+            )
+    return {name: [row[i].strip() or None for row in rest] for i, name in enumerate(names)}
+
+
+def _delimiter(text: str) -> str:
+    """What stands between the names of the columns: a comma, or what some spreadsheets write."""
+    header = text.partition("\n")[0]
+    return max(",;\t", key=header.count)
+
+
+def _json(path: Path, text: str) -> Columns:
+    """Objects, one a line or in a list."""
+    lines = [(n, line) for n, line in enumerate(text.splitlines()) if line.strip()]
+    try:
+        if path.suffix.lower() == ".json":
+            found = json.loads(text)
+            rows = found if isinstance(found, list) else [found]
+        else:
+            rows = [json.loads(line) for _, line in lines]
+    except (ValueError, RecursionError) as error:
+        raise ResiDualError(
+            f"could not read the table {quoted(path)} as JSON ({error}); wanted an object such as "
+            '{"file_name": "a.png", "label": "cat"} per line.'
+        ) from None
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ResiDualError(
+                f"row {number} of the table {quoted(path)} is {type(row).__name__}, wanted an "
+                'object such as {"file_name": "a.png", "label": "cat"}.'
+            )
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _parquet(path: Path) -> Columns | Dataset:
+    file_size(path)  # a pipe would hold up whoever opens it
+    try:
+        table = pyarrow.parquet.read_table(path)
+        table.validate(full=True)
+        features = Features.from_arrow_schema(table.schema)
+    except Exception as error:  # arrow's, of many kinds
+        first = next(iter(str(error).splitlines()), "") or repr(error)
+        raise ResiDualError(f"could not read the table {quoted(path)} ({first}).") from error
+    if not table.num_rows:
+        raise ResiDualError(f"wanted a table with a row per image in {quoted(path)}, got no rows.")
+    if any(_holds_images(kind) for kind in features.values()):
+        return Dataset(InMemoryTable(table.cast(features.arrow_schema)))
+    return table.to_pydict()
+
+
+def _holds_images(kind: Any) -> bool:
+    """Whether a column has images in it: the type of datasets, or its bytes and path."""
+    return type(kind).__name__ == "Image" or (isinstance(kind, dict) and "bytes" in kind)
+
+
+def columns_of(source: Any) -> Columns | None:
+    """The columns of a pandas DataFrame, or of pairs of an image and its label; None for others.
+
+    Raises:
+        ResiDualError: a list that holds something else, or nothing.
+    """
+    if type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "to_dict"):
+        if not hasattr(source, "columns"):
+            raise ResiDualError("wanted a DataFrame of images and labels, got one column of it.")
+        columns = {str(name): source[name].astype(object) for name in source.columns}
+        # NaN, NaT and NA are None from here on
+        return {
+            name: column.where(column.notna(), None).tolist() for name, column in columns.items()
+        }
+    if not isinstance(source, list | tuple):
+        return None
+    return _pairs(source)
+
+
+def _pairs(source: Sequence[Any]) -> Columns:
+    for number, pair in enumerate(source):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ResiDualError(
+                "wanted a list of (image, label) pairs such as [('a.png', 'cat')], got "
+                f"{type(pair).__name__} as item {number}."
+            )
+    if not source:
+        raise ResiDualError("wanted a list of (image, label) pairs, got an empty one.")
+    return {"image": [image for image, _ in source], "label": [label for _, label in source]}

@@ -1,0 +1,127 @@
+"""What somebody does who is here for the first time, and what the command line says to it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.test_cli import photos, stop
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photos/big, photos/small and what people have beside."""
+    root = tmp_path_factory.mktemp("desk")
+    (root / "photos").mkdir()
+    photos(root / "photos", "size", 30, seed=5)
+    loose = root / "camera"
+    loose.mkdir()
+    for number, path in enumerate(sorted((root / "photos").rglob("*.png"))[:6]):
+        shutil.copy(path, loose / f"IMG_{number}.png")
+    (root / "one").mkdir()
+    shutil.copytree(loose, root / "one" / "cats")
+    (root / "phone" / "cats").mkdir(parents=True)
+    (root / "phone" / "dogs").mkdir()
+    for number in range(3):
+        (root / "phone" / "cats" / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (root / "labels.xlsx").write_bytes(b"PK\x03\x04")
+    (root / "labels.csv").write_text("file_name,label\nC:/Users/me/IMG_0.jpg,cat\n")
+    (root / "photos.rar").write_bytes(b"Rar!")
+    return root
+
+
+FIRST_LINE = {
+    "a misspelt folder": (
+        ["fit", "--data", "fotos", "--out", "a"],
+        "could not load the data 'fotos': it is no folder here, and the Hugging Face Hub did not",
+    ),
+    "photos beside each other, without folders of classes": (
+        ["fit", "--data", "camera", "--out", "a"],
+        "found no images in a class folder: wanted one folder of images per class in 'camera', got "
+        "6 images beside each other in 'camera'.",
+    ),
+    "one class": (
+        ["fit", "--data", "one", "--out", "a"],
+        "wanted at least two classes to tell apart, got ['cats'].",
+    ),
+    "the photos of a phone": (
+        ["look", "phone"],
+        "add images of a kind that PIL reads, not 3 .heic, as phones write them: save them as JPE",
+    ),
+    "one photo as data": (
+        ["look", "camera/IMG_0.png"],
+        "or a zip or tar, got the file 'camera/IMG_0.png'.",
+    ),
+    "a spreadsheet": (
+        ["look", "labels.xlsx"],
+        "got the spreadsheet 'labels.xlsx'; save it as CSV (UTF-8), with a column file_name",
+    ),
+    "a table of paths of another machine": (
+        ["look", "labels.csv"],
+        "none of the 1 image that labels.csv names is there: the first is 'C:/Users/me/IMG_0.jpg'",
+    ),
+    "another kind of archive": (
+        ["look", "photos.rar"],
+        "wanted a folder of class folders, a table (CSV, TSV, JSON lines, parquet) or a zip or tar",
+    ),
+    "predict before fit": (
+        ["predict", "my-adapter", "camera"],
+        "'my-adapter'",
+    ),
+    "adapter and photos the wrong way round": (
+        ["predict", "camera/IMG_0.png", "my-adapter"],
+        "got the file 'camera/IMG_0.png'",
+    ),
+    "eval without an adapter": (
+        ["eval", "--data", "photos"],
+        "wanted an adapter, got none: residual-peft eval ADAPTER --data DATA.",
+    ),
+    "no prompt in a template": (
+        ["fit", "--data", "photos", "--out", "a", "--template", "a photo"],
+        "the prompt template 'a photo' has no '{}' where the class name goes.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", FIRST_LINE)
+def test_a_mistake_is_answered_by_what_to_do(mistake, made, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(made)
+    given, message = FIRST_LINE[mistake]
+    assert stop(monkeypatch, *given) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("residual-peft: ")
+    assert message in last
+    assert not (made / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["train"], "No such command 'train'"),
+        (["fit", "--data", "photos"], "Missing option '--out'"),
+        (["predict", "my-adapter"], "Missing argument 'IMAGES'"),
+        (["look", "photos", "--outt", "x"], "No such option: --outt"),
+        (
+            ["fit", "--data", "photos", "--out", "a", "--batch-size", "0"],
+            "Invalid value for '--batch-",
+        ),
+    ],
+)
+def test_words_that_no_command_knows(given, message, made, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(made)
+    assert stop(monkeypatch, *given) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_adapter_within_the_data_is_no_class(made: Path, tmp_path, monkeypatch, capsys) -> None:
+    """`--out` in the folder of the photos: the next fit must not learn from that one's report."""
+    folder = tmp_path / "photos"
+    shutil.copytree(made / "photos", folder)
+    (folder / "adapter" / "run" / "examples").mkdir(parents=True)
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    Image.new("RGB", (9, 9)).save(folder / "adapter" / "run" / "examples" / "1.png")
+    assert stop(monkeypatch, "look", str(folder)) == 0
+    assert capsys.readouterr().out.startswith("30 images of 2 classes (train 30)")
