@@ -122,9 +122,9 @@ def test_analyse_and_explain_without_a_text_tower(
 def test_what_needs_texts_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:
     model, out = str(saved("ViTModel", tmp_path / "model")), tmp_path / "adapter"
     with pytest.raises(ResiDualError, match="ViTModel has no text tower: classes are the means"):
-        fit_adapter(model, str(photos), out, templates=["a {}"])
+        fit_adapter(model, str(photos), out, templates=["a {}"], method="gains")
     with pytest.raises(ResiDualError, match="so leave out the words"):
-        fit_adapter(model, str(photos), out, words=["red", "green"])
+        fit_adapter(model, str(photos), out, words=["red", "green"], method="gains")
     assert not out.exists()
 
 
@@ -132,6 +132,6 @@ def test_a_siglip_gets_as_many_components_as_a_head_has_dimensions(
     photos: Path, tmp_path: Path
 ) -> None:
     model, out = saved("SiglipModel", tmp_path / "model"), tmp_path / "adapter"
-    fit_adapter(str(model), str(photos), out, words=[])
+    fit_adapter(str(model), str(photos), out, words=[], method="gains")
     counts = ZeroShotClassifier.from_pretrained(out).model.peft_config["default"].component_counts
     assert set(counts) == {12}

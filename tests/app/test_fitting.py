@@ -37,7 +37,7 @@ def gains(folder: Path) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def fitted(model: str, splits: DatasetDict, tmp_path_factory) -> tuple[Path, FitReport]:
     out = tmp_path_factory.mktemp("out") / "adapter"
-    return out, fit_adapter(model, splits, out, templates=["a {}."])
+    return out, fit_adapter(model, splits, out, templates=["a {}."], method="gains")
 
 
 def test_the_scores_are_those_of_the_adapter_on_disk(fitted, model, splits) -> None:
@@ -71,14 +71,14 @@ def test_the_test_images_choose_nothing(fitted, model, splits, tmp_path: Path) -
     out, scores = fitted
     wrong = splits["test"].map(lambda row: {"label": (row["label"] + 1) % 3})
     other = DatasetDict(splits | {"test": wrong})
-    changed = fit_adapter(model, other, tmp_path / "adapter", templates=["a {}."])
+    changed = fit_adapter(model, other, tmp_path / "adapter", templates=["a {}."], method="gains")
     assert changed.adapted["accuracy"] != scores.adapted["accuracy"]
     assert torch.equal(gains(tmp_path / "adapter"), gains(out))
 
 
 def test_the_config_and_the_seed_are_taken(fitted, model, splits, tmp_path: Path) -> None:
     config = ResiDualConfig.paper("coarse", seed=4)
-    fit_adapter(model, splits, tmp_path / "a", templates=["a {}."], config=config)
+    fit_adapter(model, splits, tmp_path / "a", templates=["a {}."], config=config, method="gains")
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a").model.peft_config["default"]
     assert (loaded.granularity, loaded.seed) == ("unit", 4)
     record = RunRecord.load(tmp_path / "a").gains
@@ -86,7 +86,7 @@ def test_the_config_and_the_seed_are_taken(fitted, model, splits, tmp_path: Path
     assert set(record.counts) == {1}
     assert record.eigenvalues is None
     (tmp_path / "a" / "report.html").write_text("of an earlier fit")
-    fit_adapter(model, splits, tmp_path / "a", templates=["a {}."])
+    fit_adapter(model, splits, tmp_path / "a", templates=["a {}."], method="gains")
     assert torch.equal(gains(tmp_path / "a"), gains(fitted[0]))  # nothing is drawn at random
     assert not (tmp_path / "a" / "report.html").exists()
 
@@ -106,7 +106,9 @@ def test_the_trainers_way(fitted, model, splits, tmp_path: Path) -> None:
     assert torch.equal(found.gains.gains, gains(tmp_path / "a"))
     stream = ResiDualConfig(mode="stream")
     with pytest.raises(ResiDualError, match=r"no coordinates to fit from; use trainer=True"):
-        fit_adapter(model, splits, tmp_path / "b", templates=["a {}."], config=stream)
+        fit_adapter(
+            model, splits, tmp_path / "b", templates=["a {}."], config=stream, method="gains"
+        )
     fit_adapter(model, splits, tmp_path / "b", templates=["a {}."], config=stream, trainer=True)
     assert (tmp_path / "b" / "adapter_model.safetensors").is_file()
     assert RunRecord.load(tmp_path / "b").gains is None
@@ -136,13 +138,17 @@ def test_a_fit_leaves_a_record_of_itself(fitted, splits) -> None:
 
 def test_words_are_asked_for_found_or_left_out(fitted, model, splits, tmp_path: Path) -> None:
     assert RunRecord.load(fitted[0]).words == ()  # its text tower is too small for the bundled list
-    report = fit_adapter(model, splits, tmp_path / "a", templates=["a {}."], words=["abc", "fgh"])
+    report = fit_adapter(
+        model, splits, tmp_path / "a", templates=["a {}."], words=["abc", "fgh"], method="gains"
+    )
     assert report.adapted == fitted[1].adapted
     found = RunRecord.load(tmp_path / "a").words
     assert len(found) == 12
     assert {text for item in found for text, _ in item.texts} == {"abc", "fgh"}
     with pytest.raises(ResiDualError, match="one text a line at"):
-        fit_adapter(model, splits, tmp_path / "b", templates=["a {}."], words="none.txt")
+        fit_adapter(
+            model, splits, tmp_path / "b", templates=["a {}."], words="none.txt", method="gains"
+        )
     assert not (tmp_path / "b").exists()
 
 
@@ -207,7 +213,7 @@ def test_words_that_nothing_would_show_are_refused(model, splits, tmp_path: Path
 
 def test_a_bad_fit_writes_nothing(model, splits, tmp_path: Path) -> None:
     with pytest.raises(ResiDualError, match=r"has no '\{\}' where the class name goes"):
-        fit_adapter(model, splits, tmp_path / "out", templates=["a photo"])
+        fit_adapter(model, splits, tmp_path / "out", templates=["a photo"], method="gains")
     with pytest.raises(ResiDualError, match="could not find the model 'nobody/nothing'"):
         fit_adapter("nobody/nothing", splits, tmp_path / "out")
     assert not (tmp_path / "out").exists()

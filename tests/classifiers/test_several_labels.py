@@ -285,7 +285,9 @@ def test_a_fit_of_several_labels(
     splits: DatasetDict, model_path: str, tmp_path: Path, trainer: bool
 ) -> None:
     out = tmp_path / "adapter"
-    report = fit_adapter(model_path, splits, out, templates=["a {}."], trainer=trainer)
+    report = fit_adapter(
+        model_path, splits, out, templates=["a {}."], trainer=trainer, method="gains"
+    )
     assert set(report.adapted) == {
         "mean_average_precision", "micro_f1", "macro_f1", "exact_match",
     }  # fmt: skip

@@ -59,7 +59,7 @@ def test_the_command_line(
 def test_analyses_are_for_one_label(
     splits: DatasetDict, model_path: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    fit_adapter(model_path, splits, tmp_path / "a", templates=["a {}."])
+    fit_adapter(model_path, splits, tmp_path / "a", templates=["a {}."], method="gains")
     with pytest.raises(ResiDualError, match="several labels per image: analyses from names"):
         study_model(model_path, splits)
     splits.save_to_disk(str(tmp_path / "data"))

@@ -140,7 +140,12 @@ def test_what_speaks_against_a_fit_is_said() -> None:
 def test_a_fit_hands_what_it_found_to_its_report(tmp_path: Path) -> None:
     save_clip(tmp_path / "model")
     found = fit_adapter(
-        str(tmp_path / "model"), images(60), tmp_path / "out", templates=["a {}."], words=()
+        str(tmp_path / "model"),
+        images(60),
+        tmp_path / "out",
+        templates=["a {}."],
+        words=(),
+        method="gains",
     )
     facts = RunRecord.load(tmp_path / "out").facts
     assert facts.train_accuracy == found.train["accuracy"]
@@ -152,7 +157,9 @@ def test_a_fit_hands_what_it_found_to_its_report(tmp_path: Path) -> None:
 def test_page_and_picture_show_the_same_mean_gains(tmp_path: Path, monkeypatch) -> None:
     """Of wild gains, whose plain mean is far from the one that is weighted by variance."""
     save_clip(tmp_path / "model")
-    fit_adapter(str(tmp_path / "model"), images(60), tmp_path / "out", templates=["a {}."])
+    fit_adapter(
+        str(tmp_path / "model"), images(60), tmp_path / "out", templates=["a {}."], method="gains"
+    )
     classifier = ZeroShotClassifier.from_pretrained(tmp_path / "out")
     gains = gains_of(classifier.model)
     with torch.no_grad():
@@ -221,7 +228,7 @@ def test_every_method_of_the_paper_has_a_report(method: str, tmp_path: Path) -> 
     save_clip(tmp_path / "model")
     config = METHODS[method].config(0)
     fit_adapter(str(tmp_path / "model"), images(60), tmp_path / "out", templates=["a {}."],
-                config=config)  # fmt: skip
+                config=config, method="gains")  # fmt: skip
     made = RunRecord.load(tmp_path / "out")
     total = float(made.gains.share.sum()) + made.gains.rescaling_share + made.gains.settings_share
     assert total == pytest.approx(1, abs=1e-4)

@@ -119,7 +119,9 @@ def run_facts(
     config = classifier.model.peft_config[active_adapter(classifier.model)]
     name, kind = origin_of(classifier.model)
     weights = Path(directory) / ADAPTER_TENSORS
+    gains = gains_by_module(classifier.model).values()
     found: dict[str, Any] = {
+        "trained": sum(part.numel() for part in gains),
         "adapter": Path(directory).resolve().name,
         "templates": classifier.templates,
         "settings": _settings(config),
@@ -133,7 +135,6 @@ def run_facts(
     return RunFacts(
         base_model=Path(name).name if name and Path(name).is_dir() else name or kind,
         method=method,
-        trained=sum(gains.numel() for gains in gains_by_module(classifier.model).values()),
         dataset=dataset,
         splits=dict(splits),
         **found | known,

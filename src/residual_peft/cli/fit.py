@@ -43,8 +43,15 @@ def fit(
             help="mean or patches: the mean of the tower's tokens; classes are means, too."
         ),
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="What to fit: ridge, gains, ... (compare lists them); auto tries all."),
+    ] = "auto",
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Every class counts alike, however few its images.")
+    ] = False,
     trainer: Annotated[
-        bool, typer.Option("--trainer", help="Train with the HF Trainer instead: slower.")
+        bool, typer.Option("--trainer", help="Train gains with the HF Trainer instead: slower.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the splits and the order of the images.")] = 0,
     license: Annotated[
@@ -77,6 +84,8 @@ def fit(
         out,
         templates=template,
         config=None if readout is None else ResiDualConfig(seed=seed, readout=readout),
+        method=method,
+        balanced=balanced,
         trainer=trainer,
         image_column=image_column,
         label_column=label_column,

@@ -13,7 +13,7 @@ import typer
 
 from ..app.messages import one_line
 from ..errors import printable
-from . import analyse, demo, evaluate, explain, fit, look, predict, push, report
+from . import analyse, compare, demo, evaluate, explain, fit, look, predict, push, report
 from .commands import Interrupted, command_class
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "look": (look.look, look.EXAMPLE),
     "fit": (fit.fit, fit.EXAMPLE),
     "predict": (predict.predict, predict.EXAMPLE),
+    "compare": (compare.compare, compare.EXAMPLE),
     "eval": (evaluate.evaluate, evaluate.EXAMPLE),
     "report": (report.report, report.EXAMPLE),
     "explain": (explain.explain, explain.EXAMPLE),

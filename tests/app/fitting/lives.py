@@ -34,6 +34,7 @@ def fit(folder: Path, name: str, seed: int, trainer: bool) -> None:
         seed=seed,
         batch_size=8,
         trainer=trainer,
+        method="gains",
     )
 
 

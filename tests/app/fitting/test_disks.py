@@ -25,7 +25,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("disks")
     save_clip(folder / "model")
     photos(folder / "photos", count=14)
-    fit_adapter(str(folder / "model"), str(folder / "photos"), folder / "a", templates=["a {}."])
+    fit_adapter(
+        str(folder / "model"),
+        str(folder / "photos"),
+        folder / "a",
+        templates=["a {}."],
+        method="gains",
+    )
     return folder
 
 
@@ -129,19 +135,25 @@ def test_the_room_that_is_asked_for_is_what_is_taken(
     assert asked > room_for(classifier.model, {"train": 90, "validation": 10, "test": 10})
     taken = {}
     whole = sys.modules["residual_peft.app.fitting.ways"]
-    real = whole.solve_gains
+    real = whole.choose
 
     def instead(*args, **kwargs):
         files = (tmp_path / ".a.reading").rglob("*.safetensors")
         taken["bytes"] = sum(path.stat().st_size for path in files)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(whole, "solve_gains", instead)
+    monkeypatch.setattr(whole, "choose", instead)
     seen = {}
     monkeypatch.setattr(
         fit_reading, "room_for", lambda m, n: seen.setdefault("asked", room_for(m, n))
     )
-    fit_adapter(str(root / "model"), str(root / "photos"), tmp_path / "a", templates=["a {}."])
+    fit_adapter(
+        str(root / "model"),
+        str(root / "photos"),
+        tmp_path / "a",
+        templates=["a {}."],
+        method="gains",
+    )
     assert 0 < taken["bytes"] < 2 * seen["asked"] + 10**5  # headers of small files, and the basis
 
 

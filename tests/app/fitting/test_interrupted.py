@@ -61,7 +61,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(root: Path, out: Path, **options):
     given = {"templates": ["a {}."], "batch_size": 4, "num_workers": 0} | options
-    return fit_adapter(str(root / "model"), str(root / "photos"), out, **given)
+    return fit_adapter(str(root / "model"), str(root / "photos"), out, method="gains", **given)
 
 
 class Counted:

@@ -32,7 +32,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(root: Path) -> FitReport:
     return fit_adapter(
-        str(root / "model"), str(root / "photos"), root / "a", templates=["a {}."], seed=SEED
+        str(root / "model"),
+        str(root / "photos"),
+        root / "a",
+        templates=["a {}."],
+        seed=SEED,
+        method="gains",
     )
 
 
@@ -66,8 +71,7 @@ def test_eval_takes_the_seed_of_the_fit(root, report, classifier) -> None:
 def test_every_way_of_fitting_says_which_images_it_took(trainer, root, tmp_path) -> None:
     fit_adapter(
         str(root / "model"), str(root / "photos"), tmp_path / "a", templates=["a {}."],
-        trainer=trainer, seed=SEED + 1,
-    )  # fmt: skip
+        trainer=trainer, seed=SEED + 1, method="gains")  # fmt: skip
     classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     chosen = digests(choose_images(classifier, str(root / "photos")).images)
     assert chosen == list(load_data(str(root / "photos"), seed=SEED + 1).digests["test"])
@@ -229,7 +233,11 @@ def test_a_test_image_that_is_a_training_image_is_no_test(root, tmp_path, caplog
     for number, path in enumerate(sorted((tmp_path / "data" / "train" / "cat").iterdir())[:2]):
         shutil.copy(path, tmp_path / "data" / "test" / "cat" / f"copy-{number}.png")
     report = fit_adapter(
-        str(root / "model"), str(tmp_path / "data"), tmp_path / "a", templates=["a {}."]
+        str(root / "model"),
+        str(tmp_path / "data"),
+        tmp_path / "a",
+        templates=["a {}."],
+        method="gains",
     )
     assert (report.repeated, report.splits["test"]) == (2, 18)
     assert "2 test images left out of the score: trained on as well" in report.lines()
@@ -239,7 +247,7 @@ def test_a_test_image_that_is_a_training_image_is_no_test(root, tmp_path, caplog
     shutil.rmtree(tmp_path / "data" / "test")
     shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "test")
     with pytest.raises(ResiDualError, match=r"all 36 test images of .* are training or validation"):
-        fit_adapter(str(root / "model"), str(tmp_path / "data"), tmp_path / "b")
+        fit_adapter(str(root / "model"), str(tmp_path / "data"), tmp_path / "b", method="gains")
 
 
 def test_several_labels_are_found_by_name(tmp_path: Path, root: Path) -> None:
@@ -249,7 +257,9 @@ def test_several_labels_are_found_by_name(tmp_path: Path, root: Path) -> None:
     texts = [texts[index % 7] for index in range(60)]
     paths = [str(path) for path in sorted(folder.rglob("*.png"))]
     data = Dataset.from_dict({"image": paths, "label": texts}).cast_column("image", Image())
-    report = fit_adapter(str(root / "model"), data, tmp_path / "a", templates=["a {}."])
+    report = fit_adapter(
+        str(root / "model"), data, tmp_path / "a", templates=["a {}."], method="gains"
+    )
     assert (tmp_path / "a" / "run" / "fitted_on.txt").is_file()
     assert not (tmp_path / "a" / "run" / "run.json").exists()
     own = evaluate_adapter(tmp_path / "a", data)
@@ -295,7 +305,11 @@ def test_splits_that_the_data_came_with_need_no_seed(root, tmp_path) -> None:
     photos(tmp_path / "data" / "val", count=4, seed=3)
     photos(tmp_path / "data" / "test", count=5, seed=4)
     report = fit_adapter(
-        str(root / "model"), str(tmp_path / "data"), tmp_path / "a", templates=["a {}."]
+        str(root / "model"),
+        str(tmp_path / "data"),
+        tmp_path / "a",
+        templates=["a {}."],
+        method="gains",
     )
     found = evaluate_adapter(tmp_path / "a", str(tmp_path / "data"), seed=42)
     assert (found["images"], found["accuracy"]) == (15, report.adapted["accuracy"])

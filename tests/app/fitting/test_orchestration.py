@@ -31,7 +31,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(root: Path, out: Path, data=None, **options):
     data = str(root / "photos") if data is None else data
-    return fit_adapter(str(root / "model"), data, out, templates=["a {}."], **options)
+    return fit_adapter(
+        str(root / "model"), data, out, templates=["a {}."], method="gains", **options
+    )
 
 
 class Steps:
@@ -284,7 +286,7 @@ def test_the_trainer_gets_the_seed(root: Path, tmp_path: Path, monkeypatch) -> N
 
 def test_class_means_are_those_of_the_training_images(root: Path, tmp_path: Path) -> None:
     model = saved("Dinov2Model", tmp_path / "model")
-    report = fit_adapter(str(model), str(root / "photos"), tmp_path / "a", seed=2)
+    report = fit_adapter(str(model), str(root / "photos"), tmp_path / "a", seed=2, method="gains")
     classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     backbone, data = load_backbone(str(model)), load_data(str(root / "photos"), seed=2)
     train = collect_readouts(backbone.model, batches(data.train, backbone.image_processor))

@@ -133,7 +133,11 @@ def test_the_record_has_the_same_numbers(tmp_path: Path) -> None:
     save_clip(tmp_path / "model")
     photos(tmp_path / "photos", count=20)
     report = fit_adapter(
-        str(tmp_path / "model"), str(tmp_path / "photos"), tmp_path / "a", templates=["a {}."]
+        str(tmp_path / "model"),
+        str(tmp_path / "photos"),
+        tmp_path / "a",
+        templates=["a {}."],
+        method="gains",
     )
     facts = RunRecord.load(tmp_path / "a").facts
     assert facts.findings == report.findings

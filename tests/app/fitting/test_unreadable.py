@@ -57,7 +57,7 @@ class Broken:
 
 def fit(root: Path, out: Path, **options):
     options = {"templates": ["a {}."], "num_workers": 0} | options
-    return fit_adapter(str(root / "model"), str(root / "photos"), out, **options)
+    return fit_adapter(str(root / "model"), str(root / "photos"), out, method="gains", **options)
 
 
 def test_unreadable_files_are_skipped_listed_and_told(root, tmp_path, monkeypatch, capsys) -> None:

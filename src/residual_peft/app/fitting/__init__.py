@@ -7,15 +7,18 @@ measured on is decided in one place (`measuring`).
 from .measuring import Chosen, choose_images, evaluate_adapter
 from .reading import check_skipped, reading_options
 from .report import FitReport
-from .whole import check_without_texts, fit_adapter
+from .whole import Fitted, check_without_texts, compare_methods, fit_adapter, fit_classifier
 
 __all__ = [
     "Chosen",
     "FitReport",
+    "Fitted",
     "check_skipped",
     "check_without_texts",
     "choose_images",
+    "compare_methods",
     "evaluate_adapter",
     "fit_adapter",
+    "fit_classifier",
     "reading_options",
 ]

@@ -9,6 +9,7 @@ from ...data import SkippedImage, write_skipped
 from ...data.labels import MANY_LABELS, ONE_LABEL, Labelling
 from ...errors import counted
 from ...hub.directories import SKIPPED
+from ...reporting.run_record import MethodRow
 from ...solvers import strength_note
 
 FAR = 0.1  # of accuracy: training images this much above test images are worth a word
@@ -37,6 +38,7 @@ class FitReport:
         repeated: test images that are training or validation images, too, and were left out.
         skipped: images that could not be read.
         findings: what the numbers say against the fit; empty where there is nothing.
+        methods: what was compared, the chosen one among them; empty for the Trainer's way.
     """
 
     zero_shot: dict[str, float]
@@ -53,6 +55,7 @@ class FitReport:
     repeated: int = 0
     skipped: tuple[SkippedImage, ...] = ()
     findings: tuple[str, ...] = ()
+    methods: tuple[MethodRow, ...] = ()
 
     @property
     def labelling(self) -> Labelling:
@@ -94,12 +97,44 @@ class FitReport:
             found += [f"  {item.title}: {item.reason}" for item in self.skipped[:10]]
             found += ["  ... (all of them are in skipped.csv)"] if len(self.skipped) > 10 else []
         found.append(
-            f"{self.encoding_seconds:.1f} s to read the images, {self.fitting_seconds:.1f} s to "
-            "fit the gains"
+            f"{self.encoding_seconds:.1f} s to read the images, {self.fitting_seconds:.1f} s to fit"
         )
+        found += self.table()
         found += [f"Note: {finding}" for finding in self.findings]
         note = strength_note(self.strength, self.splits.get("validation", 0))
         return found if note is None else [*found, f"Note: {note}"]
+
+    def table(self) -> list[str]:
+        """What was compared, for people; empty where nothing was."""
+        return method_lines(self.methods)
+
+
+def method_lines(rows: Sequence[MethodRow]) -> list[str]:
+    """A table of what was compared, for people; none where nothing was."""
+    if not rows:
+        return []
+    heads = ("method", "left-out loss", "left-out", "test", "95 %", "numbers", "seconds")
+    cells = [heads]
+    for row in rows:
+        around = "" if row.low is None else f"{row.low:.3f}-{row.high:.3f}"
+        cells.append(
+            (
+                row.name + (" *" if row.chosen else ""),
+                "" if row.log_loss is None else f"{row.log_loss:.3f}",
+                "" if row.left_out is None else f"{row.left_out:.3f}",
+                f"{row.score:.3f}",
+                around,
+                f"{row.trained:,}",
+                f"{row.seconds:.1f}",
+            )
+        )
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+    found = []
+    for line in cells:
+        first, *rest = line
+        padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        found.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    return [*found, "(* chosen by the left-out loss of training images; test images chose nothing)"]
 
 
 def findings_of(

@@ -7,9 +7,25 @@ from torch import Tensor
 
 from ...classifiers.evaluation import Evaluation
 from ...classifiers.zero_shot import ZeroShotClassifier
+from ...solvers.coordinates import Coordinates
+from ...solvers.methods import Outcome
 from ...solvers.store import CoordinateStore
 
 CHUNK = 4096  # images at a time
+
+
+@torch.no_grad()
+def scored_by(
+    outcome: Outcome, classifier: ZeroShotClassifier, store: Coordinates | CoordinateStore
+) -> Evaluation:
+    """What a method's outcome says of the images of a store, the classifier left as it is."""
+    classifier.check_labels(store.labels)
+    logits = [
+        outcome.logits(classifier, part.rows(rows))
+        for part in store.parts
+        for rows in torch.arange(len(part)).split(CHUNK)
+    ]
+    return Evaluation(classifier.class_names, torch.cat(logits), store.labels)
 
 
 @torch.no_grad()
@@ -19,7 +35,7 @@ def scored(
     gains: Tensor | None,
     bias: float,
 ) -> Evaluation:
-    """What a classifier says of the images of a store.
+    """What a classifier without a head says of the images of a store.
 
     Args:
         classifier: its class embeddings and logit scale.

@@ -13,19 +13,21 @@ from transformers import Trainer
 from ...classifiers.backbones import Backbone
 from ...classifiers.class_means import class_means_of
 from ...classifiers.evaluation import Evaluation, evaluate
+from ...classifiers.heads.images import balanced_weights
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, batches
 from ...errors import ResiDualError
 from ...hub.files import read_tensors, write_tensors
-from ...solvers import solve_gains, strength_path
-from ...solvers.coordinates import Readouts, collect_readouts
-from ...solvers.objectives import Objective
+from ...reporting.run_record import MethodRow
+from ...solvers.choice import AUTO, choose
+from ...solvers.coordinates import Readouts, collect_readouts, joined
+from ...solvers.methods import METHODS, Outcome, Rows
 from ...solvers.store import CoordinateStore
 from ...solvers.training import trainer_kwargs, training_arguments
 from ...towers.running import unadapted
 from ...tuner import ResiDualConfig, fit_bases, gains_of
 from .reading import TITLES, Pass, readouts_of
-from .scoring import scored, training_metrics
+from .scoring import scored, scored_by, training_metrics
 
 clock: Callable[[], float] = time.perf_counter
 
@@ -40,6 +42,9 @@ class Task:
         config: of the adapter.
         settings: name -> value: what the result depends on besides the images and the model.
         seed: of the Trainer.
+        method: a name of `METHODS`, or "auto" for what suits the images best.
+        balanced: whether every class counts alike, however few its images.
+        trainer: whether the HF Trainer fits gains instead.
     """
 
     backbone: Backbone
@@ -47,6 +52,9 @@ class Task:
     config: ResiDualConfig
     settings: dict[str, Any]
     seed: int
+    method: str = AUTO
+    balanced: bool = False
+    trainer: bool = False
 
     def adapted(self) -> PeftModel:
         """The model with the adapter in, which the classifier then has."""
@@ -89,6 +97,9 @@ class Done:
         strength: likewise.
         method: in words.
         images_read: how many images the timed pass read.
+        trained: how many numbers were trained; None for all gains.
+        table: what was compared.
+        notes: what the user should know of the images.
     """
 
     classifier: ZeroShotClassifier
@@ -102,36 +113,80 @@ class Done:
     strength: float | None
     method: str
     images_read: int
+    trained: int | None = None
+    table: tuple[MethodRow, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def from_coordinates(task: Task, read: Pass) -> Done:
-    """Each image is read once, test images too; then a convex problem is solved."""
+    """Each image is read once, test images too; then what suits the images best is fitted."""
     model = task.adapted()
     read.begin(model, task.settings)
     started = clock()
-    train = read.read(model, "train", fit_basis=True)
-    validation = read.read(model, "validation")
+    stores = [read.read(model, "train", fit_basis=True), read.read(model, "validation")]
     encoded = clock()
-    classifier, bias = task.with_classes(model, read.images, readouts_of(train), train.labels)
-    strength = strength_path(classifier, train, validation, progress=True).best
-    loss = classifier.labelling.loss_name
-    chosen = Objective(normalized=False, loss=loss, strength=strength)
-    solve_gains(classifier, train, objective=chosen, progress=True)
+    seen = joined([store.load() for store in stores])
+    classifier, _ = task.with_classes(model, read.images, seen.readout, seen.labels)
+    rows = Rows.of(
+        classifier,
+        seen,
+        means=task.classifier is None,
+        class_weights=_class_weights(task, seen.labels, len(classifier.class_names)),
+    )
+    outcomes, chosen = _fitted(rows, task.method)
     fitted = clock()
     test = read.read(model, "test")
-    gains = gains_of(model).detach().cpu()
+    measured = {one.method: scored_by(one, classifier, test) for one in outcomes}
+    inside = scored_by(chosen, classifier, seen).metrics
+    chosen.put_into(classifier)
     return Done(
         classifier=classifier,
-        before=scored(classifier, test, None, bias),
-        after=scored(classifier, test, gains, classifier.logit_bias),
-        train=training_metrics(classifier, train, gains),
-        train_labels=train.labels,
+        before=measured["zero-shot"],
+        after=measured[chosen.method],
+        train=inside,
+        train_labels=seen.labels,
         rows=test,
         encoding_seconds=encoded - started,
         fitting_seconds=fitted - encoded,
-        strength=strength,
-        method="one pass over the images, then a convex problem with one solution",
-        images_read=len(train) + len(validation),
+        strength=chosen.strength if chosen.method == "gains" else None,
+        method=f"{METHODS[chosen.method].title}, from one pass over the images",
+        images_read=len(seen.labels),
+        trained=chosen.parameter_count,
+        table=tuple(_row(one, measured[one.method], one is chosen) for one in outcomes),
+        notes=chosen.notes,
+    )
+
+
+def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:
+    """What was tried, zero-shot always, and the outcome that counts."""
+    if method == AUTO:
+        choice = choose(rows)
+        chosen = choice.chosen
+        return [chosen if o.method == chosen.method else o for o in choice.outcomes], chosen
+    names = dict.fromkeys(("zero-shot", method))
+    outcomes = [METHODS[name].run(rows) for name in names]
+    return outcomes, outcomes[-1]
+
+
+def _class_weights(task: Task, labels: Tensor, count: int) -> Tensor | None:
+    return balanced_weights(labels, count) if task.balanced and labels.ndim == 1 else None
+
+
+def _row(outcome: Outcome, measured: Evaluation, chosen: bool) -> MethodRow:
+    left, interval = outcome.left_out, measured.interval
+    told = bool(left.known.any())
+    low, high = interval or (None, None)
+    return MethodRow(
+        name=outcome.method,
+        title=METHODS[outcome.method].title,
+        score=measured.metrics[measured.labelling.metric_names[0]],
+        low=low,
+        high=high,
+        left_out=left.accuracy if told else None,
+        log_loss=left.log_loss if told else None,
+        trained=outcome.parameter_count,
+        seconds=outcome.seconds,
+        chosen=chosen,
     )
 
 

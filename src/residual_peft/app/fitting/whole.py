@@ -3,7 +3,9 @@
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from ...hub.cards import CardFacts
 from ...hub.directories import CARD, RUN_DIRECTORY, SKIPPED
 from ...hub.files import atomic_directory
 from ...hub.places import check_place
+from ...solvers.choice import AUTO, check_methods
 from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
 from ..recording import record_run, run_facts
 from .keeping import Keeping, keeping
-from .reading import Options, Pass, settings_of
+from .reading import Options, Pass, check_skipped, settings_of
 from .report import FitReport, findings_of, write_skipped_beside
 from .ways import Done, Task, by_trainer, check_way, from_coordinates
 
@@ -39,6 +42,8 @@ def fit_adapter(
     *,
     templates: Sequence[str] | None = None,
     config: ResiDualConfig | None = None,
+    method: str = AUTO,
+    balanced: bool = False,
     trainer: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -72,9 +77,12 @@ def fit_adapter(
         out: where to save.
         templates: prompts with `{}`; the default ones when None.
         config: the adapter's; the default when None, with as many components as a head has
-            dimensions under an attention pooling.
-        trainer: fit with the HF Trainer instead, forward and backward for every batch and epoch,
-            on the normalized loss.
+            dimensions under an attention pooling (SigLIP).
+        method: a name of `METHODS`; "auto" tries all of them, and takes the one that does best on
+            training images it did not see (never on test images).
+        balanced: every class counts alike, however few its images.
+        trainer: fit gains with the HF Trainer instead, forward and backward for every batch and
+            epoch, on the normalized loss.
         image_column: of the data, found when None.
         label_column: likewise.
         seed: of the splits; with `trainer` of the order of the images, too.
@@ -95,6 +103,7 @@ def fit_adapter(
     """
     target = check_place(out)
     check_way(config, trainer)
+    check_methods([] if method == AUTO else [method])
     with keeping(target) as kept:
         try:
             images = load_data(
@@ -106,22 +115,132 @@ def fit_adapter(
                 strict=strict,
                 progress=True,
             )
-            total = sum(map(len, images.splits.values())) + len(images.skipped)
-            options = Options(batch_size, num_workers, max_bad, strict, total)
+            options = Options(batch_size, num_workers, max_bad, strict, _total(images))
             options.check(images)
             for line in survey(images).summary():
                 logger.info("%s", printable(line))
-            images, repeated = without_repeated(images)
-            task, dictionary = _task(model, images, templates, config, trainer, words, seed)
-            read = Pass(images, task.backbone.image_processor, kept, options)
-            done = (by_trainer if trainer else from_coordinates)(task, read)
-            start = "class means" if task.classifier is None else "zero-shot"
-            report = _report(done, read.images, repeated, start)
-            card = _facts_of(data, read.images, report, seed, license)
-            _save(done, read.images, target, report, card, dictionary)
+            task, images, repeated = _task(
+                load_backbone(model), images, templates, config, seed, method, balanced, trainer
+            )
+            dictionary = _dictionary(task, images, words)  # before any work
+            fitted = _fitted(task, images, kept, options, repeated)
+            card = _facts_of(data, fitted.images, fitted.report, seed, license)
+            _save(fitted, target, card, dictionary)
         except KeyboardInterrupt as stopped:
             raise KeyboardInterrupt(_kept_in_words(kept)) from stopped
-    return report
+    return fitted.report
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted classifier, and what there is to say of the fit.
+
+    Attributes:
+        classifier: with its adapter and, where that did best, its class head.
+        report: counts, scores and what was compared.
+        images: those that could be read, test images that were trained on left out.
+        done: what was measured on the way.
+    """
+
+    classifier: ZeroShotClassifier
+    report: FitReport
+    images: ImageData
+    done: Done
+
+
+def fit_classifier(
+    backbone: Backbone,
+    images: ImageData,
+    *,
+    templates: Sequence[str] | None = None,
+    config: ResiDualConfig | None = None,
+    method: str = AUTO,
+    balanced: bool = False,
+    trainer: bool = False,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> Fitted:
+    """What `fit_adapter` does, from objects and with nothing saved.
+
+    What is read lies in a temporary directory meanwhile.
+
+    Args:
+        backbone: of `load_backbone`.
+        images: of `load_data`.
+        templates: as for `fit_adapter`, like all that follows.
+        config: likewise.
+        method: likewise.
+        balanced: likewise.
+        trainer: likewise.
+        seed: likewise.
+        batch_size: likewise.
+        num_workers: likewise.
+
+    Raises:
+        ResiDualError: as `fit_adapter`.
+    """
+    check_way(config, trainer)
+    check_methods([] if method == AUTO else [method])
+    task, images, repeated = _task(
+        backbone, images, templates, config, seed, method, balanced, trainer
+    )
+    options = Options(batch_size, num_workers, total=_total(images))
+    with tempfile.TemporaryDirectory() as place, keeping(Path(place) / "adapter") as kept:
+        return _fitted(task, images, kept, options, repeated)
+
+
+def compare_methods(
+    model: str,
+    data: Any,
+    *,
+    templates: Sequence[str] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    balanced: bool = False,
+    seed: int = 0,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> FitReport:
+    """Fit with every method and save nothing; `FitReport.methods` has what each gave.
+
+    Arguments and errors are those of `fit_adapter`.
+    """
+    images = load_data(
+        data,
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+        max_bad=max_bad,
+        strict=strict,
+        progress=True,
+    )
+    check_skipped(images.skipped, max_bad, _total(images), images.source, strict)
+    return fit_classifier(
+        load_backbone(model),
+        images,
+        templates=templates,
+        balanced=balanced,
+        seed=seed,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    ).report
+
+
+def _total(images: ImageData) -> int:
+    return sum(map(len, images.splits.values())) + len(images.skipped)
+
+
+def _fitted(
+    task: Task, images: ImageData, kept: Keeping, options: Options, repeated: int
+) -> Fitted:
+    read = Pass(images, task.backbone.image_processor, kept, options)
+    done = (by_trainer if task.trainer else from_coordinates)(task, read)
+    start = "class means" if task.classifier is None else "zero-shot"
+    report = _report(done, read.images, repeated, start)
+    return Fitted(done.classifier, report, read.images, done)
 
 
 def without_repeated(images: ImageData) -> tuple[ImageData, int]:
@@ -147,29 +266,22 @@ def _digests(images: ImageData, split: str) -> tuple[str, ...]:
 
 
 def _task(
-    model: str,
+    backbone: Backbone,
     images: ImageData,
     templates: Sequence[str] | None,
     config: ResiDualConfig | None,
-    trainer: bool,
-    words: Any,
     seed: int,
-) -> tuple[Task, TextDictionary | None]:
-    """What is to be fitted, and the texts that components are described with."""
-    whole = config is not None and (config.mode == "stream" or config.granularity == "unit")
-    described = not (whole or images.multi_label)
-    if words and not described:
-        raise ResiDualError(
-            "words are for the components of a report: data with several labels per image have no "
-            "report, stream mode and one gain per unit no components there; leave them out."
-        )
-    backbone = load_backbone(model)
+    method: str,
+    balanced: bool,
+    trainer: bool,
+) -> tuple[Task, ImageData, int]:
+    """What is to be fitted, on which images, and how many test images were left out of them."""
+    check_methods([] if method == AUTO else [method], images.multi_label)
+    images, repeated = without_repeated(images)
     config = _settled(config, backbone, seed)
     by_texts = backbone.tokenizer is not None and config.readout is None
     if not by_texts:
-        check_without_texts(backbone, images, templates, words)
-    described = described and by_texts
-    dictionary = dictionary_if_any(backbone, words) if described else None  # before any work
+        check_without_texts(backbone, images, templates)
     classifier = None
     if by_texts:
         classifier = ZeroShotClassifier.from_text(
@@ -186,7 +298,25 @@ def _task(
         "seed": seed,
         "way": "trainer" if trainer else "coordinates",
     }
-    return Task(backbone, classifier, config, settings, seed), dictionary
+    task = Task(backbone, classifier, config, settings, seed, method, balanced, trainer)
+    return task, images, repeated
+
+
+def _dictionary(task: Task, images: ImageData, words: Any) -> TextDictionary | None:
+    """The texts that components are described with; None where nothing is described."""
+    config = task.config
+    if config.mode == "stream" or config.granularity == "unit" or images.multi_label:
+        if words:
+            raise ResiDualError(
+                "words are for the components of a report: data with several labels per image have "
+                "no report, stream mode and one gain per unit no components there; leave them out."
+            )
+        return None
+    if task.classifier is None:
+        if words:
+            check_without_texts(task.backbone, images, None, words)
+        return None
+    return dictionary_if_any(task.backbone, words)
 
 
 def _settled(config: ResiDualConfig | None, backbone: Backbone, seed: int) -> ResiDualConfig:
@@ -201,7 +331,9 @@ def _settled(config: ResiDualConfig | None, backbone: Backbone, seed: int) -> Re
     return ResiDualConfig(seed=seed, components=tower.head_dim if tower.pools > 1 else None)
 
 
-def check_without_texts(backbone: Backbone, images: ImageData, templates: Any, words: Any) -> None:
+def check_without_texts(
+    backbone: Backbone, images: ImageData, templates: Any, words: Any = None
+) -> None:
     """Refuse what only class names as texts can do."""
     kind = type(backbone.model).__name__
     why = (
@@ -236,7 +368,8 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
         largest_class=largest,
         repeated=repeated,
         skipped=images.skipped,
-        findings=findings_of(done.before, done.after, done.train, largest, start),
+        findings=(*done.notes, *findings_of(done.before, done.after, done.train, largest, start)),
+        methods=done.table,
     )
 
 
@@ -260,15 +393,9 @@ def _facts_of(
     )
 
 
-def _save(
-    done: Done,
-    images: ImageData,
-    target: Path,
-    report: FitReport,
-    card: CardFacts,
-    dictionary: TextDictionary | None,
-) -> None:
+def _save(fitted: Fitted, target: Path, card: CardFacts, dictionary: TextDictionary | None) -> None:
     """Adapter, classes, card and record appear together."""
+    done, images, report = fitted.done, fitted.images, fitted.report
     classifier = done.classifier
     classifier.split = images.split
     classifier.fitted_on = (*_digests(images, "train"), *_digests(images, "validation"))
@@ -297,6 +424,8 @@ def _save(
                 skipped=len(images.skipped),
                 repeated=report.repeated,
                 findings=report.findings,
+                methods=report.methods,
+                **({} if done.trained is None else {"trained": done.trained}),
             )
             record = record_run(
                 classifier, images.test, done.before, done.after, facts, done.rows, dictionary

@@ -134,7 +134,7 @@ def choose_ridge(
     """
     if not features or not powers:
         raise ResiDualError("wanted features and powers to try, got none.")
-    rows = _subset(labels, class_count, at_most)
+    rows = some_rows(labels, class_count, at_most)
     part = options if rows is None else _part(options, rows)
     few = labels if rows is None else labels[rows]
     keys = [(name, power) for name in features for power in powers]
@@ -160,7 +160,7 @@ def choose_ridge(
     return RidgeChoice(name, fit, tuple(tried), len(few))
 
 
-def _subset(labels: Tensor, class_count: int, at_most: int) -> Tensor | None:
+def some_rows(labels: Tensor, class_count: int, at_most: int) -> Tensor | None:
     """Rows of a draw in which no class has less than its share, or two images if it has two."""
     count = len(labels)
     if count <= at_most:

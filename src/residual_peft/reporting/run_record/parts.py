@@ -10,6 +10,36 @@ from ...towers.units import Unit
 
 
 @dataclass(frozen=True)
+class MethodRow:
+    """What one method gave in a comparison.
+
+    Attributes:
+        name: of the method.
+        title: in words.
+        score: accuracy on the test images; with several labels the mean average precision.
+        low: of the score's 95 % interval; None where there is none.
+        high: likewise.
+        left_out: the share of labels right of training images that each fit did not see; None
+            where nothing could be left out.
+        log_loss: of those predictions, by which methods are chosen.
+        trained: how many numbers were trained.
+        seconds: of the fit, choices included.
+        chosen: whether this one was.
+    """
+
+    name: str
+    title: str
+    score: float
+    low: float | None
+    high: float | None
+    left_out: float | None
+    log_loss: float | None
+    trained: int
+    seconds: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """How an adapter was made, in values that say nothing of anybody's directories.
 
@@ -40,6 +70,7 @@ class RunFacts:
         repeated: test images that were trained on as well, and were left out of the score.
         findings: what the numbers say against the fit, a sentence each.
         title: the report's heading; made from the dataset when None.
+        methods: what was compared, the chosen one among them; empty where nothing was.
     """
 
     base_model: str
@@ -67,6 +98,7 @@ class RunFacts:
     repeated: int | None = None
     findings: tuple[str, ...] = ()
     title: str | None = None
+    methods: tuple[MethodRow, ...] = ()
 
     def __post_init__(self) -> None:
         numbers: list[float | None] = [self.trained, self.seed, self.encoding_seconds]

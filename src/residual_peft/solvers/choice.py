@@ -1,0 +1,92 @@
+"""Which method suits the images of a fit, by what each says of training images it did not see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..classifiers.heads.choosing import Candidate, fewest_as_good, some_rows
+from ..errors import ResiDualError
+from .methods import METHODS, Outcome, Rows
+
+AT_MOST = 2000
+"""Images that methods are compared on; the one that is chosen is then fitted on all of them."""
+AUTO = "auto"
+WITHOUT_CHOICE = "ridge"
+"""Where no class has a second image nothing can be left out: what is best there on the digits."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Methods compared, and the one that was chosen.
+
+    Attributes:
+        outcomes: of every method that was tried, in the order of `METHODS`, fitted on the images
+            that they were compared on.
+        chosen: the outcome of the chosen one, fitted on all images.
+        images: how many images the comparison was on.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    chosen: Outcome
+    images: int
+
+
+def choose(rows: Rows, methods: Sequence[str] | None = None, *, at_most: int = AT_MOST) -> Choice:
+    """Fit every method and take the one of the least left-out log-loss; ties go to fewer numbers.
+
+    No image but those given plays a part.
+
+    Args:
+        rows: training images.
+        methods: names of `METHODS`; None for all that suit the labels.
+        at_most: images that are compared on; where there are more, a draw of each class.
+
+    Raises:
+        ResiDualError: no such method, or none for such labels.
+    """
+    names = method_names(rows.classifier.multi_label) if methods is None else list(methods)
+    check_methods(names, rows.classifier.multi_label)
+    index = some_rows(rows.labels, rows.class_count, at_most)
+    part = rows if index is None else rows.some(index)
+    outcomes = [METHODS[name].run(part) for name in names]
+    best = _best(outcomes, part)
+    if index is not None:
+        best = METHODS[best.method].run(rows)
+    return Choice(tuple(outcomes), best, len(part.labels))
+
+
+def _best(able: list[Outcome], rows: Rows) -> Outcome:
+    if rows.fold is None:
+        fixed = [outcome for outcome in able if outcome.method == WITHOUT_CHOICE]
+        return fixed[0] if fixed else able[-1]
+    candidates = [Candidate(one.method, one.left_out, one.parameter_count) for one in able]
+    return able[fewest_as_good(candidates, _image_weights(rows))]
+
+
+def _image_weights(rows: Rows) -> Tensor | None:
+    if rows.class_weights is None or rows.labels.ndim == 2:
+        return None
+    return torch.as_tensor(rows.class_weights)[rows.labels]
+
+
+def method_names(several_labels: bool = False) -> list[str]:
+    """Methods that suit the labels, in the order of a table."""
+    return [name for name, method in METHODS.items() if method.several or not several_labels]
+
+
+def check_methods(names: Sequence[str], several_labels: bool = False) -> None:
+    """Raise a ResiDualError for names that are no methods, or none for such labels."""
+    known = method_names(several_labels)
+    for name in names:
+        if name not in METHODS:
+            raise ResiDualError(
+                f"wanted a method of {', '.join(METHODS)}, or {AUTO} for what suits the images "
+                f"best, got {name!r}."
+            )
+        if name not in known:
+            raise ResiDualError(
+                f"the method {name} is for one label per image, these have several: take one of "
+                f"{', '.join(known)}."
+            )

@@ -1,0 +1,400 @@
+"""What may be fitted on the rows of one pass, behind one interface: zero-shot, gains, class heads.
+
+Every method says what it thinks of training images that it did not see, on the same folds for all,
+so that `choice` can compare them without a single test image.
+"""
+
+import time
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..classifiers.class_means import class_means_of
+from ..classifiers.heads import ClassHead, LeftOut, fit_ridge
+from ..classifiers.heads.discriminant import fit_discriminant
+from ..classifiers.heads.finishing import across_folds, finish
+from ..classifiers.heads.folds import stratified_folds
+from ..classifiers.heads.images import checked
+from ..classifiers.heads.left_out import How, leaving_of
+from ..classifiers.heads.logistic import fit_logistic
+from ..classifiers.trained_head import Features, TrainedHead, embedding_features
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..errors import ResiDualError
+from ..tuner import gains_of
+from .coordinates import Coordinates
+from .objectives import GainProblem, Objective
+from .quasi_newton import lbfgs, solve_gains
+from .strengths import STRENGTHS
+
+FOLDS = 5
+_PATIENCE = 2  # weaker ridges tried after the best one
+_COARSE = 1e-3  # gradient of fits that are only compared
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training images as methods take them.
+
+    Attributes:
+        classifier: class embeddings and scale; its model has the adapter of the coordinates.
+        seen: N images' readouts, labels and coordinates, in memory.
+        zero_shot: the texts' logits z (N, C); where classes are means of these images, those of
+            means without the image's fold.
+        groups: (N,), images of one number are left out together.
+        class_weights: what an image of each class counts (C,).
+        fold: of each image (N,), the same for all methods; None where there are no two images of
+            any class, so that nothing can be left out.
+    """
+
+    classifier: ZeroShotClassifier
+    seen: Coordinates
+    zero_shot: Tensor
+    groups: Tensor | None = None
+    class_weights: Tensor | None = None
+    fold: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        classifier: ZeroShotClassifier,
+        seen: Coordinates,
+        *,
+        means: bool = False,
+        groups: Tensor | None = None,
+        class_weights: Tensor | None = None,
+    ) -> "Rows":
+        """Rows with their folds.
+
+        Args:
+            classifier: as above.
+            seen: as above.
+            means: whether the classifier's classes are the means of these images.
+            groups: as above.
+            class_weights: as above.
+
+        Raises:
+            ResiDualError: labels that do not suit the classifier.
+        """
+        classifier.check_labels(seen.labels)
+        count = len(classifier.class_names)
+        fold = stratified_folds(seen.labels, count, folds=FOLDS, groups=groups)
+        zero_shot = _text_logits(classifier, seen.readout)
+        if means and fold is not None:
+            zero_shot = _without_own_fold(classifier, seen, fold)
+        return cls(classifier, seen, zero_shot, groups, class_weights, fold)
+
+    @property
+    def class_count(self) -> int:
+        """C."""
+        return len(self.classifier.class_names)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,), or zeros and ones (N, C)."""
+        return self.seen.labels
+
+    def features(self, features: Features, kinds: tuple[str, ...] = ()) -> Tensor:
+        """What a head reads of the images: (N, d), or (N, K) of units of some kinds."""
+        if features == "embedding":
+            return embedding_features(self.seen.readout)
+        return self.seen.coordinates[:, self.columns(kinds)] if kinds else self.seen.coordinates
+
+    def columns(self, kinds: tuple[str, ...] = ()) -> Tensor:
+        """Which components are of units of some kinds; all when empty."""
+        state = self.seen.state
+        inside = [not kinds or unit.kind in kinds for unit in state.settings.units]
+        sizes = torch.tensor(state.counts)
+        return torch.tensor(inside).repeat_interleave(sizes).nonzero().flatten()
+
+    def some(self, index: Tensor) -> "Rows":
+        """Some of the images; folds are cut anew."""
+        groups = None if self.groups is None else self.groups[index]
+        seen = self.seen.rows(index)
+        fold = stratified_folds(seen.labels, self.class_count, folds=FOLDS, groups=groups)
+        return replace(self, seen=seen, zero_shot=self.zero_shot[index], groups=groups, fold=fold)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method came to.
+
+    Attributes:
+        method: its name.
+        left_out: what it says of each training image by a fit without the image's fold.
+        parameter_count: numbers trained.
+        seconds: that the fit took, choices of its strengths included.
+        head: a class head to put into the classifier.
+        gains: to put into the adapter, (K,) or (U,).
+        bias: of the logits with several labels per image.
+        strength: of its ridge or penalty, where it has one.
+        notes: what the user should know.
+    """
+
+    method: str
+    left_out: LeftOut
+    parameter_count: int
+    seconds: float = 0.0
+    head: TrainedHead | None = None
+    gains: Tensor | None = None
+    bias: float | None = None
+    strength: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def logits(self, classifier: ZeroShotClassifier, rows: Coordinates) -> Tensor:
+        """Logits (n, C) of other images of the same adapter, the classifier left as it is."""
+        answering = copy(classifier)
+        answering.head = self.head
+        if self.bias is not None:
+            answering.logit_bias = self.bias
+        adapted = rows.readout if self.gains is None else rows.adapted(self.gains)
+        return answering.answer(adapted, rows.readout, rows.coordinates).cpu()
+
+    def put_into(self, classifier: ZeroShotClassifier) -> None:
+        """Give the classifier what was fitted; gains go into its model's active adapter."""
+        classifier.head = self.head
+        if self.bias is not None:
+            classifier.logit_bias = self.bias
+        if self.gains is not None:
+            target = gains_of(classifier.model)
+            with torch.no_grad():
+                target.copy_(self.gains)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fit.
+
+    Attributes:
+        title: in words.
+        fit: rows -> outcome, all but its seconds.
+        several: whether it can do with several labels per image.
+    """
+
+    title: str
+    fit: Callable[[Rows], Outcome]
+    several: bool = True
+
+    def run(self, rows: Rows) -> Outcome:
+        """Fit, and measure how long it takes."""
+        started = time.perf_counter()
+        outcome = self.fit(rows)
+        return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def _zero_shot(rows: Rows) -> Outcome:
+    return Outcome("zero-shot", _finished(rows, rows.zero_shot), 0)
+
+
+def _gains(rows: Rows) -> Outcome:
+    """The linear objective, its ridge chosen by what it says of folds that it did not see."""
+    objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
+    strength, left = _gains_path(rows, objective)
+    classifier = copy(rows.classifier)  # the bias of several labels is the outcome's, not ours
+    target = _gains_parameter(classifier)
+    before = target.detach().clone()
+    try:
+        fit = solve_gains(classifier, rows.seen, objective=replace(objective, strength=strength))
+    finally:
+        with torch.no_grad():
+            target.copy_(before)
+    return Outcome(
+        "gains",
+        left,
+        fit.gains.numel(),
+        gains=fit.gains.detach().cpu(),
+        bias=classifier.logit_bias if classifier.multi_label else None,
+        strength=strength,
+    )
+
+
+def _gains_path(rows: Rows, objective: Objective) -> tuple[float, LeftOut]:
+    """The strength of the least left-out log-loss, and the left-out predictions there."""
+    if rows.fold is None:
+        return STRENGTHS[0], _finished(rows, rows.zero_shot)
+    pairs, starts = [], []
+    ones = torch.ones_like(_gains_parameter(rows.classifier).detach().cpu())
+    for number in rows.fold.unique().tolist():
+        inside = (rows.fold != number).nonzero().flatten()
+        outside = (rows.fold == number).nonzero().flatten()
+        problem = GainProblem(rows.classifier, rows.seen.rows(inside), objective)
+        pairs.append((problem, rows.seen.rows(outside), outside))
+        starts.append((ones, 0.0))
+    tried: list[tuple[float, float, LeftOut]] = []
+    for strength in STRENGTHS:
+        logits = torch.empty_like(rows.zero_shot)
+        for place, (problem, held_out, outside) in enumerate(pairs):
+            gains, bias = starts[place]
+            this = problem.with_strength(strength)
+            gains, bias, _ = lbfgs(this, gains, bias, _COARSE, 100, False)
+            starts[place] = gains, bias
+            part = rows.classifier.scaled_cosines(held_out.adapted(gains)).cpu() + bias
+            logits[outside] = part.to(logits.dtype)
+        left = _finished(rows, logits)
+        tried.append((left.log_loss, strength, left))
+        best = min(range(len(tried)), key=lambda place: tried[place][0])
+        if len(tried) - 1 - best >= _PATIENCE:
+            break
+    _, strength, left = min(tried, key=lambda one: one[0])
+    return strength, left
+
+
+def _title(what: str, features: Features, kinds: tuple[str, ...]) -> str:
+    if features == "embedding":
+        return f"{what} on the embedding (a linear probe)"
+    return f"{what} on the coordinates{' of heads' if kinds else ''}"
+
+
+def _ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method:
+    def fit(rows: Rows) -> Outcome:
+        values, columns = rows.features(features, kinds), rows.columns(kinds)
+        common: dict[str, Any] = {
+            "zero_shot": rows.zero_shot,
+            "class_weights": rows.class_weights,
+        }
+        done = fit_ridge(values, rows.labels, rows.class_count, groups=rows.groups, **common)
+        left = done.left_out
+        if rows.fold is not None:
+            compared = fit_ridge(values, rows.labels, rows.class_count, groups=rows.fold, **common)
+            left = compared.left_out
+        head = done.head
+        if features == "coordinates":
+            head = spread(head, columns, rows.seen.coordinates.shape[1])
+        return Outcome(
+            name,
+            left,
+            done.parameter_count,
+            head=_trained(head, features, name),
+            strength=float(done.alpha.median()),
+            notes=done.notes,
+        )
+
+    return Method(_title("ridge", features, kinds), fit)
+
+
+def _logistic(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method:
+    def fit(rows: Rows) -> Outcome:
+        values = rows.features(features, kinds)
+        options: dict[str, Any] = {"groups": rows.groups, "class_weights": rows.class_weights}
+        start = fit_ridge(
+            values, rows.labels, rows.class_count, zero_shot=rows.zero_shot, **options
+        ).head
+        done = fit_logistic(
+            values,
+            rows.labels,
+            rows.class_count,
+            zero_shot=None if rows.classifier.multi_label else rows.zero_shot,
+            start=start,
+            tolerance=1e-5,
+            **options,
+        )
+        head = done.head
+        if features == "coordinates":
+            head = spread(head, rows.columns(kinds), rows.seen.coordinates.shape[1])
+        return Outcome(
+            name,
+            done.left_out,
+            done.parameter_count,
+            head=_trained(head, features, name),
+            strength=done.strength,
+        )
+
+    return Method(_title("logistic regression", features, kinds), fit)
+
+
+def _discriminant(rows: Rows) -> Outcome:
+    values = rows.features("embedding")
+    options: dict[str, Any] = {"class_weights": rows.class_weights}
+    done = fit_discriminant(
+        values, rows.labels, rows.class_count, zero_shot=rows.zero_shot, **options
+    )
+    left = done.left_out
+    if rows.fold is not None:
+
+        def outside(kept: Tensor) -> Tensor:
+            some = fit_discriminant(values[kept], rows.labels[kept], rows.class_count, **options)
+            return replace(some.head, temperature=1.0).logits(values[~kept].double())
+
+        try:
+            left = _finished(rows, across_folds(outside, rows.fold))
+        except ResiDualError:  # a class lies in one fold alone: leave-one-out will do
+            left = done.left_out
+    return Outcome(
+        "discriminant",
+        left,
+        done.parameter_count,
+        head=_trained(done.head, "embedding", "discriminant"),
+        strength=done.shrinkage,
+    )
+
+
+def spread(head: ClassHead, columns: Tensor, count: int) -> ClassHead:
+    """A head on some columns as one on all of them: the others weigh nothing.
+
+    Args:
+        head: on `len(columns)` features.
+        columns: which ones of `count` these are.
+        count: K.
+    """
+    if len(columns) == count:
+        return head
+    weights = head.weights.new_zeros(count, head.class_count)
+    mean, scale = head.mean.new_zeros(count), head.scale.new_ones(count)
+    weights[columns], mean[columns], scale[columns] = head.weights, head.mean, head.scale
+    return replace(head, weights=weights, mean=mean, scale=scale)
+
+
+METHODS: dict[str, Method] = {
+    "zero-shot": Method("texts (or class means) alone", _zero_shot),
+    "gains": Method("one gain per component", _gains),
+    "ridge-embedding": _ridge("ridge-embedding", "embedding"),
+    "logistic-embedding": _logistic("logistic-embedding", "embedding"),
+    "discriminant": Method("discriminant analysis on the embedding", _discriminant, several=False),
+    "ridge-heads": _ridge("ridge-heads", "coordinates", ("head",)),
+    "ridge": _ridge("ridge", "coordinates"),
+    "logistic": _logistic("logistic", "coordinates"),
+}
+"""By name, in the order of a table."""
+
+
+def _trained(head: ClassHead, features: Features, name: str) -> TrainedHead:
+    return TrainedHead(head.to(torch.float32), features, name)
+
+
+def _gains_parameter(classifier: ZeroShotClassifier) -> torch.nn.Parameter:
+    return gains_of(classifier.model)
+
+
+def _text_logits(classifier: ZeroShotClassifier, readout: Tensor) -> Tensor:
+    with torch.no_grad():
+        return classifier.logits(readout).cpu()
+
+
+def _without_own_fold(classifier: ZeroShotClassifier, seen: Coordinates, fold: Tensor) -> Tensor:
+    """z of class means that have not seen the image's fold (N, C)."""
+    found = torch.zeros(len(seen), len(classifier.class_names))
+    unit = functional.normalize(seen.readout.float(), dim=1)
+    for number in fold.unique().tolist():
+        inside, outside = fold != number, fold == number
+        present = seen.labels[inside].unique()
+        names = [classifier.class_names[label] for label in present.tolist()]
+        labels = torch.searchsorted(present, seen.labels[inside])
+        means = classifier.class_embeddings.cpu().float().clone()
+        means[present] = class_means_of(seen.readout[inside], labels, names).float()
+        found[outside] = classifier.logit_scale * unit[outside] @ means.T
+    return found
+
+
+def _finished(rows: Rows, logits: Tensor) -> LeftOut:
+    """Left-out logits as those of the other methods: with a temperature of their own."""
+    data = checked(
+        torch.zeros(len(logits), 1), rows.labels, rows.class_count, class_weights=rows.class_weights
+    )
+    how: How | None = "none" if rows.fold is None else None
+    leaving = leaving_of(rows.labels, rows.class_count, rows.fold, how)
+    _, _, left = finish(logits.double(), data, leaving.how, leaving.known)
+    return left
