@@ -11,5 +11,6 @@ __all__ = [
     "many_tasks",
     "predictions",
     "prompts",
+    "trained_head",
     "zero_shot",
 ]
