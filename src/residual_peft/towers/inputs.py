@@ -47,10 +47,8 @@ def checked_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
     if anatomy.side == "text":
         if not isinstance(first, Tensor) or first.ndim != 2 or first.is_floating_point():
             raise ResiDualError(
-                "wanted input_ids as whole numbers of shape (texts, tokens), got "
-                f"{getattr(first, 'dtype', type(first).__name__)} of shape "
-                f"{tuple(getattr(first, 'shape', ()))}: run the texts through the tokenizer with "
-                'padding=True and return_tensors="pt".'
+                f"wanted input_ids as whole numbers of shape (texts, tokens), got {_kind(first)}: "
+                'run the texts through the tokenizer with padding=True and return_tensors="pt".'
             )
     else:
         check_pixels(first, patches="spatial_shapes" in anatomy.inputs)
@@ -75,20 +73,15 @@ def check_pixels(pixel_values: Tensor, *, patches: bool = False) -> None:
         ResiDualError: names the images of the batch that are at fault.
     """
     kind = "patches, values" if patches else "channels, height, width"
-    if not isinstance(pixel_values, Tensor):
-        raise ResiDualError(
-            f"wanted pixel_values as a tensor (images, {kind}), got "
-            f"{type(pixel_values).__name__}: run the images through the model's image processor."
-        )
     if (
-        pixel_values.ndim != (3 if patches else 4)
+        not isinstance(pixel_values, Tensor)
+        or pixel_values.ndim != (3 if patches else 4)
         or not pixel_values.is_floating_point()
         or not len(pixel_values)
     ):
         raise ResiDualError(
-            f"wanted pixel_values as floats of shape (images, {kind}), got "
-            f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}: run the images through "
-            "the model's image processor."
+            f"wanted pixel_values as floats of shape (images, {kind}), got {_kind(pixel_values)}: "
+            "run the images through the model's image processor."
         )
     finite = pixel_values.isfinite().flatten(1).all(1)
     if not finite.all():
@@ -97,3 +90,8 @@ def check_pixels(pixel_values: Tensor, *, patches: bool = False) -> None:
             f"pixel_values hold NaN or infinite values in {len(bad)} of {len(finite)} images of "
             f"the batch (first: image {bad[0]}); look at how they were decoded and normalized."
         )
+
+
+def _kind(value: Any) -> str:
+    tensor = isinstance(value, Tensor)
+    return f"{value.dtype} of shape {tuple(value.shape)}" if tensor else f"a {type(value).__name__}"
