@@ -12,7 +12,7 @@ collect_ignore = ["decoding_script.py"]
 @pytest.fixture
 def nothing_left_behind() -> Iterator[None]:
     """No capture is left for a later pass to find."""
-    from residual_peft.towers.taps import _frames
+    from residual_peft.towers.captures import _frames
 
     yield
     assert not _frames.open

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from residual_peft.bases.decomposition import checked_capture, contributions, decompose
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.captures import capture_of
 from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower
-from residual_peft.towers.taps import capture_of, tapped
+from residual_peft.towers.taps import tapped
 from residual_peft.towers.units import Unit
 from tests.models import (
     ALL,

@@ -17,7 +17,7 @@ from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import collect_with_basis
-from residual_peft.towers import taps
+from residual_peft.towers import captures
 from residual_peft.towers.fused_attention import check_attention, heads_at
 from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower
@@ -176,8 +176,8 @@ def test_unloading_gives_the_model_back_without_a_hook() -> None:
     assert "forward" not in vars(model)
     assert torch.equal(model.encode_image(pixels()), base.encode_image(pixels()))
     decompose(model, pixels())
-    assert not taps._frames.open
-    assert not taps._frames.finished
+    assert not captures._frames.open
+    assert not captures._frames.finished
 
 
 def test_attributes_of_the_tower_are_at_hand_behind_the_adapter() -> None:

@@ -459,7 +459,7 @@ def test_blip_compares_adapted_images_with_texts() -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """No capture outlives its pass."""
-    from residual_peft.towers import taps
+    from residual_peft.towers import captures
 
     yield
-    assert not taps._frames.open
+    assert not captures._frames.open

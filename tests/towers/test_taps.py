@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from residual_peft.bases.decomposition import decompose
 from residual_peft.errors import ResiDualError
+from residual_peft.towers.captures import Capture, _frames, capture_of
 from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower
-from residual_peft.towers.taps import Capture, _frames, capture_of, install_taps, tapped
+from residual_peft.towers.taps import install_taps, tapped
 from residual_peft.towers.units import Unit
 from tests.models import BUILDERS, Size, clip_model, clip_vision_model, hooks, pixels, vision
 from tests.slow import slow_streams

@@ -12,8 +12,8 @@ from ..bases.rows import BLOCK, Rows
 from ..data.progress import Progress, images_of
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
+from ..towers.captures import Capture
 from ..towers.registry import find_tower
-from ..towers.taps import Capture
 from ..towers.units import Unit
 from .contributions import Contributions, UnitContribution, check_count, in_principal_axes
 

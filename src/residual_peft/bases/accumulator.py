@@ -9,8 +9,8 @@ from torch import nn
 
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
+from ..towers.captures import Capture
 from ..towers.registry import find_tower
-from ..towers.taps import Capture
 from ..towers.units import Unit
 from .decomposition import checked_capture, contributions, head_inputs
 from .fingerprint import Fingerprint

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
-from ..towers.taps import Capture
+from ..towers.captures import Capture
 from ..towers.units import Unit
 
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from ..data.images import load_image_processor, pixel_values
 from ..data.inputs import Images, images_of
 from ..errors import ResiDualError
+from ..towers.captures import Capture
 from ..towers.inputs import batch_size, checked_inputs
 from ..towers.registry import base_model, find_tower
 from ..towers.running import evaluating, run_tower
-from ..towers.taps import Capture
 from ..tuner import (
     PREFIX,
     ReadoutState,

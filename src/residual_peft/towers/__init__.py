@@ -1,3 +1,13 @@
 """Where a model keeps its parts, and one run of it."""
 
-__all__ = ["anatomy", "families", "inputs", "readouts", "registry", "running", "taps", "units"]
+__all__ = [
+    "anatomy",
+    "captures",
+    "families",
+    "inputs",
+    "readouts",
+    "registry",
+    "running",
+    "taps",
+    "units",
+]

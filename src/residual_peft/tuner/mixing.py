@@ -12,7 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..errors import ResiDualError
-from ..towers.taps import Capture
+from ..towers.captures import Capture
 from .readout.state import ReadoutState, base_of, compose, coordinates_of
 
 BASE = "__base__"

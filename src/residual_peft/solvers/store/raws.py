@@ -10,7 +10,7 @@ from torch import Tensor
 from ...bases.reading import Captures, capture_from
 from ...hub.files import read_tensors, write_tensors
 from ...towers.anatomy import TowerAnatomy
-from ...towers.taps import Capture
+from ...towers.captures import Capture
 
 FIELDS = ("heads", "mlps", "embed", "stream", "pooled", "pooler", "constant")
 """Of a capture: all that the contribution of any unit is made of."""

@@ -21,7 +21,7 @@ from ...bases.rows import Rows
 from ...data import Batches, ProcessedImages, SkippedImage
 from ...errors import ResiDualError
 from ...hub.files import path_of, whole_directory, write_json, write_tensors
-from ...towers.taps import Capture
+from ...towers.captures import Capture
 from ...tuner import (
     ReadoutState,
     active_adapter,

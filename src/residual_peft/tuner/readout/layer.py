@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from ...bases.exactness import check_exact
 from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
-from ...towers.taps import Capture, capture_of, install_taps, is_foreign, take_capture
+from ...towers.captures import Capture, capture_of, take_capture
+from ...towers.taps import install_taps, is_foreign
 from ..layer import AdapterLayer
 from ..mixing import BASE, each_its_own
 from ..values import check_directions, check_parts

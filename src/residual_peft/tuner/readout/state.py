@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...towers.anatomy import TowerAnatomy
-from ...towers.taps import Capture
+from ...towers.captures import Capture
 from ...towers.units import Unit
 from ..gains import KINDS
 from ..state import AdapterState, Settings
