@@ -22,7 +22,7 @@ from residual_peft.tuner import readout_state
 IMAGES, COLUMNS, CLASSES = 10_000, 15_360, 100
 CHOICE_IMAGES = 2000
 CHOICE_COLUMNS = {"embedding": 512, "heads": 9_216, "heads and MLPs": 15_360}
-ENCODED = 32
+ENCODED = 8
 
 
 def spent(function: Callable[[], Any]) -> float:

@@ -10,7 +10,6 @@ from torch import Tensor
 from residual_peft.classifiers.heads import RidgeFit, fit_ridge
 from residual_peft.classifiers.heads.images import balanced_weights
 from residual_peft.classifiers.heads.left_out import leaving_of
-from residual_peft.errors import ResiDualError
 
 CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
 
@@ -225,80 +224,6 @@ def test_constant_features_know_nothing_and_say_so() -> None:
     some = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     some[:, 1] = 4.0
     assert torch.isfinite(fit_ridge(some, labels, 2, power=1.0).head.weights).all()
-
-
-def test_copies_are_noticed_and_contradictions(drawn: Any) -> None:
-    data = drawn((8, 8), 5)
-    features = torch.cat([data.features, data.features[:3] * (1 + 1e-7)])
-    labels = torch.cat([data.labels, data.labels[:3]])
-    (note,) = fit_ridge(features, labels, 2).notes
-    assert note.startswith("3 of 19 images are copies of others")
-    labels[-1] = 1 - labels[-1]
-    notes = fit_ridge(features, labels, 2).notes
-    assert notes[1].startswith("1 pictures come with labels that contradict each other")
-    groups = torch.cat([torch.arange(16), torch.arange(3)])
-    assert fit_ridge(features, labels, 2, groups=groups).notes == notes[1:]
-    assert fit_ridge(data.features, data.labels, 2).notes == ()
-
-
-NAN = torch.ones(6, 4)
-NAN[4, 1] = torch.nan
-
-
-@pytest.mark.parametrize(
-    ("features", "labels", "options", "message"),
-    [
-        (torch.ones(6, 0), torch.arange(6) % 2, {}, r"K at least 1, got \(6, 0\)"),
-        (
-            NAN,
-            torch.arange(6) % 2,
-            {},
-            "nan or infinity for 1 of 6 images, the first of them row 4",
-        ),
-        (torch.ones(6, 4), torch.zeros(6).long(), {}, "got none of class 1 among 6 images"),
-        (torch.ones(1, 4), torch.zeros(1).long(), {}, "got none of class 1 among 1 images"),
-        (torch.ones(0, 4), torch.zeros(0).long(), {}, "at least one image"),
-        (torch.ones(6, 4), torch.zeros(5).long(), {}, r"a label for each of 6 images.*\(5,\)"),
-        (torch.ones(6, 4), torch.arange(6), {}, "wanted labels from 0 to 1, got 0 to 5"),
-        (torch.ones(6, 4), torch.ones(6), {}, "wanted class numbers as labels, got torch.float32"),
-        (torch.ones(6, 4), 2 * torch.ones(6, 2), {}, "several labels per image.* from 2 to 2"),
-        (torch.ones(6, 4), torch.arange(6) % 2, {"alphas": [0.0]}, "wanted strengths above 0"),
-        (
-            torch.ones(6, 4),
-            torch.arange(6) % 2,
-            {"scale": torch.zeros(4)},
-            "wanted a scale above 0",
-        ),
-        (
-            torch.ones(6, 4),
-            torch.arange(6) % 2,
-            {"zero_shot": torch.ones(6, 3)},
-            r"wanted zero-shot logits \(6, 2\), one row per image, got \(6, 3\)",
-        ),
-        (
-            torch.ones(6, 4),
-            torch.arange(6) % 2,
-            {"class_weights": [1.0, 0.0]},
-            "wanted a weight above 0 for each of 2 classes",
-        ),
-        (
-            torch.ones(6, 4),
-            torch.ones(6, 2),
-            {"class_weights": [1.0, 1.0]},
-            "no class weights where images have several labels",
-        ),
-    ],
-)
-def test_what_cannot_be_fitted(
-    features: Tensor, labels: Tensor, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ResiDualError, match=message):
-        fit_ridge(features, labels, 2, **options)
-
-
-def test_one_class_is_no_choice() -> None:
-    with pytest.raises(ResiDualError, match="at least two classes to tell apart, got 1"):
-        fit_ridge(torch.ones(3, 2), torch.zeros(3).long(), 1)
 
 
 def test_scikit_learns_digits(digits: tuple[Tensor, Tensor]) -> None:

@@ -59,6 +59,7 @@ def checked(
     labels = labels.detach().cpu()
     _check_labels(labels, len(features), class_count)
     several = labels.ndim == 2
+    labels = labels if several else labels.long()
     targets = labels.double() if several else functional.one_hot(labels, class_count).double()
     absent = (targets.sum(0) == 0).nonzero().flatten().tolist()
     if absent:
