@@ -253,3 +253,45 @@ def test_a_record_of_another_head_is_refused(tmp_path):
     path.write_text(json.dumps(record | {"head": record["head"] | {"features": "pixels"}}))
     with pytest.raises(ResiDualError, match="features"):
         ZeroShotClassifier.from_pretrained(path.parent, model=clip_model())
+
+
+def with_scores(model, scores):
+    head = random_head(gains_of(model).numel())
+    return TrainedHead(head.head, head.features, head.method, torch.tensor(scores))
+
+
+def test_sets_hold_the_classes_that_left_out_images_would_have_had(tmp_path):
+    model = with_adapter()
+    made = classifier(model)
+    scores = torch.linspace(0.05, 2.0, 40).tolist()
+    made.head = with_scores(model, scores)
+    images = photographs(6)
+    logits = made.predict_logits(images).double()
+    wanted = -logits.log_softmax(1) <= scores[36]  # ⌈41 · 0.9⌉ = 37th of 40
+    predictions = made.predict(images, coverage=0.9)
+    for row, prediction in enumerate(predictions):
+        names = tuple(made.class_names[k] for k in range(CLASSES) if wanted[row, k])
+        assert prediction.plausible == names
+        assert prediction.as_dict()["plausible"] == list(names)
+    made.save_pretrained(tmp_path / "a")
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a", model=clip_model())
+    torch.testing.assert_close(loaded.head.left_out_scores, torch.tensor(scores))
+    assert made.predict(images)[0].plausible is None
+
+
+def test_sets_without_what_they_are_made_of_are_refused():
+    model = with_adapter()
+    made = classifier(model)
+    images = photographs(2)
+    with pytest.raises(ResiDualError, match="this classifier has none: fit one"):
+        made.predict(images, coverage=0.9)
+    made.head = random_head(gains_of(model).numel())
+    with pytest.raises(ResiDualError, match="knows of no images that were left out"):
+        made.predict(images, coverage=0.9)
+    made.head = with_scores(model, [0.1] * 20)
+    with pytest.raises(ResiDualError, match="a coverage between 0 and 1"):
+        made.predict(images, coverage=1.5)
+    wider = classifier(model, CLASSES + 1)
+    wider.head = with_scores(model, [0.1] * 20)
+    with pytest.raises(ResiDualError, match="knows 4 of 5 classes"):
+        wider.predict(images, coverage=0.9)

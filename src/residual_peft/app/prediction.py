@@ -44,6 +44,8 @@ class Answer:
         whole = found.as_dict()
         kept = {name: whole[name] for name in ("file", "label", "score", "labels")}
         kept["top"] = [{"label": name, "score": score} for name, score in found.top(top)]
+        if found.plausible is not None:
+            kept["plausible"] = list(found.plausible)
         return kept | ({"copied_to": list(self.copied_to)} if self.copied_to else {})
 
 
@@ -61,6 +63,7 @@ class FilePredictor:
         *,
         sort_into: str | os.PathLike[str] | None = None,
         sure: float = 0.5,
+        coverage: float | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
     ) -> None:
@@ -71,6 +74,7 @@ class FilePredictor:
             sort_into: a folder for copies of the images in a folder per class.
             sure: the probability below which an image is unsure, and copied apart; with several
                 labels per image, that from which a label counts.
+            coverage: how often a set of classes should hold the right one; None for no sets.
             batch_size: images per forward pass.
             num_workers: processes that decode images; None for as many as suit the machine.
 
@@ -80,6 +84,7 @@ class FilePredictor:
         check_sure(sure)
         self.classifier = ZeroShotClassifier.from_pretrained(adapter)
         self.sure, self.batch_size, self.num_workers = sure, batch_size, num_workers
+        self.sets = None if coverage is None else self.classifier.sets(coverage)
         self.sorting: Sorting | None = None
         if sort_into is not None:
             self.sorting = Sorting(sort_into, self.classifier.class_names)
@@ -119,7 +124,9 @@ class FilePredictor:
 
     def _of(self, logits: Any, files: Sequence[str]) -> list[Answer]:
         names, several = self.classifier.class_names, self.classifier.multi_label
-        found = predictions_of(logits.cpu(), names, several, files)
+        logits = logits.cpu()
+        plausible = None if self.sets is None else self.sets.sets(logits)
+        found = predictions_of(logits, names, several, files, plausible)
         return [
             self._sorted(file, prediction) for file, prediction in zip(files, found, strict=True)
         ]

@@ -29,6 +29,7 @@ class Prediction:
     class_names: tuple[str, ...] = field(default=(), repr=False)
     file: str | None = None  # of the image, where it came as a path
     several: bool = field(default=False, repr=False)  # whether an image may have several labels
+    plausible: tuple[str, ...] | None = None  # classes that hold the right one as often as asked
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The k most likely classes (all, where there are fewer) and their probabilities.
@@ -46,13 +47,14 @@ class Prediction:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: file (None where unknown), label, score, labels, probabilities by class."""
-        return {
+        found = {
             "file": self.file,
             "label": self.label,
             "score": self.score,
             "labels": list(self.labels),
             "probabilities": dict(zip(self.class_names, self.probabilities, strict=True)),
         }
+        return found if self.plausible is None else found | {"plausible": list(self.plausible)}
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {score:.3f}" for name, score in self.top(3))
@@ -64,6 +66,7 @@ def predictions_of(
     class_names: Sequence[str],
     multi_label: bool = False,
     files: Sequence[str | None] | None = None,
+    plausible: Tensor | None = None,
 ) -> list[Prediction]:
     """One prediction per row of logits (N, C).
 
@@ -72,6 +75,7 @@ def predictions_of(
         class_names: C names.
         multi_label: whether an image may have several labels, or none.
         files: of the N images, None of one that has none.
+        plausible: which classes are in each image's set, bool (N, C).
     """
     labelling = labelling_of(multi_label)
     names = tuple(class_names)
@@ -80,6 +84,7 @@ def predictions_of(
         labelling.probabilities(logits),
         labelling.predicted(logits),
         [None] * len(logits) if files is None else files,
+        [None] * len(logits) if plausible is None else plausible,
         strict=True,
     )
     return [
@@ -92,6 +97,9 @@ def predictions_of(
             names,
             file,
             multi_label,
+            None
+            if inside is None
+            else tuple(names[n] for n in inside.nonzero().flatten().tolist()),
         )
-        for index, scores, labels, file in rows
+        for index, scores, labels, file, inside in rows
     ]

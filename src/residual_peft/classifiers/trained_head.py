@@ -10,10 +10,14 @@ from torch.nn import functional
 
 from ..errors import ResiDualError
 from ..hub.files import Within
-from .heads import ClassHead
+from .heads import ClassHead, LeftOut
+from .heads.conformal import PredictionSets, upper_quantile
 
 Features = Literal["coordinates", "embedding"]
 PREFIX = "head."
+SCORES = "left_out_scores"
+MOST_SCORES = 10_000
+"""That are kept; of more, as many quantiles."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,15 @@ class TrainedHead:
         features: "coordinates" of the active adapter, (B, K), as `coordinates_of` gives them; or
             the unadapted "embedding" (B, d), normalized.
         method: how it was fitted, in words.
+        left_out_scores: −log p of the right class of training images by fits without them, sorted
+            (n,): what sets of classes are made of. None where nothing could be left out, or images
+            have several labels.
     """
 
     head: ClassHead
     features: Features = "coordinates"
     method: str | None = None
+    left_out_scores: Tensor | None = None
 
     @property
     def class_count(self) -> int:
@@ -83,9 +91,32 @@ class TrainedHead:
         """The same on another device."""
         return replace(self, head=self.head.to(device))
 
+    def sets(self, coverage: float) -> PredictionSets:
+        """What gives sets of classes that hold the right one so often, by the jackknife.
+
+        Args:
+            coverage: between 0 and 1; see `heads.conformal` for what it promises and what not.
+
+        Raises:
+            ResiDualError: another coverage, or no image was ever left out.
+        """
+        if not 0 < coverage < 1:
+            raise ResiDualError(f"wanted a coverage between 0 and 1, got {coverage}.")
+        if self.left_out_scores is None:
+            raise ResiDualError(
+                "this class head knows of no images that were left out, which sets of classes are "
+                "made of: fit it on one label per image, with two or more images of each class."
+            )
+        threshold = upper_quantile(self.left_out_scores.double(), coverage)
+        one = torch.tensor([threshold], dtype=torch.float64)
+        return PredictionSets(one, coverage, "jackknife", len(self.left_out_scores))
+
     def tensors(self) -> dict[str, Tensor]:
         """What is saved of it beside the class embeddings."""
-        return {PREFIX + name: tensor for name, tensor in self.head.state().items()}
+        found = {PREFIX + name: tensor for name, tensor in self.head.state().items()}
+        if self.left_out_scores is not None:
+            found[PREFIX + SCORES] = self.left_out_scores.float()
+        return found
 
     def record(self, basis: str | None) -> HeadRecord:
         """What is said of it.
@@ -114,6 +145,9 @@ def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> 
         for name, tensor in tensors.items()
         if name.startswith(PREFIX)
     }
+    scores = state.pop(SCORES, None)
+    if scores is not None and (scores.ndim != 1 or not scores.isfinite().all()):
+        raise ResiDualError(f"{where} holds other left-out scores than finite numbers.")
     try:
         head = ClassHead.from_state(state)
     except ResiDualError as error:
@@ -124,7 +158,22 @@ def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> 
             f"classes, and the record beside it says {record.columns} and {record.classes}: the "
             "files do not belong together. Save or download the classifier again."
         )
-    return TrainedHead(head, record.features, record.method)
+    scores = None if scores is None else scores.float().sort().values
+    return TrainedHead(head, record.features, record.method, scores)
+
+
+def scores_of(left_out: LeftOut) -> Tensor | None:
+    """−log p of the right class of left-out images, sorted; of many, `MOST_SCORES` quantiles.
+
+    None where there are none. Quantiles are rounded up, so that a set is never too small by them.
+    """
+    if left_out.labels.ndim != 1 or not left_out.known.any():
+        return None
+    scores = left_out.losses[left_out.known].sort().values
+    if len(scores) > MOST_SCORES:
+        ranks = torch.arange(1, MOST_SCORES + 1) * len(scores) / MOST_SCORES
+        scores = scores[ranks.ceil().long() - 1]
+    return scores.float()
 
 
 def embedding_features(readout: Tensor) -> Tensor:

@@ -53,6 +53,10 @@ def predict(
     sure: Annotated[
         float, typer.Option(help="Below this probability an image is unsure.", min=0, max=1)
     ] = 0.5,
+    coverage: Annotated[
+        float | None,
+        typer.Option(help="Also name the classes that hold the right one this often, such as 0.9."),
+    ] = None,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
 ) -> None:
@@ -71,10 +75,17 @@ def predict(
         adapter,
         sort_into=sort_into,
         sure=sure,
+        coverage=coverage,
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    write = _as_table(top) if as_csv else _as_objects(top) if as_json else _as_lines(top)
+    write = (
+        _as_table(top, coverage is not None)
+        if as_csv
+        else _as_objects(top)
+        if as_json
+        else _as_lines(top)
+    )
     names = _from_input(images) if "-" in images else images
     total = unread = 0
     for answer in predictor.answers(names, progress=_may_show_bar()):
@@ -114,6 +125,8 @@ def _as_lines(top: int) -> "Callable[[Answer], None]":
             said = ", ".join(f"{name} {score:.3f}" for name, score in found.top(top))
             if found.several:
                 said = f"{', '.join(found.labels) or 'no label'} ({said})"
+            if found.plausible is not None:
+                said += f"; plausible: {', '.join(found.plausible) or 'none of the classes'}"
         print(printable(f"{answer.file}: {said}"), flush=True)
 
     return write
@@ -126,17 +139,20 @@ def _as_objects(top: int) -> "Callable[[Answer], None]":
     return write
 
 
-def _as_table(top: int) -> "Callable[[Answer], None]":
-    """Columns file, then class and probability by rank, then error."""
+def _as_table(top: int, sets: bool) -> "Callable[[Answer], None]":
+    """Columns file, then class and probability by rank, then the set if asked for, then error."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     headers = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("label", "score")]
-    writer.writerow(["file", *headers, "error"])
+    more = ["plausible"] if sets else []
+    writer.writerow(["file", *headers, *more, "error"])
 
     def write(answer: "Answer") -> None:
         found = answer.prediction
         ranked = [] if found is None else found.top(top)
         cells = [cell for name, score in ranked for cell in (name, f"{score:.6f}")]
         cells += [""] * (2 * top - len(cells))
+        if sets:
+            cells.append("" if found is None else "; ".join(found.plausible or ()))
         writer.writerow([answer.file, *cells, answer.reason])
         sys.stdout.flush()
 

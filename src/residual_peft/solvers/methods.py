@@ -22,7 +22,7 @@ from ..classifiers.heads.folds import stratified_folds
 from ..classifiers.heads.images import checked
 from ..classifiers.heads.left_out import How, leaving_of
 from ..classifiers.heads.logistic import fit_logistic
-from ..classifiers.trained_head import Features, TrainedHead, embedding_features
+from ..classifiers.trained_head import Features, TrainedHead, embedding_features, scores_of
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
 from ..tuner import gains_of
@@ -268,7 +268,7 @@ def _ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method
             name,
             left,
             done.parameter_count,
-            head=_trained(head, features, name),
+            head=_trained(head, features, name, done.left_out),
             strength=float(done.alpha.median()),
             notes=done.notes,
         )
@@ -299,7 +299,7 @@ def _logistic(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Met
             name,
             done.left_out,
             done.parameter_count,
-            head=_trained(head, features, name),
+            head=_trained(head, features, name, done.left_out),
             strength=done.strength,
         )
 
@@ -327,7 +327,7 @@ def _discriminant(rows: Rows) -> Outcome:
         "discriminant",
         left,
         done.parameter_count,
-        head=_trained(done.head, "embedding", "discriminant"),
+        head=_trained(done.head, "embedding", "discriminant", done.left_out),
         strength=done.shrinkage,
     )
 
@@ -361,8 +361,8 @@ METHODS: dict[str, Method] = {
 """By name, in the order of a table."""
 
 
-def _trained(head: ClassHead, features: Features, name: str) -> TrainedHead:
-    return TrainedHead(head.to(torch.float32), features, name)
+def _trained(head: ClassHead, features: Features, name: str, left_out: LeftOut) -> TrainedHead:
+    return TrainedHead(head.to(torch.float32), features, name, scores_of(left_out))
 
 
 def _gains_parameter(classifier: ZeroShotClassifier) -> torch.nn.Parameter:

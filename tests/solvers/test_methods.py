@@ -1,0 +1,145 @@
+"""Methods on the rows of one pass, and the choice among them."""
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
+from residual_peft.errors import ResiDualError
+from residual_peft.solvers.choice import check_methods, choose, method_names
+from residual_peft.solvers.coordinates import Coordinates, collect_with_basis, joined
+from residual_peft.solvers.methods import METHODS, Rows
+from residual_peft.tuner import ResiDualConfig, gains_of
+from tests.models import clip_model, pixels
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def material():
+    """A classifier, and coordinates whose classes only the coordinates tell apart."""
+    model = get_peft_model(clip_model(), ResiDualConfig()).eval()
+    images, labels = pixels(120, seed=5), torch.arange(120) % CLASSES
+    parts = [
+        {"pixel_values": part, "labels": own}
+        for part, own in zip(images.split(40), labels.split(40), strict=True)
+    ]
+    seen = collect_with_basis(model, parts)
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(CLASSES, seen.coordinates.shape[1], generator=generator)
+    scale = seen.coordinates.std(0)
+    seen = Coordinates(
+        seen.readout,
+        labels,
+        seen.coordinates + 0.35 * scale * direction[labels],
+        seen.state,
+    )
+    classifier = ZeroShotClassifier(
+        model, ["a", "b", "c"], torch.randn(CLASSES, 16, generator=generator), logit_scale=7.0
+    )
+    return classifier, seen
+
+
+def test_every_method_says_of_other_images_what_the_classifier_then_says(material):
+    classifier, seen = material
+    train, other = seen.rows(torch.arange(90)), seen.rows(torch.arange(90, 120))
+    for name in METHODS:
+        outcome = METHODS[name].run(Rows.of(classifier, train))
+        said = outcome.logits(classifier, other)
+        assert classifier.head is None, name
+        assert gains_of(classifier.model).eq(1).all(), name
+        outcome.put_into(classifier)
+        gains = gains_of(classifier.model).detach()
+        expected = classifier.answer(other.adapted(gains), other.readout, other.coordinates)
+        torch.testing.assert_close(said, expected.detach(), msg=name)
+        assert outcome.left_out.logits.shape == (90, CLASSES)
+        assert outcome.left_out.known.all()
+        classifier.head = None
+        with torch.no_grad():
+            gains_of(classifier.model).fill_(1)
+
+
+def test_left_out_predictions_have_not_seen_the_image(material):
+    """Where one fold's labels are changed, they say the old ones of it all the same."""
+    classifier, seen = material
+    rows = Rows.of(classifier, seen)
+    changed = seen.labels.clone()
+    outside = rows.fold == 0
+    changed[outside] = (changed[outside] + 1) % CLASSES
+    other = Rows(
+        classifier,
+        Coordinates(seen.readout, changed, seen.coordinates, seen.state),
+        rows.zero_shot,
+        fold=rows.fold,
+    )
+    for name in ("ridge", "ridge-heads", "logistic"):
+        said = METHODS[name].fit(other).left_out.logits[outside].argmax(1)
+        assert (said == seen.labels[outside]).double().mean() > 0.6, name
+        assert (said == changed[outside]).double().mean() < 0.3, name
+
+
+def test_what_does_best_on_left_out_images_is_chosen(material):
+    classifier, seen = material
+    choice = choose(Rows.of(classifier, seen))
+    assert [one.method for one in choice.outcomes] == method_names()
+    assert choice.chosen.method in {"ridge", "ridge-heads", "logistic"}
+    by_name = {one.method: one.left_out for one in choice.outcomes}
+    assert by_name["ridge"].accuracy > by_name["ridge-embedding"].accuracy + 0.2
+    assert choice.images == 120
+    assert choice.chosen.head.left_out_scores is not None
+
+
+def test_many_images_are_compared_on_some_and_fitted_on_all(material):
+    classifier, seen = material
+    choice = choose(Rows.of(classifier, seen), ["zero-shot", "ridge"], at_most=60)
+    assert choice.images == 60
+    assert len(choice.chosen.left_out.labels) == 120
+    assert len(choice.outcomes[1].left_out.labels) == 60
+
+
+def test_where_nothing_can_be_left_out_the_ridge_is_taken(material):
+    classifier, seen = material
+    rows = Rows.of(classifier, seen.rows(torch.tensor([0, 1, 2])))
+    assert rows.fold is None
+    choice = choose(rows)
+    assert choice.chosen.method == "ridge"
+    assert choice.chosen.head.left_out_scores is None
+
+
+def test_class_means_leave_the_images_own_fold_out(material):
+    classifier, seen = material
+    rows, plain = Rows.of(classifier, seen, means=True), Rows.of(classifier, seen)
+    unit = torch.nn.functional.normalize(seen.readout, dim=1)
+    inside = rows.fold != 1
+    means = torch.stack([unit[inside & (seen.labels == k)].mean(0) for k in range(CLASSES)])
+    expected = 7 * unit @ torch.nn.functional.normalize(means, dim=1).T
+    torch.testing.assert_close(rows.zero_shot[~inside], expected[~inside], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(rows.zero_shot, plain.zero_shot)
+
+
+def test_several_labels(material):
+    classifier, seen = material
+    several = ZeroShotClassifier(
+        classifier.model, ["a", "b", "c"], classifier.class_embeddings, multi_label=True
+    )
+    labels = torch.nn.functional.one_hot(seen.labels, CLASSES)
+    labels[::4, 0] = 1
+    rows = Rows.of(several, Coordinates(seen.readout, labels, seen.coordinates, seen.state))
+    choice = choose(rows)
+    assert {one.method for one in choice.outcomes} == set(method_names(True))
+    choice.chosen.put_into(several)
+    assert several.multi_label
+    with pytest.raises(ResiDualError, match="is for one label per image"):
+        choose(rows, ["discriminant"])
+
+
+def test_names_that_are_no_methods_are_refused():
+    with pytest.raises(ResiDualError, match="wanted a method of zero-shot, gains"):
+        check_methods(["lora"])
+
+
+def test_lots_of_images_are_joined(material):
+    _, seen = material
+    whole = joined([seen.rows(torch.arange(50)), seen.rows(torch.arange(50, 120))])
+    torch.testing.assert_close(whole.coordinates, seen.coordinates)
+    assert torch.equal(whole.labels, seen.labels)
