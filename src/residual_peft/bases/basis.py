@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -187,6 +187,11 @@ class SpectralBasis:
             **metadata,
         )
 
+    def _with(self, units: Iterable[Unit], bases: list[UnitBasis]) -> "SpectralBasis":
+        """Other bases of the same model from the same images."""
+        told = {name: getattr(self, name) for name in ("num_samples", "source", "fingerprint")}
+        return self._of(units, bases, **told)
+
     @property
     def width(self) -> int:
         """The width d of the readout."""
@@ -252,11 +257,7 @@ class SpectralBasis:
                 kept.append(self[unit].truncate(chosen[unit]))
             except ResiDualError as error:
                 raise ResiDualError(f"{unit}: {error}") from None
-        return replace(
-            self,
-            components=[basis.components for basis in kept],
-            eigenvalues=[basis.eigenvalues for basis in kept],
-        )
+        return self._with(self.units, kept)
 
     def _check_samples(self, components: int) -> None:
         # only where the images ran out: a unit may also have fewer dimensions than was asked for
@@ -293,13 +294,7 @@ class SpectralBasis:
             if any(_is(unit, name) for name in wanted)
             and (inside is None or unit.layer is None or unit.layer in inside)
         ]
-        return self._of(
-            kept,
-            [self[unit] for unit in kept],
-            num_samples=self.num_samples,
-            source=self.source,
-            fingerprint=self.fingerprint,
-        )
+        return self._with(kept, [self[unit] for unit in kept])
 
     def check_belongs_to(self, model: nn.Module | TowerAnatomy) -> None:
         """Refuse a model with other weights or another width, whatever its precision.
@@ -427,4 +422,4 @@ class SpectralBasis:
 
 
 def _is(unit: Unit, name: Unit | str) -> bool:
-    return unit == name or unit.kind == name or str(unit) == name
+    return unit == name if isinstance(name, Unit) else name in (unit.kind, str(unit))
