@@ -154,7 +154,7 @@ REFUSED = {
         r"NaN or infinite values in residual_peft_gains",
     ),
     "cut gains": (lambda d: (other(d), with_gains(d, torch.ones(3))), r"of shape \(3,\)"),
-    "no gains": (lambda d: (other(d), with_gains(d, None)), "got none. Save or download"),
+    "no gains": (lambda d: (other(d), with_gains(d, None)), "lack residual_peft_gains"),
     "no file": (lambda d: (other(d), (d / WEIGHTS).unlink()), "wanted the adapter's weights in"),
     "nothing": (lambda d: None, "could not find the adapter"),
 }

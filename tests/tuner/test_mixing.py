@@ -266,7 +266,12 @@ def test_a_sum_costs_gains_alone_and_goes_again() -> None:
     ("adapters", "weights", "name", "message"),
     [
         (["default", "few"], [1, 1], "sum", "'default' and 'few' do not share one basis"),
-        (["default", "drop"], [1, 1], "sum", "do not share one basis with the same units, remai"),
+        (
+            ["default", "drop"],
+            [1, 1],
+            "sum",
+            "do not share one basis with the same modules",
+        ),
         (["default", "oops"], [1, 1], "sum", "there are no adapters 'oops' to combine; the model"),
         (["default", "same basis"], [1], "sum", "wanted a list of adapters and a weight for each"),
         ([], [], "sum", "wanted a list of adapters and a weight for each"),

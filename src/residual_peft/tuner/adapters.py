@@ -1,8 +1,8 @@
 """What is done to an adapter in a model: fit its bases, read out what it holds."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def fit_bases(
         ResiDualError: no such adapter, no images, too few for the components, pixels that are not
             finite, or units that do not add up to the model's own output.
     """
-    layers, config = _layers(peft_model, adapter_name)
+    layers, config, _ = _layers(peft_model, adapter_name)
     found: SpectralBasis | dict[str, LinearBasis] | None = mode_of(config).fit(
         peft_model,
         layers,
@@ -87,7 +87,7 @@ def put_basis(
     Raises:
         ResiDualError: no such adapter, it is in stream mode, or the basis lacks its units.
     """
-    layer, config = _adapter(peft_model, adapter_name)
+    layer, config, _ = _adapter(peft_model, adapter_name)
     return new_basis(layer, config, basis, adapter_name)
 
 
@@ -101,8 +101,8 @@ def readout_state(peft_model: nn.Module, adapter_name: str | None = None) -> Rea
     Raises:
         ResiDualError: no such adapter, several are active, or its weights were never loaded.
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    state: ReadoutState = _adapter(peft_model, name)[0].state(name)
+    layer, _, name = _adapter(peft_model, adapter_name)
+    state: ReadoutState = layer.state(name)
     return state
 
 
@@ -112,8 +112,7 @@ def adapted_tower(peft_model: nn.Module, adapter_name: str | None = None) -> Tow
     Raises:
         ResiDualError: no such adapter, several are active, or it is in stream mode.
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    return _adapter(peft_model, name)[0].anatomy
+    return _adapter(peft_model, adapter_name)[0].anatomy
 
 
 def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str | None:
@@ -126,8 +125,7 @@ def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str 
     Raises:
         ResiDualError: as `readout_state`.
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    layer, config = _adapter(peft_model, name)
+    layer, config, name = _adapter(peft_model, adapter_name)
     if not config.save_basis:
         return None
     layer.state(name)  # refuses one whose weights were never loaded
@@ -144,8 +142,7 @@ def readout_config(peft_model: nn.Module, adapter_name: str | None = None) -> Re
     Raises:
         ResiDualError: no such adapter, several are active, or it is in stream mode.
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    return _adapter(peft_model, name)[1]
+    return _adapter(peft_model, adapter_name)[1]
 
 
 def gains_of(peft_model: nn.Module, adapter_name: str | None = None) -> nn.Parameter:
@@ -155,8 +152,8 @@ def gains_of(peft_model: nn.Module, adapter_name: str | None = None) -> nn.Param
         ResiDualError: no such adapter, several are active, or it is in stream mode and has gains in
             each layer (`gains_by_module`).
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    return _adapter(peft_model, name)[0].residual_peft_gains[name]
+    layer, _, name = _adapter(peft_model, adapter_name)
+    return layer.residual_peft_gains[name]
 
 
 def gains_by_module(
@@ -167,8 +164,7 @@ def gains_by_module(
     Raises:
         ResiDualError: no such adapter, or several are active.
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    layers, _ = _layers(peft_model, name)
+    layers, _, name = _layers(peft_model, adapter_name)
     return {path: layer.residual_peft_gains[name] for path, layer in layers.items()}
 
 
@@ -178,8 +174,7 @@ def gains_by_unit(peft_model: nn.Module, adapter_name: str | None = None) -> dic
     Raises:
         ResiDualError: no such adapter, or several are active.
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    layer, _ = _adapter(peft_model, name)
+    layer, _, name = _adapter(peft_model, adapter_name)
     settings = layer.adapter_settings[name]
     parts = settings.gains.split(layer.residual_peft_gains[name].detach())
     return dict(zip(settings.units, parts, strict=True))
@@ -193,8 +188,7 @@ def restart_gains(
     Raises:
         ResiDualError: no such adapter, or several are active.
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    layers, config = _layers(peft_model, name)
+    layers, config, name = _layers(peft_model, adapter_name)
     if seed is not None:
         config.seed = seed
     for path, layer in layers.items():
@@ -209,8 +203,7 @@ def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> Spe
         ResiDualError: no such adapter, its weights were never loaded, or it has one gain per unit
             and no directions.
     """
-    name = active_adapter(peft_model) if adapter_name is None else adapter_name
-    layer, config = _adapter(peft_model, name)
+    layer, config, name = _adapter(peft_model, adapter_name)
     state, settings = layer.state(name), layer.adapter_settings[name]
     counts = list(settings.counts)
     if settings.per_unit:
@@ -234,40 +227,47 @@ def active_adapter(peft_model: nn.Module) -> str:
     Raises:
         ResiDualError: none or several are active.
     """
-    names: list[str] = []
-    for _, layer in _all_layers(peft_model):
-        active: Any = layer.active_adapters
-        names += [name for name in active if name not in names]
-    if len(names) == 1:
-        return names[0]
-    if next(_all_layers(peft_model), None) is None:
-        raise _no_adapter(peft_model)
-    raise ResiDualError(
-        f"wanted one active adapter, got {names}; name one, or call set_adapter(name)."
-    )
+    layers: list[Any] = list(_all_layers(peft_model).values())
+    active = dict.fromkeys(name for layer in layers for name in layer.active_adapters)
+    if len(active) != 1:
+        raise ResiDualError(
+            f"wanted one active adapter, got {list(active)}; name one, or call set_adapter(name)."
+        )
+    (name,) = active
+    return str(name)
 
 
-def _all_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+def _all_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     """The adapted layers by their path in the base model."""
-    for path, module in base_model(model).named_modules():
-        if isinstance(module, AdapterLayer):
-            yield path, module
-
-
-def _layers(model: nn.Module, name: str) -> tuple[dict[str, AdapterLayer], ResiDualConfig]:
-    configs: Any = getattr(model, "peft_config", {})  # transformers' models have one, too
-    layers = list(_all_layers(model))
+    named = base_model(model).named_modules()
+    layers = {path: module for path, module in named if isinstance(module, AdapterLayer)}
     if not layers:
-        raise _no_adapter(model)
-    found = {path: layer for path, layer in layers if name in layer.adapter_settings}
+        raise ResiDualError(
+            f"wanted a model with a ResiDual adapter, got a {type(model).__name__} without; make "
+            "one with peft.get_peft_model(model, ResiDualConfig())."
+        )
+    return layers
+
+
+def _layers(
+    model: nn.Module, name: str | None
+) -> tuple[dict[str, AdapterLayer], ResiDualConfig, str]:
+    """The layers, by path, and the config of an adapter, and its name; None is the active one."""
+    name = active_adapter(model) if name is None else name
+    layers = _all_layers(model)
+    found = {path: layer for path, layer in layers.items() if layer.has(name)}
     if not found:
-        known = dict.fromkeys(other for _, layer in layers for other in layer.adapter_settings)
+        known = dict.fromkeys(
+            other for layer in layers.values() for other in layer.adapter_settings
+        )
         raise ResiDualError(f"there is no adapter {name!r}; the model has {', '.join(known)}.")
-    return found, configs[name]
+    configs: Any = cast(Any, model).peft_config  # transformers' models have one, too
+    return found, configs[name], name
 
 
-def _adapter(peft_model: nn.Module, name: str) -> tuple[ResiDualReadout, ResiDualConfig]:
-    layers, config = _layers(peft_model, name)
+def _adapter(model: nn.Module, name: str | None) -> tuple[ResiDualReadout, ResiDualConfig, str]:
+    """`_layers` of an adapter in readout mode, which has one."""
+    layers, config, name = _layers(model, name)
     layer = next(iter(layers.values()))
     if not isinstance(layer, ResiDualReadout):
         raise ResiDualError(
@@ -275,11 +275,4 @@ def _adapter(peft_model: nn.Module, name: str) -> tuple[ResiDualReadout, ResiDua
             "coordinates of the readout: train it with the Trainer, and read its gains with "
             "gains_by_module."
         )
-    return layer, config
-
-
-def _no_adapter(model: nn.Module) -> ResiDualError:
-    return ResiDualError(
-        f"wanted a model with a ResiDual adapter, got a {type(model).__name__} without; make one "
-        "with peft.get_peft_model(model, ResiDualConfig())."
-    )
+    return layer, config, name

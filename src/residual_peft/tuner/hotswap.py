@@ -5,19 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from ..errors import ResiDualError, short
+from ..errors import ResiDualError
 from ..hub.directories import local_directory
-from ..hub.files import read_tensors
 from ..towers.registry import base_model
 from .config import ResiDualConfig
 from .gains import GAINS
 from .layer import AdapterLayer
 from .loading import SETTINGS, check_directory, setting
-from .modes import mode_of
-from .saved import PEFT_PREFIX, check_values
+from .model import wanted_of
+from .saved import SavedWeights
 
 
 def hotswap_adapter(
@@ -55,23 +53,19 @@ def hotswap_adapter(
     check_directory(directory)
     theirs = ResiDualConfig.from_pretrained(str(directory))
     _check_settings(mine, theirs, adapter_name, directory)
-    tensors, _ = read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
-    pairs, known = [], set()
-    for path, layer in base_model(model).named_modules():
+    base = base_model(model)
+    held = theirs.save_basis and theirs.needs_basis
+    wanted, path = wanted_of(base, adapter_name, basis=held)
+    weights = SavedWeights.in_directory(directory)
+    weights.check(wanted, path)
+    tensors, pairs = weights.values(path), []
+    for place, layer in base.named_modules():
         if isinstance(layer, AdapterLayer) and layer.has(adapter_name):
-            # the file's own model may have the one layer elsewhere
-            place = (theirs.target_modules or [path])[0] if mode_of(theirs).one_place else path
-            prefix = f"{PEFT_PREFIX}{place}."
-            if mine.fitted.basis_digest is None and mine.fitted.from_data:
-                _check_tensors(layer, prefix, adapter_name, tensors, directory)
+            own = dict(zip(layer.kinds, layer.tensors(adapter_name), strict=True))
+            if held and mine.fitted.basis_digest is None and mine.fitted.from_data:
+                _check_tensors(own, {kind: tensors[f"{place}.{kind}"] for kind in own}, directory)
             gains = layer.residual_peft_gains[adapter_name]
-            known |= {f"{prefix}{kind}" for kind in (GAINS, *layer.kinds)}
-            pairs.append((gains, _checked(tensors.get(prefix + GAINS), gains, prefix, directory)))
-    if foreign := [key for key in tensors if key not in known]:
-        raise ResiDualError(
-            f"'{directory}' holds {short(foreign[0])}, which is no part of the adapter "
-            f"{adapter_name!r}: the file was changed. Save or download the adapter again."
-        )
+            pairs.append((gains, tensors[f"{place}.{GAINS}"]))
     for gains, new in pairs:  # nothing is changed before all have been checked
         gains.data.copy_(new)
 
@@ -106,29 +100,11 @@ def _check_settings(
         raise ResiDualError(f"{what}: they belong to another basis. {basis}")
 
 
-def _check_tensors(
-    layer: Any, prefix: str, adapter_name: str, tensors: dict[str, Tensor], directory: Path
-) -> None:
+def _check_tensors(own: dict[str, Tensor], theirs: dict[str, Tensor], directory: Path) -> None:
     """Where no digest tells the basis, compare it number by number."""
-    for key, tensor in tensors.items():
-        name = key.removeprefix(prefix)
-        if not key.startswith(prefix) or name == GAINS:
-            continue
-        held = getattr(layer, name)[adapter_name]
-        if held.shape != tensor.shape or not torch.equal(held.to(tensor), tensor):
+    for kind, held in own.items():
+        if not torch.equal(held.to(theirs[kind]), theirs[kind]):
             raise ResiDualError(
-                f"the gains in '{directory}' do not fit the adapter {adapter_name!r}: they belong "
-                f"to another basis ({name} differs). Load it with load_adapter."
+                f"the gains in '{directory}' do not fit the adapter: they belong to another basis "
+                f"({kind} differs). Load it with load_adapter."
             )
-
-
-def _checked(new: Tensor | None, gains: Tensor, prefix: str, directory: Path) -> Tensor:
-    fits = new is not None and new.shape == gains.shape and new.is_floating_point()
-    if new is None or not fits:
-        found = "none" if new is None else f"{new.dtype} of shape {tuple(new.shape)}"
-        raise ResiDualError(
-            f"'{directory}' should hold gains of shape {tuple(gains.shape)} as {prefix}"
-            f"{GAINS}; got {found}. Save or download the adapter again."
-        )
-    check_values(new, GAINS, f"the weights in '{directory}'")
-    return new

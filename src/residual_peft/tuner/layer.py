@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..errors import ResiDualError
 from .gains import GAINS
 from .inference import ordinary, ordinary_tensors
+from .saved import check_values
 from .sharing import Loading, begin_loading, end_loading, note_sharing
-from .state import AdapterState, Settings, same, without_rounding
-from .values import check_gains
+from .state import AdapterState, Placement, same, without_rounding
 
 WAITS = (
     "the adapter {!r} was made from a saved adapter's config and waits for the weights beside it; "
@@ -73,7 +73,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all that is kept, gains too: the base layer's, but at least float32."""
+        """Of all that is kept, and of new gains: the base layer's, but at least float32."""
         return torch.promote_types(self.reference.dtype, torch.float32)
 
     def has(self, adapter_name: str) -> bool:
@@ -88,40 +88,23 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Whether the basis belongs to the adapter's file."""
         return adapter_name not in getattr(self, self.kinds[0])._non_persistent_buffers_set
 
-    def update_layer(
-        self,
-        adapter_name: str,
-        settings: Settings,
-        tensors: Sequence[Tensor],
-        gains: Tensor,
-        *,
-        save_basis: bool,
-        ready: bool = True,
-    ) -> None:
-        """Put an adapter in, or give it another basis and gains.
-
-        Args:
-            adapter_name: its name.
-            settings: what it does.
-            tensors: those of `kinds`; where `ready` is False, only their shapes count.
-            gains: their initial value.
-            save_basis: whether the basis belongs to the adapter's state.
-            ready: whether the tensors hold values, or wait for a file.
-        """
-        self.adapter_settings[adapter_name] = settings
+    def put(self, adapter_name: str, placement: Placement) -> None:
+        """Put an adapter in, or give it another basis and gains."""
+        self.adapter_settings[adapter_name] = placement.settings
         self.adapter_states.pop(adapter_name, None)
         device = self.reference.device
-        for kind, tensor in zip(self.kinds, tensors, strict=True):
+        for kind, tensor in zip(self.kinds, placement.tensors, strict=True):
             tensor = tensor.detach().to(device, self.dtype)
-            getattr(self, kind).register_buffer(adapter_name, tensor, persistent=save_basis)
-        gains = gains.to(device, self.dtype)
+            buffers = getattr(self, kind)
+            buffers.register_buffer(adapter_name, tensor, persistent=placement.save_basis)
         old: Any = self.residual_peft_gains[adapter_name] if self.has(adapter_name) else None
+        gains = placement.gains.to(device, self.dtype if old is None else old.dtype)
         if old is not None and old.shape == gains.shape and old.device == gains.device:
             old.data.copy_(gains)  # an optimizer may hold it
         else:
             trainable = False if old is None else old.requires_grad
             self.residual_peft_gains[adapter_name] = nn.Parameter(gains, requires_grad=trainable)
-        if ready:
+        if placement.ready:
             self.refresh(adapter_name)
 
     @ordinary_tensors()
@@ -175,59 +158,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Refuse an adapter whose numbers, or those `given` in place of them, are no adapter's.
 
         Raises:
-            ResiDualError: as `values`.
+            ResiDualError: they are not finite, too large, or no basis.
         """
-        what = f"the adapter {adapter_name!r}"
-        check_gains(given.get(GAINS, self.residual_peft_gains[adapter_name]), what)
+        what = f"the tensors of the adapter {adapter_name!r}"
+        gains = given.get(GAINS, self.residual_peft_gains[adapter_name])
+        check_values(gains.detach(), GAINS, what)
         tensors = [given.get(kind, getattr(self, kind)[adapter_name]) for kind in self.kinds]
         self.check_tensors(self.adapter_settings[adapter_name], tensors, what)
 
     def check_merge_allowed(self) -> None:
         """Refuse to merge, where the mode cannot."""
-
-    @staticmethod
-    def check_one_each(names: Sequence[str], samples: int) -> None:
-        """Refuse `adapter_names` that are more or fewer than the samples, in PEFT's words."""
-        if len(names) != samples:
-            raise ResiDualError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(names)} and {samples} respectively."
-            )
-
-    def check_one_basis(self, adapters: Sequence[str]) -> None:
-        """Refuse adapters whose gains do not mean the same: another basis, or other settings.
-
-        Raises:
-            ResiDualError: names the two, or one whose weights were never loaded.
-        """
-        first = adapters[0]
-        for name in adapters:
-            there = self.has(first), self.has(name)
-            if all(there):
-                self.state(name)
-            if any(there) and not (all(there) and self._shares_basis(first, name)):
-                raise ResiDualError(
-                    f"the adapters {first!r} and {name!r} do not share one basis with the same "
-                    "modules, units, remainder, restore_mean and granularity, so that their gains "
-                    "mean different things; fit both from the same basis (basis=), or activate "
-                    "both with set_adapter([...])."
-                )
-
-    def combine(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
-        """Put in an adapter whose gains are the weighted sum of others' over their one basis."""
-        first = adapters[0]
-        if not self.has(first):
-            return
-        settings = self.adapter_settings[first]
-        gains = [self.residual_peft_gains[name] for name in adapters]
-        self.update_layer(
-            adapter_name,
-            settings,
-            self.tensors(first),
-            settings.gains.combined(gains, weights),
-            save_basis=self.saves_basis(first),
-        )
-        self.residual_peft_gains[adapter_name].requires_grad_(False)
 
     def _shared(self, kind: str, adapter_name: str, tensor: Tensor) -> Tensor:
         """Another adapter's tensor, where one holds the same values, or the given one."""
@@ -240,11 +180,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def _twin(self, adapter_name: str) -> Any:
         """The state of another adapter with the same settings over the same tensors."""
         for name, state in self.adapter_states.items():
-            if name != adapter_name and self._shares_basis(name, adapter_name):
+            if name != adapter_name and self.shares_basis(name, adapter_name):
                 return state
         return None
 
-    def _shares_basis(self, one: str, other: str) -> bool:
+    def shares_basis(self, one: str, other: str) -> bool:
         """Say whether two adapters adapt the same in the same tensors."""
         pairs = zip(self.tensors(one), self.tensors(other), strict=True)
         same_settings: bool = self.adapter_settings[one] == self.adapter_settings[other]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from ..towers.captures import Capture
+from .layer import AdapterLayer
 from .readout.state import ReadoutState, base_of, compose, coordinates_of
+from .state import Placement
 
 BASE = "__base__"
 """PEFT's name for no adapter at all, in `adapter_names`."""
@@ -114,6 +116,19 @@ def each_its_own(
     return result
 
 
+def check_one_each(names: Sequence[str], samples: int) -> None:
+    """Refuse `adapter_names` that are more or fewer than the samples, in PEFT's words.
+
+    Raises:
+        ResiDualError: says how many there are of both.
+    """
+    if len(names) != samples:
+        raise ResiDualError(
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(names)} and {samples} respectively."
+        )
+
+
 def check_weighted(
     known: Mapping[str, Any], adapters: Sequence[str], weights: Sequence[float], adapter_name: str
 ) -> None:
@@ -144,6 +159,48 @@ def check_weighted(
             f"the adapters {', '.join(map(repr, extra))} have modules_to_save, whole modules of "
             "their own, which no sum of gains stands for; combine adapters without."
         )
+
+
+def add_weighted(
+    layers: Sequence[AdapterLayer],
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+) -> None:
+    """Put in an adapter whose gains are the weighted sum of others' over their one basis.
+
+    Raises:
+        ResiDualError: the bases or settings differ in one of the layers; none was changed.
+    """
+    for layer in layers:
+        _check_one_basis(layer, adapters)
+    first = adapters[0]
+    for layer in layers:
+        if not layer.has(first):
+            continue
+        settings = layer.adapter_settings[first]
+        gains = settings.gains.combined(
+            [layer.residual_peft_gains[name] for name in adapters], weights
+        )
+        saved = layer.saves_basis(first)
+        layer.put(adapter_name, Placement(settings, layer.tensors(first), gains, saved))
+        layer.residual_peft_gains[adapter_name].requires_grad_(False)
+
+
+def _check_one_basis(layer: AdapterLayer, adapters: Sequence[str]) -> None:
+    """Refuse adapters whose gains do not mean the same: another basis, or other settings."""
+    first = adapters[0]
+    for name in adapters:
+        there = layer.has(first), layer.has(name)
+        if all(there):
+            layer.state(name)  # refuses one whose weights were never loaded
+        if any(there) and not (all(there) and layer.shares_basis(first, name)):
+            raise ResiDualError(
+                f"the adapters {first!r} and {name!r} do not share one basis with the same "
+                "modules, units, remainder, restore_mean and granularity, so that their gains "
+                "mean different things; fit both from the same basis (basis=), or activate both "
+                "with set_adapter([...])."
+            )
 
 
 def _is_number(value: Any) -> bool:

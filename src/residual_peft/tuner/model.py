@@ -15,7 +15,7 @@ from .gains import GAINS
 from .images_only import accept_images_alone, restore_forward
 from .inference import ordinary_tensors
 from .layer import AdapterLayer, adapter_layers
-from .mixing import check_names, check_weighted, giving_names
+from .mixing import add_weighted, check_names, check_weighted, giving_names
 from .modes import MODES, mode_of
 from .patterns import fullmatch
 from .saved import PEFT_PREFIX, SavedWeights, Shape
@@ -144,6 +144,13 @@ class ResiDualModel(BaseTuner):
     ) -> None:
         config._saved_basis = None  # the layers have it
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keep gains in float32 or better; without PEFT's autocast, as precise as their layer."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in () if autocast_adapter_dtype else adapter_layers(self.model, adapter_name):
+            gains = layer.residual_peft_gains[adapter_name]
+            gains.data = gains.data.to(layer.reference.dtype)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Give the layers `adapter_names`, one adapter per sample, for one call of the model.
@@ -185,11 +192,7 @@ class ResiDualModel(BaseTuner):
                 bases or settings, or `modules_to_save`.
         """
         check_weighted(self.peft_config, adapters, weights, adapter_name)
-        layers = list(adapter_layers(self.model))
-        for layer in layers:  # all are asked before the first is changed
-            layer.check_one_basis(list(adapters))
-        for layer in layers:
-            layer.combine(list(adapters), list(weights), adapter_name)
+        add_weighted(list(adapter_layers(self.model)), adapters, weights, adapter_name)
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapters[0]])
 
     def _replace_module(
@@ -254,7 +257,7 @@ class ResiDualModel(BaseTuner):
 
         They may come from another class with the same tower, which has its readout elsewhere.
         """
-        wanted, path = _wanted(model, adapter_name)
+        wanted, path = wanted_of(model, adapter_name)
         what = f"the weights for the adapter {adapter_name!r}"
         SavedWeights.of(state_dict, what).check(wanted, path)
         if path is not None:
@@ -290,8 +293,16 @@ def at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     }
 
 
-def _wanted(model: nn.Module, adapter_name: str) -> tuple[dict[str, Shape], str | None]:
-    """Name -> shape of all that belongs to an adapter, and the path of its layer if it has one."""
+def wanted_of(
+    model: nn.Module, adapter_name: str, *, basis: bool | None = None
+) -> tuple[dict[str, Shape], str | None]:
+    """What a file of an adapter holds: name -> shape, and the path of its layer if it has one.
+
+    Args:
+        model: with the adapter.
+        adapter_name: its name.
+        basis: whether the file holds a basis; None whether the adapter's own does.
+    """
     wanted: dict[str, Shape] = {}
     path = None
     for full, module in model.named_modules():
@@ -303,7 +314,7 @@ def _wanted(model: nn.Module, adapter_name: str) -> tuple[dict[str, Shape], str 
             continue
         path = name if MODES[module.mode].one_place else path
         tensors = {GAINS: module.residual_peft_gains[adapter_name]}
-        if module.saves_basis(adapter_name):
+        if module.saves_basis(adapter_name) if basis is None else basis:
             tensors |= zip(module.kinds, module.tensors(adapter_name), strict=True)
         wanted |= {f"{name}.{kind}": tuple(tensor.shape) for kind, tensor in tensors.items()}
     return wanted, path

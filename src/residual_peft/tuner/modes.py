@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from ..data.progress import Progress
-from .layer import AdapterLayer, Settings
+from .layer import AdapterLayer
+from .state import Settings
 
 if TYPE_CHECKING:
     from .config import ResiDualConfig

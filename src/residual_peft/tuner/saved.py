@@ -6,7 +6,7 @@ PEFT copies whatever an adapter's file holds into the model, and only warns of w
 import dataclasses
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -215,7 +215,16 @@ class SavedWeights:
                     f"{self.what} have {last} of type {facts.dtype}; wanted floating point "
                     "numbers: save or download the adapter again."
                 )
-        self._check_values(places)
+        for place, tensor in self.values(path).items():
+            check_values(tensor, _last(place), self.what)
+
+    def values(self, path: str | None = None) -> dict[str, Tensor]:
+        """The tensors by their names in the base model; `path` as for `check`."""
+        held: Mapping[str, Tensor] | None = self.held
+        if held is None:
+            assert self.path is not None
+            held, _ = read_tensors(self.path)
+        return {place: held[name] for name, place in self._places(path).items()}
 
     def _places(self, path: str | None) -> dict[str, str]:
         """Name in the file -> name in the base model."""
@@ -241,14 +250,6 @@ class SavedWeights:
                 "to another adapter, or was written before heads were stored in head space. Save "
                 "or download it again."
             )
-
-    def _check_values(self, names: Iterable[str]) -> None:
-        held: Mapping[str, Tensor] | None = self.held
-        if held is None:
-            assert self.path is not None
-            held, _ = read_tensors(self.path)
-        for name in names:
-            check_values(held[name], _last(name), self.what)
 
 
 _MARK = "residual_peft_"

@@ -1,6 +1,6 @@
 """What one adapter has in one layer: settings, a state, and tensors that are never rounded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -28,6 +28,17 @@ class Settings:
     def gains(self) -> Gains:
         """Its gains, over as many components as are kept."""
         return KINDS[self.kind].of(self.counts, self.neutral)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What an adapter starts with in one layer."""
+
+    settings: Settings
+    tensors: Sequence[Tensor]  # of its basis; where it is not ready, only their shapes count
+    gains: Tensor
+    save_basis: bool  # whether the basis belongs to its file
+    ready: bool = True  # or the tensors wait for a file
 
 
 @dataclass(frozen=True)

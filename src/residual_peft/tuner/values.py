@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..bases.basis import SpectralBasis
 from ..errors import ResiDualError
-from .saved import LARGEST_GAIN, LARGEST_VALUE
+from .saved import check_values
 
 TOLERANCE = 0.02
 """How far rows that were rounded to bfloat16 (2⁻⁹) may be from orthonormal."""
@@ -15,61 +15,16 @@ TOLERANCE = 0.02
 NEGLIGIBLE = 1e-9
 """Of a unit's largest eigenvalue: directions with less carry rounding errors alone."""
 
-AGAIN = "the file was damaged or changed. Save, download or fit it again."
-
-
-def check_gains(gains: Tensor, what: str) -> None:
-    """Refuse gains that make NaN of any image.
-
-    Args:
-        gains: of one layer.
-        what: begins the message: whose they are.
-
-    Raises:
-        ResiDualError: they are not finite, or too large for float32.
-    """
-    check_finite(gains, f"{what}: the gains")
-    if (largest := _largest(gains)) > LARGEST_GAIN:
-        raise ResiDualError(
-            f"{what}: there are gains of {largest:.0e}, where {LARGEST_GAIN:.0e} is the most that "
-            "float32 makes sense of: the fit diverged, or the file was damaged. Fit with a "
-            "stronger ridge, or load another."
-        )
-
-
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        ResiDualError: begins with `what`.
-    """
-    if not tensor.is_meta and not bool(tensor.isfinite().all()):
-        raise ResiDualError(f"{what} hold NaN or infinite values: {AGAIN}")
-
 
 def check_parts(means: Tensor, eigenvalues: Tensor, total_variance: Tensor, what: str) -> None:
-    """Refuse means and variances that nothing has.
-
-    Args:
-        means: of all units.
-        eigenvalues: of all components.
-        total_variance: of all units.
-        what: begins the message: whose they are.
+    """`check_values` of all of a basis but its directions.
 
     Raises:
         ResiDualError: they are not finite, negative, or too large for float32.
     """
-    named = {"means": means, "eigenvalues": eigenvalues, "total_variance": total_variance}
-    for name, tensor in named.items():
-        check_finite(tensor, f"{what}: the {name}")
-    if (largest := _largest(means)) > LARGEST_VALUE:
-        raise ResiDualError(f"{what}: there are means of {largest:.0e}, which overflow: {AGAIN}")
-    for name in ("eigenvalues", "total_variance"):
-        tensor = named[name]
-        if tensor.numel() and not tensor.is_meta and (lowest := float(tensor.min())) < 0:
-            raise ResiDualError(
-                f"{what}: the {name} are variances, and the lowest is {lowest:.2g}: {AGAIN}"
-            )
+    check_values(means, "means", what)
+    check_values(eigenvalues, "eigenvalues", what)
+    check_values(total_variance, "total_variance", what)
 
 
 def check_directions(directions: Iterable[tuple[str, Tensor, Tensor]], what: str) -> None:
@@ -95,11 +50,12 @@ def check_directions(directions: Iterable[tuple[str, Tensor, Tensor]], what: str
     if not errors[worst] <= TOLERANCE:
         raise ResiDualError(
             f"{what}: the directions of {units[worst][0]} are not orthonormal (off by "
-            f"{errors[worst]:.1e}, where {TOLERANCE} is allowed): {AGAIN}"
+            f"{errors[worst]:.1e}, where {TOLERANCE} is allowed): the file "
+            "was damaged or changed. Save, download or fit it again."
         )
 
 
-def check_basis(basis: SpectralBasis, what: str = "the basis") -> None:
+def check_basis(basis: SpectralBasis, what: str = "the tensors of the basis") -> None:
     """Refuse a basis that is none, before an adapter is put on it.
 
     Raises:
@@ -128,8 +84,3 @@ def _error(rows: Tensor, eigenvalues: Tensor) -> Tensor:
 
 def _rank(error: float) -> float:
     return float("inf") if error != error else error  # NaN is the worst
-
-
-def _largest(tensor: Tensor) -> float:
-    there = tensor.numel() and not tensor.is_meta
-    return float(tensor.detach().abs().max()) if there else 0.0

@@ -15,7 +15,8 @@ from ...towers.anatomy import TowerAnatomy
 from ...towers.captures import Capture, capture_of, take_capture
 from ...towers.taps import install_taps, is_foreign
 from ..layer import AdapterLayer
-from ..mixing import BASE, each_its_own
+from ..mixing import BASE, check_one_each, each_its_own
+from ..state import Placement
 from ..values import check_directions, check_parts
 from .head_space import HeadSpace
 from .state import (
@@ -95,11 +96,11 @@ class ResiDualReadout(AdapterLayer):
         tower = self.anatomy.layers[0].output_projection.weight
         return next(self.base_layer.parameters(), tower)
 
-    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def put(self, adapter_name: str, placement: Placement) -> None:
         """Put an adapter in, as `AdapterLayer` does; the first needs the taps."""
         if not self.taps:
             self._tap()
-        super().update_layer(adapter_name, *args, **kwargs)
+        super().put(adapter_name, placement)
 
     def derive(self, adapter_name: str) -> ReadoutState:
         """Derive what the forward needs from the stored basis and the tower's weights."""
@@ -147,7 +148,7 @@ class ResiDualReadout(AdapterLayer):
         used = [name for name in dict.fromkeys(chosen) if name in self.residual_peft_gains]
         elsewhere = not used and any(name != BASE for name in names or ())  # the other side's
         if names is not None and not elsewhere:
-            self.check_one_each(names, len(y))
+            check_one_each(names, len(y))
         readout = self.anatomy.readout
         if self.disable_adapters or not used or not readout.holds(y):
             take_capture(self.key)  # nobody else will

@@ -102,7 +102,7 @@ class ReadoutMode(Mode):
         # may refuse, so it comes before the first change to the model
         placement = place(config, anatomy, trusted)
         layer = target if isinstance(target, ResiDualReadout) else ResiDualReadout(target, anatomy)
-        placement.put(layer, adapter_name)
+        layer.put(adapter_name, placement)
         return layer
 
     def fit(

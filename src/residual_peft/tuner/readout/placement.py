@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,31 +19,10 @@ from ..fitted import Fitted
 from ..gains import GAINS
 from ..modes import mode_of
 from ..saved import Shape
+from ..state import Placement
 from .head_space import HeadSpace, stored_width
 from .layer import BASIS, ResiDualReadout
-from .state import ReadoutSettings, StoredBasis
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What `AdapterLayer.update_layer` takes."""
-
-    settings: ReadoutSettings
-    basis: StoredBasis
-    gains: Tensor
-    save_basis: bool
-    ready: bool = True
-
-    def put(self, layer: ResiDualReadout, adapter_name: str) -> None:
-        """Put the adapter into a layer, or what it starts with in place of what it has."""
-        layer.update_layer(
-            adapter_name,
-            self.settings,
-            self.basis.tensors,
-            self.gains,
-            save_basis=self.save_basis,
-            ready=self.ready,
-        )
+from .state import ReadoutSettings
 
 
 def place(
@@ -157,10 +136,12 @@ def with_basis(
         basis_source=basis.source,
         num_samples=basis.num_samples,
     )
-    space = HeadSpace(anatomy, settings.units)
+    stored = HeadSpace(anatomy, settings.units).pack(
+        components, basis.means, eigenvalues, basis.total_variance
+    )
     return Placement(
         settings=settings,
-        basis=space.pack(components, basis.means, eigenvalues, basis.total_variance),
+        tensors=stored.tensors,
         gains=mode_of(config).first_gains(config, settings),
         save_basis=config.save_basis,
     )
@@ -177,7 +158,7 @@ def new_basis(
     settings = layer.adapter_settings[adapter_name]
     basis = fitted_to(config, basis, settings.units)
     config.basis = None  # the one it named is replaced
-    with_basis(config, settings, basis, layer.anatomy).put(layer, adapter_name)
+    layer.put(adapter_name, with_basis(config, settings, basis, layer.anatomy))
     return basis
 
 
@@ -186,16 +167,16 @@ def _room(config: ResiDualConfig, settings: ReadoutSettings, anatomy: TowerAnato
     nan = float("nan")
     return Placement(
         settings=settings,
-        basis=_filled(settings, anatomy, nan if config.needs_basis else 0.0),
+        tensors=_filled(settings, anatomy, nan if config.needs_basis else 0.0),
         gains=torch.full((settings.gains.number,), nan, device="cpu"),
         save_basis=config.needs_basis,
         ready=False,
     )
 
 
-def _filled(settings: ReadoutSettings, anatomy: TowerAnatomy, value: float) -> StoredBasis:
+def _filled(settings: ReadoutSettings, anatomy: TowerAnatomy, value: float) -> list[Tensor]:
     shapes = _shapes(settings, anatomy).values()
-    return StoredBasis(*(torch.full(shape, value, device="cpu") for shape in shapes))
+    return [torch.full(shape, value, device="cpu") for shape in shapes]
 
 
 def _shapes(settings: ReadoutSettings, anatomy: TowerAnatomy) -> dict[str, Shape]:

@@ -13,7 +13,7 @@ from ...bases.spectra import UnitBasis
 from ...errors import ResiDualError
 from ...towers.anatomy import unwrapped
 from ..layer import AdapterLayer
-from ..mixing import BASE
+from ..mixing import BASE, check_one_each
 from .basis import LinearBasis
 from .linears import linear_weight
 from .tensors import STREAM_BASIS, StreamSettings, StreamState, check_tensors, derive
@@ -132,7 +132,7 @@ class ResiDualStreamLinear(AdapterLayer):
         return state.gains.change(coordinates, gains) @ state.directions
 
     def _mixed(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        self.check_one_each(names, len(x))
+        check_one_each(names, len(x))
         if self.merged:
             raise ResiDualError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call "

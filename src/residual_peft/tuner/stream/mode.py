@@ -2,20 +2,23 @@
 
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ...data.progress import Progress
 from ...errors import ResiDualError
+from ...towers.registry import base_model
 from ..config import ResiDualConfig
+from ..fitted import Fitted
 from ..gains import KINDS
 from ..modes import MODES, Mode
-from .basis import LinearBasis
-from .fitting import fit_stream
+from .basis import LinearBasis, collect_moments, data_basis
 from .layer import ResiDualStreamLinear
 from .linears import in_chosen_layers, tower_targets
-from .placement import begin, check_saved, place_stream
+from .placement import asked_components, begin, check_saved, new_basis, place_stream
+from .reference import digest_of
 
 
 class StreamMode(Mode):
@@ -83,19 +86,47 @@ class StreamMode(Mode):
         across_processes: bool,
     ) -> dict[str, LinearBasis]:
         """Fit the basis of every adapted Linear."""
-        return fit_stream(
+        _check_unmerged(layers)
+        readers = {
+            path: (layer.linear, len(layer.adapter_settings[adapter_name].counts))
+            for path, layer in layers.items()
+        }
+        moments, count = collect_moments(
             peft_model,
-            layers,
-            config,
+            readers,
             batches,
-            adapter_name,
             progress,
             across_processes=across_processes,
+            side=config.side,
         )
+        model = base_model(peft_model)
+        # all are read out before the first is put in: a refusal leaves the adapter as it was
+        found = {
+            path: data_basis(module, moments[path]).truncate(
+                asked_components(config, model, path, heads)
+            )
+            for path, (module, heads) in readers.items()
+        }
+        known = Fitted({}, config.fitted.fingerprint, None, "data", count)
+        config.fitted, config.basis = known, None  # the one it named is replaced
+        for path, basis in found.items():
+            new_basis(config, layers[path], adapter_name, path, basis)
+        tensors = {path: layer.tensors(adapter_name) for path, layer in layers.items()}
+        config.fitted = replace(config.fitted, basis_digest=digest_of(tensors))
+        return found
 
     def seed(self, config: ResiDualConfig, path: str) -> int:
         """Each layer draws its own."""
         return config.seed + zlib.crc32(path.encode())
+
+
+def _check_unmerged(layers: Mapping[str, ResiDualStreamLinear]) -> None:
+    for path, layer in layers.items():
+        if layer.merged:
+            raise ResiDualError(
+                f"the adapters {layer.merged_adapters} are merged into {path}, and bases are those "
+                "of the unadapted model: call unmerge_adapter() first."
+            )
 
 
 MODES[StreamMode.name] = StreamMode()

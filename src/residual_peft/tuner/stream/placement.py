@@ -18,6 +18,7 @@ from ..fitted import Fitted
 from ..gains import GAINS
 from ..modes import mode_of
 from ..saved import Shape
+from ..state import Placement
 from .basis import LinearBasis, weight_basis
 from .layer import ResiDualStreamLinear
 from .linears import check_linear, heads_of, linear_weight, tower_or_none, unit_names
@@ -191,13 +192,8 @@ def _put(
 ) -> None:
     gains = mode_of(config).first_gains(config, settings, path)
     waits = config._awaits_weights
-    layer.update_layer(
-        adapter_name,
-        settings,
-        tensors,
-        torch.full_like(gains, float("nan")) if waits else gains,
-        save_basis=config.save_basis,
-        ready=not waits,
-    )
+    gains = torch.full_like(gains, float("nan")) if waits else gains
+    placement = Placement(settings, tensors, gains, config.save_basis, ready=not waits)
+    layer.put(adapter_name, placement)
     counts = {**config.fitted.component_counts, path: list(settings.counts)}
     config.fitted = replace(config.fitted, component_counts=counts)
