@@ -77,7 +77,7 @@ def fit_adapter(
         out: where to save.
         templates: prompts with `{}`; the default ones when None.
         config: the adapter's; the default when None, with as many components as a head has
-            dimensions under an attention pooling (SigLIP).
+            dimensions under an attention pooling.
         method: a name of `METHODS`; "auto" tries all of them, and takes the one that does best on
             training images it did not see (never on test images).
         balanced: every class counts alike, however few its images.
