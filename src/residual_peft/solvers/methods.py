@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..classifiers.class_means import class_means_of
-from ..classifiers.heads import ClassHead, LeftOut, fit_ridge
+from ..classifiers.heads import ClassHead, LeftOut, choose_ridge, fit_ridge
 from ..classifiers.heads.discriminant import fit_discriminant
 from ..classifiers.heads.finishing import across_folds, finish
 from ..classifiers.heads.folds import stratified_folds
@@ -256,11 +256,10 @@ def _ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method
             "zero_shot": rows.zero_shot,
             "class_weights": rows.class_weights,
         }
-        done = fit_ridge(values, rows.labels, rows.class_count, groups=rows.groups, **common)
-        left = done.left_out
-        if rows.fold is not None:
-            compared = fit_ridge(values, rows.labels, rows.class_count, groups=rows.fold, **common)
-            left = compared.left_out
+        common |= {"groups": rows.groups, "folds": rows.fold}
+        choice = choose_ridge({name: values}, rows.labels, rows.class_count, **common)
+        done = choice.fit
+        left = done.left_out if done.by_folds is None else done.by_folds
         head = done.head
         if features == "coordinates":
             head = spread(head, columns, rows.seen.coordinates.shape[1])

@@ -134,6 +134,16 @@ def test_scikit_learn_chooses_and_predicts_the_same(
     torch.testing.assert_close(2 * own.head.scores(new.features) - 1, decision, **CLOSE)
 
 
+def test_folds_beside_what_is_left_out_are_those_of_a_fit_with_them_alone(drawn: Any) -> None:
+    data, folds = drawn((9, 7, 12), 20), torch.arange(28) % 4
+    options = {"zero_shot": data.zero_shot}
+    both = fit_ridge(data.features, data.labels, 3, folds=folds, **options)
+    alone = fit_ridge(data.features, data.labels, 3, groups=folds, **options)
+    assert both.left_out.how == "block"
+    assert both.by_folds is not None
+    torch.testing.assert_close(both.by_folds.logits, alone.left_out.logits, **CLOSE)
+
+
 def test_a_weight_of_two_is_the_image_twice(drawn: Any) -> None:
     data = drawn((6, 6), 9)
     weights, twice = torch.tensor([1.0, 2.0]), 1 + data.labels

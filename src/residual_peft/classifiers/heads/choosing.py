@@ -183,7 +183,7 @@ def some_rows(labels: Tensor, class_count: int, at_most: int) -> Tensor | None:
 def _part(options: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """The options for some of the images: what has one entry per image is cut."""
     part = dict(options)
-    for name in ("zero_shot", "groups"):
+    for name in ("zero_shot", "groups", "folds"):
         value = part.get(name)
         if isinstance(value, Tensor):
             part[name] = value[rows]

@@ -38,6 +38,8 @@ class RidgeFit:
         notes: what the user should know of the images.
         thresholds: with several labels, the logit of each class (C,) from which on to say yes
             for the best F1 of the left-out predictions; 0 is p = ½.
+        by_folds: what is said of every image by fits without its fold, strength and calibration
+            chosen anew: to be compared with methods that leave out no less.
     """
 
     head: ClassHead
@@ -48,6 +50,7 @@ class RidgeFit:
     power: float
     notes: tuple[str, ...] = ()
     thresholds: Tensor | None = None
+    by_folds: LeftOut | None = None
 
     @property
     def parameter_count(self) -> int:
@@ -73,6 +76,7 @@ def fit_ridge(
     criterion: Criterion = "squared",
     leave: How | None = None,
     primal: bool | None = None,
+    folds: Tensor | None = None,
 ) -> RidgeFit:
     """Fit a class head in closed form, with everything chosen on left-out training images.
 
@@ -100,6 +104,7 @@ def fit_ridge(
             handwriting: .821 right on test images, against .831) and is elsewhere the same.
         leave: what is left out with an image, see `leaving_of`; None for what suits.
         primal: which side is decomposed; None for the smaller one.
+        folds: (N,), a second way to leave images out, for `RidgeFit.by_folds`.
 
     Raises:
         ResiDualError: as `checked` and `leaving_of`; strengths or scales that are not above 0.
@@ -124,13 +129,14 @@ def fit_ridge(
         chosen.calibration.text_weight,
         chosen.calibration.temperature,
     )
-    logits = chosen.calibration.temperature * (chosen.scores * chosen.slopes + chosen.biases)
-    if images.zero_shot is not None:
-        logits = logits + chosen.calibration.text_weight * images.zero_shot
-    left_out = LeftOut(logits, images.labels, leaving.how, leaving.known)
+    left_out = _left_out(chosen, images, leaving)
     thresholds = _thresholds(left_out) if images.several else None
+    by_folds = None
+    if folds is not None:
+        apart = leaving_of(images.labels, class_count, folds)
+        by_folds = _left_out(choose(images, smoother, strengths, apart, criterion), images, apart)
     return RidgeFit(
-        head, left_out, chosen.alpha, strengths, chosen.losses, power, notes, thresholds
+        head, left_out, chosen.alpha, strengths, chosen.losses, power, notes, thresholds, by_folds
     )
 
 
@@ -144,6 +150,14 @@ class _Chosen:
     calibration: Calibration
     slopes: Tensor
     biases: Tensor
+
+
+def _left_out(chosen: _Chosen, images: Images, leaving: Leaving) -> LeftOut:
+    """The left-out scores with all that was chosen on them."""
+    logits = chosen.calibration.temperature * (chosen.scores * chosen.slopes + chosen.biases)
+    if images.zero_shot is not None:
+        logits = logits + chosen.calibration.text_weight * images.zero_shot
+    return LeftOut(logits, images.labels, leaving.how, leaving.known)
 
 
 def _one_label(
