@@ -1,10 +1,12 @@
 """Good folders of every kind, to be spoiled: made once, of a tiny model."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
@@ -22,7 +24,7 @@ from tests.training_case import adapted_classifier, save_clip, task
 
 
 def make(root: Path) -> None:
-    """Fill `root` with base, classifier, gains, stream, basis, store, run, photos and saved."""
+    """Fill `root` with folders of every kind that a loader reads."""
     save_clip(root / "base")
     classifier = adapted_classifier()
     for name in ("config._name_or_path", "name_or_path"):
@@ -43,6 +45,8 @@ def make(root: Path) -> None:
     fit_bases(stream, [pixels(40)])
     stream.save_pretrained(root / "stream")
     _photos(root / "photos")
+    _tables(root / "photos", root / "tables")
+    _archives(root / "photos", root / "archives")
     _record(root / "fit", next((root / "photos").rglob("*.png")).read_bytes())
     rows = {"image": [str(p) for p in sorted((root / "photos").rglob("*.png"))]}
     rows["label"] = [Path(p).parent.name for p in rows["image"]]
@@ -59,6 +63,27 @@ def _photos(root: Path) -> None:
             Image.fromarray(pixels_of).save(root / name / f"{number}.png")
             lines.append(f"{name}/{number}.png,{name}")
     (root / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def _tables(photos: Path, root: Path) -> None:
+    """A folder of images beside each other, a table of them of each kind, and a classes.csv."""
+    shutil.copytree(photos, root / "images")
+    (root / "images" / "metadata.csv").unlink()
+    paths = sorted((root / "images").rglob("*.png"))
+    rows = [(str(path.relative_to(root)), path.parent.name) for path in paths]
+    frame = pandas.DataFrame(rows, columns=["file_name", "label"])
+    frame.to_csv(root / "a.csv", index=False)
+    frame.to_csv(root / "a.tsv", index=False, sep="\t")
+    frame.to_json(root / "a.jsonl", orient="records", lines=True)
+    frame.to_json(root / "a.json", orient="records")
+    frame.to_parquet(root / "a.parquet")
+    (root / "classes.csv").write_text("name,words,spellings\ncat,a cat,kitten|tom\n")
+
+
+def _archives(photos: Path, root: Path) -> None:
+    root.mkdir()
+    for kind in ("zip", "tar", "gztar"):
+        shutil.make_archive(str(root / "a"), kind, photos)
 
 
 def _record(root: Path, picture: bytes) -> None:

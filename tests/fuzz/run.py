@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from peft import PeftModel
@@ -137,6 +138,20 @@ def _data(folder: Path, good: Path) -> None:
     load_data(str(folder))
 
 
+def _each(folder: Path, good: Path) -> None:
+    """Every table or archive of a folder; the first refusal after all have been tried."""
+    datasets.config.HF_DATASETS_CACHE = folder.parent / "cache"
+    refused = None
+    for path in sorted(folder.glob("a.*")):
+        try:
+            load_data(path)
+        except ResiDualError as error:
+            refused = error
+    shutil.rmtree(folder.parent / "cache", ignore_errors=True)
+    if refused is not None:
+        raise refused
+
+
 def _backbone(folder: Path, good: Path) -> None:
     backbone = load_backbone(folder)
     backbone.image_processor(images=[IMAGE], return_tensors="pt")
@@ -155,6 +170,8 @@ LOADERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "tasks": ("classifier", _tasks),
     "photos": ("photos", _data),
     "saved": ("saved", _data),
+    "tables": ("tables", _each),
+    "archives": ("archives", _each),
     "backbone": ("base", _backbone),
 }
 

@@ -1,5 +1,6 @@
 """What lies in a folder of images, read once."""
 
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,9 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, printable
 from ..hub.directories import ADAPTER_CONFIG
 from .skipped import SkippedImage
+
+logger = logging.getLogger(__name__)
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -81,7 +84,8 @@ def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int,
     if (own := (status.st_dev, status.st_ino)) in above:
         return  # a link to a folder that it lies in
     if place and any(entry.name == ADAPTER_CONFIG for entry in entries):
-        return  # what a fit left there, with small copies of the images
+        logger.warning("'%s' is left out: it is an adapter, not images", printable(path))
+        return
     for entry in entries:
         name, here = entry.name, (*place, entry.name)
         if name.startswith("."):
