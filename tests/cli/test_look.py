@@ -1,11 +1,14 @@
 """`residual-peft look`: lines, JSON, a sheet; and what it needs no model for."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_cli import photos, stop
+from tests.launch import ENVIRONMENT, ROOT
 
 
 @pytest.fixture
@@ -32,6 +35,18 @@ def test_json_is_all_that_is_printed(folder: Path, tmp_path: Path, monkeypatch, 
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 30
     assert found["source"] == str(folder)
+
+
+def test_a_look_needs_no_models(folder: Path) -> None:
+    """What takes seconds to import is for whoever asks for near copies."""
+    program = "import sys; from residual_peft import cli\ntry:\n    cli.main()\nfinally:\n"
+    program += "    print({'peft', 'sklearn', 'transformers.modeling_utils'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "look", folder],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from torch import Tensor
 from ..errors import ResiDualError
 from ..hub.directories import local_directory
 from ..hub.files import path_of
-from ..hub.model_files import load_processor
 
 ImageLike = Image.Image | npt.NDArray[Any] | Tensor | str | os.PathLike[str] | Mapping[str, Any]
 _WHITE = (255, 255, 255, 255)
@@ -63,6 +62,8 @@ def load_image_processor(name_or_path: str | os.PathLike[str]) -> Any:
     directory = local_directory(
         name_or_path, what="image processor", allow_patterns=["*processor_config.json"]
     )
+    from ..hub.model_files import load_processor  # and with it models, which data do without
+
     try:
         return load_processor(directory)
     except ResiDualError as error:

@@ -64,7 +64,7 @@ def write_contact_sheet(
         environment()
         .get_template("contact_sheet.html.jinja")
         .render(
-            survey=survey,
+            heading=_heading(survey.source),
             lines=lines,
             classes=list(_classes(rows, survey)),
             groups=[
@@ -81,6 +81,12 @@ def write_contact_sheet(
         # a class name may hold what UTF-8 has no bytes for
         temporary.write_text(text, encoding="utf-8", errors="replace")
     return target
+
+
+def _heading(source: str) -> str:
+    """What the data are called: of a folder its name, and not where it lies on this machine."""
+    path = path_of(source)
+    return path.resolve().name if path.exists() else source
 
 
 def _classes(rows: Rows, survey: Survey) -> Iterable[Strip]:
