@@ -2,10 +2,11 @@
 
 import torch
 
-from residual_peft.reporting.run_record import GainRecord, RunFacts, RunRecord
+from residual_peft.hub.facts import Facts
+from residual_peft.reporting.run_record import GainRecord, RunRecord
 from residual_peft.towers.units import Unit
 
-FACTS = RunFacts(
+FACTS = Facts(
     base_model="owner/clip",
     adapter="my-adapter",
     method="one pass over the images, then a convex problem with one solution",

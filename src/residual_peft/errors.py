@@ -53,11 +53,11 @@ def short(value: object) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
-def _shown(found: re.Match[str]) -> str:
-    code = found[0].encode("utf-8", "surrogatepass") if found[0] < "\x80" else None
+def _shown(match: re.Match[str]) -> str:
+    code = match[0].encode("utf-8", "surrogatepass") if match[0] < "\x80" else None
     if code is not None:
-        return repr(found[0])[1:-1]
-    return f"\\x{ord(found[0]):02x}" if found[0] < "\u0100" else f"\\u{ord(found[0]):04x}"
+        return repr(match[0])[1:-1]
+    return f"\\x{ord(match[0]):02x}" if match[0] < "\u0100" else f"\\u{ord(match[0]):04x}"
 
 
 class ResiDualError(ValueError):

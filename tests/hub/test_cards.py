@@ -3,6 +3,7 @@
 import ast
 import re
 import string
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -14,7 +15,6 @@ from markdown_it import MarkdownIt
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.cards import (
     CardFacts,
-    SavedAdapter,
     adapter_card,
     as_code,
     as_text,
@@ -37,20 +37,20 @@ FACTS = CardFacts(
 )
 
 
-def adapter(**changes):
+def adapter(facts=None, **changes):
     known = {
-        "location": "me/adapter",
+        "adapter": "me/adapter",
         "base_model": "me/clip",
         "base_class": "CLIPModel",
         "class_names": ("cat", "dog"),
         "templates": ("a {}.",),
-        "method": "RESIDUAL_PEFT",
+        "peft_type": "RESIDUAL_PEFT",
         "gains": 1578,
         "effect": "one principal component of what one head writes",
         "basis": "40 images",
         "figure": "gains.png",
     }
-    return SavedAdapter(**known | changes)
+    return replace(facts or CardFacts(), **known | changes)
 
 
 class Page(HTMLParser):
@@ -75,7 +75,7 @@ def page_of(card: str) -> Page:
 
 
 def test_the_hub_reads_what_was_meant():
-    data = ModelCard(adapter_card(adapter(), FACTS)).data
+    data = ModelCard(adapter_card(adapter(FACTS))).data
     assert data.base_model == "me/clip"
     assert data["base_model_relation"] == "adapter"
     assert (data.library_name, data.license, data.datasets) == ("peft", "mit", ["me/pets"])
@@ -90,7 +90,7 @@ def test_the_hub_reads_what_was_meant():
 
 
 def test_people_read_what_was_meant():
-    page = page_of(adapter_card(adapter(), FACTS))
+    page = page_of(adapter_card(adapter(FACTS)))
     assert page.texts[1].strip() == FACTS.title
     whole = "\n".join(page.texts)
     for words in (
@@ -112,8 +112,8 @@ def test_people_read_what_was_meant():
 
 
 def test_what_is_not_known_is_not_said():
-    bare = adapter(method=None, gains=None, effect=None, basis=None, figure=None, templates=())
-    card = adapter_card(bare, CardFacts())
+    bare = adapter(peft_type=None, gains=None, effect=None, basis=None, figure=None, templates=())
+    card = adapter_card(bare)
     data, page = ModelCard(card).data, page_of(card)
     assert data.library_name == "transformers"
     assert data.eval_results is None
@@ -121,7 +121,7 @@ def test_what_is_not_known_is_not_said():
     assert "not stated" in "".join(page.texts)
     assert not [tag for tag in page.tags if tag[0] in ("img", "table")]
     assert "None" not in card
-    other = page_of(adapter_card(adapter(method="LORA", gains=None, figure=None), CardFacts()))
+    other = page_of(adapter_card(adapter(peft_type="LORA", gains=None, figure=None)))
     assert "An adapter of type LORA for me/clip" in "".join(other.texts)
 
 
@@ -132,33 +132,30 @@ WHOLE = {
     "license": "mit",
 }
 SHAPES = {
-    "all": (adapter(), CardFacts(**WHOLE), "classes prompt base training the seed: licence:"),
-    "bare": (adapter(basis=None), CardFacts(), "classes prompt base licence:"),
-    "no templates": (adapter(templates=()), CardFacts(seed=0), "classes base the seed: licence:"),
+    "all": (adapter(**WHOLE), "classes prompt base training the seed: licence:"),
+    "bare": (adapter(basis=None), "classes prompt base licence:"),
+    "no templates": (adapter(templates=(), seed=0), "classes base the seed: licence:"),
     "several labels": (
         adapter(multi_label=True, templates=("a {}.", "{}", "`{}`")),
-        CardFacts(),
         "classes labels: prompt base the licence:",
     ),
     "means": (
-        adapter(base_class="Dinov2Model", templates=()),
-        CardFacts(training_data="x"),
+        adapter(base_class="Dinov2Model", templates=(), training_data="x"),
         "classes classes: base training the licence:",
     ),
-    "a local model": (adapter(base_model="/a/b"), CardFacts(), "classes prompt base the licence:"),
+    "a local model": (adapter(base_model="/a/b"), "classes prompt base the licence:"),
     "not adapted": (
-        adapter(method=None, gains=None, effect=None, basis=None, figure=None),
-        CardFacts(),
+        adapter(peft_type=None, gains=None, effect=None, basis=None, figure=None),
         "classes prompt base licence:",
     ),
-    "measured": (adapter(), FACTS, "classes prompt base training the seed: licence:"),
+    "measured": (adapter(FACTS), "classes prompt base training the seed: licence:"),
 }
 
 
-@pytest.mark.parametrize(("saved", "facts", "starts"), SHAPES.values(), ids=SHAPES)
-def test_the_details_are_one_list_with_an_item_for_each(saved, facts, starts):
+@pytest.mark.parametrize(("facts", "starts"), SHAPES.values(), ids=SHAPES)
+def test_the_details_are_one_list_with_an_item_for_each(facts, starts):
     """As a renderer of Markdown reads it: `trim_blocks` takes a newline that a block ends with."""
-    body = ModelCard(adapter_card(saved, facts)).text
+    body = ModelCard(adapter_card(facts)).text
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
     kinds = [token.type for token in tokens]
     assert kinds.count("bullet_list_open") == 1
@@ -174,16 +171,16 @@ def test_the_details_are_one_list_with_an_item_for_each(saved, facts, starts):
     assert len(items) == len(texts)  # a tight list: no blank line between its items
     assert not [text for text in texts if "\n" in text]
     pictures = [t for t in tokens if t.type == "inline" and t.content.startswith("![")]
-    assert len(pictures) == (saved.figure is not None)
+    assert len(pictures) == (facts.figure is not None)
     assert kinds.count("table_open") == (1 if facts.metrics else 0)
-    assert kinds.count("fence") == (2 if saved.method and saved.base_model == "me/clip" else 1)
+    assert kinds.count("fence") == (2 if facts.peft_type and facts.base_model == "me/clip" else 1)
 
 
 @pytest.mark.parametrize(
     "name", ["/home/someone/models/clip-9", "C:\\users\\clip-9", "clip-9", None]
 )
 def test_a_path_is_no_name_for_others(name):
-    card = adapter_card(adapter(base_model=name), CardFacts())
+    card = adapter_card(adapter(base_model=name))
     assert "base_model" not in ModelCard(card).data.to_dict()
     assert "someone" not in card
     assert "add `model=`" in card
@@ -191,7 +188,7 @@ def test_a_path_is_no_name_for_others(name):
 
 
 def test_the_bundled_model_is_no_repository():
-    card = adapter_card(adapter(base_model=DEMO_MODEL), CardFacts())
+    card = adapter_card(adapter(base_model=DEMO_MODEL))
     assert "base_model" not in ModelCard(card).data.to_dict()
     assert "the CLIP that comes with residual-peft" in card
     assert "add `model=`" not in card
@@ -218,7 +215,7 @@ SPECIAL = (
 
 
 def class_line(names):
-    page = page_of(adapter_card(adapter(class_names=names), CardFacts()))
+    page = page_of(adapter_card(adapter(class_names=names)))
     return page, next(text for text in page.texts if text.startswith("classes ("))
 
 
@@ -245,7 +242,7 @@ def test_any_text_stays_text(name):
 
 @pytest.mark.parametrize("location", ["me/x", 'a "b" \\n', "``` \n # '", "ä"])
 def test_the_example_is_python_whatever_the_name(location):
-    card = adapter_card(adapter(location=location), CardFacts())
+    card = adapter_card(adapter(adapter=location))
     for block in re.findall(r"```python\n(.*?)\n```", card, re.DOTALL):
         calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
         texts = [a.value for call in calls for a in call.args if isinstance(a, ast.Constant)]
@@ -256,7 +253,7 @@ def test_what_makes_no_card_is_refused():
     with pytest.raises(ResiDualError, match="wanted the dataset beside the metrics"):
         CardFacts(metrics={"accuracy": 1.0})
     with pytest.raises(ResiDualError, match="makes no valid card"):
-        adapter_card(adapter(), CardFacts(dataset="d", metrics={"accuracy": float("nan")}))
+        adapter_card(adapter(dataset="d", metrics={"accuracy": float("nan")}))
 
 
 def test_a_basis_has_a_card_too():

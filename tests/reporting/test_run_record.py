@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from residual_peft.analysis.describing import Words
 from residual_peft.data.images import thumbnail
 from residual_peft.errors import ResiDualError
-from residual_peft.reporting.run_record import Example, GainRecord, RunFacts, RunRecord
+from residual_peft.reporting.run_record import Example, GainRecord, RunRecord
 from residual_peft.towers.units import Unit
 from tests.records import record
 
@@ -53,6 +53,13 @@ def saved(tmp_path: Path) -> Path:
     )
     whole.save(tmp_path / "out" / "run")
     return tmp_path / "out"
+
+
+def test_one_of_before_still_loads() -> None:
+    """Written by this package at commit c52a2e8: the same record, and a picture."""
+    found = RunRecord.load(Path(__file__).parents[1] / "saved_at_c52a2e8" / "record")
+    assert [example.row for example in found.examples] == [3]
+    assert same(replace(found, examples=()), record())
 
 
 def test_it_comes_back_as_it_was(saved: Path) -> None:
@@ -164,7 +171,7 @@ WORDS = {"unit": "embed", "component": None, "texts": [], "explained": None}
         ),
         (
             edit(facts={"templates": []}),
-            r"run\.json', field facts\.base_model: wanted text, got none",
+            "no whole record of a fit: wanted all facts of a fit, got no model_name",
         ),
         (edit(examples=[{"row": 99, "file": "3.png"}]), "wanted examples among the 8 test images"),
         (
@@ -207,7 +214,8 @@ def test_a_record_of_nothing_is_refused() -> None:
     one = torch.ones(2)
     with pytest.raises(ResiDualError, match="got 1 counts and another size of none"):
         GainRecord((Unit("embed"), Unit("output")), (2,), one, one, one)
-    assert RunFacts("a", "b", "c", 1, "d", {"test": 3}).templates == ()
+    with pytest.raises(ResiDualError, match="wanted all facts of a fit, got no method"):
+        replace(record(), facts=replace(record().facts, method=None))
 
 
 def test_a_thumbnail_is_small_and_says_nothing_of_where_it_was_taken() -> None:

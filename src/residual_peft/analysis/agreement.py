@@ -27,60 +27,71 @@ _NUMBERS = 2**24  # in a block of images of all units: 64 MB in float32
 Rows = Callable[[Tensor], Tensor]  # indices (n,) of images -> what a unit is compared by, (n, w)
 
 
-def mean_cosine(seen: Contributions, other: Contributions | None = None) -> SimilarityMatrix:
+def mean_cosine(
+    contributions: Contributions, other: Contributions | None = None
+) -> SimilarityMatrix:
     """Cosine of the units' mean contributions μ_u · μ_v / |μ_u||μ_v|, in [−1, 1].
 
     Looks at nothing but where the means point: the images may differ.
 
     Args:
-        seen: whose units are the rows.
+        contributions: whose units are the rows.
         other: whose units are the columns; None for the same.
 
     Raises:
         ResiDualError: readouts of different widths.
     """
-    right = seen if other is None else other
-    check_widths(seen.width, right.width)
+    right = contributions if other is None else other
+    check_widths(contributions.width, right.width)
     mine, theirs = (
         functional.normalize(torch.stack([part.mean for part in c.parts]).double(), dim=1)
-        for c in (seen, right)
+        for c in (contributions, right)
     )
-    return _matrix(seen, other, mine @ theirs.T, "cosine of means")
+    return _matrix(contributions, other, mine @ theirs.T, "cosine of means")
 
 
-def image_cosine(seen: Contributions, other: Contributions | None = None) -> SimilarityMatrix:
+def image_cosine(
+    contributions: Contributions, other: Contributions | None = None
+) -> SimilarityMatrix:
     """Mean over the images n of the cosine of x_u(n) and x_v(n), means included, in [−1, 1].
 
     Args:
-        seen: whose units are the rows.
+        contributions: whose units are the rows.
         other: whose units are the columns, of the same images; None for the same.
 
     Raises:
         ResiDualError: readouts of different widths, or other images.
     """
     if other is not None:
-        check_widths(seen.width, other.width)
+        check_widths(contributions.width, other.width)
 
     def rows(part: UnitContribution) -> Rows:
         return lambda index: functional.normalize(_written(part, index), dim=1)
 
-    return _matrix(seen, other, _mean_products(seen, other, rows, seen.width), "cosine per image")
+    return _matrix(
+        contributions,
+        other,
+        _mean_products(contributions, other, rows, contributions.width),
+        "cosine per image",
+    )
 
 
-def correlation(seen: Contributions, other: Contributions | None = None) -> SimilarityMatrix:
+def correlation(
+    contributions: Contributions, other: Contributions | None = None
+) -> SimilarityMatrix:
     """Mean over the readout's d coordinates of Pearson's correlation over images, in [−1, 1].
 
     A coordinate along which a unit does not vary counts as 0.
 
     Args:
-        seen: whose units are the rows.
+        contributions: whose units are the rows.
         other: whose units are the columns, of the same images; None for the same.
 
     Raises:
         ResiDualError: readouts of different widths, or other images.
     """
     if other is not None:
-        check_widths(seen.width, other.width)
+        check_widths(contributions.width, other.width)
 
     def rows(part: UnitContribution) -> Rows:
         axes, middle = part.components.double(), part.coordinates.double().mean(0)
@@ -94,12 +105,12 @@ def correlation(seen: Contributions, other: Contributions | None = None) -> Simi
         kind = torch.promote_types(part.coordinates.dtype, torch.float32)
         return lambda index: ((part.coordinates[index].double() - middle) @ scaled).to(kind)
 
-    values = _mean_products(seen, other, rows, seen.width) / seen.width
-    return _matrix(seen, other, values, "correlation over images")
+    values = _mean_products(contributions, other, rows, contributions.width) / contributions.width
+    return _matrix(contributions, other, values, "correlation over images")
 
 
 def relative_similarity(
-    seen: Contributions,
+    contributions: Contributions,
     other: Contributions | None = None,
     *,
     anchors: int | Tensor = 128,
@@ -114,7 +125,7 @@ def relative_similarity(
     widths compare.
 
     Args:
-        seen: whose units are the rows.
+        contributions: whose units are the rows.
         other: whose units are the columns, of the same images; None for the same.
         anchors: how many images to draw as anchors, all at most, or which (A,).
         seed: of the draw.
@@ -122,7 +133,7 @@ def relative_similarity(
     Raises:
         ResiDualError: other images, or anchors that are none of them.
     """
-    chosen = _anchors(anchors, len(seen), seed)
+    chosen = _anchors(anchors, len(contributions), seed)
 
     def rows(part: UnitContribution) -> Rows:
         directions = functional.normalize(_wide(part.coordinates[chosen]), dim=1).T
@@ -133,9 +144,9 @@ def relative_similarity(
 
         return relative
 
-    values = _mean_products(seen, other, rows, len(chosen))
+    values = _mean_products(contributions, other, rows, len(chosen))
     return _matrix(
-        seen, other, values, f"cosine of relative representations, {len(chosen)} anchors"
+        contributions, other, values, f"cosine of relative representations, {len(chosen)} anchors"
     )
 
 
@@ -157,23 +168,23 @@ def _anchors(anchors: int | Tensor, images: int, seed: int) -> Tensor:
 
 
 def _mean_products(
-    seen: Contributions,
+    contributions: Contributions,
     other: Contributions | None,
     rows: Callable[[UnitContribution], Rows],
     width: int,
 ) -> Tensor:
     """Mean over images of the products r_u(n) · r_v(n) of all pairs of units, (U, V), float64."""
-    right = seen if other is None else other
-    if len(seen) != len(right):
+    right = contributions if other is None else other
+    if len(contributions) != len(right):
         raise ResiDualError(
-            f"wanted what two models wrote for the same images, got {len(seen)} and {len(right)}: "
-            "collect both from the same batches, in the same order."
+            f"wanted what two models wrote for the same images, got {len(contributions)} and "
+            f"{len(right)}: collect both from the same batches, in the same order."
         )
-    mine = [rows(part) for part in seen.parts]
+    mine = [rows(part) for part in contributions.parts]
     theirs = mine if other is None else [rows(part) for part in right.parts]
     total = torch.zeros(len(mine), len(theirs), dtype=torch.float64)
     block = max(1, _NUMBERS // (width * max(len(mine), len(theirs))))
-    for index in torch.arange(len(seen)).split(block):
+    for index in torch.arange(len(contributions)).split(block):
         left = torch.stack([rows_of(index) for rows_of in mine]).flatten(1)
         same = (
             left
@@ -181,7 +192,7 @@ def _mean_products(
             else torch.stack([rows_of(index) for rows_of in theirs]).flatten(1)
         )
         total += (left @ same.to(left.dtype).T).double()
-    return total / len(seen)
+    return total / len(contributions)
 
 
 def _written(part: UnitContribution, index: Tensor) -> Tensor:
@@ -197,7 +208,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _matrix(
-    seen: Contributions, other: Contributions | None, values: Tensor, measure: str
+    contributions: Contributions, other: Contributions | None, values: Tensor, measure: str
 ) -> SimilarityMatrix:
-    columns = seen.units if other is None else other.units
-    return SimilarityMatrix(seen.units, columns, values, measure, within=other is None)
+    columns = contributions.units if other is None else other.units
+    return SimilarityMatrix(contributions.units, columns, values, measure, within=other is None)

@@ -135,13 +135,15 @@ class _Problem:
     Per image the scores s_uc = x_u · w_c, and for ‖y'‖² = gᵀ G g the products G_uv = x_u · x_v.
     """
 
-    def __init__(self, seen: Contributions, class_embeddings: Tensor, logit_scale: float) -> None:
+    def __init__(
+        self, contributions: Contributions, class_embeddings: Tensor, logit_scale: float
+    ) -> None:
         self.logit_scale = logit_scale
-        self.mean_length = float(seen.readout.double().norm(dim=1).mean())
+        self.mean_length = float(contributions.readout.double().norm(dim=1).mean())
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.images = len(seen)
-        for part in score_blocks(seen, class_embeddings, _BLOCK):
-            rows = seen.rows(torch.arange(part.rows.start, part.rows.stop))
+        self.images = len(contributions)
+        for part in score_blocks(contributions, class_embeddings, _BLOCK):
+            rows = contributions.rows(torch.arange(part.rows.start, part.rows.stop))
             written = torch.stack([one.full().float() for one in rows], dim=1)  # (b, U, d)
             self.parts.append((part.scores, written @ written.mT, part.labels))
 
@@ -165,11 +167,11 @@ class _Problem:
 
 
 @torch.no_grad()
-def _correct(seen: Contributions, class_embeddings: Tensor, gains: Tensor) -> Tensor:
+def _correct(contributions: Contributions, class_embeddings: Tensor, gains: Tensor) -> Tensor:
     """Which images are right at gains (U,): the argmax of Σ_u g_u x_u · w_c."""
-    check_classes(seen, class_embeddings)
-    found = torch.empty(len(seen), dtype=torch.bool)
-    for part in score_blocks(seen, class_embeddings):
+    check_classes(contributions, class_embeddings)
+    found = torch.empty(len(contributions), dtype=torch.bool)
+    for part in score_blocks(contributions, class_embeddings):
         logits = torch.einsum("u,buc->bc", gains.float(), part.scores)
         found[part.rows] = logits.argmax(-1) == part.labels
     return found

@@ -54,7 +54,7 @@ class Explanation:
     coefficients: tuple[float, ...] | None = None
     component: int | None = None
 
-    def signed(self) -> tuple[str, ...]:
+    def with_signs(self) -> tuple[str, ...]:
         """The texts, each behind its coefficient's sign where there is one."""
         if self.coefficients is None:
             return self.texts

@@ -96,7 +96,7 @@ def unit_count(budget: int | float, total: int) -> int:
 
 
 def rank_units(
-    seen: Contributions,
+    contributions: Contributions,
     class_embeddings: Tensor | None = None,
     method: Method = "supervised",
     *,
@@ -119,7 +119,7 @@ def rank_units(
     Correlations are centred; one with no variance on either side is 0.
 
     Args:
-        seen: contributions to the images to choose on; labelled, for "supervised".
+        contributions: to the images to choose on; labelled, for "supervised".
         class_embeddings: W_text (C, d); not needed by "unsupervised".
         method: "supervised", "unsupervised" or "unsupervised_given_task"; `random_rankings` draws.
         units: which are candidates: kinds, names or `Unit`s; None for all.
@@ -129,7 +129,7 @@ def rank_units(
     Raises:
         ResiDualError: an unknown method, no class embeddings or labels where they are needed.
     """
-    candidates = seen.select(units)
+    candidates = contributions.select(units)
     if method not in ("supervised", "unsupervised", "unsupervised_given_task"):
         raise ResiDualError(
             "wanted method 'supervised', 'unsupervised' or 'unsupervised_given_task', got "
@@ -138,10 +138,10 @@ def rank_units(
     if method != "unsupervised" and class_embeddings is None:
         raise ResiDualError(f"wanted class_embeddings (C, d) to rank by {method!r}, got none.")
     if method == "unsupervised":
-        scores = _correlations(candidates, _readout_axes(seen.readout))
+        scores = _correlations(candidates, _readout_axes(contributions.readout))
     else:
         assert class_embeddings is not None
-        check_classes(seen, class_embeddings)
+        check_classes(contributions, class_embeddings)
         if method == "supervised":
             scores = _alone(candidates, class_embeddings, ablation, block)
         else:
@@ -178,16 +178,16 @@ def random_rankings(units: Sequence[Unit], draws: int = 10, seed: int = 0) -> tu
 
 @torch.no_grad()
 def _alone(
-    seen: Contributions, class_embeddings: Tensor, ablation: Ablation, block: int | None
+    contributions: Contributions, class_embeddings: Tensor, ablation: Ablation, block: int | None
 ) -> Tensor:
     """Accuracy of each unit alone, (U,) float64."""
-    stand = Stand.of(seen, class_embeddings, ablation, "ablate", seen)
+    stand = Stand.of(contributions, class_embeddings, ablation, "ablate", contributions)
     assert stand.rest is not None
     fixed = stand.units.sum(0) - stand.units + stand.rest  # (U, C)
-    right = torch.zeros(len(seen.units), dtype=torch.long)
-    for part in score_blocks(seen, class_embeddings, block):
+    right = torch.zeros(len(contributions.units), dtype=torch.long)
+    for part in score_blocks(contributions, class_embeddings, block):
         right += ((part.scores + fixed).argmax(-1) == part.labels[:, None]).sum(0)
-    return right.double() / len(seen)
+    return right.double() / len(contributions)
 
 
 def _readout_axes(readout: Tensor) -> Tensor:
@@ -204,14 +204,14 @@ def _class_axes(class_embeddings: Tensor) -> Tensor:
     return frame[:, : len(size)][:, size > 1e-6 * size.max()].T
 
 
-def _correlations(seen: Contributions, axes: Tensor) -> Tensor:
+def _correlations(contributions: Contributions, axes: Tensor) -> Tensor:
     """Mean Pearson correlation of each unit with the readout along axes (r, d): (U,) float64."""
-    readout = seen.readout.double()
+    readout = contributions.readout.double()
     readout = readout - readout.mean(0)
     along = readout @ axes.T  # (N, r)
     power = along.square().sum(0)
     power = torch.where(power > _READOUT_FLOOR * readout.square().sum(), power, torch.inf)
-    return torch.stack([_correlation(part, along, power, axes).mean() for part in seen])
+    return torch.stack([_correlation(part, along, power, axes).mean() for part in contributions])
 
 
 def _correlation(part: UnitContribution, along: Tensor, power: Tensor, axes: Tensor) -> Tensor:

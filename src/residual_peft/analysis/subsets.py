@@ -49,12 +49,12 @@ class ScoreBlock:
 
 
 def score_blocks(
-    seen: Contributions, class_embeddings: Tensor, block: int | None = None, wide: int = 0
+    contributions: Contributions, class_embeddings: Tensor, block: int | None = None, wide: int = 0
 ) -> Iterator[ScoreBlock]:
     """Walk over the images' class scores, so many images at a time.
 
     Args:
-        seen: contributions with labels.
+        contributions: with labels.
         class_embeddings: (C, d).
         block: images at a time; None for as many as fit in 256 MB.
         wide: further rows of C numbers per image that the caller makes of them.
@@ -63,8 +63,8 @@ def score_blocks(
         ResiDualError: no labels, labels outside the classes, embeddings of another width, or a
             block of no images.
     """
-    check_classes(seen, class_embeddings)
-    weights, labels = class_embeddings.detach().cpu().float(), seen.labels
+    check_classes(contributions, class_embeddings)
+    weights, labels = class_embeddings.detach().cpu().float(), contributions.labels
     if labels is None:
         raise ResiDualError(
             "wanted labelled images to count right answers on, got contributions without labels; "
@@ -73,10 +73,10 @@ def score_blocks(
     ONE_LABEL.check(labels, len(weights))
     if block is not None and block < 1:
         raise ResiDualError(f"wanted blocks of at least one image, got block={block}.")
-    size = block or max(1, _BLOCK // ((len(seen.units) + wide) * len(weights)))
-    for start in range(0, len(seen), size):
-        rows = slice(start, min(start + size, len(seen)))
-        part = seen.rows(torch.arange(rows.start, rows.stop))
+    size = block or max(1, _BLOCK // ((len(contributions.units) + wide) * len(weights)))
+    for start in range(0, len(contributions), size):
+        rows = slice(start, min(start + size, len(contributions)))
+        part = contributions.rows(torch.arange(rows.start, rows.stop))
         scores = part.scores(weights)
         rest = part.readout.float() @ weights.T - scores.sum(1)
         yield ScoreBlock(rows, scores, rest, labels[rows])
@@ -97,13 +97,13 @@ class Stand:
     @classmethod
     def of(
         cls,
-        seen: Contributions,
+        contributions: Contributions,
         class_embeddings: Tensor,
         ablation: Ablation,
         others: Others,
         reference: Contributions | None,
     ) -> "Stand":
-        """Take the means of the units of `seen` over the images of `reference`.
+        """Take the means of the units of `contributions` over the images of `reference`.
 
         Raises:
             ResiDualError: unknown options, or mean ablation without a reference that has the units.
@@ -113,9 +113,9 @@ class Stand:
                 "wanted ablation='zero' or 'mean' and others='ablate' or 'keep', got "
                 f"ablation={ablation!r} and others={others!r}."
             )
-        check_classes(seen, class_embeddings)
+        check_classes(contributions, class_embeddings)
         weights = class_embeddings.detach().cpu().double()
-        units = weights.new_zeros(len(seen.units), len(weights))
+        units = weights.new_zeros(len(contributions.units), len(weights))
         rest = units.new_zeros(len(weights))
         if ablation == "mean":
             if reference is None:
@@ -127,7 +127,7 @@ class Stand:
             means = torch.stack(
                 [
                     part.mean + part.coordinates.double().mean(0) @ part.components
-                    for part in (reference[unit] for unit in seen.units)
+                    for part in (reference[unit] for unit in contributions.units)
                 ]
             )
             units = means @ weights.T
@@ -137,7 +137,7 @@ class Stand:
 
 @torch.no_grad()
 def correct_with(
-    seen: Contributions,
+    contributions: Contributions,
     class_embeddings: Tensor,
     kept: Tensor,
     *,
@@ -149,9 +149,9 @@ def correct_with(
     """Which images are right with each of K subsets of the units, (K, N) bool.
 
     Args:
-        seen: contributions of U units to N labelled images.
+        contributions: of U units to N labelled images.
         class_embeddings: (C, d).
-        kept: (K, U) bool, the subsets, in the order of `seen.units`.
+        kept: (K, U) bool, the subsets, in the order of `contributions.units`.
         ablation: what becomes of units outside a subset: nothing, or their reference mean.
         others: what becomes of what none of the U units wrote: "ablate" as the units, or "keep".
         reference: contributions whose means stand in, for mean ablation.
@@ -160,13 +160,13 @@ def correct_with(
     Raises:
         ResiDualError: as `score_blocks` and `Stand.of`.
     """
-    stand = Stand.of(seen, class_embeddings, ablation, others, reference)
+    stand = Stand.of(contributions, class_embeddings, ablation, others, reference)
     inside = kept.float()
     fixed = (1 - inside) @ stand.units  # (K, C)
     if stand.rest is not None:
         fixed = fixed + stand.rest
-    found = torch.empty(len(kept), len(seen), dtype=torch.bool)
-    for part in score_blocks(seen, class_embeddings, block, wide=len(kept)):
+    found = torch.empty(len(kept), len(contributions), dtype=torch.bool)
+    for part in score_blocks(contributions, class_embeddings, block, wide=len(kept)):
         total = inside @ part.scores + fixed  # (b, K, C)
         if stand.rest is None:
             total += part.rest[:, None]
@@ -175,18 +175,18 @@ def correct_with(
 
 
 def correct_whole(
-    seen: Contributions, class_embeddings: Tensor, block: int | None = None
+    contributions: Contributions, class_embeddings: Tensor, block: int | None = None
 ) -> Tensor:
     """Which images are right with nothing ablated, (N,) bool."""
-    check_classes(seen, class_embeddings)
-    everything = torch.ones(1, len(seen.units), dtype=torch.bool)
-    return correct_with(seen, class_embeddings, everything, others="keep", block=block)[0]
+    check_classes(contributions, class_embeddings)
+    everything = torch.ones(1, len(contributions.units), dtype=torch.bool)
+    return correct_with(contributions, class_embeddings, everything, others="keep", block=block)[0]
 
 
-def check_classes(seen: Contributions, class_embeddings: Tensor) -> None:
+def check_classes(contributions: Contributions, class_embeddings: Tensor) -> None:
     """Raise a ResiDualError unless the class embeddings are (C, d) for these readouts."""
-    if class_embeddings.ndim != 2 or class_embeddings.shape[1] != seen.width:
+    if class_embeddings.ndim != 2 or class_embeddings.shape[1] != contributions.width:
         raise ResiDualError(
-            f"wanted class embeddings (C, {seen.width}), of the readout's width, got "
+            f"wanted class embeddings (C, {contributions.width}), of the readout's width, got "
             f"{tuple(class_embeddings.shape)}."
         )

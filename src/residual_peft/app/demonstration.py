@@ -19,8 +19,8 @@ from ..demo.measuring import zero_shot_accuracy
 from ..demo.tasks import HANDWRITING_TEMPLATES, handwriting, world_images
 from ..demo.world import TEMPLATES
 from ..experiments import METHODS, Row, Task, run_method
-from ..hub.cards import CardFacts
 from ..hub.directories import REPORT, RUN_DIRECTORY
+from ..hub.facts import Facts
 from ..hub.files import PathLike, atomic_directory, write_json
 from ..reporting import HEADERS, markdown_table, table_cells, write_report
 from ..solvers.coordinates import collect_coordinates
@@ -106,14 +106,16 @@ def _write_adapter(
 ) -> None:
     """Save the adapter in its place, with a card that knows the results."""
     labels = {name: method.label for name, method in METHODS.items()}
-    sizes = [sum(len(batch["labels"]) for batch in part) for part in (task.train, task.test)]
+    splits = {name: len(split) for name, split in handwriting().items()}
     kept = next(row for row in rows if row.method == "default" and row.seed == seed)
-    facts = CardFacts(
+    facts = Facts(
         title=TITLE,
         dataset=DATASET,
         metrics={"accuracy": kept.test_accuracy},
-        test_images=sizes[1],
-        training_data=f"{sizes[0]:,} of scikit-learn's handwritten digits",
+        training_data=f"{splits['train']:,} of scikit-learn's handwritten digits",
+        splits=splits,
+        method="schedule-free AdamW on coordinates, as in the paper",
+        fitting_seconds=kept.fit_seconds,
         basis_data=BASIS,
         seed=seed,
         license="apache-2.0",
@@ -121,34 +123,22 @@ def _write_adapter(
     )
     classifier = ZeroShotClassifier.from_pretrained(adapter)
     classifier.save_pretrained(directory, card=facts, location=location)
-    _write_report(classifier, directory, location, task, kept)
+    _write_report(classifier, directory, task, run_facts(classifier, directory, facts, location))
 
 
 @torch.no_grad()
 def _write_report(
-    classifier: ZeroShotClassifier, directory: Path, location: str, task: Task, kept: Row
+    classifier: ZeroShotClassifier, directory: Path, task: Task, facts: Facts
 ) -> None:
     """Save what the adapter changes on the test digits, and the page that shows it."""
-    splits = handwriting()
     rows = collect_coordinates(classifier.model, task.test)
     adapted = rows.adapted(gains_of(classifier.model).detach())
     before, after = (
         Evaluation(classifier.class_names, classifier.logits(readout), rows.labels)
         for readout in (rows.readout, adapted)
     )
-    facts = run_facts(
-        classifier,
-        directory,
-        adapter=location,
-        method="schedule-free AdamW on coordinates, as in the paper",
-        dataset=DATASET,
-        splits={name: len(split) for name, split in splits.items()},
-        title=TITLE,
-        basis=BASIS,
-        seed=kept.seed,
-        fitting_seconds=kept.fit_seconds,
-    )
+    test = handwriting()["test"]
     dictionary = dictionary_for(task.backbone)
-    record = record_run(classifier, splits["test"], before, after, facts, rows, dictionary)
+    record = record_run(classifier, test, before, after, facts, rows, dictionary)
     record.save(directory / RUN_DIRECTORY)
     write_report(record, directory / REPORT)

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,14 @@ from ..analysis import AdapterExplanation, TextDictionary, explain_adapter
 from ..analysis.describing import Words, words_for
 from ..classifiers.adapters import ADAPTER_TENSORS
 from ..classifiers.evaluation import Evaluation
-from ..classifiers.files import origin_of
+from ..classifiers.files import adapter_facts
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import thumbnail, to_rgb
+from ..hub.facts import Facts
 from ..hub.files import PathLike
-from ..reporting.run_record import Example, GainRecord, RunFacts, RunRecord
+from ..reporting.run_record import Example, GainRecord, RunRecord
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
-from ..tuner import ResiDualConfig, active_adapter, gains_by_module
 
 EXAMPLES_PER_SIDE = 12
 _PACKAGES = ("residual-peft", "peft", "transformers", "torch")
@@ -35,7 +35,7 @@ def record_run(
     test: Dataset,
     before: Evaluation,
     after: Evaluation,
-    facts: RunFacts,
+    facts: Facts,
     rows: Coordinates | CoordinateStore | None = None,
     dictionary: TextDictionary | None = None,
 ) -> RunRecord:
@@ -98,46 +98,24 @@ def changed_rows(
 
 
 def run_facts(
-    classifier: ZeroShotClassifier,
-    directory: PathLike,
-    *,
-    method: str,
-    dataset: str,
-    splits: Mapping[str, int],
-    **known: Any,
-) -> RunFacts:
-    """What an adapter, its directory and this machine know of a fit.
+    classifier: ZeroShotClassifier, directory: PathLike, facts: Facts, location: str
+) -> Facts:
+    """Facts of a fit, and beside them what the adapter, its directory and this machine know.
 
     Args:
         classifier: its model has the fitted adapter.
         directory: where it was saved.
-        method: how the gains were fitted, in words.
-        dataset: what to call the data; no path.
-        splits: split -> its number of images.
-        known: the other fields of `RunFacts`; they come before what is found here.
+        facts: what is known beyond that.
+        location: what loads it.
     """
-    config = classifier.model.peft_config[active_adapter(classifier.model)]
-    name, kind = origin_of(classifier.model)
     weights = Path(directory) / ADAPTER_TENSORS
-    gains = gains_by_module(classifier.model).values()
-    found: dict[str, Any] = {
-        "trained": sum(part.numel() for part in gains),
-        "adapter": Path(directory).resolve().name,
-        "templates": classifier.templates,
-        "settings": _settings(config),
-        "basis": config.fitted.described,
-        "adapter_bytes": weights.stat().st_size if weights.is_file() else None,
-        "machine": machine(classifier.device),
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-    return RunFacts(
-        base_model=Path(name).name if name and Path(name).is_dir() else name or kind,
-        method=method,
-        dataset=dataset,
-        splits=dict(splits),
-        **found | known,
+    return replace(
+        adapter_facts(classifier.model, classifier, facts, location),
+        adapter_bytes=weights.stat().st_size if weights.is_file() else None,
+        machine=machine(classifier.device),
+        cores=os.cpu_count(),
+        versions={"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        date=datetime.now(timezone.utc).date().isoformat(),
     )
 
 
@@ -153,42 +131,28 @@ def machine(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _gains(classifier: ZeroShotClassifier, found: AdapterExplanation) -> GainRecord:
+def _gains(classifier: ZeroShotClassifier, explained: AdapterExplanation) -> GainRecord:
     rest: dict[str, Any] = {
-        "rescaling_share": found.rescaling_share,
-        "settings_share": found.settings_share,
+        "rescaling_share": explained.rescaling_share,
+        "settings_share": explained.settings_share,
     }
-    if found.per_unit:
-        effects = found.by_unit()
-        firsts = torch.tensor([0, *found.counts[:-1]]).cumsum(0)
+    if explained.per_unit:
+        effects = explained.by_unit()
+        firsts = torch.tensor([0, *explained.counts[:-1]]).cumsum(0)
         return GainRecord(
-            units=found.units,
+            units=explained.units,
             counts=(1,) * len(effects),
-            gains=found.gains[firsts],
+            gains=explained.gains[firsts],
             share=torch.tensor([effect.share for effect in effects]),
             toward_label=torch.tensor([effect.toward_label for effect in effects]),
             **rest,
         )
     return GainRecord(
-        units=found.units,
-        counts=tuple(found.counts),
-        gains=found.gains,
-        share=found.share,
-        toward_label=found.toward_label,
-        eigenvalues=found.eigenvalues,
+        units=explained.units,
+        counts=tuple(explained.counts),
+        gains=explained.gains,
+        share=explained.share,
+        toward_label=explained.toward_label,
+        eigenvalues=explained.eigenvalues,
         **rest,
     )
-
-
-def _settings(config: ResiDualConfig) -> dict[str, str]:
-    """What an adapter adapts, for people."""
-    kept = config.components
-    share = f"the fewest with {kept:.0%} of the variance" if isinstance(kept, float) else ""
-    return {
-        "mode": config.mode,
-        "units": ", ".join(config.units),
-        "components": "all" if kept is None else share or f"the first {kept}",
-        "gains": f"one per {config.granularity}",
-        "remainder": config.remainder,
-        "means": "restored" if config.restore_mean else "dropped",
-    }

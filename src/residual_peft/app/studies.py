@@ -296,7 +296,7 @@ class AdapterStudy:
             "components": [
                 asdict(item)
                 | {"unit": str(item.unit)}
-                | {"words": [] if said is None else _signed(said)}
+                | {"words": [] if said is None else _with_coefficients(said)}
                 for item, said in zip(self.strongest, words, strict=True)
             ],
             "moved": {path: _moved(item) for path, item in self.images.items()},
@@ -310,7 +310,7 @@ class AdapterStudy:
                 f"{effect.gain:.2f}",
                 f"{effect.share:.1%}",
                 f"{effect.toward_label:+.3f}",
-                ", ".join(said.signed()) if said else "",
+                ", ".join(said.with_signs()) if said else "",
             ]
             for effect, said in zip_longest(self.strongest, self.words)
         ]
@@ -412,9 +412,9 @@ def study_adapter(
     )
 
 
-def _labels_of(seen: Contributions) -> torch.Tensor:
-    assert seen.labels is not None  # load_data gives every image one
-    return seen.labels
+def _labels_of(contributions: Contributions) -> torch.Tensor:
+    assert contributions.labels is not None  # load_data gives every image one
+    return contributions.labels
 
 
 def _named(unit: Unit, component: int | None) -> str:
@@ -435,7 +435,7 @@ def _drawn(total: int, count: int, seed: int) -> torch.Tensor:
     return order[:count].sort().values
 
 
-def _signed(said: Explanation) -> list[dict[str, Any]]:
+def _with_coefficients(said: Explanation) -> list[dict[str, Any]]:
     pairs = zip(said.texts, said.coefficients or (), strict=True)
     return [{"text": text, "coefficient": value} for text, value in pairs]
 

@@ -4,7 +4,7 @@ import filecmp
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data.images import PICTURE_SUFFIXES
 from ..data.provenance import SplitRecord
 from ..errors import ResiDualError
-from ..hub.cards import MARK, CardFacts, SavedAdapter, adapter_card
+from ..hub.cards import MARK, adapter_card
 from ..hub.directories import (
     ADAPTER_CONFIG,
     CARD,
@@ -30,6 +30,7 @@ from ..hub.directories import (
     local_directory,
     model_directory,
 )
+from ..hub.facts import Facts
 from ..hub.files import (
     Within,
     quoted,
@@ -280,55 +281,75 @@ def settings_of(record: ClassifierRecord) -> dict[str, Any]:
     return {name: getattr(record, name) for name in names}
 
 
-def write_card(
-    model: nn.Module, folder: Path, record: ClassifierRecord, facts: CardFacts, location: str
-) -> None:
+def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
     """Write README.md and, for gains that lie in layers, the picture of them beside it.
 
     Args:
         model: the model, adapted or not.
         folder: where to.
-        record: as `write_classes` takes it.
-        facts: what the user knows of the adapter.
-        location: directory or Hub id that the card's example loads from.
+        facts: of `adapter_facts`.
     """
-    adapter: dict[str, Any] = {"method": None}
-    if record.adapters:
-        saved = Adapters(record.adapters, record.active).main
-        config = configs_of(model)[saved]
-        adapter = {"method": getattr(config.peft_type, "value", config.peft_type)}
-        if isinstance(config, ResiDualConfig):
-            adapter |= _describe(model, saved, config, folder)
-    card = adapter_card(
-        SavedAdapter(
-            location=location,
-            base_model=record.base_model,
-            base_class=record.base_class,
-            class_names=record.class_names,
-            templates=record.templates,
-            multi_label=record.multi_label,
-            logit_bias=record.logit_bias,
-            **adapter,
-        ),
-        facts,
-    )
-    (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def _describe(model: nn.Module, name: str, config: ResiDualConfig, folder: Path) -> dict[str, Any]:
-    """What a card says of an adapter of ours; its gains are drawn where they have places."""
-    suffix = f"residual_peft_gains.{name}"
-    gains = sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix))
-    figure = None
-    if config.mode == "readout" and {"head", "mlp"} & set(config.units):
+    name, config = _main_adapter(model)
+    ours = config if isinstance(config, ResiDualConfig) else None
+    if ours is not None and ours.mode == "readout" and {"head", "mlp"} & set(ours.units):
         values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
-        gains_figure(values, folder / FIGURE, variance=_variance(model, name, config))
-        figure = FIGURE
+        gains_figure(values, folder / FIGURE, variance=_variance(model, name, ours))
+        facts = replace(facts, figure=FIGURE)
+    (folder / CARD).write_text(adapter_card(facts), encoding="utf-8")
+
+
+def adapter_facts(model: nn.Module, described: Any, facts: Facts, location: str) -> Facts:
+    """Facts, and beside them what the adapter and its classes know by themselves.
+
+    Args:
+        model: the model, adapted or not.
+        described: class names, templates and labels, as a classifier or its record has them.
+        facts: what is known beyond that.
+        location: directory or Hub id that it is loaded from.
+    """
+    (name, kind), (own, config) = origin_of(model), _main_adapter(model)
+    adapter: dict[str, Any] = {}
+    if config is not None:
+        adapter = {"peft_type": getattr(config.peft_type, "value", config.peft_type)}
+    if isinstance(config, ResiDualConfig):
+        adapter |= _described(model, own, config)
+        adapter["trained"] = adapter["gains"] if facts.trained is None else facts.trained
+    return replace(
+        facts,
+        adapter=location,
+        base_model=Path(name).name if name and Path(name).is_dir() else name,
+        base_class=kind,
+        class_names=described.class_names,
+        templates=described.templates,
+        multi_label=described.multi_label,
+        logit_bias=described.logit_bias,
+        **adapter,
+    )
+
+
+def _main_adapter(model: nn.Module) -> tuple[str, Any]:
+    """Name and config of the adapter in the directory itself; no config where there is none."""
+    adapters = Adapters.of(model)
+    return (adapters.main, configs_of(model)[adapters.main]) if adapters.folders else ("", None)
+
+
+def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str, Any]:
+    """What an adapter of ours adapts, for people."""
+    suffix = f"residual_peft_gains.{name}"
+    kept = config.components
+    share = f"the fewest with {kept:.0%} of the variance" if isinstance(kept, float) else ""
     return {
-        "gains": gains,
+        "gains": sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix)),
         "effect": _effect_of(config),
         "basis": config.fitted.described,
-        "figure": figure,
+        "settings": {
+            "mode": config.mode,
+            "units": ", ".join(config.units),
+            "components": "all" if kept is None else share or f"the first {kept}",
+            "gains": f"one per {config.granularity}",
+            "remainder": config.remainder,
+            "means": "restored" if config.restore_mean else "dropped",
+        },
     }
 
 

@@ -25,8 +25,8 @@ from ..data.labels import Labelling, labelling_of
 from ..data.passes import no_processor
 from ..data.provenance import SplitRecord
 from ..errors import ResiDualError
-from ..hub.cards import CardFacts
 from ..hub.directories import CARD, push_directory
+from ..hub.facts import Facts
 from ..hub.files import atomic_directory, path_of
 from ..towers.registry import base_model, find_tower
 from ..towers.running import read_tokens
@@ -46,6 +46,7 @@ from .backbones import has_text
 from .class_means import class_means
 from .files import (
     ClassifierRecord,
+    adapter_facts,
     is_ours,
     load_base,
     local_classifier,
@@ -483,7 +484,7 @@ class ZeroShotClassifier:
         self,
         directory: str | os.PathLike[str],
         *,
-        card: CardFacts | None = None,
+        card: Facts | None = None,
         location: str | None = None,
     ) -> Path:
         """Write adapter, classes, image processor and model card, whole or not at all.
@@ -509,7 +510,8 @@ class ZeroShotClassifier:
             write_fitted_on(folder, target, self.fitted_on)
             if not there.is_file() or is_ours(there):
                 where = location or target.resolve().name
-                write_card(self.model, folder, record, card or CardFacts(), where)
+                facts = adapter_facts(self.model, record, card or Facts(), where)
+                write_card(self.model, folder, facts)
             old += of_the_old(target, record=not same_adapter(folder, target))
         return target
 
@@ -541,7 +543,7 @@ class ZeroShotClassifier:
         self,
         repo_id: str,
         *,
-        card: CardFacts | None = None,
+        card: Facts | None = None,
         commit_message: str = "Upload classifier",
         private: bool | None = None,
         revision: str | None = None,

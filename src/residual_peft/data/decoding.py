@@ -185,8 +185,8 @@ def travels(images: Any) -> bool:
     """Whether something can be pickled for another process that does not know this script."""
 
     class Pickler(pickle.Pickler):
-        def reducer_override(self, found: Any) -> Any:
-            for thing in (found, type(found)):
+        def reducer_override(self, value: Any) -> Any:
+            for thing in (value, type(value)):
                 if getattr(thing, "__module__", None) == "__main__":
                     raise pickle.PicklingError("defined in the script")
             return NotImplemented
@@ -230,8 +230,8 @@ def _unpacked(packed: tuple[torch.dtype, tuple[int, ...], Any]) -> Tensor:
     return torch.from_numpy(np.asarray(content)).view(dtype).reshape(shape)
 
 
-def _as_it_is(found: Any) -> Any:
-    return found
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _begin(worker: int) -> None:
@@ -263,9 +263,9 @@ def _started(
     return _received(found)
 
 
-def _received(found: Iterator[Any]) -> Iterator[Piece]:
+def _received(batches: Iterator[Any]) -> Iterator[Piece]:
     try:
-        for packed, rows, unread in found:
+        for packed, rows, unread in batches:
             tensors: Mapping[str, Any] = packed
             yield Piece({name: _unpacked(t) for name, t in tensors.items()}, rows, unread)
     except RuntimeError as error:

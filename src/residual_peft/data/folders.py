@@ -290,15 +290,15 @@ def _with_classes(root: Path, rows: dict[str, dict[str, list[str]]]) -> dict[str
     }
 
 
-def _shared_out(base: Path, found: dict[str, Dataset]) -> dict[str, Dataset]:
+def _shared_out(base: Path, folders: dict[str, Dataset]) -> dict[str, Dataset]:
     """Rows of metadata at the root, `base`, by splits if all images lie in folders named so."""
-    if set(found) != {"train"}:
-        return found
-    whole = found["train"]
+    if set(folders) != {"train"}:
+        return folders
+    whole = folders["train"]
     rows: dict[str | None, list[int]] = {}
     for row, path in enumerate(paths_in(whole)):
         parts = Path(path).relative_to(base).parts[:-1] if path else ()
         rows.setdefault(_split_in(parts, _IN_FOLDER)[0], []).append(row)
     if None in rows or len(rows) == 1:
-        return found
+        return folders
     return {split: whole.select(rows[split]) for split in SPLIT_NAMES if split in rows}

@@ -255,7 +255,7 @@ def load_data(
 def _readable(
     parts: dict[str, Dataset],
     labels: dict[str, npt.NDArray[np.integer]],
-    seen: dict[str, dict[int, str]],
+    rows: dict[str, dict[int, str]],
     came_in: dict[str, str],
 ) -> tuple[dict[str, Dataset], dict[str, npt.NDArray[np.integer]], dict[str, tuple[str, ...]]]:
     """Images, labels and digests of the rows that have a digest, by split.
@@ -263,7 +263,7 @@ def _readable(
     Args:
         parts: what the data came in.
         labels: of each part.
-        seen: row -> digest of the images of each part that can be used.
+        rows: row -> digest of the images of each part that can be used.
         came_in: part -> split; several parts may be one split, such as "val" and "validation".
     """
     images: dict[str, Dataset] = {}
@@ -272,12 +272,12 @@ def _readable(
     for split in dict.fromkeys(came_in.values()):
         own = [part for part in parts if came_in[part] == split]
         kept = [
-            parts[part] if len(seen[part]) == len(parts[part]) else parts[part].select(seen[part])
+            parts[part] if len(rows[part]) == len(parts[part]) else parts[part].select(rows[part])
             for part in own
         ]
         images[split] = kept[0] if len(kept) == 1 else concatenate_datasets(kept)
-        numbers[split] = np.concatenate([labels[part][list(seen[part])] for part in own])
-        digests[split] = tuple(digest for part in own for digest in seen[part].values())
+        numbers[split] = np.concatenate([labels[part][list(rows[part])] for part in own])
+        digests[split] = tuple(digest for part in own for digest in rows[part].values())
     return images, numbers, digests
 
 
@@ -309,7 +309,7 @@ def _described(
 
 
 def _choose_splits(
-    found: dict[str, Dataset], splits: Mapping[str, str] | None, name: str
+    parts: dict[str, Dataset], splits: Mapping[str, str] | None, name: str
 ) -> dict[str, tuple[str, Dataset]]:
     """What to call a part in messages -> the split that it belongs to, and its images."""
     if splits is not None:
@@ -318,20 +318,20 @@ def _choose_splits(
                 f"wanted splits for train, validation, test, got {sorted(strange)}."
             )
         for split in splits.values():
-            if split not in found:
-                raise ResiDualError(f"'{name}' has no split '{split}', only {', '.join(found)}.")
-        return {split: (split, found[own]) for split, own in splits.items()}
+            if split not in parts:
+                raise ResiDualError(f"'{name}' has no split '{split}', only {', '.join(parts)}.")
+        return {split: (split, parts[own]) for split, own in splits.items()}
     chosen = {
-        own: (CANONICAL_SPLIT[own], data) for own, data in found.items() if own in CANONICAL_SPLIT
+        own: (CANONICAL_SPLIT[own], data) for own, data in parts.items() if own in CANONICAL_SPLIT
     }
-    if not chosen and len(found) == 1:
-        return {"train": ("train", next(iter(found.values())))}
+    if not chosen and len(parts) == 1:
+        return {"train": ("train", next(iter(parts.values())))}
     if not chosen:
         raise ResiDualError(
-            f"'{name}' has the splits {', '.join(found) or 'none'}; say which to use with "
+            f"'{name}' has the splits {', '.join(parts) or 'none'}; say which to use with "
             "splits={'train': ..., 'test': ...}."
         )
-    if unused := [own for own in found if own not in CANONICAL_SPLIT]:
+    if unused := [own for own in parts if own not in CANONICAL_SPLIT]:
         unused_names = printable(", ".join(unused))
         logger.info("the splits %s of %s are not used", unused_names, printable(name))
     return dict(sorted(chosen.items(), key=lambda item: list(SPLIT_NAMES).index(item[1][0])))

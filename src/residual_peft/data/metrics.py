@@ -72,7 +72,7 @@ def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
         ResiDualError: shapes that differ, scores that are not finite, labels of other numbers, or
             no image with any label.
     """
-    values, targets = _checked_several(scores, labels)
+    values, targets = _checked_multi_hot(scores, labels)
     from sklearn.metrics import average_precision_score
 
     present = targets.any(axis=0)
@@ -95,7 +95,7 @@ def multi_label_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float
     Raises:
         ResiDualError: as `mean_average_precision`.
     """
-    values, real = _checked_several(scores, labels)
+    values, real = _checked_multi_hot(scores, labels)
     from sklearn.metrics import f1_score
 
     named = values >= 0
@@ -238,7 +238,7 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     return values, targets.astype(np.int64)
 
 
-def _checked_several(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+def _checked_multi_hot(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """Scores (N, C), and as bool (N, C) which classes each image has."""
     values, targets = _numpy(scores), _numpy(labels)
     if values.ndim != 2 or values.shape != targets.shape:

@@ -15,6 +15,7 @@ __all__ = [
     "DEMO_MODEL",
     "cards",
     "directories",
+    "facts",
     "files",
     "local_directory",
     "model_files",

@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import ResiDualError
 from .directories import DEMO_MODEL
+from .facts import Facts
 
 TASK = "zero-shot-image-classification"
 NO_TEXT_TASK = "image-classification"  # where classes are means of images
@@ -30,104 +30,31 @@ MARK = "<!-- written by residual-peft; without this line the card is yours and s
 _SPECIAL = re.compile(r"[\\`*_{}\[\]()#.!|~$:@^]")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What a card says that the adapter itself does not know; all of it may be left out.
-
-    Args:
-        title: the heading.
-        dataset: what the metrics were measured on.
-        dataset_id: its id on the Hub, where it has one.
-        split: which part of it.
-        metrics: name -> value of the adapted model; "accuracy" and others.
-        metrics_before: the same of the model without the adapter.
-        test_images: how many images they were measured on.
-        training_data: what the gains were fitted on.
-        basis_data: what the basis was fitted on.
-        seed: of splits and order.
-        license: of the adapter, an identifier of the Hub such as "apache-2.0".
-        table: a table in Markdown to show instead of the metrics.
-    """
-
-    title: str | None = None
-    dataset: str | None = None
-    dataset_id: str | None = None
-    split: str = "test"
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    metrics_before: Mapping[str, float] = field(default_factory=dict)
-    test_images: int | None = None
-    training_data: str | None = None
-    basis_data: str | None = None
-    seed: int | None = None
-    license: str | None = None
-    table: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.metrics and not (self.dataset or self.dataset_id):
-            raise ResiDualError(
-                "wanted the dataset beside the metrics of a card, got none; name it with dataset="
-                " or dataset_id=."
-            )
+CardFacts = Facts
+"""What `save_pretrained` and `push_to_hub` take for a card; the adapter fills in the rest."""
 
 
-@dataclass(frozen=True)
-class SavedAdapter:
-    """What a card says that the adapter itself knows.
-
-    Args:
-        location: directory or Hub id that the example loads from.
-        base_model: the name of the model, where it has one.
-        base_class: its class.
-        class_names: the classes.
-        templates: the prompts.
-        method: the adapter's type; None without an adapter.
-        gains: their number, for an adapter of ours.
-        effect: what each gain scales, in words.
-        basis: what the basis was fitted on, in words; `CardFacts.basis_data` says it better.
-        figure: the picture of the gains, relative to the card.
-        multi_label: whether an image may have several labels.
-        logit_bias: of the classes' sigmoids.
-    """
-
-    location: str
-    base_model: str | None
-    base_class: str
-    class_names: Sequence[str]
-    templates: Sequence[str] = ()
-    method: str | None = None
-    gains: int | None = None
-    effect: str | None = None
-    basis: str | None = None
-    figure: str | None = None
-    multi_label: bool = False
-    logit_bias: float = 0.0
-
-
-def adapter_card(adapter: SavedAdapter, facts: CardFacts) -> str:
+def adapter_card(facts: Facts) -> str:
     """The README.md of a classifier.
 
     Raises:
         ResiDualError: what was given makes no valid card.
     """
-    family = _family(adapter.base_class)
-    means = not adapter.templates and "CLIP" not in family  # class names were in no prompt
-    subject = facts.dataset or facts.dataset_id or f"{len(adapter.class_names)} classes"
-    title = facts.title or f"{subject}, by {'an adapted' if adapter.method else 'a'} {family}"
+    family = _family(facts.base_class)
+    means = not facts.templates and "CLIP" not in family  # class names were in no prompt
+    subject = facts.data_name or f"{len(facts.class_names)} classes"
+    title = facts.title or f"{subject}, by {'an adapted' if facts.peft_type else 'a'} {family}"
     body = _render(
         "adapter_card.md.jinja",
-        adapter=adapter,
         facts=facts,
         title=title,
         means=means,
-        base=_base_in_words(adapter.base_model, adapter.base_class),
-        found_by_name=adapter.base_model == DEMO_MODEL or _hub_id(adapter.base_model) is not None,
+        base=_base_in_words(facts.base_model, facts.base_class or "model"),
+        found_by_name=facts.base_model == DEMO_MODEL or _hub_id(facts.base_model) is not None,
         metric_names=METRIC_NAMES,
     )
-    library = "peft" if adapter.method else "transformers"
     task = NO_TEXT_TASK if means else TASK
-    data = _metadata(facts, title, adapter.base_model, library, task, family)
-    return _whole_card(data, body)
+    return _whole_card(_metadata(facts, title, task, family), body)
 
 
 def basis_card(
@@ -174,15 +101,13 @@ def _base_in_words(name: str | None, kind: str) -> str:
     return f"a {as_text(kind)} without a name"
 
 
-def _metadata(
-    facts: CardFacts, title: str, base_model: str | None, library: str, task: str, family: str
-) -> ModelCardData:
-    hub_model = _hub_id(base_model)
+def _metadata(facts: Facts, title: str, task: str, family: str) -> ModelCardData:
+    hub_model, library = _hub_id(facts.base_model), "peft" if facts.peft_type else "transformers"
     results = [
         EvalResult(
             task_type=task,
             dataset_type=facts.dataset_id or "imagefolder",
-            dataset_name=facts.dataset or facts.dataset_id or "",
+            dataset_name=facts.data_name or "",
             dataset_split=facts.split,
             metric_type=name,
             metric_name=METRIC_NAMES.get(name, name),
@@ -234,7 +159,7 @@ def as_text(value: object) -> str:
     'a\\\\_b &lt;i&gt;'
     """
     line = "".join(_ENTITIES.get(c, c) for c in " ".join(str(value).split()))
-    return _SPECIAL.sub(lambda found: "\\" + found[0], line)
+    return _SPECIAL.sub(lambda match: "\\" + match[0], line)
 
 
 def as_code(value: object) -> str:

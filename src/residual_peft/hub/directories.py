@@ -195,7 +195,7 @@ def _addition(path: Path, place: str, repo_id: str) -> CommitOperationAdd:
     if place != CARD:
         return CommitOperationAdd(place, path)
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    text = _EXAMPLE.sub(lambda found: found[1] + json.dumps(repo_id), text)
+    text = _EXAMPLE.sub(lambda match: match[1] + json.dumps(repo_id), text)
     return CommitOperationAdd(place, text.encode(errors="surrogateescape"))
 
 

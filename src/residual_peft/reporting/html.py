@@ -81,8 +81,8 @@ def report_html(record: RunRecord) -> str:
 
 
 def _heading(record: RunRecord) -> str:
-    name = record.facts.dataset
-    if name == "the dataset":  # what `load_data` calls one that came without a name
+    name = record.facts.data_name
+    if name in (None, "the dataset"):  # what `load_data` calls one that came without a name
         name = f"{len(record.class_names):,} classes"
     return record.facts.title or f"{name}, before and after adapting CLIP"
 

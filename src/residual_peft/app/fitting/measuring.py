@@ -217,19 +217,19 @@ def choose_images(
     )
 
 
-def _check_split(found: SplitRecord, record: SplitRecord, seed: int | None) -> None:
+def _check_split(split: SplitRecord, record: SplitRecord, seed: int | None) -> None:
     """Refuse splits of an adapter's own data that are not those of its fit."""
-    if not record.shares or (found.seed, found.shares) == (record.seed, record.shares):
+    if not record.shares or (split.seed, split.shares) == (record.seed, record.shares):
         return
     if seed is not None:
         raise ResiDualError(
             f"the adapter was fitted on these images, split with seed {record.seed}; with seed "
-            f"{found.seed} it would be measured on images that it was trained on. Leave the seed "
+            f"{split.seed} it would be measured on images that it was trained on. Leave the seed "
             "out: the adapter knows its own."
         )
     raise ResiDualError(
         "the adapter was fitted on these images, and these are split in another way (seed "
-        f"{found.seed}, shares {found.shares}) than for its fit (seed {record.seed}, shares "
+        f"{split.seed}, shares {split.shares}) than for its fit (seed {record.seed}, shares "
         f"{record.shares}); give the folder, id or Dataset instead, which is split like then."
     )
 
@@ -247,19 +247,19 @@ def _say_what_is_unknown(classifier: ZeroShotClassifier, own: bool | None) -> No
         )
 
 
-def _without(rows: Dataset, seen: Sequence[int], images: ImageData, part: str) -> Dataset:
+def _without(rows: Dataset, trained_on: Sequence[int], images: ImageData, part: str) -> Dataset:
     """The rows that the adapter was not fitted on; says how many it was."""
-    if len(seen) == len(rows):
+    if len(trained_on) == len(rows):
         raise ResiDualError(
             f"the adapter was trained or chosen on all {len(rows)} images of '{images.source}' "
             f"(split {part}): no score of it would mean anything. Bring images that are new to it."
         )
     logger.warning(
         "%s of %d left out: the adapter was trained or chosen on them.",
-        counted(len(seen), "image"),
+        counted(len(trained_on), "image"),
         len(rows),
     )
-    left_out = set(seen)
+    left_out = set(trained_on)
     return rows.select([row for row in range(len(rows)) if row not in left_out])
 
 

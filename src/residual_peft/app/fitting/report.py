@@ -9,7 +9,7 @@ from ...data import SkippedImage, write_skipped
 from ...data.labels import MANY_LABELS, ONE_LABEL, Labelling
 from ...errors import counted
 from ...hub.directories import SKIPPED
-from ...reporting.run_record import MethodRow
+from ...hub.facts import MethodRow
 from ...solvers import strength_note
 
 FAR = 0.1  # of accuracy: training images this much above test images are worth a word

@@ -17,8 +17,8 @@ from ...classifiers.heads.images import balanced_weights
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, batches
 from ...errors import ResiDualError
+from ...hub.facts import MethodRow
 from ...hub.files import read_tensors, write_tensors
-from ...reporting.run_record import MethodRow
 from ...solvers.choice import AUTO, choose
 from ...solvers.coordinates import Readouts, collect_readouts, joined
 from ...solvers.methods import METHODS, Outcome, Rows

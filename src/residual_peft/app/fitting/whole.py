@@ -19,8 +19,8 @@ from ...data import ImageData, load_data
 from ...data.labels import ONE_LABEL, check_same
 from ...data.survey import survey
 from ...errors import ResiDualError, printable
-from ...hub.cards import CardFacts
 from ...hub.directories import CARD, RUN_DIRECTORY, SKIPPED
+from ...hub.facts import Facts
 from ...hub.files import atomic_directory
 from ...hub.places import check_place
 from ...solvers.choice import AUTO, check_methods
@@ -124,8 +124,8 @@ def fit_adapter(
             )
             dictionary = _dictionary(task, images, words)  # before any work
             fitted = _fitted(task, images, kept, options, repeated)
-            card = _facts_of(data, fitted.images, fitted.report, seed, license)
-            _save(fitted, target, card, dictionary)
+            facts = _facts_of(data, fitted, seed, license)
+            _save(fitted, target, facts, dictionary)
         except KeyboardInterrupt as stopped:
             raise KeyboardInterrupt(_kept_in_words(kept)) from stopped
     return fitted.report
@@ -373,29 +373,39 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
     )
 
 
-def _facts_of(
-    data: Any, images: ImageData, report: FitReport, seed: int, license: str | None
-) -> CardFacts:
-    """What the card says of a fit; of a path only the end, which is all that others can use."""
+def _facts_of(data: Any, fitted: Fitted, seed: int, license: str | None) -> Facts:
+    """What is known of a fit; of a path only the end, which is all that others can use."""
+    images, report = fitted.images, fitted.report
     on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
     metrics = dict(report.adapted)
     if len(images.class_names) <= 5:  # then every class is among the top five
         metrics.pop("top5_accuracy", None)
-    return CardFacts(
+    return Facts(
         dataset=Path(images.source).name if on_disk else images.source,
         dataset_id=None if on_disk else data,
         metrics=metrics,
         metrics_before=report.zero_shot,
-        test_images=len(images.test),
-        training_data=f"{len(images.train):,} images, {len(images.validation):,} to choose by",
         seed=seed,
         license=license,
+        method=fitted.done.method,
+        splits=report.splits,
+        encoding_seconds=report.encoding_seconds,
+        fitting_seconds=report.fitting_seconds,
+        images_read=fitted.done.images_read,
+        strength=report.strength,
+        train_accuracy=report.train.get("accuracy"),
+        largest_class=report.largest_class,
+        skipped=len(images.skipped),
+        repeated=report.repeated,
+        findings=report.findings,
+        methods=report.methods,
+        trained=fitted.done.trained,
     )
 
 
-def _save(fitted: Fitted, target: Path, card: CardFacts, dictionary: TextDictionary | None) -> None:
+def _save(fitted: Fitted, target: Path, facts: Facts, dictionary: TextDictionary | None) -> None:
     """Adapter, classes, card and record appear together."""
-    done, images, report = fitted.done, fitted.images, fitted.report
+    done, images = fitted.done, fitted.images
     classifier = done.classifier
     classifier.split = images.split
     classifier.fitted_on = (*_digests(images, "train"), *_digests(images, "validation"))
@@ -404,29 +414,10 @@ def _save(fitted: Fitted, target: Path, card: CardFacts, dictionary: TextDiction
         mine = target / CARD
         if mine.is_file() and not is_ours(mine):  # somebody's own, which stays
             shutil.copyfile(mine, folder / CARD)
-        classifier.save_pretrained(folder, card=card, location=target.name)
+        classifier.save_pretrained(folder, card=facts, location=target.name)
         write_skipped_beside(folder, images.skipped)
         if not images.multi_label:  # a report counts images that are right or wrong
-            facts = run_facts(
-                classifier,
-                folder,
-                adapter=target.name,
-                method=done.method,
-                dataset=card.dataset or "the dataset",
-                splits=report.splits,
-                seed=card.seed,
-                encoding_seconds=report.encoding_seconds,
-                fitting_seconds=report.fitting_seconds,
-                images_read=done.images_read,
-                strength=report.strength,
-                train_accuracy=report.train["accuracy"],
-                largest_class=report.largest_class,
-                skipped=len(images.skipped),
-                repeated=report.repeated,
-                findings=report.findings,
-                methods=report.methods,
-                **({} if done.trained is None else {"trained": done.trained}),
-            )
+            facts = run_facts(classifier, folder, facts, target.name)
             record = record_run(
                 classifier, images.test, done.before, done.after, facts, done.rows, dictionary
             )

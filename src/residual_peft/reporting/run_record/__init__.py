@@ -5,7 +5,7 @@
 """
 
 from ...analysis.describing import Words
-from .parts import Example, GainRecord, MethodRow, RunFacts
+from .parts import Example, GainRecord
 from .record import RunRecord
 
-__all__ = ["Example", "GainRecord", "MethodRow", "RunFacts", "RunRecord", "Words"]
+__all__ = ["Example", "GainRecord", "RunRecord", "Words"]

@@ -11,6 +11,7 @@ from ...analysis.describing import Words
 from ...data.images import PICTURE_SUFFIXES, picture_suffix
 from ...errors import ResiDualError
 from ...hub.directories import EXAMPLES, RECORD_JSON, RECORD_TENSORS, RUN_DIRECTORY
+from ...hub.facts import Facts
 from ...hub.files import (
     PathLike,
     atomic_directory,
@@ -27,7 +28,7 @@ from ...hub.files import (
     write_tensors,
 )
 from ...towers.units import Unit
-from .parts import Example, GainRecord, RunFacts
+from .parts import Example, GainRecord
 from .stored import FORMAT_VERSION, StoredExample, StoredGains, StoredRun
 
 MAX_PICTURE = 2**20  # bytes
@@ -57,7 +58,7 @@ class RunRecord:
     labels: Tensor
     before: Tensor
     after: Tensor
-    facts: RunFacts
+    facts: Facts
     gains: GainRecord | None = None
     words: tuple[Words, ...] = ()
     examples: tuple[Example, ...] = ()
@@ -72,6 +73,9 @@ class RunRecord:
                 )
         if not len(self.labels) or int(self.labels.min()) < 0 or int(self.labels.max()) >= shape[1]:
             raise ResiDualError(f"wanted test images with labels from 0 to {shape[1] - 1}.")
+        needed = ("model_name", "adapter", "method", "trained")
+        if missing := [name for name in needed if getattr(self.facts, name) is None]:
+            raise ResiDualError(f"wanted all facts of a fit, got no {missing[0]}.")
         if any(not 0 <= example.row < shape[0] for example in self.examples):
             raise ResiDualError(f"wanted examples among the {shape[0]} test images.")
 
@@ -159,7 +163,7 @@ class RunRecord:
             "format_version": FORMAT_VERSION,
             "stamp": stamp,
             "class_names": list(self.class_names),
-            "facts": asdict(self.facts),
+            "facts": self.facts.stored(),
             "gains": gains
             and {
                 "units": [str(unit) for unit in gains.units],

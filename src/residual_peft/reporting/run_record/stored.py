@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from ...hub.facts import Facts
 from ...hub.files import Within
-from .parts import RunFacts
 
 FORMAT_VERSION = 1
 Count = Annotated[int, Within(0, 2**31)]
@@ -44,7 +44,7 @@ class StoredRun:
 
     stamp: str
     class_names: tuple[str, ...]
-    facts: RunFacts
+    facts: Facts
     gains: StoredGains | None
     words: tuple[StoredWords, ...]
     examples: tuple[StoredExample, ...]

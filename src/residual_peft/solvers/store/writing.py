@@ -317,13 +317,13 @@ class _Writer:
         self,
         path: Path,
         rows: range,
-        found: Rows,
+        kept: Rows,
         state: ReadoutState,
         others: dict[str, Tensor],
         metadata: dict[str, str],
     ) -> None:
         none = torch.zeros(0, len(state.shift), dtype=self.dtype)
-        coordinates = found.joined() if len(found) else none
+        coordinates = kept.joined() if len(kept) else none
         skipped = {row for row, _, _ in skipped_images(path, metadata)}
         ids = torch.tensor([row for row in rows if row not in skipped], dtype=torch.int64)
         write_tensors(path, {"coordinates": coordinates, **others, "ids": ids}, metadata)
