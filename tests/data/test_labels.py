@@ -78,6 +78,11 @@ def test_the_loss_and_its_normalizer_are_a_loop(labelling, weighted):
     assert labelling.normalizer(labels, weights, C) == pytest.approx(count)
     mean = labelling.loss(logits, labels, weights, bias)
     assert float(mean) == pytest.approx(total / count, rel=1e-10)
+    alone = [
+        labelling.loss(z[None], y[None], reduction="sum")
+        for z, y in zip(logits, labels, strict=True)
+    ]
+    torch.testing.assert_close(labelling.losses(logits, labels), torch.stack(alone))
 
 
 @BOTH
@@ -86,6 +91,7 @@ def test_balanced_weights_give_all_classes_the_same_say(labelling):
     counts = labelling.counts(labels, C)
     hot = functional.one_hot(labels, C) if labelling is ONE_LABEL else labels.long()
     assert counts.tolist() == hot.sum(0).tolist()
+    assert labelling.targets(labels, C).tolist() == hot.tolist()
     assert labelling.counts(labels.numpy(), C).tolist() == counts.tolist()
     weights = labelling.balanced(counts, len(labels))
     other = len(labels) - counts if labelling is MANY_LABELS else torch.full((C,), len(labels) / C)
@@ -103,6 +109,14 @@ def test_what_logits_say(labelling):
         numbers = labelling.class_numbers(said)
         best = [int(row.argmax())]
         assert numbers == (best if labelling is ONE_LABEL else [c for c in range(C) if p[c] >= 0.5])
+    right = labelling.right(logits, labels)
+    slow = [
+        np.mean(np.atleast_1d(a == b))
+        for a, b in zip(predicted.numpy(), labels.numpy(), strict=True)
+    ]
+    assert right.tolist() == pytest.approx(slow)
+    flat = labelling.probabilities(torch.zeros(1, C, dtype=torch.float64))
+    assert labelling.curvature(C) == pytest.approx(float((flat * (1 - flat))[0, 0]))
     metrics = labelling.metrics(logits, labels)
     assert tuple(metrics) == labelling.metric_names
     assert labelling.score(logits, labels) == metrics[labelling.metric_names[0]]

@@ -69,5 +69,8 @@ def test_what_does_not_fit_is_one_line():
         blend(text[:, :5], features, labels, 4)
     with pytest.raises(ResiDualError, match="wanted a share of the means from 0 to 1, got 2"):
         blend(text, features, labels, 4, share=2.0)
-    with pytest.raises(ResiDualError, match="wanted one label per image to take class means"):
+    with pytest.raises(
+        ResiDualError,
+        match="got several labels per image: there are no",
+    ):
         blend(text, features, torch.ones(24, 4), 4)

@@ -114,5 +114,5 @@ def test_what_has_no_inverse_is_one_line():
         fit_discriminant(features, labels, 3, shrinkage="lw")
     with pytest.raises(ResiDualError, match=r"wanted a shrinkage from 0 to 1, got 2"):
         fit_discriminant(features, labels, 3, shrinkage=2.0)
-    with pytest.raises(ResiDualError, match="wanted one label per image for a discriminant"):
+    with pytest.raises(ResiDualError, match="got several labels per image: use the ridge"):
         fit_discriminant(features, torch.ones(12, 3), 3)

@@ -109,7 +109,7 @@ def test_one_image_per_class(task):
 
 def test_several_labels_and_other_features_are_one_line(task):
     features, labels, _ = task()
-    with pytest.raises(ResiDualError, match="wanted one label per image for this method"):
+    with pytest.raises(ResiDualError, match="got several labels per image: the ridge"):
         fit_means(features, torch.ones(40, 4), 4)
     with pytest.raises(ResiDualError, match=r"wanted features \(M, 10\) like those"):
         fit_means(features, labels, 4).logits(features[:, :3])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...data.labels import labelling_in
 from ...errors import ResiDualError
 from .head import ClassHead, Scorer
 from .left_out import LeftOut
@@ -209,12 +210,10 @@ def left_out_cost(
 
 
 def _cost(before: LeftOut, after: LeftOut) -> Cost:
-    if before.labels.ndim == 1:
-        same = before.logits.argmax(1) == after.logits.argmax(1)
-    else:
-        same = ((before.logits > 0) == (after.logits > 0)).all(1)
+    predicted = labelling_in(before.labels).predicted
+    same = (predicted(before.logits) == predicted(after.logits)).reshape(len(before.labels), -1)
     return Cost(
         (before.accuracy, after.accuracy),
         (before.log_loss, after.log_loss),
-        float(same.double().mean()),
+        float(same.all(1).double().mean()),
     )

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...data.labels import ONE_LABEL, check_same, labelling_in
 from ...errors import ResiDualError
 from .finishing import finish
 from .head import ClassHead
@@ -160,11 +161,8 @@ def fit_discriminant(
             leaves no inverse.
     """
     data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
-    if data.several:
-        raise ResiDualError(
-            "wanted one label per image for a discriminant analysis, got several: use the ridge or "
-            "logistic regression, which have one for each class."
-        )
+    why = "use the ridge or logistic regression, which have one for each class"
+    check_same(ONE_LABEL, labelling_in(data.labels), why)
     mean, scale = scaling(data, power)
     rows = (data.features - mean) / scale
     counts = data.targets.sum(0)

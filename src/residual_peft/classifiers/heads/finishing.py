@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from ...data.labels import labelling_in
 from .calibrating import calibrate
 from .folds import stratified_folds
 from .images import Images
@@ -15,10 +15,7 @@ from .left_out import How, LeftOut, leaving_of
 
 def log_losses(logits: Tensor, images: Images) -> Tensor:
     """Cross-entropy of each image (N,); over several labels the sum of the sigmoids'."""
-    if images.several:
-        both = functional.binary_cross_entropy_with_logits(logits, images.targets, reduction="none")
-        return both.sum(1)
-    return functional.cross_entropy(logits, images.labels, reduction="none")
+    return labelling_in(images.labels).losses(logits, images.labels)
 
 
 def mean_loss(logits: Tensor, images: Images, known: Tensor) -> float:

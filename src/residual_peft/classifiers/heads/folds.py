@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ...data.labels import labelling_in
 from ...errors import ResiDualError
 
 FOLDS = 5
@@ -10,9 +11,7 @@ FOLDS = 5
 
 def images_per_class(labels: Tensor, class_count: int) -> Tensor:
     """How many images each class has, (C,) int64, from labels (N,) or zeros and ones (N, C)."""
-    if labels.ndim == 2:
-        return labels.long().sum(0)
-    return labels.bincount(minlength=class_count)
+    return labelling_in(labels).counts(labels, class_count)
 
 
 def stratified_folds(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...data.labels import ONE_LABEL, check_same, labelling_in
 from ...errors import ResiDualError
 
 ADVICE = "fit the head on the classes that have images; others are told by their text alone."
@@ -58,9 +59,8 @@ def checked(
         )
     labels = labels.detach().cpu()
     _check_labels(labels, len(features), class_count)
-    several = labels.ndim == 2
-    labels = labels if several else labels.long()
-    targets = labels.double() if several else functional.one_hot(labels, class_count).double()
+    labels = labels.long()
+    targets = labelling_in(labels).targets(labels, class_count)
     absent = (targets.sum(0) == 0).nonzero().flatten().tolist()
     if absent:
         names = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
@@ -81,29 +81,14 @@ def checked(
 
 
 def _check_labels(labels: Tensor, count: int, class_count: int) -> None:
-    several = labels.ndim == 2
     if labels.ndim not in (1, 2) or len(labels) != count or count == 0:
         raise ResiDualError(
             f"wanted a label for each of {count} images and at least one image, got labels "
             f"{tuple(labels.shape)}."
         )
-    if several:
-        if labels.shape[1] != class_count or not ((labels == 0) | (labels == 1)).all():
-            raise ResiDualError(
-                f"wanted zeros and ones (N, {class_count}) as several labels per image, got "
-                f"{tuple(labels.shape)} with values from {float(labels.min()):g} to "
-                f"{float(labels.max()):g}."
-            )
-        return
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ResiDualError(f"wanted class numbers as labels, got {labels.dtype}.")
-    if class_count < 2:
+    labelling_in(labels).check(labels, class_count)
+    if class_count < labelling_in(labels).fewest_classes:
         raise ResiDualError(f"wanted at least two classes to tell apart, got {class_count}.")
-    if int(labels.min()) < 0 or int(labels.max()) >= class_count:
-        raise ResiDualError(
-            f"wanted labels from 0 to {class_count - 1}, got {int(labels.min())} to "
-            f"{int(labels.max())}."
-        )
 
 
 def _finite(values: Tensor, what: str) -> Tensor:
@@ -122,8 +107,7 @@ def _weights(
 ) -> Tensor:
     if class_weights is None:
         return torch.ones(len(labels), dtype=torch.float64)
-    if labels.ndim == 2:
-        raise ResiDualError("wanted no class weights where images have several labels, got some.")
+    check_same(ONE_LABEL, labelling_in(labels), "leave the class weights out")
     weights = torch.as_tensor(class_weights, dtype=torch.float64).cpu()
     if weights.shape != (class_count,) or not (torch.isfinite(weights) & (weights > 0)).all():
         raise ResiDualError(
@@ -224,7 +208,7 @@ def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
             "out, or give groups that hold copies together."
         )
     if copies:
-        rows = labels if images.several else labels.unsqueeze(1)
+        rows = labels.reshape(len(labels), -1)
         low = torch.full((len(sizes), rows.shape[1]), torch.inf, dtype=torch.float64)
         index = first.unsqueeze(1).expand_as(rows)
         low.scatter_reduce_(0, index, rows.double(), "amin")

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from ...data.labels import labelling_in
 from ...errors import ResiDualError
 
 How = Literal["one", "block", "group", "fold", "none"]
@@ -44,11 +44,7 @@ class LeftOut:
     @property
     def losses(self) -> Tensor:
         """Log-loss of each image (N,), over several labels their sum."""
-        logits = self.logits.double()
-        if self.labels.ndim == 1:
-            return functional.cross_entropy(logits, self.labels, reduction="none")
-        targets = self.labels.to(logits)
-        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+        return labelling_in(self.labels).losses(self.logits.double(), self.labels)
 
     @property
     def log_loss(self) -> float:
@@ -58,10 +54,7 @@ class LeftOut:
     @property
     def accuracy(self) -> float:
         """Share told right of the same images; with several labels of all their labels."""
-        if self.labels.ndim == 1:
-            right = (self.logits.argmax(1) == self.labels).double()
-        else:
-            right = ((self.logits > 0) == (self.labels > 0)).double().mean(1)
+        right = labelling_in(self.labels).right(self.logits, self.labels)
         return float(right[self.known].mean())
 
 
@@ -104,7 +97,7 @@ def leaving_of(
     if groups is not None:
         parts = _groups(groups, count)
         return Leaving("group", parts, _known(labels, class_count, parts))
-    sizes = labels.sum(0).long() if several else torch.bincount(labels, minlength=class_count)
+    sizes = labelling_in(labels).counts(labels, class_count)
     if how is None:
         how = "block" if not several and int(sizes.min()) < SMALL_CLASS else "one"
     if how == "none" or (not several and int(sizes.max()) == 1) or count == 1:
@@ -147,7 +140,7 @@ def _parts(numbers: Tensor) -> tuple[Tensor, ...]:
 
 def _known(labels: Tensor, class_count: int, parts: Sequence[Tensor]) -> Tensor:
     """Whether the images outside an image's part have its class (with several labels, all)."""
-    one_hot = labels.double() if labels.ndim == 2 else functional.one_hot(labels, class_count)
+    one_hot = labelling_in(labels).targets(labels, class_count)
     part_of = torch.empty(len(labels), dtype=torch.long)
     for number, rows in enumerate(parts):
         part_of[rows] = number

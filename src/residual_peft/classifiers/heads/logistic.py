@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...data.labels import labelling_in
 from ...errors import ResiDualError
 from .finishing import finish, folds_of, log_losses, part_of
 from .folds import FOLDS
@@ -160,7 +161,8 @@ class _Problem:
         kept = torch.ones(len(self.rows), dtype=torch.bool) if kept is None else kept
         rows, data = self.rows[kept], part_of(self.data, kept)
         weights, classes = data.weights[:, None], data.targets.shape[1]
-        spread = 0.25 if data.several else (1 - 1 / classes) / classes
+        labelling = labelling_in(data.labels)
+        spread = labelling.curvature(classes)
         penalty = torch.full((rows.shape[1], 1), strength, dtype=torch.float64)
         penalty[-1] = 0.0
         root = (penalty + spread * (weights * rows.square()).sum(0)[:, None]).sqrt()
@@ -170,7 +172,7 @@ class _Problem:
             logits = rows @ point
             value = data.weights @ log_losses(logits, data)
             value = value + 0.5 * (penalty * point.square()).sum()
-            likely = logits.sigmoid() if data.several else logits.softmax(1)
+            likely = labelling.probabilities(logits)
             gradient = rows.mT @ (weights * (likely - data.targets)) + penalty * point
             return value, gradient / root
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...data.labels import ONE_LABEL, check_same, labelling_in
 from ...errors import ResiDualError
 from .finishing import finish
 from .head import Scorer
@@ -89,11 +90,8 @@ def one_label(
     Raises:
         ResiDualError: as `images.checked`; several labels per image.
     """
-    if labels.ndim == 2:
-        raise ResiDualError(
-            "wanted one label per image for this method, got several: the ridge and logistic "
-            "regression have one for each class."
-        )
+    why = "the ridge and logistic regression have one for each class, this method has none"
+    check_same(ONE_LABEL, labelling_in(labels), why)
     return checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
 
 

@@ -20,6 +20,7 @@ class ManyLabels:
     words = "several labels"
     loss_name: Literal["softmax", "sigmoid"] = "sigmoid"
     parameters: tuple[str, ...] = ("logit_bias",)
+    fewest_classes = 1
     metric_names: tuple[str, ...] = (
         "mean_average_precision",
         "micro_f1",
@@ -85,6 +86,22 @@ class ManyLabels:
             slope = (1 - targets) * probabilities - weights * targets * (1 - probabilities)
             low, high = (middle, high) if float(slope.double().sum()) < 0 else (low, middle)
         return (low + high) / 2
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum over classes."""
+        return self.loss(logits, labels, reduction="none").sum(1)
+
+    def right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of all classes, whether the image has them or not."""
+        return (self.predicted(logits) == labels).double().mean(1)
+
+    def targets(self, labels: Tensor, classes: int) -> Tensor:
+        """They are."""
+        return labels.double()
+
+    def curvature(self, classes: int) -> float:
+        """Of a sigmoid."""
+        return 0.25
 
     def counts(self, labels: Labels | Tensor, classes: int) -> Tensor:
         """Images that have the class."""

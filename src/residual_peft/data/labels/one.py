@@ -21,6 +21,7 @@ class OneLabel:
         words: how many that is, for messages.
         loss_name: the loss that suits it, as `Objective` calls it.
         parameters: what a fit has beside gains.
+        fewest_classes: that there can be a choice among.
         metric_names: of all metrics, the first told first.
         metric_words: the first for people.
         chance_words: what `chance` is the score of, in short and in a sentence.
@@ -31,6 +32,7 @@ class OneLabel:
     words = "one label"
     loss_name: Literal["softmax", "sigmoid"] = "softmax"
     parameters: tuple[str, ...] = ()
+    fewest_classes = 2
     metric_names: tuple[str, ...] = ("accuracy", "top5_accuracy", "mean_per_class_recall")
     metric_words = "accuracy"
     chance_words = ("the largest class alone", "always answering with the largest class")
@@ -44,6 +46,8 @@ class OneLabel:
                 "labels per image need a classifier with multi_label=True, and "
                 "Objective(loss='sigmoid') to fit it."
             )
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ResiDualError(f"wanted class numbers as labels, got {labels.dtype}.")
         outside = (labels < 0) | (labels >= classes)
         if outside.any():
             row = int(outside.nonzero()[0])
@@ -75,7 +79,7 @@ class OneLabel:
             weights: of each class (C,), of the positives where each has a sigmoid.
             bias: of all sigmoids; a softmax does not change with it.
             smoothing: as in torch's `cross_entropy`.
-            reduction: "mean" over the entries of `labels`, or "sum".
+            reduction: "mean" over the entries of `labels`, "sum" or "none".
         """
         return functional.cross_entropy(
             logits, labels, weights, reduction=reduction, label_smoothing=smoothing
@@ -103,6 +107,22 @@ class OneLabel:
             "a softmax does not change with a bias: fit_bias is for a classifier with "
             "multi_label=True."
         )
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each image, (N,)."""
+        return self.loss(logits, labels, reduction="none")
+
+    def right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The share of each image's labels that logits tell, (N,) float64."""
+        return (self.predicted(logits) == labels).double()
+
+    def targets(self, labels: Tensor, classes: int) -> Tensor:
+        """Zeros and ones (N, C), float64."""
+        return functional.one_hot(labels.long(), classes).double()
+
+    def curvature(self, classes: int) -> float:
+        """p (1 − p) of each class where all are alike likely."""
+        return (1 - 1 / classes) / classes
 
     def counts(self, labels: Labels | Tensor, classes: int) -> Tensor:
         """Images of each class, (C,)."""
