@@ -17,11 +17,6 @@ def random_scores(seed=0, images=200, classes=8):
     return scores, labels
 
 
-def softmax(scores):
-    powers = np.exp(scores - scores.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
-
-
 def test_accuracy_and_recall_are_counted():
     scores, labels = random_scores()
     predictions = scores.argmax(1)
@@ -58,21 +53,6 @@ def test_classes_without_images_do_not_count_in_the_mean_recall():
     assert metrics.mean_per_class_recall(scores, labels) == pytest.approx(0.75)
 
 
-def test_calibration_error_equals_a_loop_over_bins():
-    scores, labels = random_scores(3, images=500)
-    probabilities = softmax(scores)
-    confidence, predictions = probabilities.max(1), probabilities.argmax(1)
-    expected, bins = 0.0, 10
-    for b in range(bins):
-        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
-        if inside.any():
-            gap = (predictions == labels)[inside].mean() - confidence[inside].mean()
-            expected += inside.mean() * abs(gap)
-    measured = metrics.expected_calibration_error(probabilities, labels, bins)
-    assert measured == pytest.approx(expected, abs=1e-12)
-    assert expected > 0.01
-
-
 def test_tensors_of_any_dtype_are_taken():
     scores, labels = random_scores()
     tensor = torch.tensor(scores).to(torch.bfloat16)
@@ -95,12 +75,6 @@ def test_tensors_of_any_dtype_are_taken():
 def test_bad_scores_and_labels_are_refused(scores, labels, message):
     with pytest.raises(ResiDualError, match=message):
         metrics.classification_metrics(scores, labels)
-
-
-def test_logits_are_refused_where_probabilities_are_wanted():
-    scores, labels = random_scores()
-    with pytest.raises(ResiDualError, match="softmax first"):
-        metrics.expected_calibration_error(scores, labels)
 
 
 def test_evaluate_loads_the_module_from_the_package_offline(monkeypatch, tmp_path):
@@ -214,13 +188,6 @@ def test_several_labels_are_checked(measure):
     scores[5, 2] = np.nan
     with pytest.raises(ResiDualError, match="NaN or infinity for image 5"):
         measure(scores, labels)
-
-
-def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower():
-    """Guo's bins are ((m - 1) / M, m / M]: 0.5 is in the first of two, 0.6 in the second."""
-    probabilities = np.array([[0.5, 0.5], [0.6, 0.4]])
-    found = metrics.expected_calibration_error(probabilities, np.array([0, 1]), bins=2)
-    assert found == pytest.approx((0.5 + 0.6) / 2)
 
 
 def test_a_class_that_no_image_has_is_in_no_mean():

@@ -1,4 +1,4 @@
-"""Accuracy, top-k accuracy, mean per-class recall and calibration: pure functions of arrays.
+"""Accuracy, top-k accuracy, mean per-class recall and their like: pure functions of arrays.
 
 Metrics take scores (N, C), one row per image and one column per class, and labels (N,); those for
 several labels per image take zeros and ones (N, C). Intervals take what was right: counts, or one
@@ -114,31 +114,6 @@ def confusion_matrix(scores: ArrayLike, labels: ArrayLike) -> Array:
 
     values, targets = _checked(scores, labels)
     return counted(targets, values.argmax(axis=1), labels=range(values.shape[1]))
-
-
-def expected_calibration_error(
-    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
-) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3) over `bins` equal bins ((0, 1/b], ...].
-
-    Args:
-        probabilities: (N, C), rows that sum to one.
-        labels: (N,).
-        bins: how many bins of confidence.
-    """
-    if bins < 1:
-        raise ResiDualError(f"wanted at least one bin for the calibration error, got {bins}.")
-    values, targets = _checked(probabilities, labels)
-    if values.min() < 0 or np.abs(values.sum(axis=1) - 1).max() > 1e-3:
-        raise ResiDualError(
-            "wanted probabilities (rows >= 0 that sum to 1) for the calibration error, got other "
-            "scores; pass logits through a softmax first."
-        )
-    confidence = values.max(axis=1)
-    correct = values.argmax(axis=1) == targets
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(targets))
 
 
 def accuracy_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:

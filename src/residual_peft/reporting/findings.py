@@ -6,13 +6,13 @@ from functools import cached_property
 
 import numpy as np
 
+from ..classifiers.heads.trust import reliability
 from ..data.metrics import (
     Array,
     accuracy_interval,
     classification_metrics,
     confusion_matrix,
     difference_interval,
-    expected_calibration_error,
 )
 from .run_record import RunRecord
 
@@ -197,10 +197,7 @@ class Findings:
             found.append(("label among the five highest scores", "top5_accuracy"))
         found.append(("mean over the classes of their recall", "mean_per_class_recall"))
         rows = [(name, scores[0][key], scores[1][key], True) for name, key in found]
-        errors = [
-            expected_calibration_error(x.softmax(1), record.labels)
-            for x in (record.before, record.after)
-        ]
+        errors = [reliability(x, record.labels).error for x in (record.before, record.after)]
         return [*rows, ("calibration error of the scores", errors[0], errors[1], False)]
 
     def confusions(self, count: int = 10) -> list[Confusion]:

@@ -5,7 +5,6 @@ import torch
 from residual_peft.classifiers.heads.left_out import LeftOut
 from residual_peft.classifiers.heads.ridge import fit_ridge
 from residual_peft.classifiers.heads.trust import reliability, suspicious_labels
-from residual_peft.data.metrics import expected_calibration_error
 from residual_peft.errors import ResiDualError
 
 
@@ -17,13 +16,10 @@ def left_out(count=600, classes=5, *, right=4.0, seed=0):
     return LeftOut(logits, labels, "one", torch.ones(count, dtype=torch.bool))
 
 
-def test_the_error_is_that_of_the_metrics_and_bins_equal_a_loop():
-    found = left_out(300, right=1.0)
+def test_the_error_and_the_bins_equal_a_loop():
+    found, error = left_out(300, right=1.0), 0.0
     bins = reliability(1.7 * found.logits, found.labels, 10)
     likely = (1.7 * found.logits).softmax(1)
-    assert bins.error == pytest.approx(
-        expected_calibration_error(likely, found.labels, bins=10), abs=1e-6
-    )
     for number in range(10):
         sure, guess = likely.max(1)
         inside = (sure > number / 10) & (sure <= (number + 1) / 10)
@@ -32,6 +28,15 @@ def test_the_error_is_that_of_the_metrics_and_bins_equal_a_loop():
             right = (guess == found.labels)[inside].double().mean()
             np.testing.assert_allclose(bins.accuracy[number], right)
             np.testing.assert_allclose(bins.confidence[number], sure[inside].mean())
+            error += float(inside.double().mean() * (right - sure[inside].mean()).abs())
+    assert bins.error == pytest.approx(error, abs=1e-12)
+    assert error > 0.01
+
+
+def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower():
+    """Guo's bins are ((m - 1) / M, m / M]: 0.5 is in the first of two, 0.6 in the second."""
+    logits = torch.tensor([[0.5, 0.5], [0.6, 0.4]], dtype=torch.float64).log()
+    assert reliability(logits, torch.tensor([0, 1]), 2).error == pytest.approx((0.5 + 0.6) / 2)
 
 
 def test_calibrated_logits_have_a_small_error_and_flattened_ones_do_not():
