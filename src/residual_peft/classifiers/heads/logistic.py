@@ -1,6 +1,6 @@
 """Multinomial logistic regression with a ridge, on features that may be far more than images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +16,16 @@ from .left_out import LeftOut
 from .minimising import minimise
 from .preparing import PrincipalAxes, scaling
 
-RELATIVE_STRENGTHS = tuple(10.0 ** (-k / 2) for k in range(-2, 13))
+RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
 """Times the mean squared length of the prepared features: free of their number and their scale."""
 DEFAULT_STRENGTH = 1e-2
 """Relative too, where one image per class leaves nothing to choose by."""
-_PATIENCE = 2  # weaker ridges tried after the best one
-_EQUAL = 1e-3  # of a loss
-_COARSE = 1e-3  # gradient per image of the fits that are only compared
+ENOUGH = 500
+"""Images from which on one fold of them chooses the strength, at a fifth of the cost."""
+_EQUAL = 1e-2  # of a loss
+_COARSE = 1e-5
+"""Gradient per image of the fits that are only compared, in float32; at 1e-4 weak ridges stop so
+early, from the last strength's fit on, that they pass for stronger ones."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def fit_logistic(
             fit starts at its weights. Where the optimum is does not depend on it.
         strength: α, in place of a choice.
         strengths: α to choose from; by default `RELATIVE_STRENGTHS` times the mean squared length
-            of the prepared features. Weaker ones are not tried once they get worse.
+            of the prepared features, and two between them. Weaker ones are not tried once they get
+            no better.
         power: p, where no `start` brings its scales.
         class_weights: (C,), the weight of an image of each class.
         groups: (N,), images of one group are left out together.
@@ -102,18 +106,19 @@ def fit_logistic(
     level = float(prepared.square().sum(1).mean()) or 1.0
     tried = _strengths(strength, strengths, level)
     fold, known, how = folds_of(data, groups, folds)
-    path, held_out = problem.path(fold, known, tried)
-    if strength is None:
-        if path:
-            strength = path[_best(path)][0]
-        else:
-            strength = max(strengths) if strengths else DEFAULT_STRENGTH * level
+    path: list[tuple[float, float]] = []
+    left = None
+    if fold is not None:
+        refine = strength is None and strengths is None
+        path, left = problem.path(fold, known, tried, refine)
+        strength = _best(path)
+    elif strength is None:
+        strength = max(strengths) if strengths else DEFAULT_STRENGTH * level
     first = problem.zeros()
     if start is not None:
         raw = start.temperature * torch.vstack([start.weights, start.offset]).double()
         first = torch.vstack([axes.axes.mT @ raw[:-1], raw[-1:]])
     solved, norm = problem.solve(strength, first, tolerance)
-    left = held_out.get(strength)
     left = with_offset(axes.rows) @ solved if left is None else left
     text_weight, temperature, left_out = finish(left, data, how, known)
     head = ClassHead(mean, scale, axes.axes @ solved[:-1], solved[-1], text_weight, temperature)
@@ -135,10 +140,15 @@ def _strengths(
     return sorted(tried, reverse=True)
 
 
-def _best(path: Sequence[tuple[float, float]]) -> int:
-    """The strongest ridge that no weaker one beats by a thousandth."""
-    least = min(loss for _, loss in path)
-    return next(index for index, (_, loss) in enumerate(path) if loss <= least * (1 + _EQUAL))
+def _best(path: Sequence[tuple[float, float]]) -> float:
+    """The strength of the least loss."""
+    return min(path, key=lambda pair: pair[1])[0]
+
+
+def _settled(path: Sequence[tuple[float, float]]) -> bool:
+    """Whether the last, weakest ridge is no better by a hundredth than those before it."""
+    losses = [loss for _, loss in path]
+    return len(losses) > 1 and losses[-1] > min(losses[:-1]) * (1 - _EQUAL)
 
 
 class _Problem:
@@ -156,8 +166,9 @@ class _Problem:
         """A (r + 1, C) for the rows of `kept`, and the largest entry of its gradient.
 
         L-BFGS over A √h, with h the curvature of each axis at equal probabilities: the rows'
-        columns are orthogonal, so that h is all there is to know of it.
+        columns are orthogonal, so that h is all there is to know of it. In float64 on all rows.
         """
+        dtype = torch.float64 if kept is None else torch.float32
         kept = torch.ones(len(self.rows), dtype=torch.bool) if kept is None else kept
         rows, data = self.rows[kept], part_of(self.data, kept)
         weights, classes = data.weights[:, None], data.targets.shape[1]
@@ -167,13 +178,15 @@ class _Problem:
         penalty[-1] = 0.0
         root = (penalty + spread * (weights * rows.square()).sum(0)[:, None]).sqrt()
 
+        products = rows.to(dtype)
+
         def function(scaled: Tensor) -> tuple[Tensor, Tensor]:
             point = scaled / root
-            logits = rows @ point
+            logits = (products @ point.to(dtype)).double()
             value = data.weights @ log_losses(logits, data)
             value = value + 0.5 * (penalty * point.square()).sum()
-            likely = labelling.probabilities(logits)
-            gradient = rows.mT @ (weights * (likely - data.targets)) + penalty * point
+            slope = weights * (labelling.probabilities(logits) - data.targets)
+            gradient = (products.mT @ slope.to(dtype)).double() + penalty * point
             return value, gradient / root
 
         # the scaled variables' gradient is A's over √h
@@ -182,24 +195,47 @@ class _Problem:
         _, gradient = function(minimum.point)
         return minimum.point / root, float((gradient * root).abs().max())
 
+    def left_out(
+        self, strength: float, fold: Tensor, starts: dict[int, Tensor], numbers: Iterable[int]
+    ) -> Tensor:
+        """Logits (N, C) of the images of some folds by fits without their fold; 0 for others."""
+        logits = torch.zeros_like(self.data.targets)
+        for number in numbers:
+            outside = fold == number
+            first = starts.get(number, self.zeros())
+            starts[number], _ = self.solve(strength, first, _COARSE, ~outside)
+            logits[outside] = self.rows[outside] @ starts[number]
+        return logits
+
     def path(
-        self, fold: Tensor | None, known: Tensor, strengths: Sequence[float]
-    ) -> tuple[list[tuple[float, float]], dict[float, Tensor]]:
-        """Left-out log-loss along the path, a and τ fitted, and left-out logits (N, C) of each."""
+        self, fold: Tensor, known: Tensor, strengths: Sequence[float], refine: bool
+    ) -> tuple[list[tuple[float, float]], Tensor]:
+        """Left-out log-loss of the strengths tried, and the left-out logits (N, C) of the best.
+
+        From strong to weak until it gets no better; then between the best one and its neighbours.
+        Where images are many, one fold of them is enough to choose by.
+        """
+        count = int(fold.max()) + 1
+        numbers = range(1 if len(fold) >= ENOUGH else count)
+        told = known & (fold < len(numbers))
         path: list[tuple[float, float]] = []
         found: dict[float, Tensor] = {}
-        if fold is None:
-            return path, found
-        starts = [self.zeros()] * (int(fold.max()) + 1)
-        for strength in strengths:
-            logits = torch.empty_like(self.data.targets)
-            for number in range(len(starts)):
-                outside = fold == number
-                starts[number], _ = self.solve(strength, starts[number], _COARSE, ~outside)
-                logits[outside] = self.rows[outside] @ starts[number]
-            _, _, left_out = finish(logits, self.data, "fold", known)
+        starts: dict[int, Tensor] = {}
+
+        def tried(strength: float) -> None:
+            found[strength] = self.left_out(strength, fold, starts, numbers)
+            _, _, left_out = finish(found[strength], self.data, "fold", told)
             path.append((strength, left_out.log_loss))
-            found[strength] = logits
-            if len(path) - 1 - _best(path) >= _PATIENCE:
+
+        for strength in strengths:
+            tried(strength)
+            if _settled(path):
                 break
-        return path, found
+        if refine and len(path) > 1:
+            best = _best(path)
+            for strength in (best * 10**0.5, best / 10**0.5):
+                tried(strength)
+            path.sort(reverse=True)
+        best = _best(path)
+        rest = self.left_out(best, fold, starts, range(len(numbers), count))
+        return path, found[best] + rest
