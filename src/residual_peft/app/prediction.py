@@ -136,7 +136,7 @@ class FilePredictor:
             return Answer(file, prediction)
         likely = prediction.top(len(prediction.probabilities))
         sure = [name for name, probability in likely if probability >= self.sure]
-        labels: list[str | None] = [*(sure if self.classifier.multi_label else sure[:1])]
+        labels: list[str | None] = [*sure[: self.classifier.labelling.most]]
         copies = [str(self.sorting.put(file, label)) for label in labels or [None]]
         return Answer(file, prediction, copied_to=tuple(copies))
 

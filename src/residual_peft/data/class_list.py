@@ -68,7 +68,7 @@ class ClassList:
         for row, (own, text, spellings) in enumerate(rows):
             if own is None:
                 raise ResiDualError(f"row {row} of {quoted(path)} has no name.")
-            for spelling in (own, *_several(spellings)):
+            for spelling in (own, *_parts_of(spellings)):
                 said = text or own
                 if found.setdefault(_folded(spelling), said) != said:
                     raise ResiDualError(
@@ -100,7 +100,7 @@ class ClassList:
             )
         return renamed
 
-    def _renamed(self, dataset: Dataset, seen: set[str]) -> Dataset:
+    def _renamed(self, dataset: Dataset, used: set[str]) -> Dataset:
         feature = dataset.features["label"]
         labelling, item = labelling_of_column(feature), label_item(feature)
         if isinstance(item, ClassLabel):
@@ -114,7 +114,7 @@ class ClassList:
             if label is None:
                 return None
             own = label if names is None else names[label]
-            seen.add(own)
+            used.add(own)
             return self.named(own)
 
         found = [labelling.mapped(label, text) for label in labels_in(dataset)]
@@ -137,7 +137,7 @@ def _folded(text: str) -> str:
     return " ".join(str(text).replace("_", " ").split()).casefold()
 
 
-def _several(text: str | None) -> list[str]:
+def _parts_of(text: str | None) -> list[str]:
     if not text:
         return []
     mark = max(_BETWEEN, key=text.count)

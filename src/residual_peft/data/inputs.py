@@ -96,10 +96,10 @@ def _in_folder(path: str, but: str | os.PathLike[str] | None) -> Iterator[str | 
         yield SkippedImage(path, "a folder without images")
 
 
-def _readable(found: str | SkippedImage) -> str:
-    if isinstance(found, SkippedImage):
-        raise ResiDualError(f"wanted images, got {found}.")
-    return found
+def _readable(image: str | SkippedImage) -> str:
+    if isinstance(image, SkippedImage):
+        raise ResiDualError(f"wanted images, got {image}.")
+    return image
 
 
 def _without_null(path: str) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from ..errors import ResiDualError, counted, printable, short
 from .columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
+from .labels import labelling_of
 from .tables import Columns
 from .trees import tree_of
 
@@ -66,7 +67,7 @@ def from_columns(
     label = _chosen(others, label_column, (*LABEL_COLUMNS, *MORE_LABELS), alone)
     if label is None:
         raise _no_column(columns, name, "labels", "label_column", LABEL_COLUMNS)
-    images = _found(columns[image], base, name)
+    images = _images_of(columns[image], base, name)
     labels = _labels(others[label], label, numbers)
     shown = (image if image_column else "image", label if label_column else "label")
     parts = [None] * len(images) if split is None else columns[split]
@@ -165,7 +166,7 @@ def _text(value: Any) -> Any:
     return str(value).strip()
 
 
-def _found(values: list[Any], base: Path, name: str) -> list[Any]:
+def _images_of(values: list[Any], base: Path, name: str) -> list[Any]:
     """Images, or absolute paths of them, wherever they are meant to begin."""
     for row, value in enumerate(values):
         if value is None:
@@ -239,11 +240,9 @@ def _by_name(texts: list[str], base: Path, name: str) -> list[str]:
 
 def _dataset(images: list[Any], labels: list[Any], columns: tuple[str, str], name: str) -> Dataset:
     value = next((label for label in labels if label is not None), "")
-    several = isinstance(value, list)
+    labelling = labelling_of(isinstance(value, list))
     kind: Any = datasets.Value("int64" if isinstance(value, int) else "string")
-    features = Features(
-        {columns[0]: datasets.Image(), columns[1]: datasets.List(kind) if several else kind}
-    )
+    features = Features({columns[0]: datasets.Image(), columns[1]: labelling.feature(kind)})
     try:
         return Dataset.from_dict({columns[0]: images, columns[1]: labels}, features=features)
     except Exception as error:  # arrow's, of many kinds

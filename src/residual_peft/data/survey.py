@@ -232,19 +232,19 @@ def groups_of(marks: Sequence[Any], places: Sequence[Place]) -> tuple[Copies, ..
     return tuple(Copies(tuple(group)) for group in found.values() if len(group) > 1)
 
 
-def copies_lines(copies: Sequence[Copies], several: str, one: str) -> list[str]:
+def copies_lines(copies: Sequence[Copies], plural: str, one: str) -> list[str]:
     """How many there are, with examples, those that do harm first.
 
     Args:
         copies: groups.
-        several: what to call them, such as "copies".
+        plural: what to call them, such as "copies".
         one: such as "copy".
     """
     if not copies:
-        return [f"{several}: none"]
+        return [f"{plural}: none"]
     extra = sum(len(group.places) - 1 for group in copies)
     lines = [
-        f"{several}: {extra:,} {one if extra == 1 else several} of {counted(len(copies), 'image')}"
+        f"{plural}: {extra:,} {one if extra == 1 else plural} of {counted(len(copies), 'image')}"
     ]
     kinds = {
         "in several splits": [group for group in copies if group.across_splits],

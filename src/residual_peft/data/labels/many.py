@@ -18,6 +18,7 @@ class ManyLabels:
 
     multi_label = True
     words = "several labels"
+    most: int | None = None
     loss_name: Literal["softmax", "sigmoid"] = "sigmoid"
     parameters: tuple[str, ...] = ("logit_bias",)
     fewest_classes = 1

@@ -19,6 +19,7 @@ class OneLabel:
     Attributes:
         multi_label: whether an image may have several labels, or none.
         words: how many that is, for messages.
+        most: how many labels an image has at most; None for all classes.
         loss_name: the loss that suits it, as `Objective` calls it.
         parameters: what a fit has beside gains.
         fewest_classes: that there can be a choice among.
@@ -30,6 +31,7 @@ class OneLabel:
 
     multi_label = False
     words = "one label"
+    most: int | None = 1
     loss_name: Literal["softmax", "sigmoid"] = "softmax"
     parameters: tuple[str, ...] = ()
     fewest_classes = 2
