@@ -65,7 +65,7 @@ def strength_note(
     which = "strongest" if strength == max(strengths) else "weakest"
     return (
         f"of the forces tried that hold the gains near 1, the {which} did best on {validation:,} "
-        f"validation images, enough to tell: a {which[:-3] + 'er'} one may do better still (in "
+        f"left-out images, enough to tell: a {which[:-3] + 'er'} one may do better still (in "
         "Python, strength_path(..., strengths=...) tries others)."
     )
 

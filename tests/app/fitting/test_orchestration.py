@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict, Image, concatenate_datasets
 
 from residual_peft.app import studies
 from residual_peft.app.fitting import evaluate_adapter, fit_adapter, ways
@@ -15,6 +15,7 @@ from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
 from residual_peft.reporting.run_record import RunRecord
 from residual_peft.solvers.coordinates import collect_coordinates, collect_readouts
+from residual_peft.solvers.methods import METHODS
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.app.fitting.photos import photos
 from tests.app.test_fit_other_towers import saved
@@ -31,9 +32,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(root: Path, out: Path, data=None, **options):
     data = str(root / "photos") if data is None else data
-    return fit_adapter(
-        str(root / "model"), data, out, templates=["a {}."], method="gains", **options
-    )
+    options = {"method": "gains"} | options
+    return fit_adapter(str(root / "model"), data, out, templates=["a {}."], **options)
 
 
 class Steps:
@@ -63,11 +63,9 @@ class Steps:
 
 
 def test_what_is_timed_and_in_which_order(root: Path, tmp_path: Path, monkeypatch) -> None:
-    steps = Steps(monkeypatch, {"strength_path": 2, "solve_gains": 5, "scored": 7000})
-    report = fit(root, tmp_path / "a")
-    assert steps.said[:5] == [
-        "train with basis", "validation", "strength_path", "solve_gains", "test",
-    ]  # fmt: skip
+    steps = Steps(monkeypatch, {"choose": 7, "scored_by": 7000})
+    report = fit(root, tmp_path / "a", method="auto")
+    assert steps.said[:4] == ["train with basis", "validation", "choose", "test"]
     assert (report.encoding_seconds, report.fitting_seconds) == (110, 7)
     facts = RunRecord.load(tmp_path / "a").facts
     assert (facts.encoding_seconds, facts.fitting_seconds) == (110, 7)
@@ -85,45 +83,54 @@ def test_what_is_timed_of_the_trainers_way(root: Path, tmp_path: Path, monkeypat
     assert (report.encoding_seconds, report.fitting_seconds) == (20, 4)
 
 
-def test_the_gains_are_fitted_on_training_images_with_a_ridge_of_the_validation_images(
+def test_methods_see_training_and_validation_images_and_no_others(
     root: Path, tmp_path: Path, monkeypatch
 ) -> None:
     given = {}
-    real_path, real_solve = ways.strength_path, ways.solve_gains
+    real = ways.choose
 
-    def path(classifier, train, validation, **options):
-        given["path"] = (sorted(train.labels.tolist()), len(validation))
-        given["strength"] = real_path(classifier, train, validation, **options)
-        return given["strength"]
+    def choose(rows, *args, **options):
+        given["labels"], given["readouts"] = rows.labels.tolist(), rows.seen.readout
+        return real(rows, *args, **options)
 
-    def solve(classifier, train, *, objective, **options):
-        given["solve"] = (len(train), objective.strength)
-        return real_solve(classifier, train, objective=objective, **options)
-
-    monkeypatch.setattr(ways, "strength_path", path)
-    monkeypatch.setattr(ways, "solve_gains", solve)
-    report = fit(root, tmp_path / "a")
+    monkeypatch.setattr(ways, "choose", choose)
+    report = fit(root, tmp_path / "a", method="auto")
     data = load_data(str(root / "photos"))
-    assert given["path"] == (sorted(data.train["label"]), len(data.validation))
-    assert given["solve"] == (len(data.train), given["strength"].best)
-    assert report.strength == given["strength"].best
+    assert given["labels"] == [*data.train["label"], *data.validation["label"]]
+    clip = load_backbone(str(root / "model"))
+    parts = [
+        collect_readouts(clip.model, batches(data[split], clip.image_processor)).readout
+        for split in ("train", "validation")
+    ]
+    torch.testing.assert_close(given["readouts"], torch.cat(parts), atol=1e-4, rtol=1e-4)
+    assert [row.name for row in report.methods] == list(METHODS)
+    (chosen,) = (row for row in report.methods if row.chosen)
+    assert chosen.score == report.adapted["accuracy"]
+    assert RunRecord.load(tmp_path / "a").facts.methods == report.methods
 
 
 def turned(data: Dataset) -> Dataset:
     return data.map(lambda row: {"label": (row["label"] + 1) % 3})
 
 
-def test_validation_images_choose_the_ridge_and_nothing_else(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["auto", "ridge", "gains"])
+def test_test_images_change_scores_and_nothing_else(
+    method: str, root: Path, tmp_path: Path
+) -> None:
     splits = DatasetDict(load_data(str(root / "photos"), validation=0.3).splits)
-    first = fit(root, tmp_path / "a", splits)
-    other = DatasetDict({**splits, "validation": turned(splits["validation"])})
-    second = fit(root, tmp_path / "b", other)
-    assert first.strength != second.strength
-    bases = [
-        ZeroShotClassifier.from_pretrained(tmp_path / name).model.peft_config["default"].num_samples
-        for name in "ab"
+    first = fit(root, tmp_path / "a", splits, method=method)
+    other = DatasetDict({**splits, "test": turned(splits["test"])})
+    second = fit(root, tmp_path / "b", other, method=method)
+    assert [(r.name, r.log_loss, r.chosen) for r in first.methods] == [
+        (r.name, r.log_loss, r.chosen) for r in second.methods
     ]
-    assert bases == [len(splits["train"])] * 2
+    one, two = (ZeroShotClassifier.from_pretrained(tmp_path / name) for name in "ab")
+    assert torch.equal(gains_of(one.model), gains_of(two.model))
+    assert (one.head is None) == (two.head is None)
+    if one.head is not None:
+        assert torch.equal(one.head.head.weights, two.head.head.weights)
+    for classifier in (one, two):
+        assert classifier.model.peft_config["default"].num_samples == len(splits["train"])
 
 
 @pytest.mark.parametrize("way", ["coordinates", "trainer", "stream"])
@@ -145,7 +152,10 @@ def test_the_scores_before_and_after_are_those_of_the_models(
     adapted = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     assert report.zero_shot == evaluate(plain, data.test).metrics
     assert report.adapted == evaluate(adapted, data.test).metrics
-    inside = evaluate(adapted, data.train).metrics
+    own = data.train
+    if way == "coordinates":  # which makes no difference between the two
+        own = concatenate_datasets([data.train, data.validation])
+    inside = evaluate(adapted, own).metrics
     assert report.train["accuracy"] == pytest.approx(inside["accuracy"])
     record = RunRecord.load(tmp_path / "a")
     for logits, classifier in ((record.before, plain), (record.after, adapted)):
@@ -179,11 +189,12 @@ def test_zero_shot_scores_of_several_labels_have_the_bias_of_before(
         clip.model, clip.tokenizer, data.class_names, ["a {}."],
         image_processor=clip.image_processor, multi_label=True,
     )  # fmt: skip
-    train, test = (
+    train, more, test = (
         collect_readouts(clip.model, batches(data[split], clip.image_processor))
-        for split in ("train", "test")
+        for split in ("train", "validation", "test")
     )
-    plain.fit_bias(train.readout, train.labels)
+    own = [train] if trainer else [train, more]
+    plain.fit_bias(torch.cat([p.readout for p in own]), torch.cat([p.labels for p in own]))
     with torch.no_grad():
         before = Evaluation(data.class_names, plain.logits(test.readout), test.labels)
     assert report.zero_shot == pytest.approx(before.metrics)
@@ -192,7 +203,8 @@ def test_zero_shot_scores_of_several_labels_have_the_bias_of_before(
     own = evaluate_adapter(tmp_path / "a", lists(root))
     assert own["micro_f1"] == pytest.approx(report.adapted["micro_f1"])
     # scores with biases that are close may be equal
-    assert biases == pytest.approx({"before": plain.logit_bias, "after": adapted.logit_bias})
+    if trainer:
+        assert biases == pytest.approx({"before": plain.logit_bias, "after": adapted.logit_bias})
     assert trainer or abs(adapted.logit_bias - plain.logit_bias) > 1e-3
 
 
@@ -284,12 +296,13 @@ def test_the_trainer_gets_the_seed(root: Path, tmp_path: Path, monkeypatch) -> N
     assert ZeroShotClassifier.from_pretrained(tmp_path / "a").split.seed == 11
 
 
-def test_class_means_are_those_of_the_training_images(root: Path, tmp_path: Path) -> None:
+def test_class_means_are_those_of_train_and_validation(root: Path, tmp_path: Path) -> None:
     model = saved("Dinov2Model", tmp_path / "model")
     report = fit_adapter(str(model), str(root / "photos"), tmp_path / "a", seed=2, method="gains")
     classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     backbone, data = load_backbone(str(model)), load_data(str(root / "photos"), seed=2)
-    train = collect_readouts(backbone.model, batches(data.train, backbone.image_processor))
+    own = concatenate_datasets([data.train, data.validation])
+    train = collect_readouts(backbone.model, batches(own, backbone.image_processor))
     means = class_means_of(train.readout, train.labels, data.class_names)
     torch.testing.assert_close(classifier.class_embeddings, means, atol=1e-5, rtol=1e-5)
     plain = ZeroShotClassifier(

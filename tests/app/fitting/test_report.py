@@ -40,7 +40,7 @@ def said(before: int, after: int, train: float = 0.9, largest: float = 0.6) -> s
 
 def told(strength: float | None, validation: int) -> list[str]:
     scores = {"accuracy": 0.5}
-    splits = {"train": 1600, "validation": validation, "test": 200}
+    splits = {"train": validation - 60, "validation": 60, "test": 200}
     return FitReport(scores, scores, 2.0, 0.3, strength, splits=splits, train=scores).lines()
 
 
@@ -77,10 +77,10 @@ def test_the_end_of_the_path_is_told_where_images_can_tell() -> None:
     for strength, words in ((max(STRENGTHS), "stronger"), (min(STRENGTHS), "weaker")):
         last = told(strength, ENOUGH)[-1]
         assert last.startswith("Note: of the forces tried that hold the gains near 1, the ")
-        assert f"did best on 500 validation images, enough to tell: a {words} one may do" in last
-        assert told(strength, ENOUGH - 1)[-1].endswith("to fit the gains")
-    assert told(sorted(STRENGTHS)[1], ENOUGH)[-1].endswith("to fit the gains")
-    assert told(None, ENOUGH)[-1].endswith("to fit the gains")
+        assert f"did best on 500 left-out images, enough to tell: a {words} one may do" in last
+        assert told(strength, ENOUGH - 1)[-1].endswith("s to fit")
+    assert told(sorted(STRENGTHS)[1], ENOUGH)[-1].endswith("s to fit")
+    assert told(None, ENOUGH)[-1].endswith("s to fit")
 
 
 def test_several_labels() -> None:
@@ -119,7 +119,7 @@ def test_lines_say_all_of_it() -> None:
         "test 0.750 of 200 images (95 % interval 0.680 to 0.810); train 0.900; the largest class "
         "alone 0.400",
         "1 test image left out of the score: trained on as well",
-        "2.0 s to read the images, 0.3 s to fit the gains",
+        "2.0 s to read the images, 0.3 s to fit",
         "Note: one.",
         "Note: two.",
     ]

@@ -101,7 +101,8 @@ class FitReport:
         )
         found += self.table()
         found += [f"Note: {finding}" for finding in self.findings]
-        note = strength_note(self.strength, self.splits.get("validation", 0))
+        images = self.splits.get("train", 0) + self.splits.get("validation", 0)
+        note = strength_note(self.strength, images)
         return found if note is None else [*found, f"Note: {note}"]
 
     def table(self) -> list[str]:

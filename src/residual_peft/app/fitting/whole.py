@@ -57,10 +57,12 @@ def fit_adapter(
 ) -> FitReport:
     """Fit an adapter to labelled images and save it with its classes and a model card.
 
-    One pass over the training images gives bases and coordinates; then the convex objective is
-    solved (`solve_gains`) with the strength of its ridge chosen on the validation images. In `run`
-    beside the adapter lies a `RunRecord`: numbers and small pictures that a report is drawn from.
-    Data with several labels per image are fitted with a sigmoid per class, and leave no record.
+    One pass over the images gives bases (of the training images) and coordinates; then everything
+    that may be fitted on them takes seconds, so that all of it is tried (`solvers.choice`): gains,
+    class heads on coordinates, linear probes on the embedding. What does best on training and
+    validation images that it did not see is kept. In `run` beside the adapter lies a `RunRecord`:
+    numbers and small pictures that a report is drawn from. Data with several labels per image are
+    fitted with a sigmoid per class, and leave no record.
 
     How the images were shared out is saved with the adapter (`classifier.split`), and which it was
     fitted on (`classifier.fitted_on`, never pushed): `evaluate_adapter` takes it from there.
