@@ -21,10 +21,10 @@ from .adapters import (
     restart_gains,
 )
 from .config import PRESETS, ResiDualConfig, ResiDualType
-from .gains import Gains
+from .gains import PREFIX, Gains
 from .hotswap import hotswap_adapter
 from .loading import check_directory, load_adapter
-from .model import PREFIX, ResiDualModel
+from .model import ResiDualModel
 from .readout import mode as _readout  # noqa: F401  enters itself into MODES
 from .readout.layer import ResiDualReadout
 from .readout.state import ReadoutState, base_of, compose, coordinates_of

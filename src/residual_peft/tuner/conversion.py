@@ -17,7 +17,7 @@ from ..towers.anatomy import unwrapped
 from ..towers.families.open_clip import block_weights, image_weights, is_open_clip
 from ..towers.registry import base_model, find_tower
 from . import ResiDualConfig
-from .model import at_path
+from .places import at_path
 from .readout.placement import check_saved, settings_of
 from .saved import check_config
 

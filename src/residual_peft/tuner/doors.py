@@ -2,12 +2,13 @@
 
 Both make room for an adapter first and read its weights later, and neither tells the tuner which
 file that will be. What is wrong with the file has to be known before the model is touched, so the
-calls that are under way are asked.
+calls that are under way are asked. (To put the model back once the file turns out wrong would need
+a call that always comes then: PEFT's comes only after it has read the file, transformers' never.)
 """
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -15,13 +16,11 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
 from .config import ResiDualConfig
-from .saved import SavedWeights, Shape
+from .saved import SavedWeights
 
-_WRAPPERS = {"original_module", "modules_to_save"}  # what PEFT's own have inside
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
 
@@ -79,20 +78,3 @@ def _on_hub(name: str, options: Mapping[str, Any]) -> SavedWeights | None:
             continue
         return SavedWeights.in_directory(Path(found).parent)
     return None
-
-
-def shapes_of_modules(model: nn.Module, names: Iterable[str] | None) -> dict[str, Shape]:
-    """Name in the base model -> shape of all that an adapter's `modules_to_save` bring along.
-
-    Args:
-        model: the base model, with other adapters or without.
-        names: endings of the modules' paths, as PEFT takes them.
-    """
-    found: dict[str, Shape] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        inside = any(part in _WRAPPERS for part in path.split("."))
-        if inside or not any(path.endswith(name) for name in names or ()):
-            continue
-        own = getattr(module, "original_module", module)
-        found |= {f"{path}.{key}": tuple(value.shape) for key, value in own.state_dict().items()}
-    return found

@@ -15,7 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-GAINS = "residual_peft_gains"
+PREFIX = "residual_peft_"
+"""What the names of an adapter's tensors begin with; PEFT knows them by it."""
+GAINS = f"{PREFIX}gains"
 """The name of the trained tensors of every layer."""
 
 

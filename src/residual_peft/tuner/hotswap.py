@@ -14,7 +14,7 @@ from .config import ResiDualConfig
 from .gains import GAINS
 from .layer import AdapterLayer
 from .loading import SETTINGS, check_directory, setting
-from .model import wanted_of
+from .places import wanted_of
 from .saved import SavedWeights
 
 

@@ -6,23 +6,21 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from .config import ResiDualConfig
-from .gains import GAINS
+from .gains import GAINS, PREFIX
 from .images_only import accept_images_alone, restore_forward
 from .inference import ordinary_tensors
 from .layer import AdapterLayer, adapter_layers
 from .mixing import add_weighted, check_names, check_weighted, giving_names
-from .modes import MODES, mode_of
+from .modes import mode_of
 from .patterns import fullmatch
-from .saved import PEFT_PREFIX, SavedWeights, Shape
+from .places import at_path, wanted_of
+from .saved import PEFT_PREFIX, SavedWeights
 from .snapshot import Snapshot
 from .stream.linears import tower_or_none
-
-PREFIX = "residual_peft_"
 
 
 class ResiDualModel(BaseTuner):
@@ -283,38 +281,3 @@ def _resolved(config: ResiDualConfig, key: str) -> ResiDualConfig:
         asked.target_modules = [key] if fullmatch(config.target_modules, key) else []
     asked.layers_to_transform = asked.layers_pattern = None  # `in_chosen_layers` asks for them
     return asked
-
-
-def at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Name the tensors of a readout's layer, of which an adapter has one, after where it is."""
-    marked = {key: key.rpartition(f".{PREFIX}") for key in tensors}
-    return {
-        f"{path}{dot}{rest}" if dot else key: tensors[key] for key, (_, dot, rest) in marked.items()
-    }
-
-
-def wanted_of(
-    model: nn.Module, adapter_name: str, *, basis: bool | None = None
-) -> tuple[dict[str, Shape], str | None]:
-    """What a file of an adapter holds: name -> shape, and the path of its layer if it has one.
-
-    Args:
-        model: with the adapter.
-        adapter_name: its name.
-        basis: whether the file holds a basis; None whether the adapter's own does.
-    """
-    wanted: dict[str, Shape] = {}
-    path = None
-    for full, module in model.named_modules():
-        name = full.removeprefix(PEFT_PREFIX)
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            for key in module.adapter_state_dict_load_map(adapter_name).values():
-                wanted[f"{name}.{key}"] = tuple(cast(Any, module).state_dict()[key].shape)
-        if not isinstance(module, AdapterLayer) or not module.has(adapter_name):
-            continue
-        path = name if MODES[module.mode].one_place else path
-        tensors = {GAINS: module.residual_peft_gains[adapter_name]}
-        if module.saves_basis(adapter_name) if basis is None else basis:
-            tensors |= zip(module.kinds, module.tensors(adapter_name), strict=True)
-        wanted |= {f"{name}.{kind}": tuple(tensor.shape) for kind, tensor in tensors.items()}
-    return wanted, path

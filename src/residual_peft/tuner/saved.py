@@ -28,6 +28,7 @@ from ..hub.files import (
     read_tensors,
     record_of,
 )
+from .gains import PREFIX
 
 Shape = tuple[int, ...]
 
@@ -231,7 +232,7 @@ class SavedWeights:
         places, owners = {}, set()
         for name in self.facts:
             place = name.removeprefix(PEFT_PREFIX)
-            owner, dot, rest = place.rpartition(f".{_MARK}")
+            owner, dot, rest = place.rpartition(f".{PREFIX}")
             if path is not None and dot:
                 owners.add(owner)
                 place = f"{path}{dot}{rest}"
@@ -252,12 +253,9 @@ class SavedWeights:
             )
 
 
-_MARK = "residual_peft_"
-
-
 def _last(name: str) -> str:
     """The part of a name that says what a tensor is, without an adapter's name behind it."""
-    return short(name.rpartition(f".{_MARK}")[1][1:] + name.rpartition(f".{_MARK}")[2])[1:-1]
+    return short(name.rpartition(f".{PREFIX}")[1][1:] + name.rpartition(f".{PREFIX}")[2])[1:-1]
 
 
 def check_values(tensor: Tensor, name: str, what: str) -> None:
@@ -275,7 +273,7 @@ def check_values(tensor: Tensor, name: str, what: str) -> None:
         return
     if not bool(tensor.isfinite().all()):
         raise ResiDualError(f"{what} hold NaN or infinite values in {name}: save it again.")
-    name, least, most = name.removeprefix(_MARK), -LARGEST_VALUE, LARGEST_VALUE
+    name, least, most = name.removeprefix(PREFIX), -LARGEST_VALUE, LARGEST_VALUE
     if name == "gains":
         least, most = -LARGEST_GAIN, LARGEST_GAIN
     elif name in ("components", "head_components", "directions"):

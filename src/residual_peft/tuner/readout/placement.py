@@ -14,10 +14,11 @@ from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
 from ..choice import chosen_units, fitted_to
 from ..config import ResiDualConfig
-from ..doors import shapes_of_modules, weights_to_come
+from ..doors import weights_to_come
 from ..fitted import Fitted
 from ..gains import GAINS
 from ..modes import mode_of
+from ..places import shapes_of_modules
 from ..saved import Shape
 from ..state import Placement
 from .head_space import HeadSpace, stored_width

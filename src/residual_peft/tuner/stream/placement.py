@@ -13,10 +13,11 @@ from ...errors import ResiDualError
 from ...towers.anatomy import unwrapped
 from ..choice import components_of
 from ..config import ResiDualConfig
-from ..doors import shapes_of_modules, weights_to_come
+from ..doors import weights_to_come
 from ..fitted import Fitted
 from ..gains import GAINS
 from ..modes import mode_of
+from ..places import shapes_of_modules
 from ..saved import Shape
 from ..state import Placement
 from .basis import LinearBasis, weight_basis
