@@ -81,8 +81,7 @@ class Rows:
             ResiDualError: labels that do not suit the classifier.
         """
         classifier.check_labels(seen.labels)
-        count = len(classifier.class_names)
-        fold = stratified_folds(seen.labels, count, folds=FOLDS, groups=groups)
+        fold = stratified_folds(seen.labels, folds=FOLDS, groups=groups)
         zero_shot = _text_logits(classifier, seen.readout)
         if means and fold is not None:
             zero_shot = _without_own_fold(classifier, seen, fold)
@@ -115,7 +114,7 @@ class Rows:
         """Some of the images; folds are cut anew."""
         groups = None if self.groups is None else self.groups[index]
         seen = self.seen.rows(index)
-        fold = stratified_folds(seen.labels, self.class_count, folds=FOLDS, groups=groups)
+        fold = stratified_folds(seen.labels, folds=FOLDS, groups=groups)
         return replace(self, seen=seen, zero_shot=self.zero_shot[index], groups=groups, fold=fold)
 
 

@@ -35,7 +35,7 @@ def test_it_is_the_papers_formula(task, columns):
 def test_left_out_logits_are_those_without_the_fold(task):
     features, labels, zero_shot = task(20, 30)
     fit = fit_gaussian(features, labels, 4, zero_shot=zero_shot)
-    fold, rows = stratified_folds(labels, 4), unit(features)
+    fold, rows = stratified_folds(labels), unit(features)
     assert fit.text_weight > 0
     for number in range(5):
         out = fold == number

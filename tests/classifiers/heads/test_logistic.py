@@ -66,7 +66,7 @@ def test_left_out_predictions_are_those_of_fits_without_the_fold():
     assert fit.left_out.how == "fold"
     assert fit.left_out.known.all()
     raw = fit.left_out.logits / fit.head.temperature
-    fold = stratified_folds(labels, 4)
+    fold = stratified_folds(labels)
     prepared = ((features - fit.head.mean) / fit.head.scale).numpy()
     for number in range(5):
         inside = (fold != number).numpy()
@@ -93,7 +93,7 @@ def test_many_images_choose_by_one_fold_and_are_all_left_out_at_what_it_chose():
     assert len(fit.path) > 3
     np.testing.assert_allclose(fit.left_out.logits, given.left_out.logits, atol=1e-2)
     assert float(fit.left_out.logits.abs().amin(1).min()) > 0
-    fold = stratified_folds(labels, 4)
+    fold = stratified_folds(labels)
     first = fit.left_out.losses[fold == 0].mean()
     assert dict(fit.path)[fit.strength] == pytest.approx(float(first), rel=0.05)
 

@@ -42,7 +42,7 @@ def test_a_fit_from_sums_is_that_from_rows(
     rows = fit_ridge(data.features, labels, 3, power=power, class_weights=weights, alphas=[2.5])
     each = None if weights is None else weights[data.labels]
     statistics = summed(data.features, labels, 3, each)
-    sums = fit_statistics(statistics, power=power, alpha=2.5, several=several)
+    sums = fit_statistics(statistics, power=power, alpha=2.5, multi_label=several)
     torch.testing.assert_close(sums.head.mean, rows.head.mean, **CLOSE)
     torch.testing.assert_close(sums.head.scale, rows.head.scale, **CLOSE)
     if not several:  # whose offsets and slopes are calibrated on rows
@@ -81,7 +81,7 @@ def test_generalised_cross_validation_by_the_hat_matrix(
     data = drawn((8, 12, 14), columns)
     targets = torch.eye(3).double()[data.labels]
     labels = targets if several else data.labels
-    fit = fit_statistics(summed(data.features, labels, 3), several=several)
+    fit = fit_statistics(summed(data.features, labels, 3), multi_label=several)
     x = (data.features - fit.head.mean) / fit.head.scale
     expected = []
     for alpha in fit.alphas.tolist():

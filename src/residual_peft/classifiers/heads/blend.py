@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...data.labels import ONE_LABEL, check_same, labelling_in
+from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError
 from .calibrating import calibrate
 from .images import checked
@@ -66,7 +66,7 @@ def blend(
         ResiDualError: what does not fit together; a class without images; a share outside [0, 1].
     """
     data = checked(features, labels, class_count)
-    check_same(ONE_LABEL, labelling_in(data.labels), "there are no class means of others")
+    check_same(ONE_LABEL, data.labelling, "there are no class means of others")
     if text is not None and text.shape != (class_count, data.features.shape[1]):
         raise ResiDualError(
             f"wanted text embeddings ({class_count}, {data.features.shape[1]}) beside those of the "

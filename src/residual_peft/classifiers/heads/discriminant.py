@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...data.labels import ONE_LABEL, check_same, labelling_in
+from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError
 from .finishing import finish
 from .head import ClassHead
@@ -162,7 +162,7 @@ def fit_discriminant(
     """
     data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
     why = "use the ridge or logistic regression, which have one for each class"
-    check_same(ONE_LABEL, labelling_in(data.labels), why)
+    check_same(ONE_LABEL, data.labelling, why)
     mean, scale = scaling(data, power)
     rows = (data.features - mean) / scale
     counts = data.targets.sum(0)

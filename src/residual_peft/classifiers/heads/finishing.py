@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...data.labels import labelling_in
 from .calibrating import calibrate
 from .folds import stratified_folds
 from .images import Images
@@ -15,7 +14,7 @@ from .left_out import How, LeftOut, leaving_of
 
 def log_losses(logits: Tensor, images: Images) -> Tensor:
     """Cross-entropy of each image (N,); over several labels the sum of the sigmoids'."""
-    return labelling_in(images.labels).losses(logits, images.labels)
+    return images.labelling.losses(logits, images.labels)
 
 
 def mean_loss(logits: Tensor, images: Images, known: Tensor) -> float:
@@ -29,7 +28,7 @@ def text_alone(images: Images) -> float:
 
     They have not seen the images, so that nothing needs to be left out.
     """
-    if images.zero_shot is None or images.several:
+    if images.zero_shot is None or images.labelling.multi_label:
         return 0.0
     nothing = torch.zeros_like(images.zero_shot)
     return calibrate(nothing, images.labels, images.weights, images.zero_shot).text_weight
@@ -59,7 +58,7 @@ def finish(
         fitted as they are.
     """
     text = images.zero_shot if with_text else None
-    if images.several:
+    if images.labelling.multi_label:
         return 0.0, 1.0, LeftOut(logits, images.labels, how, known)
     if not known.any():
         weight = text_alone(images) if with_text else 0.0
@@ -96,7 +95,7 @@ def folds_of(
 ) -> tuple[Tensor | None, Tensor, How]:
     """The fold of each image (N,), None where folds are no use; who is known; what to call it."""
     classes = images.targets.shape[1]
-    fold = stratified_folds(images.labels, classes, folds=folds, groups=groups)
+    fold = stratified_folds(images.labels, folds=folds, groups=groups)
     if fold is None:
         return None, torch.zeros(len(images.labels), dtype=torch.bool), "none"
     known = leaving_of(images.labels, classes, groups=fold).known

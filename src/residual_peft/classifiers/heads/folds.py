@@ -15,7 +15,7 @@ def images_per_class(labels: Tensor, class_count: int) -> Tensor:
 
 
 def stratified_folds(
-    labels: Tensor, class_count: int, *, folds: int = FOLDS, groups: Tensor | None = None
+    labels: Tensor, *, folds: int = FOLDS, groups: Tensor | None = None
 ) -> Tensor | None:
     """The fold of every image, (N,) int64 from 0, the same in every run; None where it is no use.
 
@@ -26,7 +26,6 @@ def stratified_folds(
 
     Args:
         labels: (N,), or zeros and ones (N, C), whose images are spread without regard to them.
-        class_count: C.
         folds: at most.
         groups: (N,), images of the same number stay together (scikit-learn's StratifiedGroupKFold,
             or by size alone with several labels).
@@ -36,36 +35,30 @@ def stratified_folds(
     """
     if folds < 2:
         raise ResiDualError(f"wanted two or more folds, got {folds}.")
-    counts = images_per_class(labels, class_count)
-    if labels.ndim == 1:
-        present = counts[counts > 0]
-        if len(labels) < 2 or int(present.max()) < 2:
-            return None
-        several = present[present > 1]
-        folds = min(folds, max(2, int(several.min())))
+    strata = labelling_in(labels).strata(labels)
+    sizes = strata.bincount()
+    if not (sizes > 1).any():
+        return None
+    folds = min(folds, int(sizes[sizes > 1].min()))
     folds = min(folds, len(labels) if groups is None else len(groups.unique()))
     if folds < 2:
         return None
     if groups is not None:
-        return _grouped(labels, groups, folds)
+        return _grouped(strata, groups, folds)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    if labels.ndim == 1:
-        order = order[labels[order].argsort(stable=True)]
+    order = order[strata[order].argsort(stable=True)]
     found = torch.empty(len(labels), dtype=torch.int64)
     # one class after the other, going on where the last one stopped: folds of equal size, too
     found[order] = torch.arange(len(labels)) % folds
     return found
 
 
-def _grouped(labels: Tensor, groups: Tensor, folds: int) -> Tensor:
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+def _grouped(strata: Tensor, groups: Tensor, folds: int) -> Tensor:
+    from sklearn.model_selection import StratifiedGroupKFold
 
-    several = labels.ndim == 2
-    split = (
-        GroupKFold(folds) if several else StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    )
-    found = torch.empty(len(labels), dtype=torch.int64)
-    parts = split.split(labels.numpy(), None if several else labels.numpy(), groups.numpy())
+    split = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    found = torch.empty(len(strata), dtype=torch.int64)
+    parts = split.split(strata.numpy(), strata.numpy(), groups.numpy())
     for number, (_, outside) in enumerate(parts):
         found[torch.from_numpy(outside)] = number
     return found

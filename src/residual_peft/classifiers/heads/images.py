@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...data.labels import ONE_LABEL, check_same, labelling_in
+from ...data.labels import ONE_LABEL, Labelling, check_same, labelling_in
 from ...errors import ResiDualError
 
 ADVICE = "fit the head on the classes that have images; others are told by their text alone."
@@ -32,9 +32,9 @@ class Images:
     zero_shot: Tensor | None = None
 
     @property
-    def several(self) -> bool:
-        """Whether an image may have several labels."""
-        return self.labels.ndim == 2
+    def labelling(self) -> Labelling:
+        """One label per image, or several."""
+        return labelling_in(self.labels)
 
 
 def checked(

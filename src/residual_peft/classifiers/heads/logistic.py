@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...data.labels import labelling_in
 from ...errors import ResiDualError
 from .finishing import finish, folds_of, log_losses, part_of
 from .folds import FOLDS
@@ -172,7 +171,7 @@ class _Problem:
         kept = torch.ones(len(self.rows), dtype=torch.bool) if kept is None else kept
         rows, data = self.rows[kept], part_of(self.data, kept)
         weights, classes = data.weights[:, None], data.targets.shape[1]
-        labelling = labelling_in(data.labels)
+        labelling = data.labelling
         spread = labelling.curvature(classes)
         penalty = torch.full((rows.shape[1], 1), strength, dtype=torch.float64)
         penalty[-1] = 0.0

@@ -117,7 +117,7 @@ def fit_ridge(
     smoother = Smoother.of(images, power, scale, primal)
     strengths = _strengths(alphas, smoother)
     notes = oddities(images, groups is not None)
-    choose = _several_labels if images.several else _one_label
+    choose = _several_labels if images.labelling.multi_label else _one_label
     chosen = choose(images, smoother, strengths, leaving, criterion)
     centred, offset = smoother.centred(images.targets)
     weights = smoother.weights(centred, chosen.alpha)
@@ -130,7 +130,7 @@ def fit_ridge(
         chosen.calibration.temperature,
     )
     left_out = _left_out(chosen, images, leaving)
-    thresholds = _thresholds(left_out) if images.several else None
+    thresholds = _thresholds(left_out) if images.labelling.multi_label else None
     by_folds = None
     if folds is not None:
         apart = leaving_of(images.labels, class_count, folds)

@@ -54,7 +54,7 @@ def fit_statistics(
     alpha: float | Sequence[float] | Tensor | None = None,
     alphas: Sequence[float] | Tensor | None = None,
     scale: Tensor | None = None,
-    several: bool = False,
+    multi_label: bool = False,
 ) -> StreamedFit:
     """Fit a class head from sums, equal to `fit_ridge` on the rows at the same α and scales.
 
@@ -68,7 +68,7 @@ def fit_statistics(
         alpha: the strength, or one per class (C,), such as an earlier fit's.
         alphas: strengths to try; as for `fit_ridge` by default.
         scale: (K,) in place of std^p, such as an earlier fit's.
-        several: whether images may have several labels, each class then with its own strength.
+        multi_label: whether images may have several labels, each class then with its own strength.
 
     Raises:
         ResiDualError: a class without images; strengths that are not above 0.
@@ -93,7 +93,7 @@ def fit_statistics(
     errors = torch.zeros(0, dtype=torch.float64)
     if alpha is None:
         errors = _generalised(eigenvalues, projected, variance, tried, rows)
-        best = errors.argmin(0) if several else errors.sum(1).argmin().expand(len(offset))
+        best = errors.argmin(0) if multi_label else errors.sum(1).argmin().expand(len(offset))
         chosen = tried[best]
     else:
         chosen = torch.as_tensor(alpha, dtype=torch.float64).expand(len(offset)).clone()

@@ -152,6 +152,10 @@ class ManyLabels:
         share = test.double().mean(0)
         return float(share[share > 0].mean())
 
+    def strata(self, labels: Tensor) -> Tensor:
+        """All images are one."""
+        return labels.new_zeros(len(labels), dtype=torch.int64)
+
     def by_image(
         self, labels: Labels, first: Rows, image_of: Rows, differing: Rows
     ) -> tuple[Labels, list[int], Rows]:

@@ -180,6 +180,10 @@ class OneLabel:
         """
         return float((test == torch.bincount(train).argmax()).double().mean())
 
+    def strata(self, labels: Tensor) -> Tensor:
+        """Numbers (N,) of what folds are to hold alike."""
+        return labels
+
     def by_image(
         self, labels: Labels, first: Rows, image_of: Rows, differing: Rows
     ) -> tuple[Labels, list[int], Rows]:
