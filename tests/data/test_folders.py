@@ -395,3 +395,15 @@ def test_a_label_column_of_the_metadata_may_be_named(tmp_path):
 def test_a_folder_may_be_called_like_a_pattern(tmp_path):
     root = write(tmp_path / "a[1]*", {"*": 10, "metadata.csv": flat(5)})
     assert len(load_data(root, validation=0, test=0).train) == 10
+
+
+def test_pictures_that_are_no_images_are_said(tmp_path: Path, caplog) -> None:
+    for number in range(4):
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(path)
+        path.with_suffix(".SVG").write_text("<svg/>")
+        path.with_suffix(".txt").write_text("a note")
+    load_data(tmp_path, validation=0, test=0)
+    assert "left out 4 .svg files (no kind that PIL reads)" in caplog.text
+    assert ".txt" not in caplog.text

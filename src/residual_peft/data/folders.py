@@ -33,6 +33,8 @@ SPLIT_NAMES = {
 }
 CANONICAL_SPLIT = {alias: name for name, aliases in SPLIT_NAMES.items() for alias in aliases}
 _BETWEEN = "[-._ 0-9]"  # as datasets.data_files.NON_WORDS_CHARS
+PICTURES = (".svg", ".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".pdf")
+"""How files end that people take for pictures, and PIL may not read."""
 _IN_FOLDER = {
     split: re.compile(rf"(.*{_BETWEEN})?({'|'.join(words)})({_BETWEEN}.*)?", re.I | re.S)
     for split, words in SPLIT_NAMES.items()
@@ -184,6 +186,11 @@ class _Reading:
         depth = 1 + max(place for _, place in self.splits) if self.by_split else 0
         empty = [f for f in self.tree.folders if len(f) == depth + 1 and f not in full]
         left += [f"'{'/'.join(folder)}' (no images in it)" for folder in empty]
+        left += [
+            f"{counted(self.tree.others[kind], f'{kind} file')} (no kind that PIL reads)"
+            for kind in PICTURES
+            if kind in self.tree.others
+        ]
         _say_left_out(self.tree, left)
         nested = sorted({path[-2] for path in self.below if len(path) > 2})
         if nested and len({len(path) for path in self.tree.images}) == 1:

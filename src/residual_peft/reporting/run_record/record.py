@@ -152,7 +152,8 @@ class RunRecord:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"labels": self.labels.long()}
-        tensors |= {"before": self.before.float(), "after": self.after.float()}
+        # one tensor where the fit left all as it was, and a file takes none twice
+        tensors |= {"before": self.before.float(), "after": self.after.float().clone()}
         if self.gains is not None:
             tensors |= {name: tensor.float() for name, tensor in self.gains.tensors().items()}
         return tensors
