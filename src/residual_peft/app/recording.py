@@ -68,7 +68,7 @@ def record_run(
         class_names=classifier.class_names,
         labels=after.labels.cpu(),
         before=before.logits.float().cpu(),
-        after=after.logits.float().cpu(),
+        after=after.logits.float().cpu().clone(),  # texts alone may have been chosen
         facts=facts,
         gains=None if explained is None else _gains(classifier, explained),
         words=words,

@@ -22,11 +22,10 @@ from .options import (
 )
 
 EXAMPLE = """residual-peft compare --data photos
-method              left-out loss  left-out   test         95 %  numbers  seconds
-zero-shot                   2.038     0.342  0.300  0.181-0.454        0      0.0
-gains                       0.273     0.933  0.975  0.871-0.996    1,578      5.8
-ridge-embedding             0.100     0.969  0.975  0.871-0.996    1,292      0.3
-ridge *                     0.028     0.989  1.000  0.912-1.000   15,792      1.1
+method               loss  left-out   test         95 %  numbers  seconds
+zero-shot           2.038     0.342  0.300  0.181-0.454        0      0.0
+gains               0.273     0.933  0.975  0.871-0.996    1,578      5.8
+ridge *             0.028     0.989  1.000  0.912-1.000   15,792      1.1
 ..."""
 
 

@@ -135,14 +135,14 @@ def test_the_room_that_is_asked_for_is_what_is_taken(
     assert asked > room_for(classifier.model, {"train": 90, "validation": 10, "test": 10})
     taken = {}
     whole = sys.modules["residual_peft.app.fitting.ways"]
-    real = whole.choose
+    real = whole._fitted
 
     def instead(*args, **kwargs):
         files = (tmp_path / ".a.reading").rglob("*.safetensors")
         taken["bytes"] = sum(path.stat().st_size for path in files)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(whole, "choose", instead)
+    monkeypatch.setattr(whole, "_fitted", instead)
     seen = {}
     monkeypatch.setattr(
         fit_reading, "room_for", lambda m, n: seen.setdefault("asked", room_for(m, n))

@@ -114,7 +114,7 @@ def method_lines(rows: Sequence[MethodRow]) -> list[str]:
     """A table of what was compared, for people; none where nothing was."""
     if not rows:
         return []
-    heads = ("method", "left-out loss", "left-out", "test", "95 %", "numbers", "seconds")
+    heads = ("method", "loss", "left-out", "test", "95 %", "numbers", "seconds")
     cells = [heads]
     for row in rows:
         around = "" if row.low is None else f"{row.low:.3f}-{row.high:.3f}"
@@ -135,7 +135,7 @@ def method_lines(rows: Sequence[MethodRow]) -> list[str]:
         first, *rest = line
         padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         found.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-    return [*found, "(* chosen by the left-out loss of training images; test images chose nothing)"]
+    return [*found, "(* chosen by the loss on left-out training images, not by test images)"]
 
 
 def findings_of(

@@ -121,9 +121,10 @@ def fit_adapter(
             options.check(images)
             for line in survey(images).summary():
                 logger.info("%s", printable(line))
-            task, images, repeated = _task(
-                load_backbone(model), images, templates, config, seed, method, balanced, trainer
-            )
+            images, repeated = without_repeated(images)
+            _check_words(config, images, words)
+            backbone = load_backbone(model)
+            task = _task(backbone, images, templates, config, seed, method, balanced, trainer)
             dictionary = _dictionary(task, images, words)  # before any work
             fitted = _fitted(task, images, kept, options, repeated)
             facts = _facts_of(data, fitted, seed, license)
@@ -184,9 +185,8 @@ def fit_classifier(
     """
     check_way(config, trainer)
     check_methods([] if method == AUTO else [method])
-    task, images, repeated = _task(
-        backbone, images, templates, config, seed, method, balanced, trainer
-    )
+    images, repeated = without_repeated(images)
+    task = _task(backbone, images, templates, config, seed, method, balanced, trainer)
     options = Options(batch_size, num_workers, total=_total(images))
     with tempfile.TemporaryDirectory() as place, keeping(Path(place) / "adapter") as kept:
         return _fitted(task, images, kept, options, repeated)
@@ -276,10 +276,9 @@ def _task(
     method: str,
     balanced: bool,
     trainer: bool,
-) -> tuple[Task, ImageData, int]:
-    """What is to be fitted, on which images, and how many test images were left out of them."""
+) -> Task:
+    """What is to be fitted."""
     check_methods([] if method == AUTO else [method], images.multi_label)
-    images, repeated = without_repeated(images)
     config = _settled(config, backbone, seed)
     by_texts = backbone.tokenizer is not None and config.readout is None
     if not by_texts:
@@ -300,19 +299,26 @@ def _task(
         "seed": seed,
         "way": "trainer" if trainer else "coordinates",
     }
-    task = Task(backbone, classifier, config, settings, seed, method, balanced, trainer)
-    return task, images, repeated
+    return Task(backbone, classifier, config, settings, seed, method, balanced, trainer)
+
+
+def _undescribed(config: ResiDualConfig | None, images: ImageData) -> bool:
+    """Whether there are no components, or no report, for words to describe."""
+    whole = config is not None and (config.mode == "stream" or config.granularity == "unit")
+    return whole or images.multi_label
+
+
+def _check_words(config: ResiDualConfig | None, images: ImageData, words: Any) -> None:
+    if words and _undescribed(config, images):
+        raise ResiDualError(
+            "words are for the components of a report: data with several labels per image have no "
+            "report, stream mode and one gain per unit no components there; leave them out."
+        )
 
 
 def _dictionary(task: Task, images: ImageData, words: Any) -> TextDictionary | None:
     """The texts that components are described with; None where nothing is described."""
-    config = task.config
-    if config.mode == "stream" or config.granularity == "unit" or images.multi_label:
-        if words:
-            raise ResiDualError(
-                "words are for the components of a report: data with several labels per image have "
-                "no report, stream mode and one gain per unit no components there; leave them out."
-            )
+    if _undescribed(task.config, images):
         return None
     if task.classifier is None:
         if words:
