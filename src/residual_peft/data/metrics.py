@@ -22,7 +22,10 @@ EVALUATE_MODULE = Path(__file__).parent / "metric_modules" / "residual_accuracy"
 
 
 def evaluate_module_path() -> str:
-    """Where the package's `evaluate` module lies: `evaluate.load(evaluate_module_path())`."""
+    """Where the module for Hugging Face `evaluate` lies: `evaluate.load(evaluate_module_path())`.
+
+    Nothing else here needs that package: it comes with whoever calls it.
+    """
     return str(EVALUATE_MODULE)
 
 
@@ -140,7 +143,7 @@ def accuracy_interval(correct: int, total: int, level: float = 0.95) -> tuple[fl
         )
     from scipy.stats import binomtest
 
-    _quantile(level)  # says what is wrong with it
+    _check_level(level)
     low, high = binomtest(correct, total).proportion_ci(level, method="wilson")
     return float(low), float(high)
 
@@ -187,9 +190,13 @@ def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, fl
 
 def _quantile(level: float) -> float:
     """The z of a two-sided normal interval."""
+    _check_level(level)
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ResiDualError(f"wanted a level of confidence between 0 and 1, got {level}.")
-    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
