@@ -164,6 +164,21 @@ def test_paths_are_found_where_they_are_meant_to_begin(
         caplog.clear()
 
 
+def test_names_that_occur_twice_are_told_apart_by_their_folders(tmp_path, draw_digits) -> None:
+    for word, seed in (("zero", 0), ("one", 1)):
+        draw_digits(tmp_path / "data" / "images" / word, 6 + seed)
+    names = [f"{word}/d{n:03}.png" for word in ("zero", "one") for n in range(6)]
+    given = [(f"elsewhere/{name}", name.split("/")[0]) for name in names]
+    data = whole(table(tmp_path / "t.csv", given))
+    rows = data.train.cast_column("image", datasets.Image(decode=False))
+    found = {(row["image"]["path"], data.class_names[row["label"]]) for row in rows}
+    assert found == {
+        (str(tmp_path / "data" / "images" / name), name.split("/")[0]) for name in names
+    }
+    with pytest.raises(ResiDualError, match=r"none of the 6 images that .*is 'd000\.png'"):
+        whole(table(tmp_path / "u.csv", [(f"d{n:03}.png", "zero") for n in range(6)]))
+
+
 def test_files_that_are_missing_are_skipped_or_end_it(digits) -> None:
     folder, rows = digits
     path = table(folder / "t.csv", [*rows, ("gone.png", "one")])

@@ -209,18 +209,19 @@ def _is_there(path: str) -> bool:
 
 
 def _by_name(texts: list[str], base: Path, name: str) -> list[str]:
-    """Paths of files below the base that are called so, with or without their endings.
+    """Paths of files below the base that end so, with or without the endings of their names.
 
     Raises:
-        ResiDualError: none is.
+        ResiDualError: none does.
     """
     tree = tree_of(base)
-    known: dict[str, str | None] = {}
+    known: dict[str, str | None] = {}  # the end of a path -> the whole; None where two end so
     for parts in tree.images:
         path = str(tree.base.joinpath(*parts))
-        for key in {parts[-1], os.path.splitext(parts[-1])[0], "/".join(parts)}:
-            known[key] = path if key not in known else None  # which of two is not to be told
-    found = [known.get(text) or known.get(os.path.basename(text)) for text in texts]
+        for ending in ("/".join(parts[start:]) for start in range(len(parts))):
+            for key in (ending, os.path.splitext(ending)[0]):
+                known[key] = path if known.get(key, path) == path else None
+    found = [_longest_known(text, known) for text in texts]
     if not any(found):
         raise ResiDualError(
             f"none of the {counted(len(texts), 'image')} that {name} names is there: the first is "
@@ -236,6 +237,13 @@ def _by_name(texts: list[str], base: Path, name: str) -> list[str]:
         printable(folders[0][0]),
     )
     return [path or str(base.absolute() / text) for path, text in zip(found, texts, strict=True)]
+
+
+def _longest_known(text: str, known: dict[str, str | None]) -> str | None:
+    """The file whose path ends as this one does, in as many folders as can be."""
+    parts = text.split("/")
+    endings = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((path for ending in endings if (path := known.get(ending))), None)
 
 
 def _dataset(images: list[Any], labels: list[Any], columns: tuple[str, str], name: str) -> Dataset:
