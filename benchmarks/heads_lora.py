@@ -86,24 +86,37 @@ def lora() -> dict[str, Any]:
     parts = [whole(part) for part in (task.train, task.validation, task.test)]
     kept = CACHE / "lora.json"
     done = json.loads(kept.read_text()) if kept.exists() else {}
-    found: dict[str, Any] = {}
-    for shots in EPOCHS:
-        name = "all" if shots is None else str(shots)
-        found[name] = {}
-        for rank in RANKS:
-            each = []
-            for draw in range(DRAWS[shots]):
-                key = f"{name}, r={rank}, draw {draw}, {EPOCHS[shots]} epochs"
-                if key not in done:
-                    done[key] = one_draw(task, parts, shots, rank, draw)
-                    tqdm.write(f"{key}: {done[key]}")
-                    write_json(kept, done)
-                each.append(done[key])
-            scores = [fit["accuracy"] for fit in each]
-            row = {"accuracy": round(mean(scores), 4)}
-            if len(scores) > 1:
-                row["spread"] = round(stdev(scores), 4)
-            row |= {"seconds": round(mean(fit["seconds"] for fit in each), 1)}
-            row |= {"trained": each[0]["trained"], "rates": [fit["rate"] for fit in each]}
-            found[name][f"LoRA r={rank}"] = row
-    return {"epochs": {str(k or "all"): v for k, v in EPOCHS.items()}, "images_per_class": found}
+    # a draw of every size first, so that a run that is stopped has said something of all
+    order = [(draw, rank, shots) for draw in range(5) for rank in RANKS for shots in EPOCHS]
+    for draw, rank, shots in order:
+        key = name_of(shots, rank, draw)
+        if draw < DRAWS[shots] and key not in done:
+            done[key] = one_draw(task, parts, shots, rank, draw)
+            tqdm.write(f"{key}: {done[key]}")
+            write_json(kept, done)
+    return {
+        "epochs": {str(shots or "all"): epochs for shots, epochs in EPOCHS.items()},
+        "images_per_class": {
+            str(shots or "all"): {f"LoRA r={rank}": summary(done, shots, rank) for rank in RANKS}
+            for shots in EPOCHS
+        },
+    }
+
+
+def name_of(shots: int | None, rank: int, draw: int) -> str:
+    """What one draw is kept under."""
+    return f"{shots or 'all'}, r={rank}, draw {draw}, {EPOCHS[shots]} epochs"
+
+
+def summary(done: dict[str, Any], shots: int | None, rank: int) -> dict[str, Any]:
+    """Mean over the draws that there are, with their spread."""
+    names = [name_of(shots, rank, draw) for draw in range(DRAWS[shots])]
+    each = [done[name] for name in names if name in done]
+    if not each:
+        return {"draws": 0}
+    scores = [fit["accuracy"] for fit in each]
+    row = {"draws": len(each), "accuracy": round(mean(scores), 4)}
+    if len(scores) > 1:
+        row["spread"] = round(stdev(scores), 4)
+    row |= {"seconds": round(mean(fit["seconds"] for fit in each), 1)}
+    return row | {"trained": each[0]["trained"], "rates": [fit["rate"] for fit in each]}

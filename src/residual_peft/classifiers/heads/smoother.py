@@ -113,30 +113,38 @@ class Smoother:
         centred, offset = self.centred(targets)
         inner = self.vectors.mT @ centred
         unit = self.roots / self.roots.norm()
-        single = leaving.how == "one"
-        squares = self.vectors.square() if single else None
+        squares = self.vectors.square() if leaving.how == "one" else None
+        blocks = None
+        if leaving.how in ("block", "group"):
+            parts = _by_size(leaving.parts, self.vectors.shape[1])
+            blocks = [(rows, self.vectors[rows], unit[rows].unsqueeze(2)) for rows in parts]
         for alpha in alphas.tolist():
             gains = self.gains(alpha)
             residual = centred - self.vectors @ (gains.unsqueeze(1) * inner)
             if squares is not None:
                 left = 1 - squares @ gains - unit.square()
                 residual = residual / left.unsqueeze(1)
-            elif leaving.how != "none":
-                residual = self._without_parts(residual, gains, unit, leaving)
+            elif blocks is not None:
+                residual = _without_parts(residual, gains, blocks)
             yield alpha, (centred - residual) / self.roots.unsqueeze(1) + offset
 
-    def _without_parts(
-        self, residual: Tensor, gains: Tensor, unit: Tensor, leaving: Leaving
-    ) -> Tensor:
-        """(I − H_BB)⁻¹ times the residuals of each part; parts of one size at a time."""
-        found = torch.empty_like(residual)
-        for rows in _by_size(leaving.parts, self.vectors.shape[1]):
-            vectors = self.vectors[rows]  # (parts, size, r)
-            own = unit[rows].unsqueeze(2)
-            hat = (vectors * gains) @ vectors.mT + own @ own.mT
-            identity = torch.eye(rows.shape[1], dtype=hat.dtype)
-            found[rows] = torch.linalg.solve(identity - hat, residual[rows])
-        return found
+
+def _without_parts(
+    residual: Tensor, gains: Tensor, blocks: list[tuple[Tensor, Tensor, Tensor]]
+) -> Tensor:
+    """(I − H_BB)⁻¹ times the residuals of each part; parts of one size at a time.
+
+    Args:
+        residual: of the fit on all rows (N, C).
+        gains: of the hat matrix (r,).
+        blocks: rows (parts, size), their vectors (parts, size, r) and √w / ‖√w‖ (parts, size, 1).
+    """
+    found = torch.empty_like(residual)
+    for rows, vectors, own in blocks:
+        left = torch.eye(rows.shape[1], dtype=gains.dtype) - own @ own.mT
+        left = left - (vectors * gains) @ vectors.mT
+        found[rows] = torch.linalg.solve(left, residual[rows])
+    return found
 
 
 def _by_size(parts: tuple[Tensor, ...], width: int) -> Iterator[Tensor]:
