@@ -1,6 +1,7 @@
 """What a fit of the gains minimizes: a loss of the logits plus a ridge on λ − 1 (`method.md`, 7).
 
-Every solver shares it. With c, base and Φ as in `tuner.gains`, W_text (C, d) and δ = λ − neutral,
+Every solver shares it. With c, base and Φ as in `tuner.readout.state`, W_text (C, d) and
+δ = λ − neutral,
 
     normalized:  logits = s · normalize(base + (c ⊙ δ) Φ) · W_textᵀ        the classifier's own
     linear:      logits = s / ρ · (base + (c ⊙ δ) Φ) · W_textᵀ             ρ: mean ‖y‖ of the images

@@ -21,7 +21,6 @@ class Mode(ABC):
     """One way to put gains into a model."""
 
     name: ClassVar[str]
-    layer: ClassVar[type[AdapterLayer]]
     one_place: ClassVar[bool]
     """Whether an adapter is one layer, which other classes of the same tower have elsewhere; its
     `target_modules` then follow from the model, and are no choice."""

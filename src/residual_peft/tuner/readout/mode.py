@@ -13,6 +13,7 @@ from ...towers.anatomy import TowerAnatomy
 from ...towers.registry import find_tower
 from ..choice import check_nothing_inside
 from ..config import ResiDualConfig
+from ..gains import KINDS
 from ..modes import MODES, Mode
 from .layer import ResiDualReadout, readouts
 from .placement import new_basis, place
@@ -22,7 +23,6 @@ class ReadoutMode(Mode):
     """Gains on each unit's direct contribution to the readout."""
 
     name = "readout"
-    layer = ResiDualReadout
     one_place = True
 
     def check_options(self, config: ResiDualConfig) -> None:
@@ -30,10 +30,10 @@ class ReadoutMode(Mode):
         if isinstance(config.target_modules, str):
             config.target_modules = [config.target_modules]
         no_basis = config.basis is None and config.fitted.basis_source is None
-        if config.granularity == "unit" and config.restore_mean and no_basis:
+        if KINDS[config.granularity].whole and config.restore_mean and no_basis:
             raise ResiDualError(
-                "restore_mean=True with granularity='unit' and no basis, so there is no mean to "
-                "restore; set restore_mean=False, or name a fitted basis with basis=."
+                f"restore_mean=True with granularity={config.granularity!r} and no basis, so there "
+                "is no mean to restore; set restore_mean=False, or name a fitted basis with basis=."
             )
 
     def prepare(

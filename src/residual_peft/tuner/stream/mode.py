@@ -25,7 +25,6 @@ class StreamMode(Mode):
     """Gains in the weights of attention output projections, MLPs' last Linears, or any Linear."""
 
     name = "stream"
-    layer = ResiDualStreamLinear
     one_place = False
 
     def check_options(self, config: ResiDualConfig) -> None:
