@@ -322,8 +322,11 @@ def test_float64_models_keep_float64_bases() -> None:
     model = adapted(dtype=torch.float64)
     assert {t.dtype for t in layer_of(model).stored("default").tensors} == {torch.float64}
     assert readout_state(model).directions.dtype == torch.float64
-    assert gains_of(model).dtype == torch.float32
-    widened = adapted().double()
+    assert gains_of(adapted(dtype=torch.float64, gains=False)).dtype == torch.float64
+    widened = adapted()
+    widened.add_adapter("twin", ResiDualConfig())
+    fit_bases(widened, [pixels(IMAGES, seed=5)], "twin")  # whose state is the first's
+    widened.double()
     images = pixels().double()
     wanted = expected(clip_model().double(), widened, images)
     assert relative(run_tower(widened, images), wanted) < 1e-10
