@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
+from tests.pairs import dealt
+
 
 @dataclass(frozen=True)
 class Size:
@@ -191,9 +193,23 @@ TOWERS: dict[str, Callable[..., Any]] = {
     "DINOv3ViTModel, gated": vit_like("DINOv3ViTModel", use_gated_mlp=True, key_bias=True),
 }
 EVERY: dict[str, Callable[..., Any]] = {**BUILDERS, **TOWERS}
+# one of each layout of layers and readout
+FAMILIES = (
+    "CLIPModel",
+    "CLIPVisionModel",
+    "MetaClip2VisionModelWithProjection",
+    "AltCLIPModel",
+    "ChineseCLIPVisionModel",
+    "CLIPSegVisionModel",
+    "ViTModel, no qkv bias",
+    "DeiTForImageClassification",
+    "Dinov2Model, SwiGLU",
+    "Dinov2WithRegistersModel",
+    "DINOv3ViTModel, gated",
+)
 # CLIP at all sizes; the others are the same linear algebra
-ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
-ALL += [(builder, size) for builder in TOWERS for size in ("usual", "one layer")]
+ALL = [(builder, size) for size, builder in dealt(SIZES, BUILDERS)]
+ALL += dealt(FAMILIES, ("usual", "one layer"))
 
 
 def pixels(count: int = 5, size: Size | None = None, seed: int = 0) -> Tensor:

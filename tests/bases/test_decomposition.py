@@ -25,6 +25,7 @@ from tests.models import (
     hooks,
     pixels,
 )
+from tests.pairs import in_turn
 from tests.slow import slow_contributions
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -34,11 +35,11 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize(("builder", "name"), ALL)
+@in_turn(case=ALL, precision=[(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_contributions_sum_to_the_models_own_output(
-    builder: str, name: str, dtype: torch.dtype, limit: float
+    case: tuple[str, str], precision: tuple[torch.dtype, float]
 ) -> None:
+    (builder, name), (dtype, limit) = case, precision
     size = SIZES[name]
     model, images = EVERY[builder](size).to(dtype), pixels(5, size).to(dtype)
     found = decompose(model, images)
@@ -72,8 +73,7 @@ def test_the_output_is_a_unit_with_its_bias() -> None:
     torch.testing.assert_close(found[:, 0], slow_contributions(model, images)[Unit("mlp", 1)])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("layers", [1, 12])
+@in_turn(dtype=(torch.bfloat16, torch.float16), layers=(1, 12))
 def test_half_precision_passes_the_check_and_is_summed_in_float32(
     dtype: torch.dtype, layers: int
 ) -> None:

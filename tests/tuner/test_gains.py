@@ -27,6 +27,7 @@ from residual_peft.tuner import (
 )
 from residual_peft.tuner.gains import KINDS, Gains
 from tests.models import BUILDERS, EVERY, SIZES, TOWERS, clip_model, pixels
+from tests.pairs import in_turn, table
 from tests.training_case import adapted_classifier, task
 from tests.tuner.twin import adapted, expected, randomize_gains, relative
 
@@ -62,8 +63,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
-@pytest.mark.parametrize("name", CONFIGS)
+@in_turn(name=CONFIGS, builder=BUILDERS)
 def test_equals_the_definition_in_float64(name: str, builder: str) -> None:
     model = adapted(CONFIGS[name](), builder=builder, dtype=torch.float64)
     images = pixels().double()
@@ -72,14 +72,12 @@ def test_equals_the_definition_in_float64(name: str, builder: str) -> None:
     assert relative(found, run_tower(EVERY[builder]().double(), images)) > 1e-3
 
 
-@pytest.mark.parametrize("builder", TOWERS)
-@pytest.mark.parametrize("name", ["default", "paper residual", "paper residual_star", "paper rd_y"])
+@in_turn(builder=TOWERS, name=("default", "paper residual", "paper residual_star", "paper rd_y"))
 def test_equals_the_definition_for_every_tower(name: str, builder: str) -> None:
     test_equals_the_definition_in_float64(name, builder)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["default", "paper residual_star", "paper coarse", "paper rd_y"])
+@in_turn(size=SIZES, name=("default", "paper residual_star", "paper coarse", "paper rd_y"))
 def test_equals_the_definition_in_float32_at_odd_sizes(name: str, size: str) -> None:
     model = adapted(CONFIGS[name](), size=SIZES[size])
     images = pixels(size=SIZES[size])
@@ -87,7 +85,7 @@ def test_equals_the_definition_in_float32_at_odd_sizes(name: str, size: str) -> 
     assert relative(run_tower(model, images), wanted) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["default", "paper residual", "paper rd_y", "share"])
+@table("name", ["default", "paper residual", "paper rd_y", "share"])
 def test_equals_the_definition_without_data(name: str) -> None:
     model = adapted(CONFIGS[name](), dtype=torch.float64, fit=False)
     images = pixels().double()
@@ -165,7 +163,7 @@ def test_head_space_equals_readout_space() -> None:
     assert relative(coordinates_of(state, capture), torch.cat(wanted, 1)) < 1e-10
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@table("name", CONFIGS)
 def test_coordinates_path_gives_the_same_readout_and_gradient(name: str) -> None:
     model = adapted(CONFIGS[name](), dtype=torch.float64)
     images = pixels().double()

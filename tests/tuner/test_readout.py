@@ -25,8 +25,8 @@ from residual_peft.tuner import (
     readout_state,
     restart_gains,
 )
-from tests.models import EVERY, SIZES, Size, clip_model, clip_vision_model, pixels
-from tests.pairs import in_pairs
+from tests.models import EVERY, FAMILIES, SIZES, Size, clip_model, clip_vision_model, pixels
+from tests.pairs import in_turn
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 
@@ -34,8 +34,8 @@ def layer_of(model: nn.Module) -> ResiDualReadout:
     return next(m for m in model.modules() if isinstance(m, ResiDualReadout))
 
 
-@in_pairs(
-    builder=EVERY,
+@in_turn(
+    builder=FAMILIES,
     fit=(False, True),
     units=[("head",), ("embed", "head", "mlp"), ("output",)],
 )
@@ -100,7 +100,7 @@ def test_no_activation_of_the_backbone_is_kept_for_backward(inputs_require_grad:
     assert leaves[0] is gains_of(model)
 
 
-@pytest.mark.parametrize("builder", EVERY)
+@pytest.mark.parametrize("builder", FAMILIES)
 def test_disable_adapter_gives_the_base_model(builder: str) -> None:
     model = adapted(builder=builder)
     before, base = run_tower(model, pixels()), run_tower(EVERY[builder](), pixels())
@@ -177,7 +177,7 @@ def test_without_any_adapter_left_the_model_is_the_base_model() -> None:
     assert torch.equal(run_tower(model.base_model, pixels()), run_tower(clip_model(), pixels()))
 
 
-@pytest.mark.parametrize("builder", EVERY)
+@pytest.mark.parametrize("builder", FAMILIES)
 def test_unload_gives_the_model_back_as_it_was(builder: str) -> None:
     fresh = EVERY[builder]()
     model = adapted(builder=builder).unload()
@@ -272,8 +272,7 @@ def test_an_input_from_elsewhere_is_refused() -> None:
         assert projection(torch.randn(2, 24)).shape == (2, 16)
 
 
-@pytest.mark.parametrize("builder", EVERY)
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@in_turn(builder=FAMILIES, clone=(copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))))
 def test_copies_stand_by_themselves(builder: str, clone) -> None:
     model = adapted(builder=builder)
     wanted = run_tower(model, pixels())

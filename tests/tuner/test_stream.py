@@ -24,7 +24,7 @@ from transformers import (
 
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module, restart_gains
 from tests.models import clip_model, pixels
-from tests.pairs import in_pairs
+from tests.pairs import in_turn, table
 from tests.tuner.stream_twin import (
     CASES,
     OPTIONS,
@@ -41,13 +41,13 @@ from tests.tuner.twin import relative
 F32, F64 = torch.float32, torch.float64
 TOLERANCE = {F32: 1e-5, F64: 1e-10}
 
-matrix = pytest.mark.parametrize("case", CASES)
-options = pytest.mark.parametrize("option", OPTIONS)
+# a dual encoder, and Linears of every make: without a bias, transposed, in heads or whole
+MAKES = ("CLIPModel", "Dinov2Model, SwiGLU", "plain", "GPT-2", "Llama")
+makes = pytest.mark.parametrize("case", MAKES)
 FITTED = (False, True)
-fitted = pytest.mark.parametrize("fit", FITTED, ids=["weights", "data"])
 
 
-@in_pairs(case=CASES, option=OPTIONS, fit=FITTED)
+@in_turn(case=CASES, option=OPTIONS, fit=FITTED)
 def test_forward_is_the_definition(case: str, option: str, fit: bool) -> None:
     model = adapted_stream(case, dtype=F64, fit=fit, **OPTIONS[option])
     base = CASES[case].build()
@@ -56,14 +56,13 @@ def test_forward_is_the_definition(case: str, option: str, fit: bool) -> None:
     assert relative(output(case, base.double(), F64), wanted) > 1e-2
 
 
-@matrix
-@fitted
+@in_turn(case=CASES, fit=FITTED)
 def test_gains_of_one_change_nothing(case: str, fit: bool) -> None:
     model = adapted_stream(case, fit=fit, gains=False)
     assert torch.equal(output(case, model), output(case, CASES[case].build()))
 
 
-@matrix
+@makes
 def test_starts_away_from_the_identity(case: str) -> None:
     base = output(case, CASES[case].build())
     found = []
@@ -76,7 +75,7 @@ def test_starts_away_from_the_identity(case: str) -> None:
     assert relative(found[0], found[2]) > 1e-2
 
 
-@in_pairs(case=CASES, option=OPTIONS, fit=FITTED, dtype=(F32, F64))
+@in_turn(case=CASES, option=OPTIONS, fit=FITTED, dtype=(F32, F64))
 def test_merged_and_unmerged(case: str, option: str, fit: bool, dtype: torch.dtype) -> None:
     model = adapted_stream(case, dtype=dtype, fit=fit, **OPTIONS[option])
     next(iter(gains_by_module(model).values())).data[0] = 0.0
@@ -92,7 +91,7 @@ def test_merged_and_unmerged(case: str, option: str, fit: bool, dtype: torch.dty
         assert "gains" in name or torch.equal(tensor, before[name]), name
 
 
-@in_pairs(case=CASES, option=OPTIONS, fit=FITTED, dtype=(F32, F64))
+@in_turn(case=CASES, option=OPTIONS, fit=FITTED, dtype=(F32, F64))
 def test_merged_for_good(case: str, option: str, fit: bool, dtype: torch.dtype) -> None:
     model = adapted_stream(case, dtype=dtype, fit=fit, **OPTIONS[option])
     wanted = output(case, model, dtype)
@@ -105,10 +104,7 @@ def test_merged_for_good(case: str, option: str, fit: bool, dtype: torch.dtype) 
     assert "forward" not in plain.__dict__
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case not in ("plain", "parent's heads")]
-)
-@pytest.mark.parametrize("dtype", [F32, F64])
+@in_turn(case=[case for case in CASES if case not in ("plain", "parent's heads")], dtype=(F32, F64))
 def test_merged_model_is_loaded_by_transformers_alone(
     case: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -156,7 +152,7 @@ def test_unmerging_is_exact_in_half_precision_again_and_again() -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-@matrix
+@makes
 def test_several_adapters_add_up_and_merge_in_any_order(case: str) -> None:
     model = adapted_stream(case)
     config = model.peft_config["default"].fresh()
@@ -235,9 +231,7 @@ def test_every_layer_learns_and_gradients_enter_the_backbone() -> None:
         assert float(gains.grad.abs().min()) > 0, path
 
 
-@pytest.mark.parametrize("case", ["CLIPModel", "plain", "BERT"])
-@options
-@fitted
+@in_turn(case=("CLIPModel", "plain", "BERT"), option=OPTIONS, fit=FITTED)
 def test_one_adapter_per_sample(case: str, option: str, fit: bool) -> None:
     model = adapted_stream(case, fit=fit, **OPTIONS[option])  # from weights, they share a basis
     model.add_adapter("other", model.peft_config["default"].fresh())
@@ -288,8 +282,7 @@ def saved_whole(model: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-@matrix
-@pytest.mark.parametrize("clone", [copy.deepcopy, pickled, saved_whole], ids=lambda f: f.__name__)
+@in_turn(case=MAKES, clone=(copy.deepcopy, pickled, saved_whole))
 def test_copies(case: str, clone: Any) -> None:
     model = adapted_stream(case)
     wanted = output(case, model)
@@ -304,8 +297,7 @@ def test_copies(case: str, clone: Any) -> None:
     assert torch.equal(output(case, merged), wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+@in_turn(dtype=(torch.bfloat16, torch.float16), autocast_adapter_dtype=(True, False))
 def test_half_precision_backbones(dtype: torch.dtype, autocast_adapter_dtype: bool) -> None:
     wanted = output("CLIPModel", adapted_stream("CLIPModel"))
     base = clip_model().to(dtype)
@@ -410,18 +402,18 @@ def test_threads_share_one_model() -> None:
     assert all(map(torch.equal, found, wanted))
 
 
-@pytest.mark.parametrize(
-    ("case", "chosen"),
-    [
+@in_turn(
+    chosen=(
         ("CLIPModel", {"units": "head"}),
         ("plain", {"target_modules": "first"}),
         ("GPT-2", {"target_modules": ["attn.c_proj"]}),
         ("Llama", {"target_modules": ["o_proj"]}),
-    ],
+    ),
+    option=OPTIONS,
 )
-@options
-def test_converted_to_lora_exactly(case: str, chosen: dict, option: str) -> None:
-    model = adapted_stream(case, fit=False, **chosen, **OPTIONS[option])
+def test_converted_to_lora_exactly(chosen: tuple[str, dict], option: str) -> None:
+    case, modules = chosen
+    model = adapted_stream(case, fit=False, **modules, **OPTIONS[option])
     wanted = output(case, model)
     assert model.supports_lora_conversion()
     ranks = {sum(layer.adapter_settings["default"].counts) for layer in layers_of(model)}
@@ -468,7 +460,7 @@ def test_layers_and_modules_are_chosen() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@table(
     ("case", "heads"),
     [
         ("CLIPModel", {2, 1}),
@@ -518,7 +510,7 @@ def test_trains_with_a_loss(tmp_path: Path) -> None:
     assert torch.equal(output("CLIPModel", loaded), wanted)
 
 
-@matrix
+@makes
 def test_a_weighted_sum_of_adapters(case: str) -> None:
     model = adapted_stream(case, dtype=F64)
     for seed, name in enumerate(("one", "two")):
