@@ -1,0 +1,239 @@
+"""What a class head's scores promise, and whether it holds: handwriting, the bundled model.
+
+    python benchmarks/heads_trust.py             # all parts; writes heads_trust.json beside itself
+    python benchmarks/heads_trust.py labels      # one part; the others stay as they are
+
+All images of scikit-learn's digits together; each draw trains on so many of each class and measures
+on others. Ridge, on the embedding and on the coordinates of heads and MLPs. All comes from
+predictions of left-out training images: nothing is held out but for split conformal.
+
+`calibration`: expected calibration error of the head, of its scores without a and τ, and of the
+zero-shot logits. `coverage`: prediction sets at .9, pooled over 20 draws, beside the 95 % of the
+beta-binomial. `none`: false alarms among new digits at a nominal 5 %, and strangers refused:
+letters scanned as the digits were, and the world's printed letters among its printed digits.
+`labels`: 5 % of wrong labels. `curve`: what 200 more images bring, foretold and then measured.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from heads_tasks import Rows, handwriting_rows, joined, some_of, stranger_rows
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from residual_peft.classifiers.heads import RidgeFit, fit_ridge
+from residual_peft.classifiers.heads.conformal import (
+    RidgeWithout,
+    coverage_interval,
+    jackknife_sets,
+    split_sets,
+)
+from residual_peft.classifiers.heads.learning_curve import learning_curve
+from residual_peft.classifiers.heads.left_out import leaving_of
+from residual_peft.classifiers.heads.novelty import fit_novelty
+from residual_peft.classifiers.heads.trust import reliability, suspicious_labels
+from residual_peft.hub.files import write_json
+
+RESULTS = Path(__file__).with_suffix(".json")
+FEATURES = ("embedding", "heads and MLPs")
+COVERAGE = 0.9
+ALARM = 0.05
+WRONG = 0.05
+DRAWS = 20
+
+
+def draws_of(whole: Rows, shots: int, draws: int = DRAWS) -> Iterator[tuple[Rows, Rows]]:
+    """So many of each class to train on, and all others."""
+    for draw in range(draws):
+        chosen = some_of(whole.labels, shots, torch.Generator().manual_seed(draw))
+        others = torch.ones(len(whole), dtype=torch.bool)
+        others[chosen] = False
+        yield whole.rows(chosen), whole.rows(others)
+
+
+def ridge(rows: Rows, kind: str, labels: Tensor | None = None) -> RidgeFit:
+    """Ridge on one kind of features, weighing the text."""
+    return fit_ridge(
+        rows.features[kind],
+        rows.labels if labels is None else labels,
+        rows.class_count,
+        zero_shot=rows.zero_shot,
+    )
+
+
+def by_shots(shots: tuple[int, ...], one: Callable[[int, str], Any]) -> dict[str, Any]:
+    """One measurement per number of images of a class, and per kind of features."""
+    found: dict[str, Any] = {}
+    for count in shots:
+        found[str(count)] = {}
+        for kind in FEATURES:
+            found[str(count)][kind] = one(count, kind)
+            tqdm.write(f"{one.__qualname__} {count} {kind}: {found[str(count)][kind]}")
+    return found
+
+
+def calibration(digits: Rows) -> dict[str, Any]:
+    """Expected calibration errors on new images, in 15 bins."""
+
+    def one(shots: int, kind: str) -> dict[str, float]:
+        errors: dict[str, list[float]] = {"head": [], "uncalibrated": [], "zero-shot": []}
+        for train, test in draws_of(digits, shots):
+            head = ridge(train, kind).head
+            logits = {
+                "head": head.logits(test.features[kind], test.zero_shot),
+                "uncalibrated": head.scores(test.features[kind]),
+                "zero-shot": test.zero_shot,
+            }
+            for name, values in logits.items():
+                errors[name].append(reliability(values, test.labels).error)
+        return {name: round(mean(values), 4) for name, values in errors.items()}
+
+    return by_shots((4, 8, 16), one)
+
+
+def coverage(digits: Rows) -> dict[str, Any]:
+    """Shares of new images whose set holds their class."""
+
+    def one(shots: int, kind: str) -> dict[str, Any]:
+        covered: dict[str, list[float]] = {"jackknife": [], "jackknife+": [], "split": []}
+        sizes, tested = [], []
+        for draw, (train, others) in enumerate(draws_of(digits, shots)):
+            fit = ridge(train, kind)
+            generator = torch.Generator().manual_seed(1000 + draw)
+            held_out = some_of(others.labels, shots, generator)
+            rest = torch.ones(len(others), dtype=torch.bool)
+            rest[held_out] = False
+            test, apart = others.rows(rest), others.rows(held_out)
+            logits = fit.head.logits(test.features[kind], test.zero_shot)
+            known = fit.head.logits(apart.features[kind], apart.zero_shot)
+            found = {
+                "jackknife": jackknife_sets(fit.left_out, COVERAGE).sets(logits),
+                "jackknife+": _plus(fit, train, test, kind),
+                "split": split_sets(known, apart.labels, COVERAGE).sets(logits),
+            }
+            for name, sets in found.items():
+                right = sets[torch.arange(len(sets)), test.labels]
+                covered[name].append(float(right.double().mean()))
+            sizes.append(float(found["jackknife"].double().sum(1).mean()))
+            tested.append(len(test))
+        interval = coverage_interval(shots * digits.class_count, tested[0], COVERAGE, draws=DRAWS)
+        shares: dict[str, Any] = {name: round(mean(all_), 4) for name, all_ in covered.items()}
+        return shares | {
+            "between": [round(bound, 4) for bound in interval],
+            "classes in a set": round(mean(sizes), 3),
+        }
+
+    return by_shots((2, 4, 8, 16), one)
+
+
+def _plus(fit: RidgeFit, train: Rows, test: Rows, kind: str) -> Tensor:
+    leaving = leaving_of(train.labels, train.class_count)
+    ones = torch.ones(len(train), dtype=torch.float64)
+    alpha = float(fit.alpha[0])
+    without = RidgeWithout.of(
+        fit.head, alpha, fit.left_out, leaving, train.features[kind], ones, train.zero_shot
+    )
+    return without.sets(test.features[kind], test.zero_shot, coverage=COVERAGE)
+
+
+def none(digits: Rows) -> dict[str, Any]:
+    """False alarms and refusals."""
+    strangers = stranger_rows()
+
+    def one(shots: int, kind: str) -> dict[str, float]:
+        alarms, letters, world, printed = [], [], [], []
+        for train, test in draws_of(digits, shots):
+            model = fit_novelty(train.features[kind], train.labels, 10, alarm=ALARM)
+            alarms.append(model.refused(test.features[kind]))
+            letters.append(model.refused(strangers["letters"].features[kind]))
+        for train, test in draws_of(strangers["world digits"], shots):
+            model = fit_novelty(train.features[kind], train.labels, 10, alarm=ALARM)
+            world.append(model.refused(test.features[kind]))
+            printed.append(model.refused(strangers["world letters"].features[kind]))
+        shares = {
+            "false alarms": alarms,
+            "letters refused": letters,
+            "world's false alarms": world,
+            "world's letters refused": printed,
+        }
+        return {
+            name: round(float(torch.cat(all_).double().mean()), 4) for name, all_ in shares.items()
+        }
+
+    return by_shots((4, 8, 16, 60), one)
+
+
+def labels(digits: Rows) -> dict[str, Any]:
+    """Precision and recall of labels that look wrong."""
+
+    def one(shots: int, kind: str) -> dict[str, float]:
+        hits = named = planted = 0
+        for draw, (train, _) in enumerate(draws_of(digits, shots)):
+            generator = torch.Generator().manual_seed(draw)
+            wrong = torch.randperm(len(train), generator=generator)[: round(WRONG * len(train))]
+            given = train.labels.clone()
+            given[wrong] += torch.randint(1, 10, (len(wrong),), generator=generator)
+            given %= 10
+            rows = suspicious_labels(ridge(train, kind, given).left_out).rows()
+            hits += len(set(rows) & set(wrong.tolist()))
+            named, planted = named + len(rows), planted + len(wrong)
+        return {"precision": round(hits / named, 4), "recall": round(hits / planted, 4)}
+
+    return by_shots((8, 16, 32, 100), one)
+
+
+def curve(digits: Rows) -> dict[str, Any]:
+    """Points that 200 more images bring."""
+
+    def one(shots: int, kind: str) -> dict[str, float]:
+        foretold, real = [], []
+        for draw, (train, others) in enumerate(draws_of(digits, shots, 10)):
+            more = some_of(others.labels, 20, torch.Generator().manual_seed(1000 + draw))
+            rest = torch.ones(len(others), dtype=torch.bool)
+            rest[more] = False
+            test = others.rows(rest)
+
+            def right(fitted: Rows, told: Rows) -> float:
+                logits = ridge(fitted, kind).head.logits(told.features[kind], told.zero_shot)
+                return float((logits.argmax(1) == told.labels).double().mean())
+
+            def subset(inside: Tensor, outside: Tensor, train: Rows = train) -> float:
+                return right(train.rows(inside), train.rows(outside))
+
+            now = ridge(train, kind).left_out.accuracy
+            law = learning_curve(subset, now, train.labels, 10)
+            foretold.append(100 * law.gain(200))
+            real.append(100 * (right(joined(train, others.rows(more)), test) - right(train, test)))
+        apart = [abs(a - b) for a, b in zip(foretold, real, strict=True)]
+        return {
+            "foretold": round(mean(foretold), 2),
+            "real": round(mean(real), 2),
+            "apart": round(mean(apart), 2),
+            "most": round(max(apart), 2),
+        }
+
+    return by_shots((8, 16, 32), one)
+
+
+PARTS: dict[str, Callable[[Rows], Any]] = {
+    part.__name__: part for part in (calibration, coverage, none, labels, curve)
+}
+
+
+def main() -> None:
+    """Measure the parts that are named, or all."""
+    parts = handwriting_rows()
+    digits = joined(parts["train"], parts["validation"], parts["test"])
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in sys.argv[1:] or PARTS:
+        results[name] = PARTS[name](digits)
+        write_json(RESULTS, results)
+
+
+if __name__ == "__main__":
+    main()
