@@ -64,7 +64,8 @@ def test_keys_are_trained_by_adamw_with_a_cosine(task):
     features, labels, zero_shot = task(12, columns=5)
     data = checked(features, labels, 4, zero_shot=zero_shot)
     keys, beta, alpha, epochs, rate = unit(features), 2.0, 3.0, 4, 0.01
-    found = train_keys(keys, data, beta, alpha, epochs=epochs, rate=rate)
+    stops = (1, 3, 4)
+    found = train_keys(keys, data, beta, alpha, stops=stops, epochs=epochs, rate=rate)
     # AdamW by hand, with the gradient by the chain rule: I. Loshchilov and F. Hutter, 2019
     slow, first, second = keys.clone(), torch.zeros_like(keys), torch.zeros_like(keys)
     for step in range(1, epochs + 1):
@@ -82,7 +83,8 @@ def test_keys_are_trained_by_adamw_with_a_cosine(task):
         second = 0.999 * second + 0.001 * gradient.square()
         size = (second / (1 - 0.999**step)).sqrt() + 1e-4
         slow = slow - now * (first / (1 - 0.9**step)) / size
-        np.testing.assert_allclose(found[step - 1], slow, atol=1e-9)
+        if step in stops:
+            np.testing.assert_allclose(found[stops.index(step)], slow, atol=1e-9)
 
 
 def test_training_the_keys_helps_left_out_images_where_the_cache_is_poor(task):

@@ -1,6 +1,6 @@
 """Tip-Adapter and Tip-Adapter-F (R. Zhang et al., ECCV 2022): a cache of the training images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -158,12 +158,13 @@ def fit_tip_adapter_f(
     pair = (cache.sharpness, cache.weight)
     fold, known, how = folds_of(data, groups, folds)
 
-    def trained(kept: Tensor) -> list[Tensor]:
-        return train_keys(cache.keys[kept], part_of(data, kept), *pair, epochs=epochs, rate=rate)
+    def trained(kept: Tensor, stops: Sequence[int]) -> list[Tensor]:
+        keys, images = cache.keys[kept], part_of(data, kept)
+        return train_keys(keys, images, *pair, stops=stops, epochs=epochs, rate=rate)
 
     everything = torch.ones(len(data.labels), dtype=torch.bool)
     if fold is None:
-        keys = trained(everything)[-1]
+        (keys,) = trained(everything, [epochs])
         left = _scores(cache.keys, keys, data.targets, data.zero_shot, *pair)
         scorer = Cache(cache.rows, keys, data.targets, *pair, trained=True)
         return rival(scorer, left, data, how, known, with_text=False, chosen={"epoch": epochs})
@@ -172,8 +173,8 @@ def fit_tip_adapter_f(
 
     def outside(kept: Tensor) -> Tensor:
         rows, text = cache.keys[~kept], None if data.zero_shot is None else data.zero_shot[~kept]
-        keys, targets = trained(kept), data.targets[kept]
-        pairs = [(keys[stop - 1], two) for stop in stops for two in tried]
+        keys, targets = trained(kept, stops), data.targets[kept]
+        pairs = [(some, two) for some in keys for two in tried]
         found = [_scores(rows, some, targets, text, *two) for some, two in pairs]
         return torch.stack(found, dim=1)
 
@@ -181,7 +182,8 @@ def fit_tip_adapter_f(
     losses = torch.tensor([mean_loss(found, data, known) for found in scores.unbind(1)])
     best = int(losses.argmin())
     epoch, two = stops[best // len(tried)], tried[best % len(tried)]
-    scorer = Cache(cache.rows, trained(everything)[epoch - 1], data.targets, *two, trained=True)
+    (keys,) = trained(everything, [epoch])
+    scorer = Cache(cache.rows, keys, data.targets, *two, trained=True)
     chosen = {"epoch": epoch, "sharpness": two[0], "weight": two[1]}
     return rival(scorer, scores[:, best], data, how, known, with_text=False, chosen=chosen)
 
@@ -204,18 +206,20 @@ def train_keys(
     sharpness: float,
     weight: float,
     *,
+    stops: Sequence[int],
     epochs: int = EPOCHS,
     rate: float = RATE,
     batch: int = BATCH,
 ) -> list[Tensor]:
-    """The keys (N, K) after each epoch; the order of the images is drawn with a fixed seed.
+    """The keys (N, K) after so many epochs each; images come in an order of a fixed seed.
 
     Args:
         keys: unit-norm rows of the images, where the training starts.
         images: their targets, weights and zero-shot logits.
         sharpness: β.
         weight: α.
-        epochs: how many; the rate falls as a cosine from `rate` to 0 over their steps.
+        stops: epochs to report after, increasing; it ends with the last.
+        epochs: how many it is meant for: the rate falls as a cosine to 0 over their steps.
         rate: of AdamW, with torch's default weight decay.
         batch: images per step.
     """
@@ -226,7 +230,7 @@ def train_keys(
     generator = torch.Generator().manual_seed(0)
     found = []
     with torch.enable_grad():
-        for _ in range(epochs):
+        for epoch in range(1, max(stops) + 1):
             for some in torch.randperm(len(rows), generator=generator).split(batch):
                 text = None if images.zero_shot is None else images.zero_shot[some]
                 logits = _scores(rows[some], trained, images.targets, text, sharpness, weight)
@@ -236,5 +240,6 @@ def train_keys(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-            found.append(trained.detach().clone())
+            if epoch in stops:
+                found.append(trained.detach().clone())
     return found
