@@ -67,9 +67,8 @@ def test_words_are_those_of_the_strongest_components(clip: Backbone) -> None:
     classifier = ZeroShotClassifier.from_text(
         model, clip.tokenizer, world_task("color", 1).features["label"].names
     )
-    found, dictionary = explain_adapter(classifier, rows), dictionary_for(clip)
-    words = words_for(model, found, dictionary, count=5, steps=2)
-    strongest = found.strongest(5)
+    strongest, dictionary = explain_adapter(classifier, rows).strongest(5), dictionary_for(clip)
+    words = words_for(model, [*strongest, strongest[0]], dictionary, steps=2)
     assert [(w.unit, w.component) for w in words] == [(e.unit, e.component) for e in strongest]
     for item in words:
         (truth,) = explain_components(

@@ -21,6 +21,8 @@ from .dimension import (
     participation_ratio,
 )
 from .explanation import Explanation, explain_components, explain_units
+from .head import ComponentShare, HeadExplanation, Reason, explain_head
+from .head_image import HeadImageExplanation, explain_head_image, explain_head_row
 from .jaccard import OverlapMatrix, overlap
 from .matching import spectral_cosine
 from .neighbours import TwoNN, two_nn
@@ -43,11 +45,14 @@ __all__ = [
     "AdapterExplanation",
     "CoarseOptimum",
     "ComponentEffect",
+    "ComponentShare",
     "Contributions",
     "CurvePoint",
     "DimensionProfile",
     "Explanation",
     "GainSense",
+    "HeadExplanation",
+    "HeadImageExplanation",
     "ImageExplanation",
     "LayerDimension",
     "LayerSimilarity",
@@ -55,6 +60,7 @@ __all__ = [
     "OverlapMatrix",
     "Pursuit",
     "Ranking",
+    "Reason",
     "ReferenceLine",
     "SameUnitSimilarity",
     "SelectionCurve",
@@ -72,6 +78,9 @@ __all__ = [
     "dimension_profile",
     "explain_adapter",
     "explain_components",
+    "explain_head",
+    "explain_head_image",
+    "explain_head_row",
     "explain_image",
     "explain_row",
     "explain_units",

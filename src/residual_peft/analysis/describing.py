@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
@@ -12,9 +13,23 @@ from ..errors import ResiDualError
 from ..hub.directories import model_directory
 from ..towers.units import Unit
 from ..tuner import adapter_basis, readout_state
-from . import AdapterExplanation, ComponentEffect, Explanation, TextDictionary, explain_components
+from . import Explanation, TextDictionary, explain_components
 
 WORDS_FILE = "words.txt"
+
+
+class Described(Protocol):
+    """Something that is said of one component, or of a unit as a whole."""
+
+    @property
+    def unit(self) -> Unit:
+        """Whose component."""
+        ...
+
+    @property
+    def component(self) -> int | None:
+        """Its number within the unit; None for the unit."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ def dictionary_if_any(
 
 def describe_components(
     model: nn.Module,
-    effects: Iterable[ComponentEffect],
+    effects: Iterable[Described],
     dictionary: TextDictionary,
     *,
     steps: int = 3,
@@ -121,14 +136,14 @@ def describe_components(
 
 def words_for(
     model: nn.Module,
-    explanation: AdapterExplanation,
+    effects: Sequence[Described],
     dictionary: TextDictionary,
     *,
-    count: int = 12,
     steps: int = 3,
 ) -> tuple[Words, ...]:
-    """For a report: texts of the components with the largest shares of the change."""
-    found = describe_components(model, explanation.strongest(count), dictionary, steps=steps)
+    """For a report: texts of components, each once, in the order given."""
+    named = {(effect.unit, effect.component): effect for effect in effects}
+    found = describe_components(model, named.values(), dictionary, steps=steps)
     return tuple(
         Words(
             unit=item.unit,

@@ -101,9 +101,9 @@ def explain_row(
     seen, weights = Moved.of(one, gains, state), centred_classes(classifier)
     before, after = (seen.before @ weights.T)[0], (seen.after @ weights.T)[0]
     names = classifier.class_names
-    start = int(before.argmax()) if from_class is None else _class(names, from_class)
+    start = int(before.argmax()) if from_class is None else class_number(names, from_class)
     best = [int(i) for i in after.argsort(descending=True, stable=True) if int(i) != start]
-    end = int(after.argmax()) if to_class is None else _class(names, to_class)
+    end = int(after.argmax()) if to_class is None else class_number(names, to_class)
     end = best[0] if end == start and to_class is None and best else end
     if end == start:
         raise ResiDualError(f"wanted two classes to compare, got {names[start]!r} twice.")
@@ -152,7 +152,12 @@ def explain_image(
     )
 
 
-def _class(names: tuple[str, ...], name: str) -> int:
+def class_number(names: tuple[str, ...], name: str) -> int:
+    """Which class has a name.
+
+    Raises:
+        ResiDualError: none has.
+    """
     if name not in names:
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise ResiDualError(f"there is no class {name!r}; there are {len(names)}: {shown}.")

@@ -27,6 +27,8 @@ from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 
 EXAMPLES_PER_SIDE = 12
+DESCRIBED = 12
+"""The strongest components, which get words."""
 _PACKAGES = ("residual-peft", "peft", "transformers", "torch")
 
 
@@ -63,7 +65,7 @@ def record_run(
     explained = None if rows is None else explain_adapter(classifier, rows)
     words: tuple[Words, ...] = ()
     if explained is not None and dictionary is not None:
-        words = words_for(classifier.model, explained, dictionary)
+        words = words_for(classifier.model, explained.strongest(DESCRIBED), dictionary)
     return RunRecord(
         class_names=classifier.class_names,
         labels=after.labels.cpu(),

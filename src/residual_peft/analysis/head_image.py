@@ -1,0 +1,140 @@
+"""Which components made a class head say one class of an image rather than another."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..classifiers.heads.explain import by_unit, contrast
+from ..classifiers.zero_shot import ZeroShotClassifier, pixel_batches
+from ..data.images import ImageLike
+from ..errors import ResiDualError
+from ..solvers.coordinates import Coordinates, collect_coordinates
+from ..solvers.store import CoordinateStore
+from ..towers.units import Unit
+from .head import check_rows, explained_head, slices_of, text_of
+from .movement import place_of
+from .one_image import class_number
+
+
+@dataclass(frozen=True)
+class HeadImageExplanation:
+    """What made a class head say one class of an image rather than another.
+
+    The margin is the logit of `this_class` minus that of `other_class`: the sum of `effects`,
+    `constant` and `text`.
+
+    Attributes:
+        this_class: the likeliest of the head's classes, unless another was asked for.
+        other_class: the next one.
+        margin: see above.
+        effects: (K,), of each component.
+        constant: what is said of every image.
+        text: of the texts.
+        units: the adapted units.
+        counts: components of each.
+        coordinates: c (K,) of the image.
+        per_unit: whether the adapter keeps no components of its own.
+    """
+
+    this_class: str
+    other_class: str
+    margin: float
+    effects: Tensor
+    constant: float
+    text: float
+    units: tuple[Unit, ...]
+    counts: tuple[int, ...]
+    coordinates: Tensor
+    per_unit: bool = False
+
+    def by_unit(self) -> list[tuple[Unit, float]]:
+        """The effect of every unit, in the order of the tower."""
+        sums = by_unit(self.effects, slices_of(self.counts)).tolist()
+        return list(zip(self.units, sums, strict=True))
+
+    def strongest(self, count: int = 10) -> list[tuple[Unit, int | None, float]]:
+        """(unit, component, effect) of those with the largest effects, whatever their sign.
+
+        Where the adapter keeps no components, the component is None and the effect the unit's.
+        """
+        if self.per_unit:
+            whole: list[tuple[Unit, int | None, float]] = [(u, None, e) for u, e in self.by_unit()]
+            return sorted(whole, key=lambda item: -abs(item[2]))[:count]
+        found: list[tuple[Unit, int | None, float]] = []
+        for index in self.effects.abs().argsort(descending=True, stable=True)[:count].tolist():
+            place, number = place_of(index, self.counts)
+            found.append((self.units[place], number, float(self.effects[index])))
+        return found
+
+
+def explain_head_row(
+    classifier: ZeroShotClassifier,
+    rows: Coordinates | CoordinateStore,
+    index: int,
+    *,
+    this_class: str | None = None,
+    other_class: str | None = None,
+) -> HeadImageExplanation:
+    """Say which components made a class head say one class of an image rather than another.
+
+    Args:
+        classifier: with a head on the coordinates of its active adapter.
+        rows: the coordinates.
+        index: which image.
+        this_class: None for the likeliest of the head's classes.
+        other_class: None for the likeliest but for that one.
+
+    Raises:
+        ResiDualError: no such image or class, one class twice, a head of one class or one that
+            reads no coordinates, or coordinates of another adapter.
+    """
+    if not 0 <= index < len(rows):
+        raise ResiDualError(f"wanted an image from 0 to {len(rows) - 1}, got {index}.")
+    head = explained_head(classifier)
+    check_rows(rows, head)
+    names = classifier.class_names[: head.class_count]
+    one = rows.rows(torch.tensor([index])).to("cpu")
+    features, text = one.coordinates.double(), text_of(classifier, one, head)
+    logits = (head.temperature * head.scores(features) + text)[0]
+    order = logits.argsort(descending=True, stable=True).tolist()
+    other = None if other_class is None else class_number(names, other_class)
+    free = [k for k in order if k != other]
+    if not free or (this_class is None and other is None and len(free) < 2):
+        raise ResiDualError(f"wanted two classes to compare, the class head knows {len(names)}.")
+    this = free[0] if this_class is None else class_number(names, this_class)
+    if other is None:
+        other = next((k for k in order if k != this), this)
+    if this == other:
+        raise ResiDualError(f"wanted two classes to compare, got {names[this]!r} twice.")
+    return HeadImageExplanation(
+        this_class=names[this],
+        other_class=names[other],
+        margin=float(logits[this] - logits[other]),
+        effects=contrast(head, features, this, other)[0],
+        constant=head.temperature * float(head.offset[this] - head.offset[other]),
+        text=float(text[0, this] - text[0, other]),
+        units=one.state.settings.units,
+        counts=tuple(one.state.counts),
+        coordinates=features[0],
+        per_unit=one.state.settings.per_unit,
+    )
+
+
+def explain_head_image(
+    classifier: ZeroShotClassifier,
+    image: ImageLike,
+    *,
+    this_class: str | None = None,
+    other_class: str | None = None,
+) -> HeadImageExplanation:
+    """`explain_head_row` for an image: a PIL image, a path, an array or a tensor.
+
+    Raises:
+        ResiDualError: as `explain_head_row`, or an image that cannot be read.
+    """
+    explained_head(classifier)  # says before any work what is amiss
+    batch = next(pixel_batches([image], classifier.image_processor, 1))
+    batch["labels"] = torch.zeros(1, dtype=torch.int64)
+    rows = collect_coordinates(classifier.model, [batch])
+    return explain_head_row(classifier, rows, 0, this_class=this_class, other_class=other_class)
