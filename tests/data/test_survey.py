@@ -141,6 +141,20 @@ def test_splits_that_were_cut_count_as_what_they_came_from(tmp_path: Path) -> No
     assert len(found.copies) == 4
 
 
+def test_files_that_go_meanwhile_are_no_end(folder: Path) -> None:
+    data = load_data(folder, validation=0, test=0, max_bad=1)
+    (folder / "train" / "cow" / "7.png").unlink()
+    found = survey(data)
+    assert found.formats == {"PNG": 8, "JPEG": 3, "unknown": 1}
+    assert found.sizes.shape == (11, 2)
+    assert found.images == 12
+    for path in folder.rglob("*.*g"):
+        path.unlink()
+    gone = survey(data)
+    assert gone.summary()[2] == "no sizes: the files cannot be read any more"
+    assert gone.as_dict()["sizes"] == {}
+
+
 def test_groups_are_those_that_share_a_mark(folder: Path) -> None:
     places = look(folder).places
     marks = [number % 5 for number in range(len(places))]

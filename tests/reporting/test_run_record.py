@@ -55,6 +55,14 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+def test_a_fit_that_left_all_as_it_was(tmp_path: Path) -> None:
+    """Then one tensor is both, which safetensors takes for a mistake."""
+    made = record()
+    made = replace(made, after=made.before)
+    made.save(tmp_path / "run")
+    assert same(RunRecord.load(tmp_path), made)
+
+
 def test_one_of_before_still_loads() -> None:
     """Written by this package at commit c52a2e8: the same record, and a picture."""
     found = RunRecord.load(Path(__file__).parents[1] / "saved_at_c52a2e8" / "record")

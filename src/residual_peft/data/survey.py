@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .loading import ImageData
 from .skipped import SkippedImage
 
 SHOWN = 5  # examples of anything
+_EXTREMES = ("smallest", "median", "largest")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Survey:
         splits: split -> how many images it came with.
         classes: class -> how many images have it, in the order of the classes.
         multi_label: whether an image may have several classes, or none.
-        sizes: (N, 2) width and height in pixels, as stored.
+        sizes: (N, 2) width and height in pixels, as stored; fewer where files changed meanwhile.
         formats: PIL's name of a kind of file -> how many, the most frequent first.
         places: of all N images, in the order of the splits and their rows.
         skipped: what cannot be read, and why.
@@ -132,9 +134,7 @@ class Survey:
             "formats": self.formats,
             "sizes": {
                 name: [int(side) for side in size]
-                for name, size in zip(
-                    ("smallest", "median", "largest"), self._extremes, strict=True
-                )
+                for name, size in zip(_EXTREMES, self._extremes, strict=False)
             },
             "skipped": [{"file": image.file, "reason": image.reason} for image in self.skipped],
             "copies": copies_dicts(self.copies),
@@ -148,9 +148,12 @@ class Survey:
     def _extremes(self) -> tuple[npt.NDArray[np.int64], ...]:
         """Smallest, median and largest size, by pixels; each is one that occurs."""
         order = self.sizes.prod(1).argsort(kind="stable")
-        return tuple(self.sizes[order[at]] for at in (0, len(order) // 2, -1))
+        places = (0, len(order) // 2, -1) if len(order) else ()
+        return tuple(self.sizes[order[at]] for at in places)
 
     def _sizes(self) -> str:
+        if not len(self.sizes):
+            return "no sizes: the files cannot be read any more"
         least, middle, most = (f"{width} x {height}" for width, height in self._extremes)
         kinds = ", ".join(f"{name} {count:,}" for name, count in self.formats.items())
         if least == most and len(np.unique(self.sizes, axis=0)) == 1:
@@ -201,7 +204,7 @@ def survey(data: ImageData) -> Survey:
         ):
             kind, size = _head(content, path)
             formats[kind] += 1
-            sizes.append(size)
+            sizes += [size] if size else []
             file = below(path, data.source) if path else f"row {row} of the split {split}"
             places.append(Place(came_in, row, file, classes))
     counts = Counter(name for place in places for name in place.classes)
@@ -287,8 +290,13 @@ def _plain(size: npt.NDArray[np.int64]) -> list[int]:
     return [int(side) for side in size]
 
 
-def _head(content: Any, path: str | None) -> tuple[str, tuple[int, int]]:
-    """Kind and size of an image that was found whole before."""
+def _head(content: Any, path: str | None) -> tuple[str, tuple[int, int] | None]:
+    """Kind and size of an image that was found whole before; no size where it is so no more."""
     source = io.BytesIO(content) if content is not None else os.fspath(path or "")
-    with Image.open(source) as image:
-        return image.format or "unknown", image.size
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of huge images and odd EXIF
+            with Image.open(source) as image:
+                return image.format or "unknown", image.size
+    except Exception:  # whoever reads its pixels will say why
+        return "unknown", None
