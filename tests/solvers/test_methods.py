@@ -143,3 +143,31 @@ def test_lots_of_images_are_joined(material):
     whole = joined([seen.rows(torch.arange(50)), seen.rows(torch.arange(50, 120))])
     torch.testing.assert_close(whole.coordinates, seen.coordinates)
     assert torch.equal(whole.labels, seen.labels)
+
+
+def test_gains_stand_on_the_classes_that_tell_left_out_images_apart(material):
+    """Prompts that say nothing: the means of the images are what the classes are."""
+    classifier, seen = material
+    rows = Rows.of(classifier, seen)
+    outcome = METHODS["gains"].run(rows)
+    means = torch.nn.functional.normalize(outcome.embeddings, dim=1)
+    unit = torch.nn.functional.normalize(seen.readout.double(), dim=1)
+    expected = torch.stack([unit[seen.labels == k].mean(0) for k in range(CLASSES)])
+    text = classifier.class_embeddings.double()
+    closer = torch.nn.functional.cosine_similarity(means.double(), expected)
+    assert (closer > torch.nn.functional.cosine_similarity(text, expected)).all()
+    own = METHODS["gains"].run(Rows.of(classifier, seen, means=True))
+    assert own.embeddings is None  # they are means already
+
+
+def test_embeddings_of_texts_and_images_are_blended_as_said(material):
+    classifier, seen = material
+    found = classifier.with_images(seen.readout, seen.labels, share=0.25)
+    unit = torch.nn.functional.normalize(seen.readout.double(), dim=1)
+    means = torch.stack([unit[seen.labels == k].mean(0) for k in range(CLASSES)])
+    means = torch.nn.functional.normalize(means, dim=1)
+    mixed = 0.75 * classifier.class_embeddings.double() + 0.25 * means
+    expected = torch.nn.functional.normalize(mixed, dim=1).float()
+    torch.testing.assert_close(found.class_embeddings, expected, rtol=1e-4, atol=1e-5)
+    assert found.model is classifier.model
+    assert not torch.equal(classifier.class_embeddings, found.class_embeddings)

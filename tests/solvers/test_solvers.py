@@ -82,7 +82,7 @@ def slow_value(classifier, rows, objective, gains, bias):
         loss = functional.cross_entropy(
             logits, rows.labels, weights, label_smoothing=objective.label_smoothing
         )
-    penalty = ((scales / scales.mean()).clamp_min(1e-6) ** objective.weighting) * (gains - 1) ** 2
+    penalty = ((scales / scales.mean()).clamp_min(1e-3) ** objective.weighting) * (gains - 1) ** 2
     return loss + objective.strength / 2 * penalty.sum()
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ from .files import (
     write_classes,
     write_fitted_on,
 )
+from .heads.blend import blend
 from .heads.conformal import PredictionSets
 from .predictions import Prediction as Prediction
 from .predictions import predictions_of
@@ -222,6 +224,29 @@ class ZeroShotClassifier:
         names = check_class_names(class_names)
         means = class_means(model, batches, names)
         return cls(model, names, means, logit_scale=logit_scale, image_processor=image_processor)
+
+    def with_images(
+        self, readout: Tensor, labels: Tensor, *, share: float | None = None
+    ) -> "ZeroShotClassifier":
+        """The same with class embeddings `normalize((1 − β) text + β means of images)`.
+
+        Where prompts fit the images badly, or say nothing, the images of a class say what it is;
+        gains stand on either. Adapter, scale and templates are shared with this one; there is no
+        class head, and no bias.
+
+        Args:
+            readout: of the unadapted model (N, d), such as `Readouts.readout`.
+            labels: (N,), of every class.
+            share: β; None for the one that tells left-out images apart best.
+
+        Raises:
+            ResiDualError: several labels per image, or a class without images.
+        """
+        found = blend(self.class_embeddings, readout, labels, len(self.class_names), share=share)
+        other = copy(self)
+        other._head = None
+        other.class_embeddings = ordinary(found.embeddings.to(self.class_embeddings))
+        return other
 
     @property
     def head(self) -> TrainedHead | None:

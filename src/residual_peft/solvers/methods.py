@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ..classifiers.class_means import class_means_of
 from ..classifiers.heads import ClassHead, LeftOut, choose_ridge, fit_ridge
+from ..classifiers.heads.blend import blend
 from ..classifiers.heads.discriminant import fit_discriminant
 from ..classifiers.heads.finishing import across_folds, finish
 from ..classifiers.heads.folds import stratified_folds
@@ -49,6 +50,7 @@ class Rows:
         class_weights: what an image of each class counts (C,).
         fold: of each image (N,), the same for all methods; None where there are no two images of
             any class, so that nothing can be left out.
+        means: whether the classifier's classes are the means of these images.
     """
 
     classifier: ZeroShotClassifier
@@ -57,6 +59,7 @@ class Rows:
     groups: Tensor | None = None
     class_weights: Tensor | None = None
     fold: Tensor | None = None
+    means: bool = False
 
     @classmethod
     def of(
@@ -85,7 +88,7 @@ class Rows:
         zero_shot = _text_logits(classifier, seen.readout)
         if means and fold is not None:
             zero_shot = _without_own_fold(classifier, seen, fold)
-        return cls(classifier, seen, zero_shot, groups, class_weights, fold)
+        return cls(classifier, seen, zero_shot, groups, class_weights, fold, means)
 
     @property
     def class_count(self) -> int:
@@ -130,6 +133,7 @@ class Outcome:
         head: a class head to put into the classifier.
         gains: to put into the adapter, (K,) or (U,).
         bias: of the logits with several labels per image.
+        embeddings: of the classes (C, d), where they are no longer those of the texts.
         strength: of its ridge or penalty, where it has one.
         notes: what the user should know.
     """
@@ -141,6 +145,7 @@ class Outcome:
     head: TrainedHead | None = None
     gains: Tensor | None = None
     bias: float | None = None
+    embeddings: Tensor | None = None
     strength: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -150,6 +155,8 @@ class Outcome:
         answering.head = self.head
         if self.bias is not None:
             answering.logit_bias = self.bias
+        if self.embeddings is not None:
+            answering.class_embeddings = self.embeddings
         adapted = rows.readout if self.gains is None else rows.adapted(self.gains)
         return answering.answer(adapted, rows.readout, rows.coordinates).cpu()
 
@@ -158,6 +165,8 @@ class Outcome:
         classifier.head = self.head
         if self.bias is not None:
             classifier.logit_bias = self.bias
+        if self.embeddings is not None:
+            classifier.class_embeddings = self.embeddings
         if self.gains is not None:
             target = gains_of(classifier.model)
             with torch.no_grad():
@@ -190,10 +199,17 @@ def _zero_shot(rows: Rows) -> Outcome:
 
 
 def _gains(rows: Rows) -> Outcome:
-    """The linear objective, its ridge chosen by what it says of folds that it did not see."""
+    """The linear objective, its ridge chosen by what it says of folds that it did not see.
+
+    Classes are texts, means of their images, or a blend of both, whichever tells left-out images
+    apart best: what the classes are decides what gains can do (`method.md`, section 8).
+    """
     objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
-    strength, left = _gains_path(rows, objective)
+    share = _share_of_images(rows)
+    strength, left = _gains_path(rows, objective, share)
     classifier = copy(rows.classifier)  # the bias of several labels is the outcome's, not ours
+    if share:
+        classifier = classifier.with_images(rows.seen.readout, rows.labels, share=share)
     target = _gains_parameter(classifier)
     before = target.detach().clone()
     try:
@@ -207,11 +223,24 @@ def _gains(rows: Rows) -> Outcome:
         fit.gains.numel(),
         gains=fit.gains.detach().cpu(),
         bias=classifier.logit_bias if classifier.multi_label else None,
+        embeddings=classifier.class_embeddings if share else None,
         strength=strength,
     )
 
 
-def _gains_path(rows: Rows, objective: Objective) -> tuple[float, LeftOut]:
+def _share_of_images(rows: Rows) -> float:
+    """β of the class embeddings; 0 where classes are means already, or have none left out."""
+    if rows.means or rows.classifier.multi_label or rows.fold is None:
+        return 0.0
+    inside = [rows.labels[rows.fold != number] for number in rows.fold.unique().tolist()]
+    if any(len(labels.unique()) < rows.class_count for labels in inside):
+        return 0.0  # a class that lies in one fold alone has no mean without it
+    embeddings = rows.classifier.class_embeddings
+    groups = rows.fold if rows.groups is None else rows.groups
+    return blend(embeddings, rows.seen.readout, rows.labels, rows.class_count, groups=groups).share
+
+
+def _gains_path(rows: Rows, objective: Objective, share: float) -> tuple[float, LeftOut]:
     """The strength of the least left-out log-loss, and the left-out predictions there."""
     if rows.fold is None:
         return STRENGTHS[0], _finished(rows, rows.zero_shot)
@@ -220,18 +249,21 @@ def _gains_path(rows: Rows, objective: Objective) -> tuple[float, LeftOut]:
     for number in rows.fold.unique().tolist():
         inside = (rows.fold != number).nonzero().flatten()
         outside = (rows.fold == number).nonzero().flatten()
-        problem = GainProblem(rows.classifier, rows.seen.rows(inside), objective)
-        pairs.append((problem, rows.seen.rows(outside), outside))
+        seen, classifier = rows.seen.rows(inside), rows.classifier
+        if share:
+            classifier = classifier.with_images(seen.readout, seen.labels, share=share)
+        problem = GainProblem(classifier, seen, objective)
+        pairs.append((problem, classifier, rows.seen.rows(outside), outside))
         starts.append((ones, 0.0))
     tried: list[tuple[float, float, LeftOut]] = []
     for strength in STRENGTHS:
         logits = torch.empty_like(rows.zero_shot)
-        for place, (problem, held_out, outside) in enumerate(pairs):
+        for place, (problem, classifier, held_out, outside) in enumerate(pairs):
             gains, bias = starts[place]
             this = problem.with_strength(strength)
             gains, bias, _ = lbfgs(this, gains, bias, _COARSE, 100, False)
             starts[place] = gains, bias
-            part = rows.classifier.scaled_cosines(held_out.adapted(gains)).cpu() + bias
+            part = classifier.scaled_cosines(held_out.adapted(gains)).cpu() + bias
             logits[outside] = part.to(logits.dtype)
         left = _finished(rows, logits)
         tried.append((left.log_loss, strength, left))

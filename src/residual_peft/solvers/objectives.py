@@ -27,6 +27,11 @@ from .coordinates import Coordinates
 from .store import CoordinateStore
 
 KEPT = 2**26  # numbers: 256 MB in float32
+LEAST_VARIANCE = 1e-3
+"""Of the mean: below it the ridge weighs a gain as if it scaled so much.
+
+As accurate as without on handwriting, within half a point, by gains a tenth as large
+(`benchmarks/gains.py`)."""
 CHUNK = 1024  # images per matrix product: its logits and readouts stay small beside coordinates
 
 
@@ -128,8 +133,8 @@ class Objective:
     def ridge_weights(self, scales: Tensor) -> Tensor:
         """w (K,) from the mean squares v (K,) of what each gain scales."""
         relative = scales / scales.mean().clamp_min(torch.finfo(scales.dtype).tiny)
-        # a direction without any variance would be free, or frozen for good
-        return relative.clamp_min(1e-6) ** self.weighting
+        # a direction with next to no variance would be free: its gain ran to thousands, for nothing
+        return relative.clamp_min(LEAST_VARIANCE) ** self.weighting
 
 
 class GainProblem:
