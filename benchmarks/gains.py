@@ -71,10 +71,9 @@ def fits(classifier: ZeroShotClassifier, train: Any, test: Any, shots: int) -> d
         METHODS["gains"].run(Rows.of(classifier, few_shot(train, shots, draw)))
         for draw in range(DRAWS)
     ]
-    return {
-        "accuracy": round(mean(accuracy(o.logits(classifier, test), test.labels) for o in outcomes), 4),
-        "largest_gain": round(max(float(o.gains.abs().max()) for o in outcomes), 1),
-    }  # fmt: skip
+    right = mean(accuracy(one.logits(classifier, test), test.labels) for one in outcomes)
+    largest = max(float(one.gains.abs().max()) for one in outcomes)
+    return {"accuracy": round(right, 4), "largest_gain": round(largest, 1)}
 
 
 def main() -> None:
