@@ -136,7 +136,14 @@ def _plus(fit: RidgeFit, train: Rows, test: Rows, kind: str) -> Tensor:
     ones = torch.ones(len(train), dtype=torch.float64)
     alpha = float(fit.alpha[0])
     without = RidgeWithout.of(
-        fit.head, alpha, fit.left_out, leaving, train.features[kind], ones, train.zero_shot
+        fit.head,
+        alpha,
+        fit.left_out,
+        leaving,
+        train.features[kind],
+        ones,
+        train.zero_shot,
+        fit.prior,
     )
     return without.sets(test.features[kind], test.zero_shot, coverage=COVERAGE)
 

@@ -42,18 +42,18 @@ def refitted(
 
 
 @pytest.mark.parametrize(
-    ("columns", "how", "balanced", "power"),
+    ("columns", "how", "balanced", "power", "residual"),
     [
-        (5, "one", False, 0.5),
-        (60, "one", True, 1.0),
-        (5, "block", True, 0.0),
-        (60, "block", False, 0.5),
-        (60, "group", True, 0.5),
-        (5, "group", False, 1.0),
+        (5, "one", False, 0.5, True),
+        (60, "one", True, 1.0, False),
+        (5, "block", True, 0.0, False),
+        (60, "block", False, 0.5, True),
+        (60, "group", True, 0.5, None),
+        (5, "group", False, 1.0, True),
     ],
 )
 def test_left_out_predictions_are_those_of_as_many_fits(
-    drawn: Any, ridge_twin: Any, columns: int, how: str, balanced: bool, power: float
+    drawn: Any, ridge_twin: Any, columns: int, how: str, balanced: bool, power: float, residual: Any
 ) -> None:
     data = drawn((9, 4, 12), columns)
     groups = torch.arange(25) // 3 if how == "group" else None
@@ -68,10 +68,14 @@ def test_left_out_predictions_are_those_of_as_many_fits(
         groups=groups,
         class_weights=weights,
         leave=leave,
+        residual=residual,
     )
     each = torch.ones(25).double() if weights is None else weights[data.labels]
     each = each / each.mean()
     targets = torch.eye(3).double()[data.labels]
+    assert residual is None or (fit.prior > 0) == residual
+    if fit.prior:
+        targets = targets - (fit.prior * data.zero_shot).softmax(1)
     twin = refitted(fit, data, data.labels, targets, each, ridge_twin, groups=groups, how=leave)
     expected = fit.head.text_weight * data.zero_shot + fit.head.temperature * twin
     assert fit.left_out.how == how
@@ -132,6 +136,25 @@ def test_scikit_learn_chooses_and_predicts_the_same(
     assert float(own.alpha[0]) == theirs.alpha_
     decision = torch.from_numpy(theirs.decision_function((new.features - mean) / scale))
     torch.testing.assert_close(2 * own.head.scores(new.features) - 1, decision, **CLOSE)
+
+
+def test_a_text_that_is_worth_something_is_corrected_rather_than_replaced() -> None:
+    """Features that say where the text errs on class 2, and nothing else."""
+    generator, parts = torch.Generator().manual_seed(0), []
+    for count in (60, 600):
+        given = torch.arange(count) % 3
+        errs = torch.rand(count, generator=generator) < 0.3  # and then it says the next class
+        said = 4 * torch.eye(3).double()[(given + errs) % 3]
+        values = torch.randn(count, 30, generator=generator).double()
+        values[:, 0] += 4 * (errs & (given == 2))
+        parts.append((values, given, said))
+    (features, labels, text), (fresh, wanted, said) = parts
+    fits = [fit_ridge(features, labels, 3, zero_shot=text, residual=r) for r in (None, True, False)]
+    assert [fit.prior > 0 for fit in fits] == [True, True, False]
+    right = [float((f.logits(fresh, said).argmax(1) == wanted).double().mean()) for f in fits]
+    assert right[0] == right[1] > right[2]
+    misled = fit_ridge(features, labels, 3, zero_shot=-text, residual=True)
+    assert misled.prior == 0  # there is nothing to correct
 
 
 def test_folds_beside_what_is_left_out_are_those_of_a_fit_with_them_alone(drawn: Any) -> None:
@@ -218,8 +241,10 @@ def test_one_image_per_class_has_fixed_strength_and_text_weighed_alone(drawn: An
     assert fit.left_out.how == "none"
     assert not fit.left_out.known.any()
     assert len(fit.losses) == 0
-    assert torch.equal(fit.head.scores(data.features).argmax(1), data.labels)
-    assert fit.head.text_weight > 0
+    assert fit.prior == fit.head.text_weight > 0
+    plain = fit_ridge(data.features, data.labels, 4, zero_shot=data.zero_shot, residual=False)
+    assert torch.equal(plain.head.scores(data.features).argmax(1), data.labels)
+    assert plain.head.text_weight == pytest.approx(fit.prior)
     poor = fit_ridge(data.features, data.labels, 4, zero_shot=-data.zero_shot)
     assert poor.head.text_weight == 0
     given = fit_ridge(data.features, data.labels, 4, alphas=[7.0])

@@ -170,6 +170,7 @@ class RidgeWithout:
         features: Tensor,
         weights: Tensor,
         zero_shot: Tensor | None = None,
+        prior: float = 0.0,
     ) -> "RidgeWithout":
         """From a fitted ridge and the images that it was fitted on.
 
@@ -181,6 +182,7 @@ class RidgeWithout:
             features: (N, K) of the training images.
             weights: of the images (N,).
             zero_shot: z (N, C), where the head weighs it.
+            prior: the fit's `prior`.
 
         Raises:
             ResiDualError: nothing was left out.
@@ -196,6 +198,8 @@ class RidgeWithout:
         if head.text_weight and zero_shot is not None:
             raw = raw - head.text_weight * zero_shot.cpu().double()
         targets = torch.nn.functional.one_hot(left_out.labels, raw.shape[1]).double()
+        if prior and zero_shot is not None:
+            targets = targets - (prior * zero_shot.cpu().double()).softmax(1)
         own = -left_out.logits.double().log_softmax(1).gather(1, left_out.labels[:, None])[:, 0]
         return cls(
             head,

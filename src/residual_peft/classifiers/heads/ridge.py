@@ -2,25 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import ResiDualError
-from .calibrating import Calibration, calibrate, platt
 from .head import ClassHead
 from .images import Images, checked, oddities
 from .left_out import How, Leaving, LeftOut, leaving_of
 from .smoother import Smoother
+from .strengths import Choosing, Chosen, Criterion, beside_text
 
 STRENGTHS = tuple(10 ** (step / 2) for step in range(4, -9, -1))
 """α tried, from strong to weak, in mean squared lengths of a row; twice as many do no better."""
-DEFAULT_STRENGTH = 1.0
-"""The same where nothing can be left out, with one image of each class."""
-DEFAULT_TEMPERATURE = 12.0
-"""τ there: what is fitted from two images of each class on is 9 to 14 on handwriting."""
-Criterion = Literal["log_loss", "squared"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,8 @@ class RidgeFit:
             for the best F1 of the left-out predictions; 0 is p = ½.
         by_folds: what is said of every image by fits without its fold, strength and calibration
             chosen anew: to be compared with methods that leave out no less.
+        prior: a₀ where V is fitted to what softmax(a₀ z) leaves of the labels; 0 where to the
+            labels themselves.
     """
 
     head: ClassHead
@@ -51,6 +47,7 @@ class RidgeFit:
     notes: tuple[str, ...] = ()
     thresholds: Tensor | None = None
     by_folds: LeftOut | None = None
+    prior: float = 0.0
 
     @property
     def parameter_count(self) -> int:
@@ -77,6 +74,7 @@ def fit_ridge(
     leave: How | None = None,
     primal: bool | None = None,
     folds: Tensor | None = None,
+    residual: bool | None = None,
 ) -> RidgeFit:
     """Fit a class head in closed form, with everything chosen on left-out training images.
 
@@ -105,6 +103,10 @@ def fit_ridge(
         leave: what is left out with an image, see `leaving_of`; None for what suits.
         primal: which side is decomposed; None for the smaller one.
         folds: (N,), a second way to leave images out, for `RidgeFit.by_folds`.
+        residual: whether V is fitted to what the text gets wrong, Y − softmax(a₀ z), in place of Y,
+            as ProKeR (Bendou et al., 2025) has it; None for the one of less left-out log-loss. It
+            adds up to 8 points where the text is worth something and images few, and nothing else
+            changes: the logits are a z + τ (c̃ V + m) either way. For one label per image.
 
     Raises:
         ResiDualError: as `checked` and `leaving_of`; strengths or scales that are not above 0.
@@ -117,9 +119,9 @@ def fit_ridge(
     smoother = Smoother.of(images, power, scale, primal)
     strengths = _strengths(alphas, smoother)
     notes = oddities(images, groups is not None)
-    choose = _several_labels if images.labelling.multi_label else _one_label
-    chosen = choose(images, smoother, strengths, leaving, criterion)
-    centred, offset = smoother.centred(images.targets)
+    choose = Choosing(images, smoother, strengths, criterion, residual)
+    chosen = choose.among(leaving)
+    centred, offset = smoother.centred(beside_text(images, chosen.prior))
     weights = smoother.weights(centred, chosen.alpha)
     head = ClassHead(
         smoother.mean,
@@ -134,108 +136,27 @@ def fit_ridge(
     by_folds = None
     if folds is not None:
         apart = leaving_of(images.labels, class_count, folds)
-        by_folds = _left_out(choose(images, smoother, strengths, apart, criterion), images, apart)
+        by_folds = _left_out(choose.among(apart), images, apart)
     return RidgeFit(
-        head, left_out, chosen.alpha, strengths, chosen.losses, power, notes, thresholds, by_folds
+        head,
+        left_out,
+        chosen.alpha,
+        strengths,
+        chosen.losses,
+        power,
+        notes,
+        thresholds,
+        by_folds,
+        chosen.prior,
     )
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """The strengths, and the left-out scores there (N, C); with several labels Platt's lines."""
-
-    alpha: Tensor
-    losses: Tensor
-    scores: Tensor
-    calibration: Calibration
-    slopes: Tensor
-    biases: Tensor
-
-
-def _left_out(chosen: _Chosen, images: Images, leaving: Leaving) -> LeftOut:
+def _left_out(chosen: Chosen, images: Images, leaving: Leaving) -> LeftOut:
     """The left-out scores with all that was chosen on them."""
     logits = chosen.calibration.temperature * (chosen.scores * chosen.slopes + chosen.biases)
     if images.zero_shot is not None:
         logits = logits + chosen.calibration.text_weight * images.zero_shot
     return LeftOut(logits, images.labels, leaving.how, leaving.known)
-
-
-def _one_label(
-    images: Images, smoother: Smoother, strengths: Tensor, leaving: Leaving, criterion: Criterion
-) -> _Chosen:
-    """One strength for all classes, with a and τ of its left-out predictions."""
-    classes = images.targets.shape[1]
-    ones, zeros = torch.ones(classes).double(), torch.zeros(classes).double()
-    if not leaving.known.any():
-        alpha = float(strengths[0]) if len(strengths) == 1 else DEFAULT_STRENGTH * smoother.size
-        scores = smoother.fitted(images.targets, alpha)
-        calibration = _untried(images, scores)
-        empty = torch.zeros(0).double()
-        return _Chosen(ones * alpha, empty, scores, calibration, ones, zeros)
-    known, best, losses = leaving.known, None, []
-    weights, labels = images.weights[known], images.labels[known]
-    text = None if images.zero_shot is None else images.zero_shot[known]
-    for alpha, scores in smoother.path(images.targets, strengths, leaving):
-        if criterion == "squared":
-            squares = (scores - images.targets)[known].square().sum(1)
-            loss = float(weights @ squares / weights.sum())
-        else:
-            loss = calibrate(scores[known], labels, weights, text).loss
-        losses.append(loss)
-        if best is None or loss < best[0]:
-            best = (loss, alpha, scores)
-    assert best is not None
-    _, alpha, scores = best
-    calibration = calibrate(scores[known], labels, weights, text)
-    return _Chosen(
-        ones * alpha, torch.tensor(losses, dtype=torch.float64), scores, calibration, ones, zeros
-    )
-
-
-def _untried(images: Images, scores: Tensor) -> Calibration:
-    """With one image of each class: the text is weighed by itself, as it has seen none of them."""
-    if images.zero_shot is None:
-        return Calibration(0.0, DEFAULT_TEMPERATURE, float("nan"))
-    alone = calibrate(torch.zeros_like(scores), images.labels, images.weights, images.zero_shot)
-    return Calibration(alone.text_weight, DEFAULT_TEMPERATURE, float("nan"))
-
-
-def _several_labels(
-    images: Images, smoother: Smoother, strengths: Tensor, leaving: Leaving, criterion: Criterion
-) -> _Chosen:
-    """Each class its own strength and its own line through its left-out scores."""
-    if leaving.how == "none":
-        raise ResiDualError("wanted at least two images with several labels each, got one.")
-    targets = images.targets
-    losses = []
-    best = torch.full((targets.shape[1],), torch.inf, dtype=torch.float64)
-    chosen, scores = torch.zeros_like(best), torch.zeros_like(targets)
-    for alpha, tried in smoother.path(targets, strengths, leaving):
-        if criterion == "squared":
-            loss = (tried - targets).square().mean(0)
-        else:
-            loss = platt(tried, targets)[2]
-        losses.append(loss)
-        better = loss < best
-        best = torch.where(better, loss, best)
-        chosen = torch.where(better, torch.full_like(chosen, alpha), chosen)
-        scores = torch.where(better, tried, scores)
-    slopes, biases, _ = platt(scores, targets)
-    calibration = Calibration(0.0, 1.0, float(best.mean()))
-    if images.zero_shot is not None:
-        text = images.zero_shot - images.zero_shot.mean(0)
-        calibration = _yes_or_no(scores * slopes + biases, targets, text)
-        # what was taken off the text goes into the head's own offset
-        share = calibration.text_weight / calibration.temperature
-        biases = biases - share * images.zero_shot.mean(0)
-    return _Chosen(chosen, torch.stack(losses), scores, calibration, slopes, biases)
-
-
-def _yes_or_no(scores: Tensor, targets: Tensor, text: Tensor) -> Calibration:
-    """a and τ for all classes: every label of every image is a choice between 0 and its logit."""
-    labels = targets.flatten().long()
-    pairs = [torch.stack([torch.zeros_like(t), t], 2).reshape(-1, 2) for t in (scores, text)]
-    return calibrate(pairs[0], labels, torch.ones_like(labels).double(), pairs[1])
 
 
 def _thresholds(left_out: LeftOut) -> Tensor:

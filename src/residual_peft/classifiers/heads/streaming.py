@@ -11,9 +11,10 @@ from .calibrating import calibrate
 from .head import ClassHead
 from .images import ADVICE, checked_batch
 from .left_out import LeftOut
-from .ridge import DEFAULT_TEMPERATURE, STRENGTHS
+from .ridge import STRENGTHS
 from .smoother import scales_of
 from .statistics import HeadStatistics
+from .strengths import DEFAULT_TEMPERATURE
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]
 """Features (B, K), labels (B,) or (B, C), and zero-shot logits (B, C) where there are any."""

@@ -1,0 +1,167 @@
+"""The strength of a ridge by what it says of images left out, and what stands beside it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+from .calibrating import Calibration, calibrate, platt
+from .images import Images
+from .left_out import Leaving
+from .smoother import Smoother
+
+DEFAULT_STRENGTH = 1.0
+"""α in mean squared lengths of a row where nothing can be left out, with one image per class."""
+DEFAULT_TEMPERATURE = 12.0
+"""τ there: what is fitted from two images of each class on is 9 to 14 on handwriting."""
+CORRECTING_TEMPERATURE = 8.0
+"""τ there where the ridge corrects the text: a good text is not to be shouted down."""
+Criterion = Literal["log_loss", "squared"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The strengths, and the left-out scores there (N, C).
+
+    Attributes:
+        alpha: of each class (C,).
+        losses: of the strengths tried (A,) or, with several labels, (A, C).
+        scores: left out, without a and τ.
+        calibration: a and τ.
+        slopes: of Platt's line of each class with several labels; else ones (C,).
+        biases: of the lines; else zeros (C,).
+        prior: a₀ where the ridge is of what softmax(a₀ z) leaves of the labels, else 0.
+    """
+
+    alpha: Tensor
+    losses: Tensor
+    scores: Tensor
+    calibration: Calibration
+    slopes: Tensor
+    biases: Tensor
+    prior: float = 0.0
+
+
+def beside_text(images: Images, prior: float) -> Tensor:
+    """What V is fitted to (N, C): the labels, or what softmax(a₀ z) leaves of them."""
+    if prior == 0:
+        return images.targets
+    assert images.zero_shot is not None
+    return images.targets - (prior * images.zero_shot).softmax(1)
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """Choices on left-out images, for one decomposition of the features.
+
+    Attributes:
+        images: with their labels.
+        smoother: of their features.
+        strengths: to try (A,).
+        criterion: what chooses among them.
+        residual: whether the ridge is of what the text leaves; None for what is better, and so
+            where nothing can be left out.
+    """
+
+    images: Images
+    smoother: Smoother
+    strengths: Tensor
+    criterion: Criterion
+    residual: bool | None
+
+    def among(self, leaving: Leaving) -> Chosen:
+        """The strength, with a and τ, of the least loss on images that are left out so.
+
+        Raises:
+            ResiDualError: several labels, and nothing that can be left out.
+        """
+        if self.images.labelling.multi_label:
+            return self._several_labels(leaving)
+        images, prior = self.images, 0.0
+        if images.zero_shot is not None and self.residual is not False:
+            none = torch.zeros_like(images.targets)
+            prior = calibrate(none, images.labels, images.weights, images.zero_shot).text_weight
+        if prior == 0:
+            return self._one_label(leaving, 0.0)
+        beneath = self._one_label(leaving, prior)
+        if self.residual or not leaving.known.any():
+            return beneath
+        beside = self._one_label(leaving, 0.0)
+        return beneath if beneath.calibration.loss < beside.calibration.loss else beside
+
+    def _one_label(self, leaving: Leaving, prior: float) -> Chosen:
+        """One strength for all classes, with a and τ of its left-out predictions."""
+        images, smoother, known = self.images, self.smoother, leaving.known
+        targets, classes = beside_text(images, prior), images.targets.shape[1]
+        ones, zeros = torch.ones(classes).double(), torch.zeros(classes).double()
+        if not known.any():
+            given = len(self.strengths) == 1
+            alpha = float(self.strengths[0]) if given else DEFAULT_STRENGTH * smoother.size
+            scores = smoother.fitted(targets, alpha)
+            calibration = _untried(images, scores, prior)
+            return Chosen(
+                ones * alpha, torch.zeros(0).double(), scores, calibration, ones, zeros, prior
+            )
+        weights, labels = images.weights[known], images.labels[known]
+        text = None if images.zero_shot is None else images.zero_shot[known]
+        best, losses = None, []
+        for alpha, scores in smoother.path(targets, self.strengths, leaving):
+            if self.criterion == "squared":
+                squares = (scores - targets)[known].square().sum(1)
+                loss = float(weights @ squares / weights.sum())
+            else:
+                loss = calibrate(scores[known], labels, weights, text).loss
+            losses.append(loss)
+            if best is None or loss < best[0]:
+                best = (loss, alpha, scores)
+        assert best is not None
+        _, alpha, scores = best
+        calibration = calibrate(scores[known], labels, weights, text)
+        tried = torch.tensor(losses, dtype=torch.float64)
+        return Chosen(ones * alpha, tried, scores, calibration, ones, zeros, prior)
+
+    def _several_labels(self, leaving: Leaving) -> Chosen:
+        """Each class its own strength and its own line through its left-out scores."""
+        if leaving.how == "none":
+            raise ResiDualError("wanted at least two images with several labels each, got one.")
+        images, targets, losses = self.images, self.images.targets, []
+        best = torch.full((targets.shape[1],), torch.inf, dtype=torch.float64)
+        chosen, scores = torch.zeros_like(best), torch.zeros_like(targets)
+        for alpha, tried in self.smoother.path(targets, self.strengths, leaving):
+            if self.criterion == "squared":
+                loss = (tried - targets).square().mean(0)
+            else:
+                loss = platt(tried, targets)[2]
+            losses.append(loss)
+            better = loss < best
+            best = torch.where(better, loss, best)
+            chosen = torch.where(better, torch.full_like(chosen, alpha), chosen)
+            scores = torch.where(better, tried, scores)
+        slopes, biases, _ = platt(scores, targets)
+        calibration = Calibration(0.0, 1.0, float(best.mean()))
+        if images.zero_shot is not None:
+            text = images.zero_shot - images.zero_shot.mean(0)
+            calibration = _yes_or_no(scores * slopes + biases, targets, text)
+            # what was taken off the text goes into the head's own offset
+            share = calibration.text_weight / calibration.temperature
+            biases = biases - share * images.zero_shot.mean(0)
+        return Chosen(chosen, torch.stack(losses), scores, calibration, slopes, biases)
+
+
+def _untried(images: Images, scores: Tensor, prior: float) -> Calibration:
+    """With one image of each class: the text is weighed by itself, as it has seen none of them."""
+    if prior:
+        return Calibration(prior, CORRECTING_TEMPERATURE, float("nan"))
+    if images.zero_shot is None:
+        return Calibration(0.0, DEFAULT_TEMPERATURE, float("nan"))
+    alone = calibrate(torch.zeros_like(scores), images.labels, images.weights, images.zero_shot)
+    return Calibration(alone.text_weight, DEFAULT_TEMPERATURE, float("nan"))
+
+
+def _yes_or_no(scores: Tensor, targets: Tensor, text: Tensor) -> Calibration:
+    """a and τ for all classes: every label of every image is a choice between 0 and its logit."""
+    labels = targets.flatten().long()
+    pairs = [torch.stack([torch.zeros_like(t), t], 2).reshape(-1, 2) for t in (scores, text)]
+    return calibrate(pairs[0], labels, torch.ones_like(labels).double(), pairs[1])
