@@ -52,7 +52,7 @@ def fit_novelty(
     *,
     alarm: float = 0.05,
     shrinkage: Shrinkage = "oas",
-    power: float = 1.0,
+    power: float = 0.5,
 ) -> Novelty:
     """Learn how far from every class an image may be, from the training images alone.
 
@@ -65,8 +65,8 @@ def fit_novelty(
         class_count: C.
         alarm: share of false alarms on new images of the known classes.
         shrinkage: of the covariance.
-        power: p of the scales. Directions that no training image varies in count as their columns
-            do: 1 makes all count the same, and refuses most letters among handwritten digits.
+        power: p of the scales. 1 refuses more letters among handwritten digits (.83 of them for .80
+            at 8 images per class), but raised 9 % false alarms on other images with 4.
 
     Raises:
         ResiDualError: as `fit_discriminant`; an alarm outside (0, 1), or below 1 / (N + 1), which
