@@ -25,6 +25,9 @@ class HeadStatistics:
     means are large; it changes nothing else. Adding, forgetting and merging are exact to rounding.
     Memory: K² + C K numbers however many images, (C + 1) K² with `per_class`.
 
+    They are of the labels: what comes of them equals `fit_ridge` with residual=False. What the text
+    leaves of the labels changes with every class that is added, and needs rows.
+
     What they reveal: each class's mean and the covariance of all images in the basis. Of a class
     with one image, that image's own coordinates. They hold no pixels, but they are data.
 

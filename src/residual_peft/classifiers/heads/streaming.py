@@ -57,7 +57,7 @@ def fit_statistics(
     scale: Tensor | None = None,
     multi_label: bool = False,
 ) -> StreamedFit:
-    """Fit a class head from sums, equal to `fit_ridge` on the rows at the same α and scales.
+    """Fit a class head from sums: `fit_ridge` with residual=False at the same α and scales.
 
     Memory and time are of K, whatever N: three K × K matrices and one eigendecomposition.
     Without rows α is chosen by generalised cross-validation (Golub, Heath & Wahba 1979),
