@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import residual_peft
+from residual_peft.errors import EXTRAS
 from tests.test_layout import FILES, ROOMS, room_of
 from tests.tuner.twin import adapted
 
@@ -123,7 +125,9 @@ print([name for name in ("datasets", "matplotlib", "sklearn") if name in sys.mod
 """
 
 
-def test_loading_a_classifier_imports_no_data_plots_or_scores(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def saved_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
     from peft import get_peft_model
 
     from residual_peft import ResiDualConfig, ZeroShotClassifier
@@ -134,8 +138,12 @@ def test_loading_a_classifier_imports_no_data_plots_or_scores(tmp_path: Path) ->
     model = get_peft_model(backbone.model, ResiDualConfig(components=2))
     ZeroShotClassifier.from_text(
         model, backbone.tokenizer, ["one", "two"], image_processor=backbone.image_processor
-    ).save_pretrained(tmp_path)
-    assert run(CLASSIFIER, str(tmp_path)) == "[]"
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_loading_a_classifier_imports_no_data_plots_or_scores(saved_classifier: Path) -> None:
+    assert run(CLASSIFIER, str(saved_classifier)) == "[]"
 
 
 # a file, as multiprocessing imports the main module again in its workers
@@ -203,3 +211,49 @@ def test_each_module_may_be_the_first_that_is_imported() -> None:
     names = [item.name for item in found if not item.name.endswith("__main__")]
     assert len(names) > 100
     assert run(EACH, *names) == "[]"
+
+
+WITHOUT_EXTRAS = """
+import sys
+from residual_peft.errors import EXTRAS, ResiDualError
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in EXTRAS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in EXTRAS else real(name, *rest)
+import residual_peft
+from PIL import Image
+classifier = residual_peft.ZeroShotClassifier.from_pretrained(sys.argv[1])
+said = [classifier.predict(Image.new("RGB", (40, 40))).label in classifier.class_names]
+classifier.save_pretrained(sys.argv[2])
+for name in ("load_data", "solve_gains"):
+    try:
+        getattr(residual_peft, name)
+    except ResiDualError as error:
+        said.append(str(error).partition(":")[2].split("'")[1])
+from residual_peft import cli
+try:
+    cli.main()
+except SystemExit as done:
+    said.append(done.code)
+print(said)
+"""
+
+
+def test_an_adapter_loads_predicts_and_saves_without_any_extra(saved_classifier, tmp_path) -> None:
+    out = run(WITHOUT_EXTRAS, str(saved_classifier), str(tmp_path / "again"))
+    assert out == "[True, 'residual-peft[train]', 'residual-peft[train]', 2]"
+    assert (tmp_path / "again" / "residual_classifier.json").is_file()
+
+
+def test_extras_are_those_of_the_project() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    for package, extra in EXTRAS.items():
+        name = {"sklearn": "scikit-learn"}.get(package, package)
+        listed = re.search(rf"^{extra} = \[(.*?)\]$", project, re.DOTALL | re.MULTILINE)[1]
+        assert f'"{name}>=' in listed, package

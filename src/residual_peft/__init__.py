@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from .errors import missing_extra
 from .registration import register_with_peft
 
 if TYPE_CHECKING:
@@ -138,7 +139,10 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 def __getattr__(name: str) -> Any:
     """Import a public name, or a module of this package, when it is first asked for."""
     if name in _HOME:
-        found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        try:
+            found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) or error from error
         globals()[name] = found
         return found
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:

@@ -73,3 +73,31 @@ class ResiDualError(ValueError):
         text = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …"
         lines = [text, *(map(printable, example.split("\n")) if example else [])]
         super().__init__("\n".join(lines))
+
+
+EXTRAS = {
+    "datasets": "train",
+    "matplotlib": "report",
+    "rich": "cli",
+    "schedulefree": "train",
+    "scipy": "train",
+    "sklearn": "train",
+    "threadpoolctl": "train",
+    "typer": "cli",
+}
+"""Packages that only some of this one needs -> the extra that installs them."""
+
+
+def missing_extra(error: BaseException) -> "ResiDualError | None":
+    """What to install, where an import failed for a package that belongs to an extra.
+
+    Args:
+        error: what importing raised.
+    """
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or name not in EXTRAS:
+        return None
+    return ResiDualError(
+        f"this needs the package {name}, which is not installed: "
+        f"pip install 'residual-peft[{EXTRAS[name]}]', or 'residual-peft[all]' for everything."
+    )

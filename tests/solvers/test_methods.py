@@ -81,8 +81,8 @@ def test_left_out_predictions_have_not_seen_the_image(material):
 def test_what_does_best_on_left_out_images_is_chosen(material):
     classifier, seen = material
     choice = choose(Rows.of(classifier, seen))
-    assert [one.method for one in choice.outcomes] == method_names()
-    assert choice.chosen.method in {"ridge", "ridge-heads", "logistic"}
+    assert [one.method for one in choice.outcomes] == [n for n in METHODS if METHODS[n].tried]
+    assert choice.chosen.method in {"ridge", "ridge-heads"}
     by_name = {one.method: one.left_out for one in choice.outcomes}
     assert by_name["ridge"].accuracy > by_name["ridge-embedding"].accuracy + 0.2
     assert choice.images == 120
@@ -126,7 +126,8 @@ def test_several_labels(material):
     labels[::4, 0] = 1
     rows = Rows.of(several, Coordinates(seen.readout, labels, seen.coordinates, seen.state))
     choice = choose(rows)
-    assert {one.method for one in choice.outcomes} == set(method_names(True))
+    tried = {name for name in method_names(True) if METHODS[name].tried}
+    assert {one.method for one in choice.outcomes} == tried
     choice.chosen.put_into(several)
     assert several.multi_label
     with pytest.raises(ResiDualError, match="is for one label per image"):

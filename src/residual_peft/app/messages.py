@@ -5,7 +5,7 @@ import sys
 import warnings
 from typing import Any
 
-from ..errors import ResiDualError, printable
+from ..errors import ResiDualError, missing_extra, printable
 from ..hub.places import number_of, reason_of
 
 
@@ -15,6 +15,8 @@ def one_line(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "memory ran out; take a smaller --batch-size or fewer --num-workers."
+    if (missing := missing_extra(error)) is not None:
+        return str(missing)
     if number_of(error) is not None:
         return printable(f"stopped: {reason_of(error)}.")
     return None

@@ -1,6 +1,7 @@
 """What a saved classifier consists of, and the base model that it names."""
 
 import filecmp
+import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -291,10 +292,12 @@ def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
     """
     name, config = _main_adapter(model)
     ours = config if isinstance(config, ResiDualConfig) else None
-    if ours is not None and ours.mode == "readout" and {"head", "mlp"} & set(ours.units):
+    placed = ours is not None and ours.mode == "readout" and {"head", "mlp"} & set(ours.units)
+    if ours is not None and placed and importlib.util.find_spec("matplotlib") is not None:
         values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
-        gains_figure(values, folder / FIGURE, variance=_variance(model, name, ours))
-        facts = replace(facts, figure=FIGURE)
+        if any(gain != 1 for part in values.values() for gain in part):  # a head leaves them alone
+            gains_figure(values, folder / FIGURE, variance=_variance(model, name, ours))
+            facts = replace(facts, figure=FIGURE)
     (folder / CARD).write_text(adapter_card(facts), encoding="utf-8")
 
 

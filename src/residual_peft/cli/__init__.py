@@ -4,6 +4,21 @@ Nothing here computes, and nothing heavy is imported before a command runs: `--h
 folder are answered at once.
 """
 
-from .program import main
+import sys
+
+from ..errors import missing_extra
+
+try:
+    from .program import main
+except ModuleNotFoundError as error:
+    _missing = missing_extra(error)
+    if _missing is None:
+        raise
+
+    def main() -> None:
+        """Say what is not installed."""
+        print(f"residual-peft: {_missing}", file=sys.stderr)
+        sys.exit(2)
+
 
 __all__ = ["main"]

@@ -40,13 +40,16 @@ def choose(rows: Rows, methods: Sequence[str] | None = None, *, at_most: int = A
 
     Args:
         rows: training images.
-        methods: names of `METHODS`; None for all that suit the labels.
+        methods: names of `METHODS`; None for all that are tried, and suit the labels.
         at_most: images that are compared on; where there are more, a draw of each class.
 
     Raises:
         ResiDualError: no such method, or none for such labels.
     """
-    names = method_names(rows.classifier.multi_label) if methods is None else list(methods)
+    if methods is None:
+        every = method_names(rows.classifier.multi_label)
+        methods = [name for name in every if METHODS[name].tried]
+    names = list(methods)
     check_methods(names, rows.classifier.multi_label)
     index = some_rows(rows.labels, rows.class_count, at_most)
     part = rows if index is None else rows.some(index)
