@@ -19,14 +19,15 @@ from residual_peft.classifiers.evaluation import evaluate
 from residual_peft.classifiers.figures import brief
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
+from residual_peft.data.images import thumbnail
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments import METHODS
 from residual_peft.reporting import report_html, write_report
 from residual_peft.reporting.components import unit_views
-from residual_peft.reporting.run_record import Example, RunRecord
+from residual_peft.reporting.run_record import Example, HeadShares, NamedImage, RunRecord
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.tuner import gains_by_unit, gains_of
-from tests.records import FACTS, gain_record, record
+from tests.records import FACTS, TRIED, TRUST, gain_record, head_record, record
 from tests.training_case import save_clip
 from tests.training_case import task as images
 
@@ -190,6 +191,48 @@ def test_page_and_picture_show_the_same_mean_gains(tmp_path: Path, monkeypatch) 
         assert units[view.unit].mean_gain == pytest.approx(view.mean_gain, rel=1e-5)
 
 
+def test_what_a_class_head_says_is_shown() -> None:
+    head = head_record(3)
+    unit = head.reasons[0].con[0].unit
+    words = (Words(unit, 0, (("a curve", 0.5),)),)
+    made = replace(record(), gains=None, head=head, words=words)
+    shown = text(made)
+    assert "What speaks for and against each class" in shown
+    assert "for +0.50 layer 0 · head 0, no. 0 : + a curve +0.40" in shown
+    assert "against −0.50 layer 0 · head 0, no. 0 : − a curve −0.40" in shown
+    assert "with 10.0 % for the texts, all shares add up" in shown
+    embedding = HeadShares("embedding", (), (), torch.zeros(0), torch.zeros(0))
+    shown = text(replace(made, head=embedding, words=()))
+    assert "told apart by a linear map of the whole image embedding" in shown
+    assert "speaks for" not in shown.replace("which ones speak for", "")
+
+
+def test_what_left_out_images_say_is_told() -> None:
+    image = NamedImage("cats/1.png", 0, 1, 0.983, thumbnail(Image.new("RGB", (8, 8))))
+    made = replace(record(), trust=TRUST, suspicious=(image,), mistakes=(image,))
+    shown = text(made)
+    assert "off by 4.0 % on average; those of the model as it came were by 19.0 %" in shown
+    assert "90 times of 100: here 92.5 % of the test images, with 1.2 classes in a set" in shown
+    assert "200 more images, classes as they are, would add about +2.1 points" in shown
+    assert "1 image of the training images looks more like another class than like its own" in shown
+    assert "filed under cat looks like dog (label wrong: 98 %) cats/1.png" in shown
+    assert "filed under cat taken for dog (98 %) cats/1.png" in shown
+    less = replace(TRUST, calibration_after=0.2, coverage=None, more_points=None, wrong_labels=None)
+    shown = text(replace(made, trust=less, suspicious=()))
+    assert "no less than those of the model as it came (19.0 %)" in shown
+    for missing in ("sets of classes", "more images help", "labels look wrong"):
+        assert missing not in shown
+
+
+def test_what_was_tried_is_a_table_with_the_chosen_one_marked() -> None:
+    made = record()
+    shown = text(replace(made, facts=replace(made.facts, methods=TRIED)))
+    assert "texts alone 2.038 34.0 % 30.0 % 20.0 % to 45.0 % 0 0.01 s" in shown
+    assert "✓ ridge on the coordinates chosen 0.028 97.0 % 97.5 %" in shown
+    assert "The method was chosen by hand" in shown
+    assert "What was tried" not in text(made)
+
+
 def test_a_thousand_classes_fit_in_a_page() -> None:
     names = tuple(f"class {i}" for i in range(1000))
     page = report_html(record(names, 3000, skill=(2.0, 2.5), gains=gain_record(24, 16, 65)))
@@ -202,7 +245,7 @@ def test_a_thousand_classes_fit_in_a_page() -> None:
 def test_code_to_load_it_runs_as_it_stands() -> None:
     facts = replace(record().facts, adapter='my "best" adapter')
     page = report_html(replace(record(), facts=facts))
-    code = html.unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", page, re.DOTALL)[1])
+    code = html.unescape(re.search(r"<pre[^>]*><code[^>]*>(.*?)</code>", page, re.DOTALL)[1])
     assert compile(code, "report", "exec")
     assert code.startswith("import residual_peft ")
     assert 'from_pretrained("my \\"best\\" adapter")' in code

@@ -15,9 +15,9 @@ from residual_peft.analysis.describing import Words
 from residual_peft.app.recording import changed_rows
 from residual_peft.data.images import thumbnail
 from residual_peft.reporting import write_report
-from residual_peft.reporting.run_record import Example, RunRecord
+from residual_peft.reporting.run_record import Example, NamedImage, RunRecord
 from tests.browser import browser  # noqa: F401  a fixture
-from tests.records import gain_record, record
+from tests.records import TRIED, TRUST, gain_record, head_record, record
 
 ATTACK = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
 STRANGE = (ATTACK, "כלב קטן", "🐈‍⬛ café", "a very long name " * 30, "x" * 400, "\u202eno image")
@@ -66,7 +66,31 @@ def many(classes: int, images: int) -> RunRecord:
     return with_examples(made)
 
 
+def with_head(classes: int, images: int = 60) -> RunRecord:
+    """A fit of a class head, whose mistakes and suspicious labels have strange names."""
+    names = tuple(f"{i:03} a class of things" for i in range(classes))
+    gains = gain_record(6, 8, 16)
+    made = with_examples(record(names, images, skill=(2.0, 2.5), gains=gains))
+    picture = thumbnail(Image.fromarray(np.zeros((80, 70, 3), np.uint8)))
+    files = (ATTACK, "cats/" + "a_very_long_name_" * 9 + ".png", "כלב/1.png", "row 3 of the split")
+    named = tuple(NamedImage(file, 0, 1, 0.999, picture) for file in files)
+    words = tuple(Words(unit, 0, ((ATTACK, 0.5), ("כלב", -0.1)), 0.3) for unit in gains.units[:20])
+    return replace(
+        made,
+        gains=None,
+        head=head_record(classes, gains),
+        words=words,
+        trust=TRUST,
+        mistakes=named,
+        suspicious=named,
+        facts=replace(made.facts, methods=TRIED * 4),
+    )
+
+
 RECORDS = {
+    "head of two classes": lambda: with_head(2),
+    "head of ten classes": lambda: with_head(10),
+    "head of 300 classes": lambda: with_head(300, 900),
     "usual": lambda: with_examples(record(images=60, gains=gain_record(6, 8, 16))),
     "strange": strange,
     "two classes": lambda: with_examples(record(("a", "b"), 20)),
@@ -120,9 +144,25 @@ def test_it_opens_quietly_and_alone_and_keeps_its_width(browser, page_file, sche
         assert outside == [page_file.as_uri()]
         assert visit.said == []
         assert visit.page.title() != "run"
-        assert visit.page.locator("script").count() == 0
+        assert visit.page.locator("script").count() == 1  # the copy button's
         broken = "[...document.images].filter(image => !image.naturalWidth).length"
         assert visit.page.evaluate(broken) == 0
+
+
+def test_code_is_copied_where_a_browser_allows_it_and_where_not(browser, tmp_path) -> None:  # noqa: F811
+    write_report(record(), tmp_path / "report.html")
+    permissions = {"permissions": ["clipboard-read", "clipboard-write"]}
+    with Visit(browser, tmp_path / "report.html", **permissions) as visit:
+        page = visit.page
+        page.click("button.copy")
+        page.wait_for_function("document.querySelector('button.copy').textContent == 'Copied'")
+        assert page.evaluate("navigator.clipboard.readText()") == page.text_content("#code")
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        page.evaluate("document.querySelector('button.copy').textContent = ''")
+        page.click("button.copy")
+        page.wait_for_function("document.querySelector('button.copy').textContent != ''")
+    with Visit(browser, tmp_path / "report.html", java_script_enabled=False) as visit:
+        assert not visit.page.locator("button.copy").is_visible()
 
 
 def wild(layers: int, heads: int, components: int) -> RunRecord:
@@ -140,6 +180,7 @@ def wild(layers: int, heads: int, components: int) -> RunRecord:
         pytest.param(lambda: record(images=60, gains=gain_record(6, 8, 16)), id="usual"),
         pytest.param(lambda: wild(3, 8, 16), id="wild"),
         pytest.param(lambda: wild(2, 16, 4), id="many heads"),
+        pytest.param(lambda: with_head(10), id="class head"),
     ],
 )
 def test_no_cell_cuts_its_number(browser, made, tmp_path) -> None:  # noqa: F811
@@ -163,6 +204,12 @@ def test_what_is_named_in_markup_stays_text(browser, tmp_path: Path) -> None:  #
         assert shown.count("<script>") > 5
         assert visit.page.locator("img").count() == len(strange().examples)
         assert "onerror" in visit.page.inner_text("h1")
+    write_report(with_head(10), tmp_path / "report.html")
+    with Visit(browser, tmp_path / "report.html") as visit:
+        assert visit.page.title() != "run"
+        assert visit.page.inner_text("#mistakes").count("<script>") == 1
+        assert visit.page.inner_text("#inside").count("<script>") > 5
+        assert visit.said == []
 
 
 def test_nothing_leaves_the_file_even_for_code_that_got_in(browser, tmp_path: Path) -> None:  # noqa: F811
@@ -232,6 +279,9 @@ def test_all_text_stands_out_from_what_is_behind_it(browser, tmp_path, scheme) -
         used = set(page.evaluate("[...document.querySelectorAll('td')].map(e => e.className)"))
         assert {f"d{i}" for i in range(9)} | {f"s{i}" for i in range(7)} <= used
         assert page.evaluate(CONTRAST) == {}
+    write_report(with_head(10), tmp_path / "report.html")
+    with Visit(browser, tmp_path / "report.html", color_scheme=scheme) as visit:
+        assert visit.page.evaluate(CONTRAST) == {}
 
 
 def test_the_demo_sized_page_is_small(page_file) -> None:

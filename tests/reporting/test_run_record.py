@@ -17,9 +17,15 @@ from safetensors.torch import load_file, save_file
 from residual_peft.analysis.describing import Words
 from residual_peft.data.images import thumbnail
 from residual_peft.errors import ResiDualError
-from residual_peft.reporting.run_record import Example, GainRecord, RunRecord
+from residual_peft.reporting.run_record import (
+    Example,
+    GainRecord,
+    HeadShares,
+    NamedImage,
+    RunRecord,
+)
 from residual_peft.towers.units import Unit
-from tests.records import record
+from tests.records import TRUST, head_record, record
 
 
 def picture(size: int = 20) -> bytes:
@@ -83,6 +89,50 @@ def test_it_comes_back_as_it_was(saved: Path) -> None:
     plain = replace(record(), gains=None)
     plain.save(saved / "run")
     assert RunRecord.load(saved).gains is None
+
+
+def with_head() -> RunRecord:
+    image = NamedImage("cats/כלב 1.png", 2, 0, 0.75, picture())
+    return replace(
+        record(),
+        gains=None,
+        head=head_record(3),
+        trust=TRUST,
+        mistakes=(image, replace(image, file="row 3 of the test split", image=picture(100))),
+        suspicious=(replace(image, score=0.5),),
+        examples=(Example(3, picture()),),
+    )
+
+
+def test_what_a_class_head_says_comes_back_too(saved: Path) -> None:
+    made = with_head()
+    made.save(saved / "run")
+    found = RunRecord.load(saved)
+    for name in ("trust", "mistakes", "suspicious", "examples", "gains"):
+        assert getattr(found, name) == getattr(made, name)
+    for name in ("features", "units", "counts", "text_share", "whole", "reasons"):
+        assert getattr(found.head, name) == getattr(made.head, name)
+    assert torch.equal(found.head.share, made.head.share)
+    assert torch.equal(found.head.toward_label, made.head.toward_label)
+    names = {path.name for path in (saved / "run" / "examples").iterdir()}
+    assert names == {"3.png", "mistake-0.png", "mistake-1.jpg", "suspicious-0.png"}
+    nothing = torch.zeros(0)
+    plain = replace(record(), head=HeadShares("embedding", (), (), nothing, nothing))
+    plain.save(saved / "run")
+    found = RunRecord.load(saved)
+    assert (found.head.features, found.head.units, found.trust) == ("embedding", (), None)
+    assert list((saved / "run" / "examples").glob("[ms]*")) == []
+
+
+def test_what_does_not_belong_to_the_classes_is_refused() -> None:
+    image = NamedImage("a.png", 3, 0, 0.5, picture())
+    with pytest.raises(ResiDualError, match="wanted classes from 0 to 2 beside images"):
+        replace(record(), mistakes=(image,))
+    with pytest.raises(ResiDualError, match="wanted classes from 0 to 2 beside images"):
+        replace(record(), head=head_record(4))
+    head = head_record(3)
+    with pytest.raises(ResiDualError, match="12 shares of the 4 units that a class head reads"):
+        replace(head, share=head.share[:-1])
 
 
 def test_pictures_of_an_earlier_run_go_and_other_files_stay(saved: Path) -> None:
@@ -162,7 +212,7 @@ WORDS = {"unit": "embed", "component": None, "texts": [], "explained": None}
             r"record of a fit \(run/run\.json\), got '.*out'",
         ),
         (lambda run: (run / "run.safetensors").unlink(), "run.safetensors', which is missing"),
-        (lambda run: (run / "examples" / "1.jpg").unlink(), "1.jpg' of a test image, which is mi"),
+        (lambda run: (run / "examples" / "1.jpg").unlink(), "1.jpg' of an image, which is mi"),
         (cut("run.json", 100), "is not JSON"),
         (cut("run.safetensors", 100), "is not a whole safetensors file"),
         (cut("examples/1.jpg", 300), "1.jpg' as a whole JPEG or PNG of at most 1024 pixels"),
@@ -171,7 +221,7 @@ WORDS = {"unit": "embed", "component": None, "texts": [], "explained": None}
             one_gain_less,
             r"wanted gains in '.*' as floats of shape \(12\), got .*32 of shape \(11,\)",
         ),
-        (link_to_a_secret, "3.png' of a test image, which is missing"),
+        (link_to_a_secret, "3.png' of an image, which is missing"),
         (edit(format_version=2), "written by a newer residual-peft .format 2, this one reads 1"),
         (
             edit(class_names=["a", "b"]),
@@ -184,7 +234,7 @@ WORDS = {"unit": "embed", "component": None, "texts": [], "explained": None}
         (edit(examples=[{"row": 99, "file": "3.png"}]), "wanted examples among the 8 test images"),
         (
             edit(examples=[{"row": 3, "file": "../../../../etc/passwd"}]),
-            "'.*/run/examples/passwd' of a test image, which is missing",
+            "'.*/run/examples/passwd' of an image, which is missing",
         ),
         (
             lambda run: (run / "run.json").write_text("[]"),
@@ -201,7 +251,7 @@ WORDS = {"unit": "embed", "component": None, "texts": [], "explained": None}
         (not_a_number, "before in '.*' holds NaN or infinite values"),
         (a_bomb, "3.png' as a whole JPEG or PNG of at most 1024 pixels each way, got something"),
         (a_pipe, "run.json' as a plain file, got a pipe"),
-        (a_folder_elsewhere, "3.png' of a test image, which is missing or a link"),
+        (a_folder_elsewhere, "3.png' of an image, which is missing or a link"),
         (a_record_elsewhere, r"run\.json' in the directory itself, got a link that leads out"),
     ],
 )

@@ -89,6 +89,7 @@ __all__ = [
     "layer_ablation",
     "linear_dimension",
     "mean_cosine",
+    "movement",
     "near_copies",
     "omp",
     "overlap",

@@ -13,8 +13,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..analysis import AdapterExplanation, TextDictionary, explain_adapter
-from ..analysis.describing import Words, words_for
+from ..analysis import (
+    AdapterExplanation,
+    HeadExplanation,
+    TextDictionary,
+    explain_adapter,
+    explain_head,
+)
+from ..analysis.describing import Described, Words, words_for
 from ..classifiers.adapters import ADAPTER_TENSORS
 from ..classifiers.evaluation import Evaluation
 from ..classifiers.files import adapter_facts
@@ -22,13 +28,22 @@ from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import thumbnail, to_rgb
 from ..hub.facts import Facts
 from ..hub.files import PathLike
-from ..reporting.run_record import Example, GainRecord, RunRecord
+from ..reporting.run_record import (
+    ClassReasons,
+    Example,
+    GainRecord,
+    HeadShares,
+    NamedImage,
+    RunRecord,
+    TrustRecord,
+)
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
+from .listing import mistakes_of, pictured
 
 EXAMPLES_PER_SIDE = 12
-DESCRIBED = 12
-"""The strongest components, which get words."""
+DESCRIBED, MOST_DESCRIBED = 12, 240
+"""The strongest components, and of those that speak for or against a class, that get words."""
 _PACKAGES = ("residual-peft", "peft", "transformers", "torch")
 
 
@@ -40,6 +55,8 @@ def record_run(
     facts: Facts,
     rows: Coordinates | CoordinateStore | None = None,
     dictionary: TextDictionary | None = None,
+    trust: TrustRecord | None = None,
+    suspicious: tuple[NamedImage, ...] = (),
 ) -> RunRecord:
     """Gather what a report shows; of the images, only those that changed side are decoded.
 
@@ -52,6 +69,8 @@ def record_run(
         rows: coordinates of the test images, in memory or on disk; None where there are none
             (stream mode).
         dictionary: texts to describe the strongest components with; None for no words.
+        trust: what left-out training images say.
+        suspicious: training images whose label looks wrong.
 
     Raises:
         ResiDualError: an image cannot be read, or the parts do not belong together.
@@ -62,19 +81,65 @@ def record_run(
         Example(row, thumbnail(to_rgb(pictures[row]["image"], f"image {row} of the test split")))
         for row in chosen
     ]
-    explained = None if rows is None else explain_adapter(classifier, rows)
+    gains, head, described = _inside(classifier, rows)
     words: tuple[Words, ...] = ()
-    if explained is not None and dictionary is not None:
-        words = words_for(classifier.model, explained.strongest(DESCRIBED), dictionary)
+    if dictionary is not None and described:
+        words = words_for(classifier.model, described, dictionary)
     return RunRecord(
         class_names=classifier.class_names,
         labels=after.labels.cpu(),
         before=before.logits.float().cpu(),
         after=after.logits.float().cpu().clone(),  # texts alone may have been chosen
         facts=facts,
-        gains=None if explained is None else _gains(classifier, explained),
+        gains=gains,
         words=words,
         examples=tuple(examples),
+        head=head,
+        trust=trust,
+        mistakes=pictured(mistakes_of(after, test)),
+        suspicious=suspicious,
+    )
+
+
+def _inside(
+    classifier: ZeroShotClassifier, rows: Coordinates | CoordinateStore | None
+) -> tuple[GainRecord | None, HeadShares | None, list[Described]]:
+    """What gains did or a class head says, and the components to find words for."""
+    trained = classifier.head
+    if rows is None:
+        return None, None, []
+    if trained is None:
+        explained = explain_adapter(classifier, rows)
+        return _gains(explained), None, [*explained.strongest(DESCRIBED)]
+    inside = (rows.labels < trained.class_count).sum()
+    if trained.features == "embedding" or inside < 2:
+        nothing = torch.zeros(0)
+        return None, HeadShares(trained.features, (), (), nothing, nothing), []
+    found = explain_head(classifier, rows)
+    head = _shares(found)
+    reasons = [r for item in head.reasons for r in (*item.pro, *item.con)]
+    # the strongest of each class first, then the others, as far as there is room
+    reasons.sort(key=lambda reason: -abs(reason.effect))
+    return None, head, [*found.strongest(DESCRIBED), *reasons[:MOST_DESCRIBED]]
+
+
+def _shares(found: HeadExplanation) -> HeadShares:
+    share, toward, counts = found.share, found.toward_label, found.counts
+    if found.per_unit:
+        units = found.by_unit()
+        share = torch.tensor([item.share for item in units], dtype=torch.float64)
+        toward = torch.tensor([item.toward_label for item in units], dtype=torch.float64)
+        counts = (1,) * len(units)
+    sides = [(k, *found.reasons(k)) for k in range(len(found.class_names))]
+    return HeadShares(
+        "coordinates",
+        found.units,
+        counts,
+        share,
+        toward,
+        found.text_share,
+        found.per_unit,
+        tuple(ClassReasons(k, tuple(pro), tuple(con)) for k, pro, con in sides if pro or con),
     )
 
 
@@ -133,7 +198,7 @@ def machine(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _gains(classifier: ZeroShotClassifier, explained: AdapterExplanation) -> GainRecord:
+def _gains(explained: AdapterExplanation) -> GainRecord:
     rest: dict[str, Any] = {
         "rescaling_share": explained.rescaling_share,
         "settings_share": explained.settings_share,

@@ -23,10 +23,12 @@ from ..hub.directories import (
     CARD,
     DEMO_MODEL,
     EXAMPLES,
+    MISTAKES,
     RECORD_JSON,
     RECORD_TENSORS,
     REPORT,
     RUN_DIRECTORY,
+    SUSPICIOUS,
     known_name,
     local_directory,
     model_directory,
@@ -226,9 +228,11 @@ def of_the_old(target: Path, *, record: bool = True) -> list[str]:
     names = [f"{place}/{file}" for place in places for file in (ADAPTER_CONFIG, ADAPTER_TENSORS)]
     if record:
         run = Path(RUN_DIRECTORY)
-        found = sorted((target / run / EXAMPLES).glob("[0-9]*"))
+        kinds = ("[0-9]*", "mistake-[0-9]*", "suspicious-[0-9]*")
+        found = sorted(path for kind in kinds for path in (target / run / EXAMPLES).glob(kind))
         pictures = [path.name for path in found if path.suffix in PICTURE_SUFFIXES.values()]
-        names += [str(run / RECORD_JSON), str(run / RECORD_TENSORS), FITTED_ON, REPORT, FIGURE]
+        files = (RECORD_JSON, RECORD_TENSORS, MISTAKES, SUSPICIOUS)
+        names += [*(str(run / file) for file in files), FITTED_ON, REPORT, FIGURE]
         names += [str(run / EXAMPLES / name) for name in pictures]
     return names
 

@@ -33,6 +33,7 @@ __all__ = [
     "iterative_folds",
     "iterative_split",
     "labels",
+    "listing",
     "load_data",
     "metrics",
     "passes",

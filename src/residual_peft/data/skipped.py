@@ -44,10 +44,11 @@ def write_skipped(path: PathLike, skipped: Iterable[SkippedImage]) -> None:
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("file", "reason"))
-        writer.writerows((_as_text(image.file), image.reason) for image in skipped)
+        writer.writerows((as_text(image.file), image.reason) for image in skipped)
 
 
-def _as_text(path: str) -> str:
+def as_text(path: str) -> str:
+    """A path in UTF-8: the bytes that are not are written out."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A run record's gains -> what its report says of units and components."""
+"""A run record's gains or class head -> what its report says of units and components."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis import Reason, movement
 from ..analysis.describing import Words
 from ..classifiers.figures import brief, gains_by_place, mean_gain
 from ..data.metrics import Array
 from ..towers.units import Unit
-from .run_record import GainRecord, RunRecord
+from .run_record import GainRecord, HeadShares, RunRecord
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,43 @@ class ComponentView:
     share: float
     toward_label: float
     words: Words | None
+
+
+@dataclass(frozen=True)
+class HeadComponent:
+    """One component, or whole unit, that a class head reads: see `ComponentShare`."""
+
+    unit: Unit
+    component: int | None
+    share: float
+    toward_label: float
+    words: Words | None
+
+
+@dataclass(frozen=True)
+class ReasonView:
+    """A component that speaks for or against a class: see `Reason`.
+
+    Attributes:
+        unit: whose component.
+        component: its number in the unit; None for the unit.
+        effect: on the class's logit.
+        texts: what images of the class have of the component, signs as they lie along it.
+    """
+
+    unit: Unit
+    component: int | None
+    effect: float
+    texts: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class ClassView:
+    """A class with what speaks for it and against it."""
+
+    name: str
+    pro: list[ReasonView]
+    con: list[ReasonView]
 
 
 @dataclass(frozen=True)
@@ -119,6 +157,49 @@ def share_map(views: list[UnitView]) -> UnitMap | None:
     """The share of the change of the logits that every head and MLP accounts for."""
     shares = {view.unit: float(view.share.sum()) for view in views}
     return _map(shares, 0.0, scale=100.0, digits=1)
+
+
+def head_maps(head: HeadShares) -> tuple[UnitMap | None, UnitMap | None]:
+    """Share of what a class head says, and mean pull to the label, of every head and MLP."""
+    sums: list[dict[Unit, float]] = []
+    for tensor in (head.share, head.toward_label):
+        parts = tensor.double().split(list(head.counts))
+        sums.append({u: float(p.sum()) for u, p in zip(head.units, parts, strict=True)})
+    return _map(sums[0], 0.0, scale=100.0, digits=1), _map(sums[1], 0.0)
+
+
+def head_components(record: RunRecord, count: int = 12) -> list[HeadComponent]:
+    """The components that account for most of what a class head says, whatever their sign."""
+    head = record.head
+    assert head is not None
+    words = {(item.unit, item.component): item for item in record.words}
+    order = head.share.abs().argsort(descending=True, stable=True)[:count].tolist()
+    found = []
+    for index in order:
+        place, number = movement.place_of(index, head.counts)
+        unit, named = head.units[place], None if head.whole else number
+        numbers = float(head.share[index]), float(head.toward_label[index])
+        found.append(HeadComponent(unit, named, *numbers, words.get((unit, named))))
+    return found
+
+
+def class_views(record: RunRecord) -> list[ClassView]:
+    """What speaks for and against every class that has test images, in their order."""
+    if record.head is None:
+        return []
+    words = {(item.unit, item.component): item.texts for item in record.words}
+
+    def view(reason: Reason) -> ReasonView:
+        texts = words.get((reason.unit, reason.component), ())
+        turned = tuple((text, coefficient * reason.side) for text, coefficient in texts[:2])
+        return ReasonView(reason.unit, reason.component, reason.effect, turned)
+
+    return [
+        ClassView(
+            record.class_names[item.class_index], [*map(view, item.pro)], [*map(view, item.con)]
+        )
+        for item in record.head.reasons
+    ]
 
 
 def strongest(record: RunRecord, count: int = 12) -> list[ComponentView]:

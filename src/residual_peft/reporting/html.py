@@ -1,6 +1,7 @@
 """A run record -> one HTML file that asks nothing of the network."""
 
 import base64
+import hashlib
 import json
 import math
 from typing import Any
@@ -14,7 +15,16 @@ from ..hub.files import PathLike, atomic_file
 from ..solvers import strength_note
 from ..towers.units import Unit
 from . import charts
-from .components import gain_map, share_map, strongest, unit_views, widest_spectra
+from .components import (
+    class_views,
+    gain_map,
+    head_components,
+    head_maps,
+    share_map,
+    strongest,
+    unit_views,
+    widest_spectra,
+)
 from .findings import Findings
 from .run_record import RunRecord
 from .tables import readable_bytes
@@ -22,6 +32,7 @@ from .tables import readable_bytes
 ALL_CLASSES = 40  # up to here every class has its row in the chart
 CHANGED_CLASSES = 12  # above it, so many of either end
 HEATMAP_CLASSES = 50
+ALL_REASONS = 12  # up to here what speaks for and against every class is open
 BRIEF = 4  # so many characters fit above a column
 _MEDIA = {suffix: f"image/{kind.lower()}" for kind, suffix in PICTURE_SUFFIXES.items()}
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -53,31 +64,42 @@ def report_html(record: RunRecord) -> str:
     found = Findings(record)
     views = [] if record.gains is None else unit_views(record.gains)
     few = len(found.classes) <= ALL_CLASSES
-    return (
-        environment()
-        .get_template("report.html.jinja")
-        .render(
-            record=record,
-            facts=record.facts,
-            heading=_heading(record),
-            found=found,
-            change=found.change,
-            rows=found.classes if few else found.classes[:CHANGED_CLASSES],
-            last_rows=[] if few else found.classes[-CHANGED_CLASSES:],
-            heatmaps=_heatmaps(found),
-            brief=max(map(len, record.class_names)) <= BRIEF,
-            gains=record.gains,
-            gain_map=gain_map(views),
-            share_map=share_map(views),
-            elsewhere=[view for view in views if view.unit.layer is None],
-            strongest=[] if record.gains is None else strongest(record),
-            spectra=widest_spectra(views),
-            strength_note=strength_note(
-                record.facts.strength, record.facts.splits.get("validation", 0)
-            ),
-            demo_model=DEMO_MODEL,
-        )
+    made = environment()
+    script = _script(made)
+    return made.get_template("report.html.jinja").render(
+        record=record,
+        facts=record.facts,
+        heading=_heading(record),
+        found=found,
+        change=found.change,
+        rows=found.classes if few else found.classes[:CHANGED_CLASSES],
+        last_rows=[] if few else found.classes[-CHANGED_CLASSES:],
+        heatmaps=_heatmaps(found),
+        brief=max(map(len, record.class_names)) <= BRIEF,
+        gains=record.gains,
+        head=record.head,
+        head_maps=(None, None) if record.head is None else head_maps(record.head),
+        head_components=[] if record.head is None else head_components(record),
+        reasons=class_views(record),
+        all_reasons=ALL_REASONS,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        gain_map=gain_map(views),
+        share_map=share_map(views),
+        elsewhere=[view for view in views if view.unit.layer is None],
+        strongest=[] if record.gains is None else strongest(record),
+        spectra=widest_spectra(views),
+        strength_note=strength_note(
+            record.facts.strength, record.facts.splits.get("validation", 0)
+        ),
+        demo_model=DEMO_MODEL,
     )
+
+
+def _script(made: Environment) -> str:
+    """The page's only code, as it stands between its tags: a browser knows it by its hash."""
+    assert made.loader is not None
+    return made.loader.get_source(made, "report.js")[0]
 
 
 def _heading(record: RunRecord) -> str:
@@ -127,6 +149,7 @@ def environment() -> Environment:
         "bytes": readable_bytes,
         "unit": unit_name,
         "picture": data_uri,
+        "tiny": is_tiny,
         "quoted": json.dumps,
     }
     made.globals["charts"] = charts
@@ -216,6 +239,11 @@ def unit_name(unit: Unit) -> str:
         return f"layer {unit.layer} · MLP"
     names = {"embed": "patch embedding", "pooler": "pooling MLP", "output": "image embedding"}
     return names[unit.kind]
+
+
+def is_tiny(content: bytes) -> bool:
+    """Whether a picture's pixels are to be seen one by one: `thumbnail` keeps such as PNG."""
+    return content.startswith(b"\x89PNG")
 
 
 def data_uri(content: bytes) -> str:

@@ -100,6 +100,8 @@ class Done:
         trained: how many numbers were trained; None for all gains.
         table: what was compared.
         notes: what the user should know of the images.
+        seen: the images of the fit as methods take them, and the outcome that was chosen; None
+            for the Trainer's way.
     """
 
     classifier: ZeroShotClassifier
@@ -116,6 +118,7 @@ class Done:
     trained: int | None = None
     table: tuple[MethodRow, ...] = ()
     notes: tuple[str, ...] = ()
+    seen: tuple[Rows, Outcome] | None = None
 
 
 def from_coordinates(task: Task, read: Pass) -> Done:
@@ -154,6 +157,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         trained=chosen.parameter_count,
         table=tuple(_row(one, measured[one.method], one is chosen) for one in outcomes),
         notes=chosen.notes,
+        seen=(rows, chosen),
     )
 
 

@@ -19,14 +19,16 @@ from ...data import ImageData, load_data
 from ...data.labels import ONE_LABEL, check_same
 from ...data.survey import survey
 from ...errors import ResiDualError, printable
-from ...hub.directories import CARD, RUN_DIRECTORY, SKIPPED
+from ...hub.directories import CARD, MISTAKES, RUN_DIRECTORY, SKIPPED, SUSPICIOUS
 from ...hub.facts import Facts
 from ...hub.files import atomic_directory
 from ...hub.places import check_place
 from ...solvers.choice import AUTO, check_methods
 from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
+from ..listing import MISTAKE_HEADERS, SUSPICIOUS_HEADERS, mistakes_of, pictured, write_noted
 from ..recording import record_run, run_facts
+from ..trusting import trust_of
 from .keeping import Keeping, keeping
 from .reading import Options, Pass, check_skipped, settings_of
 from .report import FitReport, findings_of, write_skipped_beside
@@ -426,13 +428,38 @@ def _save(fitted: Fitted, target: Path, facts: Facts, dictionary: TextDictionary
         write_skipped_beside(folder, images.skipped)
         if not images.multi_label:  # a report counts images that are right or wrong
             facts = run_facts(classifier, folder, facts, target.name)
-            record = record_run(
-                classifier, images.test, done.before, done.after, facts, done.rows, dictionary
-            )
-            record.save(folder / RUN_DIRECTORY)
+            _write_record(fitted, folder / RUN_DIRECTORY, facts, dictionary)
         # what an earlier fit left there and this one does not replace would speak of it
         if before := of_the_old(target):
             old += [*before, SKIPPED]
+
+
+def _write_record(
+    fitted: Fitted, folder: Path, facts: Facts, dictionary: TextDictionary | None
+) -> None:
+    """The record, and tables of the images to look at; all of it stays at home."""
+    done, images = fitted.done, fitted.images
+    trusted = None
+    if done.seen is not None:
+        means = fitted.report.start != "zero-shot"
+        trusted = trust_of(*done.seen, images, done.after, means=means)
+    suspicious = () if trusted is None else trusted.suspicious
+    record = record_run(
+        done.classifier,
+        images.test,
+        done.before,
+        done.after,
+        facts,
+        done.rows,
+        dictionary,
+        None if trusted is None else trusted.record,
+        pictured(suspicious),
+    )
+    record.save(folder)
+    names = images.class_names
+    mistakes = mistakes_of(done.after, images.test)
+    write_noted(folder / MISTAKES, mistakes, names, MISTAKE_HEADERS)
+    write_noted(folder / SUSPICIOUS, suspicious, names, SUSPICIOUS_HEADERS)
 
 
 def _kept_in_words(kept: Keeping) -> str:

@@ -5,7 +5,16 @@
 """
 
 from ...analysis.describing import Words
-from .parts import Example, GainRecord
+from .parts import ClassReasons, Example, GainRecord, HeadShares, NamedImage, TrustRecord
 from .record import RunRecord
 
-__all__ = ["Example", "GainRecord", "RunRecord", "Words"]
+__all__ = [
+    "ClassReasons",
+    "Example",
+    "GainRecord",
+    "HeadShares",
+    "NamedImage",
+    "RunRecord",
+    "TrustRecord",
+    "Words",
+]

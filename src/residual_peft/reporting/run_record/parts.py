@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...analysis import Reason
 from ...errors import ResiDualError
 from ...towers.units import Unit
 
@@ -49,6 +50,79 @@ class GainRecord:
 
 
 @dataclass(frozen=True)
+class ClassReasons:
+    """What speaks for a class in its own test images, and what against it, the strongest first."""
+
+    class_index: int
+    pro: tuple[Reason, ...]
+    con: tuple[Reason, ...]
+
+
+@dataclass(frozen=True)
+class HeadShares:
+    """What a class head makes of U units of K components, as `explain_head` divides it.
+
+    Attributes:
+        features: "coordinates", or "embedding", of which there are no units: it is read whole.
+        units: the adapted units.
+        counts: components of each, K in all; 1 each where the adapter keeps no components.
+        share: (K,), of how the logits vary over the test images.
+        toward_label: (K,), mean of what each adds to the label's logit.
+        text_share: of the texts; all shares add up to 1.
+        whole: whether a column is a unit, not a component.
+        reasons: of the classes that have test images.
+    """
+
+    features: str
+    units: tuple[Unit, ...]
+    counts: tuple[int, ...]
+    share: Tensor
+    toward_label: Tensor
+    text_share: float = 0.0
+    whole: bool = False
+    reasons: tuple[ClassReasons, ...] = ()
+
+    def __post_init__(self) -> None:
+        total = sum(self.counts)
+        shapes = [tuple(tensor.shape) for tensor in (self.share, self.toward_label)]
+        if len(self.units) != len(self.counts) or shapes != [(total,)] * 2:
+            raise ResiDualError(
+                f"wanted {total} shares of the {len(self.units)} units that a class head reads, "
+                f"got {len(self.counts)} counts and tensors of {shapes[0]} and {shapes[1]}."
+            )
+
+
+@dataclass(frozen=True)
+class TrustRecord:
+    """What predictions of left-out training images say of how far to trust a fit.
+
+    Attributes:
+        images: how many were left out.
+        accuracy: share of them that is told right.
+        calibration_before: expected calibration error on them of the model as it came.
+        calibration_after: of the fit.
+        wrong_labels: how many labels look wrong; None where that cannot be told.
+        coverage: of the sets of classes that were tried on the test images; None without sets.
+        covered: the share of test images whose class is in their set.
+        set_size: the mean number of classes in a set.
+        more_images: so many more training images ...
+        more_points: ... would add about so much to the accuracy, a share of 1; None where that
+            cannot be told.
+    """
+
+    images: int
+    accuracy: float
+    calibration_before: float
+    calibration_after: float
+    wrong_labels: int | None = None
+    coverage: float | None = None
+    covered: float | None = None
+    set_size: float | None = None
+    more_images: int | None = None
+    more_points: float | None = None
+
+
+@dataclass(frozen=True)
 class Example:
     """A test image that changed side, small.
 
@@ -58,4 +132,23 @@ class Example:
     """
 
     row: int
+    image: bytes
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image that is shown because of its label: a mistake, or a label that looks wrong.
+
+    Attributes:
+        file: what it is called.
+        label: number of the class that it is filed under.
+        other: of the class that it is taken for.
+        score: the probability of `other`, or that the label is wrong.
+        image: as in `Example`.
+    """
+
+    file: str
+    label: int
+    other: int
+    score: float
     image: bytes

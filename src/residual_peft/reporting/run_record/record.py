@@ -28,10 +28,18 @@ from ...hub.files import (
     write_tensors,
 )
 from ...towers.units import Unit
-from .parts import Example, GainRecord
-from .stored import FORMAT_VERSION, StoredExample, StoredGains, StoredRun
+from .parts import Example, GainRecord, HeadShares, NamedImage, TrustRecord
+from .stored import (
+    FORMAT_VERSION,
+    StoredExample,
+    StoredGains,
+    StoredHead,
+    StoredImage,
+    StoredRun,
+)
 
 MAX_PICTURE = 2**20  # bytes
+HEAD_SHARE, HEAD_TOWARD = "head_share", "head_toward_label"
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,14 @@ class RunRecord:
         before: logits without the adapter (N, C), float32.
         after: logits with it.
         facts: how it was made.
-        gains: by unit, None where no unit has gains of its own (stream mode).
+        gains: by unit, None where no unit has gains of its own (stream mode), or a class head
+            decides.
         words: for units and components; empty when nobody looked for them.
         examples: images that changed side.
+        head: what a class head makes of the units; None without one.
+        trust: what left-out training images say; None where none were left out.
+        mistakes: test images that are taken for another class, the worst first.
+        suspicious: training images whose label looks wrong, the surest first.
     """
 
     class_names: tuple[str, ...]
@@ -62,6 +75,10 @@ class RunRecord:
     gains: GainRecord | None = None
     words: tuple[Words, ...] = ()
     examples: tuple[Example, ...] = ()
+    head: HeadShares | None = None
+    trust: TrustRecord | None = None
+    mistakes: tuple[NamedImage, ...] = ()
+    suspicious: tuple[NamedImage, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.labels), len(self.class_names))
@@ -78,6 +95,22 @@ class RunRecord:
             raise ResiDualError(f"wanted all facts of a fit, got no {missing[0]}.")
         if any(not 0 <= example.row < shape[0] for example in self.examples):
             raise ResiDualError(f"wanted examples among the {shape[0]} test images.")
+        named = [
+            number for x in (*self.mistakes, *self.suspicious) for number in (x.label, x.other)
+        ]
+        named += [] if self.head is None else [x.class_index for x in self.head.reasons]
+        if any(not 0 <= number < shape[1] for number in named):
+            raise ResiDualError(
+                f"wanted classes from 0 to {shape[1] - 1} beside images and reasons."
+            )
+
+    @property
+    def pictures(self) -> dict[str, bytes]:
+        """What lies in `examples/`, by name."""
+        found = {f"{x.row}": x.image for x in self.examples}
+        for kind, images in (("mistake", self.mistakes), ("suspicious", self.suspicious)):
+            found |= {f"{kind}-{place}": x.image for place, x in enumerate(images)}
+        return {name + picture_suffix(image, "an example"): image for name, image in found.items()}
 
     def save(self, directory: PathLike) -> None:
         """Write the record; pictures of an earlier one in the same place go.
@@ -88,15 +121,15 @@ class RunRecord:
         target = path_of(directory)
         # ties the two files to each other, should a crash leave one of an earlier run
         stamp = uuid.uuid4().hex
-        names = [f"{x.row}{picture_suffix(x.image, 'an example')}" for x in self.examples]
+        pictures = self.pictures
         with atomic_directory(target) as folder:
-            for name, example in zip(names, self.examples, strict=True):
+            for name, image in pictures.items():
                 (folder / EXAMPLES).mkdir(exist_ok=True)
-                (folder / EXAMPLES / name).write_bytes(example.image)
+                (folder / EXAMPLES / name).write_bytes(image)
             write_tensors(folder / RECORD_TENSORS, self._tensors(), {"stamp": stamp})
-            write_json(folder / RECORD_JSON, self._described(stamp, names))
+            write_json(folder / RECORD_JSON, self._described(stamp, list(pictures)))
         for path in (target / EXAMPLES).glob("*"):
-            if path.name not in names and path.suffix in PICTURE_SUFFIXES.values():
+            if path.name not in pictures and path.suffix in PICTURE_SUFFIXES.values():
                 path.unlink()
 
     @classmethod
@@ -141,7 +174,13 @@ class RunRecord:
                     Words(Unit.parse(item.unit), item.component, item.texts, item.explained)
                     for item in stored.words
                 ),
-                examples=_read_examples(stored.examples, folder),
+                examples=tuple(
+                    Example(item.row, _picture(item, folder)) for item in stored.examples
+                ),
+                head=None if stored.head is None else _head(stored.head, tensors, folder),
+                trust=stored.trust,
+                mistakes=_named(stored.mistakes, folder),
+                suspicious=_named(stored.suspicious, folder),
                 **_logits(tensors, folder, len(stored.class_names)),
             )
         except ResiDualError as error:
@@ -156,11 +195,19 @@ class RunRecord:
         tensors |= {"before": self.before.float(), "after": self.after.float().clone()}
         if self.gains is not None:
             tensors |= {name: tensor.float() for name, tensor in self.gains.tensors().items()}
+        if self.head is not None:
+            tensors[HEAD_SHARE] = self.head.share.float()
+            tensors[HEAD_TOWARD] = self.head.toward_label.float().clone()
         return tensors
 
     def _described(self, stamp: str, names: list[str]) -> dict[str, Any]:
-        gains = self.gains
-        return {
+        gains, rest = self.gains, iter(names)
+        own = {
+            "examples": [{"row": x.row, "file": next(rest)} for x in self.examples],
+            "mistakes": [asdict(StoredImage.of(x, next(rest))) for x in self.mistakes],
+            "suspicious": [asdict(StoredImage.of(x, next(rest))) for x in self.suspicious],
+        }
+        return own | {
             "format_version": FORMAT_VERSION,
             "stamp": stamp,
             "class_names": list(self.class_names),
@@ -173,10 +220,8 @@ class RunRecord:
                 "settings_share": gains.settings_share,
             },
             "words": [asdict(words) | {"unit": str(words.unit)} for words in self.words],
-            "examples": [
-                {"row": example.row, "file": name}
-                for example, name in zip(self.examples, names, strict=True)
-            ],
+            "head": None if self.head is None else asdict(StoredHead.of(self.head)),
+            "trust": None if self.trust is None else asdict(self.trust),
         }
 
 
@@ -202,17 +247,25 @@ def _gains(stored: StoredGains, tensors: dict[str, Tensor], folder: Path) -> Gai
     )
 
 
-def _read_examples(stored: tuple[StoredExample, ...], folder: Path) -> tuple[Example, ...]:
-    found = []
-    for item in stored:
-        # a record may come from a stranger: neither a name nor a link must lead to other files of
-        # this machine, as the report shows what it finds
-        path = folder / EXAMPLES / Path(item.file).name
-        if not inside(path, folder) or path.is_symlink() or not path.is_file():
-            raise ResiDualError(
-                f"wanted the picture {quoted(path)} of a test image, which is missing or a link."
-            )
-        content = read_bytes(path, MAX_PICTURE)
-        picture_suffix(content, quoted(path))
-        found.append(Example(item.row, content))
-    return tuple(found)
+def _head(stored: StoredHead, tensors: dict[str, Tensor], folder: Path) -> HeadShares:
+    path, total = folder / RECORD_TENSORS, sum(stored.counts)
+    return stored.restored(
+        *(tensor_of(tensors, name, path, total) for name in (HEAD_SHARE, HEAD_TOWARD))
+    )
+
+
+def _named(stored: tuple[StoredImage, ...], folder: Path) -> tuple[NamedImage, ...]:
+    return tuple(item.restored(_picture(item, folder)) for item in stored)
+
+
+def _picture(item: StoredExample | StoredImage, folder: Path) -> bytes:
+    # a record may come from a stranger: neither a name nor a link must lead to other files of
+    # this machine, as the report shows what it finds
+    path = folder / EXAMPLES / Path(item.file).name
+    if not inside(path, folder) or path.is_symlink() or not path.is_file():
+        raise ResiDualError(
+            f"wanted the picture {quoted(path)} of an image, which is missing or a link."
+        )
+    content = read_bytes(path, MAX_PICTURE)
+    picture_suffix(content, quoted(path))
+    return content

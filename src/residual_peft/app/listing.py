@@ -1,0 +1,86 @@
+"""Images that are to be looked at: mistakes on test images, labels that look wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+from datasets import Dataset
+
+from ..classifiers.evaluation import Evaluation
+from ..data.images import UnreadableImage, thumbnail, to_rgb
+from ..data.listing import files_of, short_name, write_listing
+from ..hub.files import PathLike
+from ..reporting.run_record import NamedImage
+
+SHOWN = 24
+"""Pictures of each kind that a report has; the tables have all of them."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """An image whose label and what it is taken for differ.
+
+    Attributes:
+        dataset: that it is in.
+        row: of it.
+        file: what it is called.
+        label: number of its class.
+        other: of the class that it is taken for.
+        score: the probability of `other`, or that the label is wrong.
+    """
+
+    dataset: Dataset
+    row: int
+    file: str
+    label: int
+    other: int
+    score: float
+
+
+def mistakes_of(found: Evaluation, dataset: Dataset, title: str = "the test split") -> list[Noted]:
+    """Images that are taken for another class, those first whose own class was the least likely.
+
+    Args:
+        found: with one label per image.
+        dataset: the images it is of, in the order of `found.index`, or in its own.
+        title: what to call them.
+    """
+    labels, logits = found.labels.cpu(), found.logits.double().cpu()
+    shares, guesses = logits.softmax(1), logits.argmax(1)
+    own = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    order = own.argsort(stable=True)
+    order = order[(guesses != labels)[order]]
+    rows = (order if found.index is None else found.index.cpu()[order]).tolist()
+    files = files_of(dataset, rows, title)
+    scores = shares.gather(1, guesses[:, None])[order, 0]
+    columns = (files, labels[order].tolist(), guesses[order].tolist(), scores.tolist())
+    return [Noted(dataset, row, *rest) for row, *rest in zip(rows, *columns, strict=True)]
+
+
+def write_noted(
+    path: PathLike, noted: Sequence[Noted], class_names: Sequence[str], headers: Sequence[str]
+) -> None:
+    """Write noted images as CSV: file, label, what it is taken for, probability."""
+    write_listing(
+        path,
+        headers,
+        ((x.file, class_names[x.label], class_names[x.other], x.score) for x in noted),
+    )
+
+
+MISTAKE_HEADERS = ("file", "label", "prediction", "score")
+SUSPICIOUS_HEADERS = ("file", "label", "looks like", "probability that the label is wrong")
+
+
+def pictured(noted: Sequence[Noted], limit: int = SHOWN) -> tuple[NamedImage, ...]:
+    """The first of them with small pictures, by short names; unreadable ones are left out."""
+    found = []
+    for item in noted[:limit]:
+        stored = item.dataset.cast_column("image", datasets.Image(decode=False)).with_format(None)
+        try:
+            image = thumbnail(to_rgb(stored[item.row]["image"], f"'{item.file}'"))
+        except UnreadableImage:
+            continue
+        name = short_name(item.file)
+        found.append(NamedImage(name, item.label, item.other, item.score, image))
+    return tuple(found)

@@ -1,0 +1,76 @@
+"""What left-out images say of a fit: the functions' own numbers, and nothing where nothing is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import DatasetDict
+from peft import get_peft_model
+
+from residual_peft import ResiDualConfig, ZeroShotClassifier, collect_with_basis, load_data
+from residual_peft.app.trusting import COVERAGE, trust_of
+from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.evaluation import Evaluation
+from residual_peft.classifiers.heads.trust import reliability
+from residual_peft.data import batches
+from residual_peft.demo.tasks import handwriting
+from residual_peft.solvers.methods import METHODS, Rows
+
+SWAPPED = {5: 3, 40: 7, 100: 1, 130: 9}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """160 digits of which 4 have the label of another one, and 80 test digits."""
+    whole, clip = handwriting()["train"], load_backbone()
+    data = load_data(
+        DatasetDict(
+            train=whole.select(range(130)),
+            validation=whole.select(range(130, 160)),
+            test=whole.select(range(160, 240)),
+        )
+    )
+    model = get_peft_model(clip.model, ResiDualConfig())
+    classifier = ZeroShotClassifier.from_text(model, clip.tokenizer, data.class_names)
+    seen = collect_with_basis(model, batches(whole.select(range(240)), clip.image_processor))
+    labels = seen.labels.clone()
+    for row, label in SWAPPED.items():
+        labels[row] = label if label != labels[row] else (label + 1) % 10
+    some = replace(seen, labels=labels).rows(torch.arange(160))
+    return data, classifier, Rows.of(classifier, some), seen.rows(torch.arange(160, 240))
+
+
+def test_it_says_what_left_out_predictions_say(fitted) -> None:
+    data, classifier, rows, test = fitted
+    outcome = METHODS["ridge-embedding"].run(rows)
+    scores = Evaluation(data.class_names, outcome.logits(classifier, test), test.labels)
+    found = trust_of(rows, outcome, data, scores)
+    record, left = found.record, outcome.left_out
+    assert (record.images, record.accuracy) == (int(left.known.sum()), left.accuracy)
+    assert record.calibration_after == reliability(left.logits, left.labels).error
+    assert record.calibration_before == reliability(rows.zero_shot, rows.labels).error
+    sets = outcome.head.sets(COVERAGE).sets(scores.logits)
+    inside = [bool(sets[i, label]) for i, label in enumerate(test.labels.tolist())]
+    assert record.covered == pytest.approx(sum(inside) / len(inside))
+    assert record.set_size == pytest.approx(float(sets.sum() / len(sets)))
+    assert record.more_images == 80
+    assert 0 < record.more_points < 0.2
+    planted = {(split, row) for split, row in (("train", 5), ("train", 40), ("train", 100))}
+    planted.add(("validation", 0))
+    named = {(item.file.split(" ")[-2], item.row) for item in found.suspicious}
+    assert len(planted & named) >= 3
+    assert len(named) <= 5
+    assert record.wrong_labels == len(found.suspicious)
+    for item in found.suspicious:
+        place = item.row + (130 if "validation" in item.file else 0)
+        assert item.label == int(rows.labels[place])
+
+
+def test_it_says_nothing_where_nothing_was_left_out(fitted) -> None:
+    data, classifier, rows, test = fitted
+    outcome = METHODS["zero-shot"].run(rows)
+    scores = Evaluation(data.class_names, outcome.logits(classifier, test), test.labels)
+    found = trust_of(rows, outcome, data, scores).record
+    assert (found.coverage, found.more_points) == (None, None)
+    none = replace(outcome.left_out, known=torch.zeros(160, dtype=torch.bool))
+    assert trust_of(rows, replace(outcome, left_out=none), data, scores) is None
