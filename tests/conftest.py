@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,23 @@ def shapes(tmp_path: Path) -> list[str]:
         paths.append(str(tmp_path / "shapes" / f"{number}.png"))
         row["image"].save(paths[-1])
     return paths
+
+
+@pytest.fixture
+def one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text towers of these tests know the tokenizer's characters."""
+    from tests.dual_encoders import CONTEXT
+    from tests.models import text_config
+    from tests.pooled import text_sizes
+    from tests.tokenizers import VOCABULARY
+
+    plain = text_config
+
+    def wide(size: Any, vocab_size: int = VOCABULARY) -> Any:
+        config = plain(size, max(vocab_size, VOCABULARY))
+        config.max_position_embeddings = CONTEXT
+        return config
+
+    monkeypatch.setattr("tests.models.text_config", wide)
+    monkeypatch.setattr("tests.pooled.text_config", wide)
+    assert text_sizes.__globals__["text_config"] is wide

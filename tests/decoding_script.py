@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from residual_peft.data import ProcessedImages, batches, decoding
-from tests.data.test_batching import PROCESSOR, png, stored
+from tests.pictures import PROCESSOR, png, stored
 
 method, kind, folder = sys.argv[1:4]
 if method != "default":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pairs import table
+
 FOLDER = Path(__file__).parents[1] / "examples"
 
 # one process per script, forked from one that has done the imports, which take longer than a script
@@ -164,7 +166,7 @@ def test_an_example_says_what_it_promises_and_nothing_else(output: Path, name: s
     CHECKS[name]((output / f"{name}.out").read_text().splitlines())
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@table("name", CHECKS)
 def test_a_docstring_shows_how_to_run_it_and_readme_names_it(name: str) -> None:
     assert f"    python examples/{name}" in (FOLDER / name).read_text().split('"""')[1]
     assert f"examples/{name}" in (FOLDER.parent / "README.md").read_text()

@@ -4,31 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-import residual_peft
-
-ROOT = Path(residual_peft.__file__).parent
-ROOMS = (
-    "registration",
-    "errors",
-    "hub",
-    "data",
-    "towers",
-    "bases",
-    "tuner",
-    "classifiers",
-    "solvers",
-    "analysis",
-    "experiments",
-    "reporting",
-    "demo",
-    "app",
-    "cli",
-)
-FILES = sorted(path for path in ROOT.rglob("*.py") if "metric_modules" not in path.parts)
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT).with_suffix("").parts[0]
+from tests.house import FILES, ROOMS, ROOT, room_of
 
 
 def imports(path: Path, text: str) -> set[tuple[str, str]]:
@@ -115,3 +91,29 @@ def test_the_rule_sees_what_it_forbids() -> None:
         "app does not offer recording",
         "towers.taps._y is private",
     }
+
+
+TESTS = Path(__file__).parent
+
+
+def taken_from_tests(text: str) -> set[str]:
+    """The modules of tests that a text takes something from, at its top or within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module or ''}.{alias.name}" for alias in node.names}
+            found |= names | {node.module or ""}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if re.fullmatch(r"(tests\.)?(\w+\.)*test_\w+", name)}
+
+
+def test_no_test_module_is_taken_from() -> None:
+    """What several need is in a module of its own, or a fixture of a conftest.py."""
+    for path in TESTS.rglob("*.py"):
+        assert not taken_from_tests(path.read_text()), path
+    assert taken_from_tests("def f():\n    from tests.cli.test_cli import stop") == {
+        "tests.cli.test_cli"
+    }
+    assert taken_from_tests("from .test_cli import stop\nfrom tests import test_cli") != set()
+    assert not taken_from_tests("from tests.commands import stop\nimport testing.test")

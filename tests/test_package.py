@@ -13,7 +13,7 @@ import pytest
 
 import residual_peft
 from residual_peft.errors import EXTRAS
-from tests.test_layout import FILES, ROOMS, room_of
+from tests.house import FILES, ROOMS, room_of
 from tests.tuner.twin import adapted
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,11 @@ from PIL import Image
 
 import residual_peft.tuner  # noqa: F401  registers the method with PEFT
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
-from residual_peft.data import ImageData, load_data
+from residual_peft.data import ImageData, ProcessedImages, batches, load_data
+from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.tuner import ResiDualConfig
-from tests.classifiers.test_zero_shot import image_processor
 from tests.models import clip_model
+from tests.pictures import image_processor
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 
 NAMES = ("dark", "grey", "light")
@@ -50,3 +51,16 @@ def save_clip(folder, size: int = 16, dtype: torch.dtype = torch.float32, seed: 
     clip_model(vocab_size=VOCABULARY, seed=seed).to(dtype).save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     image_processor(size).save_pretrained(folder)
+
+
+def passed(classifier, split="train"):
+    loader = batches(task()[split], classifier.image_processor, batch_size=16)
+    return collect_coordinates(classifier.model, loader)
+
+
+def images(classifier, split="train"):
+    return ProcessedImages(task()[split], classifier.image_processor, split)
+
+
+class Killed(Exception):
+    pass

@@ -12,11 +12,12 @@ from residual_peft.analysis.subsets import correct_whole, correct_with
 from residual_peft.data.metrics import accuracy, accuracy_interval, difference_interval
 from tests.analysis.selection_case import CLASSES, SIZE, case, classes, naive_right, planted
 from tests.models import clip_model, pixels
+from tests.pairs import table
 
 
-@pytest.mark.parametrize("block", [None, 7])
-@pytest.mark.parametrize("others", ["ablate", "keep"])
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@table("block", [None, 7])
+@table("others", ["ablate", "keep"])
+@table("ablation", ["zero", "mean"])
 def test_every_subset_is_that_of_a_loop(ablation: str, others: str, block: int | None) -> None:
     test, reference = case(0), case(1, 41)
     heads, generator = test.index(), torch.Generator().manual_seed(3)
@@ -60,8 +61,8 @@ def test_means_are_those_of_the_reference_images_alone() -> None:
     assert not some.equal(correct_with(heads, reference=all_images, **options))
 
 
-@pytest.mark.parametrize("kinds", [("head",), ("mlp",), ("head", "mlp")])
-@pytest.mark.parametrize(
+@table("kinds", [("head",), ("mlp",), ("head", "mlp")])
+@table(
     ("cumulative", "gone"),
     [
         (False, {"layer 0": [0], "layer 1": [1], "layer 2": [2]}),
@@ -69,7 +70,7 @@ def test_means_are_those_of_the_reference_images_alone() -> None:
         ("from_last", {"layer 2": [2], "layers 1-2": [1, 2], "layers 0-2": [0, 1, 2]}),
     ],
 )
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@table("ablation", ["zero", "mean"])
 def test_layers_are_those_of_a_loop(
     ablation: str, cumulative: str | bool, gone: dict[str, list[int]], kinds: tuple[str, ...]
 ) -> None:
@@ -100,8 +101,8 @@ def test_layers_are_those_of_a_loop(
     assert curve.rows()[0]["name"] == next(iter(gone))
 
 
-@pytest.mark.parametrize("block", [None, 9])
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@table("block", [None, 9])
+@table("ablation", ["zero", "mean"])
 def test_single_units_are_those_of_a_loop(ablation: str, block: int | None) -> None:
     test, reference = case(0), case(1, 41)
     curve = unit_ablation(

@@ -14,6 +14,7 @@ from residual_peft.solvers.coordinates import Coordinates, collect_coordinates
 from residual_peft.towers.running import run_tower, unadapted
 from residual_peft.tuner import adapter_basis, gains_of
 from tests.models import SIZES, pixels
+from tests.pairs import table
 from tests.tuner.twin import adapted
 
 CLASSES = 5
@@ -49,7 +50,7 @@ def logits(model: PeftModel, classifier: ZeroShotClassifier, images: Tensor) -> 
     return [x - x.mean(1, keepdim=True) for x in (before, after)]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@table("name", CONFIGS)
 def test_shares_and_margins_add_up_to_what_the_model_shows(name: str) -> None:
     model, classifier, rows, images = case(name)
     found = explain_adapter(classifier, rows)
@@ -68,7 +69,7 @@ def test_shares_and_margins_add_up_to_what_the_model_shows(name: str) -> None:
         assert found.settings_share == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@table("name", CONFIGS)
 def test_each_share_is_that_of_a_component_moved_by_itself(name: str) -> None:
     """The slow twin: every component's own change of every logit, image by image."""
     model, classifier, rows, images = case(name)
@@ -147,7 +148,7 @@ def test_a_chunk_is_no_border(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(explain_adapter(classifier, rows).share, whole.share)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@table("name", CONFIGS)
 def test_the_effects_on_one_image_add_up_to_its_change_of_margin(name: str) -> None:
     model, classifier, rows, images = case(name)
     before, after = logits(model, classifier, images)

@@ -20,6 +20,7 @@ from residual_peft.analysis import (
 )
 from tests.analysis.cases import random_contributions
 from tests.models import SIZES, clip_model, pixels
+from tests.pairs import table
 
 Array = np.ndarray
 COUNTS = [4, 9, 2, 7]
@@ -64,7 +65,7 @@ MEASURES = {
 }
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@table("name", MEASURES)
 def test_half_precision_holds_what_it_adds_up(name: str) -> None:
     measure, _ = MEASURES[name]
     exact = random_contributions(COUNTS, 64, 400, shared=0.7)
@@ -73,8 +74,8 @@ def test_half_precision_holds_what_it_adds_up(name: str) -> None:
     torch.testing.assert_close(half.values, measure(exact).values, rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize("numbers", [50, 2**24])
-@pytest.mark.parametrize("name", MEASURES)
+@table("numbers", [50, 2**24])
+@table("name", MEASURES)
 def test_measures_are_the_loops(name: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement, "_NUMBERS", numbers)
     measure, slow = MEASURES[name]
@@ -92,7 +93,7 @@ def test_measures_are_the_loops(name: str, numbers: int, monkeypatch: pytest.Mon
     assert within.values.diagonal().tolist() == pytest.approx([1.0] * len(COUNTS))
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@table("name", MEASURES)
 def test_float32_is_near(name: str) -> None:
     measure, _ = MEASURES[name]
     exact = measure(random_contributions(COUNTS, 12, 35, shared=0.7))

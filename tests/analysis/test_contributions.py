@@ -10,6 +10,7 @@ from residual_peft import ResiDualConfig, ResiDualError, SpectralBasis, decompos
 from residual_peft.analysis import Contributions, collect_contributions
 from residual_peft.solvers.coordinates import collect_coordinates, collect_with_basis
 from tests.models import BUILDERS, SIZES, clip_model, pixels
+from tests.pairs import in_turn
 
 COUNT = 40
 
@@ -23,8 +24,10 @@ def batches(seed: int = 0, size: str = "usual") -> list[dict[str, Tensor]]:
     ]
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", BUILDERS)
+@in_turn(
+    size=SIZES,
+    kind=BUILDERS,
+)
 def test_contributions_are_those_of_decompose(kind: str, size: str) -> None:
     model = BUILDERS[kind](SIZES[size]).double()
     seen = collect_contributions(

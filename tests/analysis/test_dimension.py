@@ -23,6 +23,7 @@ from residual_peft.analysis import (
 )
 from tests.analysis.cases import orthonormal, random_basis, random_contributions
 from tests.models import clip_model, pixels
+from tests.pairs import table
 
 Array = np.ndarray
 
@@ -55,7 +56,7 @@ def twin(points: Array, discard: float = 0.1) -> tuple[float, float]:
     return over / under, (count - 1) / sum(map(math.log, ratios))
 
 
-@pytest.mark.parametrize("name", clouds())
+@table("name", clouds())
 def test_two_nn_is_that_of_scikit_dimension(name: str) -> None:
     cloud = clouds()[name]
     found = two_nn(torch.from_numpy(cloud), block=97)
@@ -63,7 +64,7 @@ def test_two_nn_is_that_of_scikit_dimension(name: str) -> None:
     assert (found.points, found.duplicates) == (len(cloud), 0)
 
 
-@pytest.mark.parametrize("discard", [0.0, 0.1, 0.35])
+@table("discard", [0.0, 0.1, 0.35])
 def test_two_nn_is_its_twin_whatever_the_blocks(discard: float) -> None:
     cloud = clouds()["skewed"][:301]
     dimension, likelihood = twin(cloud, discard)

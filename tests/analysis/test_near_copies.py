@@ -3,10 +3,10 @@
 import itertools
 
 import numpy as np
-import pytest
 import torch
 
 from residual_peft.analysis.near_copies import near_copies
+from tests.pairs import table
 
 
 def slow(embeddings: torch.Tensor, alike: float) -> list[set[int]]:
@@ -22,7 +22,7 @@ def slow(embeddings: torch.Tensor, alike: float) -> list[set[int]]:
     return groups
 
 
-@pytest.mark.parametrize("alike", [0.3, 0.9, 0.99])
+@table("alike", [0.3, 0.9, 0.99])
 def test_groups_are_those_by_definition(alike: float) -> None:
     generator = torch.Generator().manual_seed(3)
     base = torch.randn(12, 16, generator=generator)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from residual_peft import ResiDualError
 from residual_peft.analysis import omp, pursuit, somp, text_span
+from tests.pairs import table
 
 WIDTH, ATOMS, ROWS = 23, 57, 41
 
@@ -54,7 +55,7 @@ def naive_text_span(
     return chosen, explained
 
 
-@pytest.mark.parametrize("k", [1, 5, 12])
+@table("k", [1, 5, 12])
 def test_somp_in_a_frame_is_somp_in_the_full_space(k: int) -> None:
     c, frame = in_frame(k)
     atoms = unit_rows(ATOMS, WIDTH)
@@ -100,7 +101,7 @@ def test_somp_in_float32_and_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert omp(many, atoms, 4).indices.equal(torch.stack([omp(v, atoms, 4).indices for v in many]))
 
 
-@pytest.mark.parametrize("steps", [1, 4, 11])
+@table("steps", [1, 4, 11])
 def test_omp_is_that_of_scikit_learn(steps: int) -> None:
     atoms, targets = unit_rows(ATOMS, WIDTH), drawn(19, WIDTH, seed=5)
     found = omp(targets, atoms, steps)
@@ -128,7 +129,7 @@ def test_somp_of_one_row_is_omp() -> None:
         torch.testing.assert_close(one.coefficients, many.coefficients[0])
 
 
-@pytest.mark.parametrize(("k", "rank"), [(12, 12), (12, 5), (4, 80)])
+@table(("k", "rank"), [(12, 12), (12, 5), (4, 80)])
 def test_text_span_is_that_of_the_full_space(k: int, rank: int) -> None:
     c, frame = in_frame(k)
     atoms = unit_rows(ATOMS, WIDTH)

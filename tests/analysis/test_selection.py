@@ -16,12 +16,13 @@ from residual_peft.analysis.selection import compare_selections
 from residual_peft.data.metrics import accuracy_interval, difference_interval
 from residual_peft.towers.units import Unit
 from tests.analysis.selection_case import Case, case, classes, naive_right, planted
+from tests.pairs import table
 
 BUDGETS = (1, 0.1, 0.5, 24)
 
 
-@pytest.mark.parametrize("block", [None, 11])
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@table("block", [None, 11])
+@table("ablation", ["zero", "mean"])
 def test_supervised_is_the_accuracy_of_each_head_alone(ablation: str, block: int | None) -> None:
     one = case()
     ranking = rank_units(one.seen, classes(), ablation=ablation, block=block)
@@ -109,8 +110,8 @@ def test_random_rankings_are_draws_that_a_seed_repeats() -> None:
     assert first == set(units)
 
 
-@pytest.mark.parametrize("others", ["ablate", "keep"])
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@table("others", ["ablate", "keep"])
+@table("ablation", ["zero", "mean"])
 def test_curves_are_those_of_a_loop(ablation: str, others: str) -> None:
     validation, test = case(1, 41), case(0)
     heads = test.index()

@@ -18,6 +18,7 @@ from residual_peft.analysis import (
 from residual_peft.towers.units import Unit
 from tests.analysis.cases import UNITS, orthonormal, random_basis
 from tests.models import clip_model, pixels
+from tests.pairs import table
 
 COUNTS = [4, 9, 2, 7, 13, 3, 4, 6, 1, 16, 11]
 WIDTH = 18
@@ -46,8 +47,8 @@ def of(basis: SpectralBasis, index: int) -> tuple[Tensor, Tensor]:
     return basis.components[index], basis.eigenvalues[index]
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("chunk", [1, 300, 2**19])
+@table("weighted", [True, False])
+@table("chunk", [1, 300, 2**19])
 def test_all_pairs_are_the_loops(
     weighted: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +14,11 @@ from residual_peft.app.studies import study_model
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.cards import TASK
 from residual_peft.reporting.run_record import RunRecord
-from tests.cli.test_cli import stop
-from tests.models import TOWERS, Size
-from tests.tokenizers import clip_tokenizer
-from tests.towers.test_families import BUILDERS, one_tokenizer, processor
+from tests.commands import stop
+from tests.dual_encoders import saved
+from tests.models import Size
 
-__all__ = ["one_tokenizer"]
+pytestmark = pytest.mark.usefixtures("one_tokenizer")
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 
 
@@ -37,16 +35,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(array.clip(0, 255).astype(np.uint8)).save(
                 folder / name / f"{index}.png"
             )
-    return folder
-
-
-def saved(name: str, folder: Path, size: Size | None = None) -> Path:
-    """A tiny random model as somebody would find it on the Hub."""
-    build: Any = TOWERS[name] if name in TOWERS else BUILDERS[name]
-    build(size).save_pretrained(folder)
-    processor(name).save_pretrained(folder)
-    if name in BUILDERS:
-        clip_tokenizer().save_pretrained(folder)
     return folder
 
 

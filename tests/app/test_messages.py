@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from residual_peft.app.messages import quiet
-from tests.cli.test_cli import photos, stop
+from tests.commands import photos, stop
 
 
 @pytest.mark.filterwarnings("default")

@@ -6,10 +6,9 @@ import pytest
 
 from residual_peft.bases.accumulator import BasisAccumulator
 from residual_peft.errors import ResiDualError
-from tests.models import BUILDERS, SIZES, clip_model, pixels
+from tests.models import clip_model, pixels
 
 KINDS = ("embed", "head", "mlp", "output")
-ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
 
 
 def test_an_accumulator_travels_without_its_model_and_never_grows() -> None:

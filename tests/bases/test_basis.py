@@ -20,6 +20,7 @@ from residual_peft.hub.files import read_tensors, write_tensors
 from residual_peft.towers.registry import find_tower
 from residual_peft.towers.units import Unit
 from tests.models import ALL, EVERY, SIZES, Size, clip_model, pixels
+from tests.pairs import table
 from tests.slow import slow_contributions, slow_pca
 
 KINDS = ("embed", "head", "mlp", "output")
@@ -65,7 +66,7 @@ def test_streaming_equals_one_full_svd_of_a_slow_twins_contributions(
         assert_pca(basis[unit], expected[unit])
 
 
-@pytest.mark.parametrize("name", SIZES)
+@table("name", SIZES)
 def test_components_are_orthonormal_ordered_and_signed(name: str) -> None:
     size = SIZES[name]
     model = clip_model(size)
@@ -125,7 +126,7 @@ def test_batches_may_be_tensors_mappings_or_one_batch_alone() -> None:
     SpectralBasis.fit(model, images, progress=True)
 
 
-@pytest.mark.parametrize(
+@table(
     ("batches", "message"),
     [
         ([], r"too few images: a basis needs at least 2, got 0"),
@@ -198,7 +199,7 @@ def basis() -> SpectralBasis:
     return SpectralBasis.fit(clip_model(), pixels(60), units=KINDS)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.999])
+@table("share", [0.01, 0.5, 0.9, 0.999])
 def test_a_share_keeps_the_fewest_directions_that_reach_it(
     basis: SpectralBasis, share: float
 ) -> None:
@@ -220,7 +221,7 @@ def test_all_and_the_whole_share_keep_everything(basis: SpectralBasis) -> None:
     assert basis.truncate(3).truncate(2).component_counts == basis.truncate(2).component_counts
 
 
-@pytest.mark.parametrize("components", [0, -1, 0.0, 1.5, float("nan"), True, "3", [2]])
+@table("components", [0, -1, 0.0, 1.5, float("nan"), True, "3", [2]])
 def test_what_is_no_truncation_is_refused(basis: SpectralBasis, components: object) -> None:
     for cut in (
         basis.truncate,
@@ -231,7 +232,7 @@ def test_what_is_no_truncation_is_refused(basis: SpectralBasis, components: obje
             cut(components)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("components", [4, 0.999999, 1.0])
+@table("components", [4, 0.999999, 1.0])
 def test_what_was_cut_off_cannot_be_asked_for_again(
     basis: SpectralBasis, components: float
 ) -> None:
@@ -353,15 +354,15 @@ def folder(basis: SpectralBasis, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [TENSORS, METADATA])
+@table("name", [TENSORS, METADATA])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(ResiDualError, match=rf"wanted the file '.*{name}', which is missing"):
         SpectralBasis.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", [TENSORS, METADATA])
-@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
+@table("name", [TENSORS, METADATA])
+@table("share", [0, 0.001, 0.5, 0.99])
 def test_a_file_cut_short_is_named(folder: Path, name: str, share: float) -> None:
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: int(share * len(data))])
@@ -369,7 +370,7 @@ def test_a_file_cut_short_is_named(folder: Path, name: str, share: float) -> Non
         SpectralBasis.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", [TENSORS, METADATA])
+@table("name", [TENSORS, METADATA])
 def test_a_file_of_another_kind_is_named(folder: Path, name: str) -> None:
     torch.save({"means": torch.zeros(3)}, folder / name)
     with pytest.raises(ResiDualError, match=rf"{name}' is not "):
@@ -380,7 +381,7 @@ def drop(key: str) -> Callable[[dict], dict]:
     return lambda data: {name: value for name, value in data.items() if name != key}
 
 
-@pytest.mark.parametrize(
+@table(
     ("change", "message"),
     [
         (drop("units"), r"residual_basis\.json', field units: wanted a list, each text, got none"),
@@ -432,7 +433,7 @@ def test_metadata_of_another_basis_is_refused(
         SpectralBasis.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
+@table(
     ("key", "value", "message"),
     [
         ("means", float("nan"), "means in '.*' holds NaN or infinite values"),
@@ -457,7 +458,7 @@ def test_numbers_that_no_basis_has_are_refused(
         SpectralBasis.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("key", ["means", "components", "eigenvalues", "total_variance"])
+@table("key", ["means", "components", "eigenvalues", "total_variance"])
 def test_tensors_missing_or_of_another_shape_are_refused(folder: Path, key: str) -> None:
     tensors, _ = read_tensors(folder / TENSORS)
     for wrong in (drop(key)(tensors), {**tensors, key: tensors[key][1:].clone()}):

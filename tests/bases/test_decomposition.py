@@ -25,7 +25,7 @@ from tests.models import (
     hooks,
     pixels,
 )
-from tests.pairs import in_turn
+from tests.pairs import dealt, in_turn, table
 from tests.slow import slow_contributions
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -35,7 +35,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
-@in_turn(case=ALL, precision=[(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@table(("case", "precision"), dealt(ALL, [(torch.float64, 1e-10), (torch.float32, 1e-5)]))
 def test_contributions_sum_to_the_models_own_output(
     case: tuple[str, str], precision: tuple[torch.dtype, float]
 ) -> None:

@@ -19,10 +19,13 @@ from tests.models import (
     clip_vision_model_with_projection,
     pixels,
 )
+from tests.pairs import in_turn, table
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("layers", [2, 12])
+@in_turn(
+    dtype=[torch.bfloat16, torch.float16],
+    layers=[2, 12],
+)
 def test_half_precision_excuses_its_own_rounding_and_no_more(
     dtype: torch.dtype, layers: int
 ) -> None:
@@ -71,8 +74,8 @@ def add(amount: float) -> Callable:
     return hook
 
 
-@pytest.mark.parametrize("part", ["block", "self_attn.out_proj", "layer_norm"])
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@table("part", ["block", "self_attn.out_proj", "layer_norm"])
+@table("layer", [0, 1, 2])
 def test_the_check_names_the_first_layer_that_was_changed(layer: int, part: str) -> None:
     model = clip_model(Size(layers=4))
     blocks = model.vision_model.encoder.layers

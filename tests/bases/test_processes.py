@@ -12,6 +12,7 @@ from residual_peft.bases.processes import Processes, _reducing_device
 from tests import several_processes
 from tests.launch import launch
 from tests.models import Size
+from tests.pairs import table
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_alone_nothing_is_waited_for() -> None:
         raise KeyError("as it is")
 
 
-@pytest.mark.parametrize(
+@table(
     ("backend", "device"),
     [
         ("cpu:gloo,cuda:gloo", "cpu"),

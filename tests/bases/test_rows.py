@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from residual_peft.bases.rows import Rows
+from tests.pairs import table
 
 
-@pytest.mark.parametrize("expected", [None, 10, 4, 1000])
-@pytest.mark.parametrize("block", [2**26, 40])
+@table("expected", [None, 10, 4, 1000])
+@table("block", [2**26, 40])
 def test_rows_are_those_of_a_plain_cat(expected, block):
     parts = [torch.randn(count, 2, 3) for count in (3, 1, 4, 2)]
     rows = Rows(expected, block)
@@ -21,7 +22,7 @@ def test_rows_are_those_of_a_plain_cat(expected, block):
     assert len(rows) == 0
 
 
-@pytest.mark.parametrize("block", [2**26, 40])
+@table("block", [2**26, 40])
 def test_drained_rows_come_in_the_parts_that_were_added(block):
     parts = [torch.randn(count, 2) for count in (3, 1, 0, 4)]
     rows = Rows(block=block)

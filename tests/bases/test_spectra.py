@@ -1,18 +1,17 @@
 """Spectra from the weights alone."""
 
-import pytest
 import torch
 
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.towers.registry import find_tower
 from tests.models import BUILDERS, SIZES, Size, clip_model, pixels
+from tests.pairs import in_turn
 
 KINDS = ("embed", "head", "mlp", "output")
-ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
 
 
-@pytest.mark.parametrize(("builder", "name"), ALL)
-def test_weights_alone_give_the_svd_of_each_map_to_the_readout(builder: str, name: str) -> None:
+@in_turn(name=SIZES, builder=BUILDERS)
+def test_weights_alone_give_the_svd_of_each_map_to_the_readout(name: str, builder: str) -> None:
     size = SIZES[name]
     model = BUILDERS[builder](size).double()
     basis = SpectralBasis.from_weights(model, units=KINDS)

@@ -15,9 +15,10 @@ from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, gains_of, load_adapter
-from tests.classifiers.test_zero_shot import image_processor, photographs
 from tests.hub_client import hub  # noqa: F401
 from tests.models import Size, clip_model, pixels, transformers_admits_peft
+from tests.pairs import table
+from tests.pictures import image_processor, photographs
 from tests.portrait import portrait
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 from tests.tuner.stream_twin import random_gains
@@ -135,7 +136,7 @@ def test_new_classes_are_embedded_by_the_saved_text_adapter(tmp_path: Path) -> N
     assert not torch.allclose(embedded[0], embedded[2], atol=1e-2)
 
 
-@pytest.mark.parametrize("case", ["both active", "the other is active", "both sides"])
+@table("case", ["both active", "the other is active", "both sides"])
 def test_to_be_trained_further(tmp_path: Path, case: str) -> None:
     made = classifier(CASES[case]())
     again = same_after(made, tmp_path, is_trainable=True)
@@ -261,7 +262,7 @@ def test_names_of_classes_are_kept_as_they_are(tmp_path: Path) -> None:
 OLD = Path(__file__).parents[1] / "saved_at_c52a2e8"
 
 
-@pytest.mark.parametrize("name", ["readout", "stream", "coarse", "unadapted"])
+@table("name", ["readout", "stream", "coarse", "unadapted"])
 def test_directories_of_before_still_load(name: str) -> None:
     model = clip_model(Size(width=12, readout=8, layers=2), seed=4)
     loaded = ZeroShotClassifier.from_pretrained(OLD / name, model=model)
@@ -298,7 +299,7 @@ def spoiled(tmp_path: Path, **changes: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
+@table(
     ("changes", "message"),
     [
         ({"adapters": {"one": "", "two": "../elsewhere"}}, "plain folders"),
@@ -341,7 +342,7 @@ def test_the_last_of_several_adapters_is_looked_at_before_the_first_is_put_in(
     assert portrait(model) == before
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "kind", "dtype"),
     [
         ("../../x", "CLIPModel", "float32"),
@@ -372,7 +373,7 @@ def test_a_path_in_a_file_from_the_hub_is_not_followed(hub, tmp_path: Path) -> N
         ZeroShotClassifier.from_pretrained("me/saved")
 
 
-@pytest.mark.parametrize(
+@table(
     ("changes", "message"),
     [
         ({"megatron_config": {"a": 1}, "megatron_core": "planted"}, "'megatron_config'="),
@@ -393,7 +394,7 @@ def test_what_loras_of_strangers_may_say(tmp_path: Path, changes: dict, message:
         ZeroShotClassifier.from_pretrained(tmp_path, model=base())
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "tensor"),
     [
         ("base_model.model.visual_projection.weight", torch.zeros(16, 12)),
@@ -414,7 +415,7 @@ def test_tensors_beside_a_lora_are_refused(tmp_path: Path, name: str, tensor) ->
 # --- tasks
 
 
-@pytest.mark.parametrize(
+@table(
     ("edit", "message"),
     [
         ("foreign", "no part of this adapter"),
@@ -459,7 +460,7 @@ def test_a_refused_task_changes_no_other_answer(tmp_path: Path, edit: str, messa
             assert torch.equal(tasks.predict_logits(photographs(3))[name], logits)
 
 
-@pytest.mark.parametrize("case", ["another name", "the other is active", "both sides", "disabled"])
+@table("case", ["another name", "the other is active", "both sides", "disabled"])
 def test_a_task_takes_the_active_adapter(tmp_path: Path, case: str) -> None:
     made = classifier(CASES[case]())
     made.save_pretrained(tmp_path)

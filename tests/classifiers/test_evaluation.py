@@ -14,6 +14,7 @@ from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.tuner import gains_of
 from tests.models import clip_model
+from tests.pairs import table
 from tests.tokenizers import VOCABULARY
 from tests.training_case import NAMES, adapted_classifier, task
 
@@ -130,7 +131,7 @@ PASSES = {
 }
 
 
-@pytest.mark.parametrize("run", PASSES.values(), ids=PASSES)
+@table("run", PASSES.values(), ids=PASSES)
 @pytest.mark.filterwarnings("ignore:.* images span at most")
 def test_nothing_is_dropped_where_nothing_is_trained(run):
     classifier = dropping()

@@ -15,7 +15,7 @@ from residual_peft.data.provenance import SplitRecord, image_digest
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.cards import CardFacts
 from residual_peft.towers.units import UNIT_KINDS
-from tests.classifiers.test_zero_shot import photographs
+from tests.pictures import photographs
 
 NAMES = ("a red circle", "a_blue <b>square</b>", "# nothing")
 

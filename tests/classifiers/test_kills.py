@@ -16,9 +16,9 @@ from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data.provenance import SplitRecord, image_digest
 from residual_peft.hub.files import whole_directory
 from residual_peft.tuner import ResiDualConfig, load_adapter
-from tests.classifiers.test_zero_shot import image_processor
-from tests.hub.test_saving_files import killed
+from tests.kills import killed
 from tests.models import Size, clip_model, pixels
+from tests.pictures import image_processor
 from tests.tuner.stream_twin import random_gains
 
 SMALL = Size(width=8, layers=1, readout=6)

@@ -13,10 +13,11 @@ from residual_peft.classifiers.zero_shot import Prediction, ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, ResiDualReadout, fit_bases, gains_of, readout_state
-from tests.classifiers.test_zero_shot import agree, image_processor, photographs
 from tests.models import BUILDERS, clip_model, pixels
-from tests.tuner.test_many_adapters import KINDS, zoo
+from tests.pairs import in_turn
+from tests.pictures import agree, image_processor, photographs
 from tests.tuner.twin import IMAGES, randomize_gains, relative
+from tests.tuner.zoo import KINDS, zoo
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -72,8 +73,10 @@ def slow(tasks, name, images):
         tasks.model.set_adapter(before)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("builder", BUILDERS)
+@in_turn(
+    dtype=TOLERANCE,
+    builder=BUILDERS,
+)
 def test_each_task_is_what_the_model_says_under_its_adapter(builder, dtype):
     tasks = task_set(zoo(builder, dtype))
     tasks.add("zero-shot", classes(tasks.model.get_base_model(), "plain", 3))

@@ -1,11 +1,12 @@
 import pytest
 import torch
-from transformers import CLIPProcessor, CLIPTextModelWithProjection
+from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTextModelWithProjection
 
 from residual_peft.classifiers.prompts import embed_classes
 from residual_peft.data.class_names import check_class_names
 from residual_peft.errors import ResiDualError
 from tests.models import Size, clip_model, randomize, text_config
+from tests.pairs import table
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 
 NAMES, TEMPLATES = ("cat", "dog", "polka_dot"), ("a {}.", "{}", "no {}")
@@ -27,7 +28,7 @@ def slow_embeddings(model, tokenizer, names, templates):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 256])
+@table("batch_size", [1, 4, 256])
 def test_embeddings_equal_one_prompt_at_a_time(batch_size):
     model, tokenizer = clip_model(vocab_size=VOCABULARY), clip_tokenizer()
     fast = embed_classes(model, tokenizer, NAMES, TEMPLATES, batch_size=batch_size)
@@ -52,8 +53,6 @@ def test_separate_text_towers_and_processors_are_taken():
     expected = slow_embeddings(text, tokenizer, NAMES, TEMPLATES)
     given = embed_classes(text.float(), tokenizer, NAMES, TEMPLATES)
     torch.testing.assert_close(given.double(), expected, atol=1e-6, rtol=0)
-    from tests.data.test_images import CLIPImageProcessorPil
-
     processor = CLIPProcessor(CLIPImageProcessorPil(), tokenizer)
     same = embed_classes(model, processor, NAMES, TEMPLATES)
     torch.testing.assert_close(same, embed_classes(model, tokenizer, NAMES, TEMPLATES))
@@ -74,7 +73,7 @@ def test_half_precision_towers_give_float32_unit_rows():
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
 
 
-@pytest.mark.parametrize(
+@table(
     ("names", "templates", "message"),
     [
         (["cat"], TEMPLATES, r"at least two classes to tell apart, got \['cat'\]"),

@@ -36,32 +36,10 @@ from residual_peft.data.metrics import multi_label_metrics
 from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import Coordinates
 from residual_peft.tuner import gains_of
+from tests.labelled_pictures import NAMES, hot, images, lists, picture
 from tests.models import SIZES, clip_model, pixels
 from tests.training_case import save_clip
 from tests.tuner.twin import randomize_gains
-
-NAMES = ("abc", "fgh", "klm", "pqr")
-COUNT = 90
-
-
-def picture(labels: list[str], seed: int) -> Image.Image:
-    """Noise, with one bright quarter per label."""
-    pixel = np.random.default_rng(seed).integers(0, 120, (16, 16, 3), np.uint8)
-    for name in labels:
-        row, column = divmod(NAMES.index(name), 2)
-        pixel[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 120
-    return Image.fromarray(pixel)
-
-
-def lists(count: int = COUNT, seed: int = 0) -> list[list[str]]:
-    drawn = np.random.default_rng(seed).random((count, len(NAMES))) < [0.5, 0.4, 0.3, 0.15]
-    return [[name for name, has in zip(NAMES, row, strict=True) if has] for row in drawn]
-
-
-def images(count: int = COUNT, seed: int = 0) -> Dataset:
-    rows = lists(count, seed)
-    pictures = [picture(row, seed * 1000 + i) for i, row in enumerate(rows)]
-    return Dataset.from_dict({"image": pictures, "tags": rows}).rename_column("tags", "label")
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +64,6 @@ def tiny(bias: float = 0.0, multi_label: bool = True) -> ZeroShotClassifier:
         multi_label=multi_label,
         logit_bias=bias,
     )
-
-
-def hot(rows: list[list[str]]) -> Tensor:
-    return torch.tensor([[name in row for name in NAMES] for row in rows]).to(torch.uint8)
 
 
 def test_lists_of_names_numbers_and_classes_are_the_same_data() -> None:

@@ -15,8 +15,9 @@ from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.directories import ADAPTER_CONFIG
 from residual_peft.tuner import ResiDualConfig, adapter_basis, fit_bases, gains_of
-from tests.classifiers.test_zero_shot import image_processor, photographs
 from tests.models import BUILDERS, clip_model, pixels
+from tests.pairs import table
+from tests.pictures import image_processor, photographs
 from tests.tuner.twin import randomize_gains
 
 CLASSES = 4
@@ -100,7 +101,7 @@ def logits_of(made, images):
     return torch.cat([part for _, part in made.classified([{"pixel_values": images}])])
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@table("builder", BUILDERS)
 def test_logits_are_those_of_the_definition(builder):
     model = with_adapter(BUILDERS[builder](), units=("head", "mlp"))
     made = classifier(model)
@@ -222,7 +223,7 @@ def test_a_head_of_another_basis_is_refused_and_the_model_left_alone(tmp_path):
     assert not any("residual" in name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize(
+@table(
     ("change", "said"),
     [
         (lambda t: t.pop("head.mean"), "wanted a class head's tensors"),

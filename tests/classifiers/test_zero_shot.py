@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from torch.nn import functional
-from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTextModelWithProjection
+from transformers import CLIPProcessor, CLIPTextModelWithProjection
 
 from residual_peft.classifiers.prompts import embed_classes
 from residual_peft.classifiers.zero_shot import Prediction, ZeroShotClassifier, readout_of
@@ -23,37 +22,17 @@ from tests.models import (
     randomize,
     text_config,
 )
+from tests.pairs import table
+from tests.pictures import agree, image_processor, photographs
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 
 NAMES, TEMPLATES = ("cat", "dog", "bird"), ("a {}.", "no {}")
-
-
-def image_processor(size=16):
-    crop = {"height": size, "width": size}
-    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=crop)
-
-
-def photographs(count=5, seed=0):
-    generator = np.random.default_rng(seed)
-    return [
-        Image.fromarray(generator.integers(0, 256, (20, 24 + i, 3), np.uint8)) for i in range(count)
-    ]
 
 
 def classifier(model=None, **options):
     model = clip_model(vocab_size=VOCABULARY) if model is None else model
     options = {"image_processor": image_processor()} | options
     return ZeroShotClassifier.from_text(model, clip_tokenizer(), NAMES, TEMPLATES, **options)
-
-
-def agree(predictions, expected):
-    """Equal but for the last bits, which depend on how the weights lie in memory."""
-    predictions, expected = (
-        [p] if isinstance(p, Prediction) else p for p in (predictions, expected)
-    )
-    return [p.label for p in predictions] == [e.label for e in expected] and np.allclose(
-        [p.probabilities for p in predictions], [e.probabilities for e in expected], atol=1e-5
-    )
 
 
 def lora(model):
@@ -107,7 +86,7 @@ def test_the_loss_is_the_mean_over_all_items():
     torch.testing.assert_close(made.loss(readout, labels, 8), slow / 2)
 
 
-@pytest.mark.parametrize("label", [-1, 3, -100])
+@table("label", [-1, 3, -100])
 def test_labels_outside_the_classes_are_refused(label):
     with pytest.raises(ResiDualError, match=rf"from 0 to 2 \(3 classes\), got {label} for image 1"):
         classifier().loss(torch.randn(2, 16), torch.tensor([0, label]))
@@ -288,7 +267,7 @@ def test_a_card_that_is_there_is_kept(tmp_path):
     assert "My own words." in (tmp_path / "adapter" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
+@table(
     ("file", "content", "message"),
     [
         ("residual_classifier.json", None, "it holds no classes"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import photos, stop
+from tests.commands import photos, stop
 
 
 @pytest.fixture(scope="module")

@@ -7,35 +7,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from residual_peft import cli
-from residual_peft.demo.tasks import world_task
-
-
-def photos(root: Path, attribute: str, count: int, seed: int) -> Path:
-    """A folder of class folders, from the bundled world."""
-    task = world_task(attribute, count, seed=seed)
-    names = task.features["label"].names
-    for index, row in enumerate(task):
-        path = root / names[row["label"]]
-        path.mkdir(exist_ok=True)
-        row["image"].save(path / f"{index}.png")
-    return root
+from tests.commands import photos, run, stop
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return photos(tmp_path_factory.mktemp("photos"), "size", 60, seed=5)
-
-
-def run(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["residual-peft", *arguments])
-    cli.main()
-
-
-def stop(monkeypatch, *arguments: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, *arguments)
-    return stopped.value.code
 
 
 def test_a_fit_without_a_report_can_have_one_later(folder, tmp_path, monkeypatch, capsys):

@@ -11,8 +11,9 @@ import pytest
 
 from residual_peft.app import fitting
 from residual_peft.errors import ResiDualError
-from tests.cli.test_cli import run, stop
+from tests.commands import run, stop
 from tests.launch import ENVIRONMENT, ROOT
+from tests.pairs import table
 
 BARE = """
 import sys
@@ -71,7 +72,7 @@ def raising(error: BaseException):
 ARGUMENTS = ("eval", "--adapter", "a", "--data", "b")
 
 
-@pytest.mark.parametrize(
+@table(
     ("error", "status", "line"),
     [
         (ResiDualError("mend it."), 2, "residual-peft: mend it."),
@@ -104,7 +105,7 @@ def test_the_model_is_the_bundled_one_unless_named() -> None:
     assert "the bundled small CLIP" in shown
 
 
-@pytest.mark.parametrize("command", ["eval", "explain", "push"])
+@table("command", ["eval", "explain", "push"])
 def test_an_adapter_is_named_once(command: str) -> None:
     """As an argument; the option of earlier versions does as well."""
     more = () if command == "push" else ("--data", "photos")

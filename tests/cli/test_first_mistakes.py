@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cli.test_cli import photos, stop
+from tests.commands import photos, stop
+from tests.pairs import table
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ FIRST_LINE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", FIRST_LINE)
+@table("mistake", FIRST_LINE)
 def test_a_mistake_is_answered_by_what_to_do(mistake, made, monkeypatch, capsys) -> None:
     monkeypatch.chdir(made)
     given, message = FIRST_LINE[mistake]
@@ -97,7 +98,7 @@ def test_a_mistake_is_answered_by_what_to_do(mistake, made, monkeypatch, capsys)
     assert not (made / "a").exists()
 
 
-@pytest.mark.parametrize(
+@table(
     ("given", "message"),
     [
         (["train"], "No such command 'train'"),

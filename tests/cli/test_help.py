@@ -9,8 +9,9 @@ import pytest
 
 from residual_peft.cli.program import app
 from residual_peft.demo.tasks import handwriting
-from tests.cli.test_cli import stop
+from tests.commands import stop
 from tests.hub_client import hub  # noqa: F401  a fixture
+from tests.pairs import table
 
 NAMES = [command.name for command in app.registered_commands]
 # fit comes first, since the others want an adapter; the demo takes minutes, and tests/demo runs it
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", NAMES)
+@table("name", NAMES)
 def test_an_example_is_short_and_no_line_too_long(name: str) -> None:
     typed, *shown = example(name)
     assert typed.startswith(f"$ residual-peft {name} ") or typed == f"$ residual-peft {name}"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import photos, stop
+from tests.commands import photos, stop
 from tests.launch import ENVIRONMENT, ROOT
+from tests.pairs import table
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_look_needs_no_models(folder: Path) -> None:
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-@pytest.mark.parametrize(
+@table(
     ("given", "message"),
     [
         ([], "wanted data, got none: residual-peft look DATA"),

@@ -12,8 +12,9 @@ from transformers import BertConfig, BertModel
 
 from residual_peft import cli
 from residual_peft.cli import commands
-from tests.classifiers.test_zero_shot import image_processor
 from tests.models import clip_model
+from tests.pairs import table
+from tests.pictures import image_processor
 from tests.tokenizers import VOCABULARY
 from tests.training_case import save_clip
 
@@ -108,7 +109,7 @@ def another_image_size(photos_: Path, model: Path) -> None:
     image_processor(24).save_pretrained(model)
 
 
-@pytest.mark.parametrize(
+@table(
     ("mistake", "message"),
     [
         (no_images, "found no images in "),
@@ -148,7 +149,7 @@ def no_safetensors(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").write_bytes(b"PK\x03\x04" + bytes(500))
 
 
-@pytest.mark.parametrize(
+@table(
     ("mistake", "message"),
     [
         (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "which is missing: "),
@@ -207,7 +208,7 @@ def a_directory_in_the_way(adapter: Path) -> None:
     (adapter / "report.html").mkdir()
 
 
-@pytest.mark.parametrize(
+@table(
     ("mistake", "message"),
     [
         (no_record, "wanted a directory with the record of a fit (run/run.json), got "),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import stop
+from tests.commands import stop
 from tests.launch import ENVIRONMENT, ROOT
 
 LINE = re.compile(r"(.+): (circle|square|heart) [01]\.\d{3}, \w+ [01]\.\d{3}")

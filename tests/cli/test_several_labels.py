@@ -11,8 +11,8 @@ from residual_peft.analysis import explain_adapter
 from residual_peft.app.fitting import fit_adapter
 from residual_peft.app.studies import study_model
 from residual_peft.data import batches
-from tests.classifiers.test_several_labels import images
-from tests.cli.test_cli import stop
+from tests.commands import stop
+from tests.labelled_pictures import images
 from tests.training_case import save_clip
 
 

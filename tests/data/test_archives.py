@@ -14,6 +14,7 @@ import pytest
 from residual_peft.data import archives, load_data
 from residual_peft.data.archives import is_archive, unpacked
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +133,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "make", "message"),
     [
         ("a.zip", lambda p: zipped(p, {"../../a.png": b"x"}), "which leads out of its folder"),

@@ -4,33 +4,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features
-from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import CLIPImageProcessorPil
 
 from residual_peft.data import ProcessedImages, batches, collate, load_data
 from residual_peft.errors import ResiDualError
-
-PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-
-
-def png(mode="RGB", seed=0):
-    array = np.random.default_rng(seed).integers(0, 256, (8, 8, 4), np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(array).convert(mode).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def stored(contents):
-    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
-    return Dataset.from_dict(
-        {
-            "image": [c if c is None else {"bytes": c, "path": None} for c in contents],
-            "label": [i % 2 for i in range(len(contents))],
-        },
-        features=features,
-    )
+from tests.pictures import PROCESSOR, png, stored
 
 
 def test_batches_hold_what_the_processor_makes_of_each_image():

@@ -9,6 +9,7 @@ import pytest
 from residual_peft.data import load_data
 from residual_peft.data.class_list import ClassList, class_list_in
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def write(folder: Path, text: str) -> Path:
@@ -33,7 +34,7 @@ def test_names_words_and_spellings(tmp_path: Path) -> None:
     assert {name: found.named(name) for name in expected} == expected | {"tench": "tench"}
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "message"),
     [
         ("name,words\ncat,a cat\nCat,a dog\n", "has 'Cat' for two classes, 'a cat' and 'a dog'"),

@@ -22,8 +22,8 @@ from PIL import Image
 from residual_peft.data import ProcessedImages, batches, collate, decoding
 from residual_peft.data.images import UnreadableImage
 from residual_peft.errors import ResiDualError
-from tests.data.test_batching import PROCESSOR, png, stored
 from tests.launch import ENVIRONMENT, ROOT
+from tests.pictures import PROCESSOR, png, stored
 from tests.tokenizers import clip_tokenizer
 
 MIXED = [png(seed=0), b"broken", None, png(seed=3), *[png(seed=s) for s in range(4, 20)], b""]

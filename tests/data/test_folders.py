@@ -12,6 +12,7 @@ from PIL import Image
 
 from residual_peft.data import load_data
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 CLASSES = ("cat", "dog")
 
@@ -45,7 +46,7 @@ def both(folder, count):
     return {f"{folder}/{name}/*": count for name in CLASSES}
 
 
-def table(names, count, start=0):
+def listing(names, count, start=0):
     """Rows of metadata for pictures by folder."""
     return [
         {"file_name": f"{folder}{i}.png", "label": label}
@@ -55,7 +56,7 @@ def table(names, count, start=0):
 
 
 def flat(count):
-    return table([("", "cat")], count) + table([("", "dog")], count, count)
+    return listing([("", "cat")], count) + listing([("", "dog")], count, count)
 
 
 LAYOUTS = {
@@ -101,7 +102,7 @@ LAYOUTS = {
     "metadata.parquet": {"*": 10, "metadata.parquet": flat(5)},
     "metadata of pictures below": {
         "pictures/*": 10,
-        "metadata.csv": table([("pictures/", "cat")], 5) + table([("pictures/", "dog")], 5, 5),
+        "metadata.csv": listing([("pictures/", "cat")], 5) + listing([("pictures/", "dog")], 5, 5),
     },
     "metadata in splits": {
         "train/*": 8,
@@ -112,13 +113,13 @@ LAYOUTS = {
     "metadata in class folders": {
         "cat/*": 3,
         "dog/*": 3,
-        "cat/metadata.jsonl": table([("", "tabby")], 3),
-        "dog/metadata.jsonl": table([("", "poodle")], 3),
+        "cat/metadata.jsonl": listing([("", "tabby")], 3),
+        "dog/metadata.jsonl": listing([("", "poodle")], 3),
     },
     "metadata against folders": {
         "cat/*": 3,
         "dog/*": 3,
-        "metadata.csv": table([("cat/", "tabby"), ("dog/", "poodle")], 3),
+        "metadata.csv": listing([("cat/", "tabby"), ("dog/", "poodle")], 3),
     },
     "metadata beside the splits": both("train", 4) | both("test", 2) | {"metadata.csv": flat(2)},
     "metadata for some pictures": {"*": 10, "metadata.csv": flat(5)[2:-2]},
@@ -161,7 +162,7 @@ def named(dataset, root, label_names=None):
     return dict(zip(paths, map(name, stored["label"]), strict=True))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@table("layout", LAYOUTS)
 def test_splits_and_labels_are_those_of_imagefolder(tmp_path, layout):
     root = write(tmp_path / "data", LAYOUTS[layout])
     theirs = datasets.load_dataset(
@@ -173,7 +174,7 @@ def test_splits_and_labels_are_those_of_imagefolder(tmp_path, layout):
     assert not ours.skipped
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "kind"),
     [
         ("far/data", "csv"),
@@ -337,7 +338,7 @@ OWN_WAYS = {
 }
 
 
-@pytest.mark.parametrize("layout", OWN_WAYS)
+@table("layout", OWN_WAYS)
 def test_layouts_that_imagefolder_makes_nothing_of(tmp_path, caplog, layout):
     tree, expected, said = OWN_WAYS[layout]
     root = write(tmp_path / "data", tree)
@@ -347,7 +348,7 @@ def test_layouts_that_imagefolder_makes_nothing_of(tmp_path, caplog, layout):
     assert bool(said) == bool(caplog.records)
 
 
-@pytest.mark.parametrize(
+@table(
     ("tree", "message"),
     [
         (

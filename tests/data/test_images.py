@@ -17,6 +17,7 @@ from residual_peft.data.images import (
     to_rgb,
 )
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def noise(height=6, width=9, channels=3, seed=0, dtype=np.uint8):
@@ -123,7 +124,7 @@ def test_exif_orientation_is_applied():
     np.testing.assert_array_equal(turned, np.rot90(array, -1))
 
 
-@pytest.mark.parametrize(
+@table(
     ("image", "message"),
     [
         ("missing.png", "'missing.png', but there is no such file"),

@@ -13,6 +13,7 @@ from residual_peft.data.images import to_rgb
 from residual_peft.data.inputs import files_in, images_of
 from residual_peft.data.skipped import SkippedImage
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def draw(path: Path, value: int = 0) -> bytes:
@@ -35,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 EVERY = ["photos/a.png", "photos/c [1].png", "photos/deep/d.png", "photos/deep/er/b.jpg"]
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "expected"),
     [
         ("photos", EVERY),
@@ -122,7 +123,7 @@ def test_folders_patterns_and_datasets_are_many(folder: Path) -> None:
     assert values([items[1]]) == [4]
 
 
-@pytest.mark.parametrize(
+@table(
     ("given", "message"),
     [
         ("*.gif", "wanted images, got '*.gif' (no file is called so)."),

@@ -20,6 +20,7 @@ from PIL import Image
 
 from residual_peft.data import SkippedImage, load_data, stratified_split
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def image(value=0, size=4):
@@ -143,7 +144,7 @@ def test_small_classes_are_in_every_part_or_trained_on(caplog):
     assert all((labels[rows] == 1).sum() == 1 for rows in high.values())
 
 
-@pytest.mark.parametrize("columns", [("img", "fine_label"), ("webp", "cls"), ("jpg", "label")])
+@table("columns", [("img", "fine_label"), ("webp", "cls"), ("jpg", "label")])
 def test_columns_are_found_by_type_and_name(columns):
     check(load_data(rows(columns=columns), validation=0, test=0), "abc", {"train": 30})
 
@@ -233,7 +234,7 @@ def bad_folder(tmp_path, kind):
     return "test/cow' is of the class 'cow', which the split train of"
 
 
-@pytest.mark.parametrize("kind", ["no folders", "one class", "empty class", "unknown class"])
+@table("kind", ["no folders", "one class", "empty class", "unknown class"])
 def test_bad_folders_are_refused(tmp_path, kind):
     message = bad_folder(tmp_path, kind)
     with pytest.raises(ResiDualError, match=message):
@@ -261,7 +262,7 @@ def unlabelled(label):
     return dataset.remove_columns("label").add_column("label", labels)
 
 
-@pytest.mark.parametrize("label", [-1, 3, 99])
+@table("label", [-1, 3, 99])
 def test_labels_outside_the_classes_are_named_by_row(label):
     message = rf"row 4 of the dataset, split train, has the label {label}; wanted 0 to 2"
     with pytest.raises(ResiDualError, match=message):

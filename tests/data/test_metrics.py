@@ -7,6 +7,7 @@ import torch
 
 from residual_peft.data import metrics
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def random_scores(seed=0, images=200, classes=8):
@@ -29,7 +30,7 @@ def test_accuracy_and_recall_are_counted():
     assert metrics.mean_per_class_recall(scores, labels) == expected
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 8, 100])
+@table("k", [1, 2, 5, 8, 100])
 def test_top_k_is_that_of_scikit_learn_and_of_a_loop(k):
     scores, labels = random_scores(k)
     slow = np.mean([y in np.argsort(-row)[:k] for row, y in zip(scores, labels, strict=True)])
@@ -61,7 +62,7 @@ def test_tensors_of_any_dtype_are_taken():
     assert metrics.accuracy(scores.tolist(), labels.tolist()) == metrics.accuracy(scores, labels)
 
 
-@pytest.mark.parametrize(
+@table(
     ("scores", "labels", "message"),
     [
         (np.zeros((0, 3)), np.zeros(0, int), "at least one image"),
@@ -88,10 +89,8 @@ def test_evaluate_loads_the_module_from_the_package_offline(monkeypatch, tmp_pat
     assert module.compute() == result
 
 
-@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
-@pytest.mark.parametrize(
-    ("correct", "total"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 9), (361, 500)]
-)
+@table("level", [0.5, 0.9, 0.95, 0.999])
+@table(("correct", "total"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 9), (361, 500)])
 def test_the_interval_of_an_accuracy_is_wilsons(correct, total, level):
     """All shares p whose own normal interval, |p̂ - p| <= z √(p (1 - p) / n), holds p̂."""
     z = scipy.stats.norm.ppf((1 + level) / 2)

@@ -14,8 +14,8 @@ from residual_peft.data import load_data
 from residual_peft.data.provenance import digest_of, image_digest
 from residual_peft.solvers.training import trainer_kwargs, training_arguments
 from residual_peft.tuner import ResiDualConfig
-from tests.classifiers.test_zero_shot import image_processor
 from tests.models import clip_model
+from tests.pictures import image_processor
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 
 DOORS = [load_data, *(f for m in (fitting, studies) for _, f in inspect.getmembers(m))]

@@ -11,12 +11,13 @@ from datasets import Dataset, Features, Image, Value
 
 from residual_peft.data.tables import columns_of, is_sheet, is_table, read_table
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 ROWS = {"file_name": ["a.png", "b, c.png"], "label": ["cat", "grüne Ente"]}
 OBJECTS = [{name: values[row] for name, values in ROWS.items()} for row in range(2)]
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "text"),
     [
         ("t.csv", 'file_name,label\na.png,cat\n"b, c.png",grüne Ente\n'),
@@ -59,7 +60,7 @@ def test_parquet_of_paths_is_columns_and_of_images_a_dataset(tmp_path: Path) -> 
     assert found.cast_column("image", Image(decode=False))[0]["image"]["bytes"] == b"1"
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "content", "message"),
     [
         ("t.csv", "Ä,label\n".encode("cp1252"), "is not in UTF-8 (byte 0); save it as such"),
@@ -106,7 +107,7 @@ def test_frames_and_pairs_are_columns() -> None:
     assert columns_of({"image": []}) is None
 
 
-@pytest.mark.parametrize(
+@table(
     ("given", "message"),
     [
         ([], "got an empty one"),

@@ -5,6 +5,7 @@ from residual_peft.demo.drawing import IMAGE_SIZE, draw
 from residual_peft.demo.tasks import handwriting, world_images, world_task
 from residual_peft.demo.world import ATTRIBUTES, sample_scenes
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def drawn(size=200, seed=0, **fixed):
@@ -66,7 +67,7 @@ def test_textures_keep_two_tones_and_plain_has_one():
     assert dark[~plain].mean() > 0.2
 
 
-@pytest.mark.parametrize("name", ATTRIBUTES)
+@table("name", ATTRIBUTES)
 def test_world_tasks_are_labelled_datasets(name):
     task = world_task(name, 40, seed=1)
     assert task.features["label"].names == list(ATTRIBUTES[name])

@@ -16,6 +16,7 @@ from residual_peft.demo.world import (
     sample_scenes,
 )
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def scenes(size=400, seed=0, **options):
@@ -51,7 +52,7 @@ def test_nothing_is_invisible():
     assert len(COLORS) == len(ATTRIBUTES["color"])
 
 
-@pytest.mark.parametrize("name", ATTRIBUTES)
+@table("name", ATTRIBUTES)
 def test_only_makes_the_attribute_apply(name):
     scene, _ = scenes(300, only=name)
     assert (scene.values[name] >= 0).all()

@@ -1,10 +1,9 @@
 """The registry: the issue's names in the table's order, the paper's configs, the given seed."""
 
-import pytest
-
 from residual_peft.experiments import METHODS, LoraSettings
 from residual_peft.solvers.training import LEARNING_RATE
 from residual_peft.tuner import ResiDualConfig
+from tests.pairs import table
 
 
 def test_names_are_those_of_the_results_in_the_order_of_the_table() -> None:
@@ -22,7 +21,7 @@ def test_names_are_those_of_the_results_in_the_order_of_the_table() -> None:
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
 
 
-@pytest.mark.parametrize("name", ["coarse", "residual_star", "residual", "rd_y"])
+@table("name", ["coarse", "residual_star", "residual", "rd_y"])
 def test_the_papers_methods_are_its_presets_with_the_seed(name: str) -> None:
     assert METHODS[name].kind == "gains"
     assert METHODS[name].config(5) == ResiDualConfig.paper(name, seed=5)

@@ -21,6 +21,7 @@ from residual_peft.hub.cards import (
     basis_card,
 )
 from residual_peft.hub.directories import DEMO_MODEL
+from tests.pairs import table
 
 FACTS = CardFacts(
     title="Three pets: 'cats' & \"dogs\"",
@@ -152,7 +153,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(("facts", "starts"), SHAPES.values(), ids=SHAPES)
+@table(("facts", "starts"), SHAPES.values(), ids=SHAPES)
 def test_the_details_are_one_list_with_an_item_for_each(facts, starts):
     """As a renderer of Markdown reads it: `trim_blocks` takes a newline that a block ends with."""
     body = ModelCard(adapter_card(facts)).text
@@ -176,9 +177,7 @@ def test_the_details_are_one_list_with_an_item_for_each(facts, starts):
     assert kinds.count("fence") == (2 if facts.peft_type and facts.base_model == "me/clip" else 1)
 
 
-@pytest.mark.parametrize(
-    "name", ["/home/someone/models/clip-9", "C:\\users\\clip-9", "clip-9", None]
-)
+@table("name", ["/home/someone/models/clip-9", "C:\\users\\clip-9", "clip-9", None])
 def test_a_path_is_no_name_for_others(name):
     card = adapter_card(adapter(base_model=name))
     assert "base_model" not in ModelCard(card).data.to_dict()
@@ -240,7 +239,7 @@ def test_any_text_stays_text(name):
         assert page.tags == [("ul",), ("li",), *tags]
 
 
-@pytest.mark.parametrize("location", ["me/x", 'a "b" \\n', "``` \n # '", "ä"])
+@table("location", ["me/x", 'a "b" \\n', "``` \n # '", "ä"])
 def test_the_example_is_python_whatever_the_name(location):
     card = adapter_card(adapter(adapter=location))
     for block in re.findall(r"```python\n(.*?)\n```", card, re.DOTALL):

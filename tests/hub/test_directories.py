@@ -24,10 +24,11 @@ from residual_peft.hub import DEMO_MODEL, local_directory
 from residual_peft.hub.cards import CardFacts
 from residual_peft.hub.directories import push_directory
 from residual_peft.tuner import ResiDualConfig, gains_of, load_adapter
-from tests.classifiers.test_zero_shot import image_processor, photographs
 from tests.hub_client import hub  # noqa: F401  a fixture
 from tests.hub_store import OWNER, READER, STRANGER, Cut
 from tests.models import clip_model, pixels
+from tests.pairs import table
+from tests.pictures import image_processor, photographs
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 
 NAMES = ("cat", "dog", "bird")
@@ -159,7 +160,7 @@ def test_revisions_are_pushed_to_and_loaded_from(hub, clip_id):  # noqa: F811
     assert torch.equal(gains_of(loaded), gains_of(second.model))
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "token", "revision", "message"),
     [
         (
@@ -209,7 +210,7 @@ def test_a_repository_of_another_kind_is_told_by_its_files(hub, clip_id):  # noq
         load_backbone("me/basis")
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "token", "message"),
     [
         ("me/new", None, "'me/new': no token was sent that the Hugging Face Hub accepts; log in"),
@@ -256,7 +257,7 @@ def test_only_what_belongs_there_is_pushed(hub, tmp_path):  # noqa: F811
         push_directory(root, "me/x")
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "dangling", "inside"])
+@table("kind", ["file", "folder", "dangling", "inside"])
 def test_no_link_is_followed_out_of_the_folder(hub, tmp_path, kind):  # noqa: F811
     root, secret = tmp_path / "adapter", tmp_path / "secret"
     for folder in (root, secret):

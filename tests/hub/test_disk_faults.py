@@ -26,6 +26,7 @@ from residual_peft.hub.files import (
 )
 from residual_peft.towers.units import Unit
 from tests.models import clip_model
+from tests.pairs import table
 from tests.records import record
 
 root_only = pytest.mark.skipif(
@@ -122,7 +123,7 @@ def test_a_full_disk_leaves_the_old_files(small_disk: Path) -> None:
     (small_disk / "out").rmdir()
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@table("name", WRITERS)
 def test_a_limit_of_a_files_size_is_named(tmp_path: Path, name: str) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -135,7 +136,7 @@ def test_a_limit_of_a_files_size_is_named(tmp_path: Path, name: str) -> None:
 
 
 @root_only
-@pytest.mark.parametrize("name", WRITERS)
+@table("name", WRITERS)
 def test_lost_rights_are_named(tmp_path: Path, name: str) -> None:
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o005:
@@ -164,7 +165,7 @@ def test_a_disk_that_is_read_only_is_named(small_disk: Path) -> None:
         subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@table("name", WRITERS)
 def test_names_and_places_that_cannot_be_are_named(tmp_path: Path, name: str) -> None:
     write = WRITERS[name]
     (tmp_path / "file").write_text("mine")

@@ -17,6 +17,7 @@ from residual_peft.hub.files import (
     write_json,
     write_tensors,
 )
+from tests.pairs import table
 
 TENSORS = {"a": torch.randn(3, 4).T, "b": torch.tensor([1, 2])}
 
@@ -102,14 +103,14 @@ def test_a_missing_file_is_named(tmp_path: Path, read) -> None:
         read(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": [1, 2', b"\xff\xfe\x00 no text"])
+@table("content", [b"", b'{"a": [1, 2', b"\xff\xfe\x00 no text"])
 def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ResiDualError, match=r"x\.json' is not JSON \(.*\); it may have been cut"):
         read_json(tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("length", [0, 5, 60, -1])
+@table("length", [0, 5, 60, -1])
 def test_tensors_cut_short_are_named(tmp_path: Path, length: int) -> None:
     path = tmp_path / "x.safetensors"
     write_tensors(path, TENSORS)

@@ -25,6 +25,7 @@ from residual_peft.hub.model_files import (
     load_processor,
     load_tokenizer,
 )
+from tests.pairs import table
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def edit(path: Path, field: str, value: object) -> None:
     path.write_text(json.dumps(whole))
 
 
-@pytest.mark.parametrize(
+@table(
     ("field", "value", "message"),
     [
         ("vision_config.num_hidden_layers", 10**9, "num_hidden_layers: wanted at most 1"),
@@ -85,7 +86,7 @@ def test_a_model_in_pytorchs_own_format_is_bounded_by_its_file(tmp_path: Path) -
         check_model(tmp_path, ViTModel)
 
 
-@pytest.mark.parametrize(
+@table(
     ("field", "value", "message"),
     [
         ("crop_size.height", 10**5, r"crop_size\.height: wanted a number from 1 to 4096, got 100"),
@@ -114,7 +115,7 @@ def test_a_processor_makes_no_larger_images_than_towers_take(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such files")
-@pytest.mark.parametrize(
+@table(
     "name",
     ["config.json", "tokenizer.json", "merges.txt", "model.safetensors", "chat_template.jinja"],
 )

@@ -16,6 +16,7 @@ import pytest
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import Within, read_json, read_object, read_record
 from residual_peft.hub.files.records import MAX_BYTES, MAX_DEPTH
+from tests.pairs import table
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def test_every_field_has_the_type_that_it_says(tmp_path: Path) -> None:
     assert read_record(put(tmp_path / "x.json", GOOD), Whole) == Whole(("x", "y"), 2, Part("p"))
 
 
-@pytest.mark.parametrize(
+@table(
     ("change", "message"),
     [
         ({"names": "xy"}, r"x\.json', field names: wanted a list, each text, got 'xy'\. It may be"),
@@ -124,7 +125,7 @@ def test_a_field_that_does_not_fit_is_named(
         read_record(put(tmp_path / "x.json", GOOD | change), Whole)
 
 
-@pytest.mark.parametrize("value", [[], "text", 3, None, True, [GOOD]])
+@table("value", [[], "text", 3, None, True, [GOOD]])
 def test_another_kind_of_json_is_refused(tmp_path: Path, value: object) -> None:
     path = put(tmp_path / "x.json", json.dumps(value))
     with pytest.raises(ResiDualError, match=r"x\.json': wanted fields by name, got"):
@@ -141,7 +142,7 @@ def test_a_missing_field_is_named_and_unknown_ones_may_be_left_out(tmp_path: Pat
     assert read_record(path, Whole, unknown="ignore").count == 2
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "message"),
     [
         ("[" * 100_000, "nested deeper than 64"),

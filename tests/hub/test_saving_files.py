@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from residual_peft.hub.files import (
     write_json,
     writing,
 )
+from tests.kills import killed
 
 OLD = {"a.txt": "old a", "b.txt": "old b", "deeper/c.txt": "old c"}
 NEW = {"a.txt": "new a", "b.txt": "new b", "deeper/c.txt": "new c", "d.txt": "new d"}
@@ -40,41 +39,6 @@ def content(folder: Path) -> dict[str, str]:
 def save(target: Path) -> None:
     with atomic_directory(target) as folder:
         put(folder, NEW)
-
-
-def killed(act: Callable[[], object], count: int, after: bool) -> int:
-    """How a process ended that was to die before or after its `count`-th rename or link."""
-    process = os.fork()
-    if process == 0:
-        try:
-            die_at(count, after)
-            act()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def die_at(count: int, after: bool) -> None:
-    seen = 0
-
-    def deadly(real: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: object, **options: object) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == count and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            try:
-                real(*args, **options)
-            finally:
-                if seen == count:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        return call
-
-    for name in ("replace", "rename", "link", "unlink", "mkdir"):
-        setattr(os, name, deadly(getattr(os, name)))
 
 
 @pytest.mark.parametrize("there", [{}, OLD, OLD | MINE], ids=["new", "old", "old and mine"])

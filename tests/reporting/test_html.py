@@ -27,6 +27,7 @@ from residual_peft.reporting.components import unit_views
 from residual_peft.reporting.run_record import Example, HeadShares, NamedImage, RunRecord
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.tuner import gains_by_unit, gains_of
+from tests.pairs import table
 from tests.records import FACTS, TRIED, TRUST, gain_record, head_record, record
 from tests.training_case import save_clip
 from tests.training_case import task as images
@@ -266,7 +267,7 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert '<bdi class="name" title="?">?</bdi>' in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("method", ["coarse", "residual_star", "rd_y", "residual"])
+@table("method", ["coarse", "residual_star", "rd_y", "residual"])
 def test_every_method_of_the_paper_has_a_report(method: str, tmp_path: Path) -> None:
     save_clip(tmp_path / "model")
     config = METHODS[method].config(0)

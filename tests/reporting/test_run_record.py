@@ -25,6 +25,7 @@ from residual_peft.reporting.run_record import (
     RunRecord,
 )
 from residual_peft.towers.units import Unit
+from tests.pairs import table
 from tests.records import TRUST, head_record, record
 
 
@@ -204,7 +205,7 @@ def a_record_elsewhere(run: Path) -> None:
 WORDS = {"unit": "embed", "component": None, "texts": [], "explained": None}
 
 
-@pytest.mark.parametrize(
+@table(
     ("mistake", "message"),
     [
         (

@@ -17,6 +17,7 @@ from residual_peft.towers.registry import base_model
 from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 from tests.models import BUILDERS, clip_model, clip_vision_model_with_projection, pixels
+from tests.pairs import table
 from tests.tokenizers import VOCABULARY
 from tests.training_case import adapted_classifier, task
 
@@ -53,7 +54,7 @@ def passed(classifier, split="train"):
     return collect_coordinates(classifier.model, loader)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@table("config", CONFIGS.values(), ids=CONFIGS)
 def test_readouts_from_coordinates_are_those_of_the_adapted_model(config):
     classifier = adapted_classifier(config)
     gains = random_gains(classifier.model)
@@ -70,7 +71,7 @@ def test_readouts_from_coordinates_are_those_of_the_adapted_model(config):
     assert found.to("cpu").rows(index).labels.tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@table("config", CONFIGS.values(), ids=CONFIGS)
 def test_gradients_of_the_gains_equal_those_of_the_model_in_float64(config):
     model = clip_model(vocab_size=VOCABULARY).double()
     classifier = adapted_classifier(config, model)
@@ -88,7 +89,7 @@ def test_gradients_of_the_gains_equal_those_of_the_model_in_float64(config):
     torch.testing.assert_close(own.grad, expected, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@table("config", CONFIGS.values(), ids=CONFIGS)
 def test_bases_and_coordinates_in_one_pass_are_those_of_two(config):
     two = adapted_classifier(config).model
     fit_bases(two, some_batches(40))
@@ -143,7 +144,7 @@ def test_collecting_takes_the_named_adapter_and_leaves_the_model_as_it_was():
     assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-@pytest.mark.parametrize(
+@table(
     ("given", "message"),
     [
         ([], "at least one batch of images, got none"),
@@ -302,7 +303,7 @@ def test_the_linear_baseline_starts_at_the_identity_and_equals_a_plain_loop():
     torch.testing.assert_close(linear_readout(still, train.readout), train.readout)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@table("name", BUILDERS)
 def test_every_clip_class_has_coordinates(name):
     adapted = get_peft_model(BUILDERS[name](), ResiDualConfig())
     gains = random_gains(adapted)

@@ -20,8 +20,7 @@ from residual_peft.solvers.store import write_coordinates
 from residual_peft.solvers.store.writing import _Writer
 from tests.launch import ROOT, launch
 from tests.models import Size, clip_model, pixels
-from tests.solvers.test_store import Killed, images
-from tests.training_case import adapted_classifier
+from tests.training_case import Killed, adapted_classifier, images
 
 PAGE = (ROOT / "docs" / "large_runs.md").read_text()
 PLAN = json.loads((ROOT / "benchmarks" / "large_runs.json").read_text())

@@ -29,9 +29,9 @@ from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import collect_readouts
 from residual_peft.solvers.store import coordinate_bytes
 from residual_peft.tuner import fit_bases, gains_of
-from tests.classifiers.test_several_labels import COUNT, NAMES, hot, images, lists
-from tests.classifiers.test_zero_shot import image_processor
+from tests.labelled_pictures import COUNT, NAMES, hot, images, lists
 from tests.models import clip_model
+from tests.pictures import image_processor
 
 QUICK = {"per_device_train_batch_size": 16, "disable_tqdm": True, "use_cpu": True}
 STILL = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}

@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from transformers import CLIPModel
 
 from tests.launch import ENVIRONMENT, ROOT
-from tests.solvers.test_solvers import passed
-from tests.training_case import adapted_classifier, save_clip
+from tests.training_case import adapted_classifier, passed, save_clip
 
 MACHINES = {
     "plain": {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"},

@@ -12,7 +12,8 @@ from residual_peft.solvers import few_shot, fit_gains, solve_gains, strength_pat
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.solvers.objectives import GainProblem, Objective
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
-from tests.training_case import adapted_classifier, task
+from tests.pairs import in_turn, table
+from tests.training_case import adapted_classifier, passed, task
 
 CONFIGS = {
     "default": ResiDualConfig(),
@@ -29,11 +30,6 @@ OBJECTIVES = {
     "sigmoid": Objective(loss="sigmoid", strength=0.02),
     "sigmoid, linear": Objective(loss="sigmoid", normalized=False, class_weights=(1.0, 3.0, 0.2)),
 }
-
-
-def passed(classifier, split="train"):
-    loader = batches(task()[split], classifier.image_processor, batch_size=16)
-    return collect_coordinates(classifier.model, loader)
 
 
 def fitted(config=None):
@@ -86,8 +82,10 @@ def slow_value(classifier, rows, objective, gains, bias):
     return loss + objective.strength / 2 * penalty.sum()
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@in_turn(
+    config=CONFIGS.values(),
+    objective=OBJECTIVES.values(),
+)
 def test_value_and_gradient_are_those_of_a_slow_twin(config, objective, monkeypatch):
     monkeypatch.setattr("residual_peft.solvers.objectives.CHUNK", 11)
     classifier = fitted(config)
@@ -106,7 +104,7 @@ def test_value_and_gradient_are_those_of_a_slow_twin(config, objective, monkeypa
         assert slope == pytest.approx(float(bias.grad), rel=1e-5)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@table("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_gradient_is_the_trainers(config):
     """One backward pass through the adapted model itself, as the Trainer makes it."""
     classifier = fitted(config)
@@ -125,7 +123,7 @@ def test_the_gradient_is_the_trainers(config):
     torch.testing.assert_close(gradient.float(), gains.grad, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@table("objective", OBJECTIVES)
 def test_another_strength_and_what_is_kept_change_nothing_else(objective, monkeypatch):
     classifier = fitted()
     settings = OBJECTIVES[objective]

@@ -19,8 +19,9 @@ from residual_peft.solvers.store import (
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 from tests.launch import run
 from tests.models import clip_model
+from tests.pairs import in_turn
 from tests.tokenizers import VOCABULARY
-from tests.training_case import adapted_classifier, task
+from tests.training_case import Killed, adapted_classifier, images, task
 
 CONFIGS = {
     "default": ResiDualConfig(),
@@ -32,16 +33,8 @@ CONFIGS = {
 SIZES = {"shard_size": 10, "batch_size": 4}  # batches that do not fill a shard, shards that do not
 
 
-def images(classifier, split="train"):
-    return ProcessedImages(task()[split], classifier.image_processor, split)
-
-
 def files(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-class Killed(Exception):
-    pass
 
 
 class Mortal(ProcessedImages):
@@ -66,8 +59,10 @@ def in_memory(config, fit):
     return classifier, collect_coordinates(classifier.model, batches(data, batch_size=16))
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("fit_basis", [False, True])
+@in_turn(
+    config=CONFIGS.values(),
+    fit_basis=[False, True],
+)
 def test_a_store_holds_what_memory_would(config, fit_basis, tmp_path):
     expected_classifier, expected = in_memory(config, fit_basis)
     classifier = adapted_classifier(config)

@@ -20,8 +20,9 @@ from residual_peft.solvers.training import (
     training_arguments,
 )
 from residual_peft.tuner import ResiDualConfig, gains_of
-from tests.classifiers.test_several_labels import images
+from tests.labelled_pictures import images
 from tests.models import clip_model
+from tests.pairs import table
 from tests.tokenizers import VOCABULARY
 from tests.training_case import adapted_classifier, task
 
@@ -258,7 +259,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda value: str(value)[:40])
+@table(("options", "message"), REFUSED, ids=lambda value: str(value)[:40])
 def test_what_would_be_ignored_is_refused(tmp_path, options, message):
     arguments = training_arguments(tmp_path, **(QUICK | options))
     classifier = adapted_classifier()
@@ -302,7 +303,7 @@ def test_several_labels_have_neither_accuracy_nor_smoothing(tmp_path):
     assert (chosen.metric_for_best_model, chosen.greater_is_better) == ("loss", False)
 
 
-@pytest.mark.parametrize("data", ["photos", task().train, task().train.to_iterable_dataset()])
+@table("data", ["photos", task().train, task().train.to_iterable_dataset()])
 def test_data_of_another_kind_are_refused_by_their_kind(tmp_path, data):
     arguments = training_arguments(tmp_path, **QUICK)
     kind = type(data).__name__

@@ -12,13 +12,11 @@ from residual_peft.towers.registry import (
     find_tower,
 )
 from residual_peft.towers.running import run_tower
-from tests.models import ALL as EVERY_SIZE
-from tests.models import BUILDERS, EVERY, SIZES, clip_model, pixels, vision
-
-ALL = [(builder, size) for builder in BUILDERS for size in SIZES]
+from tests.models import ALL, BUILDERS, EVERY, SIZES, clip_model, pixels, vision
+from tests.pairs import dealt, table
 
 
-@pytest.mark.parametrize(("builder", "name"), EVERY_SIZE)
+@table(("builder", "name"), [*ALL, *dealt(EVERY, ("one layer", "usual"))])
 def test_sizes_are_read_from_the_modules(builder: str, name: str) -> None:
     size = SIZES[name]
     anatomy = find_tower(EVERY[builder](size))
@@ -47,8 +45,8 @@ def test_units_come_in_the_order_in_which_they_write() -> None:
         anatomy.units(["heads"])
 
 
-@pytest.mark.parametrize(("builder", "name"), ALL)
-def test_given_sigma_the_readout_is_one_matrix_and_a_bias(builder: str, name: str) -> None:
+@table(("name", "builder"), dealt(SIZES, BUILDERS))
+def test_given_sigma_the_readout_is_one_matrix_and_a_bias(name: str, builder: str) -> None:
     model = BUILDERS[builder](SIZES[name]).double()
     anatomy = find_tower(model)
     stream = torch.randn(6, anatomy.width, dtype=torch.float64)
@@ -73,7 +71,7 @@ def test_a_projection_with_a_bias_and_a_norm_without_weights() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@table("name", SIZES)
 def test_a_heads_factor_is_its_columns_seen_from_the_readout(name: str) -> None:
     size = SIZES[name]
     model = clip_model(size).double()
@@ -112,7 +110,7 @@ def test_an_output_projection_without_bias() -> None:
     assert not bias.any()
 
 
-@pytest.mark.parametrize("builder", EVERY)
+@table("builder", EVERY)
 def test_the_projection_path_leads_to_the_module_that_gives_the_readout(builder: str) -> None:
     model = EVERY[builder]()
     anatomy, seen = find_tower(model), []

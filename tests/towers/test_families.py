@@ -1,8 +1,6 @@
 """What users do with towers beside CLIP's: class names as texts, images alone, the Trainer."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,42 +31,18 @@ from residual_peft.errors import ResiDualError
 from residual_peft.solvers.training import LogitsForMetrics
 from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower
-from tests.models import TOWERS, clip_like, clip_model, pixels, text_config
-from tests.pooled import double, dual, patches, text_sizes
-from tests.tokenizers import VOCABULARY, clip_tokenizer
+from tests.dual_encoders import BUILDERS, CONTEXT, processor
+from tests.models import TOWERS, pixels
+from tests.pairs import table
+from tests.pooled import double, patches
+from tests.tokenizers import clip_tokenizer
 from tests.tuner.twin import randomize_gains, relative
 
+pytestmark = pytest.mark.usefixtures("one_tokenizer")
 NAMES = ("cat", "green dog", "bird")
 TEMPLATES = ("a photo of a {}.", "the {}")
-CONTEXT = 24
 
 
-@pytest.fixture(autouse=True)
-def one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text towers of these tests know the tokenizer's characters."""
-    plain = text_config
-
-    def wide(size: Any, vocab_size: int = VOCABULARY) -> Any:
-        config = plain(size, max(vocab_size, VOCABULARY))
-        config.max_position_embeddings = CONTEXT
-        return config
-
-    monkeypatch.setattr("tests.models.text_config", wide)
-    monkeypatch.setattr("tests.pooled.text_config", wide)
-    assert text_sizes.__globals__["text_config"] is wide
-
-
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "CLIPModel": clip_model,
-    "SiglipModel": dual("SiglipModel"),
-    "Siglip2Model": dual("Siglip2Model", flexible=True),
-    "MetaClip2Model": clip_like("MetaClip2"),
-    "AltCLIPModel": clip_like("AltCLIP"),
-    "ChineseCLIPModel": clip_like("ChineseCLIP"),
-    "CLIPSegModel": clip_like("CLIPSeg"),
-    "BlipModel": dual("BlipModel", projection_dim=16),
-    "BlipForImageTextRetrieval": dual("BlipForImageTextRetrieval", image_text_hidden_size=16),
-}
 every = pytest.mark.parametrize("name", BUILDERS)
 
 
@@ -167,7 +141,7 @@ def test_a_mean_is_read_from_an_output_with_texts_too() -> None:
     assert relative(readout_of(output, model), run_tower(model, given("SiglipModel"))) < 1e-6
 
 
-@every
+@table("name", BUILDERS)
 def test_class_embeddings_are_means_over_templates(name: str) -> None:
     model = BUILDERS[name]().double()
     found = embed_classes(model, clip_tokenizer(), NAMES, TEMPLATES)
@@ -220,19 +194,6 @@ def photos(count: int = 24) -> Dataset:
         labels.append(index % 3)
     features = Features({"image": Image(), "label": ClassLabel(names=list(NAMES))})
     return Dataset.from_dict({"image": images, "label": labels}, features=features)
-
-
-def processor(name: str) -> Any:
-    """The PIL image processor of a tiny model."""
-    if name == "Siglip2Model":
-        from transformers.models.siglip2.image_processing_pil_siglip2 import (
-            Siglip2ImageProcessorPil,
-        )
-
-        return Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    return CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 
 
 def test_naflex_images_go_all_the_way() -> None:

@@ -8,9 +8,10 @@ from tests.models import (
     clip_model,
     pixels,
 )
+from tests.pairs import table
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@table("value", [float("nan"), float("inf"), -float("inf")])
 def test_pixels_that_are_not_finite_are_refused_with_their_image(value: float) -> None:
     images = pixels(6)
     images[3, 1, 2, 2] = value
@@ -21,7 +22,7 @@ def test_pixels_that_are_not_finite_are_refused_with_their_image(value: float) -
         decompose(clip_model(), images)
 
 
-@pytest.mark.parametrize(
+@table(
     ("images", "got"),
     [
         (pixels()[0], r"torch.float32 of shape \(3, 16, 16\)"),

@@ -24,7 +24,7 @@ from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, fit_bases
 from tests.models import Size, clip_model, pixels
 from tests.open_clip_models import CLASSES, open_clip, open_clip_model, tokens
-from tests.pairs import in_pairs
+from tests.pairs import in_turn, pairwise, table
 from tests.slow import slow_contributions
 from tests.tokenizers import clip_tokenizer
 from tests.tuner.twin import IMAGES, expected, randomize_gains, relative
@@ -74,7 +74,7 @@ def test_each_unit_is_what_plain_loops_find(kind: str) -> None:
     assert len(found.units) == len(slow) - 1
 
 
-@every_kind
+@table("kind", KINDS)
 def test_float32_and_bfloat16_pass_the_check(kind: str) -> None:
     for dtype, bound in ((torch.float32, 2e-6), (torch.bfloat16, 0.03)):
         found = decompose(make(kind).to(dtype), images(kind).to(dtype))
@@ -98,8 +98,7 @@ def test_mixed_precision_by_autocast() -> None:
     assert relative(found.contributions.sum(1) + found.bias, found.readout) < 0.03
 
 
-@every_kind
-@pytest.mark.parametrize("units", [("head",), ("embed", "head", "mlp"), ("output",)])
+@in_turn(kind=KINDS, units=(("head",), ("embed", "head", "mlp"), ("output",)))
 def test_the_adapted_readout_is_the_slow_one(kind: str, units: tuple[str, ...]) -> None:
     base, given = make(kind).double(), images(kind).double()
     config = ResiDualConfig(units=units, remainder="drop")
@@ -274,11 +273,9 @@ def masks(heads: int, batch: int, length: int) -> dict[str, dict[str, Any]]:
     }
 
 
-@in_pairs(
-    mask=masks(1, 2, 1),
-    token=[0, 3, torch.tensor([4, 1, 2])],
-    bias=[True, False],
-    batch_first=[True, False],
+@table(
+    ("mask", "token", "bias", "batch_first"),
+    pairwise(masks(1, 2, 1), [0, 3, torch.tensor([4, 1, 2])], [True, False], [True, False]),
 )
 def test_what_a_fused_attention_projects(mask: str, token: Any, bias: bool, batch_first) -> None:
     torch.manual_seed(0)
@@ -325,7 +322,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@table("case", REFUSED)
 def test_towers_of_other_kinds_are_refused(case: str) -> None:
     build, message = REFUSED[case]
     model = build()

@@ -17,6 +17,7 @@ from residual_peft.towers.readouts import EndToken, Mean, Readout
 from residual_peft.towers.taps import tapped
 from residual_peft.towers.units import Unit
 from tests.models import clip_vision_model, pixels, randomize
+from tests.pairs import table
 from tests.slow import layer_norm
 from tests.tuner.twin import randomize_gains, relative
 
@@ -32,7 +33,7 @@ PLACES: list[tuple[Readout, Any, list[list[int]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("readout", "where", "places"), PLACES)
+@table(("readout", "where", "places"), PLACES)
 def test_what_is_read_is_the_mean_of_its_tokens(
     readout: Readout, where: Any, places: list[list[int]]
 ) -> None:
@@ -44,7 +45,7 @@ def test_what_is_read_is_the_mean_of_its_tokens(
     assert readout.read(TOKENS.half(), where).dtype == torch.float16
 
 
-@pytest.mark.parametrize(("readout", "where", "places"), PLACES)
+@table(("readout", "where", "places"), PLACES)
 def test_what_is_written_is_read_back_and_no_other_token_moves(
     readout: Readout, where: Any, places: list[list[int]]
 ) -> None:

@@ -29,36 +29,36 @@ from residual_peft.towers import registry
 from residual_peft.towers.families.parts import first_path
 from residual_peft.towers.running import run_tower
 from residual_peft.tuner import readout_state
-from tests.models import EVERY, TOWERS, Size, clip_model, pixels, randomize
+from tests.models import EVERY, FAMILIES, TOWERS, Size, clip_model, pixels, randomize
+from tests.pairs import table
 from tests.pooled import CASES
 from tests.tuner.twin import adapted, expected, randomize_gains, relative
 
 ROOT = Path(__file__).parents[2]
 LARGER = Size(image=24)
 NAMES = ("cat", "dog", "bird")
-every_tower = pytest.mark.parametrize("builder", TOWERS)
-TOKENS = [name for name in TOWERS if find_tower(TOWERS[name]()).reads_tokens]
+OTHERS = [name for name in FAMILIES if name in TOWERS]
+TOKENS = [name for name in OTHERS if find_tower(TOWERS[name]()).reads_tokens]
 
 
-@every_tower
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_every_attention_sums_and_reads_out_the_same(builder: str, attention: str) -> None:
+@table("builder", OTHERS)
+def test_eager_attention_sums_and_reads_out_the_same(builder: str) -> None:
     model, images = TOWERS[builder]().double(), pixels().double()
     before = run_tower(model, images)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation("eager")
     found = decompose(model, images)
     assert relative(found.contributions.sum(1) + found.bias, found.readout) < 1e-10
     assert relative(found.readout, before) < 1e-6  # eager softmax is float32 in transformers
 
 
-@every_tower
+@table("builder", OTHERS)
 def test_bfloat16_passes_the_check(builder: str) -> None:
     found = decompose(TOWERS[builder]().bfloat16(), pixels())
     assert found.contributions.dtype == torch.float32
     assert relative(found.contributions.sum(1) + found.bias, found.readout) < 0.05
 
 
-@every_tower
+@table("builder", OTHERS)
 def test_another_image_size_by_interpolated_positions(builder: str) -> None:
     model, images = TOWERS[builder]().double(), pixels(size=LARGER).double()
     options = {} if "DINO" in builder.upper() else {"interpolate_pos_encoding": True}
@@ -85,7 +85,7 @@ def test_another_image_size_is_refused_without() -> None:
         decompose(TOWERS["ViTModel"](), pixels(size=LARGER))
 
 
-@pytest.mark.parametrize("builder", TOKENS)
+@table("builder", TOKENS)
 def test_only_the_readout_token_is_adapted(builder: str) -> None:
     model, base = adapted(builder=builder), TOWERS[builder]()
     seen: list[Tensor] = []

@@ -4,16 +4,15 @@ import pytest
 
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.units import Unit
+from tests.pairs import table
 
 
-@pytest.mark.parametrize(
-    "unit", [Unit("embed"), Unit("head", 3, 15), Unit("mlp", 12), Unit("output")], ids=str
-)
+@table("unit", [Unit("embed"), Unit("head", 3, 15), Unit("mlp", 12), Unit("output")], ids=str)
 def test_a_unit_is_read_back_from_its_name(unit: Unit) -> None:
     assert Unit.parse(str(unit)) == unit
 
 
-@pytest.mark.parametrize(
+@table(
     "text", ["", "layer3", "layer3.head", "layerx.mlp", "layer-1.mlp", "head", "embed.mlp", "mlp"]
 )
 def test_a_name_of_no_unit_is_refused(text: str) -> None:

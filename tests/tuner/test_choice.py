@@ -20,6 +20,7 @@ from residual_peft.tuner import (
     readout_state,
 )
 from tests.models import clip_model, pixels
+from tests.pairs import in_turn, table
 from tests.tuner.twin import IMAGES, adapted, expected, relative
 
 EVERY = ("embed", "head", "mlp")
@@ -48,8 +49,10 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("fit", [False, True])
-@pytest.mark.parametrize("choice", CHOICES)
+@in_turn(
+    choice=CHOICES,
+    fit=[False, True],
+)
 def test_units_are_chosen(tmp_path: Path, choice: str, fit: bool) -> None:
     options, names = CHOICES[choice]
     config = ResiDualConfig(units=EVERY, **options)
@@ -73,8 +76,10 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("fit", [False, True])
-@pytest.mark.parametrize("name", PATTERNS)
+@in_turn(
+    name=PATTERNS,
+    fit=[False, True],
+)
 def test_each_unit_has_its_own_number_of_directions(tmp_path: Path, name: str, fit: bool) -> None:
     pattern, components, wanted = PATTERNS[name]
     config = ResiDualConfig(units=EVERY, component_pattern=pattern, components=components)
@@ -122,7 +127,7 @@ def test_a_basis_by_path_serves_every_choice(tmp_path: Path) -> None:
     assert torch.equal(run_tower(loaded, pixels()), run_tower(model, pixels()))
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         (
@@ -142,7 +147,7 @@ def test_patterns_that_name_nothing_are_refused(options: dict, message: str) -> 
     assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"unit_pattern": "layer("}, r"unit_pattern: 'layer\(' is no regex"),
@@ -207,7 +212,7 @@ def test_whole_modules_are_trained_saved_and_loaded(tmp_path: Path) -> None:
     assert gains_of(loaded).shape == readout_state(loaded).directions.shape[:1]
 
 
-@pytest.mark.parametrize("name", ["visual_projection", "vision_model.post_layernorm", "fc1"])
+@table("name", ["visual_projection", "vision_model.post_layernorm", "fc1"])
 def test_the_image_tower_is_not_to_be_trained_beside_its_bases(name: str) -> None:
     base = clip_model()
     with pytest.raises(ResiDualError, match=r"would train '.*', which is part of the image tower"):

@@ -6,9 +6,10 @@ from peft import PeftConfig
 
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, ResiDualType
+from tests.pairs import table
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"units": ("head", "neuron")}, r"units: wanted a tuple of .*got \['neuron'\]"),
@@ -58,7 +59,7 @@ def test_default_is_the_identity_over_all_components() -> None:
     assert (config.gain_init, config.granularity) == ("ones", "component")
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "units", "components", "remainder", "granularity"),
     [  # the table of method.md, section 3
         ("residual", ("head", "mlp"), None, "keep", "component"),
@@ -96,7 +97,7 @@ def test_units_and_layers_are_put_in_order() -> None:
     assert config.layers_to_transform == [1, 3]
 
 
-@pytest.mark.parametrize("components", [None, 3, 0.9, 1.0])
+@table("components", [None, 3, 0.9, 1.0])
 def test_json_round_trip(tmp_path: Path, components: int | float | None) -> None:
     config = ResiDualConfig(units=("head", "embed"), components=components, seed=4)
     config.save_pretrained(str(tmp_path))
@@ -131,7 +132,7 @@ def test_what_peft_itself_refuses_is_one_line_too() -> None:
         ResiDualConfig(task_type="ones")
 
 
-@pytest.mark.parametrize("layers", [0, [0], [1, 0], None])
+@table("layers", [0, [0], [1, 0], None])
 def test_layers_come_back_as_they_were_given(layers: object, tmp_path: Path) -> None:
     for mode in ("readout", "stream"):
         ResiDualConfig(mode=mode, layers_to_transform=layers).save_pretrained(tmp_path)
@@ -140,7 +141,7 @@ def test_layers_come_back_as_they_were_given(layers: object, tmp_path: Path) -> 
         assert type(found) is type(layers)
 
 
-@pytest.mark.parametrize("layers", [-1, [], [0, -1], 1.5, "1", ["1"], [0, "1"], True, [1.0]])
+@table("layers", [-1, [], [0, -1], 1.5, "1", ["1"], [0, "1"], True, [1.0]])
 def test_layers_that_are_none_are_refused(layers: object) -> None:
     with pytest.raises(ResiDualError, match=r"layers_to_transform: wanted None or layers counted"):
         ResiDualConfig(layers_to_transform=layers)

@@ -20,6 +20,7 @@ from residual_peft.towers.taps import tapped
 from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.models import EVERY, Size, clip_model, pixels
+from tests.pairs import table
 from tests.pooled import POOLED
 
 TOWERS = ("CLIPVisionModelWithProjection", "ViTModel", "Dinov2Model", "SiglipVisionModel")
@@ -126,8 +127,8 @@ CASES = [(TOWERS[0], *case) for case in UNITS]
 CASES += [(kind, *case) for kind in TOWERS[1:] for case in UNITS if "in_place" not in str(case[1])]
 
 
-@pytest.mark.parametrize(("kind", "place", "hook"), CASES)
 @pytest.mark.parametrize("first", ["hook", "adapter"])
+@table(("kind", "place", "hook"), CASES)
 def test_what_the_model_used_is_what_was_tapped(
     kind: str, place: Any, hook: Any, first: str
 ) -> None:
@@ -148,8 +149,8 @@ def test_what_the_model_used_is_what_was_tapped(
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("place", ELSEWHERE)
-@pytest.mark.parametrize("first", ["hook", "adapter"])
+@table("place", ELSEWHERE)
+@table("first", ["hook", "adapter"])
 def test_what_no_unit_writes_is_refused(place: Any, first: str) -> None:
     base = build()
     if first == "hook":

@@ -16,7 +16,7 @@ from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, adapter_basis, fit_bases, gains_of
 from residual_peft.tuner.readout.head_space import HeadSpace, stored_width
 from tests.models import BUILDERS, SIZES, Size, clip_model, pixels
-from tests.pairs import in_pairs
+from tests.pairs import in_turn
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 WEIGHTS = "adapter_model.safetensors"
@@ -68,7 +68,7 @@ def through(model: nn.Module, basis: SpectralBasis) -> tuple[Tensor, Tensor]:
     return space.unpack(stored, basis.component_counts)
 
 
-@in_pairs(damage=DAMAGES, size=SIZES, source=("data", "weights"))
+@in_turn(size=SIZES, damage=DAMAGES, source=("data", "weights"))
 def test_nothing_is_lost(size: str, damage: str, source: str) -> None:
     model = clip_model(SIZES[size]).double()
     DAMAGES[damage](model)
@@ -110,8 +110,10 @@ def test_the_frame_depends_on_no_choice_of_sign(monkeypatch: pytest.MonkeyPatch)
     assert set(found) == {Unit("head", layer, head) for layer in (0, 1) for head in (0, 1)}
 
 
-@pytest.mark.parametrize("damage", ["full rank", "half the rank"])
-@pytest.mark.parametrize("size", SIZES)
+@in_turn(
+    size=SIZES,
+    damage=["full rank", "half the rank"],
+)
 def test_saved_and_loaded_in_every_shape(tmp_path: Path, size: str, damage: str) -> None:
     base, plain = clip_model(SIZES[size]), clip_model(SIZES[size])
     DAMAGES[damage](base)

@@ -20,6 +20,7 @@ from residual_peft.tuner import (
     readout_state,
 )
 from tests.models import clip_model, clip_vision_model_with_projection, pixels
+from tests.pairs import in_turn, table
 from tests.tuner.twin import IMAGES, adapted, randomize_gains
 
 WEIGHTS = "adapter_model.safetensors"
@@ -47,8 +48,10 @@ def other(directory: Path, seed: int = 3, base=None, **options) -> torch.Tensor:
     return run_tower(model.eval(), pixels()).detach()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("loaded", [False, True])
+@in_turn(
+    kind=KINDS,
+    loaded=[False, True],
+)
 def test_the_model_becomes_what_the_file_is(tmp_path: Path, kind: str, loaded: bool) -> None:
     wanted = other(tmp_path / "other", **KINDS[kind])
     model = adapted(ResiDualConfig(**KINDS[kind]))
@@ -166,7 +169,7 @@ def refit(directory: Path) -> None:
     model.save_pretrained(directory)
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@table("case", REFUSED)
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path, case: str) -> None:
     make, message = REFUSED[case]
     make(tmp_path / "other")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from residual_peft import ZeroShotClassifier
 from residual_peft.tuner import ResiDualConfig, adapter_basis, fit_bases, gains_by_module, put_basis
 from tests.models import Size, clip_model, pixels
+from tests.pairs import in_turn
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 
 MODES = ("readout", "stream")
@@ -87,8 +87,10 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("prepare", WAYS)
+@in_turn(
+    mode=MODES,
+    prepare=WAYS,
+)
 def test_it_can_be_trained(
     mode: str, prepare: Callable[[str, Path], nn.Module], tmp_path: Path
 ) -> None:

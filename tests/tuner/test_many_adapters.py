@@ -13,33 +13,13 @@ from torch import Tensor, nn
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.running import run_tower
-from residual_peft.tuner import ResiDualConfig, ResiDualReadout, fit_bases, gains_of, readout_state
+from residual_peft.tuner import ResiDualConfig, ResiDualReadout, gains_of, readout_state
 from tests.models import BUILDERS, clip_model, pixels
+from tests.pairs import in_turn, table
 from tests.tuner.twin import IMAGES, expected, randomize_gains, relative
+from tests.tuner.zoo import KINDS, zoo
 
-KINDS = {
-    "all": ({}, 5),
-    "other images": ({}, 6),
-    "few": ({"components": 2}, 5),
-    "share": ({"components": 0.7, "restore_mean": False}, 7),
-    "heads": ({"units": ("head",), "component_pattern": {"layer0.head1": 1}}, 8),
-    "drop": ({"units": ("head",), "components": 0.9, "remainder": "drop"}, 9),
-    "coarse": ({"units": ("head",), "granularity": "unit", "restore_mean": False}, 5),
-}
 KEEP = [name for name, (options, _) in KINDS.items() if "remainder" not in options]
-
-
-def zoo(builder: str = "CLIPModel", dtype: torch.dtype = torch.float64) -> PeftModel:
-    model = None
-    for seed, (name, (options, images)) in enumerate(KINDS.items()):
-        config = ResiDualConfig(**options)
-        if model is None:
-            model = get_peft_model(BUILDERS[builder]().to(dtype), config, adapter_name=name)
-        else:
-            model.add_adapter(name, config)
-        fit_bases(model, [pixels(IMAGES, seed=images).to(dtype)], name)
-        randomize_gains(model, name, seed=seed)
-    return model.eval()
 
 
 def layer_of(model: nn.Module) -> ResiDualReadout:
@@ -55,7 +35,7 @@ def test_each_is_what_it_is_alone(builder: str) -> None:
         assert relative(found, expected(base, model, images, name)) < 1e-10, name
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(KEEP, 2)), ids="+".join)
+@table("pair", list(itertools.combinations(KEEP, 2)), ids="+".join)
 def test_two_at_once_add_what_they_change(pair: tuple[str, str]) -> None:
     model, images, base = zoo(), pixels().double(), clip_model().double()
     plain = run_tower(base, images)
@@ -146,7 +126,7 @@ def basis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("move", MOVES)
+@table("move", MOVES)
 def test_a_hundred_adapters_cost_a_hundred_gain_vectors(basis: Path, move: str) -> None:
     one = MOVES[move](many(1, basis))
     model = MOVES[move](many(100, basis))
@@ -165,8 +145,10 @@ def test_a_hundred_adapters_cost_a_hundred_gain_vectors(basis: Path, move: str) 
         assert torch.equal(run_tower(model, pixels()), run_tower(alone, pixels()))
 
 
-@pytest.mark.parametrize("save_basis", [True, False])
-@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@in_turn(
+    save_basis=[True, False],
+    low_cpu_mem_usage=[True, False],
+)
 def test_loaded_side_by_side_they_share(
     basis: Path, tmp_path: Path, save_basis: bool, low_cpu_mem_usage: bool
 ) -> None:

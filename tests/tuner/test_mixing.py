@@ -19,6 +19,7 @@ from residual_peft.tuner import (
     readout_state,
 )
 from tests.models import BUILDERS, clip_model, pixels
+from tests.pairs import in_turn, table
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 BASE = "__base__"
@@ -65,8 +66,8 @@ def alone(model: PeftModel, images: torch.Tensor, names: list[str]) -> torch.Ten
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
-@pytest.mark.parametrize("mix", MIXES)
+@table("builder", BUILDERS)
+@table("mix", MIXES)
 def test_each_sample_gets_what_its_adapter_gives_alone(builder: str, mix: str) -> None:
     model, images, names = several(builder), pixels(5), MIXES[mix]
     wanted = alone(model, images, names)
@@ -133,7 +134,7 @@ def test_disabled_adapters_stay_off() -> None:
     assert torch.equal(found, run_tower(clip_model(), pixels()))
 
 
-@pytest.mark.parametrize(
+@table(
     ("names", "message"),
     [
         (
@@ -193,8 +194,10 @@ def test_half_precision(dtype: torch.dtype) -> None:
 # --- weighted sums
 
 
-@pytest.mark.parametrize("options", [{}, {"remainder": "drop"}, OTHERS["coarse"]], ids=str)
-@pytest.mark.parametrize("builder", BUILDERS)
+@in_turn(
+    builder=BUILDERS,
+    options=[{}, {"remainder": "drop"}, OTHERS["coarse"]],
+)
 def test_a_weighted_sum_of_adapters_adds_what_they_change(builder: str, options: dict) -> None:
     model = adapted(ResiDualConfig(**options), builder=builder, dtype=torch.float64)
     for seed, name in enumerate("bc"):
@@ -262,7 +265,7 @@ def test_a_sum_costs_gains_alone_and_goes_again() -> None:
     assert not [key for key in model.state_dict() if key.endswith(".sum")]
 
 
-@pytest.mark.parametrize(
+@table(
     ("adapters", "weights", "name", "message"),
     [
         (["default", "few"], [1, 1], "sum", "'default' and 'few' do not share one basis"),

@@ -26,6 +26,7 @@ from residual_peft.towers.running import run_tower
 from residual_peft.tuner import adapter_basis, load_adapter
 from tests.models import Size, clip_model, pixels
 from tests.open_clip_models import CLASSES, open_clip_model, tokens
+from tests.pairs import in_turn, table
 from tests.tuner.twin import IMAGES, randomize_gains, relative
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -78,8 +79,7 @@ def test_the_copy_reads_texts_at_a_named_end() -> None:
     assert relative(text, model.encode_text(ids)) < 1e-12
 
 
-@every_option
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@in_turn(options=OPTIONS, dtype=(torch.float64, torch.float32))
 def test_fingerprints_are_equal(options: str, dtype: torch.dtype) -> None:
     model = open_clip_model(**OPTIONS[options])
     one, other = Fingerprint.of(model.to(dtype)), Fingerprint.of(open_clip_to_transformers(model))
@@ -89,7 +89,7 @@ def test_fingerprints_are_equal(options: str, dtype: torch.dtype) -> None:
     assert not Fingerprint.of(other_seed).matches(one)
 
 
-@pytest.mark.parametrize(
+@table(
     "change",
     ["proj", "conv1.weight", "ln_post.bias", "transformer.resblocks.1.ls_2.gamma"]
     + [f"transformer.resblocks.0.attn.{name}" for name in ("in_proj_bias", "out_proj.weight")],
@@ -116,14 +116,15 @@ def test_half_precision_and_the_image_tower_alone_are_known(tmp_path: Path) -> N
     assert bare.digests == Fingerprint.of(model).digests
 
 
-@every_option
-@pytest.mark.parametrize("load", [PeftModel.from_pretrained, load_adapter])
-@pytest.mark.parametrize(
-    ("start", "end"), [("open_clip", "transformers"), ("transformers", "open_clip")]
+@in_turn(
+    options=OPTIONS,
+    load=(PeftModel.from_pretrained, load_adapter),
+    start=("open_clip", "transformers"),
 )
 def test_an_adapter_moves_as_it_is_or_converted(
-    tmp_path: Path, options: str, load: Callable[..., Any], start: str, end: str
+    tmp_path: Path, options: str, load: Callable[..., Any], start: str
 ) -> None:
+    end = "transformers" if start == "open_clip" else "open_clip"
     wanted = save_adapter(both(options)[start], tmp_path / "adapter")
     assert relative(run_tower(both(options)[start], pixels()), wanted) > 0.1
     other = both(options)[end]
@@ -250,7 +251,7 @@ NOT_EXPRESSIBLE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", NOT_EXPRESSIBLE)
+@table("case", NOT_EXPRESSIBLE)
 def test_what_transformers_cannot_express_is_refused(case: str) -> None:
     options, message = NOT_EXPRESSIBLE[case]
     model = open_clip_model(**options)

@@ -10,6 +10,7 @@ import pytest
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig
 from residual_peft.tuner.patterns import _Matcher, _parsed, _UnknownError, fullmatch, pattern_key
+from tests.pairs import table
 
 ATOMS = ["a", "b", "ab", r"\d", ".", "[ab]", "[^a]", r"\w", "1", r"\.", "[a-b1]", r"[^\d]"]
 REPEATS = ["*", "+", "?", "{2}", "{1,2}", "*?", "+?", "{0,3}", "{2,}"]
@@ -49,7 +50,7 @@ def test_what_matches_is_what_re_says() -> None:
     assert 200 < found < compared - 200
 
 
-@pytest.mark.parametrize(
+@table(
     "pattern",
     [r"((\w|\.)+)+X", r"(\w*)*(\w*)*(\w*)*X", "(a|aa|a?)+" * 8 + "X", r"\w*" * 30 + "X"],
 )
@@ -74,7 +75,7 @@ def test_what_users_write() -> None:
     assert pattern_key([r"layer\d", "mlp"], "layer3.head0") == "layer3.head0"
 
 
-@pytest.mark.parametrize(
+@table(
     ("pattern", "why"),
     [
         (r"(a)\1", "not known here"),

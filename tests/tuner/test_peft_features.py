@@ -25,6 +25,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, ResiDualReadout, fit_bases, gains_of, readout_state
 from tests.models import BUILDERS, clip_model, pixels, transformers_admits_peft
+from tests.pairs import in_turn, table
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 CONFIGS = {
@@ -34,7 +35,6 @@ CONFIGS = {
     "output": lambda: ResiDualConfig.paper("rd_y"),
 }
 MATRIX = pytest.mark.parametrize("kind", CONFIGS)
-BUILD = pytest.mark.parametrize("builder", BUILDERS)
 
 
 @pytest.fixture
@@ -98,8 +98,7 @@ def test_compiled_with_an_adapter_per_sample() -> None:
     assert relative(found.detach(), wanted.detach()) < 1e-6
 
 
-@MATRIX
-@pytest.mark.parametrize("reentrant", [False, True])
+@in_turn(kind=CONFIGS, reentrant=(False, True))
 def test_gradient_checkpointing_changes_nothing(kind: str, reentrant: bool) -> None:
     model = adapted(CONFIGS[kind]()).train()
     run_tower(model, pixels()).square().sum().backward()
@@ -112,9 +111,7 @@ def test_gradient_checkpointing_changes_nothing(kind: str, reentrant: bool) -> N
     assert relative(gains_of(model).grad, wanted) < 1e-6
 
 
-@MATRIX
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("autocast", [True, False])
+@in_turn(kind=CONFIGS, dtype=(torch.bfloat16, torch.float16), autocast=(True, False))
 def test_half_precision_backbones(kind: str, dtype: torch.dtype, autocast: bool) -> None:
     base = clip_model().to(dtype)
     model = get_peft_model(base, CONFIGS[kind](), autocast_adapter_dtype=autocast)
@@ -135,8 +132,7 @@ def test_half_precision_backbones(kind: str, dtype: torch.dtype, autocast: bool)
 # --- state dicts, copies
 
 
-@MATRIX
-@BUILD
+@in_turn(kind=CONFIGS, builder=BUILDERS)
 def test_a_whole_state_dict_goes_into_a_second_model(kind: str, builder: str) -> None:
     model, other = (
         adapted(CONFIGS[kind](), builder=builder),
@@ -151,8 +147,7 @@ def test_a_whole_state_dict_goes_into_a_second_model(kind: str, builder: str) ->
     assert not torch.equal(run_tower(other, pixels()), before)
 
 
-@MATRIX
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@in_turn(kind=CONFIGS, low_cpu_mem_usage=(False, True))
 def test_an_adapters_state_dict_goes_out_and_in(kind: str, low_cpu_mem_usage: bool) -> None:
     model = adapted(CONFIGS[kind]())
     model.add_adapter("other", ResiDualConfig(units=("head",)))
@@ -198,8 +193,8 @@ def test_injected_into_a_bare_model(kind: str) -> None:
     assert relative(run_tower(model, pixels()).detach(), plain()) > 1e-3
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("by_state_dict", [False, True])
+@table("low_cpu_mem_usage", [False, True])
+@table("by_state_dict", [False, True])
 def test_a_saved_adapter_is_injected(
     saved: Path, low_cpu_mem_usage: bool, by_state_dict: bool
 ) -> None:

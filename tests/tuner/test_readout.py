@@ -26,7 +26,7 @@ from residual_peft.tuner import (
     restart_gains,
 )
 from tests.models import EVERY, FAMILIES, SIZES, Size, clip_model, clip_vision_model, pixels
-from tests.pairs import in_turn
+from tests.pairs import in_turn, table
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 
@@ -100,7 +100,7 @@ def test_no_activation_of_the_backbone_is_kept_for_backward(inputs_require_grad:
     assert leaves[0] is gains_of(model)
 
 
-@pytest.mark.parametrize("builder", FAMILIES)
+@table("builder", FAMILIES)
 def test_disable_adapter_gives_the_base_model(builder: str) -> None:
     model = adapted(builder=builder)
     before, base = run_tower(model, pixels()), run_tower(EVERY[builder](), pixels())
@@ -177,7 +177,7 @@ def test_without_any_adapter_left_the_model_is_the_base_model() -> None:
     assert torch.equal(run_tower(model.base_model, pixels()), run_tower(clip_model(), pixels()))
 
 
-@pytest.mark.parametrize("builder", FAMILIES)
+@table("builder", FAMILIES)
 def test_unload_gives_the_model_back_as_it_was(builder: str) -> None:
     fresh = EVERY[builder]()
     model = adapted(builder=builder).unload()

@@ -10,6 +10,7 @@ from residual_peft import tuner
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, ResiDualModel, ResiDualType
 from tests.models import clip_model
+from tests.pairs import table
 from tests.tuner.twin import adapted
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("table", TABLES)
+@table("table", TABLES)
 def test_found_by_plain_string_and_by_member(table: str) -> None:
     entries = getattr(mapping, table)
     assert entries["RESIDUAL_PEFT"] is entries[ResiDualType.RESIDUAL_PEFT]
@@ -49,7 +50,7 @@ def test_registering_again_changes_nothing() -> None:
     assert {table: dict(getattr(mapping, table)) for table in TABLES} == before
 
 
-@pytest.mark.parametrize("table", TABLES)
+@table("table", TABLES)
 def test_another_method_of_that_name_is_not_replaced(
     table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,8 @@ from residual_peft.errors import ResiDualError
 from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, fit_bases, load_adapter
 from tests.models import clip_model, clip_vision_model, pixels
-from tests.tuner.test_saving import CONFIG, WEIGHTS, edit_config
+from tests.pairs import in_pairs
+from tests.tuner.saved_files import CONFIG, WEIGHTS, edit_config
 from tests.tuner.twin import IMAGES, randomize_gains
 
 CLASSES = {"CLIPModel": CLIPModel, "image side": CLIPVisionModelWithProjection}
@@ -34,9 +35,7 @@ def with_adapter(model: nn.Module, directory: Path, **options) -> torch.Tensor:
     return run_tower(adapted.eval(), pixels()).detach()
 
 
-@pytest.mark.parametrize("load", [PeftModel.from_pretrained, load_adapter])
-@pytest.mark.parametrize("start", CLASSES)
-@pytest.mark.parametrize("end", CLASSES)
+@in_pairs(start=CLASSES, end=CLASSES, load=(PeftModel.from_pretrained, load_adapter))
 def test_from_one_class_to_the_other(tmp_path: Path, checkpoint: Path, start, end, load) -> None:
     wanted = with_adapter(CLASSES[start].from_pretrained(checkpoint), tmp_path / "adapter")
     model = load(CLASSES[end].from_pretrained(checkpoint), tmp_path / "adapter")

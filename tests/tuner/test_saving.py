@@ -1,4 +1,3 @@
-import json
 import shutil
 from pathlib import Path
 
@@ -22,22 +21,19 @@ from residual_peft.tuner import (
 )
 from tests.models import (
     EVERY,
+    FAMILIES,
     Size,
     clip_model,
     clip_vision_model,
     clip_vision_model_with_projection,
     pixels,
 )
+from tests.pairs import in_turn, table
+from tests.tuner.saved_files import CONFIG, WEIGHTS, edit_config
 from tests.tuner.twin import adapted, expected, randomize_gains, relative
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.visual_projection.residual_peft_"
 PAPER = ("residual", "residual_star", "coarse", "rd_y")
-
-
-def edit_config(directory: Path, **changes: object) -> None:
-    path = directory / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def edit_weights(directory: Path, **changes: torch.Tensor | None) -> None:
@@ -56,9 +52,9 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("builder", EVERY)
-@pytest.mark.parametrize(
-    "options", [{}, {"low_cpu_mem_usage": True}, {"autocast_adapter_dtype": False}], ids=str
+@in_turn(
+    builder=FAMILIES,
+    options=({}, {"low_cpu_mem_usage": True}, {"autocast_adapter_dtype": False}),
 )
 def test_saved_and_loaded(tmp_path: Path, builder: str, options: dict) -> None:
     model = adapted(ResiDualConfig(components=0.9), builder=builder)
@@ -73,8 +69,7 @@ def test_saved_and_loaded(tmp_path: Path, builder: str, options: dict) -> None:
     assert bool(gains_of(trainable).grad.isfinite().all())
 
 
-@pytest.mark.parametrize("name", PAPER)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@in_turn(name=PAPER, dtype=(torch.float32, torch.float64))
 def test_every_preset_is_saved_and_loaded(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     model = adapted(ResiDualConfig.paper(name), dtype=dtype)
     model.save_pretrained(tmp_path)
@@ -373,74 +368,57 @@ def load_beside(directory: Path) -> nn.Module:
     return load_adapter(adapted(), directory, "other")
 
 
-LOADERS = pytest.mark.parametrize("load", [peft_load, own_load, load_beside])
+LOADERS = (peft_load, own_load, load_beside)
 
 
-@LOADERS
-@pytest.mark.parametrize("options", [{"low_cpu_mem_usage": True}, {}])
-def test_whole_adapters_are_loaded(saved: Path, load, options: dict) -> None:
+def refused_by_each(directory: Path, message: str) -> None:
+    for load in LOADERS:
+        with pytest.raises(ResiDualError, match=message):
+            load(directory)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_whole_adapters_are_loaded(saved: Path, load) -> None:
     model = load(saved)
     model.set_adapter("other" if load is load_beside else "default")
     assert torch.equal(run_tower(model, pixels()), run_tower(adapted(), pixels()))
 
 
-@LOADERS
-def test_missing_weights_are_refused(saved: Path, load) -> None:
-    (saved / WEIGHTS).unlink()
-    with pytest.raises(ResiDualError, match=r"wanted the adapter's weights in .*safetensors', whi"):
-        load(saved)
-
-
-@LOADERS
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.999])
-def test_weights_cut_short_are_refused(saved: Path, load, share: float) -> None:
+def test_weights_that_are_missing_cut_short_or_of_another_format_are_refused(saved: Path) -> None:
     content = (saved / WEIGHTS).read_bytes()
-    (saved / WEIGHTS).write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ResiDualError, match=r"is not a whole safetensors file .* cut short"):
-        load(saved)
-
-
-@LOADERS
-def test_weights_of_another_format_are_refused(saved: Path, load) -> None:
+    for share in (0.0, 0.2, 0.9, 0.999):
+        (saved / WEIGHTS).write_bytes(content[: int(len(content) * share)])
+        refused_by_each(saved, r"is not a whole safetensors file .* cut short")
     torch.save({"gains": torch.ones(3)}, saved / WEIGHTS)
-    with pytest.raises(ResiDualError, match="is not a whole safetensors file"):
-        load(saved)
+    refused_by_each(saved, "is not a whole safetensors file")
+    (saved / WEIGHTS).unlink()
+    refused_by_each(saved, r"wanted the adapter's weights in .*safetensors', whi")
 
 
-@LOADERS
-@pytest.mark.parametrize(
-    "name", ["gains", "head_components", "head_means", "components", "means", "eigenvalues"]
-)
-def test_a_file_that_lacks_a_tensor_is_refused(saved: Path, load, name: str) -> None:
+@table("name", ["gains", "head_components", "head_means", "components", "means", "eigenvalues"])
+def test_a_file_that_lacks_a_tensor_is_refused(saved: Path, name: str) -> None:
+    content = (saved / WEIGHTS).read_bytes()
     edit_weights(saved, **{name: None})
-    with pytest.raises(ResiDualError, match=f"lack residual_peft_{name}: the file was changed"):
-        load(saved)
+    refused_by_each(saved, f"lack residual_peft_{name}: the file was changed")
+    (saved / WEIGHTS).write_bytes(content)
 
 
-@LOADERS
-def test_tensors_of_another_shape_are_refused(saved: Path, load) -> None:
+def test_tensors_of_another_shape_or_not_finite_are_refused(saved: Path) -> None:
+    tensors = load_file(saved / WEIGHTS)
     edit_weights(saved, gains=torch.ones(3))
-    with pytest.raises(ResiDualError, match=r"have residual_peft_gains of shape \(3,\)"):
-        load(saved)
-
-
-@LOADERS
-def test_values_that_are_not_finite_are_refused(saved: Path, load) -> None:
-    components = load_file(saved / WEIGHTS)[PREFIX + "components"]
+    refused_by_each(saved, r"have residual_peft_gains of shape \(3,\)")
+    components = tensors[PREFIX + "components"].clone()
     components[1, 2] = float("nan")
-    edit_weights(saved, components=components)
-    with pytest.raises(ResiDualError, match="NaN or infinite values in residual_peft_components"):
-        load(saved)
+    edit_weights(saved, gains=tensors[PREFIX + "gains"], components=components)
+    refused_by_each(saved, "NaN or infinite values in residual_peft_components")
 
 
-@LOADERS
-def test_other_weights_are_refused_with_both_names(tmp_path: Path, load) -> None:
+def test_other_weights_are_refused_with_both_names(tmp_path: Path) -> None:
     other = clip_model(seed=1)
     other.config._name_or_path = "someone/other-clip"
     get_peft_model(other, ResiDualConfig()).save_pretrained(tmp_path)
     message = "the adapter belongs to the weights of someone/other-clip .* this model, CLIPModel"
-    with pytest.raises(ResiDualError, match=message):
-        load(tmp_path)
+    refused_by_each(tmp_path, message)
 
 
 def test_a_refused_adapter_leaves_the_model_as_it_was(saved: Path) -> None:
@@ -458,7 +436,7 @@ def test_a_refused_adapter_leaves_the_model_as_it_was(saved: Path) -> None:
     assert torch.equal(run_tower(model, pixels()), wanted)
 
 
-@pytest.mark.parametrize(
+@table(
     "base",
     [lambda: clip_model(Size(readout=12)), clip_vision_model],
     ids=["another width", "no projection"],
@@ -485,7 +463,7 @@ def test_a_config_without_its_weights_says_so(saved: Path, tmp_path: Path) -> No
     assert relative(run_tower(fresh, pixels()), run_tower(clip_model(), pixels())) < 1e-6
 
 
-@pytest.mark.parametrize(
+@table(
     ("changes", "message"),
     [
         ({"component_counts": [5, 5]}, "component_counts for 2 units, and its units are 6"),
@@ -497,9 +475,11 @@ def test_a_config_without_its_weights_says_so(saved: Path, tmp_path: Path) -> No
     ],
 )
 def test_an_edited_config_is_refused(saved: Path, changes: dict, message: str) -> None:
+    text = (saved / CONFIG).read_text()
     edit_config(saved, **changes)
     with pytest.raises(ResiDualError, match=message):
         load_adapter(clip_model(), saved)
+    (saved / CONFIG).write_text(text)
 
 
 def test_a_missing_or_broken_config_is_refused(saved: Path) -> None:

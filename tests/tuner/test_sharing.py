@@ -18,6 +18,7 @@ from residual_peft.tuner.readout.layer import BASIS
 from residual_peft.tuner.sharing import SHARED
 from residual_peft.tuner.stream.tensors import STREAM_BASIS
 from tests.models import Size, clip_vision_model_with_projection, pixels
+from tests.pairs import in_pairs
 
 MODES = ("readout", "stream")
 SMALL = Size(layers=1)
@@ -85,12 +86,10 @@ def check_shares(model: nn.Module, one: str, other: str, shared: bool) -> None:
                     assert (tensors[one] is tensors[other]) == shared, kind
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "before",
-    [{"a": 9, "b": 9}, {"a": None, "b": None}, {"a": 8, "b": 9}],
-    ids=["another shared", "from the weights", "two others"],
+@in_pairs(
+    way=WAYS,
+    before=({"a": 9, "b": 9}, {"a": None, "b": None}, {"a": 8, "b": 9}),
+    mode=MODES,
 )
 def test_adapters_over_one_basis_come_back(
     mode: str, way: Callable[..., None], before: dict[str, int | None], tmp_path: Path

@@ -24,7 +24,7 @@ from transformers import (
 
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module, restart_gains
 from tests.models import clip_model, pixels
-from tests.pairs import in_turn, table
+from tests.pairs import dealt, in_turn, table
 from tests.tuner.stream_twin import (
     CASES,
     OPTIONS,
@@ -43,7 +43,7 @@ TOLERANCE = {F32: 1e-5, F64: 1e-10}
 
 # a dual encoder, and Linears of every make: without a bias, transposed, in heads or whole
 MAKES = ("CLIPModel", "Dinov2Model, SwiGLU", "plain", "GPT-2", "Llama")
-makes = pytest.mark.parametrize("case", MAKES)
+each_make = table("case", MAKES)
 FITTED = (False, True)
 
 
@@ -56,13 +56,13 @@ def test_forward_is_the_definition(case: str, option: str, fit: bool) -> None:
     assert relative(output(case, base.double(), F64), wanted) > 1e-2
 
 
-@in_turn(case=CASES, fit=FITTED)
+@table(("case", "fit"), dealt(CASES, FITTED))
 def test_gains_of_one_change_nothing(case: str, fit: bool) -> None:
     model = adapted_stream(case, fit=fit, gains=False)
     assert torch.equal(output(case, model), output(case, CASES[case].build()))
 
 
-@makes
+@each_make
 def test_starts_away_from_the_identity(case: str) -> None:
     base = output(case, CASES[case].build())
     found = []
@@ -152,7 +152,7 @@ def test_unmerging_is_exact_in_half_precision_again_and_again() -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-@makes
+@each_make
 def test_several_adapters_add_up_and_merge_in_any_order(case: str) -> None:
     model = adapted_stream(case)
     config = model.peft_config["default"].fresh()
@@ -510,7 +510,7 @@ def test_trains_with_a_loss(tmp_path: Path) -> None:
     assert torch.equal(output("CLIPModel", loaded), wanted)
 
 
-@makes
+@each_make
 def test_a_weighted_sum_of_adapters(case: str) -> None:
     model = adapted_stream(case, dtype=F64)
     for seed, name in enumerate(("one", "two")):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module
 from tests.models import SIZES, clip_model, pixels
+from tests.pairs import dealt, table
 from tests.tuner.stream_twin import CASES, TOKENS, VECTORS, Mlp, adapted_stream, cast_batches
 from tests.tuner.twin import relative
 
@@ -70,8 +71,7 @@ def test_one_pass_is_the_full_svd(case: str) -> None:
             assert float((1 - cosines).max()) < 1e-8, path
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("fit", [False, True])
+@table(("case", "fit"), dealt(CASES, (False, True)))
 def test_what_a_layer_keeps_is_what_was_found(case: str, fit: bool) -> None:
     model = adapted_stream(case, dtype=F64, fit=fit)
     for path in gains_by_module(model):
@@ -95,7 +95,7 @@ def test_what_a_layer_keeps_is_what_was_found(case: str, fit: bool) -> None:
         assert torch.equal(components, torch.cat([head.components for head in basis.heads]))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@table("size", SIZES)
 def test_weights_alone_give_the_svd_of_each_heads_columns(size: str) -> None:
     base = clip_model(SIZES[size]).double()
     model = get_peft_model(base, ResiDualConfig(mode="stream"))

@@ -37,7 +37,7 @@ from tests.models import (
     pixels,
     transformers_admits_peft,
 )
-from tests.pairs import in_pairs
+from tests.pairs import in_turn, table
 from tests.tuner.stream_twin import (
     CASES,
     OPTIONS,
@@ -54,7 +54,7 @@ from tests.tuner.twin import relative
 WEIGHTS = "adapter_model.safetensors"
 
 
-@in_pairs(case=CASES, option=OPTIONS, low_cpu_mem_usage=(False, True))
+@in_turn(case=CASES, option=OPTIONS, low_cpu_mem_usage=(False, True))
 def test_saved_and_loaded(
     case: str, option: str, low_cpu_mem_usage: bool, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -171,7 +171,7 @@ def test_another_basis_than_the_gains_own_is_refused(tmp_path: Path) -> None:
         PeftModel.from_pretrained(clip_model(), alone)
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"mode": "readout"}, "is of mode 'readout'; wanted one in stream mode"),
@@ -207,8 +207,8 @@ def test_the_file_is_small() -> None:
     assert not [name for name in state if "components" in name or "maps" in name]
 
 
-@pytest.mark.parametrize("case", ["CLIPModel", "plain"])
-@pytest.mark.parametrize(
+@table("case", ["CLIPModel", "plain"])
+@table(
     "change",
     ["gains", "directions", "input_mean", "eigenvalues", "total_variance"],
 )
@@ -410,7 +410,7 @@ def with_attention() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
+@table(
     ("model", "target", "message"),
     [
         (

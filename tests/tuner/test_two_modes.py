@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from residual_peft.tuner import ResiDualConfig, gains_by_module
 from tests.models import clip_model, pixels
+from tests.pairs import table
 
 MODES = ("readout", "stream")
 REFUSED = r"wanted an adapter with mode='{}' like '\w+', which the model has, got mode='{}'"
@@ -58,8 +59,8 @@ def picture(model: nn.Module) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("first", [by_peft, by_transformers])
-@pytest.mark.parametrize("second", [by_peft, by_peft_again, by_add_adapter, by_transformers])
-@pytest.mark.parametrize("name", ["one", "other"])
+@table("second", [by_peft, by_peft_again, by_add_adapter, by_transformers])
+@table("name", ["one", "other"])
 def test_a_second_mode_is_refused(mode: str, first: Any, second: Any, name: str) -> None:
     other = MODES[1 - MODES.index(mode)]
     model = first(clip_model(), ResiDualConfig(mode=mode), "one")

@@ -23,6 +23,7 @@ from residual_peft.tuner import (
 )
 from residual_peft.tuner.saved import LARGEST_GAIN
 from tests.models import Size, clip_model, clip_vision_model_with_projection, pixels
+from tests.pairs import table
 
 MODES = ("readout", "stream")
 SMALL = Size(layers=1)
@@ -84,7 +85,7 @@ BASES: dict[str, tuple[Callable[[SpectralBasis], SpectralBasis], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", BASES)
+@table("fault", BASES)
 def test_a_basis_that_is_none_is_refused(fault: str, fitted: SpectralBasis, tmp_path: Path) -> None:
     spoil, message = BASES[fault]
     config = ResiDualConfig(units=("embed", "head", "mlp"))
@@ -148,7 +149,7 @@ def loaded_by_transformers(folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("names", "value", "message"), ADAPTERS)
+@table(("names", "value", "message"), ADAPTERS)
 def test_an_adapters_file_is_refused_by_every_door(
     saved: Path, names: str, value: float, message: str, tmp_path: Path
 ) -> None:
@@ -169,7 +170,7 @@ def test_an_adapters_file_is_refused_by_every_door(
         loaded_by_transformers(folder)(pixels(5, SMALL))
 
 
-@pytest.mark.parametrize(("names", "value", "message"), ADAPTERS)
+@table(("names", "value", "message"), ADAPTERS)
 def test_a_whole_models_state_is_refused(
     saved: Path, names: str, value: float, message: str
 ) -> None:

@@ -25,6 +25,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, gains_by_module
 from residual_peft.tuner.readout.layer import readouts
 from tests.models import Size, clip_model, pixels
+from tests.pairs import table
 from tests.pooled import POOLED
 
 replicating = importlib.import_module("torch.nn.parallel.replicate")
@@ -97,8 +98,8 @@ def replicas_on_meta(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], l
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("make", DOORS)
-@pytest.mark.parametrize("run", [images, pairs])
+@table("make", DOORS)
+@table("run", [images, pairs])
 def test_a_replica_runs_on_its_own_device(
     replicas_on_meta: Any, mode: str, make: Any, run: Any
 ) -> None:
@@ -111,7 +112,7 @@ def test_a_replica_runs_on_its_own_device(
         assert torch.equal(run(model), wanted)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in POOLED if kind not in READ_VALUES])
+@table("kind", [kind for kind in POOLED if kind not in READ_VALUES])
 def test_every_kind_of_readout_follows_its_replica(replicas_on_meta: Any, kind: str) -> None:
     case = POOLED[kind]
     model = moved(get_peft_model(case.build(), ResiDualConfig(**dict(case.options))))
@@ -204,8 +205,8 @@ def _one_accelerator() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("make", DOORS)
-@pytest.mark.parametrize("run", [images, pairs])
+@table("make", DOORS)
+@table("run", [images, pairs])
 def test_accelerate_prepares_and_unwraps(mode: str, make: Any, run: Any) -> None:
     model = moved(make(clip_model(), ResiDualConfig(mode=mode)))
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
@@ -279,7 +280,7 @@ def test_the_adapted_class_passes_for_the_models_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("make", DOORS)
+@table("make", DOORS)
 def test_copies_are_whole(mode: str, make: Any) -> None:
     model = moved(make(clip_model(), ResiDualConfig(mode=mode)))
     buffer = io.BytesIO()
@@ -305,8 +306,8 @@ def test_copies_are_whole(mode: str, make: Any) -> None:
     assert torch.equal(images(model), wanted)
 
 
-@pytest.mark.parametrize("make", DOORS)
-@pytest.mark.parametrize("run", [images, pairs])
+@table("make", DOORS)
+@table("run", [images, pairs])
 def test_a_dual_encoder_compiles_in_one_graph(make: Any, run: Any) -> None:
     torch._dynamo.reset()
     model = moved(make(clip_model(Size(layers=1)), ResiDualConfig()))

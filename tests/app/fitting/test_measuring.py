@@ -14,7 +14,7 @@ from residual_peft.data.metrics import accuracy_interval
 from residual_peft.data.provenance import image_digest
 from residual_peft.errors import ResiDualError
 from tests.app.fitting.photos import NAMES, photos
-from tests.cli.test_cli import stop
+from tests.commands import stop
 from tests.training_case import save_clip
 
 SEED = 7

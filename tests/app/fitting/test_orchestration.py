@@ -18,7 +18,7 @@ from residual_peft.solvers.coordinates import collect_coordinates, collect_reado
 from residual_peft.solvers.methods import METHODS
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.app.fitting.photos import photos
-from tests.app.test_fit_other_towers import saved
+from tests.dual_encoders import saved
 from tests.training_case import save_clip
 
 

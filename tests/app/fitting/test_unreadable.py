@@ -14,7 +14,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.reporting.run_record import RunRecord
 from residual_peft.tuner import ResiDualConfig
 from tests.app.fitting.photos import photos
-from tests.cli.test_cli import stop
+from tests.commands import stop
 from tests.training_case import save_clip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from residual_peft.classifiers.heads.calibrating import LEAST_TEMPERATURE, calibrate, platt
+from tests.pairs import table
 
 
 def with_one_uniform_image(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
@@ -18,7 +19,7 @@ def with_one_uniform_image(logits: Tensor, labels: Tensor, weights: Tensor) -> f
     return float(share @ (own - logits.log_softmax(1).mean(1) / len(labels)))
 
 
-@pytest.mark.parametrize(("classes", "text"), [(3, True), (2, True), (4, False)])
+@table(("classes", "text"), [(3, True), (2, True), (4, False)])
 def test_the_two_numbers_are_the_optimum(drawn: Any, classes: int, text: bool) -> None:
     data = drawn((9,) * classes, 5)
     generator = torch.Generator().manual_seed(7)

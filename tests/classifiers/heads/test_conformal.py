@@ -14,6 +14,7 @@ from residual_peft.classifiers.heads.conformal import (
 from residual_peft.classifiers.heads.left_out import LeftOut, leaving_of
 from residual_peft.classifiers.heads.ridge import fit_ridge
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def some_logits(count, classes=6, seed=0, right=1.5):
@@ -24,7 +25,7 @@ def some_logits(count, classes=6, seed=0, right=1.5):
     return logits, labels
 
 
-@pytest.mark.parametrize(("count", "coverage"), [(9, 0.9), (8, 0.9), (50, 0.8), (19, 0.95)])
+@table(("count", "coverage"), [(9, 0.9), (8, 0.9), (50, 0.8), (19, 0.95)])
 def test_the_quantile_is_the_smallest_that_covers(count, coverage):
     scores = torch.randn(count, generator=torch.Generator().manual_seed(1)).double()
     found = upper_quantile(scores, coverage)

@@ -7,6 +7,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from residual_peft.classifiers.heads.discriminant import fit_discriminant, shrinkage_of
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def some_images(count, columns, classes=3, seed=0):
@@ -36,7 +37,7 @@ def test_it_is_scikit_learns(count, columns):
     )
 
 
-@pytest.mark.parametrize(("count", "columns"), [(40, 6), (20, 50), (7, 90)])
+@table(("count", "columns"), [(40, 6), (20, 50), (7, 90)])
 def test_shrinkages_are_scikit_learns(count, columns):
     features, labels = some_images(count, columns)
     residuals = residuals_of(features, labels)

@@ -16,6 +16,7 @@ from residual_peft.classifiers.heads.explain import (
     variance_shares,
 )
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 UNITS = (slice(0, 3), slice(3, 4), slice(4, 9))
 
@@ -76,7 +77,7 @@ def test_strongest_for_and_against() -> None:
     assert [t.tolist() for t in strongest(torch.tensor([1.0, -1.0, 2.0]), 1)] == [[2], [1]]
 
 
-@pytest.mark.parametrize(
+@table(
     ("call", "message"),
     [
         (lambda h: contributions(h, torch.ones(2, 9), 3), "a class from 0 to 2, got 3"),

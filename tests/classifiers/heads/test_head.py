@@ -7,6 +7,7 @@ import torch
 
 from residual_peft.classifiers.heads import ClassHead
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def a_head(text_weight: float = 0.3) -> ClassHead:
@@ -54,7 +55,7 @@ def test_what_is_saved_comes_back() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@table(
     ("change", "message"),
     [
         ({"weights": None}, "wanted a class head's tensors .*, got mean, offset, scale"),
@@ -74,7 +75,7 @@ def test_what_is_no_head_is_refused(change: dict[str, torch.Tensor | None], mess
         ClassHead.from_state(state)
 
 
-@pytest.mark.parametrize(
+@table(
     ("call", "message"),
     [
         (

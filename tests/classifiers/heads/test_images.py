@@ -10,6 +10,7 @@ from torch import Tensor
 
 from residual_peft.classifiers.heads import balanced_weights, duplicate_groups, fit_ridge
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def test_copies_are_noticed_and_contradictions(drawn: Any) -> None:
@@ -51,7 +52,7 @@ NAN = torch.ones(6, 4)
 NAN[4, 1] = torch.nan
 
 
-@pytest.mark.parametrize(
+@table(
     ("features", "labels", "options", "message"),
     [
         (

@@ -10,6 +10,7 @@ from torch import Tensor
 from residual_peft.classifiers.heads import RidgeFit, fit_ridge
 from residual_peft.classifiers.heads.images import balanced_weights
 from residual_peft.classifiers.heads.left_out import leaving_of
+from tests.pairs import table
 
 CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
 
@@ -41,7 +42,7 @@ def refitted(
     return scores
 
 
-@pytest.mark.parametrize(
+@table(
     ("columns", "how", "balanced", "power", "residual"),
     [
         (5, "one", False, 0.5, True),
@@ -100,8 +101,8 @@ def test_the_head_is_ridge_by_its_normal_equations(
     )
 
 
-@pytest.mark.parametrize("columns", [5, 60])
-@pytest.mark.parametrize("several", [False, True])
+@table("columns", [5, 60])
+@table("several", [False, True])
 def test_primal_and_dual_are_one(drawn: Any, columns: int, several: bool) -> None:
     data = drawn((9, 4, 12), columns)
     labels = (data.zero_shot > 0.5).long() if several else data.labels

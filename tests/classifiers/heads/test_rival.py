@@ -11,6 +11,7 @@ from residual_peft.classifiers.heads.nearest import fit_means, fit_neighbours
 from residual_peft.classifiers.heads.proker import fit_proker
 from residual_peft.classifiers.heads.tip_adapter import fit_tip_adapter, fit_tip_adapter_f
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 LEAST = {
     fit_logistic: 0.88,
@@ -42,7 +43,7 @@ def test_it_learns_handwriting_and_knows_how_well(digits, fit):
     assert float(losses) == pytest.approx(given.left_out.log_loss, rel=0.5)
 
 
-@pytest.mark.parametrize("fit", LEAST, ids=lambda fit: fit.__name__)
+@table("fit", LEAST, ids=lambda fit: fit.__name__)
 def test_numbers_that_are_not_finite_are_named(task, fit):
     features, labels, _ = task()
     features[3, 2] = torch.nan

@@ -12,6 +12,7 @@ from torch import Tensor
 from residual_peft.classifiers.heads import HeadStatistics
 from residual_peft.errors import ResiDualError
 from tests.launch import launch
+from tests.pairs import table
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-7}
 
@@ -165,7 +166,7 @@ def test_nobody_has_images() -> None:
     assert whole.rows == 0
 
 
-@pytest.mark.parametrize(
+@table(
     ("call", "message"),
     [
         (lambda s: s.add(torch.ones(2, 7), torch.zeros(2)), r"features \(B, 6\).*got \(2, 7\)"),

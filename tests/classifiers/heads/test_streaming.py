@@ -15,6 +15,7 @@ from residual_peft.classifiers.heads import (
 )
 from residual_peft.classifiers.heads.images import balanced_weights
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 CLOSE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
 
@@ -29,7 +30,7 @@ def summed(
     return statistics
 
 
-@pytest.mark.parametrize(
+@table(
     ("columns", "balanced", "several", "power"),
     [(6, False, False, 0.5), (40, True, False, 1.0), (6, False, True, 0.0), (6, True, False, 0.5)],
 )
@@ -73,8 +74,8 @@ def test_updates_are_a_fit_from_scratch_on_the_same_scales(drawn: Any) -> None:
         torch.testing.assert_close(getattr(updated, name), getattr(scratch, name), **CLOSE)
 
 
-@pytest.mark.parametrize("columns", [6, 60])
-@pytest.mark.parametrize("several", [False, True])
+@table("columns", [6, 60])
+@table("several", [False, True])
 def test_generalised_cross_validation_by_the_hat_matrix(
     drawn: Any, columns: int, several: bool
 ) -> None:

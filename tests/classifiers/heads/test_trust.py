@@ -6,6 +6,7 @@ from residual_peft.classifiers.heads.left_out import LeftOut
 from residual_peft.classifiers.heads.ridge import fit_ridge
 from residual_peft.classifiers.heads.trust import reliability, suspicious_labels
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 
 def left_out(count=600, classes=5, *, right=4.0, seed=0):
@@ -45,7 +46,7 @@ def test_calibrated_logits_have_a_small_error_and_flattened_ones_do_not():
     assert reliability(0.2 * found.logits, found.labels).error > 0.2
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.15])
+@table("share", [0.0, 0.05, 0.15])
 def test_the_share_of_wrong_labels_is_found(share):
     clean = left_out(2000)
     generator = torch.Generator().manual_seed(7)
