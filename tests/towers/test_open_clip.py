@@ -1,6 +1,7 @@
 """open_clip's own models: a fused attention, a projection without a module, a tower as readout."""
 
 import copy
+import json
 import pickle
 import threading
 from collections.abc import Callable
@@ -81,12 +82,18 @@ def test_float32_and_bfloat16_pass_the_check(kind: str) -> None:
         assert relative(found.contributions.sum(1) + found.bias, found.readout) < bound
 
 
-@pytest.mark.parametrize("precision", ["bf16", "pure_bf16", "fp16"])
-def test_the_precisions_of_create_model(precision: str) -> None:
+@table("precision", ["bf16", "pure_bf16", "fp16"])
+def test_the_precisions_of_create_model(tmp_path: Path, precision: str) -> None:
     """Norms and embeddings stay float32 in the mixed ones."""
-    model = open_clip.create_model("ViT-B-32", pretrained=None, precision=precision)
+    vision = {"image_size": 32, "layers": 3, "width": 48, "head_width": 12, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 60, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    model = open_clip.create_model("tiny", pretrained=None, precision=precision)
     half = model.visual.conv1.weight.dtype
-    found = decompose(model.eval(), pixels(2, Size(image=224)).to(half))
+    assert half == (torch.float16 if precision == "fp16" else torch.bfloat16)
+    found = decompose(model.eval(), pixels(2, Size(image=32)).to(half))
     assert relative(found.contributions.sum(1) + found.bias, found.readout) < 0.05
 
 
