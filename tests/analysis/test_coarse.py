@@ -102,5 +102,5 @@ def test_what_a_user_can_mend() -> None:
         coarse_optimum(seen, seen, classes(), strengths=[])
     with pytest.raises(ResiDualError, match=r"there is no optimum without\), got \(0\.0,\)"):
         coarse_optimum(seen, seen, classes(), strengths=[0.0])
-    with pytest.raises(ResiDualError, match="one label from 0 to 2 per image"):
+    with pytest.raises(ResiDualError, match=r"labels from 0 to 2 \(3 classes\), got 4"):
         coarse_optimum(seen, seen, classes()[:3])
