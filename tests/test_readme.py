@@ -74,9 +74,10 @@ def test_all_blocks_run_in_order(hub, tmp_path, monkeypatch, capfd):  # noqa: F8
     photos(folder)
     monkeypatch.chdir(folder)
     for kind, text in BLOCKS:
-        assert kind in ("python", "sh"), text
+        assert kind in ("python", "sh", "text"), text
         if kind == "python":
             run(text)
+        if kind != "sh":
             continue
         for line in text.strip().splitlines():
             if not line.startswith(BEFORE):
@@ -127,11 +128,11 @@ def test_the_first_example_runs_and_has_nothing_to_warn_of(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        names = run(EXAMPLES[0])
+        names = run(next(text for text in EXAMPLES if "# works at once" in text))
     # PEFT 0.21 asks transformers for a name that transformers 5.23 will drop, for every method
     said = [str(w.message) for w in caught if "is_gradient_checkpointing" not in str(w.message)]
     assert said == []
-    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "peft-adapter" / "adapter_model.safetensors").is_file()
     saved = names["model"].state_dict()
     assert any("gains" in name and torch.isfinite(value).all() for name, value in saved.items())
 
