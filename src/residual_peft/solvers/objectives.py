@@ -30,7 +30,7 @@ KEPT = 2**26  # numbers: 256 MB in float32
 LEAST_VARIANCE = 1e-3
 """Of the mean: below it the ridge weighs a gain as if it scaled so much.
 
-As accurate as without on handwriting, within half a point, by gains a tenth as large
+As accurate as without on handwriting, within a point, by gains a tenth as large
 (`benchmarks/gains.py`)."""
 CHUNK = 1024  # images per matrix product: its logits and readouts stay small beside coordinates
 
