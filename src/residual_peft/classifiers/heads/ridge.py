@@ -104,8 +104,8 @@ def fit_ridge(
         primal: which side is decomposed; None for the smaller one.
         folds: (N,), a second way to leave images out, for `RidgeFit.by_folds`.
         residual: whether V is fitted to what the text gets wrong, Y − softmax(a₀ z), in place of Y,
-            as ProKeR (Bendou et al., 2025) has it; None for the one of less left-out log-loss. It
-            adds up to 8 points where the text is worth something and images few, and nothing else
+            as ProKeR (Bendou et al., 2025) has it; None for what left-out log-loss says clearly. It
+            adds up to 10 points where the text is worth something and images few, and nothing else
             changes: the logits are a z + τ (c̃ V + m) either way. For one label per image.
 
     Raises:
