@@ -14,8 +14,9 @@ from tests.hub_client import hub  # noqa: F401  a fixture
 from tests.pairs import table
 
 NAMES = [command.name for command in app.registered_commands]
-# fit comes first, since the others want an adapter; the demo takes minutes, and tests/demo runs it
-RUN = ["fit", *(name for name in NAMES if name not in ("fit", "demo"))]
+# fit comes first, since the others want an adapter, and update last, since it changes it; the demo
+# takes minutes, and tests/demo runs it
+RUN = ["fit", *(name for name in NAMES if name not in ("fit", "demo", "update")), "update"]
 
 
 def example(name: str) -> list[str]:
@@ -40,6 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "photos" / name).mkdir(parents=True)
         for row in [i for i, label in enumerate(labels) if label == number][:30]:
             digits[row]["image"].save(root / "photos" / name / f"{row}.png")
+    for number, name in ((0, "zero"), (1, "one"), (3, "three")):
+        (root / "more-photos" / name).mkdir(parents=True)
+        for row in [i for i, label in enumerate(labels) if label == number][29:36]:
+            digits[row]["image"].save(root / "more-photos" / name / f"{row}.png")
     digits[0]["image"].save(root / "photo.png")
     return root
 
@@ -58,6 +63,9 @@ def test_the_output_is_that_of_the_example(name: str, folder, hub, monkeypatch, 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "80")
     typed, *shown = example(name)
+    if name == "update":
+        given = "fit --data photos --out my-adapter --method ridge --keep-statistics --no-report"
+        assert stop(monkeypatch, *given.split()) == 0
     assert stop(monkeypatch, *shlex.split(typed.removeprefix("$ "))[1:]) == 0
     lines = [shape(line) for line in capsys.readouterr().out.splitlines()]
     for line in filter(None, map(shape, shown)):

@@ -1,3 +1,3 @@
 """By name: loads what it is named, then calls what takes objects."""
 
-__all__ = ["demonstration", "fitting", "looking", "messages", "prediction", "studies"]
+__all__ = ["demonstration", "fitting", "looking", "messages", "prediction", "studies", "updating"]

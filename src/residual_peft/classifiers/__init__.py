@@ -12,5 +12,6 @@ __all__ = [
     "predictions",
     "prompts",
     "trained_head",
+    "updating",
     "zero_shot",
 ]

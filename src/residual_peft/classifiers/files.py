@@ -57,6 +57,7 @@ CLASSIFIER_TENSORS = "residual_classifier.safetensors"
 FILES = [CLASSIFIER_JSON, CLASSIFIER_TENSORS, ADAPTER_CONFIG, ADAPTER_TENSORS]
 FILES += ["*processor_config.json"]
 FITTED_ON = f"{RUN_DIRECTORY}/fitted_on.txt"
+STATISTICS = f"{RUN_DIRECTORY}/statistics.safetensors"
 MAX_FITTED_ON = 2**29  # bytes: 16 million images
 _DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 FIGURE = "gains.png"
@@ -232,7 +233,7 @@ def of_the_old(target: Path, *, record: bool = True) -> list[str]:
         found = sorted(path for kind in kinds for path in (target / run / EXAMPLES).glob(kind))
         pictures = [path.name for path in found if path.suffix in PICTURE_SUFFIXES.values()]
         files = (RECORD_JSON, RECORD_TENSORS, MISTAKES, SUSPICIOUS)
-        names += [*(str(run / file) for file in files), FITTED_ON, REPORT, FIGURE]
+        names += [*(str(run / file) for file in files), FITTED_ON, STATISTICS, REPORT, FIGURE]
         names += [str(run / EXAMPLES / name) for name in pictures]
     return names
 

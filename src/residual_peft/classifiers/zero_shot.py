@@ -7,8 +7,9 @@ stored in the adapter's directory, so that one call brings all of it back.
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from ..tuner import (
 )
 from ..tuner.inference import ordinary
 from ..tuner.snapshot import unchanged_if_refused
+from . import updating
 from .adapters import Adapters, load_adapters, saved_adapters, write_adapters
 from .backbones import has_text
 from .class_means import class_means
@@ -67,6 +69,7 @@ from .predictions import Prediction as Prediction
 from .predictions import predictions_of
 from .prompts import DEFAULT_TEMPLATES, embed_classes
 from .trained_head import TrainedHead, check_head, embedding_features
+from .updating import KeptStatistics
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
 USUAL_LOGIT_SCALE = 100.0
@@ -90,6 +93,8 @@ class ZeroShotClassifier:
         split: how the images of its fit were shared out; None without a fit, or where not known.
         fitted_on: digests (`image_digest`) of the images that it was trained or chosen on; may be
             empty. Saved under `run/`, which is never pushed.
+        statistics: the sums that its class head can be changed by; None where none were kept. Saved
+            under `run/`, too; see `KeptStatistics` for their size and what they reveal.
         head: a class head, which decides between the first of the classes; None where texts and
             gains do alone. `logits` and `loss` are without it, since they train the gains.
     """
@@ -115,6 +120,7 @@ class ZeroShotClassifier:
         self.split: SplitRecord | None = None
         self.fitted_on: tuple[str, ...] = ()
         self._head: TrainedHead | None = None
+        self._statistics: KeptStatistics | Callable[[], KeptStatistics] | None = None
         if not math.isfinite(self.logit_bias):
             raise ResiDualError(f"wanted a finite logit_bias, got {logit_bias}.")
         if not 0 < self.logit_scale <= LARGEST_LOGIT_SCALE:
@@ -257,12 +263,19 @@ class ZeroShotClassifier:
     def head(self, head: TrainedHead | None) -> None:
         self.set_head(head)
 
-    def set_head(self, head: TrainedHead | None, adapter_name: str | None = None) -> None:
+    def set_head(
+        self,
+        head: TrainedHead | None,
+        adapter_name: str | None = None,
+        *,
+        statistics: KeptStatistics | None = None,
+    ) -> None:
         """Let a class head decide between the first of the classes.
 
         Args:
             head: None for texts and gains alone.
             adapter_name: whose coordinates it reads; None for the active adapter.
+            statistics: its very sums, where there are any; they are taken as they are.
 
         Raises:
             ResiDualError: it has more classes, or reads another number of features: it is of
@@ -279,7 +292,23 @@ class ZeroShotClassifier:
                     f"{columns}: it is of another basis, other units or another model."
                 )
             head = head.to(self.device)
-        self._head = head
+        self._head, self._statistics = head, statistics
+
+    @property
+    def statistics(self) -> KeptStatistics | None:
+        """The sums of the class head's images, read from disk when they are first asked for.
+
+        Another head has none of its own until they are set.
+        """
+        if callable(self._statistics):
+            self._statistics = self._statistics()
+        return self._statistics
+
+    @statistics.setter
+    def statistics(self, statistics: KeptStatistics | None) -> None:
+        if statistics is not None:
+            statistics.check(self)
+        self._statistics = statistics
 
     @property
     def labelling(self) -> Labelling:
@@ -505,6 +534,112 @@ class ZeroShotClassifier:
             )
         return head.sets(coverage)
 
+    @torch.no_grad()
+    def update(self, images: Images, labels: Any, *, batch_size: int = 64) -> int:
+        """Add images to the class head; how many there were.
+
+        Equal to a fit from scratch on the same basis, scales, strengths, text weight and
+        temperature, to rounding, and without the old images: from kept statistics. Class embeddings
+        stay, and so does what is known of left-out images, that of the fit.
+
+        Args:
+            images: as for `predict`.
+            labels: a name or number of the head's classes for each; with several labels per image a
+                list of them for each, or zeros and ones (n, C). Images seen before count again.
+            batch_size: images per forward pass.
+
+        Raises:
+            ResiDualError: no head or statistics (`fit_adapter(..., keep_statistics=True)` leaves
+                them), statistics of another model or basis, or labels that do not suit.
+        """
+        return self._changed(images, labels, batch_size, forget=False)
+
+    @torch.no_grad()
+    def forget(self, images: Images, labels: Any, *, batch_size: int = 64) -> int:
+        """Take images out of the class head that it was fitted on; how many there were.
+
+        Head and statistics are then those of a fit from scratch without them, as for `update`. What
+        was said of left-out images goes, and with it the sets of `sets`. The bases, and class
+        embeddings that are means, keep their share of the images: fit anew where that matters.
+
+        Args:
+            images: as for `update`: those very images.
+            labels: that they were added with.
+            batch_size: images per forward pass.
+
+        Raises:
+            ResiDualError: as `update`; images that cannot have been among those added, as far as
+                sums can tell; a class that would be left without any.
+        """
+        return self._changed(images, labels, batch_size, forget=True)
+
+    def _changed(self, images: Images, labels: Any, batch_size: int, *, forget: bool) -> int:
+        updating.kept_of(self)  # says before any work what is amiss
+        items, single = images_of(images)
+        numbers = updating.numbers_of(self, labels, len(items), single=single)
+        read = self._read(items, batch_size)
+        updating.change(self, read, numbers, forget=forget)
+        digests = updating.file_digests(items)
+        if forget:
+            self.fitted_on = tuple(d for d in self.fitted_on if d not in set(digests))
+        else:
+            self.fitted_on = (*self.fitted_on, *digests)
+        return len(items)
+
+    @torch.no_grad()
+    def add_class(
+        self,
+        name: str,
+        images: Images,
+        embedding: Tensor | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> int:
+        """One more class for the class head, from its images alone; its number.
+
+        Args:
+            name: of the class; one that the classifier has by its text alone joins the head.
+            images: of the class, as for `predict`.
+            embedding: of the class (d,), such as a row of `embed_classes`. None where classes are
+                means of images (it is that of these), or where the classifier has it.
+            batch_size: images per forward pass.
+
+        Raises:
+            ResiDualError: as `update`; a name that the head has, no embedding where one is needed,
+                several labels per image.
+        """
+        updating.kept_of(self)
+        items, _ = images_of(images)
+        number = updating.add_class(self, name, self._read(items, batch_size), embedding)
+        self.fitted_on = (*self.fitted_on, *updating.file_digests(items))
+        return number
+
+    @torch.no_grad()
+    def remove_class(
+        self, name: str, images: Images | None = None, *, batch_size: int = 64
+    ) -> None:
+        """Take a class out, and its images out of the class head.
+
+        Args:
+            name: of the class.
+            images: all of its images that the head was fitted on; not needed where statistics were
+                kept of each class (`keep_statistics="per class"`), or for a class by its text.
+            batch_size: images per forward pass.
+
+        Raises:
+            ResiDualError: as `update`; no such class, fewer than two left, or other images.
+        """
+        if images is None:
+            updating.remove_class(self, name)
+            return
+        items, _ = images_of(images)
+        updating.remove_class(self, name, lambda: self._read(items, batch_size))
+        gone = set(updating.file_digests(items))
+        self.fitted_on = tuple(digest for digest in self.fitted_on if digest not in gone)
+
+    def _read(self, items: Sequence[ImageLike], batch_size: int) -> updating.Read:
+        return updating.Read.of(self, pixel_batches(items, self.image_processor, batch_size))
+
     def save_pretrained(
         self,
         directory: str | os.PathLike[str],
@@ -533,6 +668,11 @@ class ZeroShotClassifier:
                 self.image_processor.save_pretrained(folder)
             write_classes(folder, record, self.class_embeddings, self.head)
             write_fitted_on(folder, target, self.fitted_on)
+            if self.statistics is not None and self.head is not None:
+                digest = updating.head_digest(self.head.tensors())
+                self.statistics.save(folder / updating.STATISTICS, digest)
+            elif (target / updating.STATISTICS).is_file():  # of the head that is replaced
+                old.append(updating.STATISTICS)
             if not there.is_file() or is_ours(there):
                 where = location or target.resolve().name
                 facts = adapter_facts(self.model, record, card or Facts(), where)
@@ -590,8 +730,10 @@ class ZeroShotClassifier:
         Raises:
             ResiDualError: no right to write there, or the connection broke off; names the id.
         """
+        staying = copy(self)
+        staying._statistics = None  # they would only be written to be left out
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, card=card, location=repo_id)
+            staying.save_pretrained(folder, card=card, location=repo_id)
             return push_directory(
                 folder,
                 repo_id,
@@ -647,6 +789,10 @@ class ZeroShotClassifier:
             )
             classifier.head = head
             check_basis(classifier, record, name_or_path)
+            path = directory / updating.STATISTICS
+            if head is not None and path.is_file():
+                digest = updating.head_digest(head.tensors())
+                classifier._statistics = partial(KeptStatistics.load, path, digest)
         classifier.split, classifier.fitted_on = record.split, read_fitted_on(directory)
         return classifier if device is None else classifier.to(device)
 

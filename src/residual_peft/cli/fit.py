@@ -53,6 +53,13 @@ def fit(
     trainer: Annotated[
         bool, typer.Option("--trainer", help="Train gains with the HF Trainer instead: slower.")
     ] = False,
+    keep_statistics: Annotated[
+        bool,
+        typer.Option(
+            "--keep-statistics",
+            help="Keep sums in run/ that update changes a ridge head by; they are data.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the splits and the order of the images.")] = 0,
     license: Annotated[
         str | None, typer.Option(help="Of the adapter, such as apache-2.0, for its card.")
@@ -87,6 +94,7 @@ def fit(
         method=method,
         balanced=balanced,
         trainer=trainer,
+        keep_statistics=keep_statistics,
         image_column=image_column,
         label_column=label_column,
         seed=seed,

@@ -13,7 +13,7 @@ import typer
 
 from ..app.messages import one_line
 from ..errors import printable
-from . import analyse, compare, demo, evaluate, explain, fit, look, predict, push, report
+from . import analyse, compare, demo, evaluate, explain, fit, look, predict, push, report, update
 from .commands import Interrupted, command_class
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "fit": (fit.fit, fit.EXAMPLE),
     "predict": (predict.predict, predict.EXAMPLE),
     "compare": (compare.compare, compare.EXAMPLE),
+    "update": (update.update, update.EXAMPLE),
     "eval": (evaluate.evaluate, evaluate.EXAMPLE),
     "report": (report.report, report.EXAMPLE),
     "explain": (explain.explain, explain.EXAMPLE),

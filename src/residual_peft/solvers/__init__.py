@@ -19,6 +19,7 @@ __all__ = [
     "few_shot",
     "fit_gains",
     "fit_linear",
+    "large",
     "linear_readout",
     "methods",
     "objectives",

@@ -10,7 +10,7 @@ from ..errors import ResiDualError
 from ..tuner import gains_of
 from .coordinates import Coordinates
 from .objectives import GainProblem, Objective
-from .store import CoordinateStore
+from .store import CoordinateStore, Stores
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Fit:
 
 def target_and_start(
     classifier: ZeroShotClassifier,
-    parts: Sequence[Coordinates | CoordinateStore | None],
+    parts: Sequence[Coordinates | CoordinateStore | Stores | None],
     start: Tensor | None,
     adapter_name: str | None,
 ) -> tuple[nn.Parameter, Tensor]:
@@ -77,7 +77,7 @@ def bias_for(classifier: ZeroShotClassifier, problem: GainProblem, gains: Tensor
 
 def set_labels(
     classifier: ZeroShotClassifier,
-    train: Coordinates | CoordinateStore,
+    train: Coordinates | CoordinateStore | Stores,
     objective: Objective,
     parameters: dict[str, Tensor],
 ) -> None:

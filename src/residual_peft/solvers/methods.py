@@ -15,21 +15,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..classifiers.class_means import class_means_of
-from ..classifiers.heads import ClassHead, LeftOut, choose_ridge, fit_ridge
+from ..classifiers.heads import ClassHead, LeftOut, RidgeSettings, choose_ridge, fit_ridge
 from ..classifiers.heads.blend import blend
 from ..classifiers.heads.discriminant import fit_discriminant
 from ..classifiers.heads.finishing import across_folds, finish
 from ..classifiers.heads.folds import stratified_folds
+from ..classifiers.heads.head import spread
 from ..classifiers.heads.images import checked
 from ..classifiers.heads.left_out import How, leaving_of
 from ..classifiers.heads.logistic import fit_logistic
 from ..classifiers.trained_head import Features, TrainedHead, embedding_features, scores_of
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
-from ..tuner import gains_of
+from ..tuner import ReadoutState, gains_of
 from .coordinates import Coordinates
 from .objectives import GainProblem, Objective
 from .quasi_newton import lbfgs, solve_gains
+from .store import CoordinateStore, Stores
 from .strengths import STRENGTHS
 
 FOLDS = 5
@@ -51,6 +53,8 @@ class Rows:
         fold: of each image (N,), the same for all methods; None where there are no two images of
             any class, so that nothing can be left out.
         means: whether the classifier's classes are the means of these images.
+        by_labels: whether a ridge is to be fitted to labels alone, so that sums give it; else to
+            what the text leaves of them where that is better.
     """
 
     classifier: ZeroShotClassifier
@@ -60,6 +64,7 @@ class Rows:
     class_weights: Tensor | None = None
     fold: Tensor | None = None
     means: bool = False
+    by_labels: bool = False
 
     @classmethod
     def of(
@@ -70,6 +75,7 @@ class Rows:
         means: bool = False,
         groups: Tensor | None = None,
         class_weights: Tensor | None = None,
+        by_labels: bool = False,
     ) -> "Rows":
         """Rows with their folds.
 
@@ -79,6 +85,7 @@ class Rows:
             means: whether the classifier's classes are the means of these images.
             groups: as above.
             class_weights: as above.
+            by_labels: as above.
 
         Raises:
             ResiDualError: labels that do not suit the classifier.
@@ -88,7 +95,7 @@ class Rows:
         zero_shot = _text_logits(classifier, seen.readout)
         if means and fold is not None:
             zero_shot = _without_own_fold(classifier, seen, fold)
-        return cls(classifier, seen, zero_shot, groups, class_weights, fold, means)
+        return cls(classifier, seen, zero_shot, groups, class_weights, fold, means, by_labels)
 
     @property
     def class_count(self) -> int:
@@ -108,10 +115,7 @@ class Rows:
 
     def columns(self, kinds: tuple[str, ...] = ()) -> Tensor:
         """Which components are of units of some kinds; all when empty."""
-        state = self.seen.state
-        inside = [not kinds or unit.kind in kinds for unit in state.settings.units]
-        sizes = torch.tensor(state.counts)
-        return torch.tensor(inside).repeat_interleave(sizes).nonzero().flatten()
+        return columns_of(self.seen.state, kinds)
 
     def some(self, index: Tensor) -> "Rows":
         """Some of the images; folds are cut anew."""
@@ -136,6 +140,10 @@ class Outcome:
         embeddings: of the classes (C, d), where they are no longer those of the texts.
         strength: of its ridge or penalty, where it has one.
         notes: what the user should know.
+        share: β of the images' means in the embeddings.
+        power: p of a ridge's scales.
+        settings: of a ridge, which its head can be changed by.
+        columns: which of the head's features were fitted on; None for all.
     """
 
     method: str
@@ -148,6 +156,10 @@ class Outcome:
     embeddings: Tensor | None = None
     strength: float | None = None
     notes: tuple[str, ...] = ()
+    share: float = 0.0
+    power: float = 0.5
+    settings: RidgeSettings | None = None
+    columns: Tensor | None = None
 
     def logits(self, classifier: ZeroShotClassifier, rows: Coordinates) -> Tensor:
         """Logits (n, C) of other images of the same adapter, the classifier left as it is."""
@@ -183,18 +195,26 @@ class Method:
         several: whether it can do with several labels per image.
         tried: whether it is compared unless it is asked for by name: what costs more than the pass
             over the images and is no better (`benchmarks/heads_rivals.json`) is not.
+        ridge: of a ridge, what it reads: features, and the kinds of their units (all when empty).
     """
 
     title: str
     fit: Callable[[Rows], Outcome]
     several: bool = True
     tried: bool = True
+    ridge: tuple[Features, tuple[str, ...]] | None = None
 
     def run(self, rows: Rows) -> Outcome:
         """Fit, and measure how long it takes."""
         started = time.perf_counter()
         outcome = self.fit(rows)
         return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def columns_of(state: ReadoutState, kinds: tuple[str, ...] = ()) -> Tensor:
+    """Which components are of units of some kinds; all when empty."""
+    inside = [not kinds or unit.kind in kinds for unit in state.settings.units]
+    return torch.tensor(inside).repeat_interleave(torch.tensor(state.counts)).nonzero().flatten()
 
 
 def _zero_shot(rows: Rows) -> Outcome:
@@ -210,13 +230,35 @@ def _gains(rows: Rows) -> Outcome:
     objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
     share = _share_of_images(rows)
     strength, left = _gains_path(rows, objective, share)
-    classifier = copy(rows.classifier)  # the bias of several labels is the outcome's, not ours
+    return with_gains(rows.classifier, rows.seen, objective, strength, left, share)
+
+
+def with_gains(
+    given: ZeroShotClassifier,
+    seen: Coordinates | CoordinateStore | Stores,
+    objective: Objective,
+    strength: float,
+    left: LeftOut,
+    share: float = 0.0,
+) -> Outcome:
+    """The outcome of gains at a strength, the classifier's model left as it is.
+
+    Args:
+        given: whose model has the adapter.
+        seen: the images, in memory or on disk.
+        objective: but for its strength.
+        strength: of its ridge.
+        left: what was said of images left out.
+        share: β of the images' means in the class embeddings.
+    """
+    classifier = copy(given)  # the bias of several labels is the outcome's, not ours
     if share:
-        classifier = classifier.with_images(rows.seen.readout, rows.labels, share=share)
+        readout = torch.cat([part.readout for part in seen.parts])
+        classifier = classifier.with_images(readout, seen.labels, share=share)
     target = _gains_parameter(classifier)
     before = target.detach().clone()
     try:
-        fit = solve_gains(classifier, rows.seen, objective=replace(objective, strength=strength))
+        fit = solve_gains(classifier, seen, objective=replace(objective, strength=strength))
     finally:
         with torch.no_grad():
             target.copy_(before)
@@ -228,6 +270,7 @@ def _gains(rows: Rows) -> Outcome:
         bias=classifier.logit_bias if classifier.multi_label else None,
         embeddings=classifier.class_embeddings if share else None,
         strength=strength,
+        share=share,
     )
 
 
@@ -289,6 +332,7 @@ def _ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method
         common: dict[str, Any] = {
             "zero_shot": rows.zero_shot,
             "class_weights": rows.class_weights,
+            "residual": False if rows.by_labels else None,
         }
         common |= {"groups": rows.groups, "folds": rows.fold}
         choice = choose_ridge({name: values}, rows.labels, rows.class_count, **common)
@@ -304,9 +348,12 @@ def _ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method
             head=_trained(head, features, name, done.left_out),
             strength=float(done.alpha.median()),
             notes=done.notes,
+            power=done.power,
+            settings=done.settings,
+            columns=columns if features == "coordinates" else None,
         )
 
-    return Method(_title("ridge", features, kinds), fit)
+    return Method(_title("ridge", features, kinds), fit, ridge=(features, kinds))
 
 
 def _logistic(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method:
@@ -363,22 +410,6 @@ def _discriminant(rows: Rows) -> Outcome:
         head=_trained(done.head, "embedding", "discriminant", done.left_out),
         strength=done.shrinkage,
     )
-
-
-def spread(head: ClassHead, columns: Tensor, count: int) -> ClassHead:
-    """A head on some columns as one on all of them: the others weigh nothing.
-
-    Args:
-        head: on `len(columns)` features.
-        columns: which ones of `count` these are.
-        count: K.
-    """
-    if len(columns) == count:
-        return head
-    weights = head.weights.new_zeros(count, head.class_count)
-    mean, scale = head.mean.new_zeros(count), head.scale.new_ones(count)
-    weights[columns], mean[columns], scale[columns] = head.weights, head.mean, head.scale
-    return replace(head, weights=weights, mean=mean, scale=scale)
 
 
 METHODS: dict[str, Method] = {

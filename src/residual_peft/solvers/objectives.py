@@ -24,7 +24,7 @@ from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.labels import Labelling, labelling_of_loss
 from ..errors import ResiDualError
 from .coordinates import Coordinates
-from .store import CoordinateStore
+from .store import CoordinateStore, Stores
 
 KEPT = 2**26  # numbers: 256 MB in float32
 LEAST_VARIANCE = 1e-3
@@ -153,7 +153,7 @@ class GainProblem:
     def __init__(
         self,
         classifier: ZeroShotClassifier,
-        rows: Coordinates | CoordinateStore,
+        rows: Coordinates | CoordinateStore | Stores,
         objective: Objective,
         dtype: torch.dtype = torch.float32,
     ) -> None:

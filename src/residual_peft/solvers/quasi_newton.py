@@ -16,14 +16,14 @@ from ..tuner import gains_of
 from .common import Fit, bias_for, set_labels, target_and_start
 from .coordinates import Coordinates
 from .objectives import GainProblem, Objective
-from .store import CoordinateStore
+from .store import CoordinateStore, Stores
 
 _HISTORY = 20  # pairs that L-BFGS keeps: 40 vectors of K numbers
 
 
 def solve_gains(
     classifier: ZeroShotClassifier,
-    train: Coordinates | CoordinateStore,
+    train: Coordinates | CoordinateStore | Stores,
     validation: Coordinates | None = None,
     *,
     objective: Objective | None = None,

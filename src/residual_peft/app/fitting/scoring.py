@@ -9,14 +9,14 @@ from ...classifiers.evaluation import Evaluation
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import Outcome
-from ...solvers.store import CoordinateStore
+from ...solvers.store import CoordinateStore, Stores
 
 CHUNK = 4096  # images at a time
 
 
 @torch.no_grad()
 def scored_by(
-    outcome: Outcome, classifier: ZeroShotClassifier, store: Coordinates | CoordinateStore
+    outcome: Outcome, classifier: ZeroShotClassifier, store: Coordinates | CoordinateStore | Stores
 ) -> Evaluation:
     """What a method's outcome says of the images of a store, the classifier left as it is."""
     classifier.check_labels(store.labels)

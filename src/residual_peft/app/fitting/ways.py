@@ -13,16 +13,19 @@ from transformers import Trainer
 from ...classifiers.backbones import Backbone
 from ...classifiers.class_means import class_means_of
 from ...classifiers.evaluation import Evaluation, evaluate
-from ...classifiers.heads.images import balanced_weights
+from ...classifiers.heads import RidgeSums
+from ...classifiers.updating import STATISTICS, KeptStatistics
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, batches
 from ...errors import ResiDualError
 from ...hub.facts import MethodRow
 from ...hub.files import read_tensors, write_tensors
-from ...solvers.choice import AUTO, choose
-from ...solvers.coordinates import Readouts, collect_readouts, joined
+from ...solvers import large
+from ...solvers.choice import AT_MOST, AUTO, choose
+from ...solvers.coordinates import Readouts, collect_readouts
+from ...solvers.large import statistics_of
 from ...solvers.methods import METHODS, Outcome, Rows
-from ...solvers.store import CoordinateStore
+from ...solvers.store import CoordinateStore, Stores
 from ...solvers.training import trainer_kwargs, training_arguments
 from ...towers.running import unadapted
 from ...tuner import ResiDualConfig, fit_bases, gains_of
@@ -30,6 +33,7 @@ from .reading import TITLES, Pass, readouts_of
 from .scoring import scored, scored_by, training_metrics
 
 clock: Callable[[], float] = time.perf_counter
+PER_CLASS = "per class"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Task:
         method: a name of `METHODS`, or "auto" for what suits the images best.
         balanced: whether every class counts alike, however few its images.
         trainer: whether the HF Trainer fits gains instead.
+        keep_statistics: whether a ridge head's sums are kept, to update it by; "per class" for
+            those of each class, too.
     """
 
     backbone: Backbone
@@ -55,6 +61,7 @@ class Task:
     method: str = AUTO
     balanced: bool = False
     trainer: bool = False
+    keep_statistics: bool | str = False
 
     def adapted(self) -> PeftModel:
         """The model with the adapter in, which the classifier then has."""
@@ -101,7 +108,7 @@ class Done:
         table: what was compared.
         notes: what the user should know of the images.
         seen: the images of the fit as methods take them, and the outcome that was chosen; None
-            for the Trainer's way.
+            for the Trainer's way, and where coordinates are larger than memory.
     """
 
     classifier: ZeroShotClassifier
@@ -128,20 +135,15 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     started = clock()
     stores = [read.read(model, "train", fit_basis=True), read.read(model, "validation")]
     encoded = clock()
-    seen = joined([store.load() for store in stores])
+    seen = Stores(tuple(stores))
     classifier, _ = task.with_classes(model, read.images, seen.readout, seen.labels)
-    rows = Rows.of(
-        classifier,
-        seen,
-        means=task.classifier is None,
-        class_weights=_class_weights(task, seen.labels, len(classifier.class_names)),
-    )
-    outcomes, chosen = _fitted(rows, task.method)
+    outcomes, chosen, rows = _on_all(task, classifier, seen)
     fitted = clock()
     test = read.read(model, "test")
     measured = {one.method: scored_by(one, classifier, test) for one in outcomes}
     inside = scored_by(chosen, classifier, seen).metrics
     chosen.put_into(classifier)
+    notes = (*chosen.notes, *_keep_statistics(task, chosen, classifier, seen))
     return Done(
         classifier=classifier,
         before=measured["zero-shot"],
@@ -156,8 +158,54 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         images_read=len(seen.labels),
         trained=chosen.parameter_count,
         table=tuple(_row(one, measured[one.method], one is chosen) for one in outcomes),
-        notes=chosen.notes,
-        seen=(rows, chosen),
+        notes=notes,
+        seen=None if rows is None else (rows, chosen),
+    )
+
+
+def _on_all(
+    task: Task, classifier: ZeroShotClassifier, seen: Stores
+) -> tuple[list[Outcome], Outcome, Rows | None]:
+    """What was tried, what counts, and the images, if all of their coordinates are in memory."""
+    options = {"means": task.classifier is None, "balanced": task.balanced}
+    if seen.coordinate_bytes <= large.IN_MEMORY:
+        keep = bool(task.keep_statistics)
+        rows = large.draw_of(classifier, seen, len(seen), by_labels=keep, **options)
+        return *_fitted(rows, task.method), rows
+    drawn = large.draw_of(classifier, seen, AT_MOST, **options)
+    outcomes, chosen = _fitted(drawn, task.method)
+    whole = large.fit_all(chosen, drawn, seen, means=options["means"])
+    return [whole if one is chosen else one for one in outcomes], whole, None
+
+
+def _keep_statistics(
+    task: Task, chosen: Outcome, classifier: ZeroShotClassifier, seen: Stores
+) -> tuple[str, ...]:
+    """Put the sums of the head's images beside it where that was asked for; what to say of them."""
+    if not task.keep_statistics:
+        return ()
+    settings, head = chosen.settings, classifier.head
+    if settings is None or head is None:
+        return (
+            f"no statistics were kept: those are of a ridge, and {chosen.method} did better "
+            "here. Fit with method='ridge' for a head that can be updated.",
+        )
+    features, weights = head.features, settings.class_weights
+    sums = statistics_of(
+        seen,
+        head.class_count,
+        features=features,
+        columns=chosen.columns,
+        class_weights=None if bool((weights == 1).all()) else weights,
+        per_class=task.keep_statistics == PER_CLASS,
+    )
+    width = len(head.head.mean)
+    columns = torch.arange(width) if chosen.columns is None else chosen.columns
+    classifier.statistics = KeptStatistics.of(classifier, RidgeSums(sums, settings), columns)
+    size = sum(tensor.numel() for tensor in sums.state().values()) * 8 / 1e6
+    return (
+        f"statistics of the head's images lie in {STATISTICS} ({size:,.1f} MB): class means and a "
+        "covariance, of a class with one image that image's coordinates. They are never pushed.",
     )
 
 
@@ -170,10 +218,6 @@ def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:
     names = dict.fromkeys(("zero-shot", method))
     outcomes = [METHODS[name].run(rows) for name in names]
     return outcomes, outcomes[-1]
-
-
-def _class_weights(task: Task, labels: Tensor, count: int) -> Tensor | None:
-    return balanced_weights(labels, count) if task.balanced and labels.ndim == 1 else None
 
 
 def _row(outcome: Outcome, measured: Evaluation, chosen: bool) -> MethodRow:
@@ -292,6 +336,18 @@ def _done(
         method="the Hugging Face Trainer, forward and backward for every batch",
         images_read=images_read,
     )
+
+
+def check_statistics(keep: bool | str, method: str, trainer: bool) -> None:
+    """Raise a ResiDualError where what is fitted has no sums that could be kept."""
+    if keep not in (False, True, PER_CLASS):
+        raise ResiDualError(f"wanted keep_statistics True, False or '{PER_CLASS}', got {keep!r}.")
+    ridges = [name for name, way in METHODS.items() if way.ridge is not None]
+    if keep and (trainer or method not in (AUTO, *ridges)):
+        raise ResiDualError(
+            f"statistics that a head can be updated by are of a ridge ({', '.join(ridges)}), got "
+            f"{'trainer=True' if trainer else method}: leave keep_statistics out, or fit one."
+        )
 
 
 def check_way(config: ResiDualConfig | None, trainer: bool) -> None:

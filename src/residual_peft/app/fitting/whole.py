@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ..trusting import trust_of
 from .keeping import Keeping, keeping
 from .reading import Options, Pass, check_skipped, settings_of
 from .report import FitReport, findings_of, write_skipped_beside
-from .ways import Done, Task, by_trainer, check_way, from_coordinates
+from .ways import Done, Task, by_trainer, check_statistics, check_way, from_coordinates
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def fit_adapter(
     method: str = AUTO,
     balanced: bool = False,
     trainer: bool = False,
+    keep_statistics: bool | str = False,
     image_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
@@ -87,6 +88,14 @@ def fit_adapter(
         balanced: every class counts alike, however few its images.
         trainer: fit gains with the HF Trainer instead, forward and backward for every batch and
             epoch, on the normalized loss.
+        keep_statistics: keep the sums of a ridge head's images in `run/statistics.safetensors`, so
+            that `ZeroShotClassifier.update` can add images to it, or take some out, without the
+            others. They are data: class means and a covariance (`KeptStatistics` says what that
+            reveals, and how much it takes: 1 GB for 15,504 coordinates), and are never pushed. The
+            ridge is then fitted to labels alone, not to what the texts leave of them, which costs
+            up to some points where the texts are good and images few.
+            "per class" keeps the covariance of each class, too, so that one can be removed without
+            its images.
         image_column: of the data, found when None.
         label_column: likewise.
         seed: of the splits; with `trainer` of the order of the images, too.
@@ -108,6 +117,7 @@ def fit_adapter(
     target = check_place(out)
     check_way(config, trainer)
     check_methods([] if method == AUTO else [method])
+    check_statistics(keep_statistics, method, trainer)
     with keeping(target) as kept:
         try:
             images = load_data(
@@ -127,6 +137,7 @@ def fit_adapter(
             _check_words(config, images, words)
             backbone = load_backbone(model)
             task = _task(backbone, images, templates, config, seed, method, balanced, trainer)
+            task = replace(task, keep_statistics=keep_statistics)
             dictionary = _dictionary(task, images, words)  # before any work
             fitted = _fitted(task, images, kept, options, repeated)
             facts = _facts_of(data, fitted, seed, license)

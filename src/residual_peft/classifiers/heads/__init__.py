@@ -8,6 +8,7 @@ from .left_out import LeftOut
 from .ridge import RidgeFit, fit_ridge
 from .statistics import HeadStatistics
 from .streaming import StreamedFit, calibrated, fit_statistics, left_out_errors
+from .updating import RidgeSettings, RidgeSums
 
 __all__ = [
     "Candidate",
@@ -17,6 +18,8 @@ __all__ = [
     "LowRankHead",
     "RidgeChoice",
     "RidgeFit",
+    "RidgeSettings",
+    "RidgeSums",
     "Scorer",
     "StreamedFit",
     "balanced_weights",

@@ -152,3 +152,19 @@ class ClassHead:
 
 
 _NUMBERS = ("text_weight", "temperature")
+
+
+def spread(head: ClassHead, columns: Tensor, count: int) -> ClassHead:
+    """A head on some columns as one on all of them: the others weigh nothing.
+
+    Args:
+        head: on `len(columns)` features.
+        columns: which ones of `count` these are.
+        count: K.
+    """
+    if len(columns) == count:
+        return head
+    weights = head.weights.new_zeros(count, head.class_count)
+    mean, scale = head.mean.new_zeros(count), head.scale.new_ones(count)
+    weights[columns], mean[columns], scale[columns] = head.weights, head.mean, head.scale
+    return replace(head, weights=weights, mean=mean, scale=scale)

@@ -12,6 +12,7 @@ from .images import Images, checked, oddities
 from .left_out import How, Leaving, LeftOut, leaving_of
 from .smoother import Smoother
 from .strengths import Choosing, Chosen, Criterion, beside_text
+from .updating import RidgeSettings
 
 STRENGTHS = tuple(10 ** (step / 2) for step in range(4, -9, -1))
 """α tried, from strong to weak, in mean squared lengths of a row; twice as many do no better."""
@@ -36,6 +37,8 @@ class RidgeFit:
             chosen anew: to be compared with methods that leave out no less.
         prior: a₀ where V is fitted to what softmax(a₀ z) leaves of the labels; 0 where to the
             labels themselves.
+        settings: what was chosen, for `RidgeSums` to change the head by; None where V is fitted to
+            what the text leaves, which no sums know of other images.
     """
 
     head: ClassHead
@@ -48,6 +51,7 @@ class RidgeFit:
     thresholds: Tensor | None = None
     by_folds: LeftOut | None = None
     prior: float = 0.0
+    settings: RidgeSettings | None = None
 
     @property
     def parameter_count(self) -> int:
@@ -137,6 +141,16 @@ def fit_ridge(
     if folds is not None:
         apart = leaving_of(images.labels, class_count, folds)
         by_folds = _left_out(choose.among(apart), images, apart)
+    settings = None
+    if chosen.prior == 0:
+        weighed = torch.ones(class_count) if class_weights is None else class_weights
+        settings = RidgeSettings(
+            chosen.alpha,
+            smoother.scale,
+            chosen.slopes,
+            chosen.biases,
+            torch.as_tensor(weighed, dtype=torch.float64).cpu(),
+        )
     return RidgeFit(
         head,
         left_out,
@@ -148,6 +162,7 @@ def fit_ridge(
         thresholds,
         by_folds,
         chosen.prior,
+        settings,
     )
 
 

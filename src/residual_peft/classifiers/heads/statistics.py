@@ -136,12 +136,16 @@ class HeadStatistics:
                 f"{class_index}."
             )
         count = float(self.counts[class_index])
-        if abs(self.total - self.rows) > _TOLERANCE * self.total:
+        if abs(count) <= _TOLERANCE * self.total:  # its images are gone already
+            count = 0.0
+        elif abs(self.total - self.rows) > _TOLERANCE * self.total:
             raise ResiDualError(
                 "wanted images of weight 1 to take a class out, got others: forget its images, "
                 "with their weights."
             )
-        if self.class_squares is not None:
+        if count == 0 and features is None:
+            pass
+        elif self.class_squares is not None:
             self.total -= count
             self.rows -= round(count)
             self.sums = self.sums - self.class_sums[class_index]

@@ -47,6 +47,12 @@ class StreamedFit:
     rows: int
     uniform: bool
 
+    def at(self, alpha: float) -> "StreamedFit":
+        """The same at another strength, without another decomposition."""
+        chosen = torch.full_like(self.alpha, alpha)
+        weights = self.vectors @ (self.projected / (self.eigenvalues.unsqueeze(1) + chosen))
+        return replace(self, head=replace(self.head, weights=weights), alpha=chosen)
+
 
 def fit_statistics(
     statistics: HeadStatistics,

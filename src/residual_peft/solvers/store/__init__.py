@@ -13,10 +13,12 @@ Until the bases of such a pass are known, `raw-*.safetensors` hold what the unit
 
 from .layout import adapter_digest, coordinate_bytes, data_digest, processor_digest
 from .reading import CoordinateStore
+from .several import Stores
 from .writing import write_coordinates
 
 __all__ = [
     "CoordinateStore",
+    "Stores",
     "adapter_digest",
     "coordinate_bytes",
     "data_digest",

@@ -1,0 +1,245 @@
+"""A saved adapter's class head with more labelled images, or with fewer, by name."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..classifiers import updating
+from ..classifiers.backbones import load_backbone
+from ..classifiers.files import origin_of
+from ..classifiers.prompts import embed_classes
+from ..classifiers.trained_head import embedding_features
+from ..classifiers.updating import Read
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
+from ..data.labels import check_same
+from ..errors import ResiDualError, counted
+from ..hub.files import path_of, whole_directory
+from .fitting import check_skipped
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What an update did.
+
+    Attributes:
+        changed: class -> images added to it, or taken from it.
+        new: classes that the head did not have.
+        known: images that were left out: of an update those that the adapter was fitted on
+            already, of a forgetting those that it was not.
+        skipped: images that could not be read.
+        forgot: whether images were taken out.
+    """
+
+    changed: dict[str, int]
+    new: tuple[str, ...]
+    known: int
+    skipped: tuple[SkippedImage, ...]
+    forgot: bool
+
+    def lines(self) -> list[str]:
+        """For people."""
+        verb, total = ("taken out", "added")[not self.forgot], sum(self.changed.values())
+        found = [f"{counted(total, 'image')} {verb}: " + self._each()]
+        if self.new:
+            found.append(
+                f"new {'class' if len(self.new) == 1 else 'classes'}: {', '.join(self.new)}"
+            )
+        if self.known:
+            why = "not among those it was fitted on" if self.forgot else "known already"
+            found.append(f"{counted(self.known, 'image')} left out, {why}")
+        if self.skipped:
+            found.append(f"{counted(len(self.skipped), 'image')} not read")
+        return found
+
+    def _each(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self.changed.items()) or "none"
+
+
+def update_adapter(
+    adapter: str | os.PathLike[str],
+    data: Any,
+    *,
+    forget: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> UpdateReport:
+    """Add labelled images to a saved adapter's class head, or take them out, in its directory.
+
+    Equal to a fit of the head on all images at the same basis, scales and strengths, to rounding,
+    and reads none of the old ones. Classes that the head does not have become new ones; under
+    class names as texts they are put in the adapter's templates. Which images are known is told by
+    their content. The directory is written whole or not at all; the record of the fit goes, since
+    it is of another adapter.
+
+    Args:
+        adapter: its directory, with statistics (`fit_adapter(..., keep_statistics=True)`).
+        data: what `load_data` takes; all splits count, and one class will do.
+        forget: take the images out.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        max_bad: as for `fit_adapter`.
+        strict: likewise.
+        batch_size: likewise.
+        num_workers: likewise.
+
+    Raises:
+        ResiDualError: no adapter, head or statistics; bad data; a class to forget images of that it
+            does not have; all images known, or with `forget` none.
+    """
+    target = whole_directory(path_of(adapter))
+    classifier = ZeroShotClassifier.from_pretrained(target)
+    updating.kept_of(classifier)  # before images are read
+    images = load_data(
+        data,
+        image_column=image_column,
+        label_column=label_column,
+        known_classes=classifier.class_names,
+        validation=0,
+        test=0,
+        max_bad=max_bad,
+        strict=strict,
+        progress=True,
+    )
+    check_same(classifier.labelling, images.labelling, "bring labels like those of its fit")
+    _check_names(classifier, images, forget)
+    total = sum(map(len, images.splits.values())) + len(images.skipped)
+    rows, digests = images.whole()
+    kept, known = _wanted(classifier, digests, forget)
+    if not kept:
+        what = "the adapter was fitted on none" if forget else "the adapter was fitted on all"
+        raise ResiDualError(
+            f"{what} of the {len(digests)} images of '{images.source}': nothing to do."
+        )
+    dataset = ProcessedImages(rows.select(kept), classifier.image_processor, "the images")
+    loader = Batches(dataset, batch_size, num_workers, skip=not strict)
+    read, labels, index = _read(classifier, loader)
+    skipped = (*images.skipped, *(SkippedImage(file, why) for _, file, why in loader.skipped))
+    check_skipped(skipped, max_bad, total, images.source, strict)
+    own = [digests[kept[row]] for row in index.tolist()]
+    changed, new = _change(classifier, images, read, labels, forget)
+    gone = set(own)
+    old = classifier.fitted_on
+    classifier.fitted_on = tuple(d for d in old if d not in gone) if forget else (*old, *own)
+    classifier.save_pretrained(target)
+    return UpdateReport(changed, new, known, skipped, forget)
+
+
+def _wanted(
+    classifier: ZeroShotClassifier, digests: Iterable[str], forget: bool
+) -> tuple[list[int], int]:
+    """Rows to add or to take out, and how many others there are.
+
+    A content is added once; it is taken out as often as the adapter was fitted on it.
+    """
+    fitted, every = Counter(classifier.fitted_on), list(digests)
+    first = {digest: row for row, digest in reversed(list(enumerate(every)))}
+    chosen = [(row, d) for row, d in enumerate(every) if first[d] == row]
+    if forget:
+        kept = [row for row, digest in chosen for _ in range(fitted[digest])]
+    else:
+        kept = [row for row, digest in chosen if digest not in fitted]
+    return kept, len(every) - len(set(kept))
+
+
+def _check_names(classifier: ZeroShotClassifier, images: ImageData, forget: bool) -> None:
+    """Refuse names that cannot be meant as they are."""
+    assert classifier.head is not None
+    names = classifier.class_names
+    trained = names[: classifier.head.class_count]
+    folded = {name.casefold(): name for name in names}
+    for name in images.class_names:
+        if name in trained or (name in names and not forget):
+            continue
+        if (near := folded.get(name.casefold())) is not None and near != name:
+            raise ResiDualError(
+                f"the data have a class '{name}', the adapter '{near}': give both one spelling."
+            )
+        if forget:
+            raise ResiDualError(
+                f"wanted images of the class head's classes to forget, got some of '{name}'."
+            )
+
+
+def _read(
+    classifier: ZeroShotClassifier, loader: Batches
+) -> tuple[Read, torch.Tensor, torch.Tensor]:
+    """Features of all images, their labels as the data count them, and their rows."""
+    found, readout, labels, index = [], [], [], []
+    options = {"labelled": True, "progress": True}
+    for seen, features in updating.features_of(classifier, loader, **options):
+        assert seen.labels is not None
+        assert seen.index is not None
+        found.append(features.detach().cpu())
+        readout.append(embedding_features(seen.readout).detach().cpu())
+        labels.append(seen.labels.cpu())
+        index.append(seen.index.cpu())
+    return Read(torch.cat(found), torch.cat(readout)), torch.cat(labels), torch.cat(index)
+
+
+def _change(
+    classifier: ZeroShotClassifier,
+    images: ImageData,
+    read: Read,
+    labels: torch.Tensor,
+    forget: bool,
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """New classes first, each with its images; then the others at once."""
+    head = classifier.head
+    assert head is not None
+    several = images.multi_label
+    trained = classifier.class_names[: head.class_count]
+    names = images.class_names
+    present = labels.sum(0) if several else torch.bincount(labels, minlength=len(names))
+    changed = {name: int(present[n]) for n, name in enumerate(names) if int(present[n])}
+    new = tuple(name for name in changed if name not in trained)
+    if several:
+        if new:
+            raise ResiDualError(
+                f"data with several labels per image bring the new class '{new[0]}', which the old "
+                "images would need labels of: fit anew."
+            )
+        places = [trained.index(name) if name in trained else 0 for name in names]
+        own = torch.zeros(len(labels), len(trained), dtype=torch.long)
+        for column, place in enumerate(places):
+            own[:, place] |= labels[:, column].long()
+        updating.change(classifier, read, own, forget=forget)
+        return changed, ()
+    old = torch.tensor([name in trained for name in names])[labels]
+    if old.any():
+        numbers = torch.tensor([trained.index(n) if n in trained else -1 for n in names])
+        updating.change(classifier, read.some(old), numbers[labels[old]], forget=forget)
+    for name, embedding in zip(new, _embeddings(classifier, new), strict=True):
+        mine = labels == names.index(name)
+        updating.add_class(classifier, name, read.some(mine), embedding)
+    return changed, new
+
+
+def _embeddings(classifier: ZeroShotClassifier, new: tuple[str, ...]) -> list[torch.Tensor | None]:
+    """Of new classes: by the texts that the others were made of; None for means of images."""
+    unknown = [name for name in new if name not in classifier.class_names]
+    if not unknown or not classifier.templates:
+        return [None] * len(new)
+    name, _ = origin_of(classifier.model)
+    backbone = load_backbone(name) if name else None
+    if backbone is None or backbone.tokenizer is None:
+        raise ResiDualError(
+            f"wanted the texts of {unknown[0]} embedded like the other classes', but the base "
+            "model is not to be had by name: ZeroShotClassifier.add_class takes an embedding."
+        )
+    # one name would be no list of classes, and another changes nothing
+    names = [*unknown, *[n for n in classifier.class_names if n not in unknown][:1]]
+    rows = embed_classes(backbone.model, backbone.tokenizer, names, classifier.templates)
+    found = dict(zip(names, rows, strict=True))
+    return [found[name] if name in unknown else None for name in new]

@@ -1,0 +1,427 @@
+"""A classifier's class head with more images, fewer, or another class: exact, from kept sums."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..bases.fingerprint import Fingerprint
+from ..bases.reading import Seen, reading
+from ..data.class_names import check_class_names
+from ..data.provenance import image_digest
+from ..errors import ResiDualError
+from ..hub.files import parse_json, quoted, read_tensors, write_tensors
+from ..tuner import adapted_tower, basis_digest, coordinates_of, readout_state
+from .files import STATISTICS as STATISTICS
+from .heads import RidgeSums
+from .heads.head import spread
+from .trained_head import PREFIX, SCORES, Features, TrainedHead, embedding_features
+
+if TYPE_CHECKING:
+    from .zero_shot import ZeroShotClassifier
+
+_COLUMNS = "columns"
+_HOW = "fit with keep_statistics=True (on the command line: fit --method ridge --keep-statistics)"
+
+
+@dataclass(frozen=True)
+class KeptStatistics:
+    """The sums that a classifier's ridge head can be changed by, and what they belong to.
+
+    What they reveal: the mean of each class's images and the covariance of all of them in the
+    basis; of a class with one image, that image's coordinates. No pixels, but data all the same:
+    they lie in `run/`, which is never pushed. Size: K (K + 1) / 2 + (C + 6) K numbers of 8 bytes,
+    K what the head reads (embedding of 512: 1 MB; 2,304 coordinates: 21 MB; 15,504: 1 GB), and
+    C K (K + 1) / 2 more where they are kept of each class.
+
+    Attributes:
+        sums: of the images, and the fit's settings.
+        columns: which of the head's features are summed (K',); the others weigh nothing.
+        features: what the head reads.
+        width: K of all its features.
+        basis: the digest of the basis of its coordinates; None on the embedding.
+        model: whose features they are.
+    """
+
+    sums: RidgeSums
+    columns: Tensor
+    features: Features
+    width: int
+    basis: str | None
+    model: Fingerprint
+
+    @classmethod
+    def of(
+        cls, classifier: "ZeroShotClassifier", sums: RidgeSums, columns: Tensor
+    ) -> "KeptStatistics":
+        """Those of a classifier's own head.
+
+        Raises:
+            ResiDualError: it has none, or its basis is not saved with it.
+        """
+        head = _head_of(classifier)
+        basis = None if head.features == "embedding" else basis_digest(classifier.model)
+        if head.features == "coordinates" and basis is None:
+            raise ResiDualError(
+                "wanted an adapter that is saved with its basis, which statistics belong to, got "
+                "one with save_basis=False: leave that out."
+            )
+        model = Fingerprint.of(classifier.model)
+        return cls(sums, columns, head.features, len(head.head.mean), basis, model)
+
+    def check(self, classifier: "ZeroShotClassifier", where: str = "the statistics") -> None:
+        """Raise a ResiDualError unless they are of this classifier's model, basis and head."""
+        head = _head_of(classifier)
+        own = (head.features, len(head.head.mean), head.class_count)
+        counted = (self.features, self.width, len(self.sums.settings.alpha))
+        if own != counted:
+            raise ResiDualError(
+                f"{where} are of a class head on {counted[1]} numbers of the {counted[0]} for "
+                f"{counted[2]} classes, and this one reads {own[1]} of the {own[0]} for {own[2]}: "
+                f"they belong to another; {_HOW}."
+            )
+        self.model.check(classifier.model, where)
+        if self.features == "coordinates" and basis_digest(classifier.model) != self.basis:
+            raise ResiDualError(
+                f"{where} are of coordinates in another basis than the adapter has: sums of "
+                f"other bases mean nothing to it; {_HOW}."
+            )
+
+    def changed(self, head: TrainedHead) -> TrainedHead:
+        """The head of the sums as they are now; a and τ stay."""
+        own = self.sums.head(head.head.text_weight, head.head.temperature)
+        whole = spread(own, self.columns, self.width).to(torch.float32)
+        return replace(head, head=whole)
+
+    def save(self, path: Path, head: str) -> None:
+        """Write them, bound to a head.
+
+        Args:
+            path: of the file.
+            head: its `head_digest`.
+        """
+        said: dict[str, Any] = {
+            "features": self.features,
+            "width": self.width,
+            "basis": self.basis,
+            "head": head,
+        }
+        said["model"] = self.model.to_dict()
+        path.parent.mkdir(exist_ok=True)
+        tensors = self.sums.state() | {_COLUMNS: self.columns}
+        write_tensors(path, tensors, {"statistics": json.dumps(said)})
+
+    @classmethod
+    def load(cls, path: Path, head: str | None = None) -> "KeptStatistics":
+        """Read what `save` wrote.
+
+        Args:
+            path: of the file.
+            head: the digest of the head beside it; None where anyone's will do.
+
+        Raises:
+            ResiDualError: it is missing, damaged, of another kind, or of another head.
+        """
+        tensors, metadata = read_tensors(path)
+        said = parse_json(metadata.get("statistics", "{}").encode(), quoted(path))
+        try:
+            features, width, basis = said["features"], said["width"], said["basis"]
+            model, bound = Fingerprint(**said["model"]), said["head"]
+            columns = tensors.pop(_COLUMNS).long()
+        except (KeyError, TypeError) as error:
+            raise ResiDualError(f"{quoted(path)} holds no statistics of a class head.") from error
+        if head is not None and bound != head:
+            raise ResiDualError(
+                f"{quoted(path)} belongs to another class head than lies beside it: {_HOW}."
+            )
+        try:
+            sums = RidgeSums.from_state(tensors, basis or "")
+        except ResiDualError as error:
+            raise ResiDualError(f"{quoted(path)}: {error}") from error
+        order = torch.arange(len(columns))
+        inside = columns.ndim == 1 and len(columns) == sums.statistics.columns
+        if not inside or not (columns >= order).all() or not (columns < width).all():
+            raise ResiDualError(f"{quoted(path)} does not say which features its sums are of.")
+        return cls(sums, columns, features, width, basis, model)
+
+
+def head_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of a class head as it is saved (`TrainedHead.tensors`), without its scores."""
+    digest = hashlib.sha256()
+    for name in sorted(set(tensors) - {PREFIX + SCORES}):
+        whole = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
+        digest.update(whole.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def features_of(
+    classifier: "ZeroShotClassifier", batches: Iterable[Any], **options: Any
+) -> Iterator[tuple[Seen, Tensor]]:
+    """Batches of images as a classifier's head reads them: (B, K), on the model's device.
+
+    Args:
+        classifier: with a class head.
+        batches: as for `reading`.
+        options: of `reading`.
+    """
+    model = classifier.model
+    if _head_of(classifier).features == "embedding":
+        for seen in reading(model, None, batches, **options):
+            yield seen, embedding_features(seen.readout)
+        return
+    state, tower = readout_state(model), adapted_tower(model)
+    for seen in reading(model, tower, batches, taps=True, check="first", **options):
+        assert seen.capture is not None
+        yield seen, coordinates_of(state, seen.capture)
+
+
+@dataclass(frozen=True)
+class Read:
+    """Images as a head reads them.
+
+    Attributes:
+        features: (n, K), on the CPU.
+        readout: of the unadapted model, of length 1 each (n, d).
+    """
+
+    features: Tensor
+    readout: Tensor
+
+    @classmethod
+    def of(cls, classifier: "ZeroShotClassifier", batches: Iterable[Any], **options: Any) -> "Read":
+        """In memory: K + d numbers an image."""
+        found, readout = [], []
+        for seen, features in features_of(classifier, batches, **options):
+            found.append(features.detach().cpu())
+            readout.append(embedding_features(seen.readout).detach().cpu())
+        return cls(torch.cat(found), torch.cat(readout))
+
+    def some(self, rows: Tensor) -> "Read":
+        """Some of them."""
+        return Read(self.features[rows], self.readout[rows])
+
+
+def kept_of(classifier: "ZeroShotClassifier") -> KeptStatistics:
+    """A classifier's statistics, checked.
+
+    Raises:
+        ResiDualError: it has no head or no statistics, or those of another.
+    """
+    head, kept = _head_of(classifier), classifier.statistics
+    if kept is None:
+        raise ResiDualError(
+            f"the class head ({head.method or 'of an unknown fit'}) has no statistics of its "
+            f"images, without which it can only be fitted anew: {_HOW}."
+        )
+    kept.check(classifier)
+    return kept
+
+
+def change(
+    classifier: "ZeroShotClassifier", read: Read, labels: Tensor, *, forget: bool = False
+) -> None:
+    """Add images to a classifier's head or take them out; what `update` and `forget` end in.
+
+    Args:
+        classifier: with statistics.
+        read: the images.
+        labels: of the head's classes, (n,) or zeros and ones (n, C).
+        forget: whether they are taken out.
+
+    Raises:
+        ResiDualError: as `RidgeSums.add` and `forget`.
+    """
+    kept = kept_of(classifier)
+    features = read.features[:, kept.columns]
+    with _naming(classifier):
+        (kept.sums.forget if forget else kept.sums.add)(features, labels)
+    _put(classifier, kept, keeps_scores=not forget)
+
+
+def add_class(
+    classifier: "ZeroShotClassifier", name: str, read: Read, embedding: Tensor | None = None
+) -> int:
+    """One more class for the head; its number.
+
+    Args:
+        classifier: with statistics.
+        name: of the class. One that the classifier has by its text alone is taken into the head.
+        read: its images.
+        embedding: of the class (d,); see `ZeroShotClassifier.add_class`.
+
+    Raises:
+        ResiDualError: a name that the head has, no embedding where one is needed, or of another
+            width; several labels per image.
+    """
+    kept, number = kept_of(classifier), _head_of(classifier).class_count
+    _check_one_label(classifier)
+    names, rows = list(classifier.class_names), classifier.class_embeddings
+    if name in names[:number]:
+        raise ResiDualError(f"the class head has the class '{name}' already: update it instead.")
+    if name in names:
+        place = names.index(name)
+        own = rows[place]
+        names.pop(place)
+        rows = torch.cat([rows[:place], rows[place + 1 :]])
+        embedding = own if embedding is None else embedding
+    elif embedding is None and classifier.templates:
+        raise ResiDualError(
+            f"wanted an embedding of '{name}' beside those of the other classes' texts: give "
+            "embedding=, such as a row of embed_classes."
+        )
+    elif embedding is None:
+        embedding = read.readout.double().mean(0)
+    row = torch.as_tensor(embedding).detach().reshape(1, -1).to(rows)
+    if row.shape[1] != rows.shape[1] or not row.isfinite().all() or not row.any():
+        raise ResiDualError(
+            f"wanted an embedding of {rows.shape[1]} finite numbers, got {tuple(row.shape)}."
+        )
+    names.insert(number, name)
+    checked = check_class_names(names)
+    kept.sums.add_class(read.features[:, kept.columns])
+    rows = torch.cat([rows[:number], functional.normalize(row, dim=1), rows[number:]])
+    _put(classifier, kept, classes=(checked, rows))
+    return number
+
+
+def remove_class(
+    classifier: "ZeroShotClassifier", name: str, reader: Callable[[], Read] | None = None
+) -> None:
+    """Take a class out of head and classifier.
+
+    Args:
+        classifier: with statistics; without, a class that the head does not have.
+        name: of the class.
+        reader: reads all its images; None where the statistics are of each class.
+
+    Raises:
+        ResiDualError: no such class, fewer than two would be left, or other images.
+    """
+    names, rows = classifier.class_names, classifier.class_embeddings
+    if name not in names or len(names) < 3:
+        raise ResiDualError(
+            f"wanted one of {len(names)} classes to remove, and two to be left, got '{name}'."
+        )
+    place, head = names.index(name), classifier.head
+    kept = torch.arange(len(names), device=rows.device) != place
+    classes = (tuple(each for each in names if each != name), rows[kept])
+    if head is None or place >= head.class_count:
+        classifier.class_names, classifier.class_embeddings = classes
+        return
+    statistics = kept_of(classifier)
+    _check_one_label(classifier)
+    if head.class_count < 3:
+        raise ResiDualError("wanted a class head of two classes to be left, got one: fit anew.")
+    features = None if reader is None else reader().features[:, statistics.columns]
+    with _naming(classifier):
+        statistics.sums.remove_class(place, features)
+    _put(classifier, statistics, classes=classes)
+
+
+def numbers_of(
+    classifier: "ZeroShotClassifier", labels: Any, count: int, *, single: bool = False
+) -> Tensor:
+    """Labels as the head counts its classes: (n,), or with several labels zeros and ones (n, C).
+
+    Args:
+        classifier: with a class head.
+        labels: a name or number for each image; with several labels a list of them for each, or
+            zeros and ones (n, C). For a single image what one has.
+        count: n.
+        single: whether there is a single image.
+
+    Raises:
+        ResiDualError: not one for each image, or none of the head's classes.
+    """
+    names = classifier.class_names[: _head_of(classifier).class_count]
+    places = {name: place for place, name in enumerate(names)}
+    several = classifier.multi_label
+    if isinstance(labels, Tensor) and (labels.ndim == 2) == several and len(labels) == count:
+        return labels.cpu()
+    given = [labels] if single else list(labels)
+    if len(given) != count:
+        raise ResiDualError(f"wanted a label for each of {count} images, got {len(given)}.")
+
+    def number(label: Any) -> int:
+        found = places.get(label) if isinstance(label, str) else int(label)
+        if found is None or not 0 <= found < len(names):
+            raise ResiDualError(
+                f"wanted one of the class head's {len(names)} classes, got {label!r}: add_class "
+                "takes a new one."
+            )
+        return found
+
+    if not several:
+        return torch.tensor([number(label) for label in given])
+    found = torch.zeros(count, len(names), dtype=torch.long)
+    for row, own in enumerate(given):
+        found[row, [number(label) for label in own]] = 1
+    return found
+
+
+def file_digests(items: Sequence[Any]) -> list[str]:
+    """The digests of the images among some that are files or bytes."""
+    found = []
+    for item in items:
+        if isinstance(item, str | os.PathLike):
+            found.append(image_digest(Path(item).read_bytes()))
+        elif isinstance(item, Mapping) and item.get("bytes") is not None:
+            found.append(image_digest(item["bytes"]))
+    return found
+
+
+def _put(
+    classifier: "ZeroShotClassifier",
+    kept: KeptStatistics,
+    *,
+    classes: tuple[tuple[str, ...], Tensor] | None = None,
+    keeps_scores: bool = False,
+) -> None:
+    """Give a classifier the head of its sums as they are now, and with it other classes."""
+    head = kept.changed(_head_of(classifier))
+    if not keeps_scores:  # of images that are gone, or of other classes
+        head = replace(head, left_out_scores=None)
+    if classes is not None:
+        classifier.class_names, classifier.class_embeddings = classes
+    classifier.set_head(head, statistics=kept)
+
+
+def _head_of(classifier: "ZeroShotClassifier") -> TrainedHead:
+    if classifier.head is None:
+        raise ResiDualError(
+            "this classifier has no class head, whose images could be added to or taken from: "
+            f"{_HOW}."
+        )
+    return classifier.head
+
+
+def _check_one_label(classifier: "ZeroShotClassifier") -> None:
+    if classifier.multi_label:
+        raise ResiDualError(
+            "classes come and go where an image has one label; with several the old images would "
+            "need labels of the new class: fit anew."
+        )
+
+
+@contextmanager
+def _naming(classifier: "ZeroShotClassifier") -> Iterator[None]:
+    """What the sums call "class 2" has a name."""
+    try:
+        yield
+    except ResiDualError as error:
+        names = classifier.class_names
+
+        def named(match: re.Match[str]) -> str:
+            return f"class '{names[int(match[1])]}'" if int(match[1]) < len(names) else match[0]
+
+        raise ResiDualError(re.sub(r"class (\d+)\b", named, str(error))) from error

@@ -1,0 +1,193 @@
+"""What was fitted on a draw, fitted on all images of stores that are larger than memory."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..bases.processes import Processes
+from ..classifiers.heads import (
+    HeadStatistics,
+    RidgeSettings,
+    balanced_weights,
+    calibrated,
+    fit_statistics,
+    left_out_errors,
+)
+from ..classifiers.heads.choosing import some_rows
+from ..classifiers.heads.head import spread
+from ..classifiers.trained_head import Features, TrainedHead, embedding_features, scores_of
+from ..classifiers.zero_shot import ZeroShotClassifier
+from .coordinates import Coordinates
+from .methods import METHODS, Outcome, Rows, columns_of, with_gains
+from .objectives import Objective
+from .store import CoordinateStore, Stores
+
+IN_MEMORY = 2**31
+"""Bytes of coordinates in float32 up to which all are loaded; solvers take some times as much."""
+MOST_COLUMNS = 8192
+"""K up to which a ridge is fitted from K × K sums: 0.5 GB each, some of them, and minutes."""
+SECOND = 10_000
+"""Images of a second pass, which chooses the strength and calibrates."""
+CHUNK = 1024
+
+
+def statistics_of(
+    seen: Coordinates | CoordinateStore | Stores,
+    class_count: int,
+    *,
+    features: Features = "coordinates",
+    columns: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    per_class: bool = False,
+    source: str = "",
+    across_processes: bool = False,
+) -> HeadStatistics:
+    """The sums that a ridge is fitted from, in one pass over coordinates in memory or on disk.
+
+    Memory: K × K numbers and one chunk of images, however many there are.
+
+    Args:
+        seen: labelled images.
+        class_count: C.
+        features: what is summed of them: coordinates, or the embedding.
+        columns: which of these; None for all.
+        class_weights: how much an image of each class counts (C,).
+        per_class: as for `HeadStatistics`.
+        source: likewise.
+        across_processes: under `torch.distributed`, each process sums every so-many-th shard of the
+            same store, and all end with the sums of all. Every process has to call it.
+
+    Raises:
+        ResiDualError: labels that are no class; across processes, in all of them.
+    """
+    processes = Processes.running() if across_processes else Processes()
+    width = seen.parts[0].readout.shape[1] if features == "embedding" else len(seen.state.shift)
+    kept = torch.arange(width) if columns is None else columns
+    sums = HeadStatistics(len(kept), class_count, source, per_class)
+    with processes.in_step():
+        for part in seen.parts[processes.rank :: processes.world]:
+            for rows in torch.arange(len(part)).split(CHUNK):
+                found = _features(part, rows, features)
+                labels = part.labels[rows]
+                weights = None if class_weights is None else class_weights.double()[labels]
+                sums.add(found if columns is None else found[:, columns], labels, weights)
+    return sums.across_processes() if across_processes else sums
+
+
+def draw_of(
+    classifier: ZeroShotClassifier,
+    seen: Stores,
+    at_most: int,
+    *,
+    means: bool = False,
+    balanced: bool = False,
+    by_labels: bool = True,
+) -> Rows:
+    """A draw of every class's images, in memory.
+
+    Args:
+        classifier: as for `Rows.of`.
+        seen: all images.
+        at_most: how many.
+        means: whether its classes are the means of these images.
+        balanced: whether every class counts alike.
+        by_labels: as for `Rows.of`.
+    """
+    index = some_rows(seen.labels, len(classifier.class_names), at_most)
+    part = seen.load() if index is None else seen.rows(index)
+    weights = None
+    if balanced and seen.labels.ndim == 1:
+        weights = balanced_weights(seen.labels, len(classifier.class_names))
+    return Rows.of(classifier, part, means=means, class_weights=weights, by_labels=by_labels)
+
+
+def fit_all(
+    outcome: Outcome, rows: Rows, seen: Stores, *, means: bool = False, in_memory: int | None = None
+) -> Outcome:
+    """Fit on all images what was chosen on a draw of them.
+
+    Gains are solved for from the store, and a ridge from K × K sums of it, its strength, text
+    weight and temperature from exact left-out predictions of up to `SECOND` images. What needs the
+    rows themselves, and a ridge of more than `MOST_COLUMNS` columns, with class weights or several
+    labels, is fitted on as many as may be in memory; a note says how many.
+
+    Args:
+        outcome: of the draw.
+        rows: the draw.
+        seen: all images.
+        means: whether the classes are the means of these images.
+        in_memory: bytes of coordinates that may be loaded; `IN_MEMORY` when None.
+    """
+    in_memory = IN_MEMORY if in_memory is None else in_memory
+    method = METHODS[outcome.method]
+    if outcome.method == "zero-shot":
+        return outcome
+    if outcome.method == "gains":
+        objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
+        assert outcome.strength is not None
+        return with_gains(
+            rows.classifier, seen, objective, outcome.strength, outcome.left_out, outcome.share
+        )
+    each = 4 * len(seen.state.shift)
+    fitting = max(2 * rows.class_count, in_memory // each)
+    balanced = rows.class_weights is not None
+    if method.ridge is not None and not balanced and seen.labels.ndim == 1:
+        features, kinds = method.ridge
+        columns = columns_of(seen.state, kinds) if features == "coordinates" else None
+        width = seen.readout.shape[1] if columns is None else len(columns)
+        if width <= MOST_COLUMNS:
+            second = draw_of(rows.classifier, seen, min(SECOND, fitting), means=means)
+            return _ridge_from_sums(outcome, features, columns, second, seen)
+    more = draw_of(rows.classifier, seen, fitting, means=means, balanced=balanced)
+    done = method.run(more)
+    note = (
+        f"{method.title} was fitted on {len(more.labels):,} of {len(seen):,} images, a draw of "
+        f"every class: more coordinates do not fit into {in_memory / 2**30:.2g} GiB. Fewer "
+        "components per unit let it use more."
+    )
+    return replace(done, notes=(*done.notes, note))
+
+
+def _ridge_from_sums(
+    drawn: Outcome, features: Features, columns: Tensor | None, second: Rows, seen: Stores
+) -> Outcome:
+    sums = statistics_of(seen, second.class_count, features=features, columns=columns)
+    fit = fit_statistics(sums, power=drawn.power)
+    errors = left_out_errors(fit, _batches(second, features, columns))
+    best = int(errors.sum(1).argmin())
+    fit = fit.at(float(fit.alphas[best]))
+    head, left = calibrated(fit, _batches(second, features, columns))
+    trained = head
+    if columns is not None:
+        trained = spread(head, columns, len(seen.state.shift))
+    return Outcome(
+        drawn.method,
+        left,
+        head.parameter_count,
+        head=TrainedHead(trained.to(torch.float32), features, drawn.method, scores_of(left)),
+        strength=float(fit.alpha[0]),
+        notes=(
+            f"fitted on all {len(seen):,} images from their sums; strength and calibration are of "
+            f"{len(second.labels):,} of them, each left out by itself.",
+        ),
+        power=drawn.power,
+        settings=RidgeSettings.of(fit.alpha, head.scale),
+        columns=columns,
+    )
+
+
+def _batches(
+    rows: Rows, features: Features, columns: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for part in torch.arange(len(rows.labels)).split(CHUNK):
+        found = _features(rows.seen, part, features)
+        found = found if columns is None else found[:, columns]
+        yield found, rows.labels[part], rows.zero_shot[part]
+
+
+def _features(part: Coordinates, rows: Tensor, features: Features) -> Tensor:
+    if features == "embedding":
+        return embedding_features(part.readout[rows])
+    return part.coordinates[rows].float()
