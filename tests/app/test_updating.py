@@ -15,7 +15,7 @@ from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.directories import RECORD_JSON, RUN_DIRECTORY
 from tests.app.fitting.photos import NAMES, photos
-from tests.cli.test_cli import stop
+from tests.commands import stop
 from tests.training_case import save_clip
 
 

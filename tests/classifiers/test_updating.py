@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from PIL import Image
 
 from residual_peft.classifiers import updating
@@ -14,11 +15,9 @@ from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.updating import STATISTICS, KeptStatistics
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier, pixel_batches
 from residual_peft.errors import ResiDualError
-from residual_peft.tuner import gains_of
-from tests.classifiers.test_trained_head import classifier as plain_classifier
-from tests.classifiers.test_trained_head import with_adapter
-from tests.classifiers.test_zero_shot import photographs
-from tests.models import clip_model
+from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
+from tests.models import clip_model, pixels
+from tests.pictures import image_processor, photographs
 
 CLASSES = 3
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -34,9 +33,16 @@ def batches_of(made, images):
 
 def fitted(features="coordinates", *, some=False, per_class=False, images=None, names=CLASSES):
     """A classifier with a ridge head on some photographs, and those with their labels."""
-    made = plain_classifier(with_adapter(seed=3), names)
-    with torch.no_grad():
-        gains_of(made.model).fill_(1)
+    model = get_peft_model(clip_model(), ResiDualConfig())
+    fit_bases(model, [pixels(60, seed=5)])
+    generator = torch.Generator().manual_seed(1)
+    made = ZeroShotClassifier(
+        model.eval(),
+        [f"class {number}" for number in range(names)],
+        torch.randn(names, 16, generator=generator),
+        logit_scale=7.0,
+        image_processor=image_processor(),
+    )
     images = photographs(30) if images is None else images
     labels = torch.arange(len(images)) % CLASSES
     width = made.class_embeddings.shape[1] if features == "embedding" else len(gains_of(made.model))

@@ -17,8 +17,8 @@ from residual_peft.solvers.methods import METHODS, with_gains
 from residual_peft.solvers.objectives import Objective
 from residual_peft.solvers.store import Stores, write_coordinates
 from residual_peft.tuner import ResiDualConfig, gains_of
-from tests.classifiers.test_zero_shot import image_processor
 from tests.models import clip_model
+from tests.pictures import image_processor
 
 CLASSES = 3
 
