@@ -19,7 +19,8 @@ from residual_peft.analysis import (
     rank_units,
     selection_curve,
 )
-from residual_peft.app.studies import study_adapter, study_model, write_study
+from residual_peft.app.explaining import study_adapter
+from residual_peft.app.studies import study_model, write_study
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.demo.tasks import HANDWRITING_TEMPLATES, handwriting

@@ -1,5 +1,6 @@
 """The command line of analyses: explain and analyse."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_analyse(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
 
 def test_explain(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     out, words = tmp_path / "adapter", tmp_path / "words.txt"
-    arguments = ("--data", str(folder), "--template", "a {}", "--no-report")
+    arguments = ("--data", str(folder), "--template", "a {}", "--no-report", "--method", "gains")
     assert stop(monkeypatch, "fit", *arguments, "--out", str(out)) == 0
     words.write_text("a circle\na square\na heart\nan arrow\n")
     photo = next((folder / "heart").iterdir())
@@ -52,3 +53,49 @@ def test_explain(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     said = f"{moved['from']} -> {moved['to']}"
     assert said in printed or f"stays {moved['from']}, next {moved['to']}" in printed
     assert stop(monkeypatch, "explain", *given, "--words", str(tmp_path / "none.txt")) == 2
+
+
+def test_explain_and_eval_of_a_class_head(
+    folder: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    out, photo = tmp_path / "adapter", next((folder / "heart").iterdir())
+    arguments = ("--data", str(folder), "--template", "a {}", "--no-report", "--method", "ridge")
+    assert stop(monkeypatch, "fit", *arguments, "--out", str(out)) == 0
+    capsys.readouterr()
+    assert stop(monkeypatch, "explain", str(out)) == 0  # what the fit recorded
+    recorded = capsys.readouterr().out
+    assert "how the class head's logits vary over the 20 test images of the fit" in recorded
+    assert "heart:\n  for layer" in recorded
+    given = (str(out), str(photo), "--out", str(tmp_path / "one.json"))
+    assert stop(monkeypatch, "explain", *given) == 0  # a single image, without data
+    printed = capsys.readouterr().out
+    (decided,) = json.loads((tmp_path / "one.json").read_text())["moved"].values()
+    assert f"{photo}: {decided['class']} rather than {decided['rather_than']}, margin" in printed
+    assert f"together {decided['margin']:+.2f}" in printed
+    more = ("--data", str(folder), "--components", "2", "--out", str(tmp_path / "all.json"))
+    assert stop(monkeypatch, "explain", str(out), *more) == 0
+    found = json.loads((tmp_path / "all.json").read_text())
+    total = sum(unit["share"] for unit in found["units"]) + found["text_share"]
+    assert abs(total - 1) < 1e-6
+    assert [row["class"] for row in found["classes"]] == sorted(p.name for p in folder.iterdir())
+    capsys.readouterr()
+    tables = ("--confusion", str(tmp_path / "c.csv"), "--mistakes", str(tmp_path / "m.csv"))
+    assert stop(monkeypatch, "eval", str(out), "--data", str(folder), *tables) == 0
+    scores = json.loads(capsys.readouterr().out)
+    counts = [list(map(int, row[1:])) for row in list(csv.reader((tmp_path / "c.csv").open()))[1:]]
+    right = sum(counts[k][k] for k in range(len(counts)))
+    assert sum(map(sum, counts)) == scores["images"]
+    assert right / scores["images"] == scores["accuracy"]
+    wrong = list(csv.DictReader((tmp_path / "m.csv").open()))
+    assert len(wrong) == scores["images"] - right
+    assert all(Path(row["file"]).parent.name == row["label"] for row in wrong)
+
+
+def test_explain_without_anything_to_look_at_is_one_line(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    assert stop(monkeypatch, "explain", "owner/adapter") == 2
+    assert "wanted --data or images to explain 'owner/adapter' with" in capsys.readouterr().err
+    (tmp_path / "adapter").mkdir()
+    assert stop(monkeypatch, "explain", str(tmp_path / "adapter")) == 2
+    assert "Without one, explain wants --data or images" in capsys.readouterr().err

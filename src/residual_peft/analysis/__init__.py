@@ -21,7 +21,7 @@ from .dimension import (
     participation_ratio,
 )
 from .explanation import Explanation, explain_components, explain_units
-from .head import ComponentShare, HeadExplanation, Reason, explain_head
+from .head import ComponentShare, HeadExplanation, Reason, explain_head, explained_head
 from .head_image import HeadImageExplanation, explain_head_image, explain_head_row
 from .jaccard import OverlapMatrix, overlap
 from .matching import spectral_cosine
@@ -84,6 +84,7 @@ __all__ = [
     "explain_image",
     "explain_row",
     "explain_units",
+    "explained_head",
     "gain_sense",
     "image_cosine",
     "layer_ablation",

@@ -33,7 +33,7 @@ class HeadImageExplanation:
         text: of the texts.
         units: the adapted units.
         counts: components of each.
-        coordinates: c (K,) of the image.
+        centred: c (K,) of the image, less the mean of the images of the fit.
         per_unit: whether the adapter keeps no components of its own.
     """
 
@@ -45,7 +45,7 @@ class HeadImageExplanation:
     text: float
     units: tuple[Unit, ...]
     counts: tuple[int, ...]
-    coordinates: Tensor
+    centred: Tensor
     per_unit: bool = False
 
     def by_unit(self) -> list[tuple[Unit, float]]:
@@ -116,7 +116,7 @@ def explain_head_row(
         text=float(text[0, this] - text[0, other]),
         units=one.state.settings.units,
         counts=tuple(one.state.counts),
-        coordinates=features[0],
+        centred=features[0] - head.mean,
         per_unit=one.state.settings.per_unit,
     )
 

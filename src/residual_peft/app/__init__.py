@@ -1,3 +1,12 @@
 """By name: loads what it is named, then calls what takes objects."""
 
-__all__ = ["demonstration", "fitting", "looking", "messages", "prediction", "studies", "updating"]
+__all__ = [
+    "demonstration",
+    "explaining",
+    "fitting",
+    "looking",
+    "messages",
+    "prediction",
+    "studies",
+    "updating",
+]

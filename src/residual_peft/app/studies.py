@@ -1,9 +1,8 @@
-"""From names to an analysis of a model's heads on some data, or of what a saved adapter changed."""
+"""From names to an analysis of a model's heads on some data."""
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,21 @@ from datasets import Dataset
 
 from ..analysis import (
     AblationCurve,
-    AdapterExplanation,
     Contributions,
     DimensionProfile,
     Explanation,
-    ImageExplanation,
     SelectionStudy,
     SimilarityMatrix,
     coarse_optimum,
     collect_contributions,
     compare_selections,
     dimension_profile,
-    explain_adapter,
-    explain_image,
     explain_units,
     layer_ablation,
     spectral_similarity,
 )
-from ..analysis.describing import describe_components, dictionary_if_any
-from ..classifiers.backbones import backbone_of, has_text, load_backbone
+from ..analysis.describing import dictionary_if_any
+from ..classifiers.backbones import load_backbone
 from ..classifiers.class_means import class_means_of
 from ..classifiers.prompts import DEFAULT_TEMPLATES
 from ..classifiers.zero_shot import ZeroShotClassifier
@@ -45,9 +40,7 @@ from ..reporting.figures import (
     draw_similarity,
     save_figure,
 )
-from ..solvers.coordinates import collect_coordinates
-from ..towers.units import Unit
-from .fitting import check_skipped, check_without_texts, choose_images, reading_options
+from .fitting import check_skipped, check_without_texts, reading_options
 
 IMAGES = 5000
 OPTIMUM_IMAGES = 1000
@@ -264,161 +257,9 @@ def write_study(study: ModelStudy, out: PathLike) -> list[str]:
     return [STUDY, *drawings]
 
 
-@dataclass(frozen=True)
-class AdapterStudy:
-    """What a saved adapter changed.
-
-    Attributes:
-        explanation: of the logits of a split's images.
-        strongest: the components with the largest shares.
-        words: texts for each of those; empty without a text tower or components.
-        images: path -> which components moved it.
-        chosen: which images those of the split are: `Chosen.as_dict`.
-    """
-
-    explanation: AdapterExplanation
-    strongest: tuple[Any, ...]
-    words: tuple[Explanation, ...]
-    images: dict[str, ImageExplanation]
-    chosen: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able: units, strongest components with their words, and images."""
-        found = self.explanation
-        words: list[Explanation | None] = [*self.words] or [None] * len(self.strongest)
-        return {
-            **self.chosen,
-            "images": found.images,
-            "logit_change": found.change,
-            "rescaling_share": found.rescaling_share,
-            "settings_share": found.settings_share,
-            "units": [asdict(item) | {"unit": str(item.unit)} for item in found.by_unit()],
-            "components": [
-                asdict(item)
-                | {"unit": str(item.unit)}
-                | {"words": [] if said is None else _with_coefficients(said)}
-                for item, said in zip(self.strongest, words, strict=True)
-            ],
-            "moved": {path: _moved(item) for path, item in self.images.items()},
-        }
-
-    def cells(self) -> list[list[str]]:
-        """For a table: component, gain, share, toward the label, words."""
-        return [
-            [
-                _named(effect.unit, effect.component),
-                f"{effect.gain:.2f}",
-                f"{effect.share:.1%}",
-                f"{effect.toward_label:+.3f}",
-                ", ".join(said.with_signs()) if said else "",
-            ]
-            for effect, said in zip_longest(self.strongest, self.words)
-        ]
-
-    def lines(self) -> list[str]:
-        """For people: what the shares are of, and what moved each of the single images."""
-        found = self.explanation
-        lines = [
-            f"Shares of the squared change of the logits of {found.images} images; all components "
-            f"{float(found.share.sum()):.1%}, rescaling {found.rescaling_share:.1%}, settings "
-            f"{found.settings_share:.1%}."
-        ]
-        for path, moved in self.images.items():
-            changed = moved.margin_after > 0
-            said = (
-                f"{moved.from_class} -> {moved.to_class}"
-                if changed
-                else f"stays {moved.from_class}, next {moved.to_class}"
-            )
-            lines.append(
-                f"{path}: {said}, margin of {moved.to_class} {moved.margin_before:+.2f} -> "
-                f"{moved.margin_after:+.2f}"
-            )
-            lines += _moves(moved)
-        return lines
-
-
-def study_adapter(
-    adapter: str | os.PathLike[str],
-    data: Any,
-    *,
-    split: str | None = None,
-    images: Iterable[str | os.PathLike[str]] = (),
-    words: str | os.PathLike[str] | Iterable[str] | None = None,
-    count: int = 12,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    seed: int | None = None,
-    progress: bool = False,
-    max_bad: float = 0.05,
-    strict: bool = False,
-    batch_size: int = 64,
-    num_workers: int | None = None,
-) -> AdapterStudy:
-    """Say which components of a saved adapter moved the logits of some images, and their words.
-
-    Args:
-        adapter: the adapter's directory or Hub id, in readout mode.
-        data: what `load_data` takes, with some or all of the adapter's classes.
-        split: which images, as for `evaluate_adapter`: those that the adapter was trained or chosen
-            on are left out.
-        images: single ones to explain, too.
-        words: as for `dictionary_for`.
-        count: components to describe.
-        image_column: of the data, found when None.
-        label_column: likewise.
-        seed: of the splits; the adapter's own when None.
-        progress: whether to show a bar.
-        max_bad: the share of the images that may be unreadable; they are left out.
-        strict: an unreadable image is an error.
-        batch_size: images per forward pass.
-        num_workers: processes that decode images; None for as many as suit the machine.
-
-    Raises:
-        ResiDualError: bad data, a class that the adapter does not know, or an adapter that is not
-            there or is in stream mode.
-    """
-    classifier = ZeroShotClassifier.from_pretrained(adapter)
-    check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
-    chosen = choose_images(
-        classifier,
-        data,
-        split=split,
-        seed=seed,
-        image_column=image_column,
-        label_column=label_column,
-        max_bad=max_bad,
-        strict=strict,
-    )
-    base = classifier.model.get_base_model()
-    dictionary = None
-    if has_text(base) and classifier.templates:
-        dictionary = dictionary_if_any(backbone_of(base), words)
-    options = reading_options(batch_size, num_workers)
-    loader = batches(chosen.images, skip=not strict, **options)
-    rows = collect_coordinates(classifier.model, loader, progress=progress)
-    chosen = chosen.without(loader.skipped, max_bad)
-    explanation = explain_adapter(classifier, rows)
-    strongest = tuple(explanation.strongest(count))
-    said: list[Explanation] = []
-    if dictionary is not None:
-        said = describe_components(classifier.model, strongest, dictionary)
-    return AdapterStudy(
-        explanation=explanation,
-        strongest=strongest,
-        words=tuple(said),
-        images={str(path): explain_image(classifier, str(path)) for path in images},
-        chosen=chosen.as_dict(),
-    )
-
-
 def _labels_of(contributions: Contributions) -> torch.Tensor:
     assert contributions.labels is not None  # load_data gives every image one
     return contributions.labels
-
-
-def _named(unit: Unit, component: int | None) -> str:
-    return f"{unit}" if component is None else f"{unit} {component}"
 
 
 def _some(data: ImageData, split: str, images: int, seed: int) -> Dataset:
@@ -433,42 +274,3 @@ def _drawn(total: int, count: int, seed: int) -> torch.Tensor:
     """At most so many of `total` rows, drawn at random, in their order."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return order[:count].sort().values
-
-
-def _with_coefficients(said: Explanation) -> list[dict[str, Any]]:
-    pairs = zip(said.texts, said.coefficients or (), strict=True)
-    return [{"text": text, "coefficient": value} for text, value in pairs]
-
-
-def _moves(moved: ImageExplanation, count: int = 5) -> list[str]:
-    """The strongest for and against the change of an image's margin, and the sum of it all."""
-    found = moved.strongest(len(moved.effects))
-    shown = [
-        *[item for item in found if item[3] > 0][:count],
-        *[item for item in found if item[3] < 0][:count],
-    ]
-    lines = [
-        f"  {_named(unit, number)}: gain {gain:.2f}, margin {effect:+.2f}"
-        for unit, number, gain, effect in shown
-    ]
-    together = moved.margin_after - moved.margin_before
-    others = together - moved.rescaling - moved.settings - sum(item[3] for item in shown)
-    parts = [f"{counted(len(found) - len(shown), 'other')}: {others:+.2f}"]
-    parts.append(f"the embedding's changed length: {moved.rescaling:+.2f}")
-    if moved.settings:
-        parts.append(f"what the adapter's settings drop: {moved.settings:+.2f}")
-    return [*lines, f"  {'; '.join(parts)}; together {together:+.2f}"]
-
-
-def _moved(item: ImageExplanation, count: int = 10) -> dict[str, Any]:
-    return {
-        "from": item.from_class,
-        "to": item.to_class,
-        "margin_before": item.margin_before,
-        "margin_after": item.margin_after,
-        "rescaling": item.rescaling,
-        "components": [
-            {"unit": str(unit), "component": number, "gain": gain, "effect": effect}
-            for unit, number, gain, effect in item.strongest(count)
-        ],
-    }

@@ -1,8 +1,12 @@
 """`residual-peft eval`."""
 
 import json
+from pathlib import Path
+from typing import Annotated
 
-from .commands import begin, given
+import typer
+
+from .commands import begin, check_file, given
 from .options import (
     Adapter,
     AdapterOption,
@@ -17,7 +21,7 @@ from .options import (
     Strict,
 )
 
-EXAMPLE = """residual-peft eval my-adapter --data photos
+EXAMPLE = """residual-peft eval my-adapter --data photos --mistakes mistakes.csv
 {
   "accuracy": 0.8888888888888888,
 ...
@@ -40,8 +44,17 @@ def evaluate(
     strict: Strict = False,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
+    confusion: Annotated[
+        Path | None, typer.Option(help="A CSV file for what is taken for what, by class.")
+    ] = None,
+    mistakes: Annotated[
+        Path | None, typer.Option(help="A CSV file for the images that are mistaken, by name.")
+    ] = None,
 ) -> None:
     """Measure an adapter on labelled images; prints JSON."""
+    for path in (confusion, mistakes):
+        if path is not None:
+            check_file(path)
     how = "residual-peft eval ADAPTER --data DATA"
     chosen = given(adapter, adapter_option, "an adapter", how)
     begin(f"Measuring {chosen} on {data}.")
@@ -58,5 +71,7 @@ def evaluate(
         strict=strict,
         batch_size=batch_size,
         num_workers=num_workers,
+        confusion=confusion,
+        mistakes=mistakes,
     )
     print(json.dumps(scores, indent=2, ensure_ascii=False))

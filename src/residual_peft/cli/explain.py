@@ -8,10 +8,10 @@ import typer
 from ..errors import printable_lines
 from .commands import begin, check_file, given, print_table
 from .options import (
+    DATA_HELP,
     Adapter,
     AdapterOption,
     BatchSize,
-    Data,
     ImageColumn,
     LabelColumn,
     MaxBad,
@@ -22,21 +22,25 @@ from .options import (
     Words,
 )
 
-EXAMPLE = """residual-peft explain my-adapter --data photos --image photo.png
+EXAMPLE = """residual-peft explain my-adapter photo.png
+photo.png: zero rather than one, margin +4.54
+  layer4.head1 0: +0.48  (- an image of the number 3, + a photo of the letter: "B")
+  layer3.head3 0: +0.41  (+ the digit 2, - an image of the number 8)
 ...
-photo.png: one -> two, margin of two -2.47 -> +10.82
-  layer3.head5 16: gain 1239.62, margin +1.86
-  layer1.head2 1: gain -1.04, margin +1.37
-..."""
+  1,568 others: +1.37; whatever the image: -0.80; together +4.54"""
 
 
 def explain(
-    data: Data,
     adapter: Adapter = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGE]...", help="Images to explain one by one."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     adapter_option: AdapterOption = None,
     split: Split = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="An image to explain by itself, too; repeatable.")
+        list[Path] | None, typer.Option(help="The same as IMAGE; repeatable.", hidden=True)
     ] = None,
     words: Words = None,
     components: Annotated[int, typer.Option(help="How many to list.", min=1)] = 12,
@@ -49,20 +53,25 @@ def explain(
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
 ) -> None:
-    """Say which components an adapter turned up, down or around, and what that did, in words."""
+    """Say where a class head looks, or what gains did, component by component and in words.
+
+    On labelled images with --data, for single IMAGEs, or without either as the fit recorded it.
+    """
     if out is not None:
         check_file(out)
-    how = "residual-peft explain ADAPTER --data DATA"
+    how = "residual-peft explain ADAPTER [IMAGE]... [--data DATA]"
     chosen = given(adapter, adapter_option, "an adapter", how)
-    begin(f"Explaining {chosen} on {data}.")
-    from ..app.studies import study_adapter
+    pictures = [*(images or []), *(image or [])]
+    on = [data] if data is not None else []
+    begin(f"Explaining {chosen}{' on ' if on or pictures else ''}{_listed(on, pictures)}.")
+    from ..app.explaining import study_adapter
     from ..hub.files import write_json
 
     study = study_adapter(
         chosen,
         data,
         split=split,
-        images=image or [],
+        images=pictures,
         words=words,
         count=components,
         image_column=image_column,
@@ -74,8 +83,14 @@ def explain(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    print_table(("component", "gain", "share", "toward label", "words"), study.cells())
+    if cells := study.cells():
+        print_table(study.headers, cells)
     print(printable_lines("\n".join(study.lines())))
     if out is not None:
         write_json(out, study.as_dict())
         print(f"All of it is in {out}.")
+
+
+def _listed(data: list[str], images: list[Path]) -> str:
+    names = [*data, *map(str, images[:3])]
+    return ", ".join(names) + (", ..." if len(images) > 3 else "")

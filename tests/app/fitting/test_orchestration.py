@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image, concatenate_datasets
 
-from residual_peft.app import studies
+from residual_peft.app import explaining, studies
 from residual_peft.app.fitting import evaluate_adapter, fit_adapter, ways
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.class_means import class_means_of
@@ -210,11 +210,11 @@ def test_zero_shot_scores_of_several_labels_have_the_bias_of_before(
 
 def test_explain_reads_the_images_that_eval_scores(root: Path, tmp_path: Path) -> None:
     fit(root, tmp_path / "a", seed=4)
-    study = studies.study_adapter(tmp_path / "a", str(root / "photos"), words=[])
+    study = explaining.study_adapter(tmp_path / "a", str(root / "photos"), words=[])
     classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     data = load_data(str(root / "photos"), seed=4)
     seen = collect_coordinates(classifier.model, batches(data.test, classifier.image_processor))
-    truth = studies.explain_adapter(classifier, seen)
+    truth = explaining.explain_adapter(classifier, seen)
     torch.testing.assert_close(study.explanation.share, truth.share)
     assert study.explanation.images == len(data.test)
 

@@ -4,9 +4,10 @@ A fit that is interrupted goes on where it stopped (`keeping`); which images an 
 measured on is decided in one place (`measuring`).
 """
 
-from .measuring import Chosen, choose_images, evaluate_adapter
+from .measuring import Chosen, choose_images
 from .reading import check_skipped, reading_options
 from .report import FitReport
+from .scores import evaluate_adapter
 from .whole import Fitted, check_without_texts, compare_methods, fit_adapter, fit_classifier
 
 __all__ = [

@@ -1,7 +1,6 @@
-"""From an adapter on disk to its scores: on which images, and which of them it was fitted on."""
+"""On which images a saved adapter is measured, and which of them it was fitted on."""
 
 import logging
-import os
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from ...classifiers.evaluation import evaluate
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, ProcessedImages, SkippedImage, load_data
 from ...data.labels import check_same
@@ -76,69 +74,6 @@ class Chosen:
         return found | ({"trained_on": self.trained_on} if self.trained_on else {})
 
 
-def evaluate_adapter(
-    adapter: str | os.PathLike[str],
-    data: Any,
-    *,
-    split: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    seed: int | None = None,
-    max_bad: float = 0.05,
-    strict: bool = False,
-    batch_size: int = 64,
-    num_workers: int | None = None,
-) -> dict[str, Any]:
-    """Accuracy, top-5 accuracy and mean per-class recall of a saved adapter.
-
-    With several labels per image those of `multi_label_metrics`. Which images are measured on, see
-    `choose_images`; with `images` (their number), `split`, `data` and how many were left out the
-    result says it, and with `accuracy_interval` how far the accuracy can be trusted (Wilson, 95 %).
-
-    Args:
-        adapter: its directory or Hub id.
-        data: what `load_data` takes, with some or all of the adapter's classes.
-        split: "train", "validation", "test" or "all"; "test" of the data of its fit, and "all" of
-            other data, when None.
-        image_column: of the data, found when None.
-        label_column: likewise.
-        seed: of the splits; the adapter's own when None.
-        max_bad: as for `fit_adapter`.
-        strict: likewise.
-        batch_size: likewise.
-        num_workers: likewise.
-
-    Raises:
-        ResiDualError: bad data, a class that the adapter does not know, splits that are not those
-            of its fit, no image that it was not fitted on, or an adapter that is not there.
-    """
-    classifier = ZeroShotClassifier.from_pretrained(adapter)
-    chosen = choose_images(
-        classifier,
-        data,
-        split=split,
-        seed=seed,
-        image_column=image_column,
-        label_column=label_column,
-        max_bad=max_bad,
-        strict=strict,
-    )
-    found = evaluate(
-        classifier,
-        chosen.images,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        skip=not strict,
-        name=chosen.images.name,
-        progress=True,
-    )
-    chosen = chosen.without(found.skipped, max_bad)
-    scores: dict[str, Any] = dict(found.metrics)
-    if (interval := found.interval) is not None:
-        scores["accuracy_interval"] = list(interval)
-    return scores | chosen.as_dict()
-
-
 def choose_images(
     classifier: ZeroShotClassifier,
     data: Any,
@@ -168,7 +103,8 @@ def choose_images(
         strict: likewise.
 
     Raises:
-        ResiDualError: as `evaluate_adapter`.
+        ResiDualError: bad data, a class that the adapter does not know, splits that are not those
+            of its fit, or no image that it was not fitted on.
     """
     if split is not None and split not in SPLITS:
         raise ResiDualError(f"wanted the split {', '.join(SPLITS[:3])} or all, got '{split}'.")

@@ -1,0 +1,300 @@
+"""From names to what a saved adapter changed: its gains or its class head, on data or one image."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..analysis import (
+    AdapterExplanation,
+    Explanation,
+    HeadExplanation,
+    HeadImageExplanation,
+    ImageExplanation,
+    Reason,
+    TextDictionary,
+    explain_adapter,
+    explain_head,
+    explain_head_image,
+    explain_image,
+    explained_head,
+)
+from ..analysis.describing import (
+    Described,
+    Words,
+    describe_components,
+    dictionary_if_any,
+    words_for,
+)
+from ..classifiers.backbones import backbone_of, has_text
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data import batches
+from ..data.labels import ONE_LABEL, check_same
+from ..errors import ResiDualError, counted
+from ..reporting.components import head_components, strongest
+from ..reporting.run_record import RunRecord
+from ..solvers.coordinates import collect_coordinates
+from . import telling
+from .fitting import choose_images, reading_options
+
+_FOR_ONE = (
+    "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels."
+)
+_WHOLE = (
+    "The class head reads the embedding as a whole, so what it says does not divide among heads "
+    "and MLPs; fit one on the coordinates (--method ridge) to see where it looks."
+)
+GAIN_HEADERS = ("component", "gain", "share", "toward label", "words")
+HEAD_HEADERS = ("component", "share", "toward label", "words")
+
+
+@dataclass(frozen=True)
+class AdapterStudy:
+    """What a saved adapter changed.
+
+    Attributes:
+        explanation: of the logits of a split's images, by gains or by a class head; None where
+            single images alone are explained.
+        strongest: the components with the largest shares.
+        words: texts for each of those; empty without a text tower or components.
+        images: path -> which components moved it, or made the class head say what it says.
+        more_words: of the components that `lines` names beside classes and images.
+        chosen: which images those of the split are: `Chosen.as_dict`.
+    """
+
+    explanation: AdapterExplanation | HeadExplanation | None
+    strongest: tuple[Any, ...] = ()
+    words: tuple[Explanation, ...] = ()
+    images: dict[str, ImageExplanation | HeadImageExplanation] = field(default_factory=dict)
+    more_words: tuple[Words, ...] = ()
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Of the columns of `cells`."""
+        return HEAD_HEADERS if isinstance(self.explanation, HeadExplanation) else GAIN_HEADERS
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: units, strongest components with their words, classes, and images."""
+        whole: dict[str, Any] = {}
+        if self.explanation is not None:
+            whole = telling.explanation_dict(self.explanation, self.strongest, self.words)
+        moved = {path: telling.image_dict(item) for path, item in self.images.items()}
+        return {**self.chosen, **whole, "moved": moved}
+
+    def cells(self) -> list[list[str]]:
+        """For a table: component, gain (of gains alone), share, toward the label, words."""
+        return telling.cells(self.strongest, self.words)
+
+    def lines(self) -> list[str]:
+        """For people: what the shares are of, and what moved each of the single images."""
+        texts = telling.texts_of(self.more_words)
+        lines = [] if self.explanation is None else telling.lines_of(self.explanation, texts)
+        for path, item in self.images.items():
+            lines += telling.image_lines(path, item, texts)
+        return lines
+
+
+@dataclass(frozen=True)
+class RecordedStudy:
+    """What the record of a fit says of it: no model is loaded and no image is read.
+
+    Attributes:
+        record: of the fit.
+        count: components to list.
+    """
+
+    record: RunRecord
+    count: int = 12
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Of the columns of `cells`."""
+        return GAIN_HEADERS if self.record.gains is not None else HEAD_HEADERS
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: the strongest components with their words, and classes."""
+        effects = [
+            {
+                name: str(value) if name == "unit" else value
+                for name, value in asdict(item).items()
+                if name != "words"
+            }
+            | {"words": [] if item.words is None else [*item.words.texts]}
+            for item in self._effects
+        ]
+        classes = [
+            {"class": name, "for": telling.reason_dicts(pro), "against": telling.reason_dicts(con)}
+            for name, pro, con in self._classes
+        ]
+        return {"images": len(self.record.labels), "components": effects, "classes": classes}
+
+    def cells(self) -> list[list[str]]:
+        """As `AdapterStudy.cells`."""
+        return telling.recorded_cells(self._effects)
+
+    def lines(self) -> list[str]:
+        """For people: what the shares are of."""
+        gains, head = self.record.gains, self.record.head
+        images = f"{counted(len(self.record.labels), 'test image')} of the fit"
+        if gains is not None:
+            return [
+                f"Shares of the squared change of the logits of the {images}; rescaling "
+                f"{gains.rescaling_share:.1%}, settings {gains.settings_share:.1%}."
+            ]
+        if head is None or not head.units:
+            return [_WHOLE if head is not None else "The record says nothing of single units."]
+        first = (
+            f"Shares of how the class head's logits vary over the {images}; texts "
+            f"{head.text_share:.1%}."
+        )
+        texts = telling.texts_of(self.record.words)
+        return [first, *telling.class_lines(self._classes, texts)]
+
+    @property
+    def _effects(self) -> list[Any]:
+        if self.record.gains is not None:
+            return [*strongest(self.record, self.count)]
+        return [] if self.record.head is None else [*head_components(self.record, self.count)]
+
+    @property
+    def _classes(self) -> list[tuple[str, tuple[Reason, ...], tuple[Reason, ...]]]:
+        reasons = () if self.record.head is None else self.record.head.reasons
+        return [(self.record.class_names[x.class_index], x.pro, x.con) for x in reasons]
+
+
+def study_adapter(
+    adapter: str | os.PathLike[str],
+    data: Any = None,
+    *,
+    split: str | None = None,
+    images: Iterable[str | os.PathLike[str]] = (),
+    words: str | os.PathLike[str] | Iterable[str] | None = None,
+    count: int = 12,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> AdapterStudy | RecordedStudy:
+    """Say which components of a saved adapter did what, and their words.
+
+    Of an adapter with a class head on coordinates, what the head says of some images; of another,
+    what its gains changed. Without data, single images alone; without these either, what the fit
+    left in `run` beside the adapter says of its test images.
+
+    Args:
+        adapter: the adapter's directory or Hub id, in readout mode.
+        data: what `load_data` takes, with some or all of the adapter's classes; may be None.
+        split: which images, as for `evaluate_adapter`: those that the adapter was trained or chosen
+            on are left out.
+        images: single ones to explain, too.
+        words: as for `dictionary_for`.
+        count: components to describe.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        seed: of the splits; the adapter's own when None.
+        progress: whether to show a bar.
+        max_bad: the share of the images that may be unreadable; they are left out.
+        strict: an unreadable image is an error.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
+
+    Raises:
+        ResiDualError: bad data, a class that the adapter does not know, an adapter that is not
+            there or is in stream mode, a class head on the embedding, or no data, images or record.
+    """
+    paths = [str(path) for path in images]
+    if data is None and not paths:
+        return RecordedStudy(_record_of(adapter), count)
+    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
+    if classifier.head is not None:
+        explained_head(classifier)  # says before any work what is amiss
+    dictionary = _dictionary(classifier, words)
+    found: AdapterExplanation | HeadExplanation | None = None
+    chosen: dict[str, Any] = {}
+    if data is not None:
+        picked = choose_images(
+            classifier,
+            data,
+            split=split,
+            seed=seed,
+            image_column=image_column,
+            label_column=label_column,
+            max_bad=max_bad,
+            strict=strict,
+        )
+        loader = batches(picked.images, skip=not strict, **reading_options(batch_size, num_workers))
+        rows = collect_coordinates(classifier.model, loader, progress=progress)
+        chosen = picked.without(loader.skipped, max_bad).as_dict()
+        explain = explain_adapter if classifier.head is None else explain_head
+        found = explain(classifier, rows)
+    most = () if found is None else tuple(found.strongest(count))
+    single = _single(classifier, paths)
+    return AdapterStudy(
+        explanation=found,
+        strongest=most,
+        words=tuple(_described(classifier, most, dictionary)),
+        images=single,
+        more_words=_more_words(classifier, found, single.values(), dictionary),
+        chosen=chosen,
+    )
+
+
+def _record_of(adapter: str | os.PathLike[str]) -> RunRecord:
+    if not Path(adapter).is_dir():
+        raise ResiDualError(
+            f"wanted --data or images to explain '{adapter}' with: what a fit leaves of itself "
+            "lies beside the adapter on the machine that it was fitted on, and is never pushed."
+        )
+    try:
+        return RunRecord.load(adapter)
+    except ResiDualError as error:
+        raise ResiDualError(
+            f"{error} Without one, explain wants --data or images to look at."
+        ) from error
+
+
+def _dictionary(classifier: ZeroShotClassifier, words: Any) -> TextDictionary | None:
+    base = classifier.model.get_base_model()
+    if not has_text(base) or not classifier.templates:
+        return None
+    return dictionary_if_any(backbone_of(base), words)
+
+
+def _described(
+    classifier: ZeroShotClassifier, effects: Sequence[Any], dictionary: TextDictionary | None
+) -> list[Explanation]:
+    if dictionary is None:
+        return []
+    return describe_components(classifier.model, effects, dictionary)
+
+
+def _single(
+    classifier: ZeroShotClassifier, images: Iterable[str]
+) -> dict[str, ImageExplanation | HeadImageExplanation]:
+    explain = explain_image if classifier.head is None else explain_head_image
+    return {path: explain(classifier, path) for path in images}
+
+
+def _more_words(
+    classifier: ZeroShotClassifier,
+    found: AdapterExplanation | HeadExplanation | None,
+    images: Iterable[ImageExplanation | HeadImageExplanation],
+    dictionary: TextDictionary | None,
+) -> tuple[Words, ...]:
+    """Of the components that are named beside a class head's classes and images."""
+    effects: list[Described] = []
+    if isinstance(found, HeadExplanation):
+        for index in range(min(len(found.class_names), telling.CLASSES)):
+            effects += [reason for side in found.reasons(index) for reason in side]
+    for item in images:
+        effects += telling.shown(item) if isinstance(item, HeadImageExplanation) else []
+    if dictionary is None or not effects:
+        return ()
+    return words_for(classifier.model, effects, dictionary, steps=2)

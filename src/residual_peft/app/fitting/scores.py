@@ -1,0 +1,101 @@
+"""From an adapter on disk to its scores, and tables of what is taken for what."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ...classifiers.evaluation import Evaluation, evaluate
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data.labels import ONE_LABEL, check_same
+from ...data.listing import write_listing
+from ...hub.files import PathLike
+from ..listing import MISTAKE_HEADERS, mistakes_of, write_noted
+from .measuring import choose_images
+
+_FOR_ONE = "tables of what is taken for what are for one; leave them out."
+
+
+def evaluate_adapter(
+    adapter: str | os.PathLike[str],
+    data: Any,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int | None = None,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    confusion: PathLike | None = None,
+    mistakes: PathLike | None = None,
+) -> dict[str, Any]:
+    """Accuracy, top-5 accuracy and mean per-class recall of a saved adapter.
+
+    With several labels per image those of `multi_label_metrics`. Which images are measured on, see
+    `choose_images`; with `images` (their number), `split`, `data` and how many were left out the
+    result says it, and with `accuracy_interval` how far the accuracy can be trusted (Wilson, 95 %).
+
+    Args:
+        adapter: its directory or Hub id.
+        data: what `load_data` takes, with some or all of the adapter's classes.
+        split: "train", "validation", "test" or "all"; "test" of the data of its fit, and "all" of
+            other data, when None.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        seed: of the splits; the adapter's own when None.
+        max_bad: as for `fit_adapter`.
+        strict: likewise.
+        batch_size: likewise.
+        num_workers: likewise.
+        confusion: a CSV file for counts, a row per class and a column for what its images were
+            taken for.
+        mistakes: a CSV file for the images that are taken for another class, by their files' names,
+            those first whose own class looked the least likely.
+
+    Raises:
+        ResiDualError: bad data, a class that the adapter does not know, splits that are not those
+            of its fit, no image that it was not fitted on, an adapter that is not there, or a table
+            that was asked for of several labels per image.
+    """
+    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    if confusion is not None or mistakes is not None:
+        check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
+    chosen = choose_images(
+        classifier,
+        data,
+        split=split,
+        seed=seed,
+        image_column=image_column,
+        label_column=label_column,
+        max_bad=max_bad,
+        strict=strict,
+    )
+    found = evaluate(
+        classifier,
+        chosen.images,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        skip=not strict,
+        name=chosen.images.name,
+        progress=True,
+    )
+    if confusion is not None:
+        _write_confusion(confusion, found)
+    if mistakes is not None:
+        noted = mistakes_of(found, chosen.images.dataset, chosen.images.name)
+        write_noted(mistakes, noted, found.class_names, MISTAKE_HEADERS)
+    chosen = chosen.without(found.skipped, max_bad)
+    scores: dict[str, Any] = dict(found.metrics)
+    if (interval := found.interval) is not None:
+        scores["accuracy_interval"] = list(interval)
+    return scores | chosen.as_dict()
+
+
+def _write_confusion(path: PathLike, found: Evaluation) -> None:
+    """The first column has the class of each row, the first line what its images were taken for."""
+    names = found.class_names
+    rows: Iterator[list[str | int | float]] = (
+        [name, *map(int, counts)] for name, counts in zip(names, found.confusion, strict=True)
+    )
+    write_listing(path, ("class", *names), rows)

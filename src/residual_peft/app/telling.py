@@ -1,0 +1,255 @@
+"""Explanations -> tables, lines for people, and dicts for JSON."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from typing import Any
+
+from ..analysis import (
+    AdapterExplanation,
+    Explanation,
+    HeadExplanation,
+    HeadImageExplanation,
+    ImageExplanation,
+    Reason,
+)
+from ..analysis.describing import Words
+from ..errors import counted
+from ..towers.units import Unit
+
+SIDE = 5  # of an image's margin: so many components for it, and against it
+CLASSES = 20  # that lines speak of; the dict has all
+Texts = Mapping[tuple[Unit, int | None], tuple[tuple[str, float], ...]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A component named beside an image.
+
+    Attributes:
+        unit: whose.
+        component: its number; None for the unit.
+        effect: on the margin.
+        side: 1 where the image lies along it, seen from the mean image of the fit, else −1.
+    """
+
+    unit: Unit
+    component: int | None
+    effect: float
+    side: int
+
+
+def named(unit: Unit, component: int | None) -> str:
+    """A component in a table."""
+    return f"{unit}" if component is None else f"{unit} {component}"
+
+
+def texts_of(words: Iterable[Words]) -> Texts:
+    """Words by what they are of."""
+    return {(item.unit, item.component): item.texts for item in words}
+
+
+def signed(texts: Iterable[tuple[str, float]], side: int = 1) -> str:
+    """Texts behind their signs, as they are for one that lies on a side of a component.
+
+    >>> signed((("a curve", 0.5), ("a line", -0.2)), -1)
+    '− a curve, + a line'
+    """
+    return ", ".join(f"{'+' if value * side >= 0 else '−'} {text}" for text, value in texts)
+
+
+def cells(effects: Sequence[Any], words: Sequence[Explanation]) -> list[list[str]]:
+    """Component, gain where it has one, share, toward the label, words."""
+    return [
+        _cells(effect, ", ".join(said.with_signs()) if said else "")
+        for effect, said in zip_longest(effects, words)
+    ]
+
+
+def _cells(effect: Any, words: str) -> list[str]:
+    gain = [f"{effect.gain:.2f}"] if hasattr(effect, "gain") else []
+    numbers = [f"{effect.share:.1%}", f"{effect.toward_label:+.3f}"]
+    return [named(effect.unit, effect.component), *gain, *numbers, words]
+
+
+def recorded_cells(effects: Sequence[Any]) -> list[list[str]]:
+    """The same of a record's components, which have their words with them."""
+    return [_cells(item, signed(item.words.texts) if item.words else "") for item in effects]
+
+
+def explanation_dict(
+    found: AdapterExplanation | HeadExplanation,
+    effects: Sequence[Any],
+    words: Sequence[Explanation],
+) -> dict[str, Any]:
+    """JSON-able: units, components with their words; of a head its classes, too."""
+    said = [None if item is None else _with_coefficients(item) for item in words]
+    whole: dict[str, Any] = {"images": found.images}
+    if isinstance(found, AdapterExplanation):
+        whole |= {
+            "logit_change": found.change,
+            "rescaling_share": found.rescaling_share,
+            "settings_share": found.settings_share,
+        }
+    else:
+        reasons = [found.reasons(index) for index in range(len(found.class_names))]
+        whole |= {
+            "logit_spread": found.spread,
+            "text_share": found.text_share,
+            "classes": [
+                {"class": name, "for": reason_dicts(pro), "against": reason_dicts(con)}
+                for name, (pro, con) in zip(found.class_names, reasons, strict=True)
+            ],
+        }
+    whole["units"] = [_plain(item) for item in found.by_unit()]
+    whole["components"] = [
+        _plain(item) | {"words": texts or []} for item, texts in zip_longest(effects, said)
+    ]
+    return whole
+
+
+def reason_dicts(reasons: Iterable[Reason]) -> list[dict[str, Any]]:
+    """JSON-able."""
+    return [_plain(reason) for reason in reasons]
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    return asdict(item) | {"unit": str(item.unit)}
+
+
+def _with_coefficients(said: Explanation) -> list[dict[str, Any]]:
+    pairs = zip(said.texts, said.coefficients or (), strict=True)
+    return [{"text": text, "coefficient": value} for text, value in pairs]
+
+
+def lines_of(found: AdapterExplanation | HeadExplanation, texts: Texts) -> list[str]:
+    """What the shares are of; of a head, what speaks for and against each class."""
+    together = float(found.share.sum())
+    if isinstance(found, AdapterExplanation):
+        return [
+            f"Shares of the squared change of the logits of {found.images} images; all components "
+            f"{together:.1%}, rescaling {found.rescaling_share:.1%}, settings "
+            f"{found.settings_share:.1%}."
+        ]
+    classes = [(name, *found.reasons(k)) for k, name in enumerate(found.class_names)]
+    return [
+        f"Shares of how the class head's logits vary over {found.images} images; all components "
+        f"{together:.1%}, texts {found.text_share:.1%}.",
+        *class_lines(classes, texts),
+    ]
+
+
+def class_lines(
+    classes: Sequence[tuple[str, Sequence[Reason], Sequence[Reason]]], texts: Texts
+) -> list[str]:
+    """What speaks for and against each class in its own images, in logits."""
+    lines = []
+    for name, pro, con in classes[:CLASSES]:
+        lines.append(f"{name}:")
+        for title, reasons in (("for", pro), ("against", con)):
+            lines += [f"  {title} {_reason(reason, texts)}" for reason in reasons]
+    more = len(classes) - CLASSES
+    return lines + ([f"... and {more} more"] if more > 0 else [])
+
+
+def _reason(reason: Reason | Shown, texts: Texts) -> str:
+    words = signed(texts.get((reason.unit, reason.component), ())[:2], reason.side)
+    where = named(reason.unit, reason.component)
+    return f"{where}: {reason.effect:+.2f}" + (f"  ({words})" if words else "")
+
+
+def image_dict(item: ImageExplanation | HeadImageExplanation, count: int = 10) -> dict[str, Any]:
+    """JSON-able: classes, margins and the strongest components."""
+    if isinstance(item, HeadImageExplanation):
+        return {
+            "class": item.this_class,
+            "rather_than": item.other_class,
+            "margin": item.margin,
+            "texts": item.text,
+            "constant": item.constant,
+            "units": [{"unit": str(unit), "effect": effect} for unit, effect in item.by_unit()],
+            "components": [
+                {"unit": str(unit), "component": number, "effect": effect}
+                for unit, number, effect in item.strongest(count)
+            ],
+        }
+    return {
+        "from": item.from_class,
+        "to": item.to_class,
+        "margin_before": item.margin_before,
+        "margin_after": item.margin_after,
+        "rescaling": item.rescaling,
+        "components": [
+            {"unit": str(unit), "component": number, "gain": gain, "effect": effect}
+            for unit, number, gain, effect in item.strongest(count)
+        ],
+    }
+
+
+def shown(item: HeadImageExplanation) -> list[Shown]:
+    """The components that are named beside an image: for its class, then against it."""
+    firsts = dict(zip(item.units, _firsts(item.counts), strict=True))
+    found = []
+    for unit, number, effect in item.strongest(len(item.effects)):
+        place = None if number is None else firsts[unit] + number
+        side = 1 if place is None or float(item.centred[place]) >= 0 else -1
+        found.append(Shown(unit, number, effect, side))
+    pro = [one for one in found if one.effect > 0][:SIDE]
+    return pro + [one for one in found if one.effect < 0][:SIDE]
+
+
+def _firsts(counts: Sequence[int]) -> list[int]:
+    return [sum(counts[:place]) for place in range(len(counts))]
+
+
+def image_lines(
+    path: str, item: ImageExplanation | HeadImageExplanation, texts: Texts
+) -> list[str]:
+    """What moved an image, or made a head say its class; the numbers add up."""
+    if isinstance(item, HeadImageExplanation):
+        return _decided(path, item, texts)
+    said = (
+        f"{item.from_class} -> {item.to_class}"
+        if item.margin_after > 0
+        else f"stays {item.from_class}, next {item.to_class}"
+    )
+    first = (
+        f"{path}: {said}, margin of {item.to_class} {item.margin_before:+.2f} -> "
+        f"{item.margin_after:+.2f}"
+    )
+    return [first, *_moves(item)]
+
+
+def _decided(path: str, item: HeadImageExplanation, texts: Texts) -> list[str]:
+    named_ones = shown(item)
+    total = len(item.units) if item.per_unit else len(item.effects)
+    rest = float(item.effects.sum()) - sum(one.effect for one in named_ones)
+    parts = [f"{counted(total - len(named_ones), 'other')}: {rest:+.2f}"]
+    if item.text:
+        parts.append(f"texts: {item.text:+.2f}")
+    parts.append(f"whatever the image: {item.constant:+.2f}")
+    return [
+        f"{path}: {item.this_class} rather than {item.other_class}, margin {item.margin:+.2f}",
+        *(f"  {_reason(one, texts)}" for one in named_ones),
+        f"  {'; '.join(parts)}; together {item.margin:+.2f}",
+    ]
+
+
+def _moves(moved: ImageExplanation) -> list[str]:
+    """The strongest for and against the change of an image's margin, and the sum of it all."""
+    found = moved.strongest(len(moved.effects))
+    most = [
+        *[item for item in found if item[3] > 0][:SIDE],
+        *[item for item in found if item[3] < 0][:SIDE],
+    ]
+    lines = [
+        f"  {named(unit, number)}: gain {gain:.2f}, margin {effect:+.2f}"
+        for unit, number, gain, effect in most
+    ]
+    together = moved.margin_after - moved.margin_before
+    others = together - moved.rescaling - moved.settings - sum(item[3] for item in most)
+    parts = [f"{counted(len(found) - len(most), 'other')}: {others:+.2f}"]
+    parts.append(f"the embedding's changed length: {moved.rescaling:+.2f}")
+    if moved.settings:
+        parts.append(f"what the adapter's settings drop: {moved.settings:+.2f}")
+    return [*lines, f"  {'; '.join(parts)}; together {together:+.2f}"]
