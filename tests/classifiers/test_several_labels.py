@@ -11,7 +11,6 @@ from datasets import Image as ImageFeature
 from peft import get_peft_model
 from PIL import Image
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,7 +31,6 @@ from residual_peft import (
 from residual_peft.app.fitting import evaluate_adapter, fit_adapter
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import ProcessedImages, batches, iterative_split
-from residual_peft.data.metrics import multi_label_metrics
 from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import Coordinates
 from residual_peft.tuner import gains_of
@@ -220,22 +218,6 @@ def test_predictions_name_all_that_is_likely(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     old = ZeroShotClassifier.from_pretrained(tmp_path / "a", model=clip.model)
     assert (old.multi_label, old.logit_bias) == (False, 0.0)
-
-
-def test_metrics_are_those_of_scikit_learn() -> None:
-    generator = np.random.default_rng(7)
-    labels = (generator.random((80, 5)) < 0.3).astype(int)
-    labels[:, 4] = 0  # a class that no image has
-    logits = generator.normal(size=(80, 5)) + labels
-    found, named = multi_label_metrics(logits, labels), logits >= 0
-    assert found["micro_f1"] == pytest.approx(f1_score(labels, named, average="micro"))
-    each = f1_score(labels[:, :4], named[:, :4], average="macro")
-    assert found["macro_f1"] == pytest.approx(each)
-    assert found["exact_match"] == pytest.approx((labels == named).all(1).mean())
-    precision = average_precision_score(labels[:, :4], logits[:, :4], average="macro")
-    assert found["mean_average_precision"] == pytest.approx(precision)
-    with pytest.raises(ResiDualError, match=r"wanted scores and labels .* \(80, 5\) and \(80,\)"):
-        multi_label_metrics(logits, labels[:, 0])
 
 
 def test_a_store_keeps_all_labels(splits: DatasetDict, model_path: str, tmp_path: Path) -> None:

@@ -170,6 +170,22 @@ def test_of_equal_scores_none_comes_first():
     assert metrics.mean_average_precision(np.zeros((4, 1)), labels) == 0.5
 
 
+def test_f1_and_exact_matches_are_those_of_scikit_learn():
+    logits, labels = random_lists(7)
+    labels[:, 4] = 0  # a class that no image has
+    found, named = metrics.multi_label_metrics(logits, labels), logits >= 0
+    there = [0, 1, 2, 3, 5]
+    micro = sklearn.metrics.f1_score(labels, named, average="micro")
+    macro = sklearn.metrics.f1_score(labels[:, there], named[:, there], average="macro")
+    assert found["micro_f1"] == pytest.approx(micro)
+    assert found["macro_f1"] == pytest.approx(macro)
+    assert found["exact_match"] == pytest.approx((labels == named).all(1).mean())
+    precision = sklearn.metrics.average_precision_score(
+        labels[:, there], logits[:, there], average="macro"
+    )
+    assert found["mean_average_precision"] == pytest.approx(precision)
+
+
 @pytest.mark.parametrize("measure", ["mean_average_precision", "multi_label_metrics"])
 def test_several_labels_are_checked(measure):
     measure = getattr(metrics, measure)
