@@ -17,6 +17,7 @@ from residual_peft.solvers.methods import METHODS, with_gains
 from residual_peft.solvers.objectives import Objective
 from residual_peft.solvers.store import Stores, write_coordinates
 from residual_peft.tuner import ResiDualConfig, gains_of
+from tests.launch import launch
 from tests.models import clip_model
 from tests.pictures import image_processor
 
@@ -84,6 +85,20 @@ def test_sums_of_a_store_are_those_of_the_rows(stores, weighted, monkeypatch):
     found = found.from_origin(expected.origin)
     for name, tensor in expected.state().items():
         torch.testing.assert_close(found.state()[name], tensor, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_two_processes_sum_a_store_as_one_does(stores, tmp_path):
+    """Four shards, two for each."""
+    _, seen = stores
+    (store, _), columns = seen.stores, torch.arange(0, len(seen.state.shift), 3)
+    launch("-m", "tests.summing_store", store.directory, tmp_path, processes=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    expected = large.statistics_of(store, CLASSES, columns=columns)
+    expected = expected.from_origin(one["origin"]).state()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(one[name], tensor, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other[name], one[name], rtol=0, atol=0)
 
 
 def fit(stores, name, in_memory):
