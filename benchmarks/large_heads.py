@@ -129,7 +129,7 @@ def main() -> None:
         found = {}
         for way in ("draw alone", "from sums", "in memory"):
             command = [sys.executable, __file__, place, way]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found[way] = json.loads(said.splitlines()[-1])
             print(way, found[way], flush=True)
     result = {

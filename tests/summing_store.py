@@ -1,4 +1,4 @@
-"""What each of several processes runs for tests/solvers/test_large.py: sums of one store's shards."""
+"""What each of several processes runs for test_large.py: sums of one store's shards."""
 
 import sys
 from datetime import timedelta

@@ -296,3 +296,46 @@ def test_sets_without_what_they_are_made_of_are_refused():
     wider.head = with_scores(model, [0.1] * 20)
     with pytest.raises(ResiDualError, match="knows 4 of 5 classes"):
         wider.predict(images, coverage=0.9)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"), [(2300, "half precision"), (1500, "half precision, rank 1 for 4 classes")]
+)
+def test_a_head_is_saved_in_so_many_bytes(budget, said, tmp_path, caplog):
+    """And is then in memory what it is on disk."""
+    made = classifier(with_adapter())
+    columns = gains_of(made.model).numel()
+    budget = budget * columns // 128
+    whole = random_head(columns)
+    assert whole.within(whole.bytes) is whole
+    features = torch.randn(50, columns)
+    small = whole.within(budget, features)
+    assert small.bytes <= budget < whole.bytes
+    assert small.described == said
+    made.head = small
+    images = photographs(6)
+    expected = made.predict_logits(images)
+    made.save_pretrained(tmp_path / "a", head_bytes=budget)
+    assert "is saved in" not in caplog.text
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a", model=clip_model())
+    torch.testing.assert_close(loaded.predict_logits(images), expected)
+    loaded.save_pretrained(tmp_path / "b", head_bytes=budget)
+    name = "residual_classifier.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    # what is compressed at saving is another head by that much: a warning says so
+    made.head = whole
+    made.save_pretrained(tmp_path / "c", head_bytes=budget)
+    assert f"({said}): measure what is saved" in caplog.text
+    again = ZeroShotClassifier.from_pretrained(tmp_path / "c", model=clip_model())
+    assert again.head.bytes <= budget
+    assert again.head.described == said
+
+
+def test_a_large_head_of_few_numbers_is_refused(tmp_path, monkeypatch):
+    made = classifier(with_adapter())
+    made.head = random_head(gains_of(made.model).numel())
+    made.head = made.head.within(gains_of(made.model).numel() * 12)
+    made.save_pretrained(tmp_path / "a")
+    monkeypatch.setattr("residual_peft.classifiers.trained_head.LARGEST", 10)
+    with pytest.raises(ResiDualError, match="at most 10 numbers, got one of"):
+        ZeroShotClassifier.from_pretrained(tmp_path / "a", model=clip_model())

@@ -10,12 +10,17 @@ from torch.nn import functional
 
 from ..errors import ResiDualError
 from ..hub.files import Within
-from .heads import ClassHead, LeftOut
+from .heads import ClassHead, LeftOut, LowRankHead, head_from_state, within
+from .heads.compress import bytes_of
 from .heads.conformal import PredictionSets, upper_quantile
 
 Features = Literal["coordinates", "embedding"]
 PREFIX = "head."
 SCORES = "left_out_scores"
+HEAD_BYTES = 20_000_000
+"""That a class head may take on disk; a larger one is saved in half precision or of low rank."""
+LARGEST = 2**30
+"""Numbers that a head of low rank may be unfolded to, 4 GB: 69,000 classes of a B/16."""
 MOST_SCORES = 10_000
 """That are kept; of more, as many quantiles."""
 
@@ -57,12 +62,15 @@ class TrainedHead:
         left_out_scores: −log p of the right class of training images by fits without them, sorted
             (n,): what sets of classes are made of. None where nothing could be left out, or images
             have several labels.
+        saved: what is saved of the head, where that is less than all of it (`within`); the head is
+            then what those tensors give.
     """
 
     head: ClassHead
     features: Features = "coordinates"
     method: str | None = None
     left_out_scores: Tensor | None = None
+    saved: Mapping[str, Tensor] | None = None
 
     @property
     def class_count(self) -> int:
@@ -111,9 +119,41 @@ class TrainedHead:
         one = torch.tensor([threshold], dtype=torch.float64)
         return PredictionSets(one, coverage, "jackknife", len(self.left_out_scores))
 
+    @property
+    def bytes(self) -> int:
+        """What its tensors take on disk, scores aside."""
+        return bytes_of(self.head.state() if self.saved is None else self.saved)
+
+    def within(self, budget: int, features: Tensor | None = None) -> "TrainedHead":
+        """The same in at most so many bytes: V in half precision, or of low rank (`heads.within`).
+
+        It is then in memory what it is on disk, so that it can be measured before it is saved.
+
+        Args:
+            budget: bytes of its tensors.
+            features: of images of all its classes (n, K), for the low rank that suits them best.
+
+        Raises:
+            ResiDualError: not even rank 1 fits.
+        """
+        if self.bytes <= budget:
+            return self
+        state = within(self.head, features, budget)
+        return replace(self, head=_head_of(state).to(self.head.mean.device), saved=state)
+
+    @property
+    def described(self) -> str:
+        """How its V is saved, in words."""
+        state = self.head.state() if self.saved is None else self.saved
+        half = "half precision" if state["weights"].dtype == torch.float16 else "single precision"
+        if "right" not in state:
+            return half
+        return f"{half}, rank {len(state['right'])} for {self.class_count} classes"
+
     def tensors(self) -> dict[str, Tensor]:
         """What is saved of it beside the class embeddings."""
-        found = {PREFIX + name: tensor for name, tensor in self.head.state().items()}
+        state = self.head.state() if self.saved is None else self.saved
+        found = {PREFIX + name: tensor for name, tensor in state.items()}
         if self.left_out_scores is not None:
             found[PREFIX + SCORES] = self.left_out_scores.float()
         return found
@@ -149,7 +189,7 @@ def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> 
     if scores is not None and (scores.ndim != 1 or not scores.isfinite().all()):
         raise ResiDualError(f"{where} holds other left-out scores than finite numbers.")
     try:
-        head = ClassHead.from_state(state)
+        head = _head_of(state)
     except ResiDualError as error:
         raise ResiDualError(f"{where}: {error}") from error
     if (len(head.mean), head.class_count) != (record.columns, record.classes):
@@ -159,7 +199,22 @@ def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> 
             "files do not belong together. Save or download the classifier again."
         )
     scores = None if scores is None else scores.float().sort().values
-    return TrainedHead(head, record.features, record.method, scores)
+    small = "right" in state or state["weights"].dtype != torch.float32
+    return TrainedHead(head, record.features, record.method, scores, state if small else None)
+
+
+def _head_of(state: Mapping[str, Tensor]) -> ClassHead:
+    """The plain head of a state, of low rank or not."""
+    found = head_from_state(state)
+    if not isinstance(found, LowRankHead):
+        return found
+    size = len(found.head.mean) * len(found.offset)
+    if size > LARGEST:  # a few numbers of a file ask for so many
+        raise ResiDualError(
+            f"wanted a class head of at most {LARGEST:,} numbers, got one of {size:,} in the form "
+            "of two factors."
+        )
+    return found.expanded()
 
 
 def scores_of(left_out: LeftOut) -> Tensor | None:

@@ -100,7 +100,7 @@ class KeptStatistics:
         """The head of the sums as they are now; a and τ stay."""
         own = self.sums.head(head.head.text_weight, head.head.temperature)
         whole = spread(own, self.columns, self.width).to(torch.float32)
-        return replace(head, head=whole)
+        return replace(head, head=whole, saved=None)
 
     def save(self, path: Path, head: str) -> None:
         """Write them, bound to a head.

@@ -4,6 +4,7 @@ A `ZeroShotClassifier` is a model with W_text (C, d) beside it. Names, templates
 stored in the adapter's directory, so that one call brings all of it back.
 """
 
+import logging
 import math
 import os
 import tempfile
@@ -68,8 +69,10 @@ from .heads.conformal import PredictionSets
 from .predictions import Prediction as Prediction
 from .predictions import predictions_of
 from .prompts import DEFAULT_TEMPLATES, embed_classes
-from .trained_head import TrainedHead, check_head, embedding_features
+from .trained_head import HEAD_BYTES, TrainedHead, check_head, embedding_features
 from .updating import KeptStatistics
+
+logger = logging.getLogger(__name__)
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end
 USUAL_LOGIT_SCALE = 100.0
@@ -646,6 +649,7 @@ class ZeroShotClassifier:
         *,
         card: Facts | None = None,
         location: str | None = None,
+        head_bytes: int | None = HEAD_BYTES,
     ) -> Path:
         """Write adapter, classes, image processor and model card, whole or not at all.
 
@@ -653,7 +657,10 @@ class ZeroShotClassifier:
             directory: made if missing. A README.md there that somebody wrote or changed is kept.
             card: what the model card says beyond what the adapter knows: dataset, metrics, licence.
             location: what the card's example loads from; the directory's name when None.
+            head_bytes: what a class head may take; a larger one is saved in half precision or of
+                low rank, with a warning, since it is another head by that much. None for no bound.
         """
+        head = self._head_within(head_bytes)
         target, adapters = path_of(directory), Adapters.of(self.model)
         record = self._described(adapters)
         there = target / CARD
@@ -666,10 +673,10 @@ class ZeroShotClassifier:
             write_adapters(self.model, adapters, folder)
             if self.image_processor is not None:
                 self.image_processor.save_pretrained(folder)
-            write_classes(folder, record, self.class_embeddings, self.head)
+            write_classes(folder, record, self.class_embeddings, head)
             write_fitted_on(folder, target, self.fitted_on)
-            if self.statistics is not None and self.head is not None:
-                digest = updating.head_digest(self.head.tensors())
+            if self.statistics is not None and head is not None:
+                digest = updating.head_digest(head.tensors())
                 self.statistics.save(folder / updating.STATISTICS, digest)
             elif (target / updating.STATISTICS).is_file():  # of the head that is replaced
                 old.append(updating.STATISTICS)
@@ -679,6 +686,20 @@ class ZeroShotClassifier:
                 write_card(self.model, folder, facts)
             old += of_the_old(target, record=not same_adapter(folder, target))
         return target
+
+    def _head_within(self, budget: int | None) -> TrainedHead | None:
+        head = self.head
+        if head is None or budget is None or head.bytes <= budget:
+            return head
+        small = head.within(budget)
+        logger.warning(
+            "the class head of %.0f MB is saved in %.0f MB (%s): measure what is saved, or give "
+            "head_bytes=None",
+            head.bytes / 1e6,
+            small.bytes / 1e6,
+            small.described,
+        )
+        return small
 
     def _described(self, adapters: Adapters) -> ClassifierRecord:
         name, kind = origin_of(self.model)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from residual_peft.app.fitting import fit_adapter
+from residual_peft.app.fitting import evaluate_adapter, fit_adapter, ways
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.solvers import large
 from residual_peft.tuner import gains_of
@@ -40,3 +40,19 @@ def test_both_ways_agree(method, tmp_path, monkeypatch) -> None:
     assert any("from their sums" in finding for finding in other.findings)
     if method == "auto":
         assert found.statistics.sums.statistics.rows == len(found.fitted_on)
+
+
+def test_a_head_that_takes_too_much_is_saved_in_less(tmp_path, monkeypatch) -> None:
+    save_clip(tmp_path / "model")
+    data = photos(tmp_path / "photos", count=20)
+    monkeypatch.setattr(ways, "HEAD_BYTES", 1300)
+    options = {"method": "ridge", "templates": ["a {}."], "keep_statistics": True}
+    report = fit_adapter(str(tmp_path / "model"), str(data), tmp_path / "a", **options)
+    (note,) = [finding for finding in report.findings if "is saved in" in finding]
+    assert "half precision" in note
+    assert "accuracy on test images" in note
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    assert loaded.head.bytes <= 1300
+    assert loaded.statistics.sums.statistics.rows == len(loaded.fitted_on)
+    found = evaluate_adapter(tmp_path / "a", str(data))
+    assert found["accuracy"] == report.adapted["accuracy"]

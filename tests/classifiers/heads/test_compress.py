@@ -141,3 +141,21 @@ def test_what_cannot_be_smaller(fitted: tuple[Any, RidgeFit]) -> None:
         LowRankHead.from_state(lacking(state, right=None))
     with pytest.raises(ResiDualError, match="and its offset, got none of offset"):
         head_from_state(lacking(state, offset=None))
+
+
+def test_without_images_the_rank_is_that_of_uncorrelated_features() -> None:
+    """Where they are uncorrelated, nearly nothing is lost beside the rank that has seen them."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(-1, 1, 30, dtype=torch.float64)
+    features = spread * torch.randn(4000, 30, generator=generator).double()
+    weights = torch.randn(30, 8, generator=generator).double()
+    head = ClassHead(features.mean(0), spread.sqrt(), weights, torch.arange(8).double())
+    scores = head.scores(features)
+
+    def lost(given: Tensor | None) -> float:
+        small = low_rank(head, given, 3).expanded()
+        return float((small.scores(features) - scores).square().mean())
+
+    assert lost(features) <= lost(None) < 1.02 * lost(features)
+    whole = low_rank(head, None, 8).expanded()
+    torch.testing.assert_close(whole.scores(features), scores)

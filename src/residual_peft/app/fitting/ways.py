@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from ...classifiers.backbones import Backbone
 from ...classifiers.class_means import class_means_of
 from ...classifiers.evaluation import Evaluation, evaluate
 from ...classifiers.heads import RidgeSums
+from ...classifiers.heads.choosing import some_rows
+from ...classifiers.trained_head import HEAD_BYTES, embedding_features
 from ...classifiers.updating import STATISTICS, KeptStatistics
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, batches
@@ -34,6 +36,7 @@ from .scoring import scored, scored_by, training_metrics
 
 clock: Callable[[], float] = time.perf_counter
 PER_CLASS = "per class"
+SIZING = 4000  # images that a low rank is fitted to
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     fitted = clock()
     test = read.read(model, "test")
     measured = {one.method: scored_by(one, classifier, test) for one in outcomes}
+    outcomes, chosen = _sized(outcomes, chosen, classifier, seen, measured, test)
     inside = scored_by(chosen, classifier, seen).metrics
     chosen.put_into(classifier)
     notes = (*chosen.notes, *_keep_statistics(task, chosen, classifier, seen))
@@ -176,6 +180,36 @@ def _on_all(
     outcomes, chosen = _fitted(drawn, task.method)
     whole = large.fit_all(chosen, drawn, seen, means=options["means"])
     return [whole if one is chosen else one for one in outcomes], whole, None
+
+
+def _sized(
+    outcomes: list[Outcome],
+    chosen: Outcome,
+    classifier: ZeroShotClassifier,
+    seen: Stores,
+    measured: dict[str, Evaluation],
+    test: CoordinateStore,
+) -> tuple[list[Outcome], Outcome]:
+    """The chosen one with its head as it will be saved, measured anew; a note says the cost."""
+    head = chosen.head
+    if head is None or head.bytes <= HEAD_BYTES:
+        return outcomes, chosen
+    index = some_rows(seen.labels, head.class_count, SIZING)
+    part = seen.load() if index is None else seen.rows(index)
+    coordinates = head.features == "coordinates"
+    features = part.coordinates if coordinates else embedding_features(part.readout)
+    small = head.within(HEAD_BYTES, features)
+    before, other = measured[chosen.method], replace(chosen, head=small)
+    after = scored_by(other, classifier, test)
+    name = before.labelling.metric_names[0]
+    note = (
+        f"the class head of {head.bytes / 1e6:,.0f} MB is saved in {small.bytes / 1e6:,.0f} MB "
+        f"({small.described}): {name.replace('_', ' ')} on test images {before.metrics[name]:.3f} "
+        f"-> {after.metrics[name]:.3f}."
+    )
+    measured[chosen.method] = after
+    other = replace(other, notes=(*other.notes, note))
+    return [other if one is chosen else one for one in outcomes], other
 
 
 def _keep_statistics(

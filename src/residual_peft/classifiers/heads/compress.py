@@ -62,7 +62,7 @@ class LowRankHead:
             )
         rest = {name: t.float() for name, t in state.items() if name != "right"}
         right, offset = state["right"].float(), rest["offset"]
-        rank = rest["weights"].shape[-1]
+        rank = rest["weights"].shape[1] if rest["weights"].ndim == 2 else -1
         if right.shape != (rank, len(offset)) or not torch.isfinite(right).all():
             raise ResiDualError(
                 f"wanted a second factor {(rank, len(offset))} of finite numbers, got "
@@ -72,7 +72,7 @@ class LowRankHead:
         return cls(ClassHead.from_state(rest), right, offset)
 
 
-def low_rank(head: ClassHead, features: Tensor, rank: int) -> LowRankHead:
+def low_rank(head: ClassHead, features: Tensor | None, rank: int) -> LowRankHead:
     """The head of a given rank whose scores are nearest to its own on the given images.
 
     With F (N, C) the centred scores and W their first right singular vectors, V̂ = V W Wᵀ: by
@@ -81,7 +81,8 @@ def low_rank(head: ClassHead, features: Tensor, rank: int) -> LowRankHead:
 
     Args:
         head: of any rank.
-        features: of images of all its classes (N, K).
+        features: of images of all its classes (N, K). None where there are none: features are then
+            taken to be uncorrelated, as those of one unit are, with scales of p = ½.
         rank: r; more than the scores have is cut to that.
 
     Raises:
@@ -90,9 +91,13 @@ def low_rank(head: ClassHead, features: Tensor, rank: int) -> LowRankHead:
     if rank < 1:
         raise ResiDualError(f"wanted a rank of 1 or more, got {rank}.")
     exact = head.to(torch.float64)
-    scores = exact.scores(features.cpu())
-    centre = scores.mean(0)
-    right = torch.linalg.svd(scores - centre, full_matrices=False).Vh[:rank]
+    if features is None:
+        scores, centre = exact.weights * exact.scale.unsqueeze(1), exact.offset
+        right = torch.linalg.eigh(scores.mT @ scores).eigenvectors.mT.flip(0)[:rank]
+    else:
+        scores = exact.scores(features.cpu())
+        centre = scores.mean(0)
+        right = torch.linalg.svd(scores - centre, full_matrices=False).Vh[:rank]
     gone = centre - exact.offset
     offset = exact.offset + gone - (gone @ right.mT) @ right
     zeros = torch.zeros(len(right), dtype=torch.float64)
@@ -111,7 +116,7 @@ def evened(head: ClassHead) -> ClassHead:
     return replace(head, weights=weights, scale=head.scale / largest)
 
 
-def within(head: ClassHead, features: Tensor, budget: int) -> dict[str, Tensor]:
+def within(head: ClassHead, features: Tensor | None, budget: int) -> dict[str, Tensor]:
     """What to save of a head in at most so many bytes, losing as little as that allows.
 
     In float32 where that fits; else V in float16, of which no logit notices anything (rows evened);
