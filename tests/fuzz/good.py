@@ -14,12 +14,12 @@ from residual_peft.analysis.describing import Words
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.data import ProcessedImages
 from residual_peft.hub.directories import RUN_DIRECTORY
-from residual_peft.reporting.run_record import Example
+from residual_peft.reporting.run_record import Example, NamedImage
 from residual_peft.solvers.store import write_coordinates
 from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, fit_bases
 from tests.models import pixels
-from tests.records import record
+from tests.records import TRUST, head_record, record
 from tests.training_case import adapted_classifier, save_clip, task
 
 
@@ -88,5 +88,14 @@ def _archives(photos: Path, root: Path) -> None:
 
 def _record(root: Path, picture: bytes) -> None:
     words = (Words(Unit("head", 0, 0), 1, (("a stripe", 0.5),), 0.4),)
-    replace(record(), examples=(Example(3, picture),), words=words).save(root / RUN_DIRECTORY)
+    image = NamedImage("cats/1.png", 0, 1, 0.9, picture)
+    replace(
+        record(),
+        examples=(Example(3, picture),),
+        words=words,
+        head=head_record(3),
+        trust=TRUST,
+        mistakes=(image,),
+        suspicious=(image,),
+    ).save(root / RUN_DIRECTORY)
     (root / "residual_classifier.json").write_text(json.dumps({}))

@@ -24,7 +24,13 @@ from residual_peft.errors import ResiDualError
 from residual_peft.experiments import METHODS
 from residual_peft.reporting import report_html, write_report
 from residual_peft.reporting.components import unit_views
-from residual_peft.reporting.run_record import Example, HeadShares, NamedImage, RunRecord
+from residual_peft.reporting.run_record import (
+    Example,
+    HeadShares,
+    NamedImage,
+    RunRecord,
+    TrustRecord,
+)
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.tuner import gains_by_unit, gains_of
 from tests.pairs import table
@@ -218,7 +224,7 @@ def test_what_left_out_images_say_is_told() -> None:
     assert "1 image of the training images looks more like another class than like its own" in shown
     assert "filed under cat looks like dog (label wrong: 98 %) cats/1.png" in shown
     assert "filed under cat taken for dog (98 %) cats/1.png" in shown
-    less = replace(TRUST, calibration_after=0.2, coverage=None, more_points=None, wrong_labels=None)
+    less = TrustRecord(360, 0.95, 0.19, 0.2)
     shown = text(replace(made, trust=less, suspicious=()))
     assert "no less than those of the model as it came (19.0 %)" in shown
     for missing in ("sets of classes", "more images help", "labels look wrong"):

@@ -131,6 +131,8 @@ def test_what_does_not_belong_to_the_classes_is_refused() -> None:
         replace(record(), mistakes=(image,))
     with pytest.raises(ResiDualError, match="wanted classes from 0 to 2 beside images"):
         replace(record(), head=head_record(4))
+    with pytest.raises(ResiDualError, match="whole or not at all, got parts of it"):
+        replace(TRUST, more_images=None)
     head = head_record(3)
     with pytest.raises(ResiDualError, match="12 shares of the 4 units that a class head reads"):
         replace(head, share=head.share[:-1])

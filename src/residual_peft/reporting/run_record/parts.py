@@ -121,6 +121,15 @@ class TrustRecord:
     more_images: int | None = None
     more_points: float | None = None
 
+    def __post_init__(self) -> None:
+        sets = {x is None for x in (self.coverage, self.covered, self.set_size)}
+        more = {x is None for x in (self.more_images, self.more_points)}
+        if len(sets) > 1 or len(more) > 1:
+            raise ResiDualError(
+                "wanted what left-out images say of sets of classes, and of more images, whole or "
+                "not at all, got parts of it."
+            )
+
 
 @dataclass(frozen=True)
 class Example:
