@@ -1,6 +1,7 @@
 """A classifier's head with other images and classes, against a fit from scratch on their rows."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.updating import STATISTICS, KeptStatistics
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier, pixel_batches
 from residual_peft.errors import ResiDualError
+from residual_peft.hub.files import read_tensors, write_tensors
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 from tests.models import clip_model, pixels
 from tests.pictures import image_processor, photographs
@@ -259,3 +261,49 @@ def test_several_labels_are_named_in_lists():
     assert updating.numbers_of(made, ["class 1"], 1, single=True).tolist() == [[0, 1, 0]]
     zeros = torch.zeros(2, 3)
     assert updating.numbers_of(made, zeros, 2) is zeros
+
+
+def spoiled_text(text):
+    def spoil(tensors, metadata):
+        metadata["statistics"] = text(json.loads(metadata["statistics"]))
+
+    return spoil
+
+
+def spoiled_tensor(name, change):
+    def spoil(tensors, metadata):
+        tensors[name] = change(tensors[name])
+
+    return spoil
+
+
+SPOILS = {
+    "no list": spoiled_text(lambda _: "[]"),
+    "width of text": spoiled_text(lambda said: json.dumps(said | {"width": "9"})),
+    "strange features": spoiled_text(lambda said: json.dumps(said | {"features": "pixels"})),
+    "no model": spoiled_text(lambda said: json.dumps(said | {"model": {}})),
+    "no text": lambda tensors, metadata: metadata.clear(),
+    "no columns": lambda tensors, metadata: tensors.pop("columns"),
+    "no strength": lambda tensors, metadata: tensors.pop("settings.alpha"),
+    "one strength": spoiled_tensor("settings.alpha", lambda t: t[0]),
+    "nan": spoiled_tensor("squares", lambda t: t * torch.nan),
+    "half the squares": spoiled_tensor("squares", lambda t: t[:5]),
+    "a column twice": spoiled_tensor("columns", lambda t: t * 0),
+    "a column of no feature": spoiled_tensor("columns", lambda t: t + 10**6),
+    "columns in between": spoiled_tensor("columns", lambda t: t.double()),
+    "scales of nothing": spoiled_tensor("settings.scale", lambda t: t * 0),
+}
+
+
+def test_spoiled_statistics_end_in_one_error(tmp_path):
+    made, images, *_ = fitted()
+    place = made.save_pretrained(tmp_path / "a")
+    tensors, metadata = read_tensors(place / STATISTICS)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    for name, spoil in SPOILS.items():
+        other, text = dict(tensors), dict(metadata)
+        spoil(other, text)
+        write_tensors(place / STATISTICS, other, text)
+        loaded = ZeroShotClassifier.from_pretrained(place, model=clip_model())
+        with pytest.raises(ResiDualError):
+            pytest.fail(f"{name}: {loaded.update(images[:1], [0])}")

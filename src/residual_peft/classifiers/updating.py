@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..bases.reading import Seen, reading
 from ..data.class_names import check_class_names
 from ..data.provenance import image_digest
 from ..errors import ResiDualError
-from ..hub.files import parse_json, quoted, read_tensors, write_tensors
+from ..hub.files import Within, parse_json, quoted, read_tensors, record_of, write_tensors
 from ..tuner import adapted_tower, basis_digest, coordinates_of, readout_state
 from .files import STATISTICS as STATISTICS
 from .heads import RidgeSums
@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 
 _COLUMNS = "columns"
 _HOW = "fit with keep_statistics=True (on the command line: fit --method ridge --keep-statistics)"
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the file says of itself."""
+
+    features: Features
+    width: Annotated[int, Within(1, 10**7)]
+    basis: str | None
+    head: str
+    model: Fingerprint
 
 
 @dataclass(frozen=True)
@@ -132,26 +143,25 @@ class KeptStatistics:
             ResiDualError: it is missing, damaged, of another kind, or of another head.
         """
         tensors, metadata = read_tensors(path)
-        said = parse_json(metadata.get("statistics", "{}").encode(), quoted(path))
-        try:
-            features, width, basis = said["features"], said["width"], said["basis"]
-            model, bound = Fingerprint(**said["model"]), said["head"]
-            columns = tensors.pop(_COLUMNS).long()
-        except (KeyError, TypeError) as error:
-            raise ResiDualError(f"{quoted(path)} holds no statistics of a class head.") from error
-        if head is not None and bound != head:
+        where = quoted(path)
+        if "statistics" not in metadata or _COLUMNS not in tensors:
+            raise ResiDualError(f"{where} holds no statistics of a class head.")
+        said = record_of(parse_json(metadata["statistics"].encode(), where), _Said, where)
+        if head is not None and said.head != head:
             raise ResiDualError(
-                f"{quoted(path)} belongs to another class head than lies beside it: {_HOW}."
+                f"{where} belongs to another class head than lies beside it: {_HOW}."
             )
+        columns = tensors.pop(_COLUMNS)
         try:
-            sums = RidgeSums.from_state(tensors, basis or "")
+            sums = RidgeSums.from_state(tensors, said.basis or "")
         except ResiDualError as error:
-            raise ResiDualError(f"{quoted(path)}: {error}") from error
-        order = torch.arange(len(columns))
-        inside = columns.ndim == 1 and len(columns) == sums.statistics.columns
-        if not inside or not (columns >= order).all() or not (columns < width).all():
-            raise ResiDualError(f"{quoted(path)} does not say which features its sums are of.")
-        return cls(sums, columns, features, width, basis, model)
+            raise ResiDualError(f"{where}: {error}") from error
+        whole = columns.shape == (sums.statistics.columns,) and not columns.is_floating_point()
+        steps = columns.long().diff() if whole else columns
+        inside = whole and int(columns.min()) >= 0 and int(columns.max()) < said.width
+        if not inside or not bool((steps > 0).all()):
+            raise ResiDualError(f"{where} does not say which features its sums are of.")
+        return cls(sums, columns.long(), said.features, said.width, said.basis, said.model)
 
 
 def head_digest(tensors: Mapping[str, Tensor]) -> str:

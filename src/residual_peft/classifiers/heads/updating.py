@@ -33,7 +33,7 @@ class RidgeSettings:
     class_weights: Tensor
 
     def __post_init__(self) -> None:
-        count = len(self.alpha)
+        count = self.alpha.numel()
         lengths = {name: getattr(self, name).shape for name in _OWN if name != "scale"}
         if any(shape != (count,) for shape in lengths.values()) or self.scale.ndim != 1:
             raise ResiDualError(
