@@ -1,0 +1,242 @@
+"""What the package is made of, counted: rooms, lines, functions, branches, imports, dependencies.
+
+    python benchmarks/house.py            # writes benchmarks/house.json
+
+Counts come from the syntax tree, so that comments and strings do not; the time of an import is the
+median of several processes, beside that of `peft` and `transformers` in the same run.
+"""
+
+import ast
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "residual_peft"
+ROOMS = [
+    "errors",
+    "hub",
+    "data",
+    "towers",
+    "bases",
+    "tuner",
+    "classifiers",
+    "solvers",
+    "analysis",
+    "experiments",
+    "reporting",
+    "demo",
+    "app",
+    "cli",
+]
+FAMILIES = re.compile(r"blip|siglip|metaclip|altclip|chineseclip|clipseg|dinov|deit|ijepa", re.I)
+POOLINGS = {"Readout", "Mean", "EndToken", "AttentionPooling", "SecondNorm"}
+
+
+def trees() -> dict[Path, ast.Module]:
+    """Path within the package -> its syntax tree."""
+    files = sorted(p for p in PACKAGE.rglob("*.py") if "metric_modules" not in p.parts)
+    return {p.relative_to(PACKAGE): ast.parse(p.read_text("utf-8")) for p in files}
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function and method of a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function's body, without its docstring."""
+    body = function.body
+    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    return 0 if not body else (body[-1].end_lineno or 0) - body[0].lineno + 1
+
+
+def conditions(tree: ast.AST) -> Iterator[ast.expr]:
+    """What is asked by if, while, a conditional expression, a comprehension's if or an assert."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert):
+            yield node.test
+        elif isinstance(node, ast.comprehension):
+            yield from node.ifs
+
+
+def names_in(node: ast.AST) -> set[str]:
+    """All names and attributes that an expression mentions."""
+    found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return found | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+
+
+def literals_in(node: ast.AST) -> set[str]:
+    """All strings that an expression holds."""
+    values = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
+    return {value for value in values if isinstance(value, str)}
+
+
+def isinstance_on_poolings(tree: ast.AST) -> int:
+    """Questions of what kind a pooling is."""
+    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call))
+    asked = (c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "isinstance")
+    return sum(bool(names_in(call.args[1]) & POOLINGS) for call in asked)
+
+
+def family_names(tree: ast.Module) -> int:
+    """Identifiers and strings, docstrings apart, that name a family of models."""
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    found = 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            found += bool(FAMILIES.search(node.value))
+        elif isinstance(node, ast.Name):
+            found += bool(FAMILIES.search(node.id))
+    return found
+
+
+def on_the_mode(test: ast.expr) -> bool:
+    """Whether a condition asks for the mode of an adapter."""
+    return bool({"mode"} & names_in(test)) and bool({"readout", "stream"} & literals_in(test))
+
+
+def on_several_labels(test: ast.expr) -> bool:
+    """Whether a condition asks if an image may have several labels."""
+    return bool(names_in(test) & {"multi_label", "has_lists", "several"})
+
+
+def upward_imports(found: dict[Path, ast.Module]) -> int:
+    """Imports of a room from one below it."""
+    count = 0
+    for path, tree in found.items():
+        mine = path.parts[0].removesuffix(".py")
+        if mine not in ROOMS:
+            continue
+        package = path.parts[:-1]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = package[: len(package) - node.level + 1]
+                parts = [*base, *(node.module or "").split(".")]
+                rooms = [parts[0]] if parts[0] else [alias.name for alias in node.names]
+                count += sum(r in ROOMS and ROOMS.index(r) > ROOMS.index(mine) for r in rooms)
+    return count
+
+
+def seconds_of(statement: str, runs: int = 5) -> float:
+    """Median wall time of a fresh interpreter that runs one statement."""
+    taken = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True, cwd=ROOT)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def loaded_by_an_adapter() -> list[str]:
+    """Heavy modules that are imported once an adapter has been loaded and used."""
+    program = """
+import sys, tempfile
+from peft import PeftModel, get_peft_model
+import residual_peft
+from residual_peft import ResiDualConfig
+from residual_peft.hub import DEMO_MODEL, local_directory
+from transformers import CLIPModel
+base = lambda: CLIPModel.from_pretrained(local_directory(DEMO_MODEL))
+with tempfile.TemporaryDirectory() as folder:
+    get_peft_model(base(), ResiDualConfig()).save_pretrained(folder, save_embedding_layers=False)
+    PeftModel.from_pretrained(base(), folder)
+print(*(name for name in ("datasets", "matplotlib", "sklearn", "pandas") if name in sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.split()
+
+
+def collected_tests() -> int:
+    """How many tests pytest collects."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return int(re.findall(r"(\d+) tests collected", done.stdout)[-1])
+
+
+def counted() -> dict[str, Any]:
+    """All of it."""
+    found = trees()
+    lengths = sorted(body_lines(f) for tree in found.values() for f in functions(tree))
+    lines = {path: len((PACKAGE / path).read_text("utf-8").splitlines()) for path in found}
+    per_room: Counter[str] = Counter()
+    for path, count in lines.items():
+        per_room[path.parts[0]] += count
+    outside = {p: t for p, t in found.items() if p.parts[0] != "towers"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    ours, theirs = (
+        seconds_of("import peft, transformers, residual_peft.tuner"),
+        seconds_of("import peft, transformers; from peft import PeftModel"),
+    )
+    return {
+        "top_level": sorted(p.name for p in PACKAGE.iterdir() if p.name not in ("__pycache__",)),
+        "files": len(found),
+        "lines": sum(lines.values()),
+        "lines_of_rooms": dict(sorted(per_room.items())),
+        "files_past_300_lines": {str(p): n for p, n in lines.items() if n > 300},
+        "functions": {
+            "number": len(lengths),
+            "median": statistics.median(lengths),
+            "p95": lengths[int(0.95 * len(lengths))],
+            "longest": lengths[-1],
+        },
+        "isinstance_on_poolings_outside_towers": sum(map(isinstance_on_poolings, outside.values())),
+        "modules_that_name_families": sorted(str(p) for p, t in found.items() if family_names(t)),
+        "conditions_on_the_mode_in_tuner_outside_modes": sum(
+            on_the_mode(test)
+            for path, tree in found.items()
+            if path.parts[0] == "tuner" and path.stem != "modes"
+            for test in conditions(tree)
+        ),
+        "conditions_on_several_labels_outside_data_labels": sum(
+            on_several_labels(test)
+            for path, tree in found.items()
+            if path.parts[:2] != ("data", "labels")
+            for test in conditions(tree)
+        ),
+        "upward_imports": upward_imports(found),
+        "hard_dependencies": len(project["dependencies"]),
+        "import_seconds": {
+            "import peft, transformers, residual_peft.tuner": round(ours, 2),
+            "import peft, transformers": round(theirs, 2),
+            "ratio": round(ours / theirs, 3),
+        },
+        "imported_by_loading_an_adapter": loaded_by_an_adapter(),
+        "collected_tests": collected_tests(),
+    }
+
+
+def main() -> None:
+    """Count, print and write."""
+    found = counted()
+    text = json.dumps(found, indent=2)
+    Path(__file__).with_suffix(".json").write_text(text + "\n", "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
