@@ -216,6 +216,9 @@ def heads_table() -> str:
             for cell, shots in zip(cells, SHOTS, strict=True)
         ]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    lora = results("heads")["lora"]["images_per_class"]
+    cells = [f"{lora[s]['LoRA r=8']['accuracy']:.3f}" if s in lora else "" for s in SHOTS]
+    lines.insert(4, f"| LoRA r=8 on q, v | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
