@@ -62,7 +62,12 @@ def test_explain_and_eval_of_a_class_head(
     arguments = ("--data", str(folder), "--template", "a {}", "--no-report", "--method", "ridge")
     assert stop(monkeypatch, "fit", *arguments, "--out", str(out)) == 0
     capsys.readouterr()
-    assert stop(monkeypatch, "explain", str(out)) == 0  # what the fit recorded
+    listed = ("--out", str(tmp_path / "recorded.json"))
+    assert stop(monkeypatch, "explain", str(out), *listed) == 0  # what the fit recorded
+    first = json.loads((tmp_path / "recorded.json").read_text())["components"][0]
+    assert set(first) == {"unit", "component", "share", "toward_label", "words"}
+    assert first["unit"].startswith("layer")
+    assert set(first["words"][0]) == {"text", "coefficient"}
     recorded = capsys.readouterr().out
     assert "how the class head's logits vary over the 20 test images of the fit" in recorded
     assert "heart:\n  for layer" in recorded

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +115,7 @@ class RecordedStudy:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: the strongest components with their words, and classes."""
-        effects = [
-            {
-                name: str(value) if name == "unit" else value
-                for name, value in asdict(item).items()
-                if name != "words"
-            }
-            | {"words": [] if item.words is None else [*item.words.texts]}
-            for item in self._effects
-        ]
+        effects = [telling.recorded_dict(item) for item in self._effects]
         classes = [
             {"class": name, "for": telling.reason_dicts(pro), "against": telling.reason_dicts(con)}
             for name, pro, con in self._classes

@@ -117,6 +117,13 @@ def _plain(item: Any) -> dict[str, Any]:
     return asdict(item) | {"unit": str(item.unit)}
 
 
+def recorded_dict(item: Any) -> dict[str, Any]:
+    """JSON-able: a record's component with its words, as `explanation_dict` has them."""
+    texts = () if item.words is None else item.words.texts
+    words = [{"text": text, "coefficient": value} for text, value in texts]
+    return _plain(item) | {"words": words}
+
+
 def _with_coefficients(said: Explanation) -> list[dict[str, Any]]:
     pairs = zip(said.texts, said.coefficients or (), strict=True)
     return [{"text": text, "coefficient": value} for text, value in pairs]
