@@ -43,9 +43,6 @@ NAMES = ("cat", "green dog", "bird")
 TEMPLATES = ("a photo of a {}.", "the {}")
 
 
-every = pytest.mark.parametrize("name", BUILDERS)
-
-
 def given(name: str, count: int = 5) -> dict[str, Tensor]:
     """What a model takes of images."""
     return patches(count) if name == "Siglip2Model" else {"pixel_values": pixels(count)}
@@ -61,7 +58,7 @@ def prompts(name: str) -> dict[str, Tensor]:
     return dict(tokenizer(texts, padding=True, return_tensors="pt"))
 
 
-@every
+@table("name", BUILDERS)
 def test_logits_are_the_model_s_own(name: str) -> None:
     model, batch = BUILDERS[name]().double(), double(given(name))
     classifier = ZeroShotClassifier.from_text(model, clip_tokenizer(), NAMES, "a {}")
@@ -153,7 +150,7 @@ def test_class_embeddings_are_means_over_templates(name: str) -> None:
         torch.testing.assert_close(found[row], functional.normalize(sum(alone), dim=0))
 
 
-@every
+@table("name", BUILDERS)
 def test_an_adapted_dual_encoder_takes_images_alone(name: str) -> None:
     batch = given(name)
     model = get_peft_model(BUILDERS[name](), ResiDualConfig())

@@ -196,7 +196,7 @@ def test_bases_are_those_of_one_full_decomposition(name: str) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9 * float(eigenvalues[0]))
 
 
-@some
+@each_of_some
 def test_a_basis_from_the_weights_spans_what_the_units_write(name: str) -> None:
     """All but the shared bias, which moves with 1/σ: it is not among the weights' directions."""
     case = CASES[name]
@@ -218,7 +218,7 @@ def test_a_basis_from_the_weights_spans_what_the_units_write(name: str) -> None:
             assert len(phi) <= 12, "no more than a head's own dimensions"
 
 
-@some
+@each_of_some
 def test_gradients_of_the_forward_and_of_coordinates_are_equal(name: str) -> None:
     case = CASES[name]
     model, batch = adapted(name, torch.float64), double(case.batch())

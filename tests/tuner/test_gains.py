@@ -27,7 +27,7 @@ from residual_peft.tuner import (
 )
 from residual_peft.tuner.gains import KINDS, Gains
 from tests.models import BUILDERS, EVERY, SIZES, TOWERS, clip_model, pixels
-from tests.pairs import in_turn, table
+from tests.pairs import dealt, in_turn, table
 from tests.training_case import adapted_classifier, task
 from tests.tuner.twin import adapted, expected, randomize_gains, relative
 
@@ -77,7 +77,10 @@ def test_equals_the_definition_for_every_tower(name: str, builder: str) -> None:
     test_equals_the_definition_in_float64(name, builder)
 
 
-@in_turn(size=SIZES, name=("default", "paper residual_star", "paper coarse", "paper rd_y"))
+@table(
+    ("size", "name"),
+    dealt(SIZES, ("default", "paper residual_star", "paper coarse", "paper rd_y")),
+)
 def test_equals_the_definition_in_float32_at_odd_sizes(name: str, size: str) -> None:
     model = adapted(CONFIGS[name](), size=SIZES[size])
     images = pixels(size=SIZES[size])

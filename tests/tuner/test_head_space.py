@@ -16,7 +16,7 @@ from residual_peft.towers.units import Unit
 from residual_peft.tuner import ResiDualConfig, adapter_basis, fit_bases, gains_of
 from residual_peft.tuner.readout.head_space import HeadSpace, stored_width
 from tests.models import BUILDERS, SIZES, Size, clip_model, pixels
-from tests.pairs import in_turn
+from tests.pairs import dealt, in_turn, table
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 WEIGHTS = "adapter_model.safetensors"
@@ -68,7 +68,7 @@ def through(model: nn.Module, basis: SpectralBasis) -> tuple[Tensor, Tensor]:
     return space.unpack(stored, basis.component_counts)
 
 
-@in_turn(size=SIZES, damage=DAMAGES, source=("data", "weights"))
+@table(("size", "damage", "source"), dealt(SIZES, DAMAGES, ("data", "weights")))
 def test_nothing_is_lost(size: str, damage: str, source: str) -> None:
     model = clip_model(SIZES[size]).double()
     DAMAGES[damage](model)

@@ -26,7 +26,7 @@ from residual_peft.towers.running import run_tower
 from residual_peft.tuner import adapter_basis, load_adapter
 from tests.models import Size, clip_model, pixels
 from tests.open_clip_models import CLASSES, open_clip_model, tokens
-from tests.pairs import in_turn, table
+from tests.pairs import dealt, in_turn, table
 from tests.tuner.twin import IMAGES, randomize_gains, relative
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -38,7 +38,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "norm after pooling": {"vision": {"final_ln_after_pool": True}},
     "d > D": {"size": Size(width=18, heads=3, readout=29)},
 }
-every_option = pytest.mark.parametrize("options", OPTIONS)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -56,7 +55,7 @@ def save_adapter(model: nn.Module, directory: Path, **options: Any) -> torch.Ten
     return run_tower(adapted, pixels()).detach()
 
 
-@every_option
+@table("options", OPTIONS)
 def test_the_copy_computes_the_same(options: str) -> None:
     model = open_clip_model(**OPTIONS[options]).double()
     found = open_clip_to_transformers(model)
@@ -79,7 +78,7 @@ def test_the_copy_reads_texts_at_a_named_end() -> None:
     assert relative(text, model.encode_text(ids)) < 1e-12
 
 
-@in_turn(options=OPTIONS, dtype=(torch.float64, torch.float32))
+@table(("options", "dtype"), dealt(OPTIONS, (torch.float64, torch.float32)))
 def test_fingerprints_are_equal(options: str, dtype: torch.dtype) -> None:
     model = open_clip_model(**OPTIONS[options])
     one, other = Fingerprint.of(model.to(dtype)), Fingerprint.of(open_clip_to_transformers(model))
