@@ -152,7 +152,7 @@ def output(tmp_path_factory) -> Path:
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     environment = {**os.environ, **quiet}
     command = [sys.executable, "-c", RUN, str(folder), *scripts]
-    subprocess.run(command, env=environment, cwd=folder, check=True, timeout=300)
+    subprocess.run(command, env=environment, cwd=folder, check=True, timeout=600)
     return folder
 
 
