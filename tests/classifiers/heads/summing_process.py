@@ -21,6 +21,8 @@ def main(rows: Path, out: Path) -> None:
         statistics.add(features[part], labels[part])
     whole = statistics.across_processes()
     torch.save(whole.state(), out / f"{rank}.pt")
+    state.wait_for_everyone()
+    state.destroy_process_group()  # or gloo's threads end the process with an error now and then
 
 
 if __name__ == "__main__":
