@@ -4,7 +4,7 @@ import torch
 
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.towers.registry import find_tower
-from tests.models import BUILDERS, SIZES, Size, clip_model, pixels
+from tests.models import BUILDERS, EVERY, SIZES, Size, clip_model, pixels
 from tests.pairs import in_turn
 
 KINDS = ("embed", "head", "mlp", "output")
@@ -48,3 +48,25 @@ def test_a_basis_from_weights_can_be_cut() -> None:
     basis = SpectralBasis.from_weights(clip_model(), components=3)
     assert set(basis.component_counts) == {3}
     assert max(SpectralBasis.from_weights(clip_model(), components=0.5).component_counts) < 8
+
+
+def test_layer_scale_is_part_of_the_maps() -> None:
+    model = EVERY["Dinov2Model"](Size(layers=1)).double()
+    basis = SpectralBasis.from_weights(model, ("head", "mlp"))
+    readout = find_tower(model).readout_matrix()
+
+    def weight_of(*ends: str) -> torch.Tensor:  # releases of transformers keep it elsewhere
+        (found,) = (p.detach() for name, p in model.named_parameters() if name.endswith(ends))
+        return found
+
+    output = weight_of("attention.output.dense.weight", "attention.o_proj.weight")
+    writes = weight_of("layer_scale1.lambda1")[:, None] * output
+    maps = {
+        "layer0.head0": writes[:, :12],
+        "layer0.head1": writes[:, 12:],
+        "layer0.mlp": weight_of("layer_scale2.lambda1")[:, None] * weight_of("mlp.fc2.weight"),
+    }
+    for name, weight in maps.items():
+        found, matrix = basis[name], readout @ weight
+        rebuilt = found.components.T @ found.eigenvalues.diag() @ found.components
+        torch.testing.assert_close(rebuilt, matrix @ matrix.T, rtol=1e-9, atol=1e-10)
