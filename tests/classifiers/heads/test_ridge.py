@@ -274,3 +274,19 @@ def test_scikit_learns_digits(digits: tuple[Tensor, Tensor]) -> None:
     accuracy = (fit.head.logits(features[rest]).argmax(1) == labels[rest]).double().mean()
     assert accuracy > 0.85
     assert abs(fit.left_out.accuracy - accuracy) < 0.08
+
+
+def test_large_parts_are_left_out_with_several_threads() -> None:
+    """oneMKL's batched LU of 200 rows and more fails there; folds of 1,000 images have as many."""
+    threads = torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(660, 5, generator=generator).double()
+    labels = torch.arange(660) % 3
+    torch.set_num_threads(2)
+    try:
+        fit = fit_ridge(features, labels, 3, folds=torch.arange(660) // 220)
+    finally:
+        torch.set_num_threads(threads)
+    assert fit.by_folds is not None
+    alone = fit_ridge(features, labels, 3, groups=torch.arange(660) // 220)
+    torch.testing.assert_close(fit.by_folds.logits, alone.left_out.logits)

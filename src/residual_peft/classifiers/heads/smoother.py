@@ -11,6 +11,9 @@ from .left_out import Leaving
 
 LEAST_DEVIATION = 1e-4
 """Of the largest one; below it a column is rounding noise, which p = 1 would blow up."""
+# rows of parts that are solved for together: several larger systems at once end in "Pivots given to
+# lu_solve must all be greater or equal to 1" where oneMKL has two threads (torch 2.x, 200 rows)
+_TOGETHER = 64
 _AT_ONCE = 2**24  # numbers that are gathered at a time
 
 
@@ -143,7 +146,11 @@ def _without_parts(
     for rows, vectors, own in blocks:
         left = torch.eye(rows.shape[1], dtype=gains.dtype) - own @ own.mT
         left = left - (vectors * gains) @ vectors.mT
-        found[rows] = torch.linalg.solve(left, residual[rows])
+        if rows.shape[1] <= _TOGETHER:
+            found[rows] = torch.linalg.solve(left, residual[rows])
+            continue
+        for part, own_left in zip(rows, left, strict=True):
+            found[part] = torch.linalg.solve(own_left, residual[part])
     return found
 
 
