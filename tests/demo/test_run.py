@@ -74,7 +74,8 @@ def test_the_demo_leaves_a_report_on_its_adapter(results):
     page = (out / "report.html").read_text()
     assert "Handwritten digits, by a CLIP that was never shown any" in page
     assert len(page) < 2_000_000
-    assert page.count("<img ") == len(record.examples)
+    shown = (*record.examples, *record.mistakes, *record.suspicious)
+    assert page.count("<img ") == len(shown)
 
 
 @pytest.mark.parametrize("program", [SECOND, CLASSIFIER], ids=["PEFT", "classifier"])

@@ -36,7 +36,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(root: Path, out: Path) -> list[str]:
-    given = ["fit", "--model", root / "model", "--data", root / "photos", "--template", "a {}."]
+    given = [
+        "fit",
+        "--method",
+        "gains",
+        "--model",
+        root / "model",
+        "--data",
+        root / "photos",
+        "--template",
+        "a {}.",
+    ]
     return [*map(str, given), "--out", str(out), "--batch-size", "4", "--num-workers", "0"]
 
 

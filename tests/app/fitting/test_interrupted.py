@@ -212,7 +212,9 @@ def test_a_failed_fit_leaves_the_old_adapter(root: Path, tmp_path: Path, monkeyp
     assert after["notes.txt"] == b"mine"
     assert b"my own card" in after["README.md"]  # PEFT adds to it
     assert after["adapter_model.safetensors"] != before["adapter_model.safetensors"]
-    names = {example["file"] for example in json.loads(after["run/run.json"])["examples"]}
+    record = json.loads(after["run/run.json"])
+    shown = [record.get(kind, []) for kind in ("examples", "mistakes", "suspicious")]
+    names = {example["file"] for kind in shown for example in kind}
     assert {os.path.basename(n) for n in after if n.startswith("run/examples")} == names
 
 
