@@ -63,11 +63,7 @@ def test_the_example_of_the_card_runs(backbone, tmp_path, monkeypatch, capsys):
     [
         (ResiDualConfig.paper("rd_y"), "one principal component of the image embedding.", False),
         (ResiDualConfig.paper("coarse"), "scales what one attention head writes to", True),
-        (
-            ResiDualConfig(units=("embed", "mlp")),
-            "the patch embedding or one MLP writes",
-            False,
-        ),  # gains of 1
+        (ResiDualConfig(units=("embed", "mlp")), "the patch embedding or one MLP writes", True),
         (None, "which is not adapted", False),
     ],
     ids=["rd_y", "coarse", "embed and mlp", "no adapter"],
