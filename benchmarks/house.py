@@ -21,23 +21,11 @@ from typing import Any
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.house import ROOMS  # noqa: E402
+
 PACKAGE = ROOT / "src" / "residual_peft"
-ROOMS = [
-    "errors",
-    "hub",
-    "data",
-    "towers",
-    "bases",
-    "tuner",
-    "classifiers",
-    "solvers",
-    "analysis",
-    "experiments",
-    "reporting",
-    "demo",
-    "app",
-    "cli",
-]
 FAMILIES = re.compile(r"blip|siglip|metaclip|altclip|chineseclip|clipseg|dinov|deit|ijepa", re.I)
 POOLINGS = {"Readout", "Mean", "EndToken", "AttentionPooling", "SecondNorm"}
 

@@ -12,9 +12,10 @@ from PIL import Image
 from residual_peft.classifiers import updating
 from residual_peft.classifiers.heads import HeadStatistics, RidgeSums, fit_ridge
 from residual_peft.classifiers.heads.head import spread
+from residual_peft.classifiers.outputs import pixel_batches
 from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.updating import STATISTICS, KeptStatistics
-from residual_peft.classifiers.zero_shot import ZeroShotClassifier, pixel_batches
+from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import read_tensors, write_tensors
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of

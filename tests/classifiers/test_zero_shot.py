@@ -9,8 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import CLIPProcessor, CLIPTextModelWithProjection
 
+from residual_peft.classifiers.outputs import readout_of
 from residual_peft.classifiers.prompts import embed_classes
-from residual_peft.classifiers.zero_shot import Prediction, ZeroShotClassifier, readout_of
+from residual_peft.classifiers.zero_shot import Prediction, ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.running import run_tower
 from tests.models import (

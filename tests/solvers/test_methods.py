@@ -1,9 +1,12 @@
 """Methods on the rows of one pass, and the choice among them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import get_peft_model
 
+from residual_peft.classifiers.heads import choose_ridge
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.choice import check_methods, choose, method_names
@@ -172,3 +175,35 @@ def test_embeddings_of_texts_and_images_are_blended_as_said(material):
     torch.testing.assert_close(found.class_embeddings, expected, rtol=1e-4, atol=1e-5)
     assert found.model is classifier.model
     assert not torch.equal(classifier.class_embeddings, found.class_embeddings)
+
+
+def test_gains_of_a_fold_are_fitted_without_it(material, monkeypatch):
+    """Other labels of one fold's images change what is said of them by the temperature alone."""
+    classifier, seen = material
+    monkeypatch.setattr("residual_peft.solvers.methods.STRENGTHS", (1e-3,))
+    rows = Rows.of(classifier, seen, means=True)  # the classes' embeddings stay as they are
+    outside = rows.fold == 0
+    changed = seen.labels.clone()
+    changed[outside] = (changed[outside] + 1) % CLASSES
+    others = replace(rows, seen=replace(seen, labels=changed))
+    said = [METHODS["gains"].fit(these).left_out.logits for these in (rows, others)]
+    first, second = (part[outside] / part[outside].norm() for part in said)
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+    elsewhere = [part[~outside] / part[~outside].norm() for part in said]
+    assert (elsewhere[0] - elsewhere[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["ridge", "ridge-heads", "ridge-embedding"])
+def test_a_ridge_is_compared_by_what_it_says_of_folds_left_out(name, material):
+    """The folds' own predictions (twins in `heads/test_ridge.py`), not those of the fit on all."""
+    classifier, seen = material
+    rows = Rows.of(classifier, seen)
+    outcome = METHODS[name].fit(rows)
+    features, kinds = METHODS[name].ridge
+    values = rows.features(features, kinds)
+    choice = choose_ridge(
+        {name: values}, rows.labels, CLASSES, zero_shot=rows.zero_shot, folds=rows.fold
+    )
+    torch.testing.assert_close(outcome.left_out.logits, choice.fit.by_folds.logits)
+    inside = choice.fit.head.logits(values.double(), rows.zero_shot)
+    assert (outcome.left_out.logits - inside).abs().max() > 1e-2

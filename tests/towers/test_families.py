@@ -24,8 +24,8 @@ from residual_peft import (
     trainer_kwargs,
     training_arguments,
 )
+from residual_peft.classifiers.outputs import readout_of
 from residual_peft.classifiers.prompts import embed_classes
-from residual_peft.classifiers.zero_shot import readout_of
 from residual_peft.data import batches
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.training import LogitsForMetrics

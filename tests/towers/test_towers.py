@@ -23,7 +23,7 @@ from residual_peft import (
     gains_of,
 )
 from residual_peft.bases.fingerprint import Fingerprint
-from residual_peft.classifiers.zero_shot import readout_of
+from residual_peft.classifiers.outputs import readout_of
 from residual_peft.errors import ResiDualError
 from residual_peft.towers import registry
 from residual_peft.towers.families.parts import first_path

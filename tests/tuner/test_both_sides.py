@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from residual_peft import ResiDualConfig, Unit, decompose, fit_bases, gains_by_module
-from residual_peft.classifiers.zero_shot import readout_of
+from residual_peft.classifiers.outputs import readout_of
 from residual_peft.errors import ResiDualError
 from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower

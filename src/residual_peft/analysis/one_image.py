@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..classifiers.zero_shot import ZeroShotClassifier, pixel_batches
+from ..classifiers.outputs import pixel_batches
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import ImageLike
 from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates, collect_coordinates

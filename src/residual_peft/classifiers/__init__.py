@@ -9,6 +9,7 @@ __all__ = [
     "files",
     "heads",
     "many_tasks",
+    "outputs",
     "predictions",
     "prompts",
     "trained_head",

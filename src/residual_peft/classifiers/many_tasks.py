@@ -52,8 +52,9 @@ from .files import (
     read_described,
     settings_of,
 )
+from .outputs import pixel_batches
 from .predictions import Prediction, predictions_of
-from .zero_shot import ZeroShotClassifier, check_basis, pixel_batches
+from .zero_shot import ZeroShotClassifier, check_basis
 
 BLOCK = 25
 """Tasks that share one product: with fewer, the directions are read too often."""

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -22,17 +22,15 @@ from torch.nn import functional
 from ..bases.reading import Seen, reading
 from ..bases.rows import Rows
 from ..data.class_names import check_class_names, check_templates
-from ..data.images import ImageLike, load_image_processor, model_inputs, to_rgb
+from ..data.images import ImageLike, load_image_processor
 from ..data.inputs import Images, images_of
 from ..data.labels import Labelling, labelling_of
-from ..data.passes import no_processor
 from ..data.provenance import SplitRecord
 from ..errors import ResiDualError
 from ..hub.directories import CARD, push_directory
 from ..hub.facts import Facts
 from ..hub.files import atomic_directory, path_of
 from ..towers.registry import base_model, find_tower
-from ..towers.running import read_tokens
 from ..tuner import (
     adapted_tower,
     base_of,
@@ -66,6 +64,7 @@ from .files import (
 )
 from .heads.blend import blend
 from .heads.conformal import PredictionSets
+from .outputs import pixel_batches, readout_of
 from .predictions import Prediction as Prediction
 from .predictions import predictions_of
 from .prompts import DEFAULT_TEMPLATES, embed_classes
@@ -831,64 +830,6 @@ def check_basis(
             f"the class head of '{name}' was fitted on coordinates in another basis than its "
             "adapter has: the files do not belong together. Save or download the classifier again."
         )
-
-
-def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
-    """The readouts (B, d) in a model's output, or the tensor that they are already.
-
-    Without `model`, a tower whose readout is one of its tokens is not known as such.
-
-    Raises:
-        ResiDualError: they are not there.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    anatomy = None if model is None else find_tower(model)
-    tokens = anatomy is not None and anatomy.reads_tokens and anatomy.side == "image"
-    inside = getattr(outputs, "vision_model_output", None)
-    if tokens and inside is not None:  # of a dual encoder that was given texts, too
-        outputs = inside
-    last = ("last_hidden_state",) if tokens else ("pooler_output",)
-    for name in ("image_embeds", *last):
-        value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-        if isinstance(value, Tensor) and anatomy is not None and name == "last_hidden_state":
-            if anatomy.mask is not None:
-                raise ResiDualError(
-                    f"the readout of {anatomy.architecture} depends on {anatomy.mask}, which a "
-                    "model output does not hold: call the dual encoder, or its tower through "
-                    "run_tower(model, inputs)."
-                )
-            return read_tokens(anatomy, value, {})
-        if isinstance(value, Tensor):
-            return value
-    if anatomy is not None and tokens:
-        raise ResiDualError(
-            f"wanted a model output with last_hidden_state, got {type(outputs).__name__}: the "
-            f"readout of {anatomy.architecture} is made of its tokens, which a head for image "
-            "classification leaves out; load the bare tower, such as ViTModel."
-        )
-    raise ResiDualError(
-        f"wanted a model output with image_embeds or pooler_output, got {type(outputs).__name__}; "
-        "a bare CLIPModel needs texts to run, an adapted one does not."
-    )
-
-
-def pixel_batches(
-    items: Sequence[ImageLike], image_processor: Any, batch_size: int
-) -> Iterator[dict[str, Tensor]]:
-    """What a model takes of all images, at most batch_size of them at a time, in their order.
-
-    Raises:
-        ResiDualError: no images, one that cannot be read (names it), or no image processor.
-    """
-    if not items:
-        raise ResiDualError("wanted at least one image to classify, got none.")
-    if image_processor is None:
-        raise no_processor()
-    for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
-        images = [to_rgb(item, f"image {start + i}") for i, item in enumerate(batch)]
-        yield model_inputs(image_processor, images)
 
 
 def _logit_bias(*models: nn.Module) -> float:

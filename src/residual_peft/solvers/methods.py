@@ -259,7 +259,7 @@ def with_gains(
     if share:
         readout = torch.cat([part.readout for part in seen.parts])
         classifier = classifier.with_images(readout, seen.labels, share=share)
-    target = _gains_parameter(classifier)
+    target = gains_of(classifier.model)
     before = target.detach().clone()
     try:
         fit = solve_gains(classifier, seen, objective=replace(objective, strength=strength))
@@ -296,7 +296,7 @@ def _gains_path(rows: Rows, objective: Objective, share: float) -> tuple[float, 
     if rows.fold is None:
         return STRENGTHS[0], _finished(rows, rows.zero_shot)
     pairs, starts = [], []
-    ones = torch.ones_like(_gains_parameter(rows.classifier).detach().cpu())
+    ones = torch.ones_like(gains_of(rows.classifier.model).detach().cpu())
     for number in rows.fold.unique().tolist():
         inside = (rows.fold != number).nonzero().flatten()
         outside = (rows.fold == number).nonzero().flatten()
@@ -432,10 +432,6 @@ METHODS: dict[str, Method] = {
 
 def _trained(head: ClassHead, features: Features, name: str, left_out: LeftOut) -> TrainedHead:
     return TrainedHead(head.to(torch.float32), features, name, scores_of(left_out))
-
-
-def _gains_parameter(classifier: ZeroShotClassifier) -> torch.nn.Parameter:
-    return gains_of(classifier.model)
 
 
 def _text_logits(classifier: ZeroShotClassifier, readout: Tensor) -> Tensor:

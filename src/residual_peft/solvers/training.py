@@ -21,7 +21,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..classifiers.zero_shot import ZeroShotClassifier, readout_of
+from ..classifiers.outputs import readout_of
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData, ProcessedImages, collate
 from ..data.labels import check_same, labelling_in
 from ..errors import ResiDualError

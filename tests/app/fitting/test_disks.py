@@ -11,6 +11,7 @@ import pytest
 from residual_peft import cli
 from residual_peft.app.fitting import fit_adapter
 from residual_peft.app.fitting import reading as fit_reading
+from residual_peft.app.fitting import saving as fit_saving
 from residual_peft.app.fitting import whole as fit_whole
 from residual_peft.app.fitting.reading import room_for, shard_size
 from residual_peft.errors import ResiDualError
@@ -88,7 +89,7 @@ def test_a_disk_that_fills_up_meanwhile(moment, root, small, monkeypatch, capsys
         (small / "filling").write_bytes(bytes(max(0, free - 8192)))
 
     name = {"reading": "ProcessedImages", "saving": "record_run"}[moment]
-    place = {"reading": fit_reading, "saving": fit_whole}[moment]
+    place = {"reading": fit_reading, "saving": fit_saving}[moment]
     real = getattr(place, name)
 
     def instead(*args, **kwargs):

@@ -7,8 +7,9 @@ measured on is decided in one place (`measuring`).
 from .measuring import Chosen, choose_images
 from .reading import check_skipped, reading_options
 from .report import FitReport
+from .saving import Fitted
 from .scores import evaluate_adapter
-from .whole import Fitted, check_without_texts, compare_methods, fit_adapter, fit_classifier
+from .whole import check_without_texts, compare_methods, fit_adapter, fit_classifier
 
 __all__ = [
     "Chosen",

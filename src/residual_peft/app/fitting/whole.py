@@ -2,36 +2,29 @@
 
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...analysis import TextDictionary
 from ...analysis.describing import dictionary_if_any
 from ...classifiers.backbones import Backbone, load_backbone
-from ...classifiers.files import is_ours, of_the_old
 from ...classifiers.prompts import DEFAULT_TEMPLATES
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, load_data
 from ...data.labels import ONE_LABEL, check_same
 from ...data.survey import survey
 from ...errors import ResiDualError, printable
-from ...hub.directories import CARD, MISTAKES, RUN_DIRECTORY, SKIPPED, SUSPICIOUS
-from ...hub.facts import Facts
-from ...hub.files import atomic_directory
 from ...hub.places import check_place
 from ...solvers.choice import AUTO, check_methods
 from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
-from ..listing import MISTAKE_HEADERS, SUSPICIOUS_HEADERS, mistakes_of, pictured, write_noted
-from ..recording import record_run, run_facts
-from ..trusting import trust_of
 from .keeping import Keeping, keeping
 from .reading import Options, Pass, check_skipped, settings_of
-from .report import FitReport, findings_of, write_skipped_beside
+from .report import FitReport, findings_of
+from .saving import Fitted, digests_of, facts_of, save
 from .ways import Done, Task, by_trainer, check_statistics, check_way, from_coordinates
 
 logger = logging.getLogger(__name__)
@@ -140,28 +133,11 @@ def fit_adapter(
             task = replace(task, keep_statistics=keep_statistics)
             dictionary = _dictionary(task, images, words)  # before any work
             fitted = _fitted(task, images, kept, options, repeated)
-            facts = _facts_of(data, fitted, seed, license)
-            _save(fitted, target, facts, dictionary)
+            facts = facts_of(data, fitted, seed, license)
+            save(fitted, target, facts, dictionary)
         except KeyboardInterrupt as stopped:
             raise KeyboardInterrupt(_kept_in_words(kept)) from stopped
     return fitted.report
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted classifier, and what there is to say of the fit.
-
-    Attributes:
-        classifier: with its adapter and, where that did best, its class head.
-        report: counts, scores and what was compared.
-        images: those that could be read, test images that were trained on left out.
-        done: what was measured on the way.
-    """
-
-    classifier: ZeroShotClassifier
-    report: FitReport
-    images: ImageData
-    done: Done
 
 
 def fit_classifier(
@@ -266,18 +242,14 @@ def without_repeated(images: ImageData) -> tuple[ImageData, int]:
     """
     for split in ("train", "validation", "test"):
         images[split]  # says which one is missing
-    known = {digest for split in ("train", "validation") for digest in _digests(images, split)}
-    rows = [row for row, digest in enumerate(_digests(images, "test")) if digest in known]
+    known = {digest for split in ("train", "validation") for digest in digests_of(images, split)}
+    rows = [row for row, digest in enumerate(digests_of(images, "test")) if digest in known]
     if len(rows) == len(images.test):
         raise ResiDualError(
             f"all {len(rows)} test images of '{images.source}' are training or validation images, "
             "too, so that no score would mean anything; bring other test images."
         )
     return (images.without("test", rows) if rows else images), len(rows)
-
-
-def _digests(images: ImageData, split: str) -> tuple[str, ...]:
-    return images.digests.get(split, ())  # none of data that a caller put together by hand
 
 
 def _task(
@@ -392,85 +364,6 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
         findings=(*done.notes, *findings_of(done.before, done.after, done.train, largest, start)),
         methods=done.table,
     )
-
-
-def _facts_of(data: Any, fitted: Fitted, seed: int, license: str | None) -> Facts:
-    """What is known of a fit; of a path only the end, which is all that others can use."""
-    images, report = fitted.images, fitted.report
-    on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
-    metrics = dict(report.adapted)
-    if len(images.class_names) <= 5:  # then every class is among the top five
-        metrics.pop("top5_accuracy", None)
-    return Facts(
-        dataset=Path(images.source).name if on_disk else images.source,
-        dataset_id=None if on_disk else data,
-        metrics=metrics,
-        metrics_before=report.zero_shot,
-        seed=seed,
-        license=license,
-        method=fitted.done.method,
-        splits=report.splits,
-        encoding_seconds=report.encoding_seconds,
-        fitting_seconds=report.fitting_seconds,
-        images_read=fitted.done.images_read,
-        strength=report.strength,
-        train_accuracy=report.train.get("accuracy"),
-        largest_class=report.largest_class,
-        skipped=len(images.skipped),
-        repeated=report.repeated,
-        findings=report.findings,
-        methods=report.methods,
-        trained=fitted.done.trained,
-    )
-
-
-def _save(fitted: Fitted, target: Path, facts: Facts, dictionary: TextDictionary | None) -> None:
-    """Adapter, classes, card and record appear together."""
-    done, images = fitted.done, fitted.images
-    classifier = done.classifier
-    classifier.split = images.split
-    classifier.fitted_on = (*_digests(images, "train"), *_digests(images, "validation"))
-    old: list[str] = []
-    with atomic_directory(target, gone=old) as folder:
-        mine = target / CARD
-        if mine.is_file() and not is_ours(mine):  # somebody's own, which stays
-            shutil.copyfile(mine, folder / CARD)
-        classifier.save_pretrained(folder, card=facts, location=target.name)
-        write_skipped_beside(folder, images.skipped)
-        if not images.multi_label:  # a report counts images that are right or wrong
-            facts = run_facts(classifier, folder, facts, target.name)
-            _write_record(fitted, folder / RUN_DIRECTORY, facts, dictionary)
-        # what an earlier fit left there and this one does not replace would speak of it
-        if before := of_the_old(target):
-            old += [*before, SKIPPED]
-
-
-def _write_record(
-    fitted: Fitted, folder: Path, facts: Facts, dictionary: TextDictionary | None
-) -> None:
-    """The record, and tables of the images to look at; all of it stays at home."""
-    done, images = fitted.done, fitted.images
-    trusted = None
-    if done.seen is not None:
-        means = fitted.report.start != "zero-shot"
-        trusted = trust_of(*done.seen, images, done.after, means=means)
-    suspicious = () if trusted is None else trusted.suspicious
-    record = record_run(
-        done.classifier,
-        images.test,
-        done.before,
-        done.after,
-        facts,
-        done.rows,
-        dictionary,
-        None if trusted is None else trusted.record,
-        pictured(suspicious),
-    )
-    record.save(folder)
-    names = images.class_names
-    mistakes = mistakes_of(done.after, images.test)
-    write_noted(folder / MISTAKES, mistakes, names, MISTAKE_HEADERS)
-    write_noted(folder / SUSPICIOUS, suspicious, names, SUSPICIOUS_HEADERS)
 
 
 def _kept_in_words(kept: Keeping) -> str:
