@@ -206,4 +206,17 @@ def test_a_ridge_is_compared_by_what_it_says_of_folds_left_out(name, material):
     )
     torch.testing.assert_close(outcome.left_out.logits, choice.fit.by_folds.logits)
     inside = choice.fit.head.logits(values.double(), rows.zero_shot)
-    assert (outcome.left_out.logits - inside).abs().max() > 1e-2
+    assert not torch.allclose(outcome.left_out.logits, inside, atol=1e-4)
+
+
+def test_copies_of_a_picture_are_left_out_together(material):
+    classifier, seen = material
+    twice = torch.cat([torch.arange(60), torch.arange(20)])
+    rows = Rows.of(classifier, seen.rows(twice))
+    assert rows.copies == 20
+    assert (rows.fold[:20] == rows.fold[60:]).all()
+    outcome = METHODS["ridge"].fit(rows)
+    said = outcome.left_out.logits
+    torch.testing.assert_close(said[:20], said[60:])  # neither has seen the other
+    assert not any("their copies stayed in" in note for note in outcome.notes)
+    assert Rows.of(classifier, seen.rows(torch.arange(60))).copies == 0

@@ -21,7 +21,7 @@ from ..classifiers.heads.discriminant import fit_discriminant
 from ..classifiers.heads.finishing import across_folds, finish
 from ..classifiers.heads.folds import stratified_folds
 from ..classifiers.heads.head import spread
-from ..classifiers.heads.images import checked
+from ..classifiers.heads.images import checked, duplicate_groups
 from ..classifiers.heads.left_out import How, leaving_of
 from ..classifiers.heads.logistic import fit_logistic
 from ..classifiers.trained_head import Features, TrainedHead, embedding_features, scores_of
@@ -52,7 +52,9 @@ class Rows:
         seen: N images' readouts, labels and coordinates, in memory.
         zero_shot: the texts' logits z (N, C); where classes are means of these images, those of
             means without the image's fold.
-        groups: (N,), images of one number are left out together.
+        groups: (N,), images of one number are left out together. Copies of one picture are, where
+            nothing else is given: what is said of one that was left out would be too good.
+        copies: how many images are copies of others.
         class_weights: what an image of each class counts (C,).
         fold: of each image (N,), the same for all methods; None where there are no two images of
             any class, so that nothing can be left out.
@@ -67,6 +69,7 @@ class Rows:
     groups: Tensor | None = None
     class_weights: Tensor | None = None
     fold: Tensor | None = None
+    copies: int = 0
     means: bool = False
     by_labels: bool = False
 
@@ -95,11 +98,17 @@ class Rows:
             ResiDualError: labels that do not suit the classifier.
         """
         classifier.check_labels(seen.labels)
+        same = duplicate_groups(seen.readout)
+        copies = len(same) - len(same.unique())
+        if groups is None and copies:
+            groups = same
         fold = stratified_folds(seen.labels, folds=FOLDS, groups=groups)
         zero_shot = _text_logits(classifier, seen.readout)
         if means and fold is not None:
             zero_shot = _without_own_fold(classifier, seen, fold)
-        return cls(classifier, seen, zero_shot, groups, class_weights, fold, means, by_labels)
+        return cls(
+            classifier, seen, zero_shot, groups, class_weights, fold, copies, means, by_labels
+        )
 
     @property
     def class_count(self) -> int:

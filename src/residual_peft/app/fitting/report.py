@@ -175,7 +175,7 @@ def findings_of(
     if train[name] - new > FAR and (interval is None or train[name] > interval[1]):
         found.append(
             f"{said} on training images is far above that on test images ({train[name]:.3f}, "
-            f"{new:.3f}): the gains know their images by heart; more images would help."
+            f"{new:.3f}): the fit knows its images by heart; more images would help."
         )
     return tuple(found)
 

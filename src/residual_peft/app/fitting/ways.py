@@ -19,7 +19,7 @@ from ...classifiers.trained_head import HEAD_BYTES, embedding_features
 from ...classifiers.updating import STATISTICS, KeptStatistics
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, batches
-from ...errors import ResiDualError
+from ...errors import ResiDualError, counted
 from ...hub.facts import MethodRow
 from ...hub.files import read_tensors, write_tensors
 from ...solvers import large
@@ -147,7 +147,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     outcomes, chosen = _sized(outcomes, chosen, classifier, seen, measured, test)
     inside = scored_by(chosen, classifier, seen).metrics
     chosen.put_into(classifier)
-    notes = (*chosen.notes, *_keep_statistics(task, chosen, classifier, seen))
+    notes = (*chosen.notes, *_copies(rows), *_keep_statistics(task, chosen, classifier, seen))
     return Done(
         classifier=classifier,
         before=measured["zero-shot"],
@@ -164,6 +164,15 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         table=tuple(_row(one, measured[one.method], one is chosen) for one in outcomes),
         notes=notes,
         seen=None if rows is None else (rows, chosen),
+    )
+
+
+def _copies(rows: Rows | None) -> tuple[str, ...]:
+    if rows is None or not rows.copies:
+        return ()
+    return (
+        f"{rows.copies:,} of {counted(len(rows.labels), 'image')} to learn from are copies of "
+        "others: where images were left out to choose by, copies went together.",
     )
 
 
