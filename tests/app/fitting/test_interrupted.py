@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
-from residual_peft.app.fitting import fit_adapter, ways
-from residual_peft.app.fitting import whole as whole_fit
+from residual_peft.app.fitting import fit_adapter, saving, ways
 from residual_peft.app.fitting.keeping import Keeping, keeping
 from residual_peft.data import ProcessedImages
 from residual_peft.errors import ResiDualError
@@ -261,11 +260,11 @@ def test_gains_that_the_trainer_had_found_are_saved(
 ) -> None:
     monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 2)
     fit(root, tmp_path / "whole", trainer=True)
-    real = whole_fit.record_run
-    monkeypatch.setattr(whole_fit, "record_run", lambda *given: [][0])
+    real = saving.record_run
+    monkeypatch.setattr(saving, "record_run", lambda *given: [][0])
     with pytest.raises(IndexError):
         fit(root, tmp_path / "a", trainer=True)
-    monkeypatch.setattr(whole_fit, "record_run", real)
+    monkeypatch.setattr(saving, "record_run", real)
     monkeypatch.setattr(ways.Trainer, "train", None)  # not called again
     fit(root, tmp_path / "a", trainer=True)
     assert state(tmp_path / "a") == state(tmp_path / "whole")
