@@ -377,9 +377,8 @@ def measured(name: str, kind: str, count: int, folder: Path) -> Row:
     return {"peak": during, "after": psutil.Process().memory_info().rss, "kept": kept}
 
 
-def memory(counts: list[int], cache: Path, wanted: list[str]) -> dict[str, Row]:
+def memory(counts: list[int], cache: Path, wanted: list[str], rows: dict[str, Row]) -> Row:
     """Growth per image of every pass, each number of images in a process of its own."""
-    rows = {}
     for name, kind in PASSES:
         title = f"{name}, {kind}"
         if wanted and not any(word in title for word in wanted):
@@ -467,7 +466,9 @@ def main() -> None:
             options.cache, options.images, width, height, options.fit_options
         )
     if not options.no_memory:
-        parts["memory"] = lambda: memory(options.memory, options.cache, options.only)
+        parts["memory"] = lambda: memory(
+            options.memory, options.cache, options.only, results.get("memory", {})
+        )
     for part, measure in parts.items():
         results[part] = rounded(measure())
         write_json(options.out, results)

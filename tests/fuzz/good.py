@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 
 from residual_peft.analysis.describing import Words
+from residual_peft.app.fitting import fit_adapter
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.data import ProcessedImages
 from residual_peft.hub.directories import RUN_DIRECTORY
@@ -47,6 +48,15 @@ def make(root: Path) -> None:
     _photos(root / "photos")
     _tables(root / "photos", root / "tables")
     _archives(root / "photos", root / "archives")
+    fit_adapter(
+        str(root / "base"),
+        str(root / "photos"),
+        root / "headed",
+        templates=["a {}."],
+        method="ridge",
+        keep_statistics=True,
+        num_workers=0,
+    )
     _record(root / "fit", next((root / "photos").rglob("*.png")).read_bytes())
     rows = {"image": [str(p) for p in sorted((root / "photos").rglob("*.png"))]}
     rows["label"] = [Path(p).parent.name for p in rows["image"]]

@@ -64,11 +64,27 @@ def _finite(values: torch.Tensor) -> None:
         raise ArithmeticError("what was loaded gives NaN or infinite values")
 
 
+def _model_as(base: Path, made: list[Any] = []) -> Any:  # noqa: B006  read once
+    if not made:
+        made.append(load_backbone(base).model.eval())
+    return copy.deepcopy(made[0])
+
+
 def _classifier(folder: Path, good: Path) -> None:
     # half of them with the base model that they name
     given = {} if len(os.listdir(folder)) % 2 else {"model": _model()}
     loaded = ZeroShotClassifier.from_pretrained(folder, **given)
     _finite(loaded.predict_logits([IMAGE]))
+
+
+def _headed(folder: Path, good: Path) -> None:
+    """A class head, and the sums of its images that it can be changed by."""
+    loaded = ZeroShotClassifier.from_pretrained(folder, model=_model_as(good / "base"))
+    _finite(loaded.predict_logits([IMAGE]))
+    loaded.predict([IMAGE])
+    if loaded.head is not None and loaded.statistics is not None:
+        loaded.update([IMAGE], [0])
+        _finite(loaded.predict_logits([IMAGE]))
 
 
 def _adapter(folder: Path, good: Path) -> None:
@@ -160,6 +176,7 @@ def _backbone(folder: Path, good: Path) -> None:
 
 LOADERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "classifier": ("classifier", _classifier),
+    "headed": ("headed", _headed),
     "adapter": ("adapter", _adapter),
     "gains": ("gains", _adapter),
     "stream": ("stream", _peft),
