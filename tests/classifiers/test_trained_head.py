@@ -230,6 +230,9 @@ def test_a_head_of_another_basis_is_refused_and_the_model_left_alone(tmp_path):
         (lambda t: t.update({"head.mean": t["head.mean"][:5]}), "parts are of different heads"),
         (lambda t: t["head.weights"].fill_(float("nan")), "finite numbers in a class head"),
         (lambda t: t["head.scale"].fill_(0), "scales above 0"),
+        (lambda t: t["head.text_weight"].fill_(3e38), "whose logits stay below 1e.30, got"),
+        (lambda t: t["head.offset"].fill_(-3e38), "whose logits stay below 1e.30, got"),
+        (lambda t: t["head.weights"].fill_(3e38), "whose logits stay below 1e.30, got"),
         (
             lambda t: t.update({k: t[k][:5] for k in ("head.mean", "head.scale", "head.weights")}),
             "do not belong together",

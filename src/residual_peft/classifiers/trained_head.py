@@ -21,6 +21,8 @@ HEAD_BYTES = 20_000_000
 """That a class head may take on disk; a larger one is saved in half precision or of low rank."""
 LARGEST = 2**30
 """Numbers that a head of low rank may be unfolded to, 4 GB: 69,000 classes of a B/16."""
+FEATURE, LOGIT = 1e6, 1e30
+"""A saved head's logits for features, and zero-shot logits, up to the one stay below the other."""
 MOST_SCORES = 10_000
 """That are kept; of more, as many quantiles."""
 
@@ -190,6 +192,7 @@ def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> 
         raise ResiDualError(f"{where} holds other left-out scores than finite numbers.")
     try:
         head = _head_of(state)
+        _check_size(head)
     except ResiDualError as error:
         raise ResiDualError(f"{where}: {error}") from error
     if (len(head.mean), head.class_count) != (record.columns, record.classes):
@@ -201,6 +204,18 @@ def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> 
     scores = None if scores is None else scores.float().sort().values
     small = "right" in state or state["weights"].dtype != torch.float32
     return TrainedHead(head, record.features, record.method, scores, state if small else None)
+
+
+def _check_size(head: ClassHead) -> None:
+    """Finite numbers may still give logits that float32 cannot hold, and NaN after those."""
+    largest = (FEATURE + head.mean.double().abs()) / head.scale.double()
+    scores = largest @ head.weights.double().abs() + head.offset.double().abs()
+    bound = abs(head.temperature) * float(scores.max()) + abs(head.text_weight) * FEATURE
+    if not bound < LOGIT:
+        raise ResiDualError(
+            f"wanted a class head whose logits stay below {LOGIT:.0e}, got numbers that give "
+            f"{bound:.0e}."
+        )
 
 
 def _head_of(state: Mapping[str, Tensor]) -> ClassHead:
