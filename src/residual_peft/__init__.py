@@ -12,6 +12,7 @@ from .errors import missing_extra
 from .registration import register_with_peft
 
 if TYPE_CHECKING:
+    from .app.fitting import fit
     from .bases.basis import SpectralBasis
     from .bases.decomposition import Decomposition, decompose
     from .classifiers.evaluation import evaluate
@@ -63,6 +64,7 @@ __all__ = [
     "decompose",
     "evaluate",
     "find_tower",
+    "fit",
     "fit_bases",
     "fit_gains",
     "gains_by_module",
@@ -80,6 +82,7 @@ __all__ = [
 
 # a module -> what of it is public, as TYPE_CHECKING has it above: a test compares the two
 _PUBLIC = {
+    "app.fitting": ("fit",),
     "bases.basis": ("SpectralBasis",),
     "bases.decomposition": (
         "Decomposition",

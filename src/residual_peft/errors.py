@@ -1,6 +1,8 @@
 """The one error family for what a user can mend, and text from anywhere made fit to print."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 LONGEST = 300
 """Characters of one value that a message shows."""
@@ -73,6 +75,17 @@ class ResiDualError(ValueError):
         text = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …"
         lines = [text, *(map(printable, example.split("\n")) if example else [])]
         super().__init__("\n".join(lines))
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise a ResiDualError for a name that is none of those known, with the nearest that is."""
+    names = list(known)
+    for name in given:
+        if name in names:
+            continue
+        near = difflib.get_close_matches(str(name), names, n=1)
+        meant = f"; did you mean '{near[0]}'?" if near else f": there are {', '.join(names)}."
+        raise ResiDualError(f"'{name}' is not {what}{meant}")
 
 
 EXTRAS = {

@@ -165,20 +165,20 @@ def changed_rows(
 
 
 def run_facts(
-    classifier: ZeroShotClassifier, directory: PathLike, facts: Facts, location: str
+    classifier: ZeroShotClassifier, directory: PathLike | None, facts: Facts, location: str
 ) -> Facts:
     """Facts of a fit, and beside them what the adapter, its directory and this machine know.
 
     Args:
         classifier: its model has the fitted adapter.
-        directory: where it was saved.
+        directory: where it was saved; None where it was not.
         facts: what is known beyond that.
         location: what loads it.
     """
-    weights = Path(directory) / ADAPTER_TENSORS
+    weights = None if directory is None else Path(directory) / ADAPTER_TENSORS
     return replace(
         adapter_facts(classifier.model, classifier, facts, location),
-        adapter_bytes=weights.stat().st_size if weights.is_file() else None,
+        adapter_bytes=weights.stat().st_size if weights and weights.is_file() else None,
         machine=machine(classifier.device),
         cores=os.cpu_count(),
         versions={"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},

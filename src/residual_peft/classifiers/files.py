@@ -28,6 +28,7 @@ from ..hub.directories import (
     RECORD_TENSORS,
     REPORT,
     RUN_DIRECTORY,
+    RUN_YAML,
     SUSPICIOUS,
     known_name,
     local_directory,
@@ -232,7 +233,7 @@ def of_the_old(target: Path, *, record: bool = True) -> list[str]:
         kinds = ("[0-9]*", "mistake-[0-9]*", "suspicious-[0-9]*")
         found = sorted(path for kind in kinds for path in (target / run / EXAMPLES).glob(kind))
         pictures = [path.name for path in found if path.suffix in PICTURE_SUFFIXES.values()]
-        files = (RECORD_JSON, RECORD_TENSORS, MISTAKES, SUSPICIOUS)
+        files = (RECORD_JSON, RECORD_TENSORS, MISTAKES, SUSPICIOUS, RUN_YAML)
         names += [*(str(run / file) for file in files), FITTED_ON, STATISTICS, REPORT, FIGURE]
         names += [str(run / EXAMPLES / name) for name in pictures]
     return names

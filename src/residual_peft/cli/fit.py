@@ -1,13 +1,16 @@
 """`residual-peft fit`."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import printable_lines
+from ..errors import ResiDualError, printable_lines
 from ..hub.places import check_place
 from .commands import begin
+from .configs import Config
 from .options import (
     DEMO_MODEL_SHOWN,
     BatchSize,
@@ -33,16 +36,11 @@ The report is my-adapter/report.html"""
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write the adapter to.")],
+    config: Config = None,
     model: Model = None,
     template: Template = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
-    readout: Annotated[
-        str | None,
-        typer.Option(
-            help="mean or patches: the mean of the tower's tokens; classes are means, too."
-        ),
-    ] = None,
     method: Annotated[
         str,
         typer.Option(help="What to fit: ridge, gains, ... (compare lists them); auto tries all."),
@@ -53,6 +51,32 @@ def fit(
     trainer: Annotated[
         bool, typer.Option("--trainer", help="Train gains with the HF Trainer instead: slower.")
     ] = False,
+    units: Annotated[
+        str | None,
+        typer.Option(help="What gets gains: head, mlp, embed, or output, with commas between."),
+    ] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(help="Directions per unit: so many, or the share of variance they keep."),
+    ] = None,
+    basis: Annotated[
+        str | None,
+        typer.Option(help="A saved SpectralBasis, a folder or Hub id, in place of one of DATA."),
+    ] = None,
+    readout: Annotated[
+        str | None,
+        typer.Option(
+            help="mean or patches: the mean of the tower's tokens; classes are means, too."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Another setting of ResiDualConfig, such as granularity=unit; repeatable.",
+        ),
+    ] = None,
     keep_statistics: Annotated[
         bool,
         typer.Option(
@@ -68,6 +92,7 @@ def fit(
     report: Annotated[
         bool, typer.Option(help="Write report.html beside the adapter; it shows test images.")
     ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
     max_bad: MaxBad = 0.05,
     strict: Strict = False,
     batch_size: BatchSize = 64,
@@ -75,22 +100,23 @@ def fit(
 ) -> None:
     """Fit an adapter to labelled images: one pass over them, then seconds.
 
-    An interrupted fit goes on where it stopped when the same command is given again.
+    An interrupted fit goes on where it stopped when the same command is given again. What was asked
+    for is kept in OUT/run/run.yaml; --config repeats it.
     """
     check_place(out)
+    given = {"units": units, "components": components, "basis": basis, "readout": readout}
     begin(f"Fitting an adapter to {data} with {model or DEMO_MODEL_SHOWN}.")
-    from ..app.fitting import fit_adapter
-    from ..hub.directories import DEMO_MODEL, REPORT, RUN_DIRECTORY
+    from ..app.fitting import fit as fit_to
+    from ..hub.directories import DEMO_MODEL, REPORT
     from ..reporting import write_report
     from ..reporting.run_record import RunRecord
-    from ..tuner import ResiDualConfig
 
-    done = fit_adapter(
-        model or DEMO_MODEL,
+    fitted = fit_to(
         data,
-        out,
+        model=model or DEMO_MODEL,
+        out=out,
         templates=template,
-        config=None if readout is None else ResiDualConfig(seed=seed, readout=readout),
+        config=_settings(given, settings or []) or None,
         method=method,
         balanced=balanced,
         trainer=trainer,
@@ -105,10 +131,42 @@ def fit(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    print(printable_lines("\n".join(done.lines())))
-    print(f"The adapter is in {out}.")
-    if report and not (out / RUN_DIRECTORY / "run.json").is_file():
-        print("There is no report: it counts right and wrong images, with one label each.")
+    lines = [*fitted.summary.lines(), f"The adapter is in {out}."]
+    if report and fitted.recorded is None:
+        lines.append("There is no report: it counts right and wrong images, with one label each.")
     elif report:
         write_report(RunRecord.load(out), out / REPORT)
-        print(f"The report is {out / REPORT}")
+        lines.append(f"The report is {out / REPORT}")
+    if as_json:
+        print(json.dumps(asdict(fitted.summary), indent=2, ensure_ascii=False))
+    else:
+        print(printable_lines("\n".join(lines)))
+
+
+def _settings(given: dict[str, Any], more: list[str]) -> dict[str, Any]:
+    """Settings of the adapter's config, as Python has them."""
+    import yaml
+
+    found = {name: value for name, value in given.items() if value is not None}
+    if "units" in found:
+        found["units"] = tuple(unit.strip() for unit in found["units"].split(","))
+    if "components" in found:
+        found["components"] = _number(found["components"])
+    for setting in more:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ResiDualError(f"wanted --set NAME=VALUE, got '{setting}'.")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ResiDualError(f"--set {name}: could not read the value '{value}'.") from None
+    return found
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ResiDualError(
+            f"wanted --components as a number or a share of variance such as 0.9, got '{text}'."
+        ) from None

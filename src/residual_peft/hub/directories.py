@@ -33,6 +33,8 @@ RECORD_JSON, RECORD_TENSORS, EXAMPLES = "run.json", "run.safetensors", "examples
 """Where a fit leaves its record, pictures of the user's images included; never pushed."""
 MISTAKES, SUSPICIOUS = "mistakes.csv", "suspicious.csv"
 """In the same place: test images that are mistaken, training images whose label looks wrong."""
+RUN_YAML = "run.yaml"
+"""There, too, since it has paths in it: what repeats the fit."""
 SKIPPED = "skipped.csv"
 """The images of a fit that could not be read, by their files' names; never pushed."""
 REPORT = "report.html"

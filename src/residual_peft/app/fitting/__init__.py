@@ -6,21 +6,23 @@ measured on is decided in one place (`measuring`).
 
 from .measuring import Chosen, choose_images
 from .reading import check_skipped, reading_options
+from .recipe import Recipe
 from .report import FitReport
 from .saving import Fitted
 from .scores import evaluate_adapter
-from .whole import check_without_texts, compare_methods, fit_adapter, fit_classifier
+from .whole import check_without_texts, compare_methods, fit, fit_adapter
 
 __all__ = [
     "Chosen",
     "FitReport",
     "Fitted",
+    "Recipe",
     "check_skipped",
     "check_without_texts",
     "choose_images",
     "compare_methods",
     "evaluate_adapter",
+    "fit",
     "fit_adapter",
-    "fit_classifier",
     "reading_options",
 ]

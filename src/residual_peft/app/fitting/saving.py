@@ -1,7 +1,8 @@
-"""What a fit leaves on disk: adapter, classes, card and record, together."""
+"""What a fit leaves: in memory, and on disk adapter, classes, card and record together."""
 
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,118 @@ from ...analysis import TextDictionary
 from ...classifiers.files import is_ours, of_the_old
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData
-from ...hub.directories import CARD, MISTAKES, RUN_DIRECTORY, SKIPPED, SUSPICIOUS
+from ...errors import ResiDualError, printable_lines
+from ...hub.directories import CARD, MISTAKES, REPORT, RUN_DIRECTORY, RUN_YAML, SKIPPED, SUSPICIOUS
 from ...hub.facts import Facts
-from ...hub.files import atomic_directory
-from ..listing import MISTAKE_HEADERS, SUSPICIOUS_HEADERS, mistakes_of, pictured, write_noted
+from ...hub.files import atomic_directory, path_of
+from ...reporting import write_report
+from ...reporting.run_record import RunRecord
+from ..listing import (
+    MISTAKE_HEADERS,
+    SUSPICIOUS_HEADERS,
+    Noted,
+    mistakes_of,
+    pictured,
+    write_noted,
+)
 from ..recording import record_run, run_facts
 from ..trusting import trust_of
+from .recipe import Recipe
 from .report import FitReport, write_skipped_beside
 from .ways import Done
 
+UNSAVED = "my-adapter"
+"""What a report calls an adapter that was not saved."""
+
 
 @dataclass(frozen=True)
+class Recorded:
+    """What is told of a fit's images, beside its scores.
+
+    Attributes:
+        run: what a report is drawn from.
+        mistakes: test images that are taken for another class.
+        suspicious: training images whose label looks wrong.
+    """
+
+    run: RunRecord
+    mistakes: list[Noted]
+    suspicious: list[Noted]
+
+
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """A fitted classifier, and what there is to say of the fit.
 
     Attributes:
         classifier: with its adapter and, where that did best, its class head.
-        report: counts, scores and what was compared.
+        summary: counts, scores and what was compared.
         images: those that could be read, test images that were trained on left out.
-        done: what was measured on the way.
+        facts: for its card and report.
+        run: as YAML that repeats it (`residual-peft fit --config`).
+        recorded: None with several labels per image.
     """
 
     classifier: ZeroShotClassifier
-    report: FitReport
+    summary: FitReport
     images: ImageData
-    done: Done
+    facts: Facts
+    run: str
+    recorded: Recorded | None
+
+    def __repr__(self) -> str:
+        return printable_lines("\n".join(self.summary.lines()))
+
+    @property
+    def table(self) -> str:
+        """What was compared, a line per method; empty for the Trainer's way."""
+        return "\n".join(self.summary.table())
+
+    def report(self, path: str | os.PathLike[str] = REPORT) -> Path:
+        """Write the report, one HTML file that needs no other; returns its path.
+
+        Raises:
+            ResiDualError: it cannot be written, or images have several labels.
+        """
+        if self.recorded is None:
+            raise ResiDualError(
+                "there is no report of several labels per image: it counts right and wrong "
+                "images, with one label each."
+            )
+        target = path_of(path)
+        write_report(self.recorded.run, target)
+        return target
+
+    def save(self, out: str | os.PathLike[str]) -> Path:
+        """Save adapter, classes, card and record together; returns their directory.
+
+        Raises:
+            ResiDualError: the directory cannot be written.
+        """
+        target, classifier = path_of(out).absolute(), self.classifier
+        old: list[str] = []
+        with atomic_directory(target, gone=old) as folder:
+            mine = target / CARD
+            if mine.is_file() and not is_ours(mine):  # somebody's own, which stays
+                shutil.copyfile(mine, folder / CARD)
+            classifier.save_pretrained(folder, card=self.facts, location=target.name)
+            write_skipped_beside(folder, self.images.skipped)
+            self._write_record(folder, target.name)
+            # what an earlier fit left there and this one does not replace would speak of it
+            if before := of_the_old(target):
+                old += [*before, SKIPPED]
+        return target
+
+    def _write_record(self, folder: Path, location: str) -> None:
+        """The record, and tables of the images to look at; all of it stays at home."""
+        run, names = folder / RUN_DIRECTORY, self.images.class_names
+        if self.recorded is not None:
+            facts = run_facts(self.classifier, folder, self.facts, location)
+            replace(self.recorded.run, facts=facts).save(run)
+            write_noted(run / MISTAKES, self.recorded.mistakes, names, MISTAKE_HEADERS)
+            write_noted(run / SUSPICIOUS, self.recorded.suspicious, names, SUSPICIOUS_HEADERS)
+        run.mkdir(exist_ok=True)
+        (run / RUN_YAML).write_text(self.run, encoding="utf-8")
 
 
 def digests_of(images: ImageData, split: str) -> tuple[str, ...]:
@@ -41,80 +129,57 @@ def digests_of(images: ImageData, split: str) -> tuple[str, ...]:
     return images.digests.get(split, ())  # none of data that a caller put together by hand
 
 
-def facts_of(data: Any, fitted: Fitted, seed: int, license: str | None) -> Facts:
+def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recipe: Recipe) -> Facts:
     """What is known of a fit; of a path only the end, which is all that others can use."""
-    images, report = fitted.images, fitted.report
-    on_disk = not isinstance(data, str) or Path(data).expanduser().is_dir()
-    metrics = dict(report.adapted)
+    on_disk = not isinstance(data, str) or Path(data).expanduser().exists()
+    metrics = dict(summary.adapted)
     if len(images.class_names) <= 5:  # then every class is among the top five
         metrics.pop("top5_accuracy", None)
     return Facts(
         dataset=Path(images.source).name if on_disk else images.source,
         dataset_id=None if on_disk else data,
         metrics=metrics,
-        metrics_before=report.zero_shot,
-        seed=seed,
-        license=license,
-        method=fitted.done.method,
-        splits=report.splits,
-        encoding_seconds=report.encoding_seconds,
-        fitting_seconds=report.fitting_seconds,
-        images_read=fitted.done.images_read,
-        strength=report.strength,
-        train_accuracy=report.train.get("accuracy"),
-        largest_class=report.largest_class,
+        metrics_before=summary.zero_shot,
+        seed=recipe.seed,
+        license=recipe.license,
+        method=done.method,
+        splits=summary.splits,
+        encoding_seconds=summary.encoding_seconds,
+        fitting_seconds=summary.fitting_seconds,
+        images_read=done.images_read,
+        strength=summary.strength,
+        train_accuracy=summary.train.get("accuracy"),
+        largest_class=summary.largest_class,
         skipped=len(images.skipped),
-        repeated=report.repeated,
-        findings=report.findings,
-        methods=report.methods,
-        trained=fitted.done.trained,
+        repeated=summary.repeated,
+        findings=summary.findings,
+        methods=summary.methods,
+        trained=done.trained,
     )
 
 
-def save(fitted: Fitted, target: Path, facts: Facts, dictionary: TextDictionary | None) -> None:
-    """Adapter, classes, card and record appear together."""
-    done, images = fitted.done, fitted.images
-    classifier = done.classifier
-    classifier.split = images.split
-    classifier.fitted_on = (*digests_of(images, "train"), *digests_of(images, "validation"))
-    old: list[str] = []
-    with atomic_directory(target, gone=old) as folder:
-        mine = target / CARD
-        if mine.is_file() and not is_ours(mine):  # somebody's own, which stays
-            shutil.copyfile(mine, folder / CARD)
-        classifier.save_pretrained(folder, card=facts, location=target.name)
-        write_skipped_beside(folder, images.skipped)
-        if not images.multi_label:  # a report counts images that are right or wrong
-            facts = run_facts(classifier, folder, facts, target.name)
-            _write_record(fitted, folder / RUN_DIRECTORY, facts, dictionary)
-        # what an earlier fit left there and this one does not replace would speak of it
-        if before := of_the_old(target):
-            old += [*before, SKIPPED]
-
-
-def _write_record(
-    fitted: Fitted, folder: Path, facts: Facts, dictionary: TextDictionary | None
-) -> None:
-    """The record, and tables of the images to look at; all of it stays at home."""
-    done, images = fitted.done, fitted.images
+def record_of(
+    done: Done,
+    summary: FitReport,
+    images: ImageData,
+    facts: Facts,
+    dictionary: TextDictionary | None,
+) -> Recorded:
+    """What is told of a fit's images; what was read of them must still be there."""
     trusted = None
     if done.seen is not None:
-        means = fitted.report.start != "zero-shot"
+        means = summary.start != "zero-shot"
         trusted = trust_of(*done.seen, images, done.after, means=means)
     suspicious = () if trusted is None else trusted.suspicious
-    record = record_run(
+    run = record_run(
         done.classifier,
         images.test,
         done.before,
         done.after,
-        facts,
+        run_facts(done.classifier, None, facts, UNSAVED),
         done.rows,
         dictionary,
         None if trusted is None else trusted.record,
         pictured(suspicious),
     )
-    record.save(folder)
-    names = images.class_names
-    mistakes = mistakes_of(done.after, images.test)
-    write_noted(folder / MISTAKES, mistakes, names, MISTAKE_HEADERS)
-    write_noted(folder / SUSPICIOUS, suspicious, names, SUSPICIOUS_HEADERS)
+    return Recorded(run, mistakes_of(done.after, images.test), list(suspicious))

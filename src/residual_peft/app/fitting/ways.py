@@ -136,7 +136,8 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     model = task.adapted()
     read.begin(model, task.settings)
     started = clock()
-    stores = [read.read(model, "train", fit_basis=True), read.read(model, "validation")]
+    own = task.config.basis is None  # else the one that was asked for stays
+    stores = [read.read(model, "train", fit_basis=own), read.read(model, "validation")]
     encoded = clock()
     seen = Stores(tuple(stores))
     classifier, _ = task.with_classes(model, read.images, seen.readout, seen.labels)
@@ -291,7 +292,7 @@ def by_trainer(task: Task, read: Pass) -> Done:
 def _in_readout_mode(task: Task, read: Pass, model: PeftModel) -> Done:
     read.begin(model, task.settings)
     started = clock()
-    train = read.read(model, "train", fit_basis=True)
+    train = read.read(model, "train", fit_basis=task.config.basis is None)
     encoded = clock()
     read.read(model, "validation")  # the Trainer knows no way around what it cannot read
     test = read.read(model, "test")
@@ -319,7 +320,8 @@ def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
     before = Evaluation(classifier.class_names, logits, test.labels)
     started = clock()
     options = read.options.reading()
-    fit_bases(model, batches(read.processed("train"), **options), progress=True)
+    if task.config.basis is None:
+        fit_bases(model, batches(read.processed("train"), **options), progress=True)
     encoded = clock()
     seconds = _train(task, read, classifier)
     after, inside = (

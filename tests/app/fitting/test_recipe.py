@@ -1,0 +1,89 @@
+"""`residual_peft.fit` in Python, from whatever holds images; and the file that repeats a fit."""
+
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+import yaml
+from datasets import DatasetDict
+
+import residual_peft
+from residual_peft import ResiDualConfig, ResiDualError, ZeroShotClassifier, load_data
+from residual_peft.app.fitting import Recipe
+from residual_peft.classifiers.backbones import load_backbone
+from tests.app.fitting.photos import photos
+from tests.training_case import save_clip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    save_clip(folder / "model")
+    photos(folder / "photos", count=12)
+    return folder
+
+
+def test_whatever_holds_the_images_gives_the_same(root: Path, tmp_path: Path) -> None:
+    paths = sorted((root / "photos").rglob("*.png"))
+    pairs = [(str(path), path.parent.name) for path in paths]
+    whole = load_data(root / "photos", validation=0, test=0).train
+    backbone = load_backbone(root / "model")
+    sources = {
+        "folder": str(root / "photos"),
+        "frame": pandas.DataFrame(pairs, columns=["file", "species"]),
+        "splits": DatasetDict({"train": whole}),
+    }
+    options = {"method": "ridge-embedding", "templates": ["a {}."], "seed": 2, "words": []}
+    found = {}
+    for name, data in sources.items():
+        model = backbone if name == "frame" else str(root / "model")
+        found[name] = residual_peft.fit(data, model=model, **options)
+    first = found["folder"]
+    for fitted in found.values():
+        head, other = fitted.classifier.head.head, first.classifier.head.head
+        torch.testing.assert_close(head.weights, other.weights, rtol=1e-4, atol=1e-5)
+        assert fitted.classifier.split.digest == first.classifier.split.digest
+    assert "ridge-embedding *" in first.table
+    assert repr(first).startswith("zero-shot 0.")
+    assert first.table in repr(first)
+    page = first.report(tmp_path / "page.html")
+    assert "ZeroShotClassifier" in page.read_text()
+    saved = first.save(tmp_path / "adapter")
+    image = paths[0]
+    other = ZeroShotClassifier.from_pretrained(saved).predict(image)
+    assert other.as_dict() == first.classifier.predict(image).as_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metod": "ridge"}, "'metod' is not an option of fit; did you mean 'method'?"),
+        ({"config": {"unit": "head"}}, "'unit' is not a setting of the adapter's config; did you"),
+        ({"config": {"units": ("heads",)}}, "units: wanted a tuple of"),
+        ({"method": "best"}, "wanted a method of zero-shot, gains"),
+    ],
+)
+def test_a_misspelt_option_is_told_before_any_work(options, message) -> None:
+    with pytest.raises(ResiDualError) as told:
+        residual_peft.fit("nowhere", **options)
+    assert message in str(told.value)
+
+
+def test_the_file_says_all_that_a_shell_can(root: Path) -> None:
+    config = ResiDualConfig(
+        units=("head",), components=0.9, seed=4, layers_to_transform=[0], remainder="drop"
+    )
+    recipe = Recipe(("a {}.", "{}: *"), config, seed=7, words=["red"], max_bad=0.25)
+    found = yaml.safe_load(text := recipe.as_file(root / "photos", str(root / "model")))
+    assert found["data"] == str(root / "photos")
+    assert (found["model"], found["template"]) == (str(root / "model"), ["a {}.", "{}: *"])
+    assert (found["units"], found["components"], found["max_bad"]) == ("head", 0.9, 0.25)
+    settings = dict(setting.split("=") for setting in found["set"])
+    again = {name: yaml.safe_load(value) for name, value in settings.items()}
+    assert again == {"seed": 4, "layers_to_transform": [0], "remainder": "drop"}
+    own = {"units": (found["units"],), "components": found["components"]}
+    assert ResiDualConfig(**own, **again).to_dict() == config.to_dict()
+    assert "# words came from Python and is not here: list" in text.splitlines()
+    table = pandas.DataFrame({"image": ["a"], "label": ["b"]})
+    assert "# data came from Python and is not here: DataFrame" in Recipe().as_file(table, "m/id")
