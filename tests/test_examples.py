@@ -143,6 +143,9 @@ CHECKS = {
     "two_adapters.py": check_two_adapters,
 }
 
+# what takes arguments -> where it is run
+ELSEWHERE = {"onnx_without_torch.py": "app/test_exporting.py"}
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> Path:
@@ -157,7 +160,9 @@ def output(tmp_path_factory) -> Path:
 
 
 def test_every_example_is_checked() -> None:
-    assert set(CHECKS) == {path.name for path in FOLDER.glob("*.py")}
+    assert set(CHECKS) | set(ELSEWHERE) == {path.name for path in FOLDER.glob("*.py")}
+    for name, test in ELSEWHERE.items():
+        assert name in (Path(__file__).parent / test).read_text()
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -166,7 +171,7 @@ def test_an_example_says_what_it_promises_and_nothing_else(output: Path, name: s
     CHECKS[name]((output / f"{name}.out").read_text().splitlines())
 
 
-@table("name", CHECKS)
+@table("name", [*CHECKS, *ELSEWHERE])
 def test_a_docstring_shows_how_to_run_it_and_readme_names_it(name: str) -> None:
     assert f"    python examples/{name}" in (FOLDER / name).read_text().split('"""')[1]
     assert f"examples/{name}" in (FOLDER.parent / "README.md").read_text()

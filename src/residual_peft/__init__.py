@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .bases.basis import SpectralBasis
     from .bases.decomposition import Decomposition, decompose
     from .classifiers.evaluation import evaluate
+    from .classifiers.exporting import export_onnx
     from .classifiers.many_tasks import TaskSet
     from .classifiers.zero_shot import ZeroShotClassifier
     from .data import load_data
@@ -63,6 +64,7 @@ __all__ = [
     "convert_adapter",
     "decompose",
     "evaluate",
+    "export_onnx",
     "find_tower",
     "fit",
     "fit_bases",
@@ -89,6 +91,7 @@ _PUBLIC = {
         "decompose",
     ),
     "classifiers.evaluation": ("evaluate",),
+    "classifiers.exporting": ("export_onnx",),
     "classifiers.many_tasks": ("TaskSet",),
     "classifiers.zero_shot": ("ZeroShotClassifier",),
     "data": ("load_data",),

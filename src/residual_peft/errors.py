@@ -91,6 +91,8 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
 EXTRAS = {
     "datasets": "train",
     "matplotlib": "report",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
     "rich": "cli",
     "schedulefree": "train",
     "scipy": "train",

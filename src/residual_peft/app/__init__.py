@@ -3,6 +3,7 @@
 __all__ = [
     "demonstration",
     "explaining",
+    "exporting",
     "fitting",
     "looking",
     "messages",

@@ -5,6 +5,7 @@ __all__ = [
     "backbones",
     "class_means",
     "evaluation",
+    "exporting",
     "figures",
     "files",
     "heads",

@@ -30,6 +30,8 @@ from ..errors import ResiDualError
 from ..hub.directories import CARD, push_directory
 from ..hub.facts import Facts
 from ..hub.files import atomic_directory, path_of
+from ..towers.anatomy import TowerAnatomy
+from ..towers.captures import Capture
 from ..towers.registry import base_model, find_tower
 from ..tuner import (
     adapted_tower,
@@ -449,20 +451,28 @@ class ZeroShotClassifier:
             options: of `reading`: `labelled`, `progress`, `description`.
         """
         head = self.head
-        if head is None:
-            for seen in reading(self.model, None, batches, adapters=True, **options):
-                yield seen, self.logits(seen.readout)
-        elif head.features == "embedding":
-            for seen in reading(self.model, None, batches, **options):
-                yield seen, self.answer(seen.readout, seen.readout)
+        if head is not None and head.features == "coordinates":
+            tower: TowerAnatomy | None = adapted_tower(self.model)
+            options |= {"taps": True, "check": "first"}
         else:
-            state, gains = readout_state(self.model), gains_of(self.model).detach()
-            tower = adapted_tower(self.model)
-            for seen in reading(self.model, tower, batches, taps=True, check="first", **options):
-                assert seen.capture is not None
-                found = coordinates_of(state, seen.capture)
-                adapted = compose(state, base_of(state, seen.readout), found, gains)
-                yield seen, self.answer(adapted, seen.readout, found)
+            tower = None
+            options |= {"adapters": head is None}
+        for seen in reading(self.model, tower, batches, **options):
+            yield seen, self.answer_to(seen.readout, seen.capture)
+
+    def answer_to(self, readout: Tensor, capture: Capture | None = None) -> Tensor:
+        """Logits (B, C) from one run of the tower.
+
+        Args:
+            readout: (B, d), with adapters where there is neither a capture nor a class head.
+            capture: what the taps saw of the unadapted model; None where no head reads coordinates.
+        """
+        if capture is None:
+            return self.answer(readout, readout)
+        state, gains = readout_state(self.model), gains_of(self.model).detach()
+        found = coordinates_of(state, capture)
+        adapted = compose(state, base_of(state, readout), found, gains)
+        return self.answer(adapted, readout, found)
 
     def answer(self, adapted: Tensor, readout: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Logits (B, C), the class head's where there is one.

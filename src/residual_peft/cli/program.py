@@ -13,7 +13,20 @@ import typer
 
 from ..app.messages import one_line
 from ..errors import printable
-from . import analyse, compare, demo, evaluate, explain, fit, look, predict, push, report, update
+from . import (
+    analyse,
+    compare,
+    demo,
+    evaluate,
+    explain,
+    export,
+    fit,
+    look,
+    predict,
+    push,
+    report,
+    update,
+)
 from .commands import Interrupted, command_class
 
 app = typer.Typer(
@@ -32,6 +45,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "eval": (evaluate.evaluate, evaluate.EXAMPLE),
     "report": (report.report, report.EXAMPLE),
     "explain": (explain.explain, explain.EXAMPLE),
+    "export": (export.export, export.EXAMPLE),
     "analyse": (analyse.analyse, analyse.EXAMPLE),
     "push": (push.push, push.EXAMPLE),
 }

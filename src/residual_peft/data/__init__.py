@@ -37,6 +37,7 @@ __all__ = [
     "load_data",
     "metrics",
     "passes",
+    "preparation",
     "progress",
     "provenance",
     "stratified_split",

@@ -1,0 +1,101 @@
+"""A saved adapter, by name, as a file for another runtime."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..classifiers.exporting import ExportedOnnx, export_onnx
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.images import to_rgb
+from ..data.inputs import images_of
+from ..errors import ResiDualError, counted
+
+AT_MOST = 32
+"""Images of the user's that torch and the file are compared on."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        found: what the exporter says of it.
+        classes: how many the file answers for.
+        several: whether an image may have several labels.
+    """
+
+    found: ExportedOnnx
+    classes: int
+    several: bool
+
+    def lines(self) -> list[str]:
+        """For people."""
+        found = self.found
+        height, width = found.size
+        answers = "a probability for each of" if self.several else "probabilities of"
+        said = [
+            f"{found.path}: {found.bytes / 1e6:.1f} MB; pixels (N, 3, {height}, {width}) in, "
+            f"{answers} {self.classes:,} classes out",
+            f"onnxruntime and torch differ by {found.probability_difference:.1e} in a probability "
+            f"at most, on {counted(found.images, 'image')}",
+        ]
+        if found.dtype != "float32":
+            said.append(f"the adapter's model is in {found.dtype}; the file computes in float32")
+        return said
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        found = self.found
+        return {
+            "file": str(found.path),
+            "bytes": found.bytes,
+            "size": list(found.size),
+            "classes": self.classes,
+            "several_labels": self.several,
+            "images": found.images,
+            "probability_difference": found.probability_difference,
+            "logit_difference": found.logit_difference,
+            "dtype": found.dtype,
+            "seconds": found.seconds,
+        }
+
+
+def _onnx(classifier: ZeroShotClassifier, out: Any, images: Any) -> ExportedOnnx:
+    return export_onnx(classifier, out, images=images)
+
+
+FORMATS: dict[str, Callable[..., ExportedOnnx]] = {"onnx": _onnx}
+
+
+def check_format(name: str) -> None:
+    """Raise a ResiDualError unless there is such a format."""
+    if name not in FORMATS:
+        raise ResiDualError(f"wanted a format among {', '.join(FORMATS)}, got '{name}'.")
+
+
+def export_adapter(
+    adapter: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str = "onnx",
+    images: str | os.PathLike[str] | None = None,
+) -> ExportReport:
+    """Write a saved adapter as one file that needs neither torch nor this package.
+
+    Args:
+        adapter: its directory or Hub id.
+        out: the file, which appears whole or not at all.
+        format: "onnx".
+        images: a file, a folder or a pattern: the first `AT_MOST` are what torch and the file are
+            compared on; None for pictures of noise.
+
+    Raises:
+        ResiDualError: no such adapter or format, an image that cannot be read; as `export_onnx`.
+    """
+    check_format(format)
+    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    chosen = () if images is None else images_of(os.fspath(images))[0][:AT_MOST]
+    pictures = [to_rgb(item) for item in chosen]
+    found = FORMATS[format](classifier, out, pictures)
+    return ExportReport(found, len(classifier.class_names), classifier.multi_label)

@@ -1,0 +1,305 @@
+"""A classifier as one ONNX file that says the same as torch, and all that a script needs to know.
+
+The graph is traced by torch's own exporter; onnxruntime then runs it beside the classifier, and the
+file appears only where the two agree. Names of classes, the preparation of images and thresholds
+are in the file's metadata, each as JSON.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import onnxscript  # noqa: F401  torch's exporter wants it: said here, before any work
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...data.images import pixel_values
+from ...data.passes import no_processor
+from ...data.preparation import Preparation
+from ...errors import ResiDualError
+from ...hub.files import PathLike, atomic_file
+from ...towers.registry import find_tower
+from ..zero_shot import ZeroShotClassifier
+from .graph import ClassifierGraph
+
+INPUT, OUTPUTS = "pixels", ("probabilities", "logits")
+TOLERANCE = 1e-4
+"""Of a probability; of a logit, times the largest there is."""
+OPSET = 18
+"""Known to onnxruntime from 1.14 on."""
+LARGEST = 2**31 - 2**24
+"""Bytes of weights: one file of protobuf holds 2 GiB, of which names and shapes take a little."""
+COVERAGES = (0.8, 0.9, 0.95, 0.99)
+TRIED = 8  # images that the two are compared on; one of them by itself
+
+
+@dataclass(frozen=True)
+class ExportedOnnx:
+    """What was written, and how near it is to torch.
+
+    Attributes:
+        path: of the file.
+        bytes: it takes.
+        probability_difference: the largest on the images that were tried.
+        logit_difference: likewise, as a share of the largest logit.
+        images: how many were tried.
+        size: height and width of the pixels that it takes.
+        seconds: all of it took.
+        dtype: that the model had; the file computes in float32.
+    """
+
+    path: Path
+    bytes: int
+    probability_difference: float
+    logit_difference: float
+    images: int
+    size: tuple[int, int]
+    seconds: float
+    dtype: str
+
+
+def export_onnx(
+    classifier: ZeroShotClassifier,
+    path: PathLike,
+    *,
+    images: Sequence[Image.Image] = (),
+    tolerance: float = TOLERANCE,
+) -> ExportedOnnx:
+    """Write a classifier (backbone, adapter, class head, temperature) as one ONNX file.
+
+    It takes `pixels`, float32 (N, 3, H, W) for any N, and gives `probabilities` and `logits`,
+    (N, C) each. All is computed in float32, whatever the model is in; the classifier stays as it
+    is.
+
+    Args:
+        classifier: with its image processor.
+        path: of the file, which appears whole or not at all.
+        images: in RGB, to compare torch and onnxruntime on; none for ones that are drawn.
+        tolerance: what a probability may differ by.
+
+    Raises:
+        ResiDualError: no image processor, or one that does more than resize, crop and normalise; a
+            tower that takes no plain images, is larger than 2 GiB or that torch cannot export; a
+            graph that answers otherwise than torch.
+    """
+    start = time.perf_counter()
+    preparation = _preparation(classifier)
+    pixels = pixel_values(classifier.image_processor, images or _drawn()).float()
+    dtype = str(next(classifier.model.parameters()).dtype).removeprefix("torch.")
+    graph = ClassifierGraph(_in_float32(classifier))
+    _check_size(graph)
+    with atomic_file(path) as temporary, graph.ready():
+        program = _traced(graph, pixels[:1].repeat(2, 1, 1, 1))  # one would be a constant
+        model = _told(program, classifier, preparation, pixels)
+        program.save(str(temporary), external_data=False)
+        del program, model
+        found = _compared(graph, running(temporary), pixels, tolerance)
+        size = temporary.stat().st_size
+    height, width = pixels.shape[-2:]
+    seconds = time.perf_counter() - start
+    return ExportedOnnx(Path(path), size, *found, len(pixels), (height, width), seconds, dtype)
+
+
+def _preparation(classifier: ZeroShotClassifier) -> Preparation:
+    if classifier.image_processor is None:
+        raise no_processor()
+    anatomy = find_tower(classifier.model)
+    if "spatial_shapes" in anatomy.inputs:
+        raise ResiDualError(
+            f"wanted a tower that takes images (N, 3, H, W), got {anatomy.architecture}, which "
+            "takes patches of images of any shape: its readout cannot be one file for one size."
+        )
+    return Preparation.of(classifier.image_processor)
+
+
+def _drawn() -> list[Image.Image]:
+    """Pictures of soft and hard noise: as different as photographs, and the same everywhere."""
+    generator = np.random.default_rng(0)
+    found = []
+    for number in range(TRIED):
+        side = 3 + number**2
+        noise = generator.integers(0, 256, (side, side, 3), np.uint8)
+        found.append(Image.fromarray(noise).resize((256, 256), Image.Resampling.BICUBIC))
+    return found
+
+
+def _in_float32(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
+    """The classifier itself, or a copy on the CPU in float32."""
+    first = next(classifier.model.parameters())
+    if first.dtype == torch.float32 and first.device.type == "cpu":
+        return classifier
+    found = copy(classifier)
+    found.model = deepcopy(classifier.model).float()
+    found.class_embeddings = classifier.class_embeddings.float()
+    return found.to("cpu")
+
+
+def _check_size(graph: ClassifierGraph) -> None:
+    """Before any work that takes long."""
+    projection = graph.anatomy.projection
+    parts = [
+        graph.anatomy.tower,
+        *([projection] if isinstance(projection, torch.nn.Module) else []),
+    ]
+    tensors = {id(p): p for part in parts for p in part.parameters()}.values()
+    total = sum(tensor.numel() * 4 for tensor in tensors)
+    if total > LARGEST:
+        raise ResiDualError(
+            f"one ONNX file holds at most 2 GiB, and the weights of the image tower take "
+            f"{total / 2**30:.1f} GiB in float32: fit on a smaller model."
+        )
+
+
+def _traced(graph: ClassifierGraph, pixels: Tensor) -> Any:
+    """Torch's exporter's program.
+
+    Raises:
+        ResiDualError: it cannot follow the model.
+    """
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                graph,
+                (pixels,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise ResiDualError(
+            f"torch {torch.__version__} cannot export the image tower "
+            f"{graph.anatomy.architecture} to ONNX ({reason}): take another release of torch and "
+            "onnxscript, or another backbone."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter speaks of torchvision, of constants and of names in torch that will change."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _told(
+    program: Any, classifier: ZeroShotClassifier, preparation: Preparation, pixels: Tensor
+) -> Any:
+    """The program's model with our metadata in place of the exporter's.
+
+    That names for each node the files of this machine that it comes from.
+    """
+    model = program.model
+    for holder in (model.graph, *model.functions.values()):
+        holder.metadata_props.clear()
+        for node in holder:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*holder.inputs, *getattr(holder, "initializers", {}).values()):
+            value.metadata_props.clear()
+    model.metadata_props.clear()
+    height, width = pixels.shape[-2:]
+    facts = metadata_of(classifier, preparation, (height, width))
+    model.metadata_props.update({name: json.dumps(fact) for name, fact in facts.items()})
+    return model
+
+
+def metadata_of(
+    classifier: ZeroShotClassifier, preparation: Preparation, size: tuple[int, int]
+) -> dict[str, Any]:
+    """What a file says beside its graph, JSON-able.
+
+    `class_names`; `preprocessing`, a `Preparation`; `size`, height and width of the pixels;
+    `several_labels`, and then the `threshold` from which a class is among the labels; `plausible`,
+    for each coverage the probability from which a class is in the set that holds the right one so
+    often (as `Prediction.plausible`), where the classifier knows.
+    """
+    several = classifier.multi_label
+    return {
+        "made_by": f"residual-peft {version('residual-peft')}",
+        "class_names": list(classifier.class_names),
+        "preprocessing": preparation.as_dict(),
+        "size": list(size),
+        "several_labels": several,
+        "threshold": 0.5 if several else None,
+        "plausible": _plausible(classifier),
+    }
+
+
+def _plausible(classifier: ZeroShotClassifier) -> Mapping[str, float]:
+    head = classifier.head
+    if (
+        head is None
+        or head.left_out_scores is None
+        or head.class_count != len(classifier.class_names)
+    ):
+        return {}
+    thresholds = {c: float(classifier.sets(c).threshold) for c in COVERAGES}
+    return {str(c): math.exp(-found) for c, found in thresholds.items() if math.isfinite(found)}
+
+
+def running(path: str | os.PathLike[str]) -> Any:
+    """A session of onnxruntime on the CPU, with as many threads as torch has here."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
+
+
+def _compared(
+    graph: ClassifierGraph, session: Any, pixels: Tensor, tolerance: float
+) -> tuple[float, float]:
+    """How far onnxruntime is from torch: in probabilities, and in logits as a share.
+
+    Raises:
+        ResiDualError: further than may be.
+    """
+    worst = np.zeros(2)
+    for part in (pixels[:1], pixels[1:]):
+        if not len(part):
+            continue
+        probabilities, logits = (found.numpy() for found in graph(part))
+        got = session.run(list(OUTPUTS), {INPUT: part.numpy()})
+        largest = max(1.0, float(np.abs(logits).max()))
+        found = (_apart(got[0], probabilities), _apart(got[1], logits) / largest)
+        worst = np.maximum(worst, found)  # NaN stays NaN
+    if not (worst <= tolerance).all():
+        raise ResiDualError(
+            f"wanted a graph that answers as torch does, to {tolerance:g}, got probabilities that "
+            f"differ by {worst[0]:.2g} and logits by {worst[1]:.2g} of the largest on "
+            f"{len(pixels)} images: nothing was written. Take other releases of torch, onnxscript "
+            "and onnxruntime (constraints.txt names tested ones), and report it."
+        )
+    return float(worst[0]), float(worst[1])
+
+
+def _apart(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    return float(np.abs(got.astype(float) - wanted.astype(float)).max())

@@ -1,0 +1,48 @@
+"""The recipe of an image processor gives what the processor gives, or is refused."""
+
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+
+from residual_peft.data.images import pixel_values
+from residual_peft.data.preparation import Preparation
+from residual_peft.errors import ResiDualError
+from tests.pairs import table
+
+SMALL = {"height": 20, "width": 20}
+PROCESSORS = {
+    "edge and crop": ("CLIP", {"size": {"shortest_edge": 20}, "crop_size": SMALL}),
+    "an edge below the crop": ("CLIP", {"size": {"shortest_edge": 13}, "crop_size": SMALL}),
+    "both sides": ("Siglip", {"size": {"height": 18, "width": 26}}),
+    "both sides and crop": ("DeiT", {"size": {"height": 24, "width": 23}, "crop_size": SMALL}),
+    "no normalising": ("ViT", {"size": SMALL, "do_normalize": False, "resample": 0}),
+    "bytes": ("Blip", {"size": SMALL, "do_rescale": False}),
+    "another edge than crop": ("Bit", {"size": {"shortest_edge": 33}, "crop_size": SMALL}),
+}
+
+
+@table("name", PROCESSORS)
+def test_the_recipe_makes_the_processors_pixels(name: str) -> None:
+    kind, options = PROCESSORS[name]
+    processor = getattr(transformers, f"{kind}ImageProcessorPil")(**options)
+    recipe = Preparation.of(processor)
+    generator = np.random.default_rng(len(name))
+    for _ in range(8):
+        height, width = generator.integers(1, 90, 2)
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8))
+        wanted = pixel_values(processor, [image])[0].numpy()
+        np.testing.assert_allclose(recipe(image), wanted, atol=1e-4)
+
+
+def test_a_processor_that_does_more_is_refused() -> None:
+    cut = {"size": {"shortest_edge": 20, "longest_edge": 30}, "do_center_crop": False}
+    with pytest.raises(ResiDualError, match=r"resizes, crops the middle.*CLIPImageProcessorPil"):
+        Preparation.of(transformers.CLIPImageProcessorPil(**cut))
+
+    class Grey(transformers.ViTImageProcessorPil):
+        def rescale(self, image, scale, **options):
+            return super().rescale(image.mean(0, keepdims=True).repeat(3, 0), scale, **options)
+
+    with pytest.raises(ResiDualError, match="got a Grey that makes other pixels"):
+        Preparation.of(Grey(size=SMALL))
