@@ -177,3 +177,54 @@ def test_smoothing_is_for_a_softmax():
         ONE_LABEL.check_smoothing(1.0, "softness")
     with pytest.raises(ResiDualError, match="softness is for one label per image"):
         MANY_LABELS.check_smoothing(0.2, "softness")
+
+
+@BOTH
+def test_what_a_head_asks(labelling):
+    """Draws, left-out images, strengths and logits of classes that a head does not know."""
+    labels, logits = labels_of(labelling), logits_of()
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
+    for number, rows in enumerate(labelling.first_rows(labels, order, C, (20, 60))):
+        own = [row for row in order.tolist() if number in labelling.class_numbers(labels[row])]
+        assert rows.tolist() == own[: len(own) // 3 if labelling is ONE_LABEL else 2]
+    counts = labelling.counts(labels, C)
+    assert labelling.leaves_blocks(counts, 16) == (labelling is ONE_LABEL)
+    assert not labelling.leaves_blocks(counts, 15)
+    assert labelling.may_leave_out(counts)
+    assert labelling.may_leave_out(torch.ones(C)) == (labelling is MANY_LABELS)
+    errors = logits[:7]
+    each = [int(errors[:, c].argmin()) for c in range(C)]
+    together = [int(errors.sum(1).argmin())] * C
+    assert labelling.least(errors).tolist() == (together if labelling is ONE_LABEL else each)
+    beside = labelling.beside(logits[:, :2], logits.flip(1))
+    if labelling is ONE_LABEL:  # the texts' share of the first two, shared out by the head
+        text = logits.flip(1).softmax(1)
+        own = text[:, :2].sum(1, keepdim=True) * logits[:, :2].softmax(1)
+        torch.testing.assert_close(beside.softmax(1), torch.cat([own, text[:, 2:]], 1))
+        p = logits.softmax(1)[range(60), labels]
+        torch.testing.assert_close(labelling.surprise(logits, labels), -p.log())
+    else:
+        assert beside.tolist() == torch.cat([logits[:, :2], logits.flip(1)[:, 2:]], 1).tolist()
+        assert labelling.surprise(logits, labels) is None
+    weights = torch.tensor([0.5, 1, 2, 3])
+    each_image = labelling.image_weights(labels, weights)
+    balanced = labelling.class_weights(labels, C)
+    if labelling is ONE_LABEL:
+        assert each_image.tolist() == [weights[label] for label in labels.tolist()]
+        torch.testing.assert_close(balanced * counts, torch.full((C,), 15.0).double())
+    else:
+        assert each_image is balanced is None
+    assert labelling.bias(lambda: -3.0) == (0.0 if labelling is ONE_LABEL else -3.0)
+
+
+@BOTH
+def test_labels_as_somebody_gives_them_and_is_told_them(labelling):
+    names = ["a", "b", "c", "d"]
+    given = ["c", "a"] if labelling is ONE_LABEL else [["c", "a"], []]
+    wanted = [2, 0] if labelling is ONE_LABEL else [[1, 0, 1, 0], [0, 0, 0, 0]]
+    found = labelling.numbered(given, names.index, C)
+    assert found.tolist() == wanted
+    assert labelling.numbered(found, int, C).tolist() == wanted
+    said = labelling.told(["c", "a"], "c 0.9, a 0.8")
+    assert said == ("c 0.9, a 0.8" if labelling is ONE_LABEL else "c, a (c 0.9, a 0.8)")
+    assert MANY_LABELS.told([], "c 0.1") == "no label (c 0.1)"

@@ -45,6 +45,11 @@ class Prediction:
         )
         return [(self.class_names[i], self.probabilities[i]) for i in order[:k]]
 
+    def told(self, k: int) -> str:
+        """The k most likely classes for people; with several labels per image its labels first."""
+        probabilities = ", ".join(f"{name} {score:.3f}" for name, score in self.top(k))
+        return labelling_of(self.several).told(self.labels, probabilities)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: file (None where unknown), label, score, labels, probabilities by class."""
         found = {

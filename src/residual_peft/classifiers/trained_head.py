@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..data.labels import ONE_LABEL, Labelling, labelling_in
 from ..errors import ResiDualError
 from ..hub.files import Within
 from .heads import ClassHead, LeftOut, LowRankHead, head_from_state, within
@@ -79,23 +80,22 @@ class TrainedHead:
         """C_h."""
         return self.head.class_count
 
-    def logits(self, zero_shot: Tensor, features: Tensor, multi_label: bool = False) -> Tensor:
+    def logits(
+        self, zero_shot: Tensor, features: Tensor, labelling: Labelling = ONE_LABEL
+    ) -> Tensor:
         """Logits (B, C) of all of a classifier's classes.
 
         Args:
             zero_shot: those of the texts, (B, C).
             features: what the head reads, (B, K) or (B, d).
-            multi_label: whether an image may have several labels.
+            labelling: one label per image, or several.
 
         Raises:
             ResiDualError: features of another basis or model.
         """
         count = self.class_count
         own = self.head.logits(features, zero_shot[:, :count]).to(zero_shot.dtype)
-        rest = zero_shot[:, count:]
-        if rest.shape[1] and not multi_label:
-            own = own.log_softmax(1) + zero_shot[:, :count].logsumexp(1, keepdim=True)
-        return torch.cat([own, rest], dim=1)
+        return labelling.beside(own, zero_shot)
 
     def to(self, device: torch.device | str) -> "TrainedHead":
         """The same on another device."""
@@ -237,9 +237,10 @@ def scores_of(left_out: LeftOut) -> Tensor | None:
 
     None where there are none. Quantiles are rounded up, so that a set is never too small by them.
     """
-    if left_out.labels.ndim != 1 or not left_out.known.any():
+    surprise = labelling_in(left_out.labels).surprise(left_out.logits, left_out.labels)
+    if surprise is None or not left_out.known.any():
         return None
-    scores = left_out.losses[left_out.known].sort().values
+    scores = surprise[left_out.known].sort().values
     if len(scores) > MOST_SCORES:
         ranks = torch.arange(1, MOST_SCORES + 1) * len(scores) / MOST_SCORES
         scores = scores[ranks.ceil().long() - 1]

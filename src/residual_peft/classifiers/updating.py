@@ -17,6 +17,7 @@ from torch.nn import functional
 from ..bases.fingerprint import Fingerprint
 from ..bases.reading import Seen, reading
 from ..data.class_names import check_class_names
+from ..data.labels import ONE_LABEL, check_same
 from ..data.provenance import image_digest
 from ..errors import ResiDualError
 from ..hub.files import Within, parse_json, quoted, read_tensors, record_of, write_tensors
@@ -355,10 +356,7 @@ def numbers_of(
     """
     names = classifier.class_names[: _head_of(classifier).class_count]
     places = {name: place for place, name in enumerate(names)}
-    several = classifier.multi_label
-    if isinstance(labels, Tensor) and (labels.ndim == 2) == several and len(labels) == count:
-        return labels.cpu()
-    given = [labels] if single else list(labels)
+    given = labels if isinstance(labels, Tensor) else [labels] if single else list(labels)
     if len(given) != count:
         raise ResiDualError(f"wanted a label for each of {count} images, got {len(given)}.")
 
@@ -371,12 +369,7 @@ def numbers_of(
             )
         return found
 
-    if not several:
-        return torch.tensor([number(label) for label in given])
-    found = torch.zeros(count, len(names), dtype=torch.long)
-    for row, own in enumerate(given):
-        found[row, [number(label) for label in own]] = 1
-    return found
+    return classifier.labelling.numbered(given, number, len(names))
 
 
 def file_digests(items: Sequence[Any]) -> list[str]:
@@ -416,11 +409,8 @@ def _head_of(classifier: "ZeroShotClassifier") -> TrainedHead:
 
 
 def _check_one_label(classifier: "ZeroShotClassifier") -> None:
-    if classifier.multi_label:
-        raise ResiDualError(
-            "classes come and go where an image has one label; with several the old images would "
-            "need labels of the new class: fit anew."
-        )
+    why = "the old images would need labels of a new class: fit anew"
+    check_same(ONE_LABEL, classifier.labelling, why)
 
 
 @contextmanager

@@ -195,7 +195,7 @@ class ZeroShotClassifier:
         if logit_scale is None:
             logit_scale = _logit_scale(model, text_model)
         if logit_bias is None:
-            logit_bias = _logit_bias(model, text_model) if multi_label else 0.0
+            logit_bias = labelling_of(multi_label).bias(lambda: _logit_bias(model, text_model))
         names, templates = check_class_names(class_names), check_templates(templates)
         embeddings = embed_classes(text_model, tokenizer, names, templates, batch_size=batch_size)
         return cls(
@@ -488,9 +488,9 @@ class ZeroShotClassifier:
             return self.logits(adapted)
         if head.features == "embedding":
             features = embedding_features(readout)
-            return head.logits(self.logits(readout), features, self.multi_label)
+            return head.logits(self.logits(readout), features, self.labelling)
         assert coordinates is not None
-        return head.logits(self.logits(adapted), coordinates, self.multi_label)
+        return head.logits(self.logits(adapted), coordinates, self.labelling)
 
     def predict(
         self, images: Images, *, batch_size: int = 64, coverage: float | None = None

@@ -122,9 +122,7 @@ def _as_lines(top: int) -> "Callable[[Answer], None]":
         if found is None:
             said = f"not read ({answer.reason})"
         else:
-            said = ", ".join(f"{name} {score:.3f}" for name, score in found.top(top))
-            if found.several:
-                said = f"{', '.join(found.labels) or 'no label'} ({said})"
+            said = found.told(top)
             if found.plausible is not None:
                 said += f"; plausible: {', '.join(found.plausible) or 'none of the classes'}"
         print(printable(f"{answer.file}: {said}"), flush=True)

@@ -69,9 +69,10 @@ def _best(able: list[Outcome], rows: Rows) -> Outcome:
 
 
 def _image_weights(rows: Rows) -> Tensor | None:
-    if rows.class_weights is None or rows.labels.ndim == 2:
+    if rows.class_weights is None:
         return None
-    return torch.as_tensor(rows.class_weights)[rows.labels]
+    weights = torch.as_tensor(rows.class_weights)
+    return rows.classifier.labelling.image_weights(rows.labels, weights)
 
 
 def method_names(several_labels: bool = False) -> list[str]:

@@ -68,11 +68,14 @@ def target_and_start(
 
 def bias_for(classifier: ZeroShotClassifier, problem: GainProblem, gains: Tensor) -> float:
     """The bias of the sigmoids' logits that suits some gains; 0 of a softmax."""
-    if not problem.objective.labelling.parameters:
-        return 0.0
-    logits = problem.logits(gains.to(problem.directions.device))
-    labels, weights = problem.rows.labels, problem.class_weights
-    return problem.objective.labelling.best_bias(logits, labels, classifier.largest_bias, weights)
+    labelling = problem.objective.labelling
+
+    def best() -> float:
+        logits = problem.logits(gains.to(problem.directions.device))
+        labels, weights = problem.rows.labels, problem.class_weights
+        return labelling.best_bias(logits, labels, classifier.largest_bias, weights)
+
+    return labelling.bias(best)
 
 
 def set_labels(

@@ -10,7 +10,6 @@ from ..bases.processes import Processes
 from ..classifiers.heads import (
     HeadStatistics,
     RidgeSettings,
-    balanced_weights,
     calibrated,
     fit_statistics,
     left_out_errors,
@@ -98,8 +97,8 @@ def draw_of(
     index = some_rows(seen.labels, len(classifier.class_names), at_most)
     part = seen.load() if index is None else seen.rows(index)
     weights = None
-    if balanced and seen.labels.ndim == 1:
-        weights = balanced_weights(seen.labels, len(classifier.class_names))
+    if balanced:
+        weights = classifier.labelling.class_weights(seen.labels, len(classifier.class_names))
     return Rows.of(classifier, part, means=means, class_weights=weights, by_labels=by_labels)
 
 

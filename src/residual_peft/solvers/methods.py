@@ -149,7 +149,7 @@ class Outcome:
         seconds: that the fit took, choices of its strengths included.
         head: a class head to put into the classifier.
         gains: to put into the adapter, (K,) or (U,).
-        bias: of the logits with several labels per image.
+        bias: of the logits, which a fit with several labels per image sets.
         embeddings: of the classes (C, d), where they are no longer those of the texts.
         strength: of its ridge or penalty, where it has one.
         notes: what the user should know.
@@ -280,7 +280,7 @@ def with_gains(
         left,
         fit.gains.numel(),
         gains=fit.gains.detach().cpu(),
-        bias=classifier.logit_bias if classifier.multi_label else None,
+        bias=classifier.logit_bias,
         embeddings=classifier.class_embeddings if share else None,
         strength=strength,
         notes=(SHARED.format(f"{100 * share:.0f} %"),) if share else (),
@@ -381,7 +381,7 @@ def _logistic(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Met
             values,
             rows.labels,
             rows.class_count,
-            zero_shot=None if rows.classifier.multi_label else rows.zero_shot,
+            zero_shot=rows.zero_shot,
             start=start,
             tolerance=1e-5,
             **options,

@@ -83,11 +83,7 @@ class Objective:
             ResiDualError: class numbers outside the classes, or for "sigmoid" anything but a row of
                 C zeros and ones per image; a classifier for several labels with "softmax".
         """
-        if classifier.multi_label and not self.labelling.multi_label:
-            raise ResiDualError(
-                "the classifier is for several labels per image (multi_label=True), and "
-                "loss='softmax' for one: use Objective(loss='sigmoid'), or a classifier without."
-            )
+        self.labelling.check_loss_for(classifier)
         self.labelling.check(labels, len(classifier.class_names))
 
     def weights_of(self, labels: Tensor, classes: int) -> Tensor | None:

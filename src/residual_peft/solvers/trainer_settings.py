@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData
-from ..data.labels import labelling_of
+from ..data.labels import other_than
 from ..errors import ResiDualError
 
 LABELS = ["labels"]
@@ -108,7 +108,7 @@ def _unsuited_evaluation(
             "metric_for_best_model=None leaves early stopping nothing to go by: name one, such as "
             "metric_for_best_model='accuracy', or give patience=None."
         )
-    other = labelling_of(not data.multi_label)
+    other = other_than(data.labelling)
     if metric in other.metric_names:
         yield (
             f"metric_for_best_model={metric!r} is for {other.words} per image, and these have "

@@ -157,5 +157,7 @@ def test_what_cannot_be_covered_is_one_line():
         jackknife_sets(LeftOut(logits, labels, "none", known))
     with pytest.raises(ResiDualError, match=r"wanted a coverage between 0 and 1, got 1\.5"):
         split_sets(logits, labels, 1.5)
-    with pytest.raises(ResiDualError, match="wanted one label per image, and at least one image"):
+    with pytest.raises(ResiDualError, match="wanted one label per image, got several"):
         split_sets(logits, torch.ones(20, 6))
+    with pytest.raises(ResiDualError, match="wanted at least one image to make prediction sets"):
+        split_sets(logits[:0], labels[:0])

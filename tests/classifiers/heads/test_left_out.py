@@ -79,5 +79,7 @@ def test_groups_that_are_none(groups: object, message: str) -> None:
 
 
 def test_blocks_need_one_label_per_image() -> None:
-    with pytest.raises(ResiDualError, match="one label per image to leave out one image of every"):
+    with pytest.raises(
+        ResiDualError, match="got several labels per image: leave out one image at a time"
+    ):
         leaving_of(torch.ones(4, 2), 2, how="block")

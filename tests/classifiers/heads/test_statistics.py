@@ -174,15 +174,22 @@ def test_nobody_has_images() -> None:
         (lambda s: s.add(torch.full((2, 6), torch.inf), torch.zeros(2)), "12 numbers that are not"),
         (
             lambda s: s.add(torch.ones(2, 6), torch.tensor([0, 3])),
-            "0 to 2, got 0 to 3: add_class",
+            r"from 0 to 2 \(3 classes\), got 3 for image 1 of the batch\. add_class\(\) makes room",
         ),
-        (lambda s: s.add(torch.ones(2, 6), torch.ones(2, 4)), r"zeros and ones \(B, 3\)"),
-        (lambda s: s.add(torch.ones(2, 6), torch.zeros(2), torch.zeros(2)), "a weight above 0"),
+        (lambda s: s.add(torch.ones(2, 6), torch.ones(2, 4)), r"shape \(N, 3\), a 0 or 1 per"),
+        (lambda s: s.add(torch.ones(2, 6), torch.zeros(2)), "wanted class numbers as labels"),
+        (
+            lambda s: s.add(torch.ones(2, 6), torch.zeros(2).long(), torch.zeros(2)),
+            "a weight above 0",
+        ),
         (
             lambda s: s.forget(torch.ones(5, 6), torch.full((5,), 2)),
             "images that were added, got 5 of 17 and 5 of 4 of class 2",
         ),
-        (lambda s: s.forget(torch.full((1, 6), 1e4), torch.zeros(1)), "added, got others: their"),
+        (
+            lambda s: s.forget(torch.full((1, 6), 1e4), torch.tensor([0])),
+            "added, got others: their",
+        ),
         (lambda s: s.remove_class(3), "wanted one of 3 classes"),
         (lambda s: s.remove_class(1), "the 5 images of class 1 to take out with it, got 0"),
         (lambda s: s.merge(HeadStatistics(6, 4)), r"\('', 6, 3, False\) and \('', 6, 4, False\)"),

@@ -97,5 +97,5 @@ def test_too_few_images_and_several_labels_are_one_line():
     few = left_out(19)
     with pytest.raises(ResiDualError, match="wanted left-out predictions of 20 images or more"):
         suspicious_labels(few)
-    with pytest.raises(ResiDualError, match="wanted logits of one or more images with one label"):
+    with pytest.raises(ResiDualError, match="wanted one label per image, got several"):
         reliability(few.logits, torch.ones(19, 5))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...data.labels import labelling_in
 from ...errors import ResiDualError
 from .images import checked
 from .left_out import LeftOut
@@ -167,12 +168,7 @@ def some_rows(labels: Tensor, class_count: int, at_most: int) -> Tensor | None:
         return None
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(count, generator=generator)
-    if labels.ndim == 2:
-        first = [order[labels[order, c] > 0][:2] for c in range(class_count)]
-    else:
-        mixed = labels[order]
-        own = [order[mixed == c] for c in range(class_count)]
-        first = [rows[: max(2, len(rows) * at_most // count)] for rows in own]
+    first = labelling_in(labels).first_rows(labels, order, class_count, (at_most, count))
     kept = torch.zeros(count, dtype=torch.bool)
     kept[torch.cat(first)] = True
     rest = order[~kept[order]]

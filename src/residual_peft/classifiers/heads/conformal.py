@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...data.labels import ONE_LABEL, check_same, labelling_in
 from ...errors import ResiDualError
 from .head import ClassHead
 from .left_out import Leaving, LeftOut
@@ -126,11 +127,9 @@ def upper_quantile(scores: Tensor, coverage: float) -> float:
 def _check(labels: Tensor, coverage: float) -> None:
     if not 0 < coverage < 1:
         raise ResiDualError(f"wanted a coverage between 0 and 1, got {coverage}.")
-    if labels.ndim != 1 or not len(labels):
-        raise ResiDualError(
-            "wanted one label per image, and at least one image, to make prediction sets of; got "
-            f"labels of shape {tuple(labels.shape)}."
-        )
+    check_same(ONE_LABEL, labelling_in(labels), "prediction sets are made of one")
+    if not len(labels):
+        raise ResiDualError("wanted at least one image to make prediction sets of, got none.")
 
 
 @dataclass(frozen=True)

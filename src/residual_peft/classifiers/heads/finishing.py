@@ -26,9 +26,9 @@ def mean_loss(logits: Tensor, images: Images, known: Tensor) -> float:
 def text_alone(images: Images) -> float:
     """a of `a z` by itself: the zero-shot logits as sure as they may be, 0 without any.
 
-    They have not seen the images, so that nothing needs to be left out.
+    They have not seen the images, so that nothing needs to be left out. For one label per image.
     """
-    if images.zero_shot is None or images.labelling.multi_label:
+    if images.zero_shot is None:
         return 0.0
     nothing = torch.zeros_like(images.zero_shot)
     return calibrate(nothing, images.labels, images.weights, images.zero_shot).text_weight

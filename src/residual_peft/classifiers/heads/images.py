@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ...data.labels import ONE_LABEL, Labelling, check_same, labelling_in
 from ...errors import ResiDualError
@@ -137,20 +136,12 @@ def checked_batch(
             f"wanted finite features and a label for each of {len(x)} images, got {len(labels)} "
             f"labels and {int((~torch.isfinite(x)).sum())} numbers that are not finite."
         )
-    if labels.ndim == 1:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < class_count:
-            raise ResiDualError(
-                f"wanted labels from 0 to {class_count - 1}, got {int(labels.min())} to "
-                f"{int(labels.max())}: add_class() makes room for a new one."
-            )
-        targets = functional.one_hot(labels.long(), class_count).double()
-    else:
-        targets = labels.double()
-        if targets.shape[1] != class_count or not ((targets == 0) | (targets == 1)).all():
-            raise ResiDualError(
-                f"wanted zeros and ones (B, {class_count}) as labels, got others "
-                f"{tuple(targets.shape)}."
-            )
+    labelling = labelling_in(labels)
+    try:
+        labelling.check(labels, class_count)
+    except ResiDualError as error:
+        raise ResiDualError(f"{error} add_class() makes room for a new class.") from None
+    targets = labelling.targets(labels, class_count)
     w = torch.ones(len(x)).double() if weights is None else weights.detach().cpu().double()
     if w.shape != (len(x),) or not (torch.isfinite(w) & (w > 0)).all():
         raise ResiDualError(f"wanted a weight above 0 for each of {len(x)} images, got others.")
@@ -159,7 +150,7 @@ def checked_batch(
 
 def balanced_weights(labels: Tensor, class_count: int) -> Tensor:
     """Class weights (C,) under which all classes count the same: N / (C n_k), as scikit-learn's."""
-    return len(labels) / (class_count * torch.bincount(labels, minlength=class_count).double())
+    return ONE_LABEL.balanced(ONE_LABEL.counts(labels, class_count), len(labels))
 
 
 def duplicate_groups(features: Tensor) -> Tensor:

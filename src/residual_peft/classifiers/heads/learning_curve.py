@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...data.labels import ONE_LABEL, check_same, labelling_in
 from ...errors import ResiDualError
 from .folds import images_per_class
 
@@ -79,10 +80,10 @@ def learning_curve(
     Raises:
         ResiDualError: fewer than 40 images, or several labels per image.
     """
-    if labels.ndim != 1 or len(labels) < FEWEST_IMAGES:
+    check_same(ONE_LABEL, labelling_in(labels), "a learning curve counts images that are right")
+    if len(labels) < FEWEST_IMAGES:
         raise ResiDualError(
-            f"wanted {FEWEST_IMAGES} images or more with one label each for a learning curve, got "
-            f"labels of shape {tuple(labels.shape)}."
+            f"wanted {FEWEST_IMAGES} images or more for a learning curve, got {len(labels)}."
         )
     points: dict[int, list[float]] = {}
     for fraction in fractions:

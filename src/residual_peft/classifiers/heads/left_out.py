@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.labels import labelling_in
+from ...data.labels import ONE_LABEL, check_same, labelling_in
 from ...errors import ResiDualError
 
 How = Literal["one", "block", "group", "fold", "none"]
@@ -92,18 +92,17 @@ def leaving_of(
         ResiDualError: not one group per image; all images in one group; blocks of images that
             have several labels.
     """
-    several = labels.ndim == 2
-    count = len(labels)
+    labelling, count = labelling_in(labels), len(labels)
     if groups is not None:
         parts = _groups(groups, count)
         return Leaving("group", parts, _known(labels, class_count, parts))
-    sizes = labelling_in(labels).counts(labels, class_count)
+    sizes = labelling.counts(labels, class_count)
     if how is None:
-        how = "block" if not several and int(sizes.min()) < SMALL_CLASS else "one"
-    if how == "none" or (not several and int(sizes.max()) == 1) or count == 1:
+        how = "block" if labelling.leaves_blocks(sizes, SMALL_CLASS) else "one"
+    if how == "none" or count == 1 or not labelling.may_leave_out(sizes):
         return Leaving("none", (), torch.zeros(count, dtype=torch.bool))
-    if how == "block" and several:
-        raise ResiDualError("wanted one label per image to leave out one image of every class.")
+    if how == "block":
+        check_same(ONE_LABEL, labelling, "leave out one image at a time, not one of every class")
     single = tuple(torch.arange(count).unsqueeze(1))
     parts = _blocks(labels, sizes) if how == "block" else single
     return Leaving(how, parts, _known(labels, class_count, parts))

@@ -136,7 +136,7 @@ def fit_ridge(
         chosen.calibration.temperature,
     )
     left_out = _left_out(chosen, images, leaving)
-    thresholds = _thresholds(left_out) if images.labelling.multi_label else None
+    thresholds = images.labelling.thresholds(left_out.logits, left_out.labels)
     by_folds = None
     if folds is not None:
         apart = leaving_of(images.labels, class_count, folds)
@@ -172,19 +172,6 @@ def _left_out(chosen: Chosen, images: Images, leaving: Leaving) -> LeftOut:
     if images.zero_shot is not None:
         logits = logits + chosen.calibration.text_weight * images.zero_shot
     return LeftOut(logits, images.labels, leaving.how, leaving.known)
-
-
-def _thresholds(left_out: LeftOut) -> Tensor:
-    """The logit (C,) of the best F1, half way between the two images that it parts."""
-    logits, order = left_out.logits.sort(dim=0, descending=True)
-    hits = left_out.labels.double().gather(0, order)
-    said = torch.arange(1, len(logits) + 1, dtype=torch.float64).unsqueeze(1)
-    f1 = 2 * hits.cumsum(0) / (said + hits.sum(0))
-    below = torch.cat([logits[1:], logits[-1:] - 1])
-    # equal logits go together: only the last of them is a place to part
-    f1 = torch.where(logits > below, f1, torch.full_like(f1, -1))
-    best = f1.argmax(0, keepdim=True)
-    return ((logits.gather(0, best) + below.gather(0, best)) / 2).squeeze(0)
 
 
 def _checked_scale(scale: Tensor | None, columns: int) -> Tensor | None:

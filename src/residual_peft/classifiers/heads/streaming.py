@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...data.labels import labelling_of
 from ...errors import ResiDualError
 from .calibrating import calibrate
 from .head import ClassHead
@@ -100,8 +101,7 @@ def fit_statistics(
     errors = torch.zeros(0, dtype=torch.float64)
     if alpha is None:
         errors = _generalised(eigenvalues, projected, variance, tried, rows)
-        best = errors.argmin(0) if multi_label else errors.sum(1).argmin().expand(len(offset))
-        chosen = tried[best]
+        chosen = tried[labelling_of(multi_label).least(errors)]
     else:
         chosen = torch.as_tensor(alpha, dtype=torch.float64).expand(len(offset)).clone()
     weights = vectors @ (projected / (eigenvalues.unsqueeze(1) + chosen))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...data.labels import ONE_LABEL, check_same, labelling_in
 from ...errors import ResiDualError
 from .left_out import LeftOut
 from .minimising import minimise
@@ -44,10 +45,10 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
     Raises:
         ResiDualError: no images, several labels per image, or no bins.
     """
-    if labels.ndim != 1 or not len(labels) or bins < 1:
+    check_same(ONE_LABEL, labelling_in(labels), "how sure a softmax may be is told by one")
+    if not len(labels) or bins < 1:
         raise ResiDualError(
-            "wanted logits of one or more images with one label each, and one bin or more; got "
-            f"labels of shape {tuple(labels.shape)} and {bins} bins."
+            f"wanted one or more images, and one bin or more, got {len(labels)} and {bins}."
         )
     sure, guess = logits.detach().double().softmax(1).max(1)
     index = (sure * bins).ceil().long().sub(1).clamp(0, bins - 1)
@@ -92,11 +93,11 @@ def suspicious_labels(left_out: LeftOut) -> SuspiciousLabels:
         ResiDualError: several labels per image, or fewer than 20 left-out images.
     """
     known = left_out.known
-    if left_out.labels.ndim != 1 or int(known.sum()) < FEWEST_IMAGES:
+    check_same(ONE_LABEL, labelling_in(left_out.labels), "which look wrong is told of one")
+    if int(known.sum()) < FEWEST_IMAGES:
         raise ResiDualError(
-            f"wanted left-out predictions of {FEWEST_IMAGES} images or more, one label each, to "
-            f"tell which labels look wrong; got {int(known.sum())} of labels "
-            f"{tuple(left_out.labels.shape)}."
+            f"wanted left-out predictions of {FEWEST_IMAGES} images or more to tell which labels "
+            f"look wrong, got {int(known.sum())}."
         )
     logits, labels = left_out.logits.double(), left_out.labels
     rate, temperature = _rate_and_temperature(logits[known], labels[known])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...data.labels import labelling_in
 from ...errors import ResiDualError
 from .head import ClassHead
 from .images import checked_batch
@@ -222,8 +223,8 @@ class RidgeSums:
     def _weights(self, labels: Tensor) -> Tensor | None:
         """Of the images; None where all weigh 1."""
         weights = self.settings.class_weights
-        if labels.ndim == 2 or bool((weights == 1).all()):
+        if bool((weights == 1).all()):
             return None
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(weights):
             return None  # whoever counts them says so
-        return weights[labels.long()]
+        return labelling_in(labels).image_weights(labels, weights)

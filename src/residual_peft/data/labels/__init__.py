@@ -27,12 +27,18 @@ __all__ = [
     "labelling_of",
     "labelling_of_column",
     "labelling_of_loss",
+    "other_than",
 ]
 
 
 def labelling_of(multi_label: bool) -> Labelling:
     """That of a flag: whether an image may have several labels, or none."""
     return MANY_LABELS if multi_label else ONE_LABEL
+
+
+def other_than(labelling: Labelling) -> Labelling:
+    """Of the two the other."""
+    return labelling_of(not labelling.multi_label)
 
 
 def labelling_in(labels: Any) -> Labelling:

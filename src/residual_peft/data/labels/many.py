@@ -11,9 +11,10 @@ from torch.nn import functional
 from ...errors import ResiDualError
 from ..metrics import mean_average_precision, multi_label_metrics
 from ..stratification import Labels, Rows, iterative_folds, iterative_split
+from .heads import HeadsOfManyLabels
 
 
-class ManyLabels:
+class ManyLabels(HeadsOfManyLabels):
     """Each class is on an image or not. Attributes and arguments are those of `OneLabel`."""
 
     multi_label = True
@@ -111,6 +112,10 @@ class ManyLabels:
     def balanced(self, counts: Tensor, images: int) -> Tensor:
         """Images without the class, by those with it."""
         return (images - counts.double()) / counts
+
+    def class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
+        """It takes none."""
+        return None
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Each class by itself."""

@@ -11,9 +11,10 @@ from torch.nn import functional
 from ...errors import ResiDualError
 from ..metrics import accuracy, accuracy_interval, classification_metrics, difference_interval
 from ..stratification import Labels, Rows, stratified_split
+from .heads import HeadsOfOneLabel
 
 
-class OneLabel:
+class OneLabel(HeadsOfOneLabel):
     """Each image is of one class.
 
     Attributes:
@@ -133,6 +134,10 @@ class OneLabel:
     def balanced(self, counts: Tensor, images: int) -> Tensor:
         """Class weights under which all classes count alike, from their images: N / (C · n_c)."""
         return images / (len(counts) * counts.double())
+
+    def class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
+        """The same from labels, for a class head; None where it takes none."""
+        return self.balanced(self.counts(labels, classes), len(labels))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probability of each class, (N, C)."""
