@@ -10,7 +10,7 @@ from PIL import Image
 
 from residual_peft import ResiDualConfig, ZeroShotClassifier, gains_of
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.classifiers.files import _effect_of
+from residual_peft.classifiers.cards import _effect_of
 from residual_peft.data.provenance import SplitRecord, image_digest
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.cards import CardFacts

@@ -17,7 +17,7 @@ from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.demo.tasks import world_images
 from residual_peft.reporting import markdown_table
 from residual_peft.solvers.store import write_coordinates
-from residual_peft.solvers.store.writing import _Writer
+from residual_peft.solvers.store.writer import Writer
 from tests.launch import ROOT, launch
 from tests.models import Size, clip_model, pixels
 from tests.training_case import Killed, adapted_classifier, images
@@ -245,7 +245,7 @@ def test_the_arithmetic_is_that_of_real_files(
     def dying(*arguments: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(_Writer, "_write", dying)
+    monkeypatch.setattr(Writer, "_write", dying)
     with pytest.raises(Killed):
         write_coordinates(classifier.model, data, tmp_path, fit_basis=True, shard_size=100)
     (raw,) = tmp_path.glob("raw-*")

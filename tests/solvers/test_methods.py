@@ -182,7 +182,7 @@ def test_embeddings_of_texts_and_images_are_blended_as_said(material):
 def test_gains_of_a_fold_are_fitted_without_it(material, monkeypatch):
     """Other labels of one fold's images change what is said of them by the temperature alone."""
     classifier, seen = material
-    monkeypatch.setattr("residual_peft.solvers.methods.STRENGTHS", (1e-3,))
+    monkeypatch.setattr("residual_peft.solvers.methods.gains.STRENGTHS", (1e-3,))
     rows = Rows.of(classifier, seen, means=True)  # the classes' embeddings stay as they are
     outside = rows.fold == 0
     changed = seen.labels.clone()

@@ -22,8 +22,8 @@ from ..analysis import (
 )
 from ..analysis.describing import Described, Words, words_for
 from ..classifiers.adapters import ADAPTER_TENSORS
+from ..classifiers.cards import adapter_facts
 from ..classifiers.evaluation import Evaluation
-from ..classifiers.files import adapter_facts
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import thumbnail, to_rgb
 from ..hub.facts import Facts

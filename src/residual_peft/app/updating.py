@@ -11,7 +11,7 @@ import torch
 
 from ..classifiers import updating
 from ..classifiers.backbones import load_backbone
-from ..classifiers.files import origin_of
+from ..classifiers.named_base import origin_of
 from ..classifiers.prompts import embed_classes
 from ..classifiers.trained_head import embedding_features
 from ..classifiers.updating import Read

@@ -11,5 +11,6 @@ __all__ = [
     "processes",
     "reading",
     "rows",
+    "saved",
     "spectra",
 ]

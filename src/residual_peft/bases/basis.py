@@ -6,25 +6,14 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data.progress import Progress
 from ..errors import ResiDualError
-from ..hub.cards import basis_card
-from ..hub.directories import CARD, known_name, local_directory, push_directory
-from ..hub.files import (
-    Within,
-    atomic_directory,
-    quoted,
-    read_record,
-    read_tensors,
-    tensor_of,
-    write_json,
-    write_tensors,
-)
+from ..hub.directories import CARD, local_directory, push_directory
 from ..towers.anatomy import TowerAnatomy
 from ..towers.registry import find_tower
 from ..towers.units import Unit
@@ -32,23 +21,8 @@ from .accumulator import BasisAccumulator
 from .fingerprint import Fingerprint
 from .processes import Processes
 from .reading import reading
+from .saved import METADATA_FILE, TENSORS_FILE, card_of, read_basis, write_basis
 from .spectra import Components, UnitBasis, check_components, weight_spectra
-
-TENSORS_FILE = "residual_basis.safetensors"
-METADATA_FILE = "residual_basis.json"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What `residual_basis.json` holds."""
-
-    source: Literal["data", "weights"]
-    num_samples: Annotated[int, Within(1)] | None
-    fingerprint: Fingerprint
-    units: tuple[str, ...]
-    component_counts: tuple[Annotated[int, Within(0, 2**31)], ...]
-    format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -313,26 +287,7 @@ class SpectralBasis:
             directory: made if missing.
             dtype: of the stored tensors; torch.float64 keeps every digit.
         """
-        with atomic_directory(directory) as folder:
-            tensors = {
-                "means": self.means,
-                "components": torch.cat(self.components),
-                "eigenvalues": torch.cat(self.eigenvalues),
-                "total_variance": self.total_variance,
-            }
-            tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-            write_tensors(folder / TENSORS_FILE, tensors, {"format": "pt"})
-            write_json(
-                folder / METADATA_FILE,
-                {
-                    "format_version": FORMAT_VERSION,
-                    "source": self.source,
-                    "num_samples": self.num_samples,
-                    "fingerprint": self.fingerprint.to_dict(),
-                    "units": [str(unit) for unit in self.units],
-                    "component_counts": self.component_counts,
-                },
-            )
+        write_basis(self, directory, dtype)
 
     @classmethod
     def from_pretrained(
@@ -344,58 +299,14 @@ class SpectralBasis:
             ResiDualError: not found, a file is missing, cut short or of another kind, or the two
                 files do not belong together.
         """
-        patterns = [TENSORS_FILE, METADATA_FILE]
         folder = local_directory(
             name_or_path,
             what="basis",
             marker=METADATA_FILE,
-            allow_patterns=patterns,
+            allow_patterns=[TENSORS_FILE, METADATA_FILE],
             **hub_options,
         )
-        stored = read_record(folder / METADATA_FILE, _Stored, unknown="ignore")
-        if stored.format_version > FORMAT_VERSION:
-            raise ResiDualError(
-                f"{quoted(folder)} was written by a newer residual-peft (format "
-                f"{stored.format_version}, this one reads {FORMAT_VERSION}); update the package."
-            )
-        tensors, _ = read_tensors(folder / TENSORS_FILE)
-        return cls._from_files(stored, tensors, folder / TENSORS_FILE)
-
-    @classmethod
-    def _from_files(
-        cls, stored: "_Stored", tensors: dict[str, Tensor], path: Path
-    ) -> "SpectralBasis":
-        units, counts = tuple(map(Unit.parse, stored.units)), stored.component_counts
-        if not units or len(set(units)) != len(units) or len(counts) != len(units):
-            raise ResiDualError(
-                f"{quoted(path.parent)} holds no whole basis: {len(units)} units, "
-                f"{len(set(units))} of them different, and {len(counts)} counts of components. "
-                "Save or download it again."
-            )
-        # counts and width are believed once tensors of those sizes lie in the file
-        width, total = stored.fingerprint.width, sum(counts)
-        found = {
-            "means": tensor_of(tensors, "means", path, len(units), width),
-            "components": tensor_of(tensors, "components", path, total, width),
-            "eigenvalues": tensor_of(tensors, "eigenvalues", path, total),
-            "total_variance": tensor_of(tensors, "total_variance", path, len(units)),
-        }
-        for name in ("eigenvalues", "total_variance"):
-            if bool((found[name] < 0).any()):
-                raise ResiDualError(
-                    f"{name} in {quoted(path)} are variances, and some are below 0; save or "
-                    "download the basis again."
-                )
-        return cls(
-            units=units,
-            means=found["means"],
-            components=list(found["components"].split(list(counts))),
-            eigenvalues=list(found["eigenvalues"].split(list(counts))),
-            total_variance=found["total_variance"],
-            num_samples=stored.num_samples,
-            source=stored.source,
-            fingerprint=stored.fingerprint,
-        )
+        return cls(**read_basis(folder))
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> Any:
         """Upload the basis with a card; `hub_options`: commit_message, private, revision, token.
@@ -406,18 +317,9 @@ class SpectralBasis:
         Raises:
             ResiDualError: no right to write there, or the connection broke off; names the id.
         """
-        kinds = [unit.kind for unit in self.units]
-        images = "the weights alone" if self.num_samples is None else f"{self.num_samples:,} images"
-        card = basis_card(
-            location=repo_id,
-            model=known_name(self.fingerprint.name),
-            units={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-            components=sum(self.component_counts),
-            basis=images,
-        )
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            (Path(folder) / CARD).write_text(card, encoding="utf-8")
+            (Path(folder) / CARD).write_text(card_of(self, repo_id), encoding="utf-8")
             return push_directory(folder, repo_id, **hub_options)
 
 

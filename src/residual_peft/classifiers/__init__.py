@@ -3,6 +3,7 @@
 __all__ = [
     "adapters",
     "backbones",
+    "cards",
     "class_means",
     "evaluation",
     "exporting",
@@ -10,6 +11,7 @@ __all__ = [
     "files",
     "heads",
     "many_tasks",
+    "named_base",
     "outputs",
     "predictions",
     "prompts",

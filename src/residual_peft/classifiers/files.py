@@ -1,27 +1,20 @@
 """What a saved classifier consists of, and the base model that it names."""
 
 import filecmp
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-import transformers
-from huggingface_hub import ModelCard, ModelCardData
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.images import PICTURE_SUFFIXES
 from ..data.provenance import SplitRecord
 from ..errors import ResiDualError
-from ..hub.cards import MARK, adapter_card
 from ..hub.directories import (
     ADAPTER_CONFIG,
-    CARD,
-    DEMO_MODEL,
     EXAMPLES,
     MISTAKES,
     RECORD_JSON,
@@ -30,11 +23,8 @@ from ..hub.directories import (
     RUN_DIRECTORY,
     RUN_YAML,
     SUSPICIOUS,
-    known_name,
     local_directory,
-    model_directory,
 )
-from ..hub.facts import Facts
 from ..hub.files import (
     Within,
     quoted,
@@ -45,12 +35,7 @@ from ..hub.files import (
     write_json,
     write_tensors,
 )
-from ..hub.model_files import load_model
-from ..towers.registry import base_model
-from ..towers.units import Unit
-from ..tuner import ResiDualConfig, adapter_basis, gains_by_unit
-from .adapters import ADAPTER_TENSORS, Adapters, configs_of
-from .figures import gains_figure
+from .adapters import ADAPTER_TENSORS
 from .trained_head import HeadRecord, TrainedHead, head_from
 
 CLASSIFIER_JSON = "residual_classifier.json"
@@ -60,21 +45,7 @@ FILES += ["*processor_config.json"]
 FITTED_ON = f"{RUN_DIRECTORY}/fitted_on.txt"
 STATISTICS = f"{RUN_DIRECTORY}/statistics.safetensors"
 MAX_FITTED_ON = 2**29  # bytes: 16 million images
-_DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 FIGURE = "gains.png"
-_WRITERS = {
-    "embed": "the patch embedding",
-    "head": "one attention head",
-    "mlp": "one MLP",
-    "pooler": "the MLP after the attention pooling",
-}
-
-
-def origin_of(model: nn.Module) -> tuple[str | None, str]:
-    """Name and class of the base model, as other machines know them."""
-    base: Any = base_model(model)
-    name = getattr(getattr(base, "config", None), "_name_or_path", "") or None
-    return name and known_name(name), type(base).__name__
 
 
 @dataclass(frozen=True)
@@ -110,26 +81,6 @@ class ClassifierRecord:
     adapters: dict[str, str] | None = None
     active: tuple[str, ...] = ()
     head: HeadRecord | None = None
-
-
-def is_ours(card: Path) -> bool:
-    """Whether a card may be written again: it bears this package's mark, or nobody filled it in.
-
-    PEFT's own `save_pretrained` leaves a form behind, which names the base model by its directory.
-    """
-    text = card.read_text(encoding="utf-8", errors="replace")
-    return MARK in text or _is_blank(text)
-
-
-def _is_blank(card: str) -> bool:
-    """Whether all that a card says is the Hub's form for one, with PEFT's version at its end."""
-    try:
-        filled, form = ModelCard(card).text, ModelCard.from_template(ModelCardData()).text
-    except (ValueError, TypeError):
-        return False
-    added = ("### Framework versions", "- PEFT ")
-    left = [line for line in filled.splitlines() if line and not line.startswith(added)]
-    return left == [line for line in form.splitlines() if line]
 
 
 def write_classes(
@@ -286,146 +237,3 @@ def settings_of(record: ClassifierRecord) -> dict[str, Any]:
     """A saved classifier's scale, templates and labels, as its constructor takes them."""
     names = ("logit_scale", "templates", "multi_label", "logit_bias")
     return {name: getattr(record, name) for name in names}
-
-
-def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
-    """Write README.md and, for gains that lie in layers, the picture of them beside it.
-
-    Args:
-        model: the model, adapted or not.
-        folder: where to.
-        facts: of `adapter_facts`.
-    """
-    name, config = _main_adapter(model)
-    ours = config if isinstance(config, ResiDualConfig) else None
-    placed = ours is not None and ours.mode == "readout" and {"head", "mlp"} & set(ours.units)
-    if ours is not None and placed and importlib.util.find_spec("matplotlib") is not None:
-        values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
-        if any(gain != 1 for part in values.values() for gain in part):  # a head leaves them alone
-            gains_figure(values, folder / FIGURE, variance=_variance(model, name, ours))
-            facts = replace(facts, figure=FIGURE)
-    (folder / CARD).write_text(adapter_card(facts), encoding="utf-8")
-
-
-def adapter_facts(model: nn.Module, described: Any, facts: Facts, location: str) -> Facts:
-    """Facts, and beside them what the adapter and its classes know by themselves.
-
-    Args:
-        model: the model, adapted or not.
-        described: class names, templates and labels, as a classifier or its record has them.
-        facts: what is known beyond that.
-        location: directory or Hub id that it is loaded from.
-    """
-    (name, kind), (own, config) = origin_of(model), _main_adapter(model)
-    adapter: dict[str, Any] = {}
-    if config is not None:
-        adapter = {"peft_type": getattr(config.peft_type, "value", config.peft_type)}
-    if isinstance(config, ResiDualConfig):
-        adapter |= _described(model, own, config)
-        adapter["trained"] = adapter["gains"] if facts.trained is None else facts.trained
-    return replace(
-        facts,
-        adapter=location,
-        base_model=Path(name).name if name and Path(name).is_dir() else name,
-        base_class=kind,
-        class_names=described.class_names,
-        templates=described.templates,
-        multi_label=described.multi_label,
-        logit_bias=described.logit_bias,
-        **adapter,
-    )
-
-
-def _main_adapter(model: nn.Module) -> tuple[str, Any]:
-    """Name and config of the adapter in the directory itself; no config where there is none."""
-    adapters = Adapters.of(model)
-    return (adapters.main, configs_of(model)[adapters.main]) if adapters.folders else ("", None)
-
-
-def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str, Any]:
-    """What an adapter of ours adapts, for people."""
-    suffix = f"residual_peft_gains.{name}"
-    kept = config.components
-    share = f"the fewest with {kept:.0%} of the variance" if isinstance(kept, float) else ""
-    return {
-        "gains": sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix)),
-        "effect": _effect_of(config),
-        "basis": config.fitted.described,
-        "settings": {
-            "mode": config.mode,
-            "units": ", ".join(config.units),
-            "components": "all" if kept is None else share or f"the first {kept}",
-            "gains": f"one per {config.granularity}",
-            "remainder": config.remainder,
-            "means": "restored" if config.restore_mean else "dropped",
-        },
-    }
-
-
-def _variance(
-    model: nn.Module, name: str, config: ResiDualConfig
-) -> dict[Unit, list[float]] | None:
-    """What each gain of an adapter scales; None with one gain per unit."""
-    if config.granularity == "unit":
-        return None
-    basis = adapter_basis(model, name)
-    return {u: part.tolist() for u, part in zip(basis.units, basis.eigenvalues, strict=True)}
-
-
-def _effect_of(config: ResiDualConfig) -> str:
-    part = "one principal component of " if config.granularity == "component" else ""
-    if config.mode == "stream":
-        return f"{part}what one head of an adapted Linear writes to the residual stream"
-    if "output" in config.units:
-        return f"{part}the image embedding"
-    writers = " or ".join(_WRITERS[kind] for kind in config.units)
-    return f"{part}what {writers} writes to the image embedding"
-
-
-def load_base(record: ClassifierRecord, token: str | None, *, is_local: bool = True) -> nn.Module:
-    """Load the base model that a record names, in the dtype that it names.
-
-    Args:
-        record: may come from anybody.
-        token: for private repositories.
-        is_local: whether the record lies on this machine, where a path may mean something; one
-            from the Hub can only name a model there.
-
-    Raises:
-        ResiDualError: it names none, or none that is there.
-    """
-    name, kind = record.base_model, record.base_class
-    cls = getattr(transformers, kind, None) if kind.isidentifier() else None
-    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
-    if not name or not known or record.dtype not in _DTYPES:
-        raise ResiDualError(
-            f"the adapter does not say which base model to load (name {name!r}, class {kind!r}, "
-            f"dtype {record.dtype!r}); pass it: from_pretrained(directory, model=...)."
-        )
-    if not _is_named(name, is_local):
-        raise ResiDualError(
-            f"the adapter names its base model by {name!r}, a place on the machine where it was "
-            "made; load the model from wherever you have it, and pass it: "
-            "from_pretrained(directory, model=...)."
-        )
-    directory = model_directory(name, what="base model", token=token)
-    try:
-        model, _ = load_model(cls, directory, _DTYPES[record.dtype])
-    except ResiDualError as error:
-        raise ResiDualError(
-            f"could not load the base model '{name}' as {kind} ({str(error).rstrip('.')})."
-        ) from error
-    if name != DEMO_MODEL:  # as in `load_backbone`
-        model.name_or_path = model.config._name_or_path = name
-    return model
-
-
-def _is_named(name: str, is_local: bool) -> bool:
-    """Whether a base model is named in a way that leads where its author meant it to.
-
-    `save_pretrained` writes ids of the Hub and whole paths; "../x" means another place in every
-    working directory.
-    """
-    if os.path.isabs(name):
-        return is_local
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...analysis import TextDictionary
-from ...classifiers.files import is_ours, of_the_old
+from ...classifiers.cards import is_ours
+from ...classifiers.files import of_the_old
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData
 from ...errors import ResiDualError, printable_lines

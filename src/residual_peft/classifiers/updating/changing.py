@@ -1,182 +1,32 @@
-"""A classifier's class head with more images, fewer, or another class: exact, from kept sums."""
+"""More images for a classifier's head, fewer, or another class."""
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..bases.fingerprint import Fingerprint
-from ..bases.reading import Seen, reading
-from ..data.class_names import check_class_names
-from ..data.labels import ONE_LABEL, check_same
-from ..data.provenance import image_digest
-from ..errors import ResiDualError
-from ..hub.files import Within, parse_json, quoted, read_tensors, record_of, write_tensors
-from ..tuner import adapted_tower, basis_digest, coordinates_of, readout_state
-from .files import STATISTICS as STATISTICS
-from .heads import RidgeSums
-from .heads.head import spread
-from .trained_head import PREFIX, SCORES, Features, TrainedHead, embedding_features
+from ...bases.reading import Seen, reading
+from ...data.class_names import check_class_names
+from ...data.labels import ONE_LABEL, check_same
+from ...data.provenance import image_digest
+from ...errors import ResiDualError
+from ...tuner import adapted_tower, coordinates_of, readout_state
+from ..trained_head import embedding_features
+from .kept import HOW, KeptStatistics, head_of
 
 if TYPE_CHECKING:
-    from .zero_shot import ZeroShotClassifier
-
-_COLUMNS = "columns"
-_HOW = "fit with keep_statistics=True (on the command line: fit --method ridge --keep-statistics)"
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What the file says of itself."""
-
-    features: Features
-    width: Annotated[int, Within(1, 10**7)]
-    basis: str | None
-    head: str
-    model: Fingerprint
-
-
-@dataclass(frozen=True)
-class KeptStatistics:
-    """The sums that a classifier's ridge head can be changed by, and what they belong to.
-
-    What they reveal: the mean of each class's images and the covariance of all of them in the
-    basis; of a class with one image, that image's coordinates. No pixels, but data all the same:
-    they lie in `run/`, which is never pushed. Size: K (K + 1) / 2 + (C + 6) K numbers of 8 bytes,
-    K what the head reads (embedding of 512: 1 MB; 2,304 coordinates: 21 MB; 15,504: 1 GB), and
-    C K (K + 1) / 2 more where they are kept of each class.
-
-    Attributes:
-        sums: of the images, and the fit's settings.
-        columns: which of the head's features are summed (K',); the others weigh nothing.
-        features: what the head reads.
-        width: K of all its features.
-        basis: the digest of the basis of its coordinates; None on the embedding.
-        model: whose features they are.
-    """
-
-    sums: RidgeSums
-    columns: Tensor
-    features: Features
-    width: int
-    basis: str | None
-    model: Fingerprint
-
-    @classmethod
-    def of(
-        cls, classifier: "ZeroShotClassifier", sums: RidgeSums, columns: Tensor
-    ) -> "KeptStatistics":
-        """Those of a classifier's own head.
-
-        Raises:
-            ResiDualError: it has none, or its basis is not saved with it.
-        """
-        head = _head_of(classifier)
-        basis = None if head.features == "embedding" else basis_digest(classifier.model)
-        if head.features == "coordinates" and basis is None:
-            raise ResiDualError(
-                "wanted an adapter that is saved with its basis, which statistics belong to, got "
-                "one with save_basis=False: leave that out."
-            )
-        model = Fingerprint.of(classifier.model)
-        return cls(sums, columns, head.features, len(head.head.mean), basis, model)
-
-    def check(self, classifier: "ZeroShotClassifier", where: str = "the statistics") -> None:
-        """Raise a ResiDualError unless they are of this classifier's model, basis and head."""
-        head = _head_of(classifier)
-        own = (head.features, len(head.head.mean), head.class_count)
-        counted = (self.features, self.width, len(self.sums.settings.alpha))
-        if own != counted:
-            raise ResiDualError(
-                f"{where} are of a class head on {counted[1]} numbers of the {counted[0]} for "
-                f"{counted[2]} classes, and this one reads {own[1]} of the {own[0]} for {own[2]}: "
-                f"they belong to another; {_HOW}."
-            )
-        self.model.check(classifier.model, where)
-        if self.features == "coordinates" and basis_digest(classifier.model) != self.basis:
-            raise ResiDualError(
-                f"{where} are of coordinates in another basis than the adapter has: sums of "
-                f"other bases mean nothing to it; {_HOW}."
-            )
-
-    def changed(self, head: TrainedHead) -> TrainedHead:
-        """The head of the sums as they are now; a and τ stay."""
-        own = self.sums.head(head.head.text_weight, head.head.temperature)
-        whole = spread(own, self.columns, self.width).to(torch.float32)
-        return replace(head, head=whole, saved=None)
-
-    def save(self, path: Path, head: str) -> None:
-        """Write them, bound to a head.
-
-        Args:
-            path: of the file.
-            head: its `head_digest`.
-        """
-        said: dict[str, Any] = {
-            "features": self.features,
-            "width": self.width,
-            "basis": self.basis,
-            "head": head,
-        }
-        said["model"] = self.model.to_dict()
-        path.parent.mkdir(exist_ok=True)
-        tensors = self.sums.state() | {_COLUMNS: self.columns}
-        write_tensors(path, tensors, {"statistics": json.dumps(said)})
-
-    @classmethod
-    def load(cls, path: Path, head: str | None = None) -> "KeptStatistics":
-        """Read what `save` wrote.
-
-        Args:
-            path: of the file.
-            head: the digest of the head beside it; None where anyone's will do.
-
-        Raises:
-            ResiDualError: it is missing, damaged, of another kind, or of another head.
-        """
-        tensors, metadata = read_tensors(path)
-        where = quoted(path)
-        if "statistics" not in metadata or _COLUMNS not in tensors:
-            raise ResiDualError(f"{where} holds no statistics of a class head.")
-        said = record_of(parse_json(metadata["statistics"].encode(), where), _Said, where)
-        if head is not None and said.head != head:
-            raise ResiDualError(
-                f"{where} belongs to another class head than lies beside it: {_HOW}."
-            )
-        columns = tensors.pop(_COLUMNS)
-        try:
-            sums = RidgeSums.from_state(tensors, said.basis or "")
-        except ResiDualError as error:
-            raise ResiDualError(f"{where}: {error}") from error
-        whole = columns.shape == (sums.statistics.columns,) and not columns.is_floating_point()
-        steps = columns.long().diff() if whole else columns
-        inside = whole and int(columns.min()) >= 0 and int(columns.max()) < said.width
-        if not inside or not bool((steps > 0).all()):
-            raise ResiDualError(f"{where} does not say which features its sums are of.")
-        return cls(sums, columns.long(), said.features, said.width, said.basis, said.model)
-
-
-def head_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of a class head as it is saved (`TrainedHead.tensors`), without its scores."""
-    digest = hashlib.sha256()
-    for name in sorted(set(tensors) - {PREFIX + SCORES}):
-        whole = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
-        digest.update(whole.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    from ..headed import HeadedClassifier
 
 
 def features_of(
-    classifier: "ZeroShotClassifier", batches: Iterable[Any], **options: Any
+    classifier: "HeadedClassifier", batches: Iterable[Any], **options: Any
 ) -> Iterator[tuple[Seen, Tensor]]:
     """Batches of images as a classifier's head reads them: (B, K), on the model's device.
 
@@ -186,7 +36,7 @@ def features_of(
         options: of `reading`.
     """
     model = classifier.model
-    if _head_of(classifier).features == "embedding":
+    if head_of(classifier).features == "embedding":
         for seen in reading(model, None, batches, **options):
             yield seen, embedding_features(seen.readout)
         return
@@ -209,7 +59,7 @@ class Read:
     readout: Tensor
 
     @classmethod
-    def of(cls, classifier: "ZeroShotClassifier", batches: Iterable[Any], **options: Any) -> "Read":
+    def of(cls, classifier: "HeadedClassifier", batches: Iterable[Any], **options: Any) -> "Read":
         """In memory: K + d numbers an image."""
         found, readout = [], []
         for seen, features in features_of(classifier, batches, **options):
@@ -222,24 +72,24 @@ class Read:
         return Read(self.features[rows], self.readout[rows])
 
 
-def kept_of(classifier: "ZeroShotClassifier") -> KeptStatistics:
+def kept_of(classifier: "HeadedClassifier") -> KeptStatistics:
     """A classifier's statistics, checked.
 
     Raises:
         ResiDualError: it has no head or no statistics, or those of another.
     """
-    head, kept = _head_of(classifier), classifier.statistics
+    head, kept = head_of(classifier), classifier.statistics
     if kept is None:
         raise ResiDualError(
             f"the class head ({head.method or 'of an unknown fit'}) has no statistics of its "
-            f"images, without which it can only be fitted anew: {_HOW}."
+            f"images, without which it can only be fitted anew: {HOW}."
         )
     kept.check(classifier)
     return kept
 
 
 def change(
-    classifier: "ZeroShotClassifier", read: Read, labels: Tensor, *, forget: bool = False
+    classifier: "HeadedClassifier", read: Read, labels: Tensor, *, forget: bool = False
 ) -> None:
     """Add images to a classifier's head or take them out; what `update` and `forget` end in.
 
@@ -260,7 +110,7 @@ def change(
 
 
 def add_class(
-    classifier: "ZeroShotClassifier", name: str, read: Read, embedding: Tensor | None = None
+    classifier: "HeadedClassifier", name: str, read: Read, embedding: Tensor | None = None
 ) -> int:
     """One more class for the head; its number.
 
@@ -274,7 +124,7 @@ def add_class(
         ResiDualError: a name that the head has, no embedding where one is needed, or of another
             width; several labels per image.
     """
-    kept, number = kept_of(classifier), _head_of(classifier).class_count
+    kept, number = kept_of(classifier), head_of(classifier).class_count
     _check_one_label(classifier)
     names, rows = list(classifier.class_names), classifier.class_embeddings
     if name in names[:number]:
@@ -306,7 +156,7 @@ def add_class(
 
 
 def remove_class(
-    classifier: "ZeroShotClassifier", name: str, reader: Callable[[], Read] | None = None
+    classifier: "HeadedClassifier", name: str, reader: Callable[[], Read] | None = None
 ) -> None:
     """Take a class out of head and classifier.
 
@@ -340,7 +190,7 @@ def remove_class(
 
 
 def numbers_of(
-    classifier: "ZeroShotClassifier", labels: Any, count: int, *, single: bool = False
+    classifier: "HeadedClassifier", labels: Any, count: int, *, single: bool = False
 ) -> Tensor:
     """Labels as the head counts its classes: (n,), or with several labels zeros and ones (n, C).
 
@@ -354,7 +204,7 @@ def numbers_of(
     Raises:
         ResiDualError: not one for each image, or none of the head's classes.
     """
-    names = classifier.class_names[: _head_of(classifier).class_count]
+    names = classifier.class_names[: head_of(classifier).class_count]
     places = {name: place for place, name in enumerate(names)}
     given = labels if isinstance(labels, Tensor) else [labels] if single else list(labels)
     if len(given) != count:
@@ -384,14 +234,14 @@ def file_digests(items: Sequence[Any]) -> list[str]:
 
 
 def _put(
-    classifier: "ZeroShotClassifier",
+    classifier: "HeadedClassifier",
     kept: KeptStatistics,
     *,
     classes: tuple[tuple[str, ...], Tensor] | None = None,
     keeps_scores: bool = False,
 ) -> None:
     """Give a classifier the head of its sums as they are now, and with it other classes."""
-    head = kept.changed(_head_of(classifier))
+    head = kept.changed(head_of(classifier))
     if not keeps_scores:  # of images that are gone, or of other classes
         head = replace(head, left_out_scores=None)
     if classes is not None:
@@ -399,22 +249,13 @@ def _put(
     classifier.set_head(head, statistics=kept)
 
 
-def _head_of(classifier: "ZeroShotClassifier") -> TrainedHead:
-    if classifier.head is None:
-        raise ResiDualError(
-            "this classifier has no class head, whose images could be added to or taken from: "
-            f"{_HOW}."
-        )
-    return classifier.head
-
-
-def _check_one_label(classifier: "ZeroShotClassifier") -> None:
+def _check_one_label(classifier: "HeadedClassifier") -> None:
     why = "the old images would need labels of a new class: fit anew"
     check_same(ONE_LABEL, classifier.labelling, why)
 
 
 @contextmanager
-def _naming(classifier: "ZeroShotClassifier") -> Iterator[None]:
+def _naming(classifier: "HeadedClassifier") -> Iterator[None]:
     """What the sums call "class 2" has a name."""
     try:
         yield

@@ -1,0 +1,140 @@
+"""The model card of a classifier, and the picture of its gains beside it."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from torch import nn
+
+from ..hub.cards import MARK, adapter_card
+from ..hub.directories import CARD
+from ..hub.facts import Facts
+from ..towers.units import Unit
+from ..tuner import ResiDualConfig, adapter_basis, gains_by_unit
+from .adapters import Adapters, configs_of
+from .figures import gains_figure
+from .files import FIGURE
+from .named_base import origin_of
+
+_WRITERS = {
+    "embed": "the patch embedding",
+    "head": "one attention head",
+    "mlp": "one MLP",
+    "pooler": "the MLP after the attention pooling",
+}
+
+
+def is_ours(card: Path) -> bool:
+    """Whether a card may be written again: it bears this package's mark, or nobody filled it in.
+
+    PEFT's own `save_pretrained` leaves a form behind, which names the base model by its directory.
+    """
+    text = card.read_text(encoding="utf-8", errors="replace")
+    return MARK in text or _is_blank(text)
+
+
+def _is_blank(card: str) -> bool:
+    """Whether all that a card says is the Hub's form for one, with PEFT's version at its end."""
+    try:
+        filled, form = ModelCard(card).text, ModelCard.from_template(ModelCardData()).text
+    except (ValueError, TypeError):
+        return False
+    added = ("### Framework versions", "- PEFT ")
+    left = [line for line in filled.splitlines() if line and not line.startswith(added)]
+    return left == [line for line in form.splitlines() if line]
+
+
+def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
+    """Write README.md and, for gains that lie in layers, the picture of them beside it.
+
+    Args:
+        model: the model, adapted or not.
+        folder: where to.
+        facts: of `adapter_facts`.
+    """
+    name, config = _main_adapter(model)
+    ours = config if isinstance(config, ResiDualConfig) else None
+    placed = ours is not None and ours.mode == "readout" and {"head", "mlp"} & set(ours.units)
+    if ours is not None and placed and importlib.util.find_spec("matplotlib") is not None:
+        values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
+        if any(gain != 1 for part in values.values() for gain in part):  # a head leaves them alone
+            gains_figure(values, folder / FIGURE, variance=_variance(model, name, ours))
+            facts = replace(facts, figure=FIGURE)
+    (folder / CARD).write_text(adapter_card(facts), encoding="utf-8")
+
+
+def adapter_facts(model: nn.Module, described: Any, facts: Facts, location: str) -> Facts:
+    """Facts, and beside them what the adapter and its classes know by themselves.
+
+    Args:
+        model: the model, adapted or not.
+        described: class names, templates and labels, as a classifier or its record has them.
+        facts: what is known beyond that.
+        location: directory or Hub id that it is loaded from.
+    """
+    (name, kind), (own, config) = origin_of(model), _main_adapter(model)
+    adapter: dict[str, Any] = {}
+    if config is not None:
+        adapter = {"peft_type": getattr(config.peft_type, "value", config.peft_type)}
+    if isinstance(config, ResiDualConfig):
+        adapter |= _described(model, own, config)
+        adapter["trained"] = adapter["gains"] if facts.trained is None else facts.trained
+    return replace(
+        facts,
+        adapter=location,
+        base_model=Path(name).name if name and Path(name).is_dir() else name,
+        base_class=kind,
+        class_names=described.class_names,
+        templates=described.templates,
+        multi_label=described.multi_label,
+        logit_bias=described.logit_bias,
+        **adapter,
+    )
+
+
+def _main_adapter(model: nn.Module) -> tuple[str, Any]:
+    """Name and config of the adapter in the directory itself; no config where there is none."""
+    adapters = Adapters.of(model)
+    return (adapters.main, configs_of(model)[adapters.main]) if adapters.folders else ("", None)
+
+
+def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str, Any]:
+    """What an adapter of ours adapts, for people."""
+    suffix = f"residual_peft_gains.{name}"
+    kept = config.components
+    share = f"the fewest with {kept:.0%} of the variance" if isinstance(kept, float) else ""
+    return {
+        "gains": sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix)),
+        "effect": _effect_of(config),
+        "basis": config.fitted.described,
+        "settings": {
+            "mode": config.mode,
+            "units": ", ".join(config.units),
+            "components": "all" if kept is None else share or f"the first {kept}",
+            "gains": f"one per {config.granularity}",
+            "remainder": config.remainder,
+            "means": "restored" if config.restore_mean else "dropped",
+        },
+    }
+
+
+def _variance(
+    model: nn.Module, name: str, config: ResiDualConfig
+) -> dict[Unit, list[float]] | None:
+    """What each gain of an adapter scales; None with one gain per unit."""
+    if config.granularity == "unit":
+        return None
+    basis = adapter_basis(model, name)
+    return {u: part.tolist() for u, part in zip(basis.units, basis.eigenvalues, strict=True)}
+
+
+def _effect_of(config: ResiDualConfig) -> str:
+    part = "one principal component of " if config.granularity == "component" else ""
+    if config.mode == "stream":
+        return f"{part}what one head of an adapted Linear writes to the residual stream"
+    if "output" in config.units:
+        return f"{part}the image embedding"
+    writers = " or ".join(_WRITERS[kind] for kind in config.units)
+    return f"{part}what {writers} writes to the image embedding"

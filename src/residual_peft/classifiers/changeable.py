@@ -1,0 +1,123 @@
+"""A class head with more images, fewer, or another class, from the sums that were kept of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.images import ImageLike
+from ..data.inputs import Images, images_of
+from . import updating
+from .headed import HeadedClassifier
+from .outputs import pixel_batches
+
+
+class ChangeableClassifier(HeadedClassifier):
+    """A classifier whose class head can be changed without the old images; see `updating`."""
+
+    @torch.no_grad()
+    def update(self, images: Images, labels: Any, *, batch_size: int = 64) -> int:
+        """Add images to the class head; how many there were.
+
+        Equal to a fit from scratch on the same basis, scales, strengths, text weight and
+        temperature, to rounding, and without the old images: from kept statistics. Class embeddings
+        stay, and so does what is known of left-out images, that of the fit.
+
+        Args:
+            images: as for `predict`.
+            labels: a name or number of the head's classes for each; with several labels per image a
+                list of them for each, or zeros and ones (n, C). Images seen before count again.
+            batch_size: images per forward pass.
+
+        Raises:
+            ResiDualError: no head or statistics (`fit_adapter(..., keep_statistics=True)` leaves
+                them), statistics of another model or basis, or labels that do not suit.
+        """
+        return self._changed(images, labels, batch_size, forget=False)
+
+    @torch.no_grad()
+    def forget(self, images: Images, labels: Any, *, batch_size: int = 64) -> int:
+        """Take images out of the class head that it was fitted on; how many there were.
+
+        Head and statistics are then those of a fit from scratch without them, as for `update`. What
+        was said of left-out images goes, and with it the sets of `sets`. The bases, and class
+        embeddings that are means, keep their share of the images: fit anew where that matters.
+
+        Args:
+            images: as for `update`: those very images.
+            labels: that they were added with.
+            batch_size: images per forward pass.
+
+        Raises:
+            ResiDualError: as `update`; images that cannot have been among those added, as far as
+                sums can tell; a class that would be left without any.
+        """
+        return self._changed(images, labels, batch_size, forget=True)
+
+    def _changed(self, images: Images, labels: Any, batch_size: int, *, forget: bool) -> int:
+        updating.kept_of(self)  # says before any work what is amiss
+        items, single = images_of(images)
+        numbers = updating.numbers_of(self, labels, len(items), single=single)
+        read = self._read(items, batch_size)
+        updating.change(self, read, numbers, forget=forget)
+        digests = updating.file_digests(items)
+        if forget:
+            self.fitted_on = tuple(d for d in self.fitted_on if d not in set(digests))
+        else:
+            self.fitted_on = (*self.fitted_on, *digests)
+        return len(items)
+
+    @torch.no_grad()
+    def add_class(
+        self,
+        name: str,
+        images: Images,
+        embedding: Tensor | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> int:
+        """One more class for the class head, from its images alone; its number.
+
+        Args:
+            name: of the class; one that the classifier has by its text alone joins the head.
+            images: of the class, as for `predict`.
+            embedding: of the class (d,), such as a row of `embed_classes`. None where classes are
+                means of images (it is that of these), or where the classifier has it.
+            batch_size: images per forward pass.
+
+        Raises:
+            ResiDualError: as `update`; a name that the head has, no embedding where one is needed,
+                several labels per image.
+        """
+        updating.kept_of(self)
+        items, _ = images_of(images)
+        number = updating.add_class(self, name, self._read(items, batch_size), embedding)
+        self.fitted_on = (*self.fitted_on, *updating.file_digests(items))
+        return number
+
+    @torch.no_grad()
+    def remove_class(
+        self, name: str, images: Images | None = None, *, batch_size: int = 64
+    ) -> None:
+        """Take a class out, and its images out of the class head.
+
+        Args:
+            name: of the class.
+            images: all of its images that the head was fitted on; not needed where statistics were
+                kept of each class (`keep_statistics="per class"`), or for a class by its text.
+            batch_size: images per forward pass.
+
+        Raises:
+            ResiDualError: as `update`; no such class, fewer than two left, or other images.
+        """
+        if images is None:
+            updating.remove_class(self, name)
+            return
+        items, _ = images_of(images)
+        updating.remove_class(self, name, lambda: self._read(items, batch_size))
+        gone = set(updating.file_digests(items))
+        self.fitted_on = tuple(digest for digest in self.fitted_on if digest not in gone)
+
+    def _read(self, items: Sequence[ImageLike], batch_size: int) -> updating.Read:
+        return updating.Read.of(self, pixel_batches(items, self.image_processor, batch_size))

@@ -1,0 +1,180 @@
+"""The sums that a class head can be changed by, and what they belong to, in memory and on disk."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ...bases.fingerprint import Fingerprint
+from ...errors import ResiDualError
+from ...hub.files import Within, parse_json, quoted, read_tensors, record_of, write_tensors
+from ...tuner import basis_digest
+from ..heads import RidgeSums
+from ..heads.head import spread
+from ..trained_head import PREFIX, SCORES, Features, TrainedHead
+
+if TYPE_CHECKING:
+    from ..headed import HeadedClassifier
+
+_COLUMNS = "columns"
+HOW = "fit with keep_statistics=True (on the command line: fit --method ridge --keep-statistics)"
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the file says of itself."""
+
+    features: Features
+    width: Annotated[int, Within(1, 10**7)]
+    basis: str | None
+    head: str
+    model: Fingerprint
+
+
+@dataclass(frozen=True)
+class KeptStatistics:
+    """The sums that a classifier's ridge head can be changed by, and what they belong to.
+
+    What they reveal: the mean of each class's images and the covariance of all of them in the
+    basis; of a class with one image, that image's coordinates. No pixels, but data all the same:
+    they lie in `run/`, which is never pushed. Size: K (K + 1) / 2 + (C + 6) K numbers of 8 bytes,
+    K what the head reads (embedding of 512: 1 MB; 2,304 coordinates: 21 MB; 15,504: 1 GB), and
+    C K (K + 1) / 2 more where they are kept of each class.
+
+    Attributes:
+        sums: of the images, and the fit's settings.
+        columns: which of the head's features are summed (K',); the others weigh nothing.
+        features: what the head reads.
+        width: K of all its features.
+        basis: the digest of the basis of its coordinates; None on the embedding.
+        model: whose features they are.
+    """
+
+    sums: RidgeSums
+    columns: Tensor
+    features: Features
+    width: int
+    basis: str | None
+    model: Fingerprint
+
+    @classmethod
+    def of(
+        cls, classifier: "HeadedClassifier", sums: RidgeSums, columns: Tensor
+    ) -> "KeptStatistics":
+        """Those of a classifier's own head.
+
+        Raises:
+            ResiDualError: it has none, or its basis is not saved with it.
+        """
+        head = head_of(classifier)
+        basis = None if head.features == "embedding" else basis_digest(classifier.model)
+        if head.features == "coordinates" and basis is None:
+            raise ResiDualError(
+                "wanted an adapter that is saved with its basis, which statistics belong to, got "
+                "one with save_basis=False: leave that out."
+            )
+        model = Fingerprint.of(classifier.model)
+        return cls(sums, columns, head.features, len(head.head.mean), basis, model)
+
+    def check(self, classifier: "HeadedClassifier", where: str = "the statistics") -> None:
+        """Raise a ResiDualError unless they are of this classifier's model, basis and head."""
+        head = head_of(classifier)
+        own = (head.features, len(head.head.mean), head.class_count)
+        counted = (self.features, self.width, len(self.sums.settings.alpha))
+        if own != counted:
+            raise ResiDualError(
+                f"{where} are of a class head on {counted[1]} numbers of the {counted[0]} for "
+                f"{counted[2]} classes, and this one reads {own[1]} of the {own[0]} for {own[2]}: "
+                f"they belong to another; {HOW}."
+            )
+        self.model.check(classifier.model, where)
+        if self.features == "coordinates" and basis_digest(classifier.model) != self.basis:
+            raise ResiDualError(
+                f"{where} are of coordinates in another basis than the adapter has: sums of "
+                f"other bases mean nothing to it; {HOW}."
+            )
+
+    def changed(self, head: TrainedHead) -> TrainedHead:
+        """The head of the sums as they are now; a and τ stay."""
+        own = self.sums.head(head.head.text_weight, head.head.temperature)
+        whole = spread(own, self.columns, self.width).to(torch.float32)
+        return replace(head, head=whole, saved=None)
+
+    def save(self, path: Path, head: str) -> None:
+        """Write them, bound to a head.
+
+        Args:
+            path: of the file.
+            head: its `head_digest`.
+        """
+        said: dict[str, Any] = {
+            "features": self.features,
+            "width": self.width,
+            "basis": self.basis,
+            "head": head,
+        }
+        said["model"] = self.model.to_dict()
+        path.parent.mkdir(exist_ok=True)
+        tensors = self.sums.state() | {_COLUMNS: self.columns}
+        write_tensors(path, tensors, {"statistics": json.dumps(said)})
+
+    @classmethod
+    def load(cls, path: Path, head: str | None = None) -> "KeptStatistics":
+        """Read what `save` wrote.
+
+        Args:
+            path: of the file.
+            head: the digest of the head beside it; None where anyone's will do.
+
+        Raises:
+            ResiDualError: it is missing, damaged, of another kind, or of another head.
+        """
+        tensors, metadata = read_tensors(path)
+        where = quoted(path)
+        if "statistics" not in metadata or _COLUMNS not in tensors:
+            raise ResiDualError(f"{where} holds no statistics of a class head.")
+        said = record_of(parse_json(metadata["statistics"].encode(), where), _Said, where)
+        if head is not None and said.head != head:
+            raise ResiDualError(
+                f"{where} belongs to another class head than lies beside it: {HOW}."
+            )
+        columns = tensors.pop(_COLUMNS)
+        try:
+            sums = RidgeSums.from_state(tensors, said.basis or "")
+        except ResiDualError as error:
+            raise ResiDualError(f"{where}: {error}") from error
+        whole = columns.shape == (sums.statistics.columns,) and not columns.is_floating_point()
+        steps = columns.long().diff() if whole else columns
+        inside = whole and int(columns.min()) >= 0 and int(columns.max()) < said.width
+        if not inside or not bool((steps > 0).all()):
+            raise ResiDualError(f"{where} does not say which features its sums are of.")
+        return cls(sums, columns.long(), said.features, said.width, said.basis, said.model)
+
+
+def head_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of a class head as it is saved (`TrainedHead.tensors`), without its scores."""
+    digest = hashlib.sha256()
+    for name in sorted(set(tensors) - {PREFIX + SCORES}):
+        whole = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
+        digest.update(whole.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def head_of(classifier: "HeadedClassifier") -> TrainedHead:
+    """A classifier's class head.
+
+    Raises:
+        ResiDualError: it has none.
+    """
+    if classifier.head is None:
+        raise ResiDualError(
+            "this classifier has no class head, whose images could be added to or taken from: "
+            f"{HOW}."
+        )
+    return classifier.head

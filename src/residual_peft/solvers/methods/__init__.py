@@ -1,0 +1,29 @@
+"""What may be fitted on the rows of one pass, behind one interface: zero-shot, gains, class heads.
+
+Every method says what it thinks of training images that it did not see, on the same folds for all,
+so that `choice` can compare them without a single test image. One file per method.
+"""
+
+from dataclasses import replace
+
+from .discriminant import DISCRIMINANT
+from .gains import GAINS, with_gains
+from .logistic import logistic
+from .method import Method, Outcome
+from .ridge import ridge
+from .rows import Rows, columns_of
+from .zero_shot import ZERO_SHOT
+
+METHODS: dict[str, Method] = {
+    "zero-shot": ZERO_SHOT,
+    "gains": GAINS,
+    "ridge-embedding": ridge("ridge-embedding", "embedding"),
+    "logistic-embedding": logistic("logistic-embedding", "embedding"),
+    "discriminant": DISCRIMINANT,
+    "ridge-heads": ridge("ridge-heads", "coordinates", ("head",)),
+    "ridge": ridge("ridge", "coordinates"),
+    "logistic": replace(logistic("logistic", "coordinates"), tried=False),
+}
+"""By name, in the order of a table."""
+
+__all__ = ["METHODS", "Method", "Outcome", "Rows", "columns_of", "with_gains"]

@@ -1,0 +1,128 @@
+"""One gain per component: the linear objective, its ridge by what it says of left-out folds."""
+
+from copy import copy
+from dataclasses import replace
+
+import torch
+
+from ...classifiers.heads import LeftOut
+from ...classifiers.heads.blend import blend
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...tuner import gains_of
+from ..coordinates import Coordinates
+from ..objectives import GainProblem, Objective
+from ..quasi_newton import lbfgs, solve_gains
+from ..store import CoordinateStore, Stores
+from ..strengths import STRENGTHS
+from .method import Method, Outcome, finished
+from .rows import Rows
+
+SHARED = (
+    "classes are their texts with {} of the means of their images, which told left-out images "
+    "apart better than texts alone."
+)
+_PATIENCE = 2  # weaker ridges tried after the best one
+_COARSE = 1e-3  # gradient of fits that are only compared
+
+
+def _gains(rows: Rows) -> Outcome:
+    """The linear objective, its ridge chosen by what it says of folds that it did not see.
+
+    Classes are texts, means of their images, or a blend of both, whichever tells left-out images
+    apart best: what the classes are decides what gains can do (`method.md`, section 8).
+    """
+    objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
+    share = _share_of_images(rows)
+    strength, left = _path(rows, objective, share)
+    return with_gains(rows.classifier, rows.seen, objective, strength, left, share)
+
+
+def with_gains(
+    given: ZeroShotClassifier,
+    seen: Coordinates | CoordinateStore | Stores,
+    objective: Objective,
+    strength: float,
+    left: LeftOut,
+    share: float = 0.0,
+) -> Outcome:
+    """The outcome of gains at a strength, the classifier's model left as it is.
+
+    Args:
+        given: whose model has the adapter.
+        seen: the images, in memory or on disk.
+        objective: but for its strength.
+        strength: of its ridge.
+        left: what was said of images left out.
+        share: β of the images' means in the class embeddings.
+    """
+    classifier = copy(given)  # the bias of several labels is the outcome's, not ours
+    if share:
+        readout = torch.cat([part.readout for part in seen.parts])
+        classifier = classifier.with_images(readout, seen.labels, share=share)
+    target = gains_of(classifier.model)
+    before = target.detach().clone()
+    try:
+        fit = solve_gains(classifier, seen, objective=replace(objective, strength=strength))
+    finally:
+        with torch.no_grad():
+            target.copy_(before)
+    return Outcome(
+        "gains",
+        left,
+        fit.gains.numel(),
+        gains=fit.gains.detach().cpu(),
+        bias=classifier.logit_bias,
+        embeddings=classifier.class_embeddings if share else None,
+        strength=strength,
+        notes=(SHARED.format(f"{100 * share:.0f} %"),) if share else (),
+        share=share,
+    )
+
+
+def _share_of_images(rows: Rows) -> float:
+    """β of the class embeddings; 0 where classes are means already, or have none left out."""
+    if rows.means or rows.classifier.multi_label or rows.fold is None:
+        return 0.0
+    inside = [rows.labels[rows.fold != number] for number in rows.fold.unique().tolist()]
+    if any(len(labels.unique()) < rows.class_count for labels in inside):
+        return 0.0  # a class that lies in one fold alone has no mean without it
+    embeddings = rows.classifier.class_embeddings
+    groups = rows.fold if rows.groups is None else rows.groups
+    return blend(embeddings, rows.seen.readout, rows.labels, rows.class_count, groups=groups).share
+
+
+def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, LeftOut]:
+    """The strength of the least left-out log-loss, and the left-out predictions there."""
+    if rows.fold is None:
+        return STRENGTHS[0], finished(rows, rows.zero_shot)
+    pairs, starts = [], []
+    ones = torch.ones_like(gains_of(rows.classifier.model).detach().cpu())
+    for number in rows.fold.unique().tolist():
+        inside = (rows.fold != number).nonzero().flatten()
+        outside = (rows.fold == number).nonzero().flatten()
+        seen, classifier = rows.seen.rows(inside), rows.classifier
+        if share:
+            classifier = classifier.with_images(seen.readout, seen.labels, share=share)
+        problem = GainProblem(classifier, seen, objective)
+        pairs.append((problem, classifier, rows.seen.rows(outside), outside))
+        starts.append((ones, 0.0))
+    tried: list[tuple[float, float, LeftOut]] = []
+    for strength in STRENGTHS:
+        logits = torch.empty_like(rows.zero_shot)
+        for place, (problem, classifier, held_out, outside) in enumerate(pairs):
+            gains, bias = starts[place]
+            this = problem.with_strength(strength)
+            gains, bias, _ = lbfgs(this, gains, bias, _COARSE, 100, False)
+            starts[place] = gains, bias
+            part = classifier.scaled_cosines(held_out.adapted(gains)).cpu() + bias
+            logits[outside] = part.to(logits.dtype)
+        left = finished(rows, logits)
+        tried.append((left.log_loss, strength, left))
+        best = min(range(len(tried)), key=lambda place: tried[place][0])
+        if len(tried) - 1 - best >= _PATIENCE:
+            break
+    _, strength, left = min(tried, key=lambda one: one[0])
+    return strength, left
+
+
+GAINS = Method("one gain per component", _gains)

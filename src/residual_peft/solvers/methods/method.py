@@ -1,0 +1,128 @@
+"""What a method is, and what it comes to."""
+
+import time
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...classifiers.heads import ClassHead, LeftOut, RidgeSettings
+from ...classifiers.heads.finishing import finish
+from ...classifiers.heads.images import checked
+from ...classifiers.heads.left_out import How, leaving_of
+from ...classifiers.trained_head import Features, TrainedHead, scores_of
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...tuner import gains_of
+from ..coordinates import Coordinates
+from .rows import Rows
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method came to.
+
+    Attributes:
+        method: its name.
+        left_out: what it says of each training image by a fit without the image's fold.
+        parameter_count: numbers trained.
+        seconds: that the fit took, choices of its strengths included.
+        head: a class head to put into the classifier.
+        gains: to put into the adapter, (K,) or (U,).
+        bias: of the logits, which a fit with several labels per image sets.
+        embeddings: of the classes (C, d), where they are no longer those of the texts.
+        strength: of its ridge or penalty, where it has one.
+        notes: what the user should know.
+        share: β of the images' means in the embeddings.
+        power: p of a ridge's scales.
+        settings: of a ridge, which its head can be changed by.
+        columns: which of the head's features were fitted on; None for all.
+    """
+
+    method: str
+    left_out: LeftOut
+    parameter_count: int
+    seconds: float = 0.0
+    head: TrainedHead | None = None
+    gains: Tensor | None = None
+    bias: float | None = None
+    embeddings: Tensor | None = None
+    strength: float | None = None
+    notes: tuple[str, ...] = ()
+    share: float = 0.0
+    power: float = 0.5
+    settings: RidgeSettings | None = None
+    columns: Tensor | None = None
+
+    def logits(self, classifier: ZeroShotClassifier, rows: Coordinates) -> Tensor:
+        """Logits (n, C) of other images of the same adapter, the classifier left as it is."""
+        answering = copy(classifier)
+        answering.head = self.head
+        if self.bias is not None:
+            answering.logit_bias = self.bias
+        if self.embeddings is not None:
+            answering.class_embeddings = self.embeddings
+        adapted = rows.readout if self.gains is None else rows.adapted(self.gains)
+        return answering.answer(adapted, rows.readout, rows.coordinates).cpu()
+
+    def put_into(self, classifier: ZeroShotClassifier) -> None:
+        """Give the classifier what was fitted; gains go into its model's active adapter."""
+        classifier.head = self.head
+        if self.bias is not None:
+            classifier.logit_bias = self.bias
+        if self.embeddings is not None:
+            classifier.class_embeddings = self.embeddings
+        if self.gains is not None:
+            target = gains_of(classifier.model)
+            with torch.no_grad():
+                target.copy_(self.gains)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fit.
+
+    Attributes:
+        title: in words.
+        fit: rows -> outcome, all but its seconds.
+        several: whether it can do with several labels per image.
+        tried: whether it is compared unless it is asked for by name: what costs more than the pass
+            over the images and is no better (`benchmarks/heads_rivals.json`) is not.
+        ridge: of a ridge, what it reads: features, and the kinds of their units (all when empty).
+    """
+
+    title: str
+    fit: Callable[[Rows], Outcome]
+    several: bool = True
+    tried: bool = True
+    ridge: tuple[Features, tuple[str, ...]] | None = None
+
+    def run(self, rows: Rows) -> Outcome:
+        """Fit, and measure how long it takes."""
+        started = time.perf_counter()
+        outcome = self.fit(rows)
+        return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def finished(rows: Rows, logits: Tensor) -> LeftOut:
+    """Left-out logits as those of the other methods: with a temperature of their own."""
+    data = checked(
+        torch.zeros(len(logits), 1), rows.labels, rows.class_count, class_weights=rows.class_weights
+    )
+    how: How | None = "none" if rows.fold is None else None
+    leaving = leaving_of(rows.labels, rows.class_count, rows.fold, how)
+    _, _, left = finish(logits.double(), data, leaving.how, leaving.known)
+    return left
+
+
+def title_of(what: str, features: Features, kinds: tuple[str, ...]) -> str:
+    """Of a method that fits a class head on some features."""
+    if features == "embedding":
+        return f"{what} on the embedding (a linear probe)"
+    return f"{what} on the coordinates{' of heads' if kinds else ''}"
+
+
+def trained(head: ClassHead, features: Features, name: str, left_out: LeftOut) -> TrainedHead:
+    """A fitted head as a classifier carries it."""
+    return TrainedHead(head.to(torch.float32), features, name, scores_of(left_out))

@@ -1,0 +1,138 @@
+"""Training images as methods take them: what they read of them, and the folds that all share."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...classifiers.class_means import class_means_of
+from ...classifiers.heads.folds import stratified_folds
+from ...classifiers.heads.images import duplicate_groups
+from ...classifiers.trained_head import Features, embedding_features
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...tuner import ReadoutState
+from ..coordinates import Coordinates
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training images as methods take them.
+
+    Attributes:
+        classifier: class embeddings and scale; its model has the adapter of the coordinates.
+        seen: N images' readouts, labels and coordinates, in memory.
+        zero_shot: the texts' logits z (N, C); where classes are means of these images, those of
+            means without the image's fold.
+        groups: (N,), images of one number are left out together. Copies of one picture are, where
+            nothing else is given: what is said of one that was left out would be too good.
+        copies: how many images are copies of others.
+        class_weights: what an image of each class counts (C,).
+        fold: of each image (N,), the same for all methods; None where there are no two images of
+            any class, so that nothing can be left out.
+        means: whether the classifier's classes are the means of these images.
+        by_labels: whether a ridge is to be fitted to labels alone, so that sums give it; else to
+            what the text leaves of them where that is better.
+    """
+
+    classifier: ZeroShotClassifier
+    seen: Coordinates
+    zero_shot: Tensor
+    groups: Tensor | None = None
+    class_weights: Tensor | None = None
+    fold: Tensor | None = None
+    copies: int = 0
+    means: bool = False
+    by_labels: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        classifier: ZeroShotClassifier,
+        seen: Coordinates,
+        *,
+        means: bool = False,
+        groups: Tensor | None = None,
+        class_weights: Tensor | None = None,
+        by_labels: bool = False,
+    ) -> "Rows":
+        """Rows with their folds.
+
+        Args:
+            classifier: as above.
+            seen: as above.
+            means: whether the classifier's classes are the means of these images.
+            groups: as above.
+            class_weights: as above.
+            by_labels: as above.
+
+        Raises:
+            ResiDualError: labels that do not suit the classifier.
+        """
+        classifier.check_labels(seen.labels)
+        same = duplicate_groups(seen.readout)
+        copies = len(same) - len(same.unique())
+        if groups is None and copies:
+            groups = same
+        fold = stratified_folds(seen.labels, folds=FOLDS, groups=groups)
+        zero_shot = _text_logits(classifier, seen.readout)
+        if means and fold is not None:
+            zero_shot = _without_own_fold(classifier, seen, fold)
+        return cls(
+            classifier, seen, zero_shot, groups, class_weights, fold, copies, means, by_labels
+        )
+
+    @property
+    def class_count(self) -> int:
+        """C."""
+        return len(self.classifier.class_names)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,), or zeros and ones (N, C)."""
+        return self.seen.labels
+
+    def features(self, features: Features, kinds: tuple[str, ...] = ()) -> Tensor:
+        """What a head reads of the images: (N, d), or (N, K) of units of some kinds."""
+        if features == "embedding":
+            return embedding_features(self.seen.readout)
+        return self.seen.coordinates[:, self.columns(kinds)] if kinds else self.seen.coordinates
+
+    def columns(self, kinds: tuple[str, ...] = ()) -> Tensor:
+        """Which components are of units of some kinds; all when empty."""
+        return columns_of(self.seen.state, kinds)
+
+    def some(self, index: Tensor) -> "Rows":
+        """Some of the images; folds are cut anew."""
+        groups = None if self.groups is None else self.groups[index]
+        seen = self.seen.rows(index)
+        fold = stratified_folds(seen.labels, folds=FOLDS, groups=groups)
+        return replace(self, seen=seen, zero_shot=self.zero_shot[index], groups=groups, fold=fold)
+
+
+def columns_of(state: ReadoutState, kinds: tuple[str, ...] = ()) -> Tensor:
+    """Which components are of units of some kinds; all when empty."""
+    inside = [not kinds or unit.kind in kinds for unit in state.settings.units]
+    return torch.tensor(inside).repeat_interleave(torch.tensor(state.counts)).nonzero().flatten()
+
+
+def _text_logits(classifier: ZeroShotClassifier, readout: Tensor) -> Tensor:
+    with torch.no_grad():
+        return classifier.logits(readout).cpu()
+
+
+def _without_own_fold(classifier: ZeroShotClassifier, seen: Coordinates, fold: Tensor) -> Tensor:
+    """z of class means that have not seen the image's fold (N, C)."""
+    found = torch.zeros(len(seen), len(classifier.class_names))
+    unit = functional.normalize(seen.readout.float(), dim=1)
+    for number in fold.unique().tolist():
+        inside, outside = fold != number, fold == number
+        present = seen.labels[inside].unique()
+        names = [classifier.class_names[label] for label in present.tolist()]
+        labels = torch.searchsorted(present, seen.labels[inside])
+        means = classifier.class_embeddings.cpu().float().clone()
+        means[present] = class_means_of(seen.readout[inside], labels, names).float()
+        found[outside] = classifier.logit_scale * unit[outside] @ means.T
+    return found

@@ -1,0 +1,70 @@
+"""A pass over the images, cut where the shards are."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...bases.reading import Seen
+from ...bases.rows import Rows
+from ...data import Batches
+from ...towers.captures import Capture
+from .layout import SKIPPED
+
+
+class Stream:
+    """What a pass sees, of which the next is known before it is taken."""
+
+    def __init__(self, passed: Iterator[Seen], skipped: list[tuple[int, str, str]]) -> None:
+        self.passed, self.skipped = passed, skipped
+        self.next: Seen | None = None
+
+    def within(self, rows: range) -> Iterator[Seen]:
+        """Those of some rows, which are next; asks for no more once all rows are accounted for."""
+        count = 0
+        while count + sum(row in rows for row, _, _ in self.skipped) < len(rows):
+            seen = next(self.passed, None) if self.next is None else self.next
+            self.next = None
+            if seen is None:
+                return
+            assert seen.index is not None
+            if int(seen.index[0]) not in rows:
+                self.next = seen
+                return
+            count += len(seen)
+            yield seen
+            del seen
+
+
+@dataclass
+class Shard:
+    """A shard as it is read: its captures one after the other, then what else is kept of it."""
+
+    index: int
+    rows: range
+    stream: Stream
+    loader: Batches
+    none: Tensor  # labels of no image
+    width: int
+
+    def __post_init__(self) -> None:
+        self.readout, self.labels = Rows(len(self.rows)), Rows(len(self.rows))
+
+    def __iter__(self) -> Iterator[Capture]:
+        for seen in self.stream.within(self.rows):
+            assert seen.capture is not None
+            assert seen.labels is not None
+            self.readout.add(seen.readout.float())
+            self.labels.add(seen.labels)
+            yield seen.capture
+            del seen
+
+    def others(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Readouts and labels, and as metadata which images could not be read."""
+        skipped = [image for image in self.loader.skipped if image[0] in self.rows]
+        metadata = {SKIPPED: json.dumps(skipped)} if skipped else {}
+        if len(self.labels):
+            return {"readout": self.readout.joined(), "labels": self.labels.joined()}, metadata
+        return {"readout": torch.zeros(0, self.width), "labels": self.none}, metadata
