@@ -14,7 +14,7 @@ from residual_peft.solvers.store import (
     CoordinateStore,
     coordinate_bytes,
     write_coordinates,
-    writing,
+    writer,
 )
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 from tests.launch import run
@@ -109,7 +109,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(fit_basis, tmp_path, monke
     assert list((tmp_path / "killed").glob("*-00003.safetensors")) == []
     assert list((tmp_path / "killed").glob("*-00002.safetensors"))  # nothing is lost
     if fit_basis:  # and in the second stage, after two shards of coordinates
-        real, calls = writing._Writer._write, []
+        real, calls = writer.Writer._write, []
 
         def dying(self, *arguments):
             if len(calls) == 2:
@@ -117,7 +117,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(fit_basis, tmp_path, monke
             calls.append(1)
             real(self, *arguments)
 
-        monkeypatch.setattr(writing._Writer, "_write", dying)
+        monkeypatch.setattr(writer.Writer, "_write", dying)
         with pytest.raises(Killed):
             write(tmp_path / "killed")
         monkeypatch.undo()

@@ -9,7 +9,7 @@ from .finishing import across_folds, folds_of
 from .folds import FOLDS
 from .nearest import DEFAULT_TEMPERATURE
 from .preparing import UnitRows
-from .rival import Rival, one_label, rival
+from .rival import Rival, Shots, on_unit_rows, rival
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,8 @@ class Gaussian:
         return self.rows(features) @ self.weights + self.offset
 
 
-def fit_gaussian(
-    features: Tensor,
-    labels: Tensor,
-    class_count: int,
-    *,
-    zero_shot: Tensor | None = None,
-    power: float | None = None,
-    groups: Tensor | None = None,
-    folds: int = FOLDS,
-) -> Rival:
+@on_unit_rows
+def fit_gaussian(shots: Shots, *, folds: int = FOLDS) -> Rival:
     """GDA with the paper's precision matrix, K ((N − 1) Σ̂ + tr(Σ̂) I)⁻¹ (T. Kubokawa and M.
     Srivastava, 2008), Σ̂ the covariance about the class means.
 
@@ -53,21 +45,10 @@ def fit_gaussian(
     and a temperature have the least log-loss on left-out folds.
 
     Args:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C), scaled logits.
-        power: centre and scale the features first; None for CLIP's embedding, as in the paper.
-        groups: (N,), left out together.
         folds: of the cross-validation.
-
-    Raises:
-        ResiDualError: what does not fit together.
     """
-    data = one_label(features, labels, class_count, zero_shot)
-    rows = UnitRows.of(data, power)
-    unit = rows(data.features)
-    fold, known, how = folds_of(data, groups, folds)
+    data, unit = shots.data, shots.unit
+    fold, known, how = folds_of(data, shots.groups, folds)
     weights, offset = gaussian(unit, data.targets)
     if fold is None:
         left = unit @ weights + offset
@@ -78,7 +59,7 @@ def fit_gaussian(
             return unit[~kept] @ some + level
 
         left = across_folds(outside, fold)
-    return rival(Gaussian(rows, weights, offset), left, data, how, known, with_text=True)
+    return rival(Gaussian(shots.rows, weights, offset), left, data, how, known, with_text=True)
 
 
 def gaussian(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

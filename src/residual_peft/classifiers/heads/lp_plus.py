@@ -10,7 +10,7 @@ from .finishing import across_folds, folds_of, mean_loss, part_of, text_alone
 from .folds import FOLDS
 from .images import Images
 from .preparing import PrincipalAxes, UnitRows
-from .rival import Rival, one_label, rival, text_of
+from .rival import Rival, Shots, on_unit_rows, rival, text_of
 
 STOPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000)
 """Steps after which the descent may stop; the paper's 300 where nothing can be told."""
@@ -44,37 +44,19 @@ class TextProbe:
         return found + self.text_weights * text_of(found, zero_shot)
 
 
-def fit_lp_plus(
-    features: Tensor,
-    labels: Tensor,
-    class_count: int,
-    *,
-    zero_shot: Tensor | None = None,
-    power: float | None = None,
-    groups: Tensor | None = None,
-    folds: int = FOLDS,
-) -> Rival:
+@on_unit_rows
+def fit_lp_plus(shots: Shots, *, folds: int = FOLDS) -> Rival:
     """LP++ by its block descent, stopped where left-out folds have the least log-loss.
 
     The loss is the mean cross-entropy; nothing penalises w, so that stopping is all that keeps it
     from fitting noise. The paper stops by accuracy on a validation set.
 
     Args:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C), scaled logits; without, a plain probe by the same descent.
-        power: centre and scale the features first; None for CLIP's embedding, as in the paper.
-        groups: (N,), left out together.
         folds: of the cross-validation.
-
-    Raises:
-        ResiDualError: what does not fit together.
     """
-    data = one_label(features, labels, class_count, zero_shot)
-    rows = UnitRows.of(data, power)
-    axes = PrincipalAxes.of(rows(data.features))
-    fold, known, how = folds_of(data, groups, folds)
+    data = shots.data
+    axes = PrincipalAxes.of(shots.unit)
+    fold, known, how = folds_of(data, shots.groups, folds)
     best, left = DEFAULT_STOP, None
     if fold is not None:
 
@@ -90,7 +72,9 @@ def fit_lp_plus(
     weights, text_weights = descend(axes.rows, data, (best,))[0]
     if left is None:
         left = _scores(axes.rows, weights, text_weights, data.zero_shot)
-    scorer = TextProbe(rows, axes.axes @ weights, None if data.zero_shot is None else text_weights)
+    scorer = TextProbe(
+        shots.rows, axes.axes @ weights, None if data.zero_shot is None else text_weights
+    )
     return rival(scorer, left, data, how, known, with_text=False, chosen={"steps": best})
 
 

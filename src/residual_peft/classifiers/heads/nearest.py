@@ -10,7 +10,7 @@ from .finishing import finish, mean_loss
 from .images import Images
 from .left_out import leaving_of
 from .preparing import UnitRows
-from .rival import Rival, one_label, part_numbers, rival
+from .rival import Rival, Shots, on_unit_rows, part_numbers, rival
 
 NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50)
 NEIGHBOUR_TEMPERATURE = 0.07
@@ -42,33 +42,12 @@ class ClassMeans:
         return self.rows(features) @ self.means.mT
 
 
-def fit_means(
-    features: Tensor,
-    labels: Tensor,
-    class_count: int,
-    *,
-    zero_shot: Tensor | None = None,
-    power: float | None = None,
-    groups: Tensor | None = None,
-) -> Rival:
-    """Nearest class mean.
-
-    Args:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C); weighed on left-out images.
-        power: centre the features and divide them by std^p first; None for embeddings as they are.
-        groups: (N,), left out together.
-
-    Raises:
-        ResiDualError: what does not fit together.
-    """
-    data = one_label(features, labels, class_count, zero_shot)
-    rows = UnitRows.of(data, power)
-    unit = rows(data.features)
+@on_unit_rows
+def fit_means(shots: Shots) -> Rival:
+    """Nearest class mean."""
+    data, unit = shots.data, shots.unit
     sums = data.targets.mT @ unit
-    leaving = leaving_of(data.labels, class_count, groups)
+    leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
     left = unit @ functional.normalize(sums, dim=1).mT
     for part in leaving.parts:
         # only the classes that lose an image have another mean
@@ -76,7 +55,7 @@ def fit_means(
         without = sums[touched].index_add(0, own, unit[part], alpha=-1.0)
         cosines = unit[part] @ functional.normalize(without, dim=1).mT
         left[part[:, None], touched] = cosines
-    means = ClassMeans(rows, functional.normalize(sums, dim=1))
+    means = ClassMeans(shots.rows, functional.normalize(sums, dim=1))
     return rival(
         means,
         left,
@@ -126,41 +105,22 @@ def log_votes(cosines: Tensor, targets: Tensor, count: int) -> Tensor:
     return ((shares + 1 / targets.shape[1]) / (votes.sum(1, keepdim=True) + 1)).log()
 
 
-def fit_neighbours(
-    features: Tensor,
-    labels: Tensor,
-    class_count: int,
-    *,
-    zero_shot: Tensor | None = None,
-    power: float | None = None,
-    groups: Tensor | None = None,
-    count: int | None = None,
-) -> Rival:
+@on_unit_rows
+def fit_neighbours(shots: Shots, *, count: int | None = None) -> Rival:
     """k nearest neighbours, with k chosen by the log-loss of left-out images.
 
     Args:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C); weighed on left-out images.
-        power: as for `fit_means`.
-        groups: (N,), left out together.
         count: k, in place of a choice among `NEIGHBOURS`.
-
-    Raises:
-        ResiDualError: what does not fit together.
     """
-    data = one_label(features, labels, class_count, zero_shot)
-    rows = UnitRows.of(data, power)
-    unit = rows(data.features)
-    leaving = leaving_of(data.labels, class_count, groups)
+    data, unit = shots.data, shots.unit
+    leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
     cosines = unit @ unit.mT
     if leaving.parts:
         number = part_numbers(leaving, len(unit))
         cosines[number[:, None] == number] = -torch.inf
     tried = [count] if count else [k for k in NEIGHBOURS if k < len(unit)] or [DEFAULT_NEIGHBOURS]
     best, left = _best_count(cosines, data, leaving.known, tried)
-    scorer = Neighbours(rows, unit, data.targets, best)
+    scorer = Neighbours(shots.rows, unit, data.targets, best)
     return rival(scorer, left, data, leaving.how, leaving.known, with_text=True, chosen={"k": best})
 
 

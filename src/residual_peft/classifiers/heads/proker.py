@@ -9,7 +9,7 @@ from .finishing import finish, mean_loss, text_alone
 from .images import Images
 from .left_out import Leaving, leaving_of
 from .preparing import UnitRows
-from .rival import Rival, one_label, rival, text_of
+from .rival import Rival, Shots, on_unit_rows, rival, text_of
 
 SHARPNESSES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # β
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # λ
@@ -50,46 +50,30 @@ class KernelRidge:
         return found + (self.text_weight * text_of(found, zero_shot)).softmax(1)
 
 
-def fit_proker(
-    features: Tensor,
-    labels: Tensor,
-    class_count: int,
-    *,
-    zero_shot: Tensor | None = None,
-    power: float | None = None,
-    groups: Tensor | None = None,
-) -> Rival:
+@on_unit_rows
+def fit_proker(shots: Shots) -> Rival:
     """ProKeR, β and λ chosen by the log-loss of left-out images, which it has in closed form.
 
     The function nearest to the zero-shot one, in the kernel's norm, that fits the images. p is a
     softmax here, of logits that the images calibrated first, to be on one scale with indicators.
     The residuals of the fit without a part B are ((A⁻¹)_BB)⁻¹ (A⁻¹ R)_B with A = K + λ I and
     R = Y − p(S).
-
-    Args:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C), scaled logits; without, p is the classes' shares.
-        power: centre and scale the features first; None for CLIP's embedding, as in the paper.
-        groups: (N,), left out together.
-
-    Raises:
-        ResiDualError: what does not fit together.
     """
-    data = one_label(features, labels, class_count, zero_shot)
-    rows = UnitRows.of(data, power)
-    unit = rows(data.features)
-    leaving = leaving_of(data.labels, class_count, groups)
+    data, unit = shots.data, shots.unit
+    leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
     prior = data.targets.mean(0, keepdim=True)
     text_weight = text_alone(data)
-    base = prior if not text_weight else (text_weight * text_of(data.targets, zero_shot)).softmax(1)
+    base = (
+        prior
+        if not text_weight
+        else (text_weight * text_of(data.targets, data.zero_shot)).softmax(1)
+    )
     residual = data.targets - base
     cosines = unit @ unit.mT
     best, left = _choose(cosines, residual, data, leaving)
     kernel = (2 * best[0] * (cosines - 1)).exp()
     weights = torch.linalg.solve(kernel + best[1] * torch.eye(len(unit)), residual)
-    scorer = KernelRidge(rows, unit, weights, best[0], prior, text_weight)
+    scorer = KernelRidge(shots.rows, unit, weights, best[0], prior, text_weight)
     chosen = {"sharpness": best[0], "strength": best[1]}
     return rival(scorer, left, data, leaving.how, leaving.known, with_text=False, chosen=chosen)
 

@@ -1,7 +1,9 @@
 """What every rival of the ridge comes to: scores of its own, a text weight and a temperature."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from .finishing import finish
 from .head import Scorer
 from .images import Images, checked
 from .left_out import How, Leaving, LeftOut
+from .preparing import UnitRows
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,56 @@ def one_label(
     why = "the ridge and logistic regression have one for each class, this method has none"
     check_same(ONE_LABEL, labelling_in(labels), why)
     return checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Training images as the methods that compare by cosines take them.
+
+    Attributes:
+        data: checked.
+        rows: how features are prepared.
+        unit: theirs, of length 1 (N, K).
+        groups: (N,), left out together; None where each image is on its own.
+    """
+
+    data: Images
+    rows: UnitRows
+    unit: Tensor
+    groups: Tensor | None
+
+
+def on_unit_rows(fit: Callable[..., Rival]) -> Callable[..., Rival]:
+    """Have a rival that is fitted on `Shots` take images, as all of them do.
+
+    It then takes, beside its own options:
+        features: (N, K).
+        labels: (N,).
+        class_count: C.
+        zero_shot: z (N, C), scaled logits; None for no text.
+        power: centre the features and divide them by std^p first; None for embeddings as they are,
+            which the papers of CLIP's rivals take.
+        groups: (N,), left out together.
+
+    It raises a ResiDualError for what does not fit together.
+    """
+
+    @wraps(fit)
+    def of_images(
+        features: Tensor,
+        labels: Tensor,
+        class_count: int,
+        *,
+        zero_shot: Tensor | None = None,
+        power: float | None = None,
+        groups: Tensor | None = None,
+        **options: Any,
+    ) -> Rival:
+        data = one_label(features, labels, class_count, zero_shot)
+        rows = UnitRows.of(data, power)
+        return fit(Shots(data, rows, rows(data.features), groups), **options)
+
+    return of_images
 
 
 def text_of(scores: Tensor, zero_shot: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from .folds import FOLDS
 from .images import Images
 from .left_out import leaving_of
 from .preparing import UnitRows
-from .rival import Rival, one_label, part_numbers, rival
+from .rival import Rival, Shots, on_unit_rows, part_numbers, rival
 
 SHARPNESSES = (0.5, 1.0, 2.0, 5.5, 11.0, 22.0, 45.0, 90.0)  # β
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # α
@@ -57,35 +57,19 @@ class Cache:
         return found if zero_shot is None else found + zero_shot.to(found)
 
 
-def fit_tip_adapter(
-    features: Tensor,
-    labels: Tensor,
-    class_count: int,
-    *,
-    zero_shot: Tensor | None = None,
-    power: float | None = None,
-    groups: Tensor | None = None,
-) -> Rival:
+@on_unit_rows
+def fit_tip_adapter(shots: Shots) -> Rival:
     """Tip-Adapter, without training; α and β have the least log-loss on left-out images.
 
     The paper searches them on a validation set. A cache without an image is that with its value
     set to 0, so that leaving out costs nothing.
-
-    Args:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C), scaled logits.
-        power: centre and scale the features first; None for CLIP's embedding, as in the paper.
-        groups: (N,), left out together.
-
-    Raises:
-        ResiDualError: what does not fit together.
     """
-    data = one_label(features, labels, class_count, zero_shot)
-    rows = UnitRows.of(data, power)
-    keys = rows(data.features)
-    leaving = leaving_of(data.labels, class_count, groups)
+    return _untrained(shots)
+
+
+def _untrained(shots: Shots) -> Rival:
+    data, keys = shots.data, shots.unit
+    leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
     cosines = keys @ keys.mT
     inside = torch.zeros(len(keys), len(keys), dtype=torch.bool)
     if leaving.parts:
@@ -100,7 +84,7 @@ def fit_tip_adapter(
     if leaving.known.any():
         losses = {pair: mean_loss(found, data, leaving.known) for pair, found in scores.items()}
         best = min(losses, key=lambda pair: losses[pair])
-    cache = Cache(rows, keys, data.targets, *best)
+    cache = Cache(shots.rows, keys, data.targets, *best)
     chosen = {"sharpness": best[0], "weight": best[1]}
     return rival(
         cache, scores[best], data, leaving.how, leaving.known, with_text=False, chosen=chosen
@@ -117,17 +101,9 @@ def _plus_text(scores: Tensor, data: Images) -> Tensor:
     return scores if data.zero_shot is None else scores + data.zero_shot
 
 
+@on_unit_rows
 def fit_tip_adapter_f(
-    features: Tensor,
-    labels: Tensor,
-    class_count: int,
-    *,
-    zero_shot: Tensor | None = None,
-    power: float | None = None,
-    groups: Tensor | None = None,
-    folds: int = FOLDS,
-    epochs: int = EPOCHS,
-    rate: float = RATE,
+    shots: Shots, *, folds: int = FOLDS, epochs: int = EPOCHS, rate: float = RATE
 ) -> Rival:
     """Tip-Adapter-F: the keys are trained, then α and β are searched again.
 
@@ -136,27 +112,15 @@ def fit_tip_adapter_f(
     left-out folds.
 
     Args:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C), scaled logits.
-        power: as for `fit_tip_adapter`.
-        groups: (N,), left out together.
         folds: of the cross-validation.
         epochs: of the training, and of its cosine.
         rate: where the cosine starts.
-
-    Raises:
-        ResiDualError: what does not fit together.
     """
-    data = one_label(features, labels, class_count, zero_shot)
-    start = fit_tip_adapter(
-        features, labels, class_count, zero_shot=zero_shot, power=power, groups=groups
-    )
+    data, start = shots.data, _untrained(shots)
     assert isinstance(start.scorer, Cache)
     cache = start.scorer
     pair = (cache.sharpness, cache.weight)
-    fold, known, how = folds_of(data, groups, folds)
+    fold, known, how = folds_of(data, shots.groups, folds)
 
     def trained(kept: Tensor, stops: Sequence[int]) -> list[Tensor]:
         keys, images = cache.keys[kept], part_of(data, kept)
