@@ -1,0 +1,147 @@
+"""None of these: how unlike all that a classifier was trained on an image is, from its readout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ResiDualError
+from .heads.novelty import Novelty, fit_novelty
+from .trained_head import FEATURE, LOGIT, MOST_SCORES, embedding_features
+
+PREFIX = "none_of_these."
+LEAST_IMAGES = 20
+"""Fewer cannot tell one image in twenty."""
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """Distances in the embedding from the nearest class, and those of training images, left out.
+
+    The squared Mahalanobis distance (c − μ_k)ᵀ Σ⁻¹ (c − μ_k) of the image's y / ‖y‖, with one
+    shrunk covariance of all classes (`heads.novelty`), as ‖W y / ‖y‖ − m_k‖².
+
+    Attributes:
+        whitening: W (d, d).
+        centres: m_k of the classes (C, d).
+        left_out: squared distances of training images to the nearest class by a fit without them,
+            ascending (N,); of more than 10,000, as many quantiles.
+    """
+
+    whitening: Tensor
+    centres: Tensor
+    left_out: Tensor
+
+    @classmethod
+    def of(cls, novelty: Novelty) -> "KnownImages":
+        """From a fit on the embedding."""
+        model = novelty.model
+        eye = torch.eye(len(model.mean), dtype=torch.float64)
+        root = torch.linalg.cholesky(_symmetric(model.covariance.solve(eye)))
+        whitening = root.mT / model.scale
+        centres = model.centres @ root + whitening @ model.mean
+        return cls(whitening.float(), centres.float(), _thinned(novelty.left_out.sort().values))
+
+    def distances(self, readout: Tensor) -> Tensor:
+        """Squared distance of each image to the nearest class, from readouts (M, d): (M,)."""
+        rows = embedding_features(readout).cpu().double() @ self.whitening.double().mT
+        return torch.cdist(rows, self.centres.double()).square().amin(1)
+
+    def p_values(self, readout: Tensor) -> Tensor:
+        """(1 + training images at least as far) / (N + 1), from readouts (M, d): (M,).
+
+        Of images like those that were trained on, at most a share p has a value of p or less
+        (Vovk, Gammerman and Shafer, 2005, chapter 2), as near as leaving out comes to held out.
+        """
+        nearer = torch.searchsorted(self.left_out.double(), self.distances(readout))
+        count = len(self.left_out)
+        return (1 + count - nearer).double() / (count + 1)
+
+    def check_share(self, share: float) -> None:
+        """Raise a ResiDualError unless a share of false alarms can be told by so many images."""
+        if not 0 < share < 1:
+            raise ResiDualError(
+                f"wanted the share of known images that may be called none of these between 0 and "
+                f"1, got {share}."
+            )
+        if share * (len(self.left_out) + 1) < 1:
+            raise ResiDualError(
+                f"{len(self.left_out)} images cannot tell {share:.2%} false alarms: wanted a share "
+                f"of at least {1 / (len(self.left_out) + 1):.2%}."
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved."""
+        return {
+            PREFIX + "whitening": self.whitening,
+            PREFIX + "centres": self.centres,
+            PREFIX + "left_out": self.left_out,
+        }
+
+
+def known_images(readout: Tensor, labels: Tensor, class_count: int) -> KnownImages | None:
+    """What the images of a fit say of others; None where they are too few or all alike.
+
+    Args:
+        readout: of the unadapted model (N, d).
+        labels: one class of each (N,).
+        class_count: C.
+    """
+    counts = labels.bincount(minlength=class_count)
+    if len(labels) < LEAST_IMAGES or int(counts.min()) == 0 or int(counts.max()) < 2:
+        return None
+    novelty = fit_novelty(embedding_features(readout), labels, class_count)
+    if not bool(novelty.left_out.isfinite().all()) or float(novelty.left_out.max()) == 0:
+        return None
+    return KnownImages.of(novelty)
+
+
+def known_images_from(
+    tensors: Mapping[str, Tensor], width: int, classes: int, where: str
+) -> KnownImages | None:
+    """What was saved, None where nothing was.
+
+    Args:
+        tensors: of residual_classifier.safetensors.
+        width: d of the class embeddings.
+        classes: at most so many.
+        where: the file's name, for messages.
+
+    Raises:
+        ResiDualError: a tensor is missing, of another shape, or not finite.
+    """
+    parts = {
+        name.removeprefix(PREFIX): tensor.float()
+        for name, tensor in tensors.items()
+        if name.startswith(PREFIX)
+    }
+    if not parts:
+        return None
+    if set(parts) != {"whitening", "centres", "left_out"}:
+        raise ResiDualError(f"{where} holds other tensors than {PREFIX}* has.")
+    for name, tensor in parts.items():
+        if not bool((tensor.abs() < LOGIT**0.5 / FEATURE).all()):
+            raise ResiDualError(f"{where} holds numbers out of range in {PREFIX}{name}.")
+    centres, left_out = parts["centres"], parts["left_out"]
+    shaped = centres.ndim == 2 and left_out.ndim == 1 and 0 < len(centres) <= classes
+    if not shaped or parts["whitening"].shape != (width, width) or centres.shape[1] != width:
+        raise ResiDualError(
+            f"wanted {PREFIX}whitening ({width}, {width}) and centres of at most {classes} classes "
+            f"in {where}, got {tuple(parts['whitening'].shape)} and {tuple(centres.shape)}."
+        )
+    if not len(left_out) or bool((left_out < 0).any() | (left_out.diff() < 0).any()):
+        raise ResiDualError(f"wanted ascending distances in {where}, {PREFIX}left_out, got others.")
+    return KnownImages(**{name: tensor.clone() for name, tensor in parts.items()})
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2
+
+
+def _thinned(ascending: Tensor) -> Tensor:
+    """At most `MOST_SCORES` of them, rounded down, so that nothing is called known by it."""
+    if len(ascending) > MOST_SCORES:
+        ranks = torch.arange(MOST_SCORES) * len(ascending) // MOST_SCORES
+        ascending = ascending[ranks]
+    return ascending.float()
