@@ -1,5 +1,7 @@
 """Files through a saved adapter: in order, as they come, the unreadable among them."""
 
+import csv
+import io
 import itertools
 import json
 import os
@@ -7,11 +9,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from residual_peft import ZeroShotClassifier
 from residual_peft.app import prediction
 from residual_peft.app.prediction import FilePredictor
+from residual_peft.classifiers.heads import fit_ridge
+from residual_peft.classifiers.none_of_these import known_images
+from residual_peft.classifiers.outputs import pixel_batches
+from residual_peft.classifiers.trained_head import TrainedHead, embedding_features
+from residual_peft.data.inputs import images_of
 from residual_peft.errors import ResiDualError
+from tests.commands import stop
 
 
 def test_the_answers_are_those_of_the_classifier(saved_adapter, shapes, tmp_path) -> None:
@@ -101,6 +110,48 @@ def test_an_image_with_several_labels_is_copied_for_each(saved_adapter, shapes, 
     strict = FilePredictor(tmp_path / "several", sort_into=tmp_path / "none", sure=1.0)
     for answer in strict.answers(shapes):
         assert [Path(copy).parent.name for copy in answer.copied_to] == ["unsure"]
+
+
+def test_what_is_none_of_the_classes_is_said_and_copied_apart(
+    saved_adapter, shapes, tmp_path, monkeypatch, capsys
+) -> None:
+    classifier = ZeroShotClassifier.from_pretrained(saved_adapter)
+    with pytest.raises(ResiDualError, match="this classifier knows of none: fit a head"):
+        FilePredictor(saved_adapter, none_of_these=0.2)
+    batches = pixel_batches(images_of(shapes)[0], classifier.image_processor, 4)
+    embedding = torch.cat(
+        [embedding_features(seen.readout) for seen, _ in classifier.classified(batches)]
+    )  # gains of 1 change nothing
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(3, embedding.shape[1], generator=generator)
+    centres = torch.nn.functional.normalize(centres, dim=1)
+    labels = torch.arange(60) % 3
+    rows = centres[labels] + 0.1 * torch.randn(60, len(centres.T), generator=generator)
+    rows = torch.cat([rows, embedding[:4] + 0.01 * torch.randn(4, len(centres.T))])
+    known = known_images(rows, torch.cat([labels, labels[:4]]), 3)
+    head = fit_ridge(rows[:60], labels, 3).head.to(torch.float32)
+    classifier.head = TrainedHead(head, "embedding", "ridge", known=known)
+    classifier.save_pretrained(tmp_path / "headed")
+    expected = known.p_values(embedding).tolist()
+    share = sorted(expected)[5]
+    out = tmp_path / "sorted"
+    given = {"sort_into": out, "none_of_these": share, "sure": 0.0, "batch_size": 4}
+    answers = list(FilePredictor(tmp_path / "headed", **given).answers(shapes))
+    assert [a.prediction.alike for a in answers] == pytest.approx(expected, abs=0.02)
+    assert {a.prediction.none_of_these for a in answers} == {True, False}
+    for answer in answers:
+        apart = answer.prediction.alike <= share
+        assert answer.prediction.none_of_these is apart
+        assert ("none of these" in str(answer.prediction)) is apart
+        assert (Path(answer.copied_to[0]).parent.name == "none of these") is apart
+    python = ZeroShotClassifier.from_pretrained(tmp_path / "headed").predict(
+        shapes, none_of_these=share
+    )
+    assert [p.none_of_these for p in python] == [a.prediction.none_of_these for a in answers]
+    options = ("--csv", "--none-of-these", str(share))
+    assert stop(monkeypatch, "predict", str(tmp_path / "headed"), *shapes, *options) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["none_of_these"] for row in table] == [str(p.none_of_these).lower() for p in python]
 
 
 def test_what_cannot_be_is_told_before_any_model_is_loaded(saved_adapter, tmp_path) -> None:

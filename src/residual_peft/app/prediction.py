@@ -44,9 +44,9 @@ class Answer:
         whole = found.as_dict()
         kept = {name: whole[name] for name in ("file", "label", "score", "labels")}
         kept["top"] = [{"label": name, "score": score} for name, score in found.top(top)]
-        if found.plausible is not None:
-            kept["plausible"] = list(found.plausible)
-        return kept | ({"copied_to": list(self.copied_to)} if self.copied_to else {})
+        return (
+            kept | found.beyond() | ({"copied_to": list(self.copied_to)} if self.copied_to else {})
+        )
 
 
 class FilePredictor:
@@ -64,6 +64,7 @@ class FilePredictor:
         sort_into: str | os.PathLike[str] | None = None,
         sure: float = 0.5,
         coverage: float | None = None,
+        none_of_these: float | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
     ) -> None:
@@ -75,6 +76,8 @@ class FilePredictor:
             sure: the probability below which an image is unsure, and copied apart; with several
                 labels per image, that from which a label counts.
             coverage: how often a set of classes should hold the right one; None for no sets.
+            none_of_these: the share of images of the classes that may be called none of them;
+                None for no such answer. Such images are copied apart, too.
             batch_size: images per forward pass.
             num_workers: processes that decode images; None for as many as suit the machine.
 
@@ -85,6 +88,9 @@ class FilePredictor:
         self.classifier = ZeroShotClassifier.from_pretrained(adapter)
         self.sure, self.batch_size, self.num_workers = sure, batch_size, num_workers
         self.sets = None if coverage is None else self.classifier.sets(coverage)
+        if none_of_these is not None:
+            self.classifier.check_none_of_these(none_of_these)
+        self.none_of_these = none_of_these
         self.sorting: Sorting | None = None
         if sort_into is not None:
             self.sorting = Sorting(sort_into, self.classifier.class_names)
@@ -113,7 +119,9 @@ class FilePredictor:
         for seen, logits in self.classifier.classified(batches, **options):
             assert seen.index is not None  # Batches give it
             rows = seen.index.tolist()
-            done |= dict(zip(rows, self._of(logits, [str(files[r]) for r in rows]), strict=True))
+            names = [str(files[row]) for row in rows]
+            answers = self._of(logits, self.classifier.alike(seen), names)
+            done |= dict(zip(rows, answers, strict=True))
             done |= _unread(batches.skipped[missed:])
             missed = len(batches.skipped)
             while following in done:  # a batch may come in several parts
@@ -122,11 +130,19 @@ class FilePredictor:
         done |= _unread(batches.skipped[missed:])
         yield from (done[row] for row in sorted(done))
 
-    def _of(self, logits: Any, files: Sequence[str]) -> list[Answer]:
+    def _of(self, logits: Any, alike: Any, files: Sequence[str]) -> list[Answer]:
         names, several = self.classifier.class_names, self.classifier.multi_label
         logits = logits.cpu()
         plausible = None if self.sets is None else self.sets.sets(logits)
-        found = predictions_of(logits, names, several, files, plausible)
+        found = predictions_of(
+            logits,
+            names,
+            several,
+            files,
+            plausible,
+            alike=alike,
+            none_of_these=self.none_of_these,
+        )
         return [
             self._sorted(file, prediction) for file, prediction in zip(files, found, strict=True)
         ]
@@ -134,6 +150,8 @@ class FilePredictor:
     def _sorted(self, file: str, prediction: Prediction) -> Answer:
         if self.sorting is None:
             return Answer(file, prediction)
+        if prediction.none_of_these:
+            return Answer(file, prediction, copied_to=(str(self.sorting.put_apart(file)),))
         likely = prediction.top(len(prediction.probabilities))
         sure = [name for name, probability in likely if probability >= self.sure]
         labels: list[str | None] = [*sure[: self.classifier.labelling.most]]

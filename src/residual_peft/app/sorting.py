@@ -10,7 +10,7 @@ from ..errors import ResiDualError
 from ..hub.files import path_of
 from ..hub.places import check_place
 
-UNSURE = "unsure"
+UNSURE, NONE = "unsure", "none of these"
 _LONGEST = 100  # characters of a folder's name
 
 
@@ -34,7 +34,7 @@ class Sorting:
         self.copied = self.present = 0
         taken: set[str] = set()
         self.folders = {name: _free(folder_name(name), taken) for name in class_names}
-        self.unsure = _free(UNSURE, taken)
+        self.unsure, self.none = _free(UNSURE, taken), _free(NONE, taken)
 
     def put(self, file: str, label: str | None) -> Path:
         """Copy a file into the folder of a class, or of the unsure ones (None); returns its path.
@@ -42,7 +42,14 @@ class Sorting:
         A file of that name with the same content stays, beside one with other content it gets a
         number: "photo (2).jpg".
         """
-        folder = self.root / (self.unsure if label is None else self.folders[label])
+        return self._put(file, self.unsure if label is None else self.folders[label])
+
+    def put_apart(self, file: str) -> Path:
+        """The same into the folder of what is none of the classes."""
+        return self._put(file, self.none)
+
+    def _put(self, file: str, name: str) -> Path:
+        folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
         stem, suffix = os.path.splitext(os.path.basename(file))
         number = 1

@@ -12,6 +12,7 @@ __all__ = [
     "heads",
     "many_tasks",
     "named_base",
+    "none_of_these",
     "outputs",
     "predictions",
     "prompts",

@@ -127,7 +127,9 @@ def read_classes(
     embeddings = tensors["class_embeddings"]
     if not embeddings.is_floating_point():
         raise ResiDualError(f"{quoted(path)} holds class_embeddings of {embeddings.dtype}.")
-    head = None if record.head is None else head_from(record.head, tensors, quoted(path))
+    head = None
+    if record.head is not None:
+        head = head_from(record.head, tensors, embeddings.shape[1], quoted(path))
     return record, embeddings.clone(), head  # and not mapped to a file that may be written anew
 
 

@@ -107,14 +107,29 @@ class HeadedClassifier(CosineClassifier):
             images: as for `predict`.
             batch_size: images per forward pass.
         """
-        return self._logits_of(images_of(images)[0], batch_size)
+        return self._answers_of(images_of(images)[0], batch_size)[0]
 
     @torch.no_grad()
-    def _logits_of(self, items: Sequence[ImageLike], batch_size: int) -> Tensor:
-        logits = Rows(len(items))
-        for _, part in self.classified(pixel_batches(items, self.image_processor, batch_size)):
+    def _answers_of(
+        self, items: Sequence[ImageLike], batch_size: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (N, C), and how like the head's images they are (N,) where it can tell."""
+        logits, like = Rows(len(items)), Rows(len(items))
+        for seen, part in self.classified(pixel_batches(items, self.image_processor, batch_size)):
             logits.add(part)
-        return logits.joined()
+            if (values := self.alike(seen)) is not None:
+                like.add(values)
+        return logits.joined(), like.joined() if len(like) else None
+
+    def alike(self, seen: Seen) -> Tensor | None:
+        """`Prediction.alike` of a batch that `classified` gave (B,); None where nothing tells it.
+
+        A class head that was fitted on all of the classes, with one label per image, does.
+        """
+        head = self.head
+        if head is None or head.known is None or head.class_count != len(self.class_names):
+            return None
+        return head.known.p_values(embedding_features(seen.readout))
 
     def classified(self, batches: Iterable[Any], **options: Any) -> Iterator[tuple[Seen, Tensor]]:
         """Batches of images, what was seen of each, and its logits (B, C) with adapter and head.
@@ -166,7 +181,12 @@ class HeadedClassifier(CosineClassifier):
         return head.logits(self.logits(adapted), coordinates, self.labelling)
 
     def predict(
-        self, images: Images, *, batch_size: int = 64, coverage: float | None = None
+        self,
+        images: Images,
+        *,
+        batch_size: int = 64,
+        coverage: float | None = None,
+        none_of_these: float | None = None,
     ) -> Any:
         """Classify images.
 
@@ -177,20 +197,33 @@ class HeadedClassifier(CosineClassifier):
             batch_size: images per forward pass.
             coverage: how often `Prediction.plausible`, a set of classes, should hold the right
                 one, such as 0.9; None for no sets.
+            none_of_these: the share of images of the classes that may be called none of them, such
+                as 0.05, so that others are (`Prediction.none_of_these`); None for no such answer.
 
         Returns:
             A `Prediction` for one image, a list of them for many.
 
         Raises:
-            ResiDualError: no images, or one that cannot be read (names it); as `plausible`.
+            ResiDualError: no images, or one that cannot be read (names it); as `sets` and
+                `check_none_of_these`.
         """
         if coverage is not None:
             self.sets(coverage)  # says before any work what is amiss
+        if none_of_these is not None:
+            self.check_none_of_these(none_of_these)
         items, single = images_of(images)
-        logits = self._logits_of(items, batch_size)
+        logits, alike = self._answers_of(items, batch_size)
         files = [os.fspath(i) if isinstance(i, str | os.PathLike) else None for i in items]
         plausible = None if coverage is None else self.sets(coverage).sets(logits)
-        predictions = predictions_of(logits, self.class_names, self.multi_label, files, plausible)
+        predictions = predictions_of(
+            logits,
+            self.class_names,
+            self.multi_label,
+            files,
+            plausible,
+            alike=alike,
+            none_of_these=none_of_these,
+        )
         return predictions[0] if single else predictions
 
     def sets(self, coverage: float) -> PredictionSets:
@@ -218,3 +251,27 @@ class HeadedClassifier(CosineClassifier):
                 "nothing says how sure one may be of the others: leave the coverage out."
             )
         return head.sets(coverage)
+
+    def check_none_of_these(self, share: float) -> None:
+        """Raise a ResiDualError unless so few false alarms can be told.
+
+        Args:
+            share: of images of the classes that may be called none of them.
+
+        Raises:
+            ResiDualError: no class head, one of other classes or without distances of left-out
+                images, or too few of those for the share.
+        """
+        head = self.head
+        if head is None or head.known is None:
+            raise ResiDualError(
+                "'none of these' is told by how far a class head's training images lie from their "
+                "classes, and this classifier knows of none: fit a head on one label per image "
+                "(method='ridge'), with 20 images or more."
+            )
+        if head.class_count != len(self.class_names):
+            raise ResiDualError(
+                f"the class head knows {head.class_count} of {len(self.class_names)} classes: "
+                "images of the others would be called none of these. Leave none_of_these out."
+            )
+        head.known.check_share(share)

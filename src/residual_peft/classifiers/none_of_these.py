@@ -1,4 +1,4 @@
-"""None of these: how unlike all that a classifier was trained on an image is, from its readout."""
+"""None of these: how unlike all that a class head was fitted on an image is, by its embedding."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,8 +8,11 @@ from torch import Tensor
 
 from ..errors import ResiDualError
 from .heads.novelty import Novelty, fit_novelty
-from .trained_head import FEATURE, LOGIT, MOST_SCORES, embedding_features
 
+MOST = 10_000
+"""Distances that are kept; of more, as many quantiles."""
+LARGEST = 1e9
+"""That a saved number may be; its square, summed, still has room in float64."""
 PREFIX = "none_of_these."
 LEAST_IMAGES = 20
 """Fewer cannot tell one image in twenty."""
@@ -19,8 +22,8 @@ LEAST_IMAGES = 20
 class KnownImages:
     """Distances in the embedding from the nearest class, and those of training images, left out.
 
-    The squared Mahalanobis distance (c − μ_k)ᵀ Σ⁻¹ (c − μ_k) of the image's y / ‖y‖, with one
-    shrunk covariance of all classes (`heads.novelty`), as ‖W y / ‖y‖ − m_k‖².
+    The squared Mahalanobis distance (c − μ_k)ᵀ Σ⁻¹ (c − μ_k) of the image's c = y / ‖y‖, with one
+    shrunk covariance of all classes (`heads.novelty`), as ‖W c − m_k‖².
 
     Attributes:
         whitening: W (d, d).
@@ -43,18 +46,18 @@ class KnownImages:
         centres = model.centres @ root + whitening @ model.mean
         return cls(whitening.float(), centres.float(), _thinned(novelty.left_out.sort().values))
 
-    def distances(self, readout: Tensor) -> Tensor:
-        """Squared distance of each image to the nearest class, from readouts (M, d): (M,)."""
-        rows = embedding_features(readout).cpu().double() @ self.whitening.double().mT
+    def distances(self, embedding: Tensor) -> Tensor:
+        """Squared distance of each image to the nearest class, (M, d) -> (M,)."""
+        rows = embedding.cpu().double() @ self.whitening.double().mT
         return torch.cdist(rows, self.centres.double()).square().amin(1)
 
-    def p_values(self, readout: Tensor) -> Tensor:
-        """(1 + training images at least as far) / (N + 1), from readouts (M, d): (M,).
+    def p_values(self, embedding: Tensor) -> Tensor:
+        """(1 + training images at least as far) / (N + 1), (M, d) -> (M,).
 
         Of images like those that were trained on, at most a share p has a value of p or less
         (Vovk, Gammerman and Shafer, 2005, chapter 2), as near as leaving out comes to held out.
         """
-        nearer = torch.searchsorted(self.left_out.double(), self.distances(readout))
+        nearer = torch.searchsorted(self.left_out.double(), self.distances(embedding))
         count = len(self.left_out)
         return (1 + count - nearer).double() / (count + 1)
 
@@ -80,18 +83,18 @@ class KnownImages:
         }
 
 
-def known_images(readout: Tensor, labels: Tensor, class_count: int) -> KnownImages | None:
+def known_images(embedding: Tensor, labels: Tensor, class_count: int) -> KnownImages | None:
     """What the images of a fit say of others; None where they are too few or all alike.
 
     Args:
-        readout: of the unadapted model (N, d).
+        embedding: y / ‖y‖ of the unadapted model (N, d).
         labels: one class of each (N,).
         class_count: C.
     """
     counts = labels.bincount(minlength=class_count)
     if len(labels) < LEAST_IMAGES or int(counts.min()) == 0 or int(counts.max()) < 2:
         return None
-    novelty = fit_novelty(embedding_features(readout), labels, class_count)
+    novelty = fit_novelty(embedding, labels, class_count)
     if not bool(novelty.left_out.isfinite().all()) or float(novelty.left_out.max()) == 0:
         return None
     return KnownImages.of(novelty)
@@ -105,7 +108,7 @@ def known_images_from(
     Args:
         tensors: of residual_classifier.safetensors.
         width: d of the class embeddings.
-        classes: at most so many.
+        classes: of the head.
         where: the file's name, for messages.
 
     Raises:
@@ -121,13 +124,13 @@ def known_images_from(
     if set(parts) != {"whitening", "centres", "left_out"}:
         raise ResiDualError(f"{where} holds other tensors than {PREFIX}* has.")
     for name, tensor in parts.items():
-        if not bool((tensor.abs() < LOGIT**0.5 / FEATURE).all()):
+        if not bool((tensor.abs() < LARGEST).all()):
             raise ResiDualError(f"{where} holds numbers out of range in {PREFIX}{name}.")
     centres, left_out = parts["centres"], parts["left_out"]
-    shaped = centres.ndim == 2 and left_out.ndim == 1 and 0 < len(centres) <= classes
+    shaped = centres.ndim == 2 and left_out.ndim == 1 and len(centres) == classes
     if not shaped or parts["whitening"].shape != (width, width) or centres.shape[1] != width:
         raise ResiDualError(
-            f"wanted {PREFIX}whitening ({width}, {width}) and centres of at most {classes} classes "
+            f"wanted {PREFIX}whitening ({width}, {width}) and centres ({classes}, {width}) "
             f"in {where}, got {tuple(parts['whitening'].shape)} and {tuple(centres.shape)}."
         )
     if not len(left_out) or bool((left_out < 0).any() | (left_out.diff() < 0).any()):
@@ -140,8 +143,8 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def _thinned(ascending: Tensor) -> Tensor:
-    """At most `MOST_SCORES` of them, rounded down, so that nothing is called known by it."""
-    if len(ascending) > MOST_SCORES:
-        ranks = torch.arange(MOST_SCORES) * len(ascending) // MOST_SCORES
+    """At most `MOST` of them, rounded down, so that nothing is called known by it."""
+    if len(ascending) > MOST:
+        ranks = torch.arange(MOST) * len(ascending) // MOST
         ascending = ascending[ranks]
     return ascending.float()

@@ -30,6 +30,8 @@ class Prediction:
     file: str | None = None  # of the image, where it came as a path
     several: bool = field(default=False, repr=False)  # whether an image may have several labels
     plausible: tuple[str, ...] | None = None  # classes that hold the right one as often as asked
+    alike: float | None = None  # share of the fit's images, left out, as far from their classes
+    none_of_these: bool | None = None  # whether that is too small a share; None where not asked
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The k most likely classes (all, where there are fewer) and their probabilities.
@@ -48,7 +50,8 @@ class Prediction:
     def told(self, k: int) -> str:
         """The k most likely classes for people; with several labels per image its labels first."""
         probabilities = ", ".join(f"{name} {score:.3f}" for name, score in self.top(k))
-        return labelling_of(self.several).told(self.labels, probabilities)
+        told = labelling_of(self.several).told(self.labels, probabilities)
+        return f"none of these; nearest: {told}" if self.none_of_these else told
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: file (None where unknown), label, score, labels, probabilities by class."""
@@ -59,10 +62,21 @@ class Prediction:
             "labels": list(self.labels),
             "probabilities": dict(zip(self.class_names, self.probabilities, strict=True)),
         }
-        return found if self.plausible is None else found | {"plausible": list(self.plausible)}
+        return found | self.beyond()
+
+    def beyond(self) -> dict[str, Any]:
+        """What is said beside the probabilities, JSON-able: only what there is."""
+        plausible = None if self.plausible is None else list(self.plausible)
+        said = {
+            "plausible": plausible,
+            "alike": self.alike,
+            "none_of_these": self.none_of_these,
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {score:.3f}" for name, score in self.top(3))
+        shown = f"none of these; nearest: {shown}" if self.none_of_these else shown
         return printable(shown if self.file is None else f"{self.file}: {shown}")
 
 
@@ -72,6 +86,9 @@ def predictions_of(
     multi_label: bool = False,
     files: Sequence[str | None] | None = None,
     plausible: Tensor | None = None,
+    *,
+    alike: Tensor | None = None,
+    none_of_these: float | None = None,
 ) -> list[Prediction]:
     """One prediction per row of logits (N, C).
 
@@ -81,6 +98,8 @@ def predictions_of(
         multi_label: whether an image may have several labels, or none.
         files: of the N images, None of one that has none.
         plausible: which classes are in each image's set, bool (N, C).
+        alike: how like the fit's images each is (N,).
+        none_of_these: from which value of `alike` on an image is of the classes; None not asked.
     """
     labelling = labelling_of(multi_label)
     names = tuple(class_names)
@@ -90,6 +109,7 @@ def predictions_of(
         labelling.predicted(logits),
         [None] * len(logits) if files is None else files,
         [None] * len(logits) if plausible is None else plausible,
+        [None] * len(logits) if alike is None else alike.tolist(),
         strict=True,
     )
     return [
@@ -105,6 +125,8 @@ def predictions_of(
             None
             if inside is None
             else tuple(names[n] for n in inside.nonzero().flatten().tolist()),
+            like,
+            None if none_of_these is None or like is None else like <= none_of_these,
         )
-        for index, scores, labels, file, inside in rows
+        for index, scores, labels, file, inside, like in rows
     ]

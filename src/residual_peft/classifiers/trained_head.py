@@ -14,6 +14,7 @@ from ..hub.files import Within
 from .heads import ClassHead, LeftOut, LowRankHead, head_from_state, within
 from .heads.compress import bytes_of
 from .heads.conformal import PredictionSets, upper_quantile
+from .none_of_these import KnownImages, known_images_from
 
 Features = Literal["coordinates", "embedding"]
 PREFIX = "head."
@@ -65,6 +66,8 @@ class TrainedHead:
         left_out_scores: −log p of the right class of training images by fits without them, sorted
             (n,): what sets of classes are made of. None where nothing could be left out, or images
             have several labels.
+        known: what tells images that are none of its classes; None where the fit's were too few, or
+            images have several labels.
         saved: what is saved of the head, where that is less than all of it (`within`); the head is
             then what those tensors give.
     """
@@ -73,6 +76,7 @@ class TrainedHead:
     features: Features = "coordinates"
     method: str | None = None
     left_out_scores: Tensor | None = None
+    known: KnownImages | None = None
     saved: Mapping[str, Tensor] | None = None
 
     @property
@@ -158,7 +162,7 @@ class TrainedHead:
         found = {PREFIX + name: tensor for name, tensor in state.items()}
         if self.left_out_scores is not None:
             found[PREFIX + SCORES] = self.left_out_scores.float()
-        return found
+        return found if self.known is None else found | self.known.tensors()
 
     def record(self, basis: str | None) -> HeadRecord:
         """What is said of it.
@@ -171,13 +175,16 @@ class TrainedHead:
         return HeadRecord(self.features, self.class_count, columns, own, self.method)
 
 
-def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> TrainedHead:
+def head_from(
+    record: HeadRecord, tensors: Mapping[str, Tensor], width: int, where: str
+) -> TrainedHead:
     """The head that was saved.
 
     Args:
         record: what residual_classifier.json says of it.
         tensors: of residual_classifier.safetensors.
-        where: the latter's name, for messages.
+        width: d of the class embeddings.
+        where: the tensors' file, for messages.
 
     Raises:
         ResiDualError: the two do not belong together.
@@ -203,7 +210,9 @@ def head_from(record: HeadRecord, tensors: Mapping[str, Tensor], where: str) -> 
         )
     scores = None if scores is None else scores.float().sort().values
     small = "right" in state or state["weights"].dtype != torch.float32
-    return TrainedHead(head, record.features, record.method, scores, state if small else None)
+    known = known_images_from(tensors, width, head.class_count, where)
+    saved = state if small else None
+    return TrainedHead(head, record.features, record.method, scores, known, saved)
 
 
 def _check_size(head: ClassHead) -> None:

@@ -57,6 +57,14 @@ def predict(
         float | None,
         typer.Option(help="Also name the classes that hold the right one this often, such as 0.9."),
     ] = None,
+    none_of_these: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Say which images are none of the classes; so large a share of those that are, "
+            "such as 0.05, may be called so by mistake.",
+        ),
+    ] = None,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
 ) -> None:
@@ -76,11 +84,12 @@ def predict(
         sort_into=sort_into,
         sure=sure,
         coverage=coverage,
+        none_of_these=none_of_these,
         batch_size=batch_size,
         num_workers=num_workers,
     )
     write = (
-        _as_table(top, coverage is not None)
+        _as_table(top, coverage is not None, none_of_these is not None)
         if as_csv
         else _as_objects(top)
         if as_json
@@ -137,11 +146,11 @@ def _as_objects(top: int) -> "Callable[[Answer], None]":
     return write
 
 
-def _as_table(top: int, sets: bool) -> "Callable[[Answer], None]":
-    """Columns file, then class and probability by rank, then the set if asked for, then error."""
+def _as_table(top: int, sets: bool, none: bool) -> "Callable[[Answer], None]":
+    """Columns file, class and probability by rank, what else was asked for, then error."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     headers = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("label", "score")]
-    more = ["plausible"] if sets else []
+    more = ["plausible"] * sets + ["none_of_these"] * none
     writer.writerow(["file", *headers, *more, "error"])
 
     def write(answer: "Answer") -> None:
@@ -151,6 +160,8 @@ def _as_table(top: int, sets: bool) -> "Callable[[Answer], None]":
         cells += [""] * (2 * top - len(cells))
         if sets:
             cells.append("" if found is None else "; ".join(found.plausible or ()))
+        if none:
+            cells.append("" if found is None else str(found.none_of_these).lower())
         writer.writerow([answer.file, *cells, answer.reason])
         sys.stdout.flush()
 

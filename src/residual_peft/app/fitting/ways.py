@@ -15,6 +15,7 @@ from ...classifiers.class_means import class_means_of
 from ...classifiers.evaluation import Evaluation, evaluate
 from ...classifiers.heads import RidgeSums
 from ...classifiers.heads.choosing import some_rows
+from ...classifiers.none_of_these import known_images
 from ...classifiers.trained_head import HEAD_BYTES, embedding_features
 from ...classifiers.updating import STATISTICS, KeptStatistics
 from ...classifiers.zero_shot import ZeroShotClassifier
@@ -37,6 +38,7 @@ from .scoring import scored, scored_by, training_metrics
 clock: Callable[[], float] = time.perf_counter
 PER_CLASS = "per class"
 SIZING = 4000  # images that a low rank is fitted to
+KNOWN = 20_000  # images that tell how far others may lie
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     outcomes, chosen = _sized(outcomes, chosen, classifier, seen, measured, test)
     inside = scored_by(chosen, classifier, seen).metrics
     chosen.put_into(classifier)
+    _know_its_images(classifier, seen)
     notes = (*chosen.notes, *_copies(rows), *_keep_statistics(task, chosen, classifier, seen))
     return Done(
         classifier=classifier,
@@ -166,6 +169,18 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         notes=notes,
         seen=None if rows is None else (rows, chosen),
     )
+
+
+def _know_its_images(classifier: ZeroShotClassifier, seen: Stores) -> None:
+    """Let a class head tell images that are none of its classes, by those that it was fitted on."""
+    head = classifier.head
+    if head is None or classifier.multi_label:
+        return
+    index = some_rows(seen.labels, head.class_count, KNOWN)
+    index = torch.arange(len(seen.labels)) if index is None else index
+    embedding = embedding_features(seen.readout[index])
+    known = known_images(embedding, seen.labels[index], head.class_count)
+    classifier.set_head(replace(head, known=known))
 
 
 def _copies(rows: Rows | None) -> tuple[str, ...]:
