@@ -84,22 +84,23 @@ def class_labels(dataset: Dataset, names: tuple[str, ...], split: str, name: str
         raise ResiDualError(
             f"row {labels.index(None)} of {name}, split {split}, has no label; remove it."
         )
-    if str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
-        check_range(np.asarray(labels), names, split, name)
-    if isinstance(feature, ClassLabel) and tuple(feature.names) == names:
-        return dataset  # a cast would write every image anew
-    features = dataset.features.copy()
-    features["label"] = ClassLabel(names=list(names))
-    try:
-        return dataset.cast(features)
-    except Exception:  # what datasets has kept of an earlier cast may have been cut short
-        try:
-            return dataset.cast(features, load_from_cache_file=False)
-        except Exception as error:  # pyarrow's, of many kinds
+    if isinstance(labels[0], str):
+        number_of = {label: number for number, label in enumerate(names)}
+        numbers = [number_of.get(label, -1) for label in labels]
+        if -1 in numbers:
+            strange = numbers.index(-1)
             raise ResiDualError(
-                f"could not read the labels of {name}, split {split} "
-                f"({str(error) or repr(error)}); its files may have been cut short."
-            ) from error
+                f"row {strange} of {name}, split {split}, has the label {labels[strange]!r}, which "
+                "is none of the classes."
+            )
+    else:
+        numbers = labels
+        check_range(np.asarray(labels), names, split, name)
+    kind = ClassLabel(names=list(names))
+    if feature == kind:
+        return dataset
+    # not by a cast, which writes every image anew, beside the data, and believes what lies there
+    return dataset.remove_columns("label").add_column("label", numbers, feature=kind)
 
 
 def check_range(
