@@ -9,7 +9,7 @@ A head on coordinates is linear, so that its logits divide among the columns wit
 As no decision depends on what all classes gain alike, all of it counts from its mean over classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -156,7 +156,7 @@ class HeadExplanation:
         return found[0], found[1]
 
     def _summed(self, values: Tensor) -> Tensor:
-        return by_unit(values, slices_of(self.counts))
+        return by_unit(values, self.counts)
 
 
 def explain_head(
@@ -323,9 +323,3 @@ def _ends(values: Tensor, count: int) -> list[list[int]]:
 def _named(found: HeadExplanation, index: int) -> tuple[Unit, int]:
     place, number = place_of(index, found.counts)
     return found.units[place], number
-
-
-def slices_of(counts: Sequence[int]) -> list[slice]:
-    """The columns of each unit."""
-    ends = torch.tensor(counts).cumsum(0).tolist()
-    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from ..classifiers.heads.explain import by_unit, contrast
-from ..classifiers.outputs import pixel_batches
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import ImageLike
 from ..errors import ResiDualError
-from ..solvers.coordinates import Coordinates, collect_coordinates
+from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
-from .head import check_rows, explained_head, slices_of, text_of
-from .movement import place_of
+from .head import check_rows, explained_head, text_of
+from .movement import coordinates_of_image, strongest_of
 from .one_image import class_number
 
 
@@ -51,7 +50,7 @@ class HeadImageExplanation:
 
     def by_unit(self) -> list[tuple[Unit, float]]:
         """The effect of every unit, in the order of the tower."""
-        sums = by_unit(self.effects, slices_of(self.counts)).tolist()
+        sums = by_unit(self.effects, self.counts).tolist()
         return list(zip(self.units, sums, strict=True))
 
     def strongest(self, count: int = 10) -> list[tuple[Unit, int | None, float]]:
@@ -59,14 +58,8 @@ class HeadImageExplanation:
 
         Where the adapter keeps no components, the component is None and the effect the unit's.
         """
-        if self.per_unit:
-            whole: list[tuple[Unit, int | None, float]] = [(u, None, e) for u, e in self.by_unit()]
-            return sorted(whole, key=lambda item: -abs(item[2]))[:count]
-        found: list[tuple[Unit, int | None, float]] = []
-        for index in self.effects.abs().argsort(descending=True, stable=True)[:count].tolist():
-            place, number = place_of(index, self.counts)
-            found.append((self.units[place], number, float(self.effects[index])))
-        return found
+        found = strongest_of(self.effects, self.units, self.counts, self.per_unit, count)
+        return [(unit, number, effect) for unit, number, _, effect in found]
 
 
 def explain_head_row(
@@ -135,7 +128,5 @@ def explain_head_image(
         ResiDualError: as `explain_head_row`, or an image that cannot be read.
     """
     explained_head(classifier)  # says before any work what is amiss
-    batch = next(pixel_batches([image], classifier.image_processor, 1))
-    batch["labels"] = torch.zeros(1, dtype=torch.int64)
-    rows = collect_coordinates(classifier.model, [batch])
+    rows = coordinates_of_image(classifier, image)
     return explain_head_row(classifier, rows, 0, this_class=this_class, other_class=other_class)

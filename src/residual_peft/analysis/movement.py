@@ -20,10 +20,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ..classifiers.heads.explain import by_unit
+from ..classifiers.outputs import pixel_batches
 from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.images import ImageLike
 from ..errors import ResiDualError
-from ..solvers.coordinates import Coordinates
+from ..solvers.coordinates import Coordinates, collect_coordinates
 from ..solvers.store import CoordinateStore
+from ..towers.units import Unit
 from ..tuner import Gains, ReadoutState, compose, gains_of
 
 
@@ -70,6 +74,39 @@ def place_of(index: int, counts: Sequence[int]) -> tuple[int, int]:
     ends = list(accumulate(counts))
     unit = next(i for i, end in enumerate(ends) if index < end)
     return unit, index - (ends[unit] - counts[unit])
+
+
+def strongest_of(
+    effects: Tensor, units: Sequence[Unit], counts: Sequence[int], per_unit: bool, count: int
+) -> list[tuple[Unit, int | None, int, float]]:
+    """Unit, component, column and effect of those with the largest effects, whatever their sign.
+
+    Args:
+        effects: of the components (K,).
+        units: whose they are.
+        counts: components of each unit.
+        per_unit: whether the adapter keeps none: the component is then None, the effect the
+            unit's, and the column its first.
+        count: of all.
+    """
+    found: list[tuple[Unit, int | None, int, float]] = []
+    if per_unit:
+        firsts, sums = accumulate(counts, initial=0), by_unit(effects, counts).tolist()
+        found += [(u, None, k, e) for u, k, e in zip(units, firsts, sums, strict=False)]
+        return sorted(found, key=lambda item: -abs(item[3]))[:count]
+    for index in effects.abs().argsort(descending=True, stable=True)[:count].tolist():
+        place, number = place_of(index, counts)
+        found.append((units[place], number, index, float(effects[index])))
+    return found
+
+
+def coordinates_of_image(
+    classifier: ZeroShotClassifier, image: ImageLike, adapter_name: str | None = None
+) -> Coordinates:
+    """Of one image: a PIL image, a path, an array or a tensor."""
+    batch = next(pixel_batches([image], classifier.image_processor, 1))
+    batch["labels"] = torch.zeros(1, dtype=torch.int64)
+    return collect_coordinates(classifier.model, [batch], adapter_name=adapter_name)
 
 
 def exact_state(state: ReadoutState) -> ReadoutState:

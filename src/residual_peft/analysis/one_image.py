@@ -5,14 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..classifiers.outputs import pixel_batches
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import ImageLike
 from ..errors import ResiDualError
-from ..solvers.coordinates import Coordinates, collect_coordinates
+from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
-from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
+from .movement import (
+    Moved,
+    centred_classes,
+    coordinates_of_image,
+    exact_state,
+    gains_per_component,
+    strongest_of,
+)
 
 
 @dataclass(frozen=True)
@@ -55,20 +61,8 @@ class ImageExplanation:
 
         Of an adapter with one gain per unit, the component is None and the effect the unit's.
         """
-        if self.per_unit:
-            sums = [effects.sum() for effects in self.effects.split(list(self.counts))]
-            gains = [gains[0] for gains in self.gains.split(list(self.counts))]
-            whole: list[tuple[Unit, int | None, float, float]] = [
-                (unit, None, float(gain), float(effect))
-                for unit, gain, effect in zip(self.units, gains, sums, strict=True)
-            ]
-            return sorted(whole, key=lambda item: -abs(item[3]))[:count]
-        found: list[tuple[Unit, int | None, float, float]] = []
-        for index in self.effects.abs().argsort(descending=True, stable=True)[:count].tolist():
-            place, number = place_of(index, self.counts)
-            effect = float(self.effects[index])
-            found.append((self.units[place], number, float(self.gains[index]), effect))
-        return found
+        found = strongest_of(self.effects, self.units, self.counts, self.per_unit, count)
+        return [(unit, k, float(self.gains[column]), effect) for unit, k, column, effect in found]
 
 
 def explain_row(
@@ -140,12 +134,9 @@ def explain_image(
     Raises:
         ResiDualError: as `explain_row`, or an image that cannot be read.
     """
-    batch = next(pixel_batches([image], classifier.image_processor, 1))
-    batch["labels"] = torch.zeros(1, dtype=torch.int64)
-    rows = collect_coordinates(classifier.model, [batch], adapter_name=adapter_name)
     return explain_row(
         classifier,
-        rows,
+        coordinates_of_image(classifier, image, adapter_name),
         0,
         from_class=from_class,
         to_class=to_class,

@@ -79,16 +79,7 @@ def image_column_of(features: Features, name: str) -> str:
         ResiDualError: none, or several that could be meant.
     """
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    candidates = typed or list(features)
-    if len(typed) == 1:
-        return typed[0]
-    by_name = [column for column in IMAGE_COLUMNS if column in candidates]
-    if not by_name:
-        what = f"several image columns ({', '.join(typed)})" if typed else "no image column"
-        raise ResiDualError(
-            f"{name} has {what} among {', '.join(features)}; name it with image_column=..."
-        )
-    return by_name[0]
+    return _column(features, "image", typed, IMAGE_COLUMNS, list(features), name)
 
 
 def _label_column(features: Features, image: str, name: str) -> str:
@@ -96,14 +87,26 @@ def _label_column(features: Features, image: str, name: str) -> str:
     for labels in (ONE_LABEL, MANY_LABELS):
         own = {column: labels.item(feature) for column, feature in features.items()}
         typed = typed or [column for column in own if isinstance(own[column], ClassLabel)]
-    candidates = typed or [column for column in features if column != image]
+    others = [column for column in features if column != image]
+    return _column(features, "label", typed, LABEL_COLUMNS, others, name)
+
+
+def _column(
+    features: Features,
+    kind: str,
+    typed: list[str],
+    usual: Iterable[str],
+    others: list[str],
+    name: str,
+) -> str:
+    """The only column of the type, or of those (of all, where there is none) the usual name's."""
     if len(typed) == 1:
         return typed[0]
-    by_name = [column for column in LABEL_COLUMNS if column in candidates]
+    by_name = [column for column in usual if column in (typed or others)]
     if not by_name:
-        what = f"several label columns ({', '.join(typed)})" if typed else "no label column"
+        what = f"several {kind} columns ({', '.join(typed)})" if typed else f"no {kind} column"
         raise ResiDualError(
-            f"{name} has {what} among {', '.join(features)}; name it with label_column=..."
+            f"{name} has {what} among {', '.join(features)}; name it with {kind}_column=..."
         )
     return by_name[0]
 

@@ -37,24 +37,6 @@ def contrast(head: ClassHead, features: Tensor, this: int, other: int) -> Tensor
     return contributions(head, features, this) - contributions(head, features, other)
 
 
-def variance_shares(head: ClassHead, features: Tensor, class_index: int) -> Tensor:
-    """Share of each column in how a class's score varies over images (K,); they sum to 1.
-
-    cov(contribution, score) / var(score), over what the head itself says; negative where a column
-    works against the rest. Zeros where the score does not vary.
-
-    Raises:
-        ResiDualError: as `contributions`; fewer than two images.
-    """
-    if len(features) < 2:
-        raise ResiDualError(f"wanted at least two images to see a score vary, got {len(features)}.")
-    parts = contributions(head, features.double(), class_index).double()
-    parts = parts - parts.mean(0)
-    score = parts.sum(1)
-    total = score.square().sum()
-    return parts.mT @ score / total if float(total) > 0 else torch.zeros_like(parts[0])
-
-
 def class_portrait(head: ClassHead, class_means: Tensor) -> Tensor:
     """What each column says of class k where images of class k are, on average (K, C).
 
@@ -77,22 +59,18 @@ def class_portrait(head: ClassHead, class_means: Tensor) -> Tensor:
     return head.temperature * centred.mT * head.weights
 
 
-def by_unit(values: Tensor, slices: Sequence[slice]) -> Tensor:
+def by_unit(values: Tensor, counts: Sequence[int]) -> Tensor:
     """Sum over the columns of each unit: (..., K) -> (..., U).
 
     Raises:
-        ResiDualError: slices that do not part the columns among them.
+        ResiDualError: counts that do not add up to K.
     """
-    edges = [(part.start or 0, part.stop, part.step) for part in slices]
-    ends = [0, *(stop for _, stop, _ in edges)]
-    fits = all(step in (None, 1) for *_, step in edges) and ends[-1] == values.shape[-1]
-    if not fits or [start for start, *_ in edges] != ends[:-1]:
+    if sum(counts) != values.shape[-1]:
         raise ResiDualError(
-            f"wanted one slice per unit that together are the {values.shape[-1]} columns, got "
-            f"{', '.join(f'{start}:{stop}' for start, stop, _ in edges[:8]) or 'none'}."
+            f"wanted a count of columns for each unit that together are the {values.shape[-1]}, "
+            f"got {sum(counts)}."
         )
-    sums = [values[..., part].sum(-1) for part in slices]
-    return torch.stack(sums, -1)
+    return torch.stack([part.sum(-1) for part in values.split(list(counts), -1)], -1)
 
 
 def strongest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

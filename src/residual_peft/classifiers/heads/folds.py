@@ -62,16 +62,3 @@ def _grouped(strata: Tensor, groups: Tensor, folds: int) -> Tensor:
     for number, (_, outside) in enumerate(parts):
         found[torch.from_numpy(outside)] = number
     return found
-
-
-def one_of_each(labels: Tensor, class_count: int) -> Tensor:
-    """Blocks that hold at most one image of every class, (N,) int64: an image's rank in its class.
-
-    Leaving out a block takes one image from every class that has so many, so that none is put at
-    a disadvantage beside the others (`method.md`, section 8).
-    """
-    rank = torch.empty(len(labels), dtype=torch.int64)
-    for label in range(class_count):
-        own = (labels == label).nonzero().flatten()
-        rank[own] = torch.arange(len(own))
-    return rank
