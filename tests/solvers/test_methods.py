@@ -187,7 +187,7 @@ def test_gains_of_a_fold_are_fitted_without_it(material, monkeypatch):
     outside = rows.fold == 0
     changed = seen.labels.clone()
     changed[outside] = (changed[outside] + 1) % CLASSES
-    others = replace(rows, seen=replace(seen, labels=changed))
+    others = replace(rows, data=replace(seen, labels=changed))
     said = [METHODS["gains"].fit(these).left_out.logits for these in (rows, others)]
     first, second = (part[outside] / part[outside].norm() for part in said)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)

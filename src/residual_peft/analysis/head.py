@@ -320,6 +320,6 @@ def _ends(values: Tensor, count: int) -> list[list[int]]:
     return [side.tolist() for side in strongest(values, count)]
 
 
-def _named(found: HeadExplanation, index: int) -> tuple[Unit, int]:
-    place, number = place_of(index, found.counts)
-    return found.units[place], number
+def _named(explanation: HeadExplanation, index: int) -> tuple[Unit, int]:
+    place, number = place_of(index, explanation.counts)
+    return explanation.units[place], number

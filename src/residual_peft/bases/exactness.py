@@ -86,16 +86,16 @@ def check_exact(anatomy: TowerAnatomy, capture: Capture, readout: Tensor) -> Non
 
 
 def _check_close(
-    where: str, summed: Tensor, seen: Tensor, terms: Sequence[Tensor], tolerance: float
+    where: str, summed: Tensor, computed: Tensor, terms: Sequence[Tensor], tolerance: float
 ) -> None:
     """Compare a sum of terms (B, n) with what the model computed, sample by sample."""
-    if not bool(seen.isfinite().all() and summed.isfinite().all()):
+    if not bool(computed.isfinite().all() and summed.isfinite().all()):
         raise ResiDualError(
             f"the model computes NaN or infinite values, first seen at {where}: load it in float32 "
             "or bfloat16, and look at its weights and at the images."
         )
-    error = (summed - seen).flatten(1).norm(dim=1)
-    scale = torch.stack([seen, *terms]).flatten(2).norm(dim=2).amax(0)
+    error = (summed - computed).flatten(1).norm(dim=1)
+    scale = torch.stack([computed, *terms]).flatten(2).norm(dim=2).amax(0)
     worst = float((error / scale.clamp_min(torch.finfo(scale.dtype).tiny)).max())
     if worst > tolerance:
         raise ResiDualError(
@@ -113,8 +113,8 @@ def _tolerance(capture: Capture, readout: Tensor, depth: int) -> float:
     float64 and float32 are fixed (1e-10, 1e-5). Below that the stream is rounded twice per layer,
     half an ulp each: errors add up like sqrt(2L) of those, and four times as much is allowed.
     """
-    seen = [readout, capture.stream, *capture.heads, *capture.mlps]
-    dtypes = {tensor.dtype for tensor in seen if tensor is not None}
+    tensors = [readout, capture.stream, *capture.heads, *capture.mlps]
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
     eps = max(capture.eps, *(torch.finfo(dtype).eps for dtype in dtypes))
     if readout.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
         eps = max(eps, 2**-10)  # products are rounded to ten bits

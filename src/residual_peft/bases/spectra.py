@@ -100,7 +100,7 @@ def spectrum(mean: Tensor, covariance: Tensor, frame: Tensor | None, count: int)
     directions = vectors if frame is None else frame @ vectors
     return UnitBasis(
         mean=mean.cpu(),
-        components=signed(directions.T[:keep]).cpu(),
+        components=with_fixed_signs(directions.T[:keep]).cpu(),
         eigenvalues=eigenvalues[:keep].cpu(),
         total_variance=eigenvalues.sum().cpu(),
     )
@@ -160,13 +160,13 @@ def weight_spectrum(matrix: Tensor, mean: Tensor, *, squared: bool = False) -> U
     keep = int((singular > limit).sum())
     return UnitBasis(
         mean=mean.cpu(),
-        components=signed(left.T[:keep]).cpu(),
+        components=with_fixed_signs(left.T[:keep]).cpu(),
         eigenvalues=singular[:keep].square().cpu(),
         total_variance=singular.square().sum().cpu(),
     )
 
 
-def signed(directions: Tensor) -> Tensor:
+def with_fixed_signs(directions: Tensor) -> Tensor:
     """Turn each row so that its largest entry is positive: a direction has no sign of its own."""
     if not len(directions):
         return directions.clone()

@@ -64,9 +64,9 @@ def report_html(record: RunRecord) -> str:
     found = Findings(record)
     views = [] if record.gains is None else unit_views(record.gains)
     few = len(found.classes) <= ALL_CLASSES
-    made = environment()
-    script = _script(made)
-    return made.get_template("report.html.jinja").render(
+    pages = environment()
+    script = _script(pages)
+    return pages.get_template("report.html.jinja").render(
         record=record,
         facts=record.facts,
         heading=_heading(record),
@@ -96,10 +96,10 @@ def report_html(record: RunRecord) -> str:
     )
 
 
-def _script(made: Environment) -> str:
+def _script(pages: Environment) -> str:
     """The page's only code, as it stands between its tags: a browser knows it by its hash."""
-    assert made.loader is not None
-    return made.loader.get_source(made, "report.js")[0]
+    assert pages.loader is not None
+    return pages.loader.get_source(pages, "report.js")[0]
 
 
 def _heading(record: RunRecord) -> str:
@@ -109,11 +109,11 @@ def _heading(record: RunRecord) -> str:
     return record.facts.title or f"{name}, before and after adapting CLIP"
 
 
-def _heatmaps(found: Findings) -> list[tuple[str, list[list[tuple[int, str]]]]]:
+def _heatmaps(findings: Findings) -> list[tuple[str, list[list[tuple[int, str]]]]]:
     """(title, rows of (count, colour)) before and after; none where there are too many classes."""
-    if len(found.record.class_names) > HEATMAP_CLASSES:
+    if len(findings.record.class_names) > HEATMAP_CLASSES:
         return []
-    maps = (("Before", found.confusion_before), ("After", found.confusion_after))
+    maps = (("Before", findings.confusion_before), ("After", findings.confusion_after))
     return [
         (
             title,
@@ -128,7 +128,7 @@ def _heatmaps(found: Findings) -> list[tuple[str, list[list[tuple[int, str]]]]]:
 
 def environment() -> Environment:
     """Where pages are made: their templates, and what these may call."""
-    made = Environment(
+    pages = Environment(
         loader=PackageLoader("residual_peft.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -136,7 +136,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {
+    pages.filters |= {
         "percent": percent,
         "points": points,
         "number": number,
@@ -152,8 +152,8 @@ def environment() -> Environment:
         "tiny": is_tiny,
         "quoted": json.dumps,
     }
-    made.globals["charts"] = charts
-    return made
+    pages.globals["charts"] = charts
+    return pages
 
 
 def percent(share: float, digits: int = 1) -> str:

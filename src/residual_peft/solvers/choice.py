@@ -77,7 +77,7 @@ def _image_weights(rows: Rows) -> Tensor | None:
 
 def method_names(several_labels: bool = False) -> list[str]:
     """Methods that suit the labels, in the order of a table."""
-    return [name for name, method in METHODS.items() if method.several or not several_labels]
+    return [name for name, method in METHODS.items() if method.many_labels or not several_labels]
 
 
 def check_methods(names: Sequence[str], several_labels: bool = False) -> None:

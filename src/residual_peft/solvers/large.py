@@ -33,7 +33,7 @@ CHUNK = 1024
 
 
 def statistics_of(
-    seen: Coordinates | CoordinateStore | Stores,
+    data: Coordinates | CoordinateStore | Stores,
     class_count: int,
     *,
     features: Features = "coordinates",
@@ -48,7 +48,7 @@ def statistics_of(
     Memory: K × K numbers and one chunk of images, however many there are.
 
     Args:
-        seen: labelled images.
+        data: labelled images.
         class_count: C.
         features: what is summed of them: coordinates, or the embedding.
         columns: which of these; None for all.
@@ -62,11 +62,11 @@ def statistics_of(
         ResiDualError: labels that are no class; across processes, in all of them.
     """
     processes = Processes.running() if across_processes else Processes()
-    width = seen.parts[0].readout.shape[1] if features == "embedding" else len(seen.state.shift)
+    width = data.parts[0].readout.shape[1] if features == "embedding" else len(data.state.shift)
     kept = torch.arange(width) if columns is None else columns
     sums = HeadStatistics(len(kept), class_count, source, per_class)
     with processes.in_step():
-        for part in seen.parts[processes.rank :: processes.world]:
+        for part in data.parts[processes.rank :: processes.world]:
             for rows in torch.arange(len(part)).split(CHUNK):
                 found = _features(part, rows, features)
                 labels = part.labels[rows]
@@ -77,7 +77,7 @@ def statistics_of(
 
 def draw_of(
     classifier: ZeroShotClassifier,
-    seen: Stores,
+    data: Stores,
     at_most: int,
     *,
     means: bool = False,
@@ -88,22 +88,22 @@ def draw_of(
 
     Args:
         classifier: as for `Rows.of`.
-        seen: all images.
+        data: all images.
         at_most: how many.
         means: whether its classes are the means of these images.
         balanced: whether every class counts alike.
         by_labels: as for `Rows.of`.
     """
-    index = some_rows(seen.labels, len(classifier.class_names), at_most)
-    part = seen.load() if index is None else seen.rows(index)
+    index = some_rows(data.labels, len(classifier.class_names), at_most)
+    part = data.load() if index is None else data.rows(index)
     weights = None
     if balanced:
-        weights = classifier.labelling.class_weights(seen.labels, len(classifier.class_names))
+        weights = classifier.labelling.class_weights(data.labels, len(classifier.class_names))
     return Rows.of(classifier, part, means=means, class_weights=weights, by_labels=by_labels)
 
 
 def fit_all(
-    outcome: Outcome, rows: Rows, seen: Stores, *, means: bool = False, in_memory: int | None = None
+    outcome: Outcome, rows: Rows, data: Stores, *, means: bool = False, in_memory: int | None = None
 ) -> Outcome:
     """Fit on all images what was chosen on a draw of them.
 
@@ -115,7 +115,7 @@ def fit_all(
     Args:
         outcome: of the draw.
         rows: the draw.
-        seen: all images.
+        data: all images.
         means: whether the classes are the means of these images.
         in_memory: bytes of coordinates that may be loaded; `IN_MEMORY` when None.
     """
@@ -127,22 +127,22 @@ def fit_all(
         objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
         assert outcome.strength is not None
         return with_gains(
-            rows.classifier, seen, objective, outcome.strength, outcome.left_out, outcome.share
+            rows.classifier, data, objective, outcome.strength, outcome.left_out, outcome.share
         )
-    each = 4 * len(seen.state.shift)
+    each = 4 * len(data.state.shift)
     fitting = max(2 * rows.class_count, in_memory // each)
     balanced = rows.class_weights is not None
-    if method.ridge is not None and not balanced and seen.labels.ndim == 1:
+    if method.ridge is not None and not balanced and data.labels.ndim == 1:
         features, kinds = method.ridge
-        columns = columns_of(seen.state, kinds) if features == "coordinates" else None
-        width = seen.readout.shape[1] if columns is None else len(columns)
+        columns = columns_of(data.state, kinds) if features == "coordinates" else None
+        width = data.readout.shape[1] if columns is None else len(columns)
         if width <= MOST_COLUMNS:
-            second = draw_of(rows.classifier, seen, min(SECOND, fitting), means=means)
-            return _ridge_from_sums(outcome, features, columns, second, seen)
-    more = draw_of(rows.classifier, seen, fitting, means=means, balanced=balanced)
+            second = draw_of(rows.classifier, data, min(SECOND, fitting), means=means)
+            return _ridge_from_sums(outcome, features, columns, second, data)
+    more = draw_of(rows.classifier, data, fitting, means=means, balanced=balanced)
     done = method.run(more)
     note = (
-        f"{method.title} was fitted on {len(more.labels):,} of {len(seen):,} images, a draw of "
+        f"{method.title} was fitted on {len(more.labels):,} of {len(data):,} images, a draw of "
         f"every class: more coordinates do not fit into {in_memory / 2**30:.2g} GiB. Fewer "
         "components per unit let it use more."
     )
@@ -150,9 +150,9 @@ def fit_all(
 
 
 def _ridge_from_sums(
-    drawn: Outcome, features: Features, columns: Tensor | None, second: Rows, seen: Stores
+    drawn: Outcome, features: Features, columns: Tensor | None, second: Rows, data: Stores
 ) -> Outcome:
-    sums = statistics_of(seen, second.class_count, features=features, columns=columns)
+    sums = statistics_of(data, second.class_count, features=features, columns=columns)
     fit = fit_statistics(sums, power=drawn.power)
     errors = left_out_errors(fit, _batches(second, features, columns))
     best = int(errors.sum(1).argmin())
@@ -160,7 +160,7 @@ def _ridge_from_sums(
     head, left = calibrated(fit, _batches(second, features, columns))
     trained = head
     if columns is not None:
-        trained = spread(head, columns, len(seen.state.shift))
+        trained = spread(head, columns, len(data.state.shift))
     return Outcome(
         drawn.method,
         left,
@@ -168,7 +168,7 @@ def _ridge_from_sums(
         head=TrainedHead(trained.to(torch.float32), features, drawn.method, scores_of(left)),
         strength=float(fit.alpha[0]),
         notes=(
-            f"fitted on all {len(seen):,} images from their sums; strength and calibration are of "
+            f"fitted on all {len(data):,} images from their sums; strength and calibration are of "
             f"{len(second.labels):,} of them, each left out by itself.",
         ),
         power=drawn.power,
@@ -181,7 +181,7 @@ def _batches(
     rows: Rows, features: Features, columns: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for part in torch.arange(len(rows.labels)).split(CHUNK):
-        found = _features(rows.seen, part, features)
+        found = _features(rows.data, part, features)
         found = found if columns is None else found[:, columns]
         yield found, rows.labels[part], rows.zero_shot[part]
 

@@ -49,8 +49,8 @@ class Mode(ABC):
         """
 
     @abstractmethod
-    def adapts(self, config: "ResiDualConfig", path: str, found: Any) -> Any:
-        """Say whether a module is adapted, where PEFT `found` that its patterns match or not."""
+    def adapts(self, config: "ResiDualConfig", path: str, matched: Any) -> Any:
+        """Say whether a module is adapted; `matched` is what PEFT finds by the patterns."""
 
     @abstractmethod
     def adapted_when_saved(self, config: "ResiDualConfig") -> Iterable[str]:

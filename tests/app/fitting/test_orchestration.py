@@ -90,7 +90,7 @@ def test_methods_see_training_and_validation_images_and_no_others(
     real = ways.choose
 
     def choose(rows, *args, **options):
-        given["labels"], given["readouts"] = rows.labels.tolist(), rows.seen.readout
+        given["labels"], given["readouts"] = rows.labels.tolist(), rows.data.readout
         return real(rows, *args, **options)
 
     monkeypatch.setattr(ways, "choose", choose)

@@ -65,19 +65,19 @@ def run(model: nn.Module, pixels: Tensor | Mapping[str, Tensor]) -> Pass:
     return Pass(readout, keep.capture)
 
 
-def answers_of(model: nn.Module, tasks: list[Task], seen: Pass) -> list[Tensor]:
+def answers_of(model: nn.Module, tasks: list[Task], passed: Pass) -> list[Tensor]:
     """Logits (B, C_t) of each task."""
-    answers: list[Tensor] = [seen.readout] * len(tasks)
+    answers: list[Tensor] = [passed.readout] * len(tasks)
     by_basis: dict[int, tuple[ReadoutState, list[int]]] = {}
     for index, task in enumerate(tasks):
         if task.adapter is None:
-            answers[index] = task.classifier.answer(seen.readout, seen.readout)
+            answers[index] = task.classifier.answer(passed.readout, passed.readout)
         else:
             state = readout_state(model, task.adapter)
             by_basis.setdefault(id(state), (state, []))[1].append(index)
     for state, members in by_basis.values():
-        assert seen.capture is not None
-        coordinates, base = coordinates_of(state, seen.capture), base_of(state, seen.readout)
+        assert passed.capture is not None
+        coordinates, base = coordinates_of(state, passed.capture), base_of(state, passed.readout)
         # one for all blocks: fresh memory takes as long as filling it
         room = coordinates.new_empty((min(BLOCK, len(members)), *coordinates.shape))
         for start in range(0, len(members), BLOCK):
@@ -86,29 +86,29 @@ def answers_of(model: nn.Module, tasks: list[Task], seen: Pass) -> list[Tensor]:
             adapted = compose(state, base, coordinates, gains[:, None], room[: len(block)])
             for index, readout in zip(block, adapted, strict=True):
                 classifier = tasks[index].classifier
-                answers[index] = classifier.answer(readout, seen.readout, coordinates)
+                answers[index] = classifier.answer(readout, passed.readout, coordinates)
     return answers
 
 
-def mixed(model: nn.Module, own: list[Task], seen: Pass) -> list[Tensor]:
+def mixed(model: nn.Module, own: list[Task], passed: Pass) -> list[Tensor]:
     """Logits (1, C_t) of each image, which has its own task."""
     names = [BASE if task.adapter is None else task.adapter for task in own]
     used = dict.fromkeys(name for name in names if name != BASE)
     states = {name: readout_state(model, name) for name in used}
     gains: dict[str, Tensor] = {name: gains_of(model, name) for name in used}
-    readouts = seen.readout
+    readouts = passed.readout
     coordinates: dict[str, Tensor] = {}
     if used:
-        assert seen.capture is not None
-        readouts = each_its_own(states, gains, names, seen.readout, seen.capture)
+        assert passed.capture is not None
+        readouts = each_its_own(states, gains, names, passed.readout, passed.capture)
         needed = {t.adapter for t in own if t.classifier.head is not None and t.adapter is not None}
-        coordinates = {name: coordinates_of(states[name], seen.capture) for name in needed}
+        coordinates = {name: coordinates_of(states[name], passed.capture) for name in needed}
     answers = []
     for row, task in enumerate(own):
         one = slice(row, row + 1)
         found = coordinates.get(task.adapter or BASE)
         found = None if found is None else found[one]
-        answers.append(task.classifier.answer(readouts[one], seen.readout[one], found))
+        answers.append(task.classifier.answer(readouts[one], passed.readout[one], found))
     return answers
 
 

@@ -213,8 +213,8 @@ class TaskSet:
         """
         tasks = self._chosen(adapters)
         with evaluating(self.model):
-            seen = run(self.model, pixels)
-        answers = answers_of(self.model, list(tasks.values()), seen)
+            passed = run(self.model, pixels)
+        answers = answers_of(self.model, list(tasks.values()), passed)
         return dict(zip(tasks, answers, strict=True))
 
     def predict_logits(
@@ -304,8 +304,8 @@ class TaskSet:
             names = adapters[start : start + len(pixels["pixel_values"])]
             own = [tasks[name] for name in names]
             with evaluating(self.model):
-                seen = run(self.model, pixels)
-            for task, logits in zip(own, mixed(self.model, own, seen), strict=True):
+                passed = run(self.model, pixels)
+            for task, logits in zip(own, mixed(self.model, own, passed), strict=True):
                 predictions += task.predictions(logits.cpu())
         return predictions
 

@@ -71,10 +71,10 @@ class StoredReasons:
     con: tuple[StoredReason, ...]
 
     @classmethod
-    def of(cls, found: ClassReasons) -> "StoredReasons":
+    def of(cls, reasons: ClassReasons) -> "StoredReasons":
         """To be written."""
-        sides = [tuple(map(StoredReason.of, side)) for side in (found.pro, found.con)]
-        return cls(found.class_index, *sides)
+        sides = [tuple(map(StoredReason.of, side)) for side in (reasons.pro, reasons.con)]
+        return cls(reasons.class_index, *sides)
 
     def restored(self) -> ClassReasons:
         """As they were."""

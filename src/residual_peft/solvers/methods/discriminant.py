@@ -38,4 +38,4 @@ def _discriminant(rows: Rows) -> Outcome:
     )
 
 
-DISCRIMINANT = Method("discriminant analysis on the embedding", _discriminant, several=False)
+DISCRIMINANT = Method("discriminant analysis on the embedding", _discriminant, many_labels=False)

@@ -34,12 +34,12 @@ def _gains(rows: Rows) -> Outcome:
     objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
     share = _share_of_images(rows)
     strength, left = _path(rows, objective, share)
-    return with_gains(rows.classifier, rows.seen, objective, strength, left, share)
+    return with_gains(rows.classifier, rows.data, objective, strength, left, share)
 
 
 def with_gains(
     given: ZeroShotClassifier,
-    seen: Coordinates | CoordinateStore | Stores,
+    data: Coordinates | CoordinateStore | Stores,
     objective: Objective,
     strength: float,
     left: LeftOut,
@@ -49,7 +49,7 @@ def with_gains(
 
     Args:
         given: whose model has the adapter.
-        seen: the images, in memory or on disk.
+        data: the images, in memory or on disk.
         objective: but for its strength.
         strength: of its ridge.
         left: what was said of images left out.
@@ -57,12 +57,12 @@ def with_gains(
     """
     classifier = copy(given)  # the bias of several labels is the outcome's, not ours
     if share:
-        readout = torch.cat([part.readout for part in seen.parts])
-        classifier = classifier.with_images(readout, seen.labels, share=share)
+        readout = torch.cat([part.readout for part in data.parts])
+        classifier = classifier.with_images(readout, data.labels, share=share)
     target = gains_of(classifier.model)
     before = target.detach().clone()
     try:
-        fit = solve_gains(classifier, seen, objective=replace(objective, strength=strength))
+        fit = solve_gains(classifier, data, objective=replace(objective, strength=strength))
     finally:
         with torch.no_grad():
             target.copy_(before)
@@ -88,7 +88,7 @@ def _share_of_images(rows: Rows) -> float:
         return 0.0  # a class that lies in one fold alone has no mean without it
     embeddings = rows.classifier.class_embeddings
     groups = rows.fold if rows.groups is None else rows.groups
-    return blend(embeddings, rows.seen.readout, rows.labels, rows.class_count, groups=groups).share
+    return blend(embeddings, rows.data.readout, rows.labels, rows.class_count, groups=groups).share
 
 
 def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, LeftOut]:
@@ -100,11 +100,11 @@ def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, LeftOu
     for number in rows.fold.unique().tolist():
         inside = (rows.fold != number).nonzero().flatten()
         outside = (rows.fold == number).nonzero().flatten()
-        seen, classifier = rows.seen.rows(inside), rows.classifier
+        data, classifier = rows.data.rows(inside), rows.classifier
         if share:
-            classifier = classifier.with_images(seen.readout, seen.labels, share=share)
-        problem = GainProblem(classifier, seen, objective)
-        pairs.append((problem, classifier, rows.seen.rows(outside), outside))
+            classifier = classifier.with_images(data.readout, data.labels, share=share)
+        problem = GainProblem(classifier, data, objective)
+        pairs.append((problem, classifier, rows.data.rows(outside), outside))
         starts.append((ones, 0.0))
     tried: list[tuple[float, float, LeftOut]] = []
     for strength in STRENGTHS:

@@ -30,7 +30,7 @@ def logistic(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Meth
         )
         head = done.head
         if features == "coordinates":
-            head = spread(head, rows.columns(kinds), rows.seen.coordinates.shape[1])
+            head = spread(head, rows.columns(kinds), rows.data.coordinates.shape[1])
         return Outcome(
             name,
             done.left_out,

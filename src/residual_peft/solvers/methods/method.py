@@ -86,7 +86,7 @@ class Method:
     Attributes:
         title: in words.
         fit: rows -> outcome, all but its seconds.
-        several: whether it can do with several labels per image.
+        many_labels: whether it can do with several labels per image.
         tried: whether it is compared unless it is asked for by name: what costs more than the pass
             over the images and is no better (`benchmarks/heads_rivals.json`) is not.
         ridge: of a ridge, what it reads: features, and the kinds of their units (all when empty).
@@ -94,7 +94,7 @@ class Method:
 
     title: str
     fit: Callable[[Rows], Outcome]
-    several: bool = True
+    many_labels: bool = True
     tried: bool = True
     ridge: tuple[Features, tuple[str, ...]] | None = None
 

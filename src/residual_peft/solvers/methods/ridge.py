@@ -25,7 +25,7 @@ def ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method:
         left = done.left_out if done.by_folds is None else done.by_folds
         head = done.head
         if features == "coordinates":
-            head = spread(head, columns, rows.seen.coordinates.shape[1])
+            head = spread(head, columns, rows.data.coordinates.shape[1])
         return Outcome(
             name,
             left,

@@ -38,7 +38,7 @@ class Rows:
     """
 
     classifier: ZeroShotClassifier
-    seen: Coordinates
+    data: Coordinates
     zero_shot: Tensor
     groups: Tensor | None = None
     class_weights: Tensor | None = None
@@ -51,7 +51,7 @@ class Rows:
     def of(
         cls,
         classifier: ZeroShotClassifier,
-        seen: Coordinates,
+        data: Coordinates,
         *,
         means: bool = False,
         groups: Tensor | None = None,
@@ -62,7 +62,7 @@ class Rows:
 
         Args:
             classifier: as above.
-            seen: as above.
+            data: as above.
             means: whether the classifier's classes are the means of these images.
             groups: as above.
             class_weights: as above.
@@ -71,17 +71,17 @@ class Rows:
         Raises:
             ResiDualError: labels that do not suit the classifier.
         """
-        classifier.check_labels(seen.labels)
-        same = duplicate_groups(seen.readout)
+        classifier.check_labels(data.labels)
+        same = duplicate_groups(data.readout)
         copies = len(same) - len(same.unique())
         if groups is None and copies:
             groups = same
-        fold = stratified_folds(seen.labels, folds=FOLDS, groups=groups)
-        zero_shot = _text_logits(classifier, seen.readout)
+        fold = stratified_folds(data.labels, folds=FOLDS, groups=groups)
+        zero_shot = _text_logits(classifier, data.readout)
         if means and fold is not None:
-            zero_shot = _without_own_fold(classifier, seen, fold)
+            zero_shot = _without_own_fold(classifier, data, fold)
         return cls(
-            classifier, seen, zero_shot, groups, class_weights, fold, copies, means, by_labels
+            classifier, data, zero_shot, groups, class_weights, fold, copies, means, by_labels
         )
 
     @property
@@ -92,24 +92,24 @@ class Rows:
     @property
     def labels(self) -> Tensor:
         """(N,), or zeros and ones (N, C)."""
-        return self.seen.labels
+        return self.data.labels
 
     def features(self, features: Features, kinds: tuple[str, ...] = ()) -> Tensor:
         """What a head reads of the images: (N, d), or (N, K) of units of some kinds."""
         if features == "embedding":
-            return embedding_features(self.seen.readout)
-        return self.seen.coordinates[:, self.columns(kinds)] if kinds else self.seen.coordinates
+            return embedding_features(self.data.readout)
+        return self.data.coordinates[:, self.columns(kinds)] if kinds else self.data.coordinates
 
     def columns(self, kinds: tuple[str, ...] = ()) -> Tensor:
         """Which components are of units of some kinds; all when empty."""
-        return columns_of(self.seen.state, kinds)
+        return columns_of(self.data.state, kinds)
 
     def some(self, index: Tensor) -> "Rows":
         """Some of the images; folds are cut anew."""
         groups = None if self.groups is None else self.groups[index]
-        seen = self.seen.rows(index)
-        fold = stratified_folds(seen.labels, folds=FOLDS, groups=groups)
-        return replace(self, seen=seen, zero_shot=self.zero_shot[index], groups=groups, fold=fold)
+        data = self.data.rows(index)
+        fold = stratified_folds(data.labels, folds=FOLDS, groups=groups)
+        return replace(self, data=data, zero_shot=self.zero_shot[index], groups=groups, fold=fold)
 
 
 def columns_of(state: ReadoutState, kinds: tuple[str, ...] = ()) -> Tensor:
@@ -123,16 +123,16 @@ def _text_logits(classifier: ZeroShotClassifier, readout: Tensor) -> Tensor:
         return classifier.logits(readout).cpu()
 
 
-def _without_own_fold(classifier: ZeroShotClassifier, seen: Coordinates, fold: Tensor) -> Tensor:
+def _without_own_fold(classifier: ZeroShotClassifier, data: Coordinates, fold: Tensor) -> Tensor:
     """z of class means that have not seen the image's fold (N, C)."""
-    found = torch.zeros(len(seen), len(classifier.class_names))
-    unit = functional.normalize(seen.readout.float(), dim=1)
+    found = torch.zeros(len(data), len(classifier.class_names))
+    unit = functional.normalize(data.readout.float(), dim=1)
     for number in fold.unique().tolist():
         inside, outside = fold != number, fold == number
-        present = seen.labels[inside].unique()
+        present = data.labels[inside].unique()
         names = [classifier.class_names[label] for label in present.tolist()]
-        labels = torch.searchsorted(present, seen.labels[inside])
+        labels = torch.searchsorted(present, data.labels[inside])
         means = classifier.class_embeddings.cpu().float().clone()
-        means[present] = class_means_of(seen.readout[inside], labels, names).float()
+        means[present] = class_means_of(data.readout[inside], labels, names).float()
         found[outside] = classifier.logit_scale * unit[outside] @ means.T
     return found

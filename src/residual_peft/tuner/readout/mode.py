@@ -78,10 +78,12 @@ class ReadoutMode(Mode):
                     "model once more for it."
                 )
 
-    def adapts(self, config: ResiDualConfig, path: str, found: Any) -> Any:
+    def adapts(self, config: ResiDualConfig, path: str, matched: Any) -> Any:
         """Only the readout; PEFT knows whether it is excluded."""
         return (
-            found if isinstance(found, _ExcludedModule) else path in (config.target_modules or ())
+            matched
+            if isinstance(matched, _ExcludedModule)
+            else path in (config.target_modules or ())
         )
 
     def adapted_when_saved(self, config: ResiDualConfig) -> Iterable[str]:

@@ -52,9 +52,9 @@ class StreamMode(Mode):
             config.target_modules = tower_targets(config, model)
         (check_saved if config._awaits_weights else begin)(config, model, trusted)
 
-    def adapts(self, config: ResiDualConfig, path: str, found: Any) -> Any:
+    def adapts(self, config: ResiDualConfig, path: str, matched: Any) -> Any:
         """What PEFT finds, in the chosen layers."""
-        return found if not found or in_chosen_layers(config, path) else False
+        return matched if not matched or in_chosen_layers(config, path) else False
 
     def adapted_when_saved(self, config: ResiDualConfig) -> Iterable[str]:
         """The Linears that it has directions of."""
