@@ -156,7 +156,7 @@ def test_an_image_is_explained_like_its_row() -> None:
     }
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            "residual_peft.analysis.head_image.pixel_batches",
+            "residual_peft.analysis.movement.pixel_batches",
             lambda items, processor, size: iter([{"pixel_values": torch.stack(items)}]),
         )
         found = explain_head_image(classifier, images[5])
