@@ -28,7 +28,7 @@ from tests.house import ROOMS  # noqa: E402
 PACKAGE = ROOT / "src" / "residual_peft"
 FAMILIES = re.compile(r"blip|siglip|metaclip|altclip|chineseclip|clipseg|dinov|deit|ijepa", re.I)
 FLAGS_OF_LABELS = {
-    *("multi_label", "has_lists", "several_labels", "is_several", "many_labels", "several"),
+    *("multi_label", "has_lists", "several_labels", "many_labels"),
     *("ONE_LABEL", "MANY_LABELS", "OneLabel", "ManyLabels"),
 }
 POOLINGS = {"Readout", "Mean", "EndToken", "AttentionPooling", "SecondNorm"}
@@ -117,19 +117,22 @@ def on_the_mode(test: ast.expr) -> bool:
     return bool({"mode"} & names_in(test)) and bool({"readout", "stream"} & literals_in(test))
 
 
-def on_several_labels(test: ast.expr) -> bool:
+def on_several_labels(test: ast.expr, module: ast.Module) -> bool:
     """Whether a condition asks if an image may have several labels.
 
     By a flag, by the type or a constant of `data.labels`, or by whether labels have one dimension
     or two. What a labelling answers itself (`labelling.leaves_blocks(...)`) is no such question.
     """
-    if names_in(test) & FLAGS_OF_LABELS:
+    words = FLAGS_OF_LABELS
+    if names_in(module) & (FLAGS_OF_LABELS | {"labelling", "labelling_of"}):
+        words = words | {"several"}  # elsewhere of shapes or options
+    if names_in(test) & words:
         return True
     return any(
         isinstance(node, ast.Compare)
         and isinstance(node.left, ast.Attribute)
         and node.left.attr == "ndim"
-        and ast.unparse(node.left.value).rpartition(".")[2] in ("labels", "targets", "label_ids")
+        and ast.unparse(node.left.value).rpartition(".")[2] in ("labels", "label_ids")
         and isinstance(node.comparators[0], ast.Constant)
         and node.comparators[0].value in (1, 2)
         for node in ast.walk(test)
@@ -230,9 +233,9 @@ def counted() -> dict[str, Any]:
             for test in conditions(tree)
         ),
         "conditions_on_several_labels_outside_data_labels": sum(
-            on_several_labels(test)
+            on_several_labels(test, tree)
             for path, tree in found.items()
-            if path.parts[:2] != ("data", "labels") and path.parts[0] != "demo"
+            if path.parts[:2] != ("data", "labels")
             for test in conditions(tree)
         ),
         "upward_imports": upward_imports(found),

@@ -214,6 +214,11 @@ def test_what_a_head_asks(labelling):
         torch.testing.assert_close(balanced * counts, torch.full((C,), 15.0).double())
     else:
         assert each_image is balanced is None
+    inside = [True, False, True, False]
+    rows = labelling.of_classes(labels, inside).tolist()
+    assert rows == [
+        labelling is MANY_LABELS or inside[labelling.class_numbers(row)[0]] for row in labels
+    ]
     assert labelling.bias(lambda: -3.0) == (0.0 if labelling is ONE_LABEL else -3.0)
 
 

@@ -9,6 +9,7 @@ from ..classifiers.exporting import ExportedOnnx, export_onnx
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import to_rgb
 from ..data.inputs import images_of
+from ..data.labels import labelling_of
 from ..errors import ResiDualError, counted
 
 AT_MOST = 32
@@ -22,21 +23,20 @@ class ExportReport:
     Attributes:
         found: what the exporter says of it.
         classes: how many the file answers for.
-        several: whether an image may have several labels.
+        multi_label: whether an image may have several labels.
     """
 
     found: ExportedOnnx
     classes: int
-    several: bool
+    multi_label: bool
 
     def lines(self) -> list[str]:
         """For people."""
         found = self.found
         height, width = found.size
-        answers = "a probability for each of" if self.several else "probabilities of"
         said = [
             f"{found.path}: {found.bytes / 1e6:.1f} MB; pixels (N, 3, {height}, {width}) in, "
-            f"{answers} {self.classes:,} classes out",
+            f"{labelling_of(self.multi_label).answer_words} {self.classes:,} classes out",
             f"onnxruntime and torch differ by {found.probability_difference:.1e} in a probability "
             f"at most, on {counted(found.images, 'image')}",
         ]
@@ -52,7 +52,7 @@ class ExportReport:
             "bytes": found.bytes,
             "size": list(found.size),
             "classes": self.classes,
-            "several_labels": self.several,
+            "several_labels": self.multi_label,
             "images": found.images,
             "probability_difference": found.probability_difference,
             "logit_difference": found.logit_difference,

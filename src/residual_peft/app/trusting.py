@@ -50,7 +50,7 @@ class Trusted:
 def trust_of(
     rows: Rows, outcome: Outcome, images: ImageData, test: Evaluation, *, means: bool = False
 ) -> Trusted | None:
-    """How far to trust a fit; None where nothing was left out, or images have several labels.
+    """How far to trust a fit with one label per image; None where nothing was left out.
 
     Args:
         rows: the images of the fit, training images first, then validation images.
@@ -60,7 +60,7 @@ def trust_of(
         means: whether classes are means of these images, so that fits on fewer would need others.
     """
     left = outcome.left_out
-    if rows.classifier.multi_label or left.how == "none" or not left.known.any():
+    if left.how == "none" or not left.known.any():
         return None
     known = left.known
     before = reliability(rows.zero_shot[known], rows.labels[known]).error

@@ -17,7 +17,7 @@ from ..classifiers.trained_head import embedding_features
 from ..classifiers.updating import Read
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
-from ..data.labels import check_same
+from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
 from ..hub.files import path_of, whole_directory
 from .fitting import check_skipped
@@ -198,28 +198,20 @@ def _change(
     """New classes first, each with its images; then the others at once."""
     head = classifier.head
     assert head is not None
-    several = images.multi_label
+    labelling = images.labelling
     trained = classifier.class_names[: head.class_count]
     names = images.class_names
-    present = labels.sum(0) if several else torch.bincount(labels, minlength=len(names))
-    changed = {name: int(present[n]) for n, name in enumerate(names) if int(present[n])}
+    present = labelling.counts(labels, len(names)).tolist()
+    changed = {name: count for name, count in zip(names, present, strict=True) if count}
     new = tuple(name for name in changed if name not in trained)
-    if several:
-        if new:
-            raise ResiDualError(
-                f"data with several labels per image bring the new class '{new[0]}', which the old "
-                "images would need labels of: fit anew."
-            )
-        places = [trained.index(name) if name in trained else 0 for name in names]
-        own = torch.zeros(len(labels), len(trained), dtype=torch.long)
-        for column, place in enumerate(places):
-            own[:, place] |= labels[:, column].long()
-        updating.change(classifier, read, own, forget=forget)
-        return changed, ()
-    old = torch.tensor([name in trained for name in names])[labels]
+    if new:
+        why = f"the old images would need labels of the new class '{new[0]}': fit anew"
+        check_same(ONE_LABEL, labelling, why)
+    numbers = [trained.index(name) if name in trained else -1 for name in names]
+    old = labelling.of_classes(labels, [number >= 0 for number in numbers])
     if old.any():
-        numbers = torch.tensor([trained.index(n) if n in trained else -1 for n in names])
-        updating.change(classifier, read.some(old), numbers[labels[old]], forget=forget)
+        own = [labelling.renumbered(row, numbers, len(trained)) for row in labels[old]]
+        updating.change(classifier, read.some(old), torch.stack(own), forget=forget)
     for name, embedding in zip(new, _embeddings(classifier, new), strict=True):
         mine = labels == names.index(name)
         updating.add_class(classifier, name, read.some(mine), embedding)

@@ -89,8 +89,8 @@ class Task:
             classifier = ZeroShotClassifier(
                 model, images.class_names, means, image_processor=processor
             )
-        bias = classifier.fit_bias(readout, labels) if classifier.multi_label else 0.0
-        return classifier, bias
+        fitted = classifier
+        return fitted, fitted.labelling.bias(lambda: fitted.fit_bias(readout, labels))
 
 
 @dataclass(frozen=True)

@@ -241,14 +241,13 @@ def metadata_of(
     for each coverage the probability from which a class is in the set that holds the right one so
     often (as `Prediction.plausible`), where the classifier knows.
     """
-    several = classifier.multi_label
     return {
         "made_by": f"residual-peft {version('residual-peft')}",
         "class_names": list(classifier.class_names),
         "preprocessing": preparation.as_dict(),
         "size": list(size),
-        "several_labels": several,
-        "threshold": 0.5 if several else None,
+        "several_labels": classifier.multi_label,
+        "threshold": classifier.labelling.threshold,
         "plausible": _plausible(classifier),
     }
 

@@ -90,6 +90,10 @@ class HeadsOfOneLabel:
         """
         return torch.tensor([number(label) for label in given])
 
+    def of_classes(self, labels: Tensor, inside: Sequence[bool]) -> Tensor:
+        """Images (N,) whose labels tell of some classes, of C which are or are not."""
+        return torch.tensor(inside)[labels]
+
     def told(self, labels: Sequence[str], probabilities: str) -> str:
         """An image's labels and its classes' probabilities, for people."""
         return probabilities
@@ -155,6 +159,10 @@ class HeadsOfManyLabels:
         for row, own in enumerate(given):
             labels[row, [number(label) for label in own]] = 1
         return labels
+
+    def of_classes(self, labels: Tensor, inside: Sequence[bool]) -> Tensor:
+        """All: an image tells of every class that it is none of it."""
+        return torch.ones(len(labels), dtype=torch.bool)
 
     def told(self, labels: Sequence[str], probabilities: str) -> str:
         """Its labels first, which may be none."""

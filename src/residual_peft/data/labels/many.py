@@ -31,6 +31,8 @@ class ManyLabels(HeadsOfManyLabels):
     )
     metric_words = "mean average precision"
     chance_words = ("by chance", "chance")
+    answer_words = "a probability for each of"
+    threshold: float | None = 0.5
     differing_words = ""
 
     def check(self, labels: Tensor, classes: int) -> None:

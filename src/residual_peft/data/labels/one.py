@@ -27,6 +27,8 @@ class OneLabel(HeadsOfOneLabel):
         metric_names: of all metrics, the first told first.
         metric_words: the first for people.
         chance_words: what `chance` is the score of, in short and in a sentence.
+        answer_words: what a file answers with, for messages.
+        threshold: the probability from which on a class is a label; None for the largest alone.
         differing_words: what becomes of an image whose copies have different labels.
     """
 
@@ -39,6 +41,8 @@ class OneLabel(HeadsOfOneLabel):
     metric_names: tuple[str, ...] = ("accuracy", "top5_accuracy", "mean_per_class_recall")
     metric_words = "accuracy"
     chance_words = ("the largest class alone", "always answering with the largest class")
+    answer_words = "probabilities of"
+    threshold: float | None = None
     differing_words = "; trained on, not scored"
 
     def check(self, labels: Tensor, classes: int) -> None:
