@@ -49,20 +49,17 @@ class StrengthPath:
         return self.strengths[max(range(len(scores)), key=scores.__getitem__)]
 
 
-def strength_note(
-    strength: float | None, validation: int, strengths: Sequence[float] = STRENGTHS
-) -> str | None:
+def strength_note(strength: float | None, validation: int) -> str | None:
     """What to say where the chosen strength is the first or last of the path; None where nothing.
 
     Args:
-        strength: that was chosen; None where none was.
+        strength: that was chosen of `STRENGTHS`; None where none was.
         validation: how many images it was chosen on. Fewer than `ENOUGH` tell two strengths apart
             by chance alone, so that nothing follows from which end won.
-        strengths: that it was chosen from.
     """
-    if strength not in (max(strengths), min(strengths)) or validation < ENOUGH:
+    if strength not in (max(STRENGTHS), min(STRENGTHS)) or validation < ENOUGH:
         return None
-    which = "strongest" if strength == max(strengths) else "weakest"
+    which = "strongest" if strength == max(STRENGTHS) else "weakest"
     return (
         f"of the forces tried that hold the gains near 1, the {which} did best on {validation:,} "
         f"left-out images, enough to tell: a {which[:-3] + 'er'} one may do better still (in "

@@ -82,11 +82,7 @@ def rival(
 
 
 def one_label(
-    features: Tensor,
-    labels: Tensor,
-    class_count: int,
-    zero_shot: Tensor | None,
-    class_weights: Tensor | None = None,
+    features: Tensor, labels: Tensor, class_count: int, zero_shot: Tensor | None
 ) -> Images:
     """Images with one label each, checked.
 
@@ -95,7 +91,7 @@ def one_label(
     """
     why = "the ridge and logistic regression have one for each class, this method has none"
     check_same(ONE_LABEL, labelling_in(labels), why)
-    return checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
+    return checked(features, labels, class_count, zero_shot=zero_shot)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,6 @@ def train_keys(
     stops: Sequence[int],
     epochs: int = EPOCHS,
     rate: float = RATE,
-    batch: int = BATCH,
 ) -> list[Tensor]:
     """The keys (N, K) after so many epochs each; images come in an order of a fixed seed.
 
@@ -185,17 +184,16 @@ def train_keys(
         stops: epochs to report after, increasing; it ends with the last.
         epochs: how many it is meant for: the rate falls as a cosine to 0 over their steps.
         rate: of AdamW, with torch's default weight decay.
-        batch: images per step.
     """
     rows, trained = keys, keys.clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([trained], lr=rate, eps=_EPSILON)
-    steps = epochs * -(-len(rows) // batch)
+    steps = epochs * -(-len(rows) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
     found = []
     with torch.enable_grad():
         for epoch in range(1, max(stops) + 1):
-            for some in torch.randperm(len(rows), generator=generator).split(batch):
+            for some in torch.randperm(len(rows), generator=generator).split(BATCH):
                 text = None if images.zero_shot is None else images.zero_shot[some]
                 logits = _scores(rows[some], trained, images.targets, text, sharpness, weight)
                 weights = images.weights[some] / images.weights[some].sum()

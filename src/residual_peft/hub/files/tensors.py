@@ -104,7 +104,6 @@ def tensor_of(
     path: PathLike,
     *shape: int | None,
     whole: bool = False,
-    finite: bool = True,
 ) -> Tensor:
     """One of a file's tensors, of the shape and kind that is wanted.
 
@@ -114,10 +113,10 @@ def tensor_of(
         path: where they come from, for messages.
         shape: its sizes; None for any.
         whole: whether it holds whole numbers, and not floats.
-        finite: whether NaN and infinity are refused, for which all of it is read.
 
     Raises:
-        ResiDualError: there is none, or it is of another shape or kind.
+        ResiDualError: there is none, it is of another shape or kind, or some of it is NaN or
+            infinite, for which all of it is read.
     """
     if name not in tensors:
         raise ResiDualError(
@@ -136,7 +135,7 @@ def tensor_of(
             f"({sizes}), got {tensor.dtype} of shape {tuple(tensor.shape)}: its files may not "
             "belong together; save or download them again."
         )
-    if finite and not whole and not bool(tensor.isfinite().all()):
+    if not whole and not bool(tensor.isfinite().all()):
         raise ResiDualError(
             f"{name} in {quoted(path)} holds NaN or infinite values; save or download it again."
         )

@@ -140,22 +140,19 @@ def _open_to_others(path: Path) -> None:
 
 
 @contextmanager
-def _parents_of(target: Path, keep: bool = True) -> Iterator[None]:
+def _parents_of(target: Path) -> Iterator[None]:
     """Make the folders above a path; those that were missing go when the block fails."""
     missing = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        keep = False
+        for folder in missing:  # the innermost first, as far as they are empty
+            try:
+                folder.rmdir()
+            except OSError:
+                break
         raise
-    finally:
-        if not keep:
-            for folder in missing:  # the innermost first, as far as they are empty
-                try:
-                    folder.rmdir()
-                except OSError:
-                    break
 
 
 def _appear(temporary: Path, target: Path) -> None:

@@ -10,11 +10,11 @@ from .method import Method, Outcome, title_of, trained
 from .rows import Rows
 
 
-def logistic(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method:
-    """The method of a name, on some features, of units of some kinds (all when empty)."""
+def logistic(name: str, features: Features) -> Method:
+    """The method of a name, on some features."""
 
     def fit(rows: Rows) -> Outcome:
-        values = rows.features(features, kinds)
+        values = rows.features(features)
         options: dict[str, Any] = {"groups": rows.groups, "class_weights": rows.class_weights}
         start = fit_ridge(
             values, rows.labels, rows.class_count, zero_shot=rows.zero_shot, **options
@@ -30,7 +30,7 @@ def logistic(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Meth
         )
         head = done.head
         if features == "coordinates":
-            head = spread(head, rows.columns(kinds), rows.data.coordinates.shape[1])
+            head = spread(head, rows.columns(), rows.data.coordinates.shape[1])
         return Outcome(
             name,
             done.left_out,
@@ -39,4 +39,4 @@ def logistic(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Meth
             strength=done.strength,
         )
 
-    return Method(title_of("logistic regression", features, kinds), fit)
+    return Method(title_of("logistic regression", features), fit)

@@ -116,7 +116,7 @@ def finished(rows: Rows, logits: Tensor) -> LeftOut:
     return left
 
 
-def title_of(what: str, features: Features, kinds: tuple[str, ...]) -> str:
+def title_of(what: str, features: Features, kinds: tuple[str, ...] = ()) -> str:
     """Of a method that fits a class head on some features."""
     if features == "embedding":
         return f"{what} on the embedding (a linear probe)"
