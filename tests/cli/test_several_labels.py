@@ -47,7 +47,8 @@ def test_the_command_line(
     (tmp_path / "a" / "run" / "run.json").write_text("of another adapter")
     (tmp_path / "a" / "report.html").write_text("of another adapter")
     assert stop(monkeypatch, "fit", *given, "--out", str(tmp_path / "a"), "--trainer") == 0
-    assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["fitted_on.txt"]
+    left = sorted(path.name for path in (tmp_path / "a" / "run").iterdir())
+    assert left == ["fitted_on.txt", "run.yaml"]
     assert not (tmp_path / "a" / "report.html").exists()
     capsys.readouterr()
     own = ("--adapter", str(tmp_path / "a"), "--data", str(tmp_path / "data"))
