@@ -63,8 +63,11 @@ def test_the_output_is_that_of_the_example(name: str, folder, hub, monkeypatch, 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "80")
     typed, *shown = example(name)
-    if name == "update":
-        given = "fit --data photos --out my-adapter --method ridge --keep-statistics --no-report"
+    first = {
+        "update": "fit --data photos --out my-adapter --method ridge --keep-statistics --no-report",
+        "merge": "fit --data photos --out my-stream-adapter --trainer --set mode=stream",
+    }
+    if given := first.get(name):
         assert stop(monkeypatch, *given.split()) == 0
     assert stop(monkeypatch, *shlex.split(typed.removeprefix("$ "))[1:]) == 0
     lines = [shape(line) for line in capsys.readouterr().out.splitlines()]

@@ -172,6 +172,7 @@ def study_adapter(
     strict: bool = False,
     batch_size: int = 64,
     num_workers: int | None = None,
+    device: str | None = None,
 ) -> AdapterStudy | RecordedStudy:
     """Say which components of a saved adapter did what, and their words.
 
@@ -195,6 +196,7 @@ def study_adapter(
         strict: an unreadable image is an error.
         batch_size: images per forward pass.
         num_workers: processes that decode images; None for as many as suit the machine.
+        device: where the model runs; the CPU when None.
 
     Raises:
         ResiDualError: bad data, a class that the adapter does not know, an adapter that is not
@@ -203,7 +205,7 @@ def study_adapter(
     paths = [str(path) for path in images]
     if data is None and not paths:
         return RecordedStudy(_record_of(adapter), count)
-    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    classifier = ZeroShotClassifier.from_pretrained(adapter, device=device)
     check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
     if classifier.head is not None:
         explained_head(classifier)  # says before any work what is amiss

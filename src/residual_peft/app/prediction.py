@@ -67,6 +67,7 @@ class FilePredictor:
         none_of_these: float | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
+        device: str | None = None,
     ) -> None:
         """Load the adapter.
 
@@ -80,12 +81,13 @@ class FilePredictor:
                 None for no such answer. Such images are copied apart, too.
             batch_size: images per forward pass.
             num_workers: processes that decode images; None for as many as suit the machine.
+            device: where the model runs; the CPU when None.
 
         Raises:
             ResiDualError: the adapter is not there, or the folder cannot be written.
         """
         check_sure(sure)
-        self.classifier = ZeroShotClassifier.from_pretrained(adapter)
+        self.classifier = ZeroShotClassifier.from_pretrained(adapter, device=device)
         self.sure, self.batch_size, self.num_workers = sure, batch_size, num_workers
         self.sets = None if coverage is None else self.classifier.sets(coverage)
         if none_of_these is not None:

@@ -124,7 +124,7 @@ def _suspicious(left: LeftOut, images: ImageData) -> tuple[tuple[Noted, ...], in
 
 def _place(images: ImageData, row: int) -> tuple[Dataset, int, str]:
     """Split, row in it and title of one of the images of a fit."""
-    for split in _PARTS:
+    for split in (part for part in _PARTS if part in images.splits):
         if row < len(images[split]):
             return images[split], row, f"the {split} split"
         row -= len(images[split])

@@ -17,6 +17,7 @@ from ..hub.files import read_object, read_record
 from ..hub.model_files import load_model, load_tokenizer
 from ..towers.registry import ARCHITECTURES, base_model
 
+DTYPES = ("float32", "bfloat16", "float16")
 TEXT_PARTS = ("get_text_features", "encode_text", "text_projection", "text_proj")
 
 
@@ -33,6 +34,7 @@ class Backbone:
 def load_backbone(
     name_or_path: str | os.PathLike[str] = DEMO_MODEL,
     *,
+    dtype: str | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> Backbone:
@@ -40,15 +42,48 @@ def load_backbone(
 
     The default is the bundled CLIP. A model without a text tower has no tokenizer.
 
+    Args:
+        name_or_path: a directory or Hub id.
+        dtype: of its weights, by name; "float32" when None.
+        revision: branch, tag or commit on the Hub.
+        token: for private repositories.
+
     Raises:
-        ResiDualError: nothing there or nothing reachable, or no such model that loads.
+        ResiDualError: nothing there or nothing reachable, no such model that loads, no such dtype.
     """
+    kind = dtype_of(dtype)
     directory = model_directory(name_or_path, revision=revision, token=token)
     model = _load(_class_of(directory), directory, str(name_or_path))
     tokenizer = _load_tokenizer(directory, str(name_or_path)) if has_text(model) else None
     _rename(model, str(name_or_path))
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to(kind)
     return Backbone(model, tokenizer, load_image_processor(directory), str(name_or_path))
+
+
+def device_of(name: torch.device | str | None) -> torch.device:
+    """A device that is there; the CPU for None.
+
+    Raises:
+        ResiDualError: there is no such device here.
+    """
+    try:
+        found = torch.device("cpu" if name is None else name)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        first = str(error).splitlines()[0]
+        raise ResiDualError(f"there is no device '{name}' here ({first}); leave it out.") from None
+    return found
+
+
+def dtype_of(name: str | None) -> torch.dtype:
+    """Floating-point numbers by name; float32 for None.
+
+    Raises:
+        ResiDualError: none of the names.
+    """
+    if name not in (None, *DTYPES):
+        raise ResiDualError(f"wanted a dtype of {', '.join(DTYPES)}, got {name!r}.")
+    return getattr(torch, name or "float32")
 
 
 def has_text(model: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from ..tuner import basis_digest
 from ..tuner.snapshot import unchanged_if_refused
 from . import updating
 from .adapters import Adapters, load_adapters, saved_adapters, write_adapters
+from .backbones import device_of
 from .cards import adapter_facts, is_ours, write_card
 from .files import (
     ClassifierRecord,
@@ -150,7 +151,7 @@ def load(
             digest = updating.head_digest(head.tensors())
             classifier._statistics = partial(KeptStatistics.load, path, digest)
     classifier.split, classifier.fitted_on = record.split, read_fitted_on(directory)
-    return classifier if device is None else classifier.to(device)
+    return classifier if device is None else classifier.to(device_of(device))
 
 
 def check_basis(

@@ -12,6 +12,10 @@ from .options import (
     DEMO_MODEL_SHOWN,
     BatchSize,
     Data,
+    Device,
+    Dtype,
+    Few,
+    GroupColumn,
     ImageColumn,
     LabelColumn,
     MaxBad,
@@ -19,6 +23,9 @@ from .options import (
     NumWorkers,
     Strict,
     Template,
+    Test,
+    Validation,
+    share_or_data,
 )
 
 EXAMPLE = """residual-peft compare --data photos
@@ -35,6 +42,10 @@ def compare(
     template: Template = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    group_column: GroupColumn = None,
+    few: Few = None,
+    validation: Validation = "0.1",
+    test: Test = "0.1",
     balanced: Annotated[
         bool, typer.Option("--balanced", help="Every class counts alike, however few its images.")
     ] = False,
@@ -44,6 +55,8 @@ def compare(
     strict: Strict = False,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Compare what may be fitted to labelled images, and save nothing."""
     begin(f"Comparing methods on {data} with {model or DEMO_MODEL_SHOWN}.")
@@ -56,12 +69,18 @@ def compare(
         templates=template,
         image_column=image_column,
         label_column=label_column,
+        group_column=group_column,
+        few=few,
+        validation=share_or_data(validation),
+        test=share_or_data(test),
         balanced=balanced,
         seed=seed,
         max_bad=max_bad,
         strict=strict,
         batch_size=batch_size,
         num_workers=num_workers,
+        device=device,
+        dtype=dtype,
     )
     if as_json:
         print(json.dumps([asdict(row) for row in done.methods], indent=2))

@@ -12,6 +12,7 @@ from .options import (
     AdapterOption,
     BatchSize,
     Data,
+    Device,
     ImageColumn,
     LabelColumn,
     MaxBad,
@@ -44,6 +45,7 @@ def evaluate(
     strict: Strict = False,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
+    device: Device = None,
     confusion: Annotated[
         Path | None, typer.Option(help="A CSV file for what is taken for what, by class.")
     ] = None,
@@ -71,6 +73,7 @@ def evaluate(
         strict=strict,
         batch_size=batch_size,
         num_workers=num_workers,
+        device=device,
         confusion=confusion,
         mistakes=mistakes,
     )

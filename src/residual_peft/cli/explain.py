@@ -12,6 +12,7 @@ from .options import (
     Adapter,
     AdapterOption,
     BatchSize,
+    Device,
     ImageColumn,
     LabelColumn,
     MaxBad,
@@ -52,6 +53,7 @@ def explain(
     strict: Strict = False,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
+    device: Device = None,
 ) -> None:
     """Say where a class head looks, or what gains did, component by component and in words.
 
@@ -82,6 +84,7 @@ def explain(
         strict=strict,
         batch_size=batch_size,
         num_workers=num_workers,
+        device=device,
     )
     if cells := study.cells():
         print_table(study.headers, cells)

@@ -15,6 +15,10 @@ from .options import (
     DEMO_MODEL_SHOWN,
     BatchSize,
     Data,
+    Device,
+    Dtype,
+    Few,
+    GroupColumn,
     ImageColumn,
     LabelColumn,
     MaxBad,
@@ -22,7 +26,10 @@ from .options import (
     NumWorkers,
     Strict,
     Template,
+    Test,
+    Validation,
     Words,
+    share_or_data,
 )
 
 EXAMPLE = """residual-peft fit --data photos --out my-adapter
@@ -41,6 +48,10 @@ def fit(
     template: Template = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    group_column: GroupColumn = None,
+    few: Few = None,
+    validation: Validation = "0.1",
+    test: Test = "0.1",
     method: Annotated[
         str,
         typer.Option(help="What to fit: ridge, gains, ... (compare lists them); auto tries all."),
@@ -97,6 +108,8 @@ def fit(
     strict: Strict = False,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Fit an adapter to labelled images: one pass over them, then seconds.
 
@@ -123,6 +136,10 @@ def fit(
         keep_statistics=keep_statistics,
         image_column=image_column,
         label_column=label_column,
+        group_column=group_column,
+        few=few,
+        validation=share_or_data(validation),
+        test=share_or_data(test),
         seed=seed,
         license=license,
         words=words,
@@ -130,6 +147,8 @@ def fit(
         strict=strict,
         batch_size=batch_size,
         num_workers=num_workers,
+        device=device,
+        dtype=dtype,
     )
     lines = [*fitted.summary.lines(), f"The adapter is in {out}."]
     if report and fitted.recorded is None:

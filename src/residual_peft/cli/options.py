@@ -13,6 +13,9 @@ Adapter = Annotated[
         metavar="ADAPTER", help="The adapter's directory or Hub id.", show_default=False
     ),
 ]
+AdapterName = Annotated[
+    str, typer.Argument(metavar="ADAPTER", help="The adapter's directory or Hub id.")
+]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", hidden=True)]
 """As it was named before it became an argument."""
 DATA_HELP = (
@@ -32,6 +35,39 @@ Template = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="A column of the table: images of one value, such as one person's, stay in one split."
+    ),
+]
+Few = Annotated[
+    int | None,
+    typer.Option(
+        help="Learn from so many images of each class, drawn at random, and test on the others.",
+        min=1,
+    ),
+]
+Validation = Annotated[
+    str,
+    typer.Option(
+        metavar="SHARE|DATA",
+        help="Images to validate on where the data have none set apart: a share of them, or data "
+        "of their own, as DATA.",
+    ),
+]
+Test = Annotated[
+    str, typer.Option(metavar="SHARE|DATA", help="Images to test on: as --validation.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="Where the model runs, such as cuda.", show_default="cpu")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="What the model computes in: float32, bfloat16 or float16.", show_default="float32"
+    ),
+]
 Words = Annotated[
     Path | None, typer.Option(help="Texts to explain with, one a line; a bundled list if left out.")
 ]
@@ -55,3 +91,11 @@ NumWorkers = Annotated[
     int | None,
     typer.Option(help="Processes that decode images; if left out, as suits the machine.", min=0),
 ]
+
+
+def share_or_data(text: str) -> float | str:
+    """A share of the images where it is a number, and else the name of data."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -13,7 +13,7 @@ import typer
 from ..errors import ResiDualError, counted, printable
 from ..hub.places import check_place
 from .commands import begin
-from .options import BatchSize, NumWorkers
+from .options import AdapterName, BatchSize, Device, NumWorkers
 
 if TYPE_CHECKING:
     from ..app.prediction import Answer, FilePredictor
@@ -27,9 +27,7 @@ notes.txt: not read (no such file)"""
 
 
 def predict(
-    adapter: Annotated[
-        str, typer.Argument(metavar="ADAPTER", help="The adapter's directory or Hub id.")
-    ],
+    adapter: AdapterName,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -67,6 +65,7 @@ def predict(
     ] = None,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
+    device: Device = None,
 ) -> None:
     """Classify images: a line each, with the classes' names beside their probabilities.
 
@@ -87,6 +86,7 @@ def predict(
         none_of_these=none_of_these,
         batch_size=batch_size,
         num_workers=num_workers,
+        device=device,
     )
     write = (
         _as_table(top, coverage is not None, none_of_these is not None)

@@ -16,12 +16,14 @@ from ..errors import printable
 from . import (
     analyse,
     compare,
+    convert,
     demo,
     evaluate,
     explain,
     export,
     fit,
     look,
+    merge,
     predict,
     push,
     report,
@@ -47,6 +49,8 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "explain": (explain.explain, explain.EXAMPLE),
     "export": (export.export, export.EXAMPLE),
     "analyse": (analyse.analyse, analyse.EXAMPLE),
+    "merge": (merge.merge, merge.EXAMPLE),
+    "convert": (convert.convert, convert.EXAMPLE),
     "push": (push.push, push.EXAMPLE),
 }
 for _name, (_function, _example) in _COMMANDS.items():

@@ -28,6 +28,7 @@ __all__ = [
     "checking",
     "class_names",
     "collate",
+    "groups",
     "images",
     "inputs",
     "iterative_folds",

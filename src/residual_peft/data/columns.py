@@ -1,5 +1,6 @@
 """Which column holds the images, which the labels, and what the labels mean."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,9 +21,15 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
 def standard_columns(
-    dataset: Dataset, image_column: str | None, label_column: str | None, name: str
+    dataset: Dataset,
+    image_column: str | None,
+    label_column: str | None,
+    name: str,
+    group_column: str | None = None,
 ) -> Dataset:
     """The dataset with nothing but a column `image` (datasets.Image) and a column `label`.
+
+    And one `group`, where a column of groups is named.
 
     Raises:
         ResiDualError: no rows, a transform, no such column, or several that could be meant.
@@ -31,18 +38,24 @@ def standard_columns(
     if len(dataset) == 0:
         raise ResiDualError(f"found no images in {name}: it has no rows.")
     features = dataset.features
-    image = image_column or image_column_of(features, name)
-    label = label_column or _label_column(features, image, name)
-    for column in (image, label):
+    rest = Features({c: kind for c, kind in features.items() if c != group_column})
+    image = image_column or image_column_of(rest, name)
+    label = label_column or _label_column(rest, image, name)
+    chosen = {"image": image, "label": label}
+    chosen |= {} if group_column is None else {"group": group_column}
+    for column in chosen.values():
         if column not in features:
             raise ResiDualError(
                 f"{name} has no column '{column}', only {', '.join(features)}; name another."
             )
-    if image == label:
-        raise ResiDualError(f"the column '{image}' of {name} cannot be both image and label.")
-    dataset = dataset.select_columns([image, label]).with_format(None)
-    dataset = dataset.rename_columns({image: "_image", label: "_label"})
-    dataset = dataset.rename_columns({"_image": "image", "_label": "label"})
+    for one, other in itertools.combinations(chosen, 2):
+        if chosen[one] == chosen[other]:
+            raise ResiDualError(
+                f"the column '{chosen[one]}' of {name} cannot be both {one} and {other}."
+            )
+    dataset = dataset.select_columns(list(chosen.values())).with_format(None)
+    dataset = dataset.rename_columns({column: f"_{own}" for own, column in chosen.items()})
+    dataset = dataset.rename_columns({f"_{own}": own for own in chosen})
     try:
         return dataset.cast_column("image", datasets.Image())
     except (TypeError, ValueError, NotImplementedError) as error:

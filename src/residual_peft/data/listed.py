@@ -41,6 +41,7 @@ def from_columns(
     image_column: str | None = None,
     label_column: str | None = None,
     *,
+    group_column: str | None = None,
     numbers: bool = False,
 ) -> dict[str, Dataset]:
     """Split -> its images and labels, in columns `image` and `label` or as they were named.
@@ -51,6 +52,7 @@ def from_columns(
         name: of the data, for messages.
         image_column: found when None.
         label_column: likewise.
+        group_column: kept beside them as text, where there is one of that name.
         numbers: whether labels that are numbers stay such: somebody says what they mean.
 
     Raises:
@@ -63,6 +65,7 @@ def from_columns(
     others = {column: values for column, values in columns.items() if column != image}
     split = next((c for c in others if _folded(c) in SPLIT_COLUMNS and _splits(others[c])), None)
     others.pop(split or "", None)
+    groups = None if group_column == label_column else others.pop(group_column or "", None)
     alone = (lambda _: True) if len(others) == 1 else (lambda _: False)
     label = _chosen(others, label_column, (*LABEL_COLUMNS, *MORE_LABELS), alone)
     if label is None:
@@ -74,11 +77,18 @@ def from_columns(
     rows: dict[str, list[int]] = {}
     for row, part in enumerate(parts):
         rows.setdefault(_split_of(part, row, name), []).append(row)
-    return {
-        part: _dataset([images[row] for row in own], [labels[row] for row in own], shown, name)
-        for part in SPLIT_NAMES
-        if (own := rows.get(part))
-    }
+    found = {}
+    for part in (part for part in SPLIT_NAMES if part in rows):
+        own = rows[part]
+        found[part] = _dataset(
+            [images[row] for row in own], [labels[row] for row in own], shown, name
+        )
+        if groups is not None:
+            texts = [_text(groups[row]) for row in own]
+            found[part] = found[part].add_column(
+                group_column, texts, feature=datasets.Value("string")
+            )
+    return found
 
 
 def _folded(column: str) -> str:

@@ -37,6 +37,7 @@ class ImageData:
         split: how the images were shared out, for whoever evaluates later.
         skipped: the images that were left out because they cannot be read.
         digests: split -> `provenance.image_digest` of each of its images, in the order of its rows.
+        groups: split -> what each of its images is left out with; empty where nobody says.
     """
 
     splits: DatasetDict
@@ -46,6 +47,7 @@ class ImageData:
     split: SplitRecord = field(default_factory=lambda: SplitRecord(""))
     skipped: tuple[SkippedImage, ...] = ()
     digests: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         names = ", ".join(map(short, self.class_names[:5])) + (", ..." * bool(self.class_names[5:]))
@@ -87,12 +89,14 @@ class ImageData:
         digests = [digest for split in self.splits for digest in self.digests[split]]
         return concatenate_datasets(list(self.splits.values())), tuple(digests)
 
-    def cut(self, shares: Mapping[str, float], seed: int = 0) -> "ImageData":
+    def cut(self, shares: Mapping[str, float], seed: int = 0, few: int = 0) -> "ImageData":
         """The same with the splits that the data are without cut from the training images.
 
         Args:
             shares: "validation" and "test" -> share of the training images; 0 for none.
             seed: of the split.
+            few: train on so many images of each class, and test on the others where the data have
+                no test images; nothing is validated then. 0 for all but the shares.
 
         Raises:
             ResiDualError: shares that leave nothing to train on, or too few images.
@@ -100,29 +104,61 @@ class ImageData:
         shares = {
             part: share for part, share in shares.items() if share and part not in self.splits
         }
-        shares = shares if "train" in self.splits else {}
-        if not shares and self.split.shares:  # all of it has been cut before
+        shares = shares if "train" in self.splits and not few else {}
+        if not shares and not few and self.split.shares:  # all of it has been cut before
             return self
-        splits, digests = dict(self.splits), dict(self.digests)
-        if shares:
-            whole, own = splits["train"], digests["train"]
-            parts = split_by_content(
-                self.labelling,
-                label_array(whole, len(self.class_names)),
-                shares,
-                seed,
-                own,
-                self.class_names,
-                lambda row: title_of(whole, row),
+        if few and self.groups:
+            raise ResiDualError(
+                "so many images per class are drawn one by one, which would part those of a group: "
+                "leave out few or the group column."
             )
-            splits |= {part: whole.select(rows) for part, rows in parts.items()}
-            digests |= {part: tuple(own[row] for row in rows) for part, rows in parts.items()}
-        counts = {split: len(splits[split]) for split in SPLIT_NAMES if split in splits}
+        found = self
+        if shares or few:
+            found = self._cut(shares, seed, few)
+        counts = {split: len(found.splits[split]) for split in SPLIT_NAMES if split in found.splits}
+        return replace(
+            found,
+            splits=DatasetDict({split: found.splits[split] for split in counts}),
+            split=replace(
+                self.split,
+                seed=seed,
+                shares={**self.split.shares, **shares},
+                images=counts,
+                few=few,
+            ),
+        )
+
+    def _cut(self, shares: Mapping[str, float], seed: int, few: int) -> "ImageData":
+        """With parts of the training images in place of these, and of what they make idle."""
+        whole, own = self["train"], self.digests["train"]
+        parts = split_by_content(
+            self.labelling,
+            label_array(whole, len(self.class_names)),
+            shares,
+            seed,
+            own,
+            self.class_names,
+            lambda row: title_of(whole, row),
+            few=few,
+            groups=self.groups.get("train", ()),
+        )
+        kept = [split for split in self.splits if split != "train" and not few]
+        kept += ["test"] if few and "test" in self.splits else []
+        parts = {part: rows for part, rows in parts.items() if part not in kept}
+
+        def with_parts(old: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+            found = {split: old[split] for split in kept if split in old}
+            if "train" in old:
+                found |= {n: tuple(old["train"][row] for row in rows) for n, rows in parts.items()}
+            return found
+
+        splits = {split: self.splits[split] for split in kept}
+        splits |= {part: whole.select(rows) for part, rows in parts.items()}
         return replace(
             self,
-            splits=DatasetDict({split: splits[split] for split in counts}),
-            digests={split: digests[split] for split in counts},
-            split=SplitRecord(self.split.digest, seed, {**self.split.shares, **shares}, counts),
+            splits=DatasetDict(splits),
+            digests=with_parts(self.digests),
+            groups=with_parts(self.groups),
         )
 
     def without(
@@ -145,11 +181,15 @@ class ImageData:
             raise ResiDualError(f"wanted rows of '{split}' from 0 to {count - 1}, got {dropped}.")
         if not (kept := [row for row in range(count) if row not in dropped]):
             raise ResiDualError(f"no image is left in the split '{split}' of '{self.source}'.")
-        digests = tuple(self.digests[split][row] for row in kept)
+        both = [
+            {**old, split: tuple(old[split][row] for row in kept)} if split in old else old
+            for old in (self.digests, self.groups)
+        ]
         return replace(
             self,
             splits=DatasetDict({**self.splits, split: self[split].select(kept)}),
-            digests={**self.digests, split: digests},
+            digests=both[0],
+            groups=both[1],
             skipped=(*self.skipped, *skipped),
         )
 
@@ -160,11 +200,13 @@ def load_data(
     config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    group_column: str | None = None,
     class_names: Iterable[str] | None = None,
     known_classes: Sequence[str] | None = None,
     splits: Mapping[str, str] | None = None,
-    validation: float = 0.1,
-    test: float = 0.1,
+    validation: Any = 0.1,
+    test: Any = 0.1,
+    few: int | None = None,
     seed: int = 0,
     strict: bool = False,
     max_bad: float = 0.05,
@@ -192,14 +234,17 @@ def load_data(
         config: the configuration of a Hub dataset that has several.
         image_column: found by type and name when None.
         label_column: found by type and name when None.
+        group_column: images of one value of it stay in one split, and are left out together.
         class_names: names in the order of the labels; needed where labels are bare numbers.
         known_classes: names of a classifier's classes that the data are to be scored by: images of
             one or some of them will do, and labels that are bare numbers are theirs.
         splits: which of the source's splits to use as train, validation and test, such as
             {"train": "train", "test": "validation"}; found by name when None.
         validation: share of the training images to hold out where the source has no validation
-            split; 0 for none.
+            split, 0 for none; or another source, whose images are the validation images.
         test: the same for the test split.
+        few: train on so many images of each class, drawn at random, and test on the others; where
+            there are test images, on those. There are no validation images then. None for all.
         seed: of the split.
         strict: an image that cannot be read is an error.
         max_bad: the share of the images that may be left out as unreadable; three always may.
@@ -213,12 +258,20 @@ def load_data(
     """
     if isinstance(source, ImageData):
         return source
-    asked = Asked(config, revision, token, image_column, label_column, class_names is not None)
+    numbers = class_names is not None
+    asked = Asked(config, revision, token, image_column, label_column, group_column, numbers)
     found = find(source, asked)
     name = found.name
     chosen = _choose_splits(found.splits, splits, name)
+    own = {"validation": validation, "test": test}
+    shares = {part: own.pop(part) for part in list(own) if isinstance(own[part], int | float)}
+    listed, chosen = _with_own(chosen, own, asked, found.skipped)
+    if known_classes and any(group_column not in rows.features for _, rows in chosen.values()):
+        group_column = None  # of images that are only scored, groups are no matter
     standard = {
-        part: standard_columns(dataset, image_column, label_column, f"{name}, split {part}")
+        part: standard_columns(
+            dataset, image_column, label_column, f"{name}, split {part}", group_column
+        )
         for part, (_, dataset) in chosen.items()
     }
     if found.classes is not None:
@@ -232,7 +285,7 @@ def load_data(
         name,
         strict=strict,
         max_bad=max_bad,
-        listed=found.skipped,
+        listed=listed,
         progress=progress,
     )
     came_in = {part: split for part, (split, _) in chosen.items()}
@@ -240,16 +293,44 @@ def load_data(
     if known_classes is None:
         check_classes(labels, names, name, skipped)
     _say_copies(digests, name)
+    grouped = labelled if group_column else {}
+    groups = {split: tuple(map(str, rows["group"])) for split, rows in grouped.items()}
+    labelled = {split: rows.select_columns(["image", "label"]) for split, rows in labelled.items()}
     data = ImageData(
         DatasetDict({split: labelled[split] for split in SPLIT_NAMES if split in labelled}),
         names,
         name,
         any(labelling_of_column(d.features["label"]).multi_label for d in labelled.values()),
-        SplitRecord(digest_of(_described(labels, names, digests))),
+        SplitRecord(digest_of(_described(labels, names, digests)), group_column=group_column),
         skipped,
         digests,
+        groups,
     )
-    return data.cut({"validation": validation, "test": test}, seed)
+    return data.cut(shares, seed, few or 0)
+
+
+def _with_own(
+    chosen: dict[str, tuple[str, Dataset]],
+    own: Mapping[str, Any],
+    asked: Asked,
+    listed: tuple[SkippedImage, ...],
+) -> tuple[tuple[SkippedImage, ...], dict[str, tuple[str, Dataset]]]:
+    """Splits that a source of its own is named for take the place of those that the data have.
+
+    Args:
+        chosen: what to call a part -> its split, and its images.
+        own: split -> source.
+        asked: as for the data.
+        listed: files that are in none.
+    """
+    for split, source in own.items():
+        found = find(source, asked)
+        inner = {CANONICAL_SPLIT.get(part, part): rows for part, rows in found.splits.items()}
+        rows = inner[split] if split in inner else concatenate_datasets(list(inner.values()))
+        chosen = {part: kept for part, kept in chosen.items() if kept[0] != split}
+        chosen[f"{split} ({found.name})"] = (split, rows)
+        listed = (*listed, *found.skipped)
+    return listed, chosen
 
 
 def _readable(

@@ -16,12 +16,16 @@ class SplitRecord:
         shares: part -> its share of the images, for the parts that were cut from the training
             images ("validation", "test"); a part that the data came with is not among them.
         images: split -> how many images it has.
+        few: images of each class that were drawn to train on; 0 where no such draw was made.
+        group_column: of the data, whose equal values stayed together; None where there was none.
     """
 
     digest: str
     seed: int = 0
     shares: dict[str, float] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
+    few: int = 0
+    group_column: str | None = None
 
 
 def image_digest(content: bytes) -> str:

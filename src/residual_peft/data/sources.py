@@ -45,6 +45,7 @@ class Asked:
         token: for the Hub.
         image_column: of a table; found when None.
         label_column: likewise.
+        group_column: of a table, kept beside the two; None for none.
         numbers: whether somebody says what labels that are numbers mean.
     """
 
@@ -53,6 +54,7 @@ class Asked:
     token: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    group_column: str | None = None
     numbers: bool = False
 
 
@@ -112,7 +114,13 @@ def _from_file(path: Path, asked: Asked) -> Source:
 
 def _listed(columns: Columns, base: Path, name: str, asked: Asked) -> dict[str, Dataset]:
     return from_columns(
-        columns, base, name, asked.image_column, asked.label_column, numbers=asked.numbers
+        columns,
+        base,
+        name,
+        asked.image_column,
+        asked.label_column,
+        group_column=asked.group_column,
+        numbers=asked.numbers,
     )
 
 

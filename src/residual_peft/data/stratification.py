@@ -31,6 +31,9 @@ def split_by_content(
     digests: Sequence[str],
     class_names: Sequence[str] | None = None,
     title: Callable[[int], str] = "row {}".format,
+    *,
+    few: int = 0,
+    groups: Sequence[str] = (),
 ) -> dict[str, Rows]:
     """The labelling's split of the different images there are.
 
@@ -46,9 +49,11 @@ def split_by_content(
         digests: name of each image by its content, N.
         class_names: for messages.
         title: row -> what to call its image in messages.
+        few: so many images of each class are train in place of a share, and the others "test".
+        groups: of each image, N; those of one group stay together, and with copies of them.
 
     Raises:
-        ResiDualError: as `stratified_split` and `iterative_split`.
+        ResiDualError: as `stratified_split` and `iterative_split`; too few groups.
     """
     _check_shares(shares)
     names = np.asarray(digests, dtype=bytes)
@@ -58,7 +63,17 @@ def split_by_content(
     own, order, clear = labelling.by_image(labels, first, image_of, np.unique(image_of[other]))
     _say_repeated(image_of, first, other, labelling.differing_words, title)
     titles = [class_names[label] if class_names else str(label) for label in order]
-    parts = labelling.split(own, shares, seed, titles)
+    if few:
+        parts = few_split(own, few, seed, titles)
+    elif len(groups):
+        from .groups import grouped_split, linked_groups
+
+        linked = linked_groups(image_of, groups)
+        apart = ~np.isin(linked[clear], linked[np.setdiff1d(np.arange(len(first)), clear)])
+        parts = grouped_split(own[apart], linked[clear][apart], shares, seed)
+        clear = clear[apart]
+    else:
+        parts = labelling.split(own, shares, seed, titles)
     for index, rows in enumerate(parts.values()):
         part_of[clear[rows]] = index
     return {part: np.flatnonzero(part_of[image_of] == i) for i, part in enumerate(parts)}
@@ -140,8 +155,50 @@ def stratified_split(
             printable(", ".join(few[:5])),
             ", ..." if few[5:] else "",
         )
-    _check_parts(parts, len(labels))
+    check_parts(parts, len(labels))
     return {name: np.sort(np.concatenate(rows)) for name, rows in parts.items()}
+
+
+def few_split(labels: Labels, few: int, seed: int, class_names: Sequence[str]) -> dict[str, Rows]:
+    """Draw so many rows of each class for "train"; the others are "test".
+
+    A class of no more keeps one row for "test" if it has two, and is named in a warning. Rows stay
+    in order within a part.
+
+    Args:
+        labels: class numbers (N,).
+        few: rows per class.
+        seed: of the draw.
+        class_names: for messages.
+
+    Raises:
+        ResiDualError: less than one row, several labels per image, or no row left to test on.
+    """
+    if few < 1 or labels.ndim != 1:
+        raise ResiDualError(
+            f"wanted to draw 1 or more images of each class, got {few}."
+            if few < 1
+            else "so many images per class are drawn where each image has one label, not several."
+        )
+    generator = np.random.default_rng(seed)
+    drawn, short = [], []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        drawn.append(rows[: max(1, min(few, len(rows) - 1))])
+        if len(rows) <= few:
+            short.append(f"'{class_names[label]}' ({len(rows)})")
+    if short:
+        logger.warning(
+            "%s with no more than the %d images to draw: %s%s",
+            "1 class" if len(short) == 1 else f"{len(short):,} classes",
+            few,
+            printable(", ".join(short[:5])),
+            ", ..." if short[5:] else "",
+        )
+    train = np.sort(np.concatenate(drawn))
+    parts = {"train": train, "test": np.setdiff1d(np.arange(len(labels)), train)}
+    check_parts(parts, len(labels))
+    return parts
 
 
 def iterative_split(
@@ -175,7 +232,7 @@ def iterative_split(
     wanted[:, few] = np.arange(len(names))[:, None] < counts[few]
     part_of = _assigned(labels, wanted, part_shares * len(labels), seed)
     parts = {name: np.flatnonzero(part_of == index) for index, name in enumerate(names)}
-    _check_parts(parts, len(labels))
+    check_parts(parts, len(labels))
     for name, rows in parts.items():
         if missing := np.flatnonzero((labels[rows].sum(0) == 0) & (counts > 0)).tolist():
             titles = [class_names[i] if class_names else str(i) for i in missing]
@@ -235,7 +292,7 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise ResiDualError(f"wanted shares between 0 and 1 that leave a rest, got {dict(shares)}.")
 
 
-def _check_parts(parts: Mapping[str, Sequence[Any] | Rows], count: int) -> None:
+def check_parts(parts: Mapping[str, Sequence[Any] | Rows], count: int) -> None:
     """Raise a ResiDualError unless every part has an image."""
     if not all(map(len, parts.values())):
         raise ResiDualError(

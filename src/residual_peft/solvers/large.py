@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ def draw_of(
     means: bool = False,
     balanced: bool = False,
     by_labels: bool = True,
+    groups: Tensor | None = None,
 ) -> Rows:
     """A draw of every class's images, in memory.
 
@@ -93,17 +95,26 @@ def draw_of(
         means: whether its classes are the means of these images.
         balanced: whether every class counts alike.
         by_labels: as for `Rows.of`.
+        groups: likewise, of all images.
     """
     index = some_rows(data.labels, len(classifier.class_names), at_most)
     part = data.load() if index is None else data.rows(index)
     weights = None
     if balanced:
         weights = classifier.labelling.class_weights(data.labels, len(classifier.class_names))
-    return Rows.of(classifier, part, means=means, class_weights=weights, by_labels=by_labels)
+    options: dict[str, Any] = {"means": means, "class_weights": weights, "by_labels": by_labels}
+    own = groups if groups is None or index is None else groups[index]
+    return Rows.of(classifier, part, groups=own, **options)
 
 
 def fit_all(
-    outcome: Outcome, rows: Rows, data: Stores, *, means: bool = False, in_memory: int | None = None
+    outcome: Outcome,
+    rows: Rows,
+    data: Stores,
+    *,
+    means: bool = False,
+    groups: Tensor | None = None,
+    in_memory: int | None = None,
 ) -> Outcome:
     """Fit on all images what was chosen on a draw of them.
 
@@ -117,6 +128,7 @@ def fit_all(
         rows: the draw.
         data: all images.
         means: whether the classes are the means of these images.
+        groups: of all images, as for `Rows.of`; what is fitted from sums leaves images out singly.
         in_memory: bytes of coordinates that may be loaded; `IN_MEMORY` when None.
     """
     in_memory = IN_MEMORY if in_memory is None else in_memory
@@ -139,7 +151,8 @@ def fit_all(
         if width <= MOST_COLUMNS:
             second = draw_of(rows.classifier, data, min(SECOND, fitting), means=means)
             return _ridge_from_sums(outcome, features, columns, second, data)
-    more = draw_of(rows.classifier, data, fitting, means=means, balanced=balanced)
+    options: dict[str, Any] = {"means": means, "balanced": balanced, "groups": groups}
+    more = draw_of(rows.classifier, data, fitting, **options)
     done = method.run(more)
     note = (
         f"{method.title} was fitted on {len(more.labels):,} of {len(data):,} images, a draw of "

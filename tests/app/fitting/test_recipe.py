@@ -10,8 +10,9 @@ from datasets import DatasetDict
 
 import residual_peft
 from residual_peft import ResiDualConfig, ResiDualError, ZeroShotClassifier, load_data
-from residual_peft.app.fitting import Recipe
+from residual_peft.app.fitting import Recipe, evaluate_adapter
 from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.solvers.methods import Rows
 from tests.app.fitting.photos import photos
 from tests.training_case import save_clip
 
@@ -87,3 +88,38 @@ def test_the_file_says_all_that_a_shell_can(root: Path) -> None:
     assert "# words came from Python and is not here: list" in text.splitlines()
     table = pandas.DataFrame({"image": ["a"], "label": ["b"]})
     assert "# data came from Python and is not here: DataFrame" in Recipe().as_file(table, "m/id")
+
+
+def test_few_images_and_groups_are_what_is_measured_later(
+    root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    options = {"method": "ridge-embedding", "templates": ["a {}."], "words": []}
+    options["model"] = load_backbone(root / "model")
+    few = residual_peft.fit(root / "photos", few=5, out=tmp_path / "few", **options)
+    assert few.summary.splits == {"train": 15, "test": 21}
+    found = evaluate_adapter(tmp_path / "few", root / "photos")
+    assert (found["images"], found["data"]) == (21, "the data of its fit")
+    assert found["accuracy"] == few.summary.adapted["accuracy"]
+    assert found["left_out_as_trained_on"] == 0
+    assert yaml.safe_load((tmp_path / "few" / "run" / "run.yaml").read_text())["few"] == 5
+
+    seen, real = [], Rows.of
+    monkeypatch.setattr(
+        Rows, "of", lambda *given, **more: seen.append(real(*given, **more)) or seen[-1]
+    )
+    paths = sorted((root / "photos").rglob("*.png"))
+    people = [f"p{number % 9}" for number in range(len(paths))]
+    table = pandas.DataFrame(
+        {"file": map(str, paths), "label": [p.parent.name for p in paths], "who": people}
+    )
+    options["model"] = load_backbone(root / "model")
+    grouped = residual_peft.fit(table, group_column="who", out=tmp_path / "grouped", **options)
+    (rows,) = seen
+    own = [who for split in ("train", "validation") for who in grouped.images.groups[split]]
+    for who in set(own):
+        mine = torch.tensor([other == who for other in own])
+        assert len(rows.fold[mine].unique()) == len(rows.groups[mine].unique()) == 1
+    assert len(rows.groups.unique()) == len(set(own)) == 9 - len(set(grouped.images.groups["test"]))
+    found = evaluate_adapter(tmp_path / "grouped", table)
+    assert found["images"] == len(grouped.images.test)
+    assert found["left_out_as_trained_on"] == 0

@@ -117,6 +117,7 @@ def choose_images(
         data,
         image_column=image_column,
         label_column=label_column,
+        group_column=None if record is None else record.group_column,
         known_classes=classifier.class_names,
         validation=0,
         test=0,
@@ -128,7 +129,8 @@ def choose_images(
     own = None if record is None else images.split.digest == record.digest
     part = split or ("all" if own is False else "test")
     if own or part != "all":  # else they are taken whole, however few they are
-        images = images.cut(shares, own_seed if seed is None else seed)
+        few = record.few if own and record is not None else 0
+        images = images.cut(shares, own_seed if seed is None else seed, few)
     if own:
         assert record is not None
         _check_split(images.split, record, seed)
@@ -155,7 +157,8 @@ def choose_images(
 
 def _check_split(split: SplitRecord, record: SplitRecord, seed: int | None) -> None:
     """Refuse splits of an adapter's own data that are not those of its fit."""
-    if not record.shares or (split.seed, split.shares) == (record.seed, record.shares):
+    cut = record.shares or record.few
+    if not cut or (split.seed, split.shares) == (record.seed, record.shares):
         return
     if seed is not None:
         raise ResiDualError(

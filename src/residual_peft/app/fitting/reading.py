@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ...bases.fingerprint import Fingerprint
+from ...classifiers.backbones import device_of
 from ...data import ImageData, ProcessedImages, SkippedImage
 from ...data.checking import ALWAYS_TOLERATED
 from ...errors import ResiDualError
@@ -47,6 +48,7 @@ class Options:
     max_bad: float = 0.05
     strict: bool = False
     total: int = 0  # images there were, unreadable ones included
+    device: str | None = None
 
     def check(self, images: ImageData) -> None:
         """Raise a ResiDualError where more images could not be read than may be."""
@@ -72,6 +74,7 @@ class Pass:
         kept: where it is kept.
         options: how to read.
         stores: split -> its coordinates.
+        device: where the model reads.
     """
 
     images: ImageData
@@ -79,6 +82,7 @@ class Pass:
     kept: Keeping
     options: Options
     stores: dict[str, CoordinateStore] = field(default_factory=dict)
+    device: torch.device | str = "cpu"
 
     def begin(self, model: PeftModel, settings: Mapping[str, Any]) -> None:
         """Say what the images are read with, and see to it that there is room for it.
@@ -86,11 +90,12 @@ class Pass:
         Raises:
             ResiDualError: there is too little room.
         """
+        self.device = device_of(self.options.device or next(model.parameters()).device)
         known = {**settings, **self._settings(model)}
         if self.kept.begin(known):
             logger.info("going on where an interrupted fit stopped ('%s')", self.kept.folder.name)
             return
-        sizes = {split: len(self.images[split]) for split in TITLES}
+        sizes = {split: len(rows) for split, rows in self.images.splits.items()}
         needed = room_for(model, sizes) + LEAST_ROOM
         check_room(self.kept.folder, needed, f"what is read for '{self.kept.target.name}'")
 
@@ -101,6 +106,7 @@ class Pass:
             ResiDualError: as `write_coordinates`; too many images cannot be read.
         """
         dataset = self.processed(split)
+        model.to(self.device)
         store = write_coordinates(
             model,
             dataset,
@@ -110,9 +116,17 @@ class Pass:
             progress=True,
             **self.options.reading(),
         )
+        model.to("cpu")  # where all is fitted
         self.drop(split, store.skipped)
         self.stores[split] = store
         return store
+
+    def groups(self) -> Tensor | None:
+        """What each image to learn from is left out with, (N,) training images first."""
+        found = self.images.groups
+        own = [group for split in ("train", "validation") for group in found.get(split, ())]
+        number = {group: place for place, group in enumerate(dict.fromkeys(own))}
+        return torch.tensor([number[group] for group in own]) if own else None
 
     def processed(self, split: str) -> ProcessedImages:
         """A split as the model takes it."""
@@ -134,7 +148,7 @@ class Pass:
     def _settings(self, model: PeftModel) -> dict[str, Any]:
         config = readout_config(model)
         return {
-            "images": {split: data_digest(self.processed(split)) for split in TITLES},
+            "images": {split: data_digest(self.processed(split)) for split in self.images.splits},
             "split": self.images.split.digest,
             "class names": list(self.images.class_names),
             "image processor": processor_digest(self.processor),

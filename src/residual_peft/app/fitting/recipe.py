@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ...classifiers.backbones import Backbone, load_backbone
+from ...classifiers.backbones import Backbone, device_of, load_backbone
 from ...data import ImageData, load_data
 from ...errors import check_names, printable
 from ...hub.files import path_of
@@ -47,6 +47,14 @@ class Recipe:
             its images.
         image_column: of the data, found when None.
         label_column: likewise.
+        group_column: images of one value of it, such as one patient's, stay in one split and are
+            left out together.
+        few: so many images of each class are learned from, drawn at random, and the others are test
+            images, where the data have none of their own; there are no validation images then.
+        validation: share of the training images to validate on where the data have no such split, 0
+            for none; or data of their own, as `data`. Both are learned from: methods are compared
+            on images left out by turns.
+        test: the same for the images to test on.
         seed: of the splits; with `trainer` of the order of the images, too.
         license: of the adapter, for its card.
         words: texts to describe the strongest components with, a file or a list; as for
@@ -56,6 +64,9 @@ class Recipe:
         strict: an unreadable image is an error.
         batch_size: images per forward pass.
         num_workers: processes that decode images; None for as many as suit the machine.
+        device: where the model reads the images, such as "cuda"; what is fitted of them is on the
+            CPU, where all of it is when None.
+        dtype: what it computes in: "float32", which None stands for, "bfloat16" or "float16".
     """
 
     templates: Sequence[str] | None = None
@@ -66,6 +77,10 @@ class Recipe:
     keep_statistics: bool | str = False
     image_column: str | None = None
     label_column: str | None = None
+    group_column: str | None = None
+    few: int | None = None
+    validation: Any = 0.1
+    test: Any = 0.1
     seed: int = 0
     license: str | None = None
     words: str | os.PathLike[str] | Iterable[str] | None = None
@@ -73,6 +88,8 @@ class Recipe:
     strict: bool = False
     batch_size: int = 64
     num_workers: int | None = None
+    device: str | None = None
+    dtype: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Recipe":
@@ -86,6 +103,7 @@ class Recipe:
         config = recipe.asked
         check_way(config, recipe.trainer)
         check_methods([] if recipe.method == AUTO else [recipe.method])
+        device_of(recipe.device)
         check_statistics(recipe.keep_statistics, recipe.method, recipe.trainer)
         return recipe
 
@@ -117,6 +135,10 @@ class Recipe:
             data,
             image_column=self.image_column,
             label_column=self.label_column,
+            group_column=self.group_column,
+            few=self.few,
+            validation=self.validation,
+            test=self.test,
             seed=self.seed,
             max_bad=self.max_bad,
             strict=self.strict,
@@ -125,7 +147,9 @@ class Recipe:
 
     def backbone(self, model: str | Backbone) -> Backbone:
         """The model, loaded where it is a name."""
-        return model if isinstance(model, Backbone) else load_backbone(model)
+        if isinstance(model, Backbone):
+            return model
+        return load_backbone(model, dtype=self.dtype)
 
     def as_file(self, data: Any, model: str | Backbone) -> str:
         """YAML that `residual-peft fit --config` repeats the fit from.

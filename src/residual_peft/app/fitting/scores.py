@@ -27,6 +27,7 @@ def evaluate_adapter(
     strict: bool = False,
     batch_size: int = 64,
     num_workers: int | None = None,
+    device: str | None = None,
     confusion: PathLike | None = None,
     mistakes: PathLike | None = None,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def evaluate_adapter(
         strict: likewise.
         batch_size: likewise.
         num_workers: likewise.
+        device: likewise.
         confusion: a CSV file for counts, a row per class and a column for what its images were
             taken for.
         mistakes: a CSV file for the images that are taken for another class, by their files' names,
@@ -58,7 +60,7 @@ def evaluate_adapter(
             of its fit, no image that it was not fitted on, an adapter that is not there, or a table
             that was asked for of several labels per image.
     """
-    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    classifier = ZeroShotClassifier.from_pretrained(adapter, device=device)
     if confusion is not None or mistakes is not None:
         check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
     chosen = choose_images(

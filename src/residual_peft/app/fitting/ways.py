@@ -139,11 +139,13 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     read.begin(model, task.settings)
     started = clock()
     own = task.config.basis is None  # else the one that was asked for stays
-    stores = [read.read(model, "train", fit_basis=own), read.read(model, "validation")]
+    stores = [read.read(model, "train", fit_basis=own)]
+    if "validation" in read.images.splits:
+        stores.append(read.read(model, "validation"))
     encoded = clock()
     seen = Stores(tuple(stores))
     classifier, _ = task.with_classes(model, read.images, seen.readout, seen.labels)
-    outcomes, chosen, rows = _on_all(task, classifier, seen)
+    outcomes, chosen, rows = _on_all(task, classifier, seen, read.groups())
     fitted = clock()
     test = read.read(model, "test")
     measured = {one.method: scored_by(one, classifier, test) for one in outcomes}
@@ -193,17 +195,18 @@ def _copies(rows: Rows | None) -> tuple[str, ...]:
 
 
 def _on_all(
-    task: Task, classifier: ZeroShotClassifier, seen: Stores
+    task: Task, classifier: ZeroShotClassifier, seen: Stores, groups: Tensor | None
 ) -> tuple[list[Outcome], Outcome, Rows | None]:
     """What was tried, what counts, and the images, if all of their coordinates are in memory."""
-    options = {"means": task.classifier is None, "balanced": task.balanced}
+    options: dict[str, Any] = {"means": task.classifier is None, "balanced": task.balanced}
+    options["groups"] = groups
     if seen.coordinate_bytes <= large.IN_MEMORY:
         keep = bool(task.keep_statistics)
         rows = large.draw_of(classifier, seen, len(seen), by_labels=keep, **options)
         return *_fitted(rows, task.method), rows
     drawn = large.draw_of(classifier, seen, AT_MOST, **options)
     outcomes, chosen = _fitted(drawn, task.method)
-    whole = large.fit_all(chosen, drawn, seen, means=options["means"])
+    whole = large.fit_all(chosen, drawn, seen, means=options["means"], groups=groups)
     return [whole if one is chosen else one for one in outcomes], whole, None
 
 
@@ -298,7 +301,16 @@ def _row(outcome: Outcome, measured: Evaluation, chosen: bool) -> MethodRow:
 
 
 def by_trainer(task: Task, read: Pass) -> Done:
-    """Bases by a pass that also finds what cannot be read, then the Trainer."""
+    """Bases by a pass that also finds what cannot be read, then the Trainer.
+
+    Raises:
+        ResiDualError: there are no validation images.
+    """
+    if "validation" not in read.images.splits:
+        raise ResiDualError(
+            "the HF Trainer stops by validation images, and there are none: bring some, or leave "
+            "out few (or validation=0)."
+        )
     model = task.adapted()
     fit = _in_readout_mode if task.config.mode == "readout" else _in_stream_mode
     return fit(task, read, model)

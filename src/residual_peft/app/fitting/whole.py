@@ -108,7 +108,9 @@ def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, Options]:
     """The images to fit with, how many test images were left out, and how they are read."""
     images = recipe.images(data)
     total = sum(map(len, images.splits.values())) + len(images.skipped)
-    reading = Options(recipe.batch_size, recipe.num_workers, recipe.max_bad, recipe.strict, total)
+    reading = Options(
+        recipe.batch_size, recipe.num_workers, recipe.max_bad, recipe.strict, total, recipe.device
+    )
     reading.check(images)
     for line in survey(images).summary():
         logger.info("%s", printable(line))
@@ -147,7 +149,7 @@ def without_repeated(images: ImageData) -> tuple[ImageData, int]:
     Raises:
         ResiDualError: a split is missing, or no test image is left.
     """
-    for split in ("train", "validation", "test"):
+    for split in ("train", "test"):
         images[split]  # says which one is missing
     known = {digest for split in ("train", "validation") for digest in digests_of(images, split)}
     rows = [row for row, digest in enumerate(digests_of(images, "test")) if digest in known]

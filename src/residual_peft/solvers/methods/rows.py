@@ -11,6 +11,7 @@ from ...classifiers.heads.folds import stratified_folds
 from ...classifiers.heads.images import duplicate_groups
 from ...classifiers.trained_head import Features, embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data.groups import linked_groups
 from ...tuner import ReadoutState
 from ..coordinates import Coordinates
 
@@ -26,8 +27,8 @@ class Rows:
         seen: N images' readouts, labels and coordinates, in memory.
         zero_shot: the texts' logits z (N, C); where classes are means of these images, those of
             means without the image's fold.
-        groups: (N,), images of one number are left out together. Copies of one picture are, where
-            nothing else is given: what is said of one that was left out would be too good.
+        groups: (N,), images of one number are left out together. Copies of one picture are in any
+            case: what is said of one that was left out would be too good.
         copies: how many images are copies of others.
         class_weights: what an image of each class counts (C,).
         fold: of each image (N,), the same for all methods; None where there are no two images of
@@ -74,7 +75,9 @@ class Rows:
         classifier.check_labels(data.labels)
         same = duplicate_groups(data.readout)
         copies = len(same) - len(same.unique())
-        if groups is None and copies:
+        if groups is not None and copies:  # which are in the groups of all of them
+            groups = torch.from_numpy(linked_groups(same.numpy(), groups.numpy()))[same]
+        elif copies:
             groups = same
         fold = stratified_folds(data.labels, folds=FOLDS, groups=groups)
         zero_shot = _text_logits(classifier, data.readout)

@@ -1,0 +1,33 @@
+"""`residual-peft convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..hub.places import check_place
+from .commands import begin
+from .options import AdapterName
+
+EXAMPLE = """residual-peft convert my-adapter --model residual_peft/demo-clip --out other-adapter
+The adapter for residual_peft/demo-clip is in other-adapter."""
+
+
+def convert(
+    adapter: AdapterName,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The other copy: a directory or Hub id of transformers, or "
+            "open_clip:NAME/PRETRAINED."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write the adapter to.")],
+) -> None:
+    """Write an adapter for another library's copy of its base model: transformers or open_clip."""
+    check_place(out)
+    begin(f"Converting {adapter} for {model}.")
+    from ..app.converting import adapter_for
+
+    adapter_for(adapter, model, out)
+    print(f"The adapter for {model} is in {out}.")

@@ -1,0 +1,140 @@
+"""Images that belong together stay together, and few of each class are drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from datasets import Dataset
+
+from residual_peft import ResiDualError, load_data
+from residual_peft.data.groups import grouped_split, linked_groups
+from tests.app.fitting.photos import photos
+
+
+def linked_slowly(first: list[int], second: list[str]) -> list[int]:
+    """Every value of `first` takes the least number that rows lead to, until nothing changes."""
+    number = dict(zip(first, first, strict=True))
+    while True:
+        best: dict[str, int] = {}
+        for one, other in zip(first, second, strict=True):
+            best[other] = min(best.get(other, 10**6), number[one])
+        new = dict(number)
+        for one, other in zip(first, second, strict=True):
+            new[one] = min(new[one], best[other])
+        if new == number:
+            return [number[value] for value in range(max(first) + 1)]
+        number = new
+
+
+def test_linked_groups_are_those_of_the_slow_twin() -> None:
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        count = int(generator.integers(2, 30))
+        rows = np.concatenate([np.arange(count), generator.integers(0, count, 9)])
+        names = [f"p{n}" for n in generator.integers(0, 25, len(rows))]
+        found = linked_groups(rows, names).tolist()
+        slow = linked_slowly(rows.tolist(), names)
+        firsts = {number: place for place, number in enumerate(dict.fromkeys(slow))}
+        assert found == [firsts[number] for number in slow]
+
+
+def test_grouped_splits_keep_groups_whole_and_every_class_to_learn_from() -> None:
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        groups = generator.integers(0, 40, 300)
+        labels = (groups % 4 + (generator.random(300) < 0.1)) % 4  # classes hang together in groups
+        several = np.eye(4, dtype=np.int64)[labels]
+        for given in (labels, several):
+            parts = grouped_split(given, groups, {"validation": 0.1, "test": 0.2}, seed)
+            own = {name: set(groups[rows].tolist()) for name, rows in parts.items()}
+            assert sum(map(len, own.values())) == len(set(groups.tolist()))
+            assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(300))
+            assert set(labels[parts["train"]].tolist()) == {0, 1, 2, 3}
+            assert 30 <= len(parts["test"]) <= 90
+    one_each = grouped_split(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 2, 2]), {}, 0)
+    assert len(one_each["train"]) == 6
+    with pytest.raises(ResiDualError, match="wanted a group of images for each of train, test, go"):
+        grouped_split(labels, np.zeros(300, np.int64), {"test": 0.5}, 0)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> pandas.DataFrame:
+    """30 images of 3 classes, of 10 people; a copy of one image is of another person."""
+    root = photos(tmp_path_factory.mktemp("groups") / "photos", count=10)
+    paths = sorted(root.rglob("*.png"))
+    rows = [(str(p), p.parent.name, f"p{n % 10}") for n, p in enumerate(paths)]
+    copy = root / "cat" / "copy.png"
+    copy.write_bytes(paths[0].read_bytes())
+    rows.append((str(copy), "cat", "p7"))
+    return pandas.DataFrame(rows, columns=["file", "species", "person"])
+
+
+def test_a_column_of_groups_is_kept_apart_from_labels(table, tmp_path) -> None:
+    table.to_csv(tmp_path / "a.csv", index=False)
+    whole = Dataset.from_pandas(table).rename_columns({"file": "image", "species": "label"})
+    for seed, data in enumerate((table, str(tmp_path / "a.csv"), whole)):
+        found = load_data(data, group_column="person", seed=seed, test=0.2)
+        assert found.train.column_names == ["image", "label"]
+        for split, people in found.groups.items():
+            assert len(people) == len(found[split]) == len(found.digests[split])
+            others = [set(found.groups[other]) for other in found.splits if other != split]
+            assert not set(people) & set().union(*others)
+        (place,) = [split for split, people in found.groups.items() if "p0" in people]
+        assert "p7" in found.groups[place]  # the copy joins the two
+        assert found.split.group_column == "person"
+        again = load_data(data, group_column="person", seed=seed, test=0.2)
+        assert again.digests == found.digests
+        less = found.without("train", [0])
+        assert less.groups["train"] == found.groups["train"][1:]
+    with pytest.raises(ResiDualError, match="has no column 'who', only"):
+        load_data(table, group_column="who")
+    with pytest.raises(ResiDualError, match="cannot be both label and group"):
+        load_data(table, label_column="species", group_column="species")
+    with pytest.raises(ResiDualError, match="leave out few or the group column"):
+        load_data(table, group_column="person", few=2)
+
+
+def test_few_of_each_class_are_learned_from_and_the_others_tested(table, tmp_path, caplog) -> None:
+    root = photos(tmp_path / "photos", count=9)
+    for path in sorted((root / "owl").iterdir())[1:]:
+        path.unlink()  # a class with a single image
+    found = load_data(root, few=4, seed=1)
+    counts = np.bincount(found.train["label"])
+    assert counts.tolist() == [4, 4, 1]
+    assert set(found.splits) == {"train", "test"}
+    assert np.bincount(found.test["label"]).tolist() == [5, 5]
+    assert "1 class with no more than the 4 images to draw: 'owl' (1)" in caplog.text
+    assert not set(found.digests["train"]) & set(found.digests["test"])
+    assert found.split.few == 4
+    other = load_data(root, few=4, seed=2)
+    assert other.digests["train"] != found.digests["train"]
+    own = photos(tmp_path / "own", count=3, seed=9)
+    third = load_data(root, few=4, seed=1, test=str(own))
+    assert third.digests["train"] == found.digests["train"]
+    assert len(third.test) == 9
+
+
+def test_splits_of_their_own_take_the_place_of_what_the_data_have(tmp_path, caplog) -> None:
+    root = photos(tmp_path / "photos", count=6)
+    own = photos(tmp_path / "own" / "test", count=3, seed=1)
+    photos(tmp_path / "own" / "train", count=4, seed=2)
+    one = load_data(root, test=tmp_path / "own", validation=0)  # its own test split
+    assert (set(one.splits), len(one.train), len(one.test)) == ({"train", "test"}, 18, 9)
+    assert one.split.shares == {}
+    pairs = [(str(path), path.parent.name) for path in own.rglob("*.png")]
+    two = load_data(root, validation=pairs)
+    assert (len(two.validation), len(two.test)) == (9, 3)
+    three = load_data(tmp_path / "own", test=str(root), validation=0.25)
+    assert (len(three.train), len(three.test)) == (9, 18)
+    (tmp_path / "bad" / "cow").mkdir(parents=True)
+    next(own.rglob("*.png")).rename(tmp_path / "bad" / "cow" / "1.png")
+    with pytest.raises(ResiDualError, match="has the label 'cow', which is none of the classes of"):
+        load_data(root, test=tmp_path / "bad")
+
+
+def test_folders_are_pictures(tmp_path: Path) -> None:
+    """A folder of class folders has no column to group by, and says which it has."""
+    root = photos(tmp_path / "photos", count=3)
+    with pytest.raises(ResiDualError, match="has no column 'person', only image, label; name anot"):
+        load_data(root, group_column="person")
