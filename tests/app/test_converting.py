@@ -1,0 +1,84 @@
+"""A merged adapter is a plain model that says the same; a converted one names the other model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModel, CLIPModel
+
+from residual_peft import ResiDualConfig, ResiDualError, ZeroShotClassifier, gains_by_module
+from residual_peft.app.converting import adapter_for, merge_adapter
+from residual_peft.classifiers.backbones import load_backbone
+from tests.app.fitting.photos import photos
+from tests.commands import stop
+from tests.training_case import save_clip
+
+
+def saved(root: Path, name: str, mode: str) -> Path:
+    backbone = load_backbone(root / "model")
+    model = get_peft_model(backbone.model, ResiDualConfig(mode=mode))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(1 + 0.5 * torch.randn(parameter.shape, generator=generator))
+    classifier = ZeroShotClassifier.from_text(
+        model,
+        backbone.tokenizer,
+        ["cat", "dog", "owl"],
+        ["a {}."],
+        image_processor=backbone.image_processor,
+    )
+    classifier.save_pretrained(root / name)
+    return root / name
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("converting")
+    save_clip(folder / "model")
+    save_clip(folder / "copy")
+    photos(folder / "photos", count=2)
+    return folder
+
+
+def test_a_merged_adapter_says_the_same_without_us(root, tmp_path, monkeypatch, capsys) -> None:
+    adapter = saved(root, "stream", "stream")
+    out = tmp_path / "merged"
+    assert stop(monkeypatch, "merge", str(adapter), "--out", str(out)) == 0
+    assert str(out) in capsys.readouterr().out
+    plain = AutoModel.from_pretrained(out)
+    assert type(plain) is CLIPModel
+    before = CLIPModel.from_pretrained(root / "model").state_dict()
+    changed = [n for n, value in plain.state_dict().items() if not value.equal(before[n])]
+    assert changed
+    assert all("self_attn.out_proj" in n or "mlp.fc2" in n for n in changed)
+    images = sorted((root / "photos").rglob("*.png"))
+    expected = ZeroShotClassifier.from_pretrained(adapter).predict_logits(images)
+    found = ZeroShotClassifier.from_pretrained(out)
+    torch.testing.assert_close(found.predict_logits(images), expected, rtol=1e-4, atol=1e-4)
+    assert not (out / "adapter_config.json").exists()
+    assert stop(monkeypatch, "predict", str(out), str(images[0])) == 0
+
+
+def test_what_cannot_be_merged_is_told_and_nothing_is_written(root, tmp_path) -> None:
+    adapter = saved(root, "readout", "readout")
+    with pytest.raises(ResiDualError, match="an adapter in readout mode cannot be merged"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converted_adapter_is_for_the_other_copy(root, tmp_path, monkeypatch) -> None:
+    adapter = saved(root, "readout", "readout")
+    out, copy = tmp_path / "other", str(root / "copy")
+    assert stop(monkeypatch, "convert", str(adapter), "--model", copy, "--out", str(out)) == 0
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == copy
+    gains = gains_by_module(ZeroShotClassifier.from_pretrained(adapter).model)
+    assert gains
+    for name, message in (("open_clip:no-such/model", "open_clip"), ("nobody", "nobody")):
+        with pytest.raises(ResiDualError, match=message):
+            adapter_for(adapter, name, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
