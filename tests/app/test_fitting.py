@@ -197,10 +197,11 @@ def test_other_classes_are_refused(fitted, splits) -> None:
 
 
 def test_a_missing_split_is_told_before_any_work(splits, tmp_path: Path) -> None:
-    for gone, options in (("validation", {"validation": 0}), ("test", {"test": 0})):
-        data = load_data(DatasetDict(train=splits["train"]), **options)
-        with pytest.raises(ResiDualError, match=f"has no split '{gone}'"):
-            fit_adapter("nobody/nothing", data, tmp_path / "out")
+    cases = {"validation": "stops by validation images", "test": "has no split 'test'"}
+    for gone, message in cases.items():
+        data = load_data(DatasetDict(train=splits["train"]), **{gone: 0})
+        with pytest.raises(ResiDualError, match=message):
+            fit_adapter("nobody/nothing", data, tmp_path / "out", trainer=True)
 
 
 def test_words_that_nothing_would_show_are_refused(model, splits, tmp_path: Path) -> None:

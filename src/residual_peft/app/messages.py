@@ -5,6 +5,7 @@ import sys
 import warnings
 from typing import Any
 
+from ..data.progress import Bar
 from ..errors import ResiDualError, missing_extra, printable
 from ..hub.places import number_of, reason_of
 
@@ -43,7 +44,8 @@ def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def quiet() -> None:
-    """Leave the terminal to this program's own bars and messages."""
+    """Leave the terminal to this program's own bars and messages; without one, a line per stage."""
+    Bar.in_a_log = not sys.stderr.isatty()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -17,6 +17,7 @@ from ..classifiers.trained_head import embedding_features
 from ..classifiers.updating import Read
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
+from ..data.class_names import readable
 from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
 from ..hub.files import path_of, whole_directory
@@ -230,8 +231,9 @@ def _embeddings(classifier: ZeroShotClassifier, new: tuple[str, ...]) -> list[to
             f"wanted the texts of {unknown[0]} embedded like the other classes', but the base "
             "model is not to be had by name: ZeroShotClassifier.add_class takes an embedding."
         )
-    # one name would be no list of classes, and another changes nothing
-    names = [*unknown, *[n for n in classifier.class_names if n not in unknown][:1]]
-    rows = embed_classes(backbone.model, backbone.tokenizer, names, classifier.templates)
-    found = dict(zip(names, rows, strict=True))
+    # all of them, since what a name is in a prompt hangs on the others
+    names = [*unknown, *(n for n in classifier.class_names if n not in unknown)]
+    said = readable(names)[: len(unknown) + 1]  # one would be no list of classes
+    rows = embed_classes(backbone.model, backbone.tokenizer, said, classifier.templates)
+    found = dict(zip(names, rows, strict=False))
     return [found[name] if name in unknown else None for name in new]

@@ -1,8 +1,8 @@
 """Predictions and metrics of one adapter over a data set."""
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..bases.rows import Rows
 from ..data import Batches, ProcessedImages, batches
 from ..data.labels import Labelling, labelling_in
-from ..data.metrics import Array, confusion_matrix, per_class_recall
+from ..data.metrics import Array, accuracy_interval, confusion_matrix
 from ..data.progress import Progress
 from ..errors import ResiDualError
 from .zero_shot import ZeroShotClassifier
@@ -20,8 +20,8 @@ from .zero_shot import ZeroShotClassifier
 class Evaluation:
     """What a classifier said of N images, and how good it was.
 
-    With several labels per image, `labels` are zeros and ones (N, C); `recalls` and `confusion` are
-    for one label per image.
+    With several labels per image, `labels` are zeros and ones (N, C); `confusion` is for one
+    label per image.
     """
 
     class_names: tuple[str, ...]
@@ -51,11 +51,26 @@ class Evaluation:
         return self.labelling.interval(self.logits, self.labels)
 
     @property
+    def per_class(self) -> dict[str, dict[str, Any]]:
+        """Of each class that has images: how many, the share that is told, its 95 % interval."""
+        classes = len(self.class_names)
+        own = self.labelling.targets(self.labels, classes) > 0
+        told = own & (self.labelling.targets(self.predictions, classes) > 0)
+        counts = zip(self.class_names, told.sum(0).tolist(), own.sum(0).tolist(), strict=True)
+        return {
+            name: {
+                "images": images,
+                "recall": right / images,
+                "recall_interval": list(accuracy_interval(right, images)),
+            }
+            for name, right, images in counts
+            if images
+        }
+
+    @property
     def recalls(self) -> dict[str, float]:
         """Recall of each class that has images."""
-        recalls = per_class_recall(self.logits, self.labels)
-        pairs = zip(self.class_names, recalls, strict=True)
-        return {name: float(recall) for name, recall in pairs if not np.isnan(recall)}
+        return {name: found["recall"] for name, found in self.per_class.items()}
 
     @property
     def confusion(self) -> Array:

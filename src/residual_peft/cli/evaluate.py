@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ EXAMPLE = """residual-peft eval my-adapter --data photos --mistakes mistakes.csv
   "images": 9,
   "split": "test",
   "data": "the data of its fit",
+...
+  "classes": {
+    "one": {"images": 3, "recall": 1.0, "recall_interval": [0.4385, 1.0]},
 ...
 }"""
 
@@ -77,4 +80,16 @@ def evaluate(
         confusion=confusion,
         mistakes=mistakes,
     )
-    print(json.dumps(scores, indent=2, ensure_ascii=False))
+    print(_shown(scores))
+
+
+def _shown(scores: dict[str, Any]) -> str:
+    """JSON with a line per class."""
+    classes = scores.pop("classes")
+    rows = [f"    {_json(name)}: {_json(row)}" for name, row in classes.items()]
+    head = json.dumps(scores, indent=2, ensure_ascii=False).removesuffix("\n}")
+    return head + ',\n  "classes": {\n' + ",\n".join(rows) + "\n  }\n}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -26,6 +26,7 @@ __all__ = [
     "SkippedImage",
     "batches",
     "checking",
+    "class_list",
     "class_names",
     "collate",
     "groups",

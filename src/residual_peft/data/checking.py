@@ -20,10 +20,10 @@ from typing import Any
 import datasets
 from datasets import Dataset
 from PIL import Image, ImageFile
-from tqdm.auto import tqdm
 
 from ..errors import ResiDualError, printable
 from .images import LARGEST_FILE, PROGRAM, UnreadableImage, to_rgb
+from .progress import Bar
 from .provenance import image_digest
 from .skipped import SkippedImage
 
@@ -84,7 +84,7 @@ def check_images(
     digests: dict[str, dict[int, str]] = {split: {} for split in parts}
     total = sum(map(len, parts.values())) + len(skipped)
     with (
-        tqdm(desc="checking", unit="image", total=total, disable=progress is not True) as bar,
+        Bar(desc="checking", unit="image", total=total, disable=progress is not True) as bar,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # of huge images and odd EXIF: they come again with pixels

@@ -1,8 +1,13 @@
 """What classes may be called, and the texts that their names are put in."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from ..errors import ResiDualError
+
+_NUMBERED = re.compile(r"(?:n\d{8}|\d+)[-._ ]+(?=[^\W\d])")  # WordNet's numbers, or any
+_HUMPED = re.compile(r"(?:[A-Z][a-z]+)+")
+_KEBAB = re.compile(r"[a-z]{2,}(?:-[a-z]{2,})+")
 
 
 def check_class_names(class_names: Iterable[str], least: int = 2) -> tuple[str, ...]:
@@ -49,3 +54,31 @@ def check_templates(templates: Iterable[str]) -> tuple[str, ...]:
 def spoken(name: str) -> str:
     """A class name as it is put into a prompt: underscores become spaces."""
     return " ".join(name.replace("_", " ").split())
+
+
+def readable(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names that folders had, as prompts say them: no numbers before them, and words apart.
+
+    Numbers go where every name begins with one, and words are told by capitals where every name is
+    written so, as one folder alone may mean what it says. Names that would be the same stay.
+
+    >>> readable(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
+    ('Black footed Albatross', 'Laysan Albatross')
+    >>> readable(["n02085620-Chihuahua", "n02085782-Japanese_spaniel"])
+    ('Chihuahua', 'Japanese spaniel')
+    >>> readable(["GoldenRetriever", "Pug"]), readable(["sea-lion", "x-ray"])
+    (('Golden Retriever', 'Pug'), ('sea lion', 'x-ray'))
+    >>> readable(["3-door", "hatchback"]), readable(["1_cat", "2_cat"])
+    (('3-door', 'hatchback'), ('1 cat', '2 cat'))
+    """
+    said = list(names)
+    if all(_NUMBERED.match(name) for name in said):
+        said = [_NUMBERED.sub("", name, count=1) for name in said]
+    if all(_HUMPED.fullmatch(name) for name in said):
+        said = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name in said]
+    said = [name.replace("-", " ") if _KEBAB.fullmatch(name) else name for name in said]
+    said = [spoken(name) for name in said]
+    twice = {name for name in said if said.count(name) > 1}
+    return tuple(
+        spoken(own) if name in twice else name for own, name in zip(names, said, strict=True)
+    )

@@ -50,6 +50,7 @@ __all__ = [
     "basis_digest",
     "check_directory",
     "compose",
+    "conversion",
     "coordinates_of",
     "fit_bases",
     "gains_by_module",

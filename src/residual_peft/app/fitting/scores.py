@@ -36,6 +36,7 @@ def evaluate_adapter(
     With several labels per image those of `multi_label_metrics`. Which images are measured on, see
     `choose_images`; with `images` (their number), `split`, `data` and how many were left out the
     result says it, and with `accuracy_interval` how far the accuracy can be trusted (Wilson, 95 %).
+    `classes` has each class's images, the share of them that is told, and its interval.
 
     Args:
         adapter: its directory or Hub id.
@@ -91,7 +92,7 @@ def evaluate_adapter(
     scores: dict[str, Any] = dict(found.metrics)
     if (interval := found.interval) is not None:
         scores["accuracy_interval"] = list(interval)
-    return scores | chosen.as_dict()
+    return scores | chosen.as_dict() | {"classes": found.per_class}
 
 
 def _write_confusion(path: PathLike, found: Evaluation) -> None:

@@ -301,16 +301,7 @@ def _row(outcome: Outcome, measured: Evaluation, chosen: bool) -> MethodRow:
 
 
 def by_trainer(task: Task, read: Pass) -> Done:
-    """Bases by a pass that also finds what cannot be read, then the Trainer.
-
-    Raises:
-        ResiDualError: there are no validation images.
-    """
-    if "validation" not in read.images.splits:
-        raise ResiDualError(
-            "the HF Trainer stops by validation images, and there are none: bring some, or leave "
-            "out few (or validation=0)."
-        )
+    """Bases by a pass that also finds what cannot be read, then the Trainer."""
     model = task.adapted()
     fit = _in_readout_mode if task.config.mode == "readout" else _in_stream_mode
     return fit(task, read, model)

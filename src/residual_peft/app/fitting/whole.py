@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,8 @@ from ...classifiers.backbones import Backbone
 from ...classifiers.prompts import DEFAULT_TEMPLATES
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData
+from ...data.class_list import CLASSES
+from ...data.class_names import readable, spoken
 from ...data.labels import ONE_LABEL, check_same
 from ...data.survey import survey
 from ...errors import ResiDualError, printable
@@ -112,6 +115,11 @@ def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, Options]:
         recipe.batch_size, recipe.num_workers, recipe.max_bad, recipe.strict, total, recipe.device
     )
     reading.check(images)
+    if recipe.trainer and "validation" not in images.splits:
+        raise ResiDualError(
+            "the HF Trainer stops by validation images, and there are none: bring some, or leave "
+            "out few (or validation=0)."
+        )
     for line in survey(images).summary():
         logger.info("%s", printable(line))
     return *without_repeated(images), reading
@@ -170,14 +178,17 @@ def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
         check_without_texts(backbone, images, recipe.templates)
     classifier = None
     if by_texts:
+        said = readable(images.class_names)
+        _say_names(images.class_names, said)
         classifier = ZeroShotClassifier.from_text(
             backbone.model,
             backbone.tokenizer,
-            images.class_names,
+            said,
             recipe.templates or DEFAULT_TEMPLATES,
             image_processor=backbone.image_processor,
             multi_label=images.multi_label,
         )
+        classifier.class_names = images.class_names
     settings = {
         "settings": settings_of(config),
         "templates": list(classifier.templates) if classifier else [],
@@ -195,6 +206,14 @@ def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
         recipe.trainer,
         recipe.keep_statistics,
     )
+
+
+def _say_names(names: Sequence[str], said: Sequence[str]) -> None:
+    """Say which names prompts have otherwise than the data, beyond underscores."""
+    other = [f"'{o}' is '{n}'" for o, n in zip(names, said, strict=True) if n != spoken(o)]
+    if other:
+        listed = printable(", ".join(other[:3])) + (", ..." if other[3:] else "")
+        logger.info("in prompts %s; a %s beside the images says otherwise", listed, CLASSES)
 
 
 def _undescribed(config: ResiDualConfig | None, images: ImageData) -> bool:

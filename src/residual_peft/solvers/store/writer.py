@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...bases.accumulator import BasisAccumulator
 from ...bases.basis import SpectralBasis
@@ -16,6 +15,7 @@ from ...bases.reading import Captures, reading
 from ...bases.rows import Rows
 from ...bases.saved import METADATA_FILE, TENSORS_FILE
 from ...data import Batches, ProcessedImages
+from ...data.progress import Bar
 from ...errors import ResiDualError
 from ...hub.files import whole_directory, write_tensors
 from ...tuner import (
@@ -113,7 +113,7 @@ class Writer:
         return SpectralBasis.from_accumulator(accumulator, config.most_components)
 
     def _shards(
-        self, manifest: dict[str, Any], missing: Sequence[int], bar: tqdm
+        self, manifest: dict[str, Any], missing: Sequence[int], bar: Bar
     ) -> Iterator[Shard]:
         """Read shards in one pass, so that images of the next are decoded while one is written.
 
@@ -155,10 +155,10 @@ class Writer:
             bar.update(sum(row in rows for row, _, _ in loader.skipped))
         next(passed, None)  # counts the last batch
 
-    def _bar(self, manifest: dict[str, Any], mine: Iterable[int], paths: list[Path]) -> tqdm:
+    def _bar(self, manifest: dict[str, Any], mine: Iterable[int], paths: list[Path]) -> Bar:
         sizes = {index: len(rows_of_shard(manifest, index)) for index in mine}
         done = sum(size for index, size in sizes.items() if paths[index].is_file())
-        return tqdm(
+        return Bar(
             total=sum(sizes.values()),
             initial=done,
             desc="Reading images",
