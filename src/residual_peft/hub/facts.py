@@ -37,12 +37,42 @@ class MethodRow:
     chosen: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitNumbers:
+    """What a fit took and came to: what its report and its sheet of facts both say.
+
+    Attributes:
+        splits: split -> how many of its images were used.
+        encoding_seconds: of the pass over the training and validation images, for the Trainer's way
+            over those that fit the bases; None where it was not timed by itself.
+        fitting_seconds: of all that came after.
+        strength: of the ridge of gains, chosen on left-out images; None without one.
+        largest_class: what the first of the metrics is by chance (`OneLabel.chance`).
+        repeated: test images that were trained on as well, and were left out of the score.
+        findings: what the numbers say against the fit, a sentence each.
+        methods: what was compared, the chosen one among them; empty where nothing was.
+    """
+
+    splits: Mapping[str, int] = field(default_factory=dict)
+    encoding_seconds: float | None = None
+    fitting_seconds: float | None = None
+    strength: float | None = None
+    largest_class: float | None = None
+    repeated: int | None = None
+    findings: tuple[str, ...] = ()
+    methods: tuple[MethodRow, ...] = ()
+
+    def numbers(self) -> dict[str, Any]:
+        """These alone, by name."""
+        return {part.name: getattr(self, part.name) for part in fields(FitNumbers)}
+
+
 @dataclass(frozen=True)
-class Facts:
+class Facts(FitNumbers):
     """What there is to say of an adapter, in values that say nothing of anybody's directories.
 
     All of it may be left out. What an adapter, its classes and the machine know by themselves is
-    filled in where these are at hand.
+    filled in where these are at hand. Numbers of the fit are `FitNumbers`.
 
     Attributes:
         title: the heading of a card or report; made from the dataset when None.
@@ -58,18 +88,9 @@ class Facts:
         license: of the adapter, an identifier of the Hub such as "apache-2.0".
         table: a table in Markdown to show instead of the metrics.
         method: how it was fitted, in words.
-        splits: split -> its number of images.
-        encoding_seconds: of the pass over the images; None where it was not timed by itself.
-        fitting_seconds: of all that came after.
-        images_read: how many images that pass read.
-        strength: of the ridge, chosen on the validation images.
+        images_read: how many images the timed pass read.
         train_accuracy: with the adapter, on the images that it was fitted on.
-        largest_class: the accuracy on the test images of always answering the class that most
-            training images have.
         skipped: images that could not be read, and were left out.
-        repeated: test images that were trained on as well, and were left out of the score.
-        findings: what the numbers say against the fit, a sentence each.
-        methods: what was compared, the chosen one among them; empty where nothing was.
         adapter: what loads it: the name of its directory, or a Hub id.
         base_model: a Hub id, the bundled model's name, or the last part of a path.
         base_class: the base model's class.
@@ -105,17 +126,9 @@ class Facts:
     table: str | None = None
 
     method: str | None = None
-    splits: Mapping[str, int] = field(default_factory=dict)
-    encoding_seconds: float | None = None
-    fitting_seconds: float | None = None
     images_read: int | None = None
-    strength: float | None = None
     train_accuracy: float | None = None
-    largest_class: float | None = None
     skipped: int | None = None
-    repeated: int | None = None
-    findings: tuple[str, ...] = ()
-    methods: tuple[MethodRow, ...] = ()
 
     adapter: str | None = None
     base_model: str | None = None

@@ -41,7 +41,8 @@ def said(before: int, after: int, train: float = 0.9, largest: float = 0.6) -> s
 def told(strength: float | None, validation: int) -> list[str]:
     scores = {"accuracy": 0.5}
     splits = {"train": validation - 60, "validation": 60, "test": 200}
-    return FitReport(scores, scores, 2.0, 0.3, strength, splits=splits, train=scores).lines()
+    report = FitReport(scores, scores, strength=strength, splits=splits, train=scores)
+    return report.lines()
 
 
 def test_a_good_fit_says_nothing_against_itself() -> None:

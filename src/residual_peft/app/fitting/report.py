@@ -9,53 +9,34 @@ from ...data import SkippedImage, write_skipped
 from ...data.labels import MANY_LABELS, ONE_LABEL, Labelling
 from ...errors import counted
 from ...hub.directories import SKIPPED
-from ...hub.facts import MethodRow
+from ...hub.facts import FitNumbers, MethodRow
 from ...solvers import strength_note
 
 FAR = 0.1  # of accuracy: training images this much above test images are worth a word
 
 
 @dataclass(frozen=True)
-class FitReport:
-    """What a fit gave and took.
+class FitReport(FitNumbers):
+    """What a fit gave, beside what it took.
 
     Attributes:
         zero_shot: metrics on the test images without the adapter; where classes are the means of
             their training images, with those.
         adapted: metrics on them with it.
-        encoding_seconds: the pass over training and validation images; for the Trainer's way, the
-            pass that fits the bases.
-        fitting_seconds: what came after it: the gains.
-        strength: of the ridge, as chosen on the validation images; None for the Trainer's way.
         start: "zero-shot" or "class means": what the classes are before the adapter.
-        splits: split -> how many of its images were used.
         classes: how many there are.
         interval: of the adapted accuracy on the test images, 95 %; None with several labels.
         train: metrics on the training images with the adapter.
-        largest_class: what the first of the metrics is for somebody who always gives the most
-            frequent class of the training images: its share of the test images. With several
-            labels, the mean share of the classes: the precision of somebody who says nothing.
-        repeated: test images that are training or validation images, too, and were left out.
         skipped: images that could not be read.
-        findings: what the numbers say against the fit; empty where there is nothing.
-        methods: what was compared, the chosen one among them; empty for the Trainer's way.
     """
 
     zero_shot: dict[str, float]
     adapted: dict[str, float]
-    encoding_seconds: float
-    fitting_seconds: float
-    strength: float | None
     start: str = "zero-shot"
-    splits: dict[str, int] = field(default_factory=dict)
     classes: int = 0
     interval: tuple[float, float] | None = None
     train: dict[str, float] = field(default_factory=dict)
-    largest_class: float | None = None
-    repeated: int = 0
     skipped: tuple[SkippedImage, ...] = ()
-    findings: tuple[str, ...] = ()
-    methods: tuple[MethodRow, ...] = ()
 
     @property
     def labelling(self) -> Labelling:
@@ -96,9 +77,9 @@ class FitReport:
             found.append(f"{counted(len(self.skipped), 'image')} left out as unreadable:")
             found += [f"  {item.title}: {item.reason}" for item in self.skipped[:10]]
             found += ["  ... (all of them are in skipped.csv)"] if len(self.skipped) > 10 else []
-        found.append(
-            f"{self.encoding_seconds:.1f} s to read the images, {self.fitting_seconds:.1f} s to fit"
-        )
+        if self.encoding_seconds is not None and self.fitting_seconds is not None:
+            read, fit = self.encoding_seconds, self.fitting_seconds
+            found.append(f"{read:.1f} s to read the images, {fit:.1f} s to fit")
         found += self.table()
         found += [f"Note: {finding}" for finding in self.findings]
         images = self.splits.get("train", 0) + self.splits.get("validation", 0)

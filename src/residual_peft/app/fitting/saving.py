@@ -144,18 +144,11 @@ def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recip
         seed=recipe.seed,
         license=recipe.license,
         method=done.method,
-        splits=summary.splits,
-        encoding_seconds=summary.encoding_seconds,
-        fitting_seconds=summary.fitting_seconds,
         images_read=done.images_read,
-        strength=summary.strength,
         train_accuracy=summary.train.get("accuracy"),
-        largest_class=summary.largest_class,
         skipped=len(images.skipped),
-        repeated=summary.repeated,
-        findings=summary.findings,
-        methods=summary.methods,
         trained=done.trained,
+        **summary.numbers(),
     )
 
 
