@@ -16,6 +16,7 @@ from ..analysis import (
     Explanation,
     SelectionStudy,
     SimilarityMatrix,
+    TextDictionary,
     coarse_optimum,
     collect_contributions,
     compare_selections,
@@ -25,7 +26,7 @@ from ..analysis import (
     spectral_similarity,
 )
 from ..analysis.describing import dictionary_if_any
-from ..classifiers.backbones import load_backbone
+from ..classifiers.backbones import Backbone, load_backbone
 from ..classifiers.class_means import class_means_of
 from ..classifiers.prompts import DEFAULT_TEMPLATES
 from ..classifiers.zero_shot import ZeroShotClassifier
@@ -45,6 +46,7 @@ from .fitting import check_skipped, check_without_texts, reading_options
 IMAGES = 5000
 OPTIMUM_IMAGES = 1000
 STUDY = "study.json"
+PARTS = ("train", "validation", "test")
 _FOR_ONE = (
     "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels."
 )
@@ -176,65 +178,126 @@ def study_model(
         strict=strict,
         progress=progress,
     )
-    check_same(ONE_LABEL, found.labelling, _FOR_ONE)
-    for split in ("train", "validation", "test"):
-        found[split]  # says which one is missing
-    clip = load_backbone(model)
-    dictionary = dictionary_if_any(clip, words)  # before any work
-    classifier = None
-    if clip.tokenizer is not None:
-        classifier = ZeroShotClassifier.from_text(
-            clip.model, clip.tokenizer, found.class_names, templates or DEFAULT_TEMPLATES
-        )
-    else:
-        check_without_texts(clip, found, templates, words)
-    options = reading_options(batch_size, num_workers)
-    loaders = [
-        batches(
-            _some(found, split, images, seed),
-            clip.image_processor,
-            name=f"the split '{split}'",
-            skip=not strict,
-            **options,
-        )
-        for split in ("train", "validation", "test")
-    ]
-    train, validation, test = (
-        collect_contributions(clip.model, loader, progress=progress) for loader in loaders
+    return study(
+        load_backbone(model),
+        found,
+        templates=templates,
+        words=words,
+        images=images,
+        seed=seed,
+        progress=progress,
+        max_bad=max_bad,
+        strict=strict,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
-    missed = [SkippedImage(file, why) for part in loaders for _, file, why in part.skipped]
-    skipped = (*found.skipped, *missed)
-    check_skipped(skipped, max_bad, sum(map(len, found.splits.values())), found.source)
+
+
+def study(
+    backbone: Backbone,
+    data: ImageData,
+    *,
+    templates: Sequence[str] | None = None,
+    words: str | os.PathLike[str] | Iterable[str] | None = None,
+    images: int = IMAGES,
+    seed: int = 0,
+    progress: bool = False,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> ModelStudy:
+    """`study_model` of a model and images that are in hand; its other arguments are the same.
+
+    Args:
+        backbone: from `load_backbone` or `backbone_of`.
+        data: with training, validation and test images.
+        templates: as for `study_model`.
+        words: likewise.
+        images: likewise.
+        seed: of the draws.
+        progress: as for `study_model`.
+        max_bad: likewise.
+        strict: likewise.
+        batch_size: likewise.
+        num_workers: likewise.
+
+    Raises:
+        ResiDualError: as `study_model`.
+    """
+    check_same(ONE_LABEL, data.labelling, _FOR_ONE)
+    for split in PARTS:
+        data[split]  # says which one is missing
+    classifier, dictionary = _texts(backbone, data, templates, words)  # before any work
+    options = {"skip": not strict, **reading_options(batch_size, num_workers)}
+    train, validation, test, skipped = _read(backbone, data, images, seed, progress, options)
+    check_skipped(skipped, max_bad, sum(map(len, data.splits.values())), data.source)
     if classifier is None:
-        means = class_means_of(train.readout, _labels_of(train), found.class_names)
-        classifier = ZeroShotClassifier(clip.model, found.class_names, means)
+        means = class_means_of(train.readout, _labels_of(train), data.class_names)
+        classifier = ZeroShotClassifier(backbone.model, data.class_names, means)
     embeddings = classifier.class_embeddings
     few = train.rows(_drawn(len(train), OPTIMUM_IMAGES, seed))  # N U² numbers at every step
     optimum = coarse_optimum(few, validation, embeddings, logit_scale=classifier.logit_scale)
     heads = train.select(["head"])
+    by_mean: dict[str, Any] = {"ablation": "mean", "reference": train}
+    described: Iterable[Explanation] = ()
+    if dictionary is not None:
+        steps = min(5, len(dictionary))
+        described = explain_units(heads, dictionary, steps=steps, progress=progress)
     return ModelStudy(
-        model=Path(model).name if Path(model).is_dir() else model,
-        dataset=Path(found.source).name,
-        class_names=found.class_names,
+        model=Path(backbone.name).name if Path(backbone.name).is_dir() else backbone.name,
+        dataset=Path(data.source).name,
+        class_names=data.class_names,
         images={"train": len(train), "validation": len(validation), "test": len(test)},
         skipped=skipped,
         dimension=dimension_profile(
             train.select(["head", "mlp"]), two_nn_images=min(images, len(train)), progress=progress
         ),
-        similarity=spectral_similarity(heads.basis(clip.model)),
+        similarity=spectral_similarity(heads.basis(backbone.model)),
         selection=compare_selections(train, test, embeddings, seed=seed, optimum=optimum),
         ablations=(
-            layer_ablation(test, embeddings, ablation="mean", reference=train),
-            layer_ablation(
-                test, embeddings, ablation="mean", reference=train, cumulative="from_last"
-            ),
+            layer_ablation(test, embeddings, **by_mean),
+            layer_ablation(test, embeddings, cumulative="from_last", **by_mean),
         ),
-        words=()
-        if dictionary is None
-        else tuple(
-            explain_units(heads, dictionary, steps=min(5, len(dictionary)), progress=progress)
-        ),
+        words=tuple(described),
     )
+
+
+def _texts(
+    backbone: Backbone, data: ImageData, templates: Sequence[str] | None, words: Any
+) -> tuple[ZeroShotClassifier | None, TextDictionary | None]:
+    """Classes by their names, None where these are no texts, and what heads are described with."""
+    dictionary = dictionary_if_any(backbone, words)
+    if backbone.tokenizer is None:
+        check_without_texts(backbone, data, templates, words)
+        return None, dictionary
+    texts = (backbone.tokenizer, data.class_names, templates or DEFAULT_TEMPLATES)
+    return ZeroShotClassifier.from_text(backbone.model, *texts), dictionary
+
+
+def _read(
+    backbone: Backbone,
+    data: ImageData,
+    images: int,
+    seed: int,
+    progress: bool,
+    options: dict[str, Any],
+) -> tuple[Contributions, Contributions, Contributions, tuple[SkippedImage, ...]]:
+    """What the units wrote for training, validation and test images, and what could not be read."""
+    loaders = [
+        batches(
+            _some(data, split, images, seed),
+            backbone.image_processor,
+            name=f"the split '{split}'",
+            **options,
+        )
+        for split in PARTS
+    ]
+    train, validation, test = (
+        collect_contributions(backbone.model, loader, progress=progress) for loader in loaders
+    )
+    missed = [SkippedImage(file, why) for part in loaders for _, file, why in part.skipped]
+    return train, validation, test, (*data.skipped, *missed)
 
 
 def write_study(study: ModelStudy, out: PathLike) -> list[str]:
