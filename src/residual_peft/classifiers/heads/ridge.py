@@ -141,16 +141,6 @@ def fit_ridge(
     if folds is not None:
         apart = leaving_of(images.labels, class_count, folds)
         by_folds = _left_out(choose.among(apart), images, apart)
-    settings = None
-    if chosen.prior == 0:
-        weighed = torch.ones(class_count) if class_weights is None else class_weights
-        settings = RidgeSettings(
-            chosen.alpha,
-            smoother.scale,
-            chosen.slopes,
-            chosen.biases,
-            torch.as_tensor(weighed, dtype=torch.float64).cpu(),
-        )
     return RidgeFit(
         head,
         left_out,
@@ -162,8 +152,19 @@ def fit_ridge(
         thresholds,
         by_folds,
         chosen.prior,
-        settings,
+        _settings(chosen, smoother.scale, class_weights),
     )
+
+
+def _settings(
+    chosen: Chosen, scale: Tensor, class_weights: Tensor | Sequence[float] | None
+) -> RidgeSettings | None:
+    """What sums give the head again by; None where the ridge is of what the text leaves."""
+    if chosen.prior:
+        return None
+    weights = torch.ones_like(chosen.alpha) if class_weights is None else class_weights
+    weights = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    return RidgeSettings(chosen.alpha, scale, chosen.slopes, chosen.biases, weights)
 
 
 def _left_out(chosen: Chosen, images: Images, leaving: Leaving) -> LeftOut:
