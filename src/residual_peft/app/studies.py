@@ -131,66 +131,30 @@ def study_model(
     model: str,
     data: Any,
     *,
-    templates: Sequence[str] | None = None,
-    words: str | os.PathLike[str] | Iterable[str] | None = None,
-    images: int = IMAGES,
     image_column: str | None = None,
     label_column: str | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    max_bad: float = 0.05,
-    strict: bool = False,
-    batch_size: int = 64,
-    num_workers: int | None = None,
+    **options: Any,
 ) -> ModelStudy:
-    """Dimension, similarity, selection, ablation and words of a CLIP's heads on labelled images.
-
-    Heads are ranked, described and measured on training images, and scored on test images; the
-    coarse optimum is fitted on training images and chosen on validation images. Each image is read
-    once.
+    """`study` of a model and images by name.
 
     Args:
         model: a CLIP's directory or Hub id.
         data: what `load_data` takes.
-        templates: prompts with `{}`; the default ones when None.
-        words: as for `dictionary_for`.
-        images: at most so many of each split, drawn at random.
         image_column: of the data, found when None.
         label_column: likewise.
-        seed: of the splits and draws.
-        progress: whether to show bars.
-        max_bad: the share of the images that may be unreadable; they are left out.
-        strict: an unreadable image is an error.
-        batch_size: images per forward pass.
-        num_workers: processes that decode images; None for as many as suit the machine.
+        options: of `study`.
 
     Raises:
-        ResiDualError: bad data, or a model that is not there.
+        ResiDualError: bad data, or a model that is not there; as `study`.
     """
-    if images < 3:
-        raise ResiDualError(f"wanted at least three images of each split, got images={images}.")
+    shared = ("seed", "max_bad", "strict", "progress")
     found = load_data(
         data,
         image_column=image_column,
         label_column=label_column,
-        seed=seed,
-        max_bad=max_bad,
-        strict=strict,
-        progress=progress,
+        **{name: options[name] for name in shared if name in options},
     )
-    return study(
-        load_backbone(model),
-        found,
-        templates=templates,
-        words=words,
-        images=images,
-        seed=seed,
-        progress=progress,
-        max_bad=max_bad,
-        strict=strict,
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
+    return study(load_backbone(model), found, **options)
 
 
 def study(
@@ -207,24 +171,31 @@ def study(
     batch_size: int = 64,
     num_workers: int | None = None,
 ) -> ModelStudy:
-    """`study_model` of a model and images that are in hand; its other arguments are the same.
+    """Dimension, similarity, selection, ablation and words of a CLIP's heads on labelled images.
+
+    Heads are ranked, described and measured on training images, and scored on test images; the
+    coarse optimum is fitted on training images and chosen on validation images. Each image is read
+    once.
 
     Args:
         backbone: from `load_backbone` or `backbone_of`.
         data: with training, validation and test images.
-        templates: as for `study_model`.
-        words: likewise.
-        images: likewise.
-        seed: of the draws.
-        progress: as for `study_model`.
-        max_bad: likewise.
-        strict: likewise.
-        batch_size: likewise.
-        num_workers: likewise.
+        templates: prompts with `{}`; the default ones when None.
+        words: as for `dictionary_for`.
+        images: at most so many of each split, drawn at random.
+        seed: of the splits and draws.
+        progress: whether to show bars.
+        max_bad: the share of the images that may be unreadable; they are left out.
+        strict: an unreadable image is an error.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
 
     Raises:
-        ResiDualError: as `study_model`.
+        ResiDualError: a split that is missing, fewer than three images asked for, images with
+            several labels, or too many that cannot be read.
     """
+    if images < 3:
+        raise ResiDualError(f"wanted at least three images of each split, got images={images}.")
     check_same(ONE_LABEL, data.labelling, _FOR_ONE)
     for split in PARTS:
         data[split]  # says which one is missing
