@@ -121,7 +121,7 @@ def fit_ridge(
     leaving = leaving_of(images.labels, class_count, groups, leave)
     scale = _checked_scale(scale, images.features.shape[1])
     smoother = Smoother.of(images, power, scale, primal)
-    strengths = _strengths(alphas, smoother)
+    strengths = strengths_of(alphas, smoother.size)
     notes = oddities(images, groups is not None)
     choose = Choosing(images, smoother, strengths, criterion, residual)
     chosen = choose.among(leaving)
@@ -187,9 +187,18 @@ def _checked_scale(scale: Tensor | None, columns: int) -> Tensor | None:
     return scale
 
 
-def _strengths(alphas: Sequence[float] | Tensor | None, smoother: Smoother) -> Tensor:
+def strengths_of(alphas: float | Sequence[float] | Tensor | None, size: float) -> Tensor:
+    """Strengths to try, from strong to weak (A,).
+
+    Args:
+        alphas: None for `STRENGTHS` times `size`.
+        size: mean squared length of a centred and scaled row.
+
+    Raises:
+        ResiDualError: none, or some that are not above 0.
+    """
     if alphas is None:
-        return torch.tensor(STRENGTHS, dtype=torch.float64) * smoother.size
+        return torch.tensor(STRENGTHS, dtype=torch.float64) * size
     found = torch.as_tensor(alphas, dtype=torch.float64).flatten().sort(descending=True).values
     if len(found) == 0 or not (torch.isfinite(found) & (found > 0)).all():
         raise ResiDualError(

@@ -12,7 +12,7 @@ from .calibrating import calibrate
 from .head import ClassHead
 from .images import ADVICE, checked_batch
 from .left_out import LeftOut
-from .ridge import STRENGTHS
+from .ridge import strengths_of
 from .smoother import scales_of
 from .statistics import HeadStatistics
 from .strengths import DEFAULT_TEMPERATURE
@@ -96,7 +96,8 @@ def fit_statistics(
     eigenvalues, vectors = torch.linalg.eigh((scatter + scatter.mT) / 2)
     eigenvalues = eigenvalues.clamp_min(0)
     projected = vectors.mT @ (product / scale.unsqueeze(1))
-    tried = _tried(alpha, alphas, eigenvalues, rows)
+    size = float(eigenvalues.sum()) / rows or 1.0
+    tried = strengths_of(alphas if alpha is None else alpha, size)
     variance = rows * offset * (1 - offset)  # Σ w (y − ȳ)², as y is 0 or 1
     errors = torch.zeros(0, dtype=torch.float64)
     if alpha is None:
@@ -205,24 +206,6 @@ def _generalised(
     freedom = (eigenvalues * shrunk).sum(1, keepdim=True) + 1
     residual = (variance - explained).clamp_min(0) / rows
     return residual / (1 - freedom / rows).clamp_min(1e-12).square()
-
-
-def _tried(
-    alpha: float | Sequence[float] | Tensor | None,
-    alphas: Sequence[float] | Tensor | None,
-    eigenvalues: Tensor,
-    rows: int,
-) -> Tensor:
-    size = float(eigenvalues.sum()) / rows or 1.0
-    if alpha is not None:
-        found = torch.as_tensor(alpha, dtype=torch.float64).flatten()
-    elif alphas is not None:
-        found = torch.as_tensor(alphas, dtype=torch.float64).flatten()
-    else:
-        return torch.tensor(STRENGTHS, dtype=torch.float64) * size
-    if len(found) == 0 or not (torch.isfinite(found) & (found > 0)).all():
-        raise ResiDualError(f"wanted strengths above 0 to try, got {found.tolist()[:5]}.")
-    return found.sort(descending=True).values
 
 
 def _check_filled(statistics: HeadStatistics) -> None:
