@@ -278,15 +278,15 @@ def _single(
 
 def _more_words(
     classifier: ZeroShotClassifier,
-    found: AdapterExplanation | HeadExplanation | None,
+    explanation: AdapterExplanation | HeadExplanation | None,
     images: Iterable[ImageExplanation | HeadImageExplanation],
     dictionary: TextDictionary | None,
 ) -> tuple[Words, ...]:
     """Of the components that are named beside a class head's classes and images."""
     effects: list[Described] = []
-    if isinstance(found, HeadExplanation):
-        for index in range(min(len(found.class_names), telling.CLASSES)):
-            effects += [reason for side in found.reasons(index) for reason in side]
+    if isinstance(explanation, HeadExplanation):
+        for index in range(min(len(explanation.class_names), telling.CLASSES)):
+            effects += [reason for side in explanation.reasons(index) for reason in side]
     for item in images:
         effects += telling.shown(item) if isinstance(item, HeadImageExplanation) else []
     if dictionary is None or not effects:

@@ -37,20 +37,22 @@ class Noted:
     score: float
 
 
-def mistakes_of(found: Evaluation, dataset: Dataset, title: str = "the test split") -> list[Noted]:
+def mistakes_of(
+    evaluation: Evaluation, dataset: Dataset, title: str = "the test split"
+) -> list[Noted]:
     """Images that are taken for another class, those first whose own class was the least likely.
 
     Args:
-        found: with one label per image.
-        dataset: the images it is of, in the order of `found.index`, or in its own.
+        evaluation: with one label per image.
+        dataset: the images it is of, in the order of `evaluation.index`, or in its own.
         title: what to call them.
     """
-    labels, logits = found.labels.cpu(), found.logits.double().cpu()
+    labels, logits = evaluation.labels.cpu(), evaluation.logits.double().cpu()
     shares, guesses = logits.softmax(1), logits.argmax(1)
     own = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
     order = own.argsort(stable=True)
     order = order[(guesses != labels)[order]]
-    rows = (order if found.index is None else found.index.cpu()[order]).tolist()
+    rows = (order if evaluation.index is None else evaluation.index.cpu()[order]).tolist()
     files = files_of(dataset, rows, title)
     scores = shares.gather(1, guesses[:, None])[order, 0]
     columns = (files, labels[order].tolist(), guesses[order].tolist(), scores.tolist())

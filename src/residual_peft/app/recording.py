@@ -123,22 +123,22 @@ def _inside(
     return None, head, [*found.strongest(DESCRIBED), *reasons[:MOST_DESCRIBED]]
 
 
-def _shares(found: HeadExplanation) -> HeadShares:
-    share, toward, counts = found.share, found.toward_label, found.counts
-    if found.per_unit:
-        units = found.by_unit()
+def _shares(explanation: HeadExplanation) -> HeadShares:
+    share, toward, counts = explanation.share, explanation.toward_label, explanation.counts
+    if explanation.per_unit:
+        units = explanation.by_unit()
         share = torch.tensor([item.share for item in units], dtype=torch.float64)
         toward = torch.tensor([item.toward_label for item in units], dtype=torch.float64)
         counts = (1,) * len(units)
-    sides = [(k, *found.reasons(k)) for k in range(len(found.class_names))]
+    sides = [(k, *explanation.reasons(k)) for k in range(len(explanation.class_names))]
     return HeadShares(
         "coordinates",
-        found.units,
+        explanation.units,
         counts,
         share,
         toward,
-        found.text_share,
-        found.per_unit,
+        explanation.text_share,
+        explanation.per_unit,
         tuple(ClassReasons(k, tuple(pro), tuple(con)) for k, pro, con in sides if pro or con),
     )
 

@@ -49,10 +49,10 @@ def texts_of(words: Iterable[Words]) -> Texts:
     return {(item.unit, item.component): item.texts for item in words}
 
 
-def signed(texts: Iterable[tuple[str, float]], side: int = 1) -> str:
+def with_signs(texts: Iterable[tuple[str, float]], side: int = 1) -> str:
     """Texts behind their signs, as they are for one that lies on a side of a component.
 
-    >>> signed((("a curve", 0.5), ("a line", -0.2)), -1)
+    >>> with_signs((("a curve", 0.5), ("a line", -0.2)), -1)
     '− a curve, + a line'
     """
     return ", ".join(f"{'+' if value * side >= 0 else '−'} {text}" for text, value in texts)
@@ -74,34 +74,34 @@ def _cells(effect: Any, words: str) -> list[str]:
 
 def recorded_cells(effects: Sequence[Any]) -> list[list[str]]:
     """The same of a record's components, which have their words with them."""
-    return [_cells(item, signed(item.words.texts) if item.words else "") for item in effects]
+    return [_cells(item, with_signs(item.words.texts) if item.words else "") for item in effects]
 
 
 def explanation_dict(
-    found: AdapterExplanation | HeadExplanation,
+    explanation: AdapterExplanation | HeadExplanation,
     effects: Sequence[Any],
     words: Sequence[Explanation],
 ) -> dict[str, Any]:
     """JSON-able: units, components with their words; of a head its classes, too."""
     said = [None if item is None else _with_coefficients(item) for item in words]
-    whole: dict[str, Any] = {"images": found.images}
-    if isinstance(found, AdapterExplanation):
+    whole: dict[str, Any] = {"images": explanation.images}
+    if isinstance(explanation, AdapterExplanation):
         whole |= {
-            "logit_change": found.change,
-            "rescaling_share": found.rescaling_share,
-            "settings_share": found.settings_share,
+            "logit_change": explanation.change,
+            "rescaling_share": explanation.rescaling_share,
+            "settings_share": explanation.settings_share,
         }
     else:
-        reasons = [found.reasons(index) for index in range(len(found.class_names))]
+        reasons = [explanation.reasons(index) for index in range(len(explanation.class_names))]
         whole |= {
-            "logit_spread": found.spread,
-            "text_share": found.text_share,
+            "logit_spread": explanation.spread,
+            "text_share": explanation.text_share,
             "classes": [
                 {"class": name, "for": reason_dicts(pro), "against": reason_dicts(con)}
-                for name, (pro, con) in zip(found.class_names, reasons, strict=True)
+                for name, (pro, con) in zip(explanation.class_names, reasons, strict=True)
             ],
         }
-    whole["units"] = [_plain(item) for item in found.by_unit()]
+    whole["units"] = [_plain(item) for item in explanation.by_unit()]
     whole["components"] = [
         _plain(item) | {"words": texts or []} for item, texts in zip_longest(effects, said)
     ]
@@ -129,19 +129,19 @@ def _with_coefficients(said: Explanation) -> list[dict[str, Any]]:
     return [{"text": text, "coefficient": value} for text, value in pairs]
 
 
-def lines_of(found: AdapterExplanation | HeadExplanation, texts: Texts) -> list[str]:
+def lines_of(explanation: AdapterExplanation | HeadExplanation, texts: Texts) -> list[str]:
     """What the shares are of; of a head, what speaks for and against each class."""
-    together = float(found.share.sum())
-    if isinstance(found, AdapterExplanation):
+    together = float(explanation.share.sum())
+    if isinstance(explanation, AdapterExplanation):
         return [
-            f"Shares of the squared change of the logits of {found.images} images; all components "
-            f"{together:.1%}, rescaling {found.rescaling_share:.1%}, settings "
-            f"{found.settings_share:.1%}."
+            f"Shares of the squared change of the logits of {explanation.images} images; all "
+            f"components {together:.1%}, rescaling {explanation.rescaling_share:.1%}, settings "
+            f"{explanation.settings_share:.1%}."
         ]
-    classes = [(name, *found.reasons(k)) for k, name in enumerate(found.class_names)]
+    classes = [(name, *explanation.reasons(k)) for k, name in enumerate(explanation.class_names)]
     return [
-        f"Shares of how the class head's logits vary over {found.images} images; all components "
-        f"{together:.1%}, texts {found.text_share:.1%}.",
+        f"Shares of how the class head's logits vary over {explanation.images} images; all "
+        f"components {together:.1%}, texts {explanation.text_share:.1%}.",
         *class_lines(classes, texts),
     ]
 
@@ -160,7 +160,7 @@ def class_lines(
 
 
 def _reason(reason: Reason | Shown, texts: Texts) -> str:
-    words = signed(texts.get((reason.unit, reason.component), ())[:2], reason.side)
+    words = with_signs(texts.get((reason.unit, reason.component), ())[:2], reason.side)
     where = named(reason.unit, reason.component)
     return f"{where}: {reason.effect:+.2f}" + (f"  ({words})" if words else "")
 

@@ -95,10 +95,10 @@ def evaluate_adapter(
     return scores | chosen.as_dict() | {"classes": found.per_class}
 
 
-def _write_confusion(path: PathLike, found: Evaluation) -> None:
+def _write_confusion(path: PathLike, evaluation: Evaluation) -> None:
     """The first column has the class of each row, the first line what its images were taken for."""
-    names = found.class_names
+    names = evaluation.class_names
     rows: Iterator[list[str | int | float]] = (
-        [name, *map(int, counts)] for name, counts in zip(names, found.confusion, strict=True)
+        [name, *map(int, counts)] for name, counts in zip(names, evaluation.confusion, strict=True)
     )
     write_listing(path, ("class", *names), rows)

@@ -173,15 +173,15 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     )
 
 
-def _know_its_images(classifier: ZeroShotClassifier, seen: Stores) -> None:
+def _know_its_images(classifier: ZeroShotClassifier, stores: Stores) -> None:
     """Let a class head tell images that are none of its classes, by those that it was fitted on."""
     head = classifier.head
     if head is None or classifier.multi_label:
         return
-    index = some_rows(seen.labels, head.class_count, KNOWN)
-    index = torch.arange(len(seen.labels)) if index is None else index
-    embedding = embedding_features(seen.readout[index])
-    known = known_images(embedding, seen.labels[index], head.class_count)
+    index = some_rows(stores.labels, head.class_count, KNOWN)
+    index = torch.arange(len(stores.labels)) if index is None else index
+    embedding = embedding_features(stores.readout[index])
+    known = known_images(embedding, stores.labels[index], head.class_count)
     classifier.set_head(replace(head, known=known))
 
 
@@ -195,18 +195,18 @@ def _copies(rows: Rows | None) -> tuple[str, ...]:
 
 
 def _on_all(
-    task: Task, classifier: ZeroShotClassifier, seen: Stores, groups: Tensor | None
+    task: Task, classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None
 ) -> tuple[list[Outcome], Outcome, Rows | None]:
     """What was tried, what counts, and the images, if all of their coordinates are in memory."""
     options: dict[str, Any] = {"means": task.classifier is None, "balanced": task.balanced}
     options["groups"] = groups
-    if seen.coordinate_bytes <= large.IN_MEMORY:
+    if stores.coordinate_bytes <= large.IN_MEMORY:
         keep = bool(task.keep_statistics)
-        rows = large.draw_of(classifier, seen, len(seen), by_labels=keep, **options)
+        rows = large.draw_of(classifier, stores, len(stores), by_labels=keep, **options)
         return *_fitted(rows, task.method), rows
-    drawn = large.draw_of(classifier, seen, AT_MOST, **options)
+    drawn = large.draw_of(classifier, stores, AT_MOST, **options)
     outcomes, chosen = _fitted(drawn, task.method)
-    whole = large.fit_all(chosen, drawn, seen, means=options["means"], groups=groups)
+    whole = large.fit_all(chosen, drawn, stores, means=options["means"], groups=groups)
     return [whole if one is chosen else one for one in outcomes], whole, None
 
 
@@ -214,7 +214,7 @@ def _sized(
     outcomes: list[Outcome],
     chosen: Outcome,
     classifier: ZeroShotClassifier,
-    seen: Stores,
+    stores: Stores,
     measured: dict[str, Evaluation],
     test: CoordinateStore,
 ) -> tuple[list[Outcome], Outcome]:
@@ -222,8 +222,8 @@ def _sized(
     head = chosen.head
     if head is None or head.bytes <= HEAD_BYTES:
         return outcomes, chosen
-    index = some_rows(seen.labels, head.class_count, SIZING)
-    part = seen.load() if index is None else seen.rows(index)
+    index = some_rows(stores.labels, head.class_count, SIZING)
+    part = stores.load() if index is None else stores.rows(index)
     coordinates = head.features == "coordinates"
     features = part.coordinates if coordinates else embedding_features(part.readout)
     small = head.within(HEAD_BYTES, features)
@@ -241,7 +241,7 @@ def _sized(
 
 
 def _keep_statistics(
-    task: Task, chosen: Outcome, classifier: ZeroShotClassifier, seen: Stores
+    task: Task, chosen: Outcome, classifier: ZeroShotClassifier, stores: Stores
 ) -> tuple[str, ...]:
     """Put the sums of the head's images beside it where that was asked for; what to say of them."""
     if not task.keep_statistics:
@@ -254,7 +254,7 @@ def _keep_statistics(
         )
     features, weights = head.features, settings.class_weights
     sums = statistics_of(
-        seen,
+        stores,
         head.class_count,
         features=features,
         columns=chosen.columns,
