@@ -27,6 +27,7 @@ from tests.house import ROOMS  # noqa: E402
 
 PACKAGE = ROOT / "src" / "residual_peft"
 FAMILIES = re.compile(r"blip|siglip|metaclip|altclip|chineseclip|clipseg|dinov|deit|ijepa", re.I)
+MODES = ("modes.py", "readout", "stream")
 FLAGS_OF_LABELS = {
     *("multi_label", "has_lists", "several_labels", "many_labels"),
     *("ONE_LABEL", "MANY_LABELS", "OneLabel", "ManyLabels"),
@@ -113,8 +114,19 @@ def family_names(tree: ast.Module) -> int:
 
 
 def on_the_mode(test: ast.expr) -> bool:
-    """Whether a condition asks for the mode of an adapter."""
-    return bool({"mode"} & names_in(test)) and bool({"readout", "stream"} & literals_in(test))
+    """Whether a condition asks for the mode of an adapter: by its name, or by the layer's type."""
+    names = names_in(test)
+    if "isinstance" in names and names & {"ResiDualReadout", "ResiDualStreamLinear"}:
+        return True
+    return any(
+        isinstance(node, ast.Compare)
+        and any(
+            isinstance(side, ast.Name | ast.Attribute) and ast.unparse(side).endswith("mode")
+            for side in (node.left, *node.comparators)
+        )
+        and not names & {"training", "inference_mode"}
+        for node in ast.walk(test)
+    )
 
 
 def on_several_labels(test: ast.expr, module: ast.Module) -> bool:
@@ -248,7 +260,7 @@ def counted() -> dict[str, Any]:
         "conditions_on_the_mode_in_tuner_outside_modes": sum(
             on_the_mode(test)
             for path, tree in found.items()
-            if path.parts[0] == "tuner" and path.stem != "modes"
+            if path.parts[0] == "tuner" and path.parts[1] not in MODES
             for test in conditions(tree)
         ),
         "conditions_on_several_labels_outside_data_labels": sum(
