@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResiDualError
+from .labels import labelling_in
 from .stratification import Labels, Rows, check_parts
 
 
@@ -53,15 +54,13 @@ def grouped_split(
     Raises:
         ResiDualError: fewer groups than parts.
     """
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-
     if (count := len(np.unique(groups))) <= len(shares):
         raise ResiDualError(
             f"wanted a group of images for each of train, {', '.join(shares)}, got "
             f"{count} that may be scored; bring more groups, or your own splits."
         )
     part_of = np.zeros(len(labels), dtype=np.int64)
-    kind = StratifiedGroupKFold if labels.ndim == 1 else GroupKFold
+    kind = labelling_in(labels).group_folds()
     for number, share in enumerate(shares.values(), start=1):
         rest = np.flatnonzero(part_of == 0)
         wanted = share * len(labels)
@@ -80,8 +79,7 @@ def grouped_split(
 
 def _give_back(labels: Labels, groups: Rows, part_of: Rows) -> None:
     """Let train have a group of each class, the smallest that there is."""
-    every = labels[:, None] == np.unique(labels) if labels.ndim == 1 else labels > 0
-    for has in every.T:
+    for has in labelling_in(labels).by_class(labels).T:
         if has.any() and not (has & (part_of == 0)).any():
             numbers, sizes = np.unique(groups[has], return_counts=True)
             part_of[groups == numbers[sizes.argmin()]] = 0

@@ -174,12 +174,11 @@ def few_split(labels: Labels, few: int, seed: int, class_names: Sequence[str]) -
     Raises:
         ResiDualError: less than one row, several labels per image, or no row left to test on.
     """
-    if few < 1 or labels.ndim != 1:
-        raise ResiDualError(
-            f"wanted to draw 1 or more images of each class, got {few}."
-            if few < 1
-            else "so many images per class are drawn where each image has one label, not several."
-        )
+    from .labels import ONE_LABEL, check_same, labelling_in
+
+    check_same(ONE_LABEL, labelling_in(labels), "so many images per class are drawn of those")
+    if few < 1:
+        raise ResiDualError(f"wanted to draw 1 or more images of each class, got {few}.")
     generator = np.random.default_rng(seed)
     drawn, short = [], []
     for label in np.unique(labels):

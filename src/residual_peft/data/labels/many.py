@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -178,6 +179,16 @@ class ManyLabels(HeadsOfManyLabels):
         """A label of few images is not in all."""
         fold_of = iterative_folds(labels, folds)
         return [(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in range(folds)]
+
+    def group_folds(self) -> Any:
+        """Alike in size alone."""
+        from sklearn.model_selection import GroupKFold
+
+        return GroupKFold
+
+    def by_class(self, labels: Labels) -> npt.NDArray[np.bool_]:
+        """Where the ones are."""
+        return labels > 0
 
     # columns of a datasets.Dataset
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -231,6 +232,16 @@ class OneLabel(HeadsOfOneLabel):
                 "images of the rarest class; give validation images instead."
             )
         return list(StratifiedKFold(folds).split(np.zeros(len(labels)), labels))
+
+    def group_folds(self) -> Any:
+        """Scikit-learn's folds that keep groups whole, as alike as that lets."""
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        return StratifiedGroupKFold
+
+    def by_class(self, labels: Labels) -> npt.NDArray[np.bool_]:
+        """Which rows are of each class that there is, (N, C)."""
+        return labels[:, None] == np.unique(labels)
 
     # columns of a datasets.Dataset
 
