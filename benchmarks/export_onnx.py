@@ -32,7 +32,7 @@ from residual_peft.tuner import adapted_tower, gains_of, readout_state
 
 OUT = Path(__file__).with_suffix(".json")
 CLASSES = 10
-BATCHES = {1: 20, 16: 5}  # images -> rounds
+BATCHES = {1: 10, 16: 3}  # images -> rounds
 
 
 def classifier(tower: Any, size: int, *, head: bool) -> ZeroShotClassifier:

@@ -17,7 +17,10 @@ from tests.house import FILES, ROOMS, room_of
 from tests.tuner.twin import adapted
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "sklearn")
+HEAVY = (
+    *("torch", "transformers", "peft", "datasets", "matplotlib", "sklearn"),
+    *("gradio", "onnxruntime"),
+)
 LOADED = "print([name for name in {} if name in sys.modules])"
 
 
@@ -121,7 +124,8 @@ CLASSIFIER = """
 import sys
 from residual_peft import ZeroShotClassifier
 ZeroShotClassifier.from_pretrained(sys.argv[1])
-print([name for name in ("datasets", "matplotlib", "sklearn") if name in sys.modules])
+unwanted = ("datasets", "matplotlib", "sklearn", "gradio", "onnxruntime")
+print([name for name in unwanted if name in sys.modules])
 """
 
 

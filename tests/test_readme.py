@@ -23,8 +23,8 @@ from tests.hub_client import hub  # noqa: F401  a fixture
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README.read_text(), re.DOTALL)
 EXAMPLES = [text for kind, text in BLOCKS if kind == "python"]
-# what makes the environment that this runs in, and what asks for a password
-BEFORE = ("make demo ", "pip install ", "hf auth login")
+# what makes the environment that this runs in, what asks for a password, what goes on until stopped
+BEFORE = ("make demo ", "pip install ", "hf auth login", "residual-peft explore ")
 # no network here: the bundled model in place of one on the Hub
 ON_THE_HUB = {"openai/clip-vit-base-patch16": DEMO_MODEL}
 

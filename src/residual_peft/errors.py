@@ -90,6 +90,7 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
 
 EXTRAS = {
     "datasets": "train",
+    "gradio": "explorer",
     "matplotlib": "report",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
@@ -101,6 +102,8 @@ EXTRAS = {
     "typer": "cli",
 }
 """Packages that only some of this one needs -> the extra that installs them."""
+APART = ("explorer",)
+"""Extras that are not in `all`."""
 
 
 def missing_extra(error: BaseException) -> "ResiDualError | None":
@@ -112,7 +115,9 @@ def missing_extra(error: BaseException) -> "ResiDualError | None":
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or name not in EXTRAS:
         return None
+    extra = EXTRAS[name]
+    rest = "" if extra in APART else ", or 'residual-peft[all]' for everything"
     return ResiDualError(
         f"this needs the package {name}, which is not installed: "
-        f"pip install 'residual-peft[{EXTRAS[name]}]', or 'residual-peft[all]' for everything."
+        f"pip install 'residual-peft[{extra}]'{rest}."
     )

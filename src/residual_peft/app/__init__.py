@@ -4,6 +4,8 @@ __all__ = [
     "converting",
     "demonstration",
     "explaining",
+    "explorer",
+    "exploring",
     "exporting",
     "fitting",
     "looking",

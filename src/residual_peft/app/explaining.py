@@ -209,7 +209,7 @@ def study_adapter(
     check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
     if classifier.head is not None:
         explained_head(classifier)  # says before any work what is amiss
-    dictionary = _dictionary(classifier, words)
+    dictionary = dictionary_of(classifier, words)
     found: AdapterExplanation | HeadExplanation | None = None
     chosen: dict[str, Any] = {}
     if data is not None:
@@ -254,7 +254,13 @@ def _record_of(adapter: str | os.PathLike[str]) -> RunRecord:
         ) from error
 
 
-def _dictionary(classifier: ZeroShotClassifier, words: Any) -> TextDictionary | None:
+def dictionary_of(classifier: ZeroShotClassifier, words: Any = None) -> TextDictionary | None:
+    """The texts that an adapter's components are described with; None without a text tower.
+
+    Args:
+        classifier: with an adapter.
+        words: as for `dictionary_for`.
+    """
     base = classifier.model.get_base_model()
     if not has_text(base) or not classifier.templates:
         return None

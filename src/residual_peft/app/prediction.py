@@ -59,7 +59,7 @@ class FilePredictor:
 
     def __init__(
         self,
-        adapter: str | os.PathLike[str],
+        adapter: str | os.PathLike[str] | ZeroShotClassifier,
         *,
         sort_into: str | os.PathLike[str] | None = None,
         sure: float = 0.5,
@@ -72,7 +72,7 @@ class FilePredictor:
         """Load the adapter.
 
         Args:
-            adapter: its directory or Hub id.
+            adapter: its directory or Hub id, or the classifier itself.
             sort_into: a folder for copies of the images in a folder per class.
             sure: the probability below which an image is unsure, and copied apart; with several
                 labels per image, that from which a label counts.
@@ -87,7 +87,9 @@ class FilePredictor:
             ResiDualError: the adapter is not there, or the folder cannot be written.
         """
         check_sure(sure)
-        self.classifier = ZeroShotClassifier.from_pretrained(adapter, device=device)
+        if not isinstance(adapter, ZeroShotClassifier):
+            adapter = ZeroShotClassifier.from_pretrained(adapter, device=device)
+        self.classifier = adapter
         self.sure, self.batch_size, self.num_workers = sure, batch_size, num_workers
         self.sets = None if coverage is None else self.classifier.sets(coverage)
         if none_of_these is not None:

@@ -193,13 +193,14 @@ def image_dict(item: ImageExplanation | HeadImageExplanation, count: int = 10) -
     }
 
 
-def shown(item: HeadImageExplanation) -> list[Shown]:
+def shown(item: ImageExplanation | HeadImageExplanation) -> list[Shown]:
     """The components that are named beside an image: for its class, then against it."""
     firsts = dict(zip(item.units, _firsts(item.counts), strict=True))
+    seen = item.centred if isinstance(item, HeadImageExplanation) else item.coordinates
     found = []
-    for unit, number, effect in item.strongest(len(item.effects)):
+    for unit, number, *_, effect in item.strongest(len(item.effects)):
         place = None if number is None else firsts[unit] + number
-        side = 1 if place is None or float(item.centred[place]) >= 0 else -1
+        side = 1 if place is None or float(seen[place]) >= 0 else -1
         found.append(Shown(unit, number, effect, side))
     pro = [one for one in found if one.effect > 0][:SIDE]
     return pro + [one for one in found if one.effect < 0][:SIDE]

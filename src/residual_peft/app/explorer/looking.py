@@ -1,0 +1,253 @@
+"""One image through a classifier, what moved it, and what it would be with other gains.
+
+Nothing here knows of a browser: `page` shows what this says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...analysis import (
+    HeadImageExplanation,
+    ImageExplanation,
+    explain_head_row,
+    explain_row,
+    explained_head,
+)
+from ...analysis.describing import words_for
+from ...analysis.movement import coordinates_of_image
+from ...bases.reading import reading
+from ...classifiers.outputs import pixel_batches
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data.images import ImageLike
+from ...errors import ResiDualError
+from ...solvers.coordinates import Coordinates
+from ...towers.units import Unit
+from ...tuner import gains_of, readout_state
+from .. import telling
+from ..explaining import dictionary_of
+
+KNOBS = 6
+"""Components that may be turned: the strongest for the image."""
+WORDS = 3  # texts per component
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What is said of an image, by class."""
+
+    probabilities: dict[str, float]
+    logits: dict[str, float]
+
+    def margin(self, this: str, other: str) -> float:
+        """By how much the logit of one class is above that of another."""
+        return self.logits[this] - self.logits[other]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A component that may be turned.
+
+    Attributes:
+        unit: whose.
+        component: its number; None for the whole unit.
+        fitted: where it stands: its gain, or 1 where a class head reads the component.
+        effect: on the margin, as it stands.
+        words: what the image has of it; empty without a text tower.
+    """
+
+    unit: Unit
+    component: int | None
+    fitted: float
+    effect: float
+    words: str
+
+    @property
+    def name(self) -> str:
+        """As tables have it."""
+        return telling.named(self.unit, self.component)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """From where to where it may be turned; 0 takes the component away."""
+        return min(-2.0, 2 * self.fitted), max(4.0, 2 * self.fitted)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What there is to say of one image.
+
+    Attributes:
+        before: by the backbone without the adapter.
+        after: by the classifier.
+        why: what moved it, or made the class head say what it says; None where `silence` says why.
+        rows: the image's coordinates, likewise.
+        knobs: the strongest components for and against.
+        silence: why single components are not told.
+    """
+
+    before: Said
+    after: Said
+    why: ImageExplanation | HeadImageExplanation | None = None
+    rows: Coordinates | None = None
+    knobs: tuple[Knob, ...] = ()
+    silence: str = ""
+
+    @property
+    def classes(self) -> tuple[str, str] | None:
+        """That the margin is between: the class it is, and the one it rather is not."""
+        if self.why is None:
+            return None
+        if isinstance(self.why, HeadImageExplanation):
+            return self.why.this_class, self.why.other_class
+        return self.why.to_class, self.why.from_class
+
+    def by_unit(self) -> list[tuple[Unit, float]]:
+        """The effect of every unit on the margin, the largest first."""
+        if self.why is None:
+            return []
+        sums = [float(part.sum()) for part in self.why.effects.split(list(self.why.counts))]
+        return sorted(zip(self.why.units, sums, strict=True), key=lambda item: -abs(item[1]))
+
+
+class Looking:
+    """A classifier that is asked about one image at a time.
+
+    Attributes:
+        classifier: as it is; it is never changed.
+        silence: why single components are not told; empty where they are.
+    """
+
+    def __init__(self, classifier: ZeroShotClassifier) -> None:
+        self.classifier = classifier
+        self.silence = _silence(classifier)
+        self.dictionary = None if self.silence else dictionary_of(classifier)
+        self._words: dict[tuple[Unit, int | None], tuple[tuple[str, float], ...]] = {}
+
+    def look(self, image: ImageLike) -> Look:
+        """All of it for one image.
+
+        Raises:
+            ResiDualError: it cannot be read.
+        """
+        if self.silence:
+            batch = next(pixel_batches([image], self.classifier.image_processor, 1))
+            ((_, logits),) = self.classifier.classified([batch])
+            (seen,) = reading(self.classifier.model, None, [batch])
+            plain = self._said(self.classifier.logits(seen.readout))
+            return Look(plain, self._said(logits), silence=self.silence)
+        rows = coordinates_of_image(self.classifier, image).to("cpu")
+        before, after = self._said(self.classifier.logits(rows.readout)), self.turned(rows, ())
+        why = self._why(rows, before, after)
+        return Look(before, after, why, rows, self._knobs(why))
+
+    def _why(
+        self, rows: Coordinates, before: Said, after: Said
+    ) -> ImageExplanation | HeadImageExplanation:
+        """Why it is what it is, rather than what it was, or than the next one."""
+        if self.classifier.head is not None:
+            return explain_head_row(self.classifier, rows, 0)
+        this, second, *_ = sorted(after.logits, key=lambda name: -after.logits[name])
+        was = max(before.logits, key=lambda name: before.logits[name])
+        other = second if was == this else was
+        return explain_row(self.classifier, rows, 0, from_class=other, to_class=this)
+
+    def turned(self, rows: Coordinates, values: Sequence[tuple[Knob, float]]) -> Said:
+        """What is said with some knobs at other values.
+
+        A gain scales what its component writes to the embedding. Where a class head reads the
+        component, it is how far the image is from the mean image along it that is scaled.
+
+        Args:
+            rows: the image's coordinates.
+            values: knobs and where they are turned to; others stand as fitted.
+        """
+        gains = gains_of(self.classifier.model).detach().cpu().clone()
+        features = rows.coordinates.clone()
+        head = self.classifier.head
+        for knob, value in values:
+            where = self._place(rows, knob)
+            if head is None:
+                gains[self._gain(rows, knob)] = value
+            else:
+                mean = head.head.mean.to(features)[where]
+                features[:, where] = mean + value * (features[:, where] - mean)
+        return self._said(self.classifier.answer(rows.adapted(gains), rows.readout, features))
+
+    def words(self, unit: Unit, component: int | None) -> tuple[tuple[str, float], ...]:
+        """The texts of a component with their coefficients; none without a dictionary."""
+        key = (unit, component)
+        if self.dictionary is None or component is None:
+            return ()
+        if key not in self._words:
+            asked = telling.Shown(unit, component, 0.0, 1)
+            found = words_for(self.classifier.model, [asked], self.dictionary, steps=WORDS)
+            self._words[key] = found[0].texts if found else ()
+        return self._words[key]
+
+    def told(self, why: ImageExplanation | HeadImageExplanation) -> list[tuple[str, float, str]]:
+        """Component, effect on the margin and words: the strongest for it, then those against."""
+        return [(k.name, k.effect, k.words) for k in self._shown(why)]
+
+    def _knobs(self, why: ImageExplanation | HeadImageExplanation) -> tuple[Knob, ...]:
+        strongest = sorted(self._shown(why), key=lambda knob: -abs(knob.effect))
+        return tuple(strongest[:KNOBS])
+
+    def _shown(self, why: ImageExplanation | HeadImageExplanation) -> list[Knob]:
+        return [
+            Knob(
+                item.unit,
+                item.component,
+                self._fitted(why, item),
+                item.effect,
+                telling.with_signs(self.words(item.unit, item.component), item.side),
+            )
+            for item in telling.shown(why)
+        ]
+
+    def _fitted(self, why: ImageExplanation | HeadImageExplanation, item: telling.Shown) -> float:
+        if isinstance(why, HeadImageExplanation):
+            return 1.0
+        start = sum(why.counts[: why.units.index(item.unit)])
+        return float(why.gains[start + (item.component or 0)])
+
+    def _place(self, rows: Coordinates, knob: Knob) -> slice:
+        """Where a knob's components are among all K."""
+        settings = rows.state.settings
+        index = settings.units.index(knob.unit)
+        start, count = sum(rows.state.counts[:index]), rows.state.counts[index]
+        if knob.component is None:
+            return slice(start, start + count)
+        return slice(start + knob.component, start + knob.component + 1)
+
+    def _gain(self, rows: Coordinates, knob: Knob) -> int:
+        """Which gain a knob is."""
+        if rows.state.settings.per_unit:
+            return rows.state.settings.units.index(knob.unit)
+        return self._place(rows, knob).start
+
+    def _said(self, logits: Tensor) -> Said:
+        names, found = self.classifier.class_names, self.classifier.labelling.probabilities(logits)
+        return Said(
+            dict(zip(names, found[0].tolist(), strict=True)),
+            dict(zip(names, logits[0].tolist(), strict=True)),
+        )
+
+
+def _silence(classifier: ZeroShotClassifier) -> str:
+    """Why single components of a classifier's answer cannot be told; empty where they can."""
+    if classifier.multi_label:
+        return (
+            "An image may have several labels here, and each class has a probability of its own: "
+            "what moved the image from one class to another is not told."
+        )
+    try:
+        state = readout_state(classifier.model)
+        if classifier.head is not None:
+            explained_head(classifier)
+        elif not state.gains.scales:
+            return "The adapter's gains scale no coordinates: what each did is not told."
+    except ResiDualError as error:
+        return f"Single components are not told: {error}"
+    return ""
