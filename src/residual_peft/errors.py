@@ -99,6 +99,7 @@ EXTRAS = {
     "scipy": "train",
     "sklearn": "train",
     "threadpoolctl": "train",
+    "tomli": "train",
     "typer": "cli",
 }
 """Packages that only some of this one needs -> the extra that installs them."""

@@ -1,6 +1,7 @@
 """By name: loads what it is named, then calls what takes objects."""
 
 __all__ = [
+    "benching",
     "converting",
     "demonstration",
     "explaining",

@@ -15,6 +15,7 @@ from ..app.messages import one_line
 from ..errors import printable
 from . import (
     analyse,
+    bench,
     compare,
     convert,
     demo,
@@ -53,6 +54,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "analyse": (analyse.analyse, analyse.EXAMPLE),
     "merge": (merge.merge, merge.EXAMPLE),
     "convert": (convert.convert, convert.EXAMPLE),
+    "bench": (bench.bench, bench.EXAMPLE),
     "push": (push.push, push.EXAMPLE),
 }
 for _name, (_function, _example) in _COMMANDS.items():

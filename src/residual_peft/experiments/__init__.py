@@ -5,4 +5,14 @@ from .methods import METHODS, Method
 from .results import Row, Summary, summarize
 from .runner import Task, run_method
 
-__all__ = ["METHODS", "LoraSettings", "Method", "Row", "Summary", "Task", "run_method", "summarize"]
+__all__ = [
+    "METHODS",
+    "LoraSettings",
+    "Method",
+    "Row",
+    "Summary",
+    "Task",
+    "bench",
+    "run_method",
+    "summarize",
+]

@@ -5,6 +5,7 @@ from .tables import HEADERS, markdown_table, readable_bytes, table_cells
 
 __all__ = [
     "HEADERS",
+    "bench",
     "components",
     "contact_sheet",
     "figures",

@@ -18,6 +18,7 @@ MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 64
 """Of lists and dicts in each other; what this package writes has 6."""
 MAX_DIGITS = 19
+ADVICE = "It may be of another kind or version, or changed by hand: save or download it again."
 _INT64 = 2**63
 
 
@@ -66,6 +67,7 @@ def record_of(
     what: str,
     *,
     unknown: Literal["refuse", "ignore"] = "refuse",
+    advice: str = ADVICE,
 ) -> T:
     """`read_record` of what a file has already given.
 
@@ -74,14 +76,12 @@ def record_of(
         cls: the dataclass.
         what: where it comes from, for messages.
         unknown: as there.
+        advice: what to do about a field that does not fit.
     """
     try:
         return _Reader(unknown == "refuse").read(value, cls, "")
     except _MisfitError as misfit:
-        raise ResiDualError(
-            f"{what}{misfit.where}: {misfit.why}. It may be of another kind or version, or changed "
-            "by hand: save or download it again."
-        ) from None
+        raise ResiDualError(f"{what}{misfit.where}: {misfit.why}. {advice}") from None
 
 
 def read_json(path: PathLike, *, max_bytes: int = MAX_BYTES) -> Any:

@@ -1,0 +1,70 @@
+"""From the name of a registry to results and their summaries."""
+
+import os
+from collections.abc import Callable, Sequence
+
+from ..errors import ResiDualError
+from ..experiments.bench.plan import Planned, plan
+from ..experiments.bench.registry import PAPER, Registry, read_registry
+from ..experiments.bench.results import Result, of_registry
+from ..experiments.bench.run import run_registry
+from ..reporting.bench import write_summaries
+
+Names = Sequence[str] | None
+
+
+def registry_of(
+    path: str | os.PathLike[str] | None = None,
+    models: Names = None,
+    data: Names = None,
+    methods: Names = None,
+    protocols: Names = None,
+) -> Registry:
+    """A registry, or a part of it; the paper's models and data sets when None.
+
+    Raises:
+        ResiDualError: as `read_registry`; a name that it has not.
+    """
+    return read_registry(PAPER if path is None else path).only(models, data, methods, protocols)
+
+
+def planned(registry: Registry) -> list[Planned]:
+    """What a registry takes; see `plan`."""
+    return plan(registry)
+
+
+def run_bench(
+    registry: Registry,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    say: Callable[[str], object] = print,
+) -> tuple[list[Result], list[str]]:
+    """Run what is not finished yet, and summarise what is.
+
+    Args:
+        registry: what to run.
+        out: the folder to write to.
+        resume: go on where an earlier call stopped.
+        say: called with a line for what is done and for what is left out.
+
+    Returns:
+        The results whose registry entries are as they are now, and the names of the summaries.
+
+    Raises:
+        ResiDualError: as `run_registry`; no run came to an end.
+    """
+    everything = run_registry(registry, out, resume=resume, say=say)
+    digests = {
+        (model, data, protocol): registry.digest(model, data, protocol)
+        for model in registry.models
+        for data in registry.data
+        for protocol in registry.protocols
+    }
+    results = of_registry(everything, digests)
+    if not results:
+        raise ResiDualError(
+            "wanted at least one run that comes to its end, got none: the lines above say why each "
+            "was left out."
+        )
+    return results, write_summaries(results, out, registry.title)

@@ -1,0 +1,60 @@
+"""`residual-peft bench`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import printable, printable_lines
+from .commands import begin
+
+EXAMPLE = """residual-peft bench --dry-run --models clip-b16 --data dtd,resisc45
+model            data set                 images  coordinates   runs
+clip-b16         dtd                       4,888      0.31 GB    411
+clip-b16         resisc45                 25,200      1.61 GB    411
+30,088 images to read, 822 runs; the largest pair takes 1.61 GB of disk, and of memory."""
+_NAMES = "; names with commas between them, all of them if left out."
+
+
+def bench(
+    registry: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[REGISTRY.toml]",
+            help="What to run. If left out: the paper's seven models and ten data sets, "
+            "experiments/bench/paper.toml in this package, which is an example of one.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of results and summaries.")] = Path("bench"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it takes, and stop; downloads nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run into this folder stopped.")
+    ] = False,
+    models: Annotated[str | None, typer.Option(help="Of the registry" + _NAMES)] = None,
+    data: Annotated[str | None, typer.Option(help="Of the registry" + _NAMES)] = None,
+    methods: Annotated[str | None, typer.Option(help="Of the registry" + _NAMES)] = None,
+    protocol: Annotated[str | None, typer.Option(help="Of the registry" + _NAMES)] = None,
+) -> None:
+    """Run models x data sets x methods, a line of JSON for each, and summarise them."""
+    begin("The paper's models and data sets." if registry is None else f"What {registry} says.")
+    from ..app.benching import planned, registry_of, run_bench
+    from ..experiments.bench.plan import lines
+
+    found = registry_of(registry, _split(models), _split(data), _split(methods), _split(protocol))
+    if dry_run:
+        print(printable_lines("\n".join(lines(planned(found)))))
+        return
+
+    def say(line: str) -> None:
+        print(printable(line), file=sys.stderr, flush=True)
+
+    results, summaries = run_bench(found, out, resume=resume, say=say)
+    print(printable(f"{len(results)} results in {out}, and {', '.join(summaries)}"))
+
+
+def _split(names: str | None) -> list[str] | None:
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]

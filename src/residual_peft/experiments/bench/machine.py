@@ -1,0 +1,64 @@
+"""What a run was made with and on, and what memory it took."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("residual-peft", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of what the numbers of a run depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> str:
+    """System, processor, cores and accelerator, in words; no name of a host or user."""
+    found = [platform.system(), _processor(), f"{os.cpu_count()} cores"]
+    if torch.cuda.is_available():
+        found.append(torch.cuda.get_device_name())
+    return ", ".join(filter(None, found))
+
+
+def begin_peak() -> None:
+    """Forget the peak of this process's memory so far, where the system lets us (Linux)."""
+    try:
+        _RESET.write_text("5")
+    except OSError:
+        return
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had since `begin_peak`; since it began elsewhere."""
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,68 @@
+"""Which images and classes one run is of."""
+
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...errors import ResiDualError
+from .registry import Protocol
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Training images and classes of one seed.
+
+    Attributes:
+        rows: training images, numbers in the training split, by class.
+        classes: numbers of the classes that are trained on, increasing.
+        novel: those of the others.
+    """
+
+    rows: Tensor
+    classes: Tensor
+    novel: Tensor
+
+
+def draw(protocol: Protocol, labels: Tensor, class_count: int, seed: int) -> Draw:
+    """The images and classes of one run, the same in every run with this seed.
+
+    Args:
+        protocol: which of them.
+        labels: of the training split (N,).
+        class_count: C.
+        seed: one of the protocol's.
+
+    Raises:
+        ResiDualError: fewer than four classes to halve.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes, novel = torch.arange(class_count), torch.arange(0)
+    if protocol.kind == "base-to-novel":
+        if class_count < 4:
+            raise ResiDualError(
+                f"wanted four classes or more to train on half of them, got {class_count}: leave "
+                "the protocol out for this data set."
+            )
+        order = torch.randperm(class_count, generator=generator)
+        half = -(-class_count // 2)
+        classes, novel = order[:half].sort().values, order[half:].sort().values
+    if protocol.shots is None:
+        return Draw(torch.isin(labels, classes).nonzero().flatten(), classes, novel)
+    drawn = []
+    for label in classes:
+        index = (labels == label).nonzero().flatten()
+        drawn.append(index[torch.randperm(len(index), generator=generator)[: protocol.shots]])
+    return Draw(torch.cat(drawn), classes, novel)
+
+
+def of_classes(classifier: ZeroShotClassifier, classes: Tensor) -> ZeroShotClassifier:
+    """A classifier of some of the classes, their texts as they are."""
+    if len(classes) == len(classifier.class_names):
+        return classifier
+    found = copy(classifier)
+    found.class_names = tuple(classifier.class_names[number] for number in classes.tolist())
+    found.class_embeddings = classifier.class_embeddings[classes]
+    return found

@@ -1,0 +1,153 @@
+"""One JSON line per finished run, appended whole and never changed."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import ResiDualError
+from ...hub.files import disk_faults, parse_json, quoted, record_of
+
+FILES = "results*.jsonl"
+Key = tuple[str, str, str, str, int, str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method, fitted once.
+
+    Attributes:
+        model: its name in the registry.
+        data: likewise.
+        protocol: likewise.
+        method: likewise.
+        seed: of the draw of the training images.
+        registry: digest of the entries that the numbers depend on.
+        accuracy: on the test images of the classes that were trained on, among those classes.
+        mean_per_class_recall: of the same.
+        calibration_error: expected, of the same.
+        trained: numbers.
+        bytes: what predicting needs beside model and texts, in float32.
+        encoding_seconds: of the one pass over the images, training and test.
+        fitting_seconds: choices included.
+        peak_memory: of the process while it fitted, bytes; coordinates included.
+        images: split -> how many; "train" those of the draw.
+        split: digest of the data and their splits.
+        weights: digest of the model's.
+        class_names: of the data set.
+        templates: of its texts.
+        basis: what the bases are of.
+        right: which test images were told right, a bit each, as hex.
+        novel_accuracy: of classes that were not trained on, among themselves.
+        harmonic_mean: of `accuracy` and that.
+        forgotten: other task -> zero-shot accuracy before and after, where the embedding changed.
+        notes: what to know of the fit.
+        versions: of packages.
+        machine: in words.
+    """
+
+    model: str
+    data: str
+    protocol: str
+    method: str
+    seed: int
+    registry: str
+    accuracy: float
+    mean_per_class_recall: float
+    calibration_error: float
+    trained: int
+    bytes: int
+    encoding_seconds: float
+    fitting_seconds: float
+    peak_memory: int
+    images: dict[str, int]
+    split: str
+    weights: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    basis: str
+    right: str
+    novel_accuracy: float | None = None
+    harmonic_mean: float | None = None
+    forgotten: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: str = ""
+    format_version: Literal[1] = 1
+
+    @property
+    def key(self) -> Key:
+        """What run it is of."""
+        return self.model, self.data, self.protocol, self.method, self.seed, self.registry
+
+    @property
+    def hits(self) -> Tensor:
+        """Which test images were told right, bool (M,)."""
+        count = len(self.right) * 4
+        bits = f"{int(self.right or '0', 16):0{count}b}"[: self.images["test"]]
+        return torch.tensor([bit == "1" for bit in bits])
+
+
+def packed(hits: Tensor) -> str:
+    """Bools (M,) as hex, four images a digit."""
+    bits = "".join("1" if hit else "0" for hit in hits.tolist())
+    digits = -(-len(bits) // 4)
+    return f"{int(bits.ljust(4 * digits, '0') or '0', 2):0{digits}x}" if digits else ""
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All finished runs of a folder, the last line of each; half a line at the end is none.
+
+    Raises:
+        ResiDualError: a whole line that is no result; names file and line.
+    """
+    found: dict[Key, Result] = {}
+    for path in sorted(folder.glob(FILES)):
+        with disk_faults(path):
+            content = path.read_bytes()
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):
+            what = f"{quoted(path)}, line {number}"
+            result = record_of(parse_json(line, what), Result, what, unknown="ignore")
+            found[result.key] = result
+    return list(found.values())
+
+
+def drop_half_line(path: Path) -> bool:
+    """Cut what a killed run left of its last line; whether there was any."""
+    if not path.exists():
+        return False
+    with disk_faults(path), path.open("r+b") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        file.truncate(whole)
+    return whole < len(content)
+
+
+def append(path: Path, result: Result) -> None:
+    """Add a line in one write, and wait until it is on the disk.
+
+    Raises:
+        ResiDualError: the disk does not take it.
+    """
+    line = (json.dumps(asdict(result)) + "\n").encode()
+    with disk_faults(path):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            written = os.write(file, line)
+            os.fsync(file)
+        finally:
+            os.close(file)
+    if written < len(line):
+        raise ResiDualError(f"{quoted(path)} took half a line: make room and add --resume.")
+
+
+def of_registry(
+    results: Iterable[Result], digests: dict[tuple[str, str, str], str]
+) -> list[Result]:
+    """Those whose entries in the registry are as they were when they ran."""
+    return [r for r in results if digests.get((r.model, r.data, r.protocol)) == r.registry]

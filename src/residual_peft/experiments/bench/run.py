@@ -1,0 +1,277 @@
+"""A registry, run: what is finished stays, what fails is said in a line, and the rest goes on."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...classifiers.heads.trust import reliability
+from ...data import ImageData
+from ...data.metrics import accuracy, mean_per_class_recall
+from ...errors import ResiDualError, counted, printable
+from ...hub.places import check_place
+from ...solvers.coordinates import Coordinates
+from .encoding import Pair, Tower, load_images, split_digest
+from .fits import FITS, Fitted, text_logits
+from .machine import begin_peak, machine, peak_bytes, versions
+from .protocols import Draw, draw, of_classes
+from .registry import OWN, WEIGHTS, Registry
+from .results import FILES, Result, append, drop_half_line, packed, read_results
+
+CHUNK = 4096  # images that are answered for at a time
+Say = Callable[[str], object]
+Run = tuple[str, str, str, int, str]
+"""Model, data set, protocol, seed and method."""
+
+
+def runs_of(registry: Registry) -> list[Run]:
+    """All runs, in their order: what shares images, and a draw of them, comes together."""
+    return [
+        (model, data, name, seed, method)
+        for model in registry.models
+        for data in registry.data
+        for name, protocol in registry.protocols.items()
+        for seed in protocol.seeds
+        for method in registry.methods
+        if method not in protocol.without
+    ]
+
+
+def run_registry(
+    registry: Registry, out: str | os.PathLike[str], *, resume: bool = False, say: Say = print
+) -> list[Result]:
+    """Run what is not finished yet, one JSON line for each run as soon as it is.
+
+    Under `accelerate launch` each process takes every so-many-th pair of model and data set, on an
+    accelerator of its own, and writes a file of its own.
+
+    Args:
+        registry: what to run.
+        out: the folder of `results.jsonl`; coordinates lie there meanwhile.
+        resume: go on where an earlier call stopped; else there may be no results yet.
+        say: called with a line for what is done and for what is left out.
+
+    Returns:
+        All results of the folder, earlier ones included.
+
+    Raises:
+        ResiDualError: there are results already, or the folder cannot be written.
+    """
+    folder = check_place(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    rank, world = (int(os.environ.get(name, at)) for name, at in (("RANK", 0), ("WORLD_SIZE", 1)))
+    own = "" if world == 1 else f"-{rank}"
+    file = folder / FILES.replace("*", own)
+    if not resume and file.exists():
+        raise ResiDualError(
+            f"'{file}' holds results already: go on with --resume, or name another --out."
+        )
+    if drop_half_line(file):
+        say("A killed run left half a line, which was dropped.")
+    done = {result.key for result in read_results(folder)}
+    bench = _Bench(registry, file, folder / f"coordinates{own}", say)
+    pairs = [(model, data) for model in registry.models for data in registry.data]
+    mine = set(pairs[rank::world])
+    todo = [
+        (model, data, protocol, seed, method)
+        for model, data, protocol, seed, method in runs_of(registry)
+        if (model, data) in mine
+        and (model, data, protocol, method, seed, registry.digest(model, data, protocol))
+        not in done
+    ]
+    say(f"{counted(len(todo), 'run')} to do, {counted(len(done), 'run')} done.")
+    for model in dict.fromkeys(run[0] for run in todo):
+        with bench.spared(model):
+            bench.run_model(model, [run for run in todo if run[0] == model])
+    return read_results(folder)
+
+
+@dataclass
+class _Bench:
+    """What is shared by the runs of a registry."""
+
+    registry: Registry
+    file: Path
+    place: Path
+    say: Say
+    loaded: dict[str, ImageData | ResiDualError] = field(default_factory=dict)
+
+    @contextmanager
+    def spared(self, what: str) -> Iterator[None]:
+        """What fails in the block is said, and the rest runs."""
+        try:
+            yield
+        except (ResiDualError, RuntimeError, MemoryError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.say(printable(f"left out: {what}: {first}"))
+
+    def images(self, data: str) -> ImageData:
+        """A data set, loaded once; what failed is not tried again.
+
+        Raises:
+            ResiDualError: as `load_images`.
+        """
+        if data not in self.loaded:
+            try:
+                self.loaded[data] = load_images(self.registry.data[data])
+            except ResiDualError as error:
+                self.loaded[data] = error
+        found = self.loaded[data]
+        if isinstance(found, ResiDualError):
+            raise found
+        return found
+
+    def run_model(self, model: str, todo: list[Run]) -> None:
+        """All runs of one model."""
+        basis = self.registry.basis
+        of = None if basis in (WEIGHTS, OWN) else self.images(basis)
+        folder = self.place / model
+        tower = Tower.of(self.registry.models[model], self.registry, folder, of)
+        pairs: dict[str, Pair] = {}
+        for data in dict.fromkeys(run[1] for run in todo):
+            with self.spared(f"{model} on {data}"):
+                pair = self.pair(tower, data, pairs)
+                self.run_pair(pair, [run for run in todo if run[1] == data], pairs)
+                pair.forget("train")
+        for pair in pairs.values():
+            pair.forget("test")
+
+    def pair(self, tower: Tower, data: str, pairs: dict[str, Pair]) -> Pair:
+        """A pair, made once."""
+        if data not in pairs:
+            images, entry = self.images(data), self.registry.data[data]
+            pairs[data] = Pair(tower, images, entry, self.registry, tower.folder / data)
+        return pairs[data]
+
+    def run_pair(self, pair: Pair, todo: list[Run], pairs: dict[str, Pair]) -> None:
+        """All runs of one model on one data set, those of one draw on the same rows."""
+        for name, seed in dict.fromkeys((run[2], run[3]) for run in todo):
+            protocol = self.registry.protocols[name]
+            with self.spared(f"{todo[0][0]} on {todo[0][1]}, {name}, seed {seed}"):
+                labels, count = pair.train.labels, len(pair.images.class_names)
+                given = _Given.of(pair, draw(protocol, labels, count, seed))
+                for run in (run for run in todo if run[2:4] == (name, seed)):
+                    with self.spared(", ".join(map(str, run))):
+                        self.run_one(pair, given, run, pairs)
+
+    def run_one(self, pair: Pair, given: "_Given", run: Run, pairs: dict[str, Pair]) -> None:
+        """Fit, measure and keep."""
+        model, data, protocol, seed, method = run
+        begin_peak()
+        started = time.perf_counter()
+        fitted = FITS[method](given.rows)
+        seconds, peak = time.perf_counter() - started, peak_bytes()
+        result = Result(
+            model,
+            data,
+            protocol,
+            method,
+            seed,
+            self.registry.digest(model, data, protocol),
+            **given.measured(fitted),
+            trained=fitted.trained,
+            bytes=fitted.bytes,
+            encoding_seconds=pair.seconds,
+            fitting_seconds=seconds,
+            peak_memory=peak,
+            images={"train": len(given.rows.labels), "test": len(given.test)},
+            split=split_digest(pair.images),
+            weights=pair.tower.weights,
+            class_names=pair.images.class_names,
+            templates=pair.entry.templates if pair.tower.has_text else (),
+            basis=self.registry.basis,
+            forgotten=self.forgotten(fitted, pair, pairs),
+            notes=fitted.notes,
+            versions=versions(),
+            machine=machine(),
+        )
+        append(self.file, result)
+        self.say(
+            f"{model} on {data}, {protocol}, seed {seed}, {method}: {result.accuracy:.3f} "
+            f"({seconds:.1f} s)"
+        )
+
+    def forgotten(
+        self, fitted: Fitted, pair: Pair, pairs: dict[str, Pair]
+    ) -> dict[str, tuple[float, float]]:
+        """Zero-shot accuracy on other tasks before and after, where the embedding changed."""
+        found: dict[str, tuple[float, float]] = {}
+        if fitted.adapted is None or pair.tower.own_basis or not pair.tower.has_text:
+            return found
+        for data in self.registry.data:
+            try:
+                other = self.pair(pair.tower, data, pairs)
+                if other is not pair:
+                    after = torch.cat([fitted.adapted(part) for part in chunks(other.test)])
+                    found[data] = (
+                        accuracy(text_logits(other.texts, other.test.readout), other.test.labels),
+                        accuracy(text_logits(other.texts, after), other.test.labels),
+                    )
+            except ResiDualError:  # what is missing was said where it is a task itself
+                continue
+        return found
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What one draw gives to all methods: rows to fit, images to test, and the other classes."""
+
+    rows: Any
+    test: Coordinates
+    novel: Coordinates | None
+    of_novel: Any
+
+    @classmethod
+    def of(cls, pair: Pair, drawn: Draw) -> "_Given":
+        train, test = within(pair.train.rows(drawn.rows), drawn.classes), pair.test
+        if not len(drawn.novel):
+            return cls(pair.rows(pair.classifier(train), train), test, None, None)
+        if not pair.tower.has_text:
+            raise ResiDualError(
+                "wanted a model with a text tower to tell classes without images, got none: leave "
+                "the protocol out for it."
+            )
+        classifier = of_classes(pair.texts, drawn.classes)
+        return cls(
+            pair.rows(classifier, train),
+            within(test, drawn.classes),
+            within(test, drawn.novel),
+            of_classes(pair.texts, drawn.novel),
+        )
+
+    def measured(self, fitted: Fitted) -> dict[str, Any]:
+        """The measures of a result that are told by answers."""
+        logits = torch.cat([fitted.logits(part).detach().cpu() for part in chunks(self.test)])
+        labels = self.test.labels
+        found: dict[str, Any] = {
+            "accuracy": accuracy(logits, labels),
+            "mean_per_class_recall": mean_per_class_recall(logits, labels),
+            "calibration_error": reliability(logits, labels).error,
+            "right": packed(logits.argmax(1) == labels),
+        }
+        if self.novel is None:
+            return found
+        adapted = self.novel.readout if fitted.adapted is None else fitted.adapted(self.novel)
+        novel = accuracy(text_logits(self.of_novel, adapted), self.novel.labels)
+        both = found["accuracy"] + novel
+        mean = 2 * found["accuracy"] * novel / both if both else 0.0
+        return found | {"novel_accuracy": novel, "harmonic_mean": mean}
+
+
+def within(data: Coordinates, classes: Tensor) -> Coordinates:
+    """The images of some classes (increasing), labelled by their place among them."""
+    found = data.rows(torch.isin(data.labels, classes).nonzero().flatten())
+    found.labels.copy_(torch.searchsorted(classes, found.labels))
+    return found
+
+
+def chunks(data: Coordinates) -> Iterator[Coordinates]:
+    """Some images at a time."""
+    for start in range(0, len(data), CHUNK):
+        yield data.rows(torch.arange(start, min(start + CHUNK, len(data))))
