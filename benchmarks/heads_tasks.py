@@ -147,7 +147,7 @@ def shifted_rows() -> dict[str, Rows]:
         for name, shift in SHIFTED:
             task = world_task(name, WORLD_IMAGES, seed=1)
             names = task.features["label"].names
-            images = [_shifted(image, shift, row) for row, image in enumerate(task["image"])]
+            images = [shifted(image, shift, row) for row, image in enumerate(task["image"])]
             part = batches(_dataset(images, task["label"], names), backbone.image_processor)
             classifier = _classifier(model, backbone, names, TEMPLATES[name])
             found[f"{name}s, {shift}"] = _rows(classifier, part)
@@ -160,7 +160,7 @@ def clip_art_rows() -> dict[str, Rows]:
     """30 subjects of Debian's openclipart-png: `train` and `test` as `clip_art.json` lists them."""
 
     def made() -> dict[str, Rows]:
-        folder, listed = _clip_art(), json.loads(CLIP_ART.read_text())
+        folder, listed = clip_art_folder(), json.loads(CLIP_ART.read_text())
         backbone = load_backbone()
         model = _with_basis(backbone, handwriting_task(backbone).basis)
         names = [Path(subject).name.replace("_", " ") for subject in listed["train"]]
@@ -169,7 +169,7 @@ def clip_art_rows() -> dict[str, Rows]:
         for split in ("train", "test"):
             images, labels = [], []
             for label, (subject, files) in enumerate(listed[split].items()):
-                images += [_on_white(folder / subject / file) for file in tqdm(files, subject)]
+                images += [on_white(folder / subject / file) for file in tqdm(files, subject)]
                 labels += [label] * len(files)
             dataset = _dataset(images, labels, names)
             found[split] = _rows(classifier, batches(dataset, backbone.image_processor))
@@ -273,7 +273,7 @@ def _dataset(images: list[Any], labels: Sequence[int], names: Sequence[str]) -> 
     return Dataset.from_dict({"image": images, "label": list(labels)}, features=features)
 
 
-def _shifted(image: PillowImage.Image, shift: str, seed: int) -> PillowImage.Image:
+def shifted(image: PillowImage.Image, shift: str, seed: int) -> PillowImage.Image:
     """Colours inverted; blurred by 2 pixels; turned by 45 to 135 degrees; noise of a quarter."""
     image = image.convert("RGB")
     if shift == "inverted":
@@ -288,7 +288,7 @@ def _shifted(image: PillowImage.Image, shift: str, seed: int) -> PillowImage.Ima
     return PillowImage.fromarray(pixels.clamp(0, 255).to(torch.uint8).numpy())
 
 
-def _on_white(path: Path) -> PillowImage.Image:
+def on_white(path: Path) -> PillowImage.Image:
     """The picture on white, no larger than needed."""
     with PillowImage.open(path) as image:
         image.draft("RGB", (160, 160))
@@ -298,7 +298,7 @@ def _on_white(path: Path) -> PillowImage.Image:
         return PillowImage.alpha_composite(white, image).convert("RGB")
 
 
-def _clip_art() -> Path:
+def clip_art_folder() -> Path:
     """Debian's package, fetched and unpacked once, without installing it."""
     root = CACHE / "openclipart"
     if not root.exists():
@@ -320,7 +320,7 @@ def _small(path: Path) -> bool:
 
 def main() -> None:
     """List the pictures that lie directly in each subject's folder, three of ten for testing."""
-    root, listed = _clip_art(), {"train": {}, "test": {}}
+    root, listed = clip_art_folder(), {"train": {}, "test": {}}
     generator = torch.Generator().manual_seed(0)
     for subject in SUBJECTS:
         files = sorted(path.name for path in (root / subject).glob("*.png") if _small(path))

@@ -115,7 +115,7 @@ class Tower:
         model = get_peft_model(backbone.model, config)
         return cls(backbone, model, registry.basis == OWN, folder)
 
-    @property
+    @cached_property
     def weights(self) -> str:
         """A digest of the model's weights."""
         return Fingerprint.of(self.model).to_dict()["digests"]["float32"][:16]

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ PACKAGES = ("residual-peft", "torch", "transformers", "peft", "numpy", "scipy", 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Package -> version, of what the numbers of a run depend on."""
     found = {"python": platform.python_version()}
@@ -23,6 +25,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def machine() -> str:
     """System, processor, cores and accelerator, in words; no name of a host or user."""
     found = [platform.system(), _processor(), f"{os.cpu_count()} cores"]

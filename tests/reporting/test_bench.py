@@ -1,0 +1,83 @@
+"""Summaries of a bench: differences are scipy's, and tables say what the rows say."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+
+from residual_peft.experiments.bench.results import Result, packed
+from residual_peft.reporting.bench import difference, latex, markdown, page, write_summaries
+
+SCORES = {
+    "zero-shot": (0.4, 0.45, 0.5),
+    "logistic-embedding": (0.6, 0.75, 0.5),
+    "ridge": (0.8, 0.7, 0.9),
+}
+
+
+def result(method: str, seed: int, accuracy: float, data: str = "a_b", **more) -> Result:
+    hits = torch.arange(20) < round(20 * accuracy)
+    return Result(
+        "clip", data, "4-shot", method, seed, "", accuracy, accuracy, 0.1, 1234, 5000, 1.0, 0.5,
+        10**8, {"train": 8, "test": 20}, "", "", ("x", "y"), (), "weights", packed(hits),
+        versions={"torch": "2"}, machine="a machine", **more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results() -> list[Result]:
+    return [
+        result(method, seed, score - shift, data)
+        for data, shift in (("a_b", 0.0), ("c", 0.05))
+        for method, scores in SCORES.items()
+        for seed, score in enumerate(scores)
+    ]
+
+
+def test_differences_are_paired(results) -> None:
+    def of(method: str) -> list[Result]:
+        return [one for one in results if one.method == method]
+
+    found = difference(of("ridge"), reversed(of("zero-shot")))
+    first, second = ([r.accuracy for r in of(name)] for name in ("ridge", "zero-shot"))
+    expected = stats.ttest_rel(first, second)
+    assert (found.mean, found.runs) == (pytest.approx(sum(first) / 6 - sum(second) / 6), 6)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.error == pytest.approx(found.mean / expected.statistic)
+    # one run: by its images, of which 8 of 20 differ, all one way
+    single = difference(of("ridge")[:1], of("zero-shot")[:1])
+    assert single.error is None
+    assert single.p == pytest.approx(2 * 0.5**8)
+    assert difference(of("ridge"), of("ridge")).p == 1
+    assert difference(of("ridge"), []) is None
+
+
+def test_tables_say_what_the_rows_say(results) -> None:
+    text = markdown(results, "Title")
+    assert "| ridge | 77.5 | +35.0 ± " in text
+    mean, error = 0.8, torch.tensor([0.8, 0.7, 0.9]).std().item() / 3**0.5
+    assert f"| ridge | {100 * mean:.1f} ± {100 * error:.1f}" in text
+    order = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert order[1:4] == ["ridge", "logistic-embedding", "zero-shot"]  # the best first
+    assert "18 runs, on a machine; torch 2." in text
+    assert "forgotten" not in text
+    halves = [replace(r, harmonic_mean=0.25, forgotten={"c": (0.5, 0.375)}) for r in results]
+    assert "| ridge | 25.0 |" in markdown(halves, "Title")
+    assert "| 4-shot | ridge | 50.0 | 37.5 | −12.5 | 6 |" in markdown(halves, "Title")
+
+
+def test_other_forms_are_escaped_and_whole(results, tmp_path) -> None:
+    odd = [replace(one, data="<c&d>_1%") for one in results]
+    tex, html = latex(odd, "50 % & <more>"), page(odd, "50 % & <more>")
+    assert r"$<$c\&d$>$\_1\%" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
+    rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert rows
+    assert all(r"\pm" in row or "±" not in row for row in rows)
+    assert "&lt;c&amp;d&gt;_1%" in html
+    assert "<c&d>" not in html
+    assert html.count('class="after"') == 3
+    assert "http" not in html.replace("http-equiv", "")
+    assert write_summaries(odd, tmp_path, "T") == ["summary.md", "summary.tex", "summary.html"]
+    assert (tmp_path / "summary.html").read_text() == page(odd, "T")
