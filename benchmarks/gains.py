@@ -34,8 +34,9 @@ from residual_peft import (
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.hub.files import write_json
-from residual_peft.solvers import few_shot, methods, objectives
+from residual_peft.solvers import few_shot, objectives
 from residual_peft.solvers.methods import METHODS, Rows
+from residual_peft.solvers.methods import gains as gains_method
 
 OUT = Path(__file__).with_suffix(".json")
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -83,14 +84,14 @@ def main() -> None:
     train = collect_with_basis(model, batches(data.train, clip.image_processor))
     test = collect_coordinates(model, batches(data.test, clip.image_processor))
     results: dict[str, Any] = {"draws": DRAWS, "classes": {}, "bound": {}}
-    blended = methods._share_of_images
+    blended = gains_method._share_of_images
     for title, names in (("names that fit", NAMES), ("names that say nothing", SAY_NOTHING)):
         made = ZeroShotClassifier.from_text(model, clip.tokenizer, names, ["a photo of a {}."])
         rows: dict[str, Any] = {
             "zero_shot": round(accuracy(made.logits(test.readout), test.labels), 4)
         }
         for way, share in (("texts", lambda rows: 0.0), ("blended with images", blended)):
-            methods._share_of_images = share
+            gains_method._share_of_images = share
             rows[way] = {str(shots): fits(made, train, test, shots) for shots in SHOTS}
         results["classes"][title] = rows
         print(title, json.dumps(rows), flush=True)
