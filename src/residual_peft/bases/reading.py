@@ -38,7 +38,7 @@ FIRST = 4  # images that are run first, to see how many tokens there are
 
 
 @dataclass(frozen=True)
-class Seen:
+class ReadBatch:
     """What a pass saw of one batch; nothing in it holds on to more memory than its own."""
 
     readout: Tensor  # (B, d), where the model is
@@ -61,7 +61,7 @@ def reading(
     labelled: bool = False,
     progress: Progress = False,
     description: str = "Reading images",
-) -> Iterator[Seen]:
+) -> Iterator[ReadBatch]:
     """Run the model once over batches of images, or texts, and give what was seen of each.
 
     In eval mode and without gradients, for as long as each forward pass takes: between two, the
@@ -110,7 +110,7 @@ def reading(
             readout, capture = forward(_sliced(inputs, rows, count), checking)
             checking = checking and check == "all"  # else the first part stands for its batch
             start += len(readout)
-            yield Seen(readout, capture, _rows(labels, rows), _rows(index, rows))
+            yield ReadBatch(readout, capture, _rows(labels, rows), _rows(index, rows))
             del readout, capture
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bases.reading import Seen, reading
+from ..bases.reading import ReadBatch, reading
 from ..bases.rows import Rows
 from ..data.images import ImageLike
 from ..data.inputs import Images, images_of
@@ -121,7 +121,7 @@ class HeadedClassifier(CosineClassifier):
                 like.add(values)
         return logits.joined(), like.joined() if len(like) else None
 
-    def alike(self, seen: Seen) -> Tensor | None:
+    def alike(self, batch: ReadBatch) -> Tensor | None:
         """`Prediction.alike` of a batch that `classified` gave (B,); None where nothing tells it.
 
         A class head that was fitted on all of the classes, with one label per image, does.
@@ -129,9 +129,11 @@ class HeadedClassifier(CosineClassifier):
         head = self.head
         if head is None or head.known is None or head.class_count != len(self.class_names):
             return None
-        return head.known.p_values(embedding_features(seen.readout))
+        return head.known.p_values(embedding_features(batch.readout))
 
-    def classified(self, batches: Iterable[Any], **options: Any) -> Iterator[tuple[Seen, Tensor]]:
+    def classified(
+        self, batches: Iterable[Any], **options: Any
+    ) -> Iterator[tuple[ReadBatch, Tensor]]:
         """Batches of images, what was seen of each, and its logits (B, C) with adapter and head.
 
         Args:

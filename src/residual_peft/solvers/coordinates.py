@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..bases.accumulator import BasisAccumulator
 from ..bases.basis import SpectralBasis
-from ..bases.reading import Captures, Seen, reading
+from ..bases.reading import Captures, ReadBatch, reading
 from ..bases.rows import Rows
 from ..data.progress import Progress, images_of
 from ..errors import ResiDualError
@@ -216,10 +216,10 @@ class _Kept:
     def __init__(self, expected: int | None) -> None:
         self.readout, self.labels = Rows(expected), Rows(expected)
 
-    def add(self, seen: Seen, dtype: torch.dtype | None = None) -> None:
-        assert seen.labels is not None
-        self.readout.add(seen.readout.to(dtype))
-        self.labels.add(seen.labels)
+    def add(self, batch: ReadBatch, dtype: torch.dtype | None = None) -> None:
+        assert batch.labels is not None
+        self.readout.add(batch.readout.to(dtype))
+        self.labels.add(batch.labels)
 
     def joined(self) -> tuple[Tensor, Tensor]:
         if not len(self.labels):

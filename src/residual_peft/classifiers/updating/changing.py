@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...bases.reading import Seen, reading
+from ...bases.reading import ReadBatch, reading
 from ...data.class_names import check_class_names
 from ...data.labels import ONE_LABEL, check_same
 from ...data.provenance import image_digest
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def features_of(
     classifier: "HeadedClassifier", batches: Iterable[Any], **options: Any
-) -> Iterator[tuple[Seen, Tensor]]:
+) -> Iterator[tuple[ReadBatch, Tensor]]:
     """Batches of images as a classifier's head reads them: (B, K), on the model's device.
 
     Args:

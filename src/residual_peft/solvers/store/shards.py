@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...bases.reading import Seen
+from ...bases.reading import ReadBatch
 from ...bases.rows import Rows
 from ...data import Batches
 from ...towers.captures import Capture
@@ -17,11 +17,11 @@ from .layout import SKIPPED
 class Stream:
     """What a pass sees, of which the next is known before it is taken."""
 
-    def __init__(self, passed: Iterator[Seen], skipped: list[tuple[int, str, str]]) -> None:
+    def __init__(self, passed: Iterator[ReadBatch], skipped: list[tuple[int, str, str]]) -> None:
         self.passed, self.skipped = passed, skipped
-        self.next: Seen | None = None
+        self.next: ReadBatch | None = None
 
-    def within(self, rows: range) -> Iterator[Seen]:
+    def within(self, rows: range) -> Iterator[ReadBatch]:
         """Those of some rows, which are next; asks for no more once all rows are accounted for."""
         count = 0
         while count + sum(row in rows for row, _, _ in self.skipped) < len(rows):
