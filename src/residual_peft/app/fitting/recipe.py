@@ -16,7 +16,7 @@ from ...hub.files import path_of
 from ...solvers.choice import AUTO, check_methods
 from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
-from .ways import check_statistics, check_way
+from .task import check_statistics, check_way
 
 OWN_OPTIONS = ("units", "components", "basis", "readout")
 """Settings of an adapter's config that the command line has options of their own for."""

@@ -29,7 +29,7 @@ from ..recording import record_run, run_facts
 from ..trusting import trust_of
 from .recipe import Recipe
 from .report import FitReport, write_skipped_beside
-from .ways import Done
+from .task import Done
 
 UNSAVED = "my-adapter"
 """What a report calls an adapter that was not saved."""

@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor
 from transformers import Trainer
 
-from ...classifiers.backbones import Backbone
-from ...classifiers.class_means import class_means_of
 from ...classifiers.evaluation import Evaluation, evaluate
 from ...classifiers.heads import RidgeSums
 from ...classifiers.heads.choosing import some_rows
@@ -19,8 +17,8 @@ from ...classifiers.none_of_these import known_images
 from ...classifiers.trained_head import HEAD_BYTES, embedding_features
 from ...classifiers.updating import STATISTICS, KeptStatistics
 from ...classifiers.zero_shot import ZeroShotClassifier
-from ...data import ImageData, batches
-from ...errors import ResiDualError, counted
+from ...data import batches
+from ...errors import counted
 from ...hub.facts import MethodRow
 from ...hub.files import read_tensors, write_tensors
 from ...solvers import large
@@ -31,106 +29,14 @@ from ...solvers.methods import METHODS, Outcome, Rows
 from ...solvers.store import CoordinateStore, Stores
 from ...solvers.training import trainer_kwargs, training_arguments
 from ...towers.running import unadapted
-from ...tuner import ResiDualConfig, fit_bases, gains_of
+from ...tuner import fit_bases, gains_of
 from .reading import TITLES, Pass, readouts_of
 from .scoring import scored, scored_by, training_metrics
+from .task import PER_CLASS, Done, Task
 
 clock: Callable[[], float] = time.perf_counter
-PER_CLASS = "per class"
 SIZING = 4000  # images that a low rank is fitted to
 KNOWN = 20_000  # images that tell how far others may lie
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a fit is of.
-
-    Attributes:
-        backbone: model and image processor.
-        classifier: of class names as texts; None where classes are means of training images.
-        config: of the adapter.
-        settings: name -> value: what the result depends on besides the images and the model.
-        seed: of the Trainer.
-        method: a name of `METHODS`, or "auto" for what suits the images best.
-        balanced: whether every class counts alike, however few its images.
-        trainer: whether the HF Trainer fits gains instead.
-        keep_statistics: whether a ridge head's sums are kept, to update it by; "per class" for
-            those of each class, too.
-    """
-
-    backbone: Backbone
-    classifier: ZeroShotClassifier | None
-    config: ResiDualConfig
-    settings: dict[str, Any]
-    seed: int
-    method: str = AUTO
-    balanced: bool = False
-    trainer: bool = False
-    keep_statistics: bool | str = False
-
-    def adapted(self) -> PeftModel:
-        """The model with the adapter in, which the classifier then has."""
-        model = get_peft_model(self.backbone.model, self.config)
-        if self.classifier is not None:
-            self.classifier.model = model
-        return model
-
-    def with_classes(
-        self, model: PeftModel, images: ImageData, readout: Tensor, labels: Tensor
-    ) -> tuple[ZeroShotClassifier, float]:
-        """The classifier, and the bias that suits the model without its adapter.
-
-        Where class names are no texts, it is one of the means of training readouts.
-        """
-        classifier = self.classifier
-        if classifier is None:
-            means = class_means_of(readout, labels, images.class_names)
-            processor = self.backbone.image_processor
-            classifier = ZeroShotClassifier(
-                model, images.class_names, means, image_processor=processor
-            )
-        fitted = classifier
-        return fitted, fitted.labelling.bias(lambda: fitted.fit_bias(readout, labels))
-
-
-@dataclass(frozen=True)
-class Done:
-    """A classifier with its fitted adapter, and what was measured on the way.
-
-    Attributes:
-        classifier: fitted.
-        before: on the test images, without the adapter.
-        after: with it.
-        train: metrics on the training images with it.
-        train_labels: of the training images.
-        rows: coordinates of the test images; None in stream mode.
-        encoding_seconds: see `FitReport`.
-        fitting_seconds: likewise.
-        strength: likewise.
-        method: in words.
-        images_read: how many images the timed pass read.
-        trained: how many numbers were trained; None for all gains.
-        table: what was compared.
-        notes: what the user should know of the images.
-        seen: the images of the fit as methods take them, and the outcome that was chosen; None
-            for the Trainer's way, and where coordinates are larger than memory.
-    """
-
-    classifier: ZeroShotClassifier
-    before: Evaluation
-    after: Evaluation
-    train: dict[str, float]
-    train_labels: Tensor
-    rows: CoordinateStore | None
-    encoding_seconds: float
-    fitting_seconds: float
-    strength: float | None
-    method: str
-    images_read: int
-    trained: int | None = None
-    table: tuple[MethodRow, ...] = ()
-    notes: tuple[str, ...] = ()
-    seen: tuple[Rows, Outcome] | None = None
 
 
 def from_coordinates(task: Task, read: Pass) -> Done:
@@ -399,23 +305,3 @@ def _done(
         method="the Hugging Face Trainer, forward and backward for every batch",
         images_read=images_read,
     )
-
-
-def check_statistics(keep: bool | str, method: str, trainer: bool) -> None:
-    """Raise a ResiDualError where what is fitted has no sums that could be kept."""
-    if keep not in (False, True, PER_CLASS):
-        raise ResiDualError(f"wanted keep_statistics True, False or '{PER_CLASS}', got {keep!r}.")
-    ridges = [name for name, way in METHODS.items() if way.ridge is not None]
-    if keep and (trainer or method not in (AUTO, *ridges)):
-        raise ResiDualError(
-            f"statistics that a head can be updated by are of a ridge ({', '.join(ridges)}), got "
-            f"{'trainer=True' if trainer else method}: leave keep_statistics out, or fit one."
-        )
-
-
-def check_way(config: ResiDualConfig | None, trainer: bool) -> None:
-    """Raise a ResiDualError where gains cannot be fitted from coordinates."""
-    if config is not None and config.mode == "stream" and not trainer:
-        raise ResiDualError(
-            "an adapter in stream mode has no coordinates to fit from; use trainer=True."
-        )

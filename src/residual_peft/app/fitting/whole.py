@@ -28,7 +28,8 @@ from .reading import Options, Pass, settings_of
 from .recipe import Recipe
 from .report import FitReport, findings_of
 from .saving import Fitted, digests_of, facts_of, record_of
-from .ways import Done, Task, by_trainer, from_coordinates
+from .task import Done, Task
+from .ways import by_trainer, from_coordinates
 
 logger = logging.getLogger(__name__)
 
