@@ -268,7 +268,7 @@ def test_what_is_not_whole_is_refused(
 
 
 def test_a_record_of_nothing_is_refused() -> None:
-    with pytest.raises(ResiDualError, match="wanted test images with labels from 0 to 2"):
+    with pytest.raises(ResiDualError, match="wanted labels from 0 to 2"):
         replace(record(), labels=torch.full((8,), 3))
     with pytest.raises(ResiDualError, match="numbers among the facts of a fit, got 'soon'"):
         replace(record().facts, fitting_seconds="soon")

@@ -75,13 +75,14 @@ def record_run(
     Raises:
         ResiDualError: an image cannot be read, or the parts do not belong together.
     """
-    chosen = changed_rows(before.logits, after.logits, after.labels)
+    several = after.labelling.multi_label  # then no image is right or wrong
+    chosen = [] if several else changed_rows(before.logits, after.logits, after.labels)
     pictures = test.cast_column("image", datasets.Image(decode=False)).with_format(None)
     examples = [
         Example(row, thumbnail(to_rgb(pictures[row]["image"], f"image {row} of the test split")))
         for row in chosen
     ]
-    gains, head, described = _inside(classifier, rows)
+    gains, head, described = _inside(classifier, None if several else rows)
     words: tuple[Words, ...] = ()
     if dictionary is not None and described:
         words = words_for(classifier.model, described, dictionary)
@@ -96,7 +97,7 @@ def record_run(
         examples=tuple(examples),
         head=head,
         trust=trust,
-        mistakes=pictured(mistakes_of(after, test)),
+        mistakes=() if several else pictured(mistakes_of(after, test)),
         suspicious=suspicious,
     )
 

@@ -151,9 +151,7 @@ def fit(
         dtype=dtype,
     )
     lines = [*fitted.summary.lines(), f"The adapter is in {out}."]
-    if report and fitted.recorded is None:
-        lines.append("There is no report: it counts right and wrong images, with one label each.")
-    elif report:
+    if report:
         write_report(RunRecord.load(out), out / REPORT)
         lines.append(f"The report is {out / REPORT}")
     if as_json:

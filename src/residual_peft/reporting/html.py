@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..classifiers.figures import brief
 from ..data.images import PICTURE_SUFFIXES, picture_suffix
+from ..hub.cards import METRIC_NAMES
 from ..hub.directories import DEMO_MODEL
 from ..hub.files import PathLike, atomic_file
 from ..solvers import strength_note
@@ -27,6 +28,7 @@ from .components import (
 )
 from .findings import Findings
 from .run_record import RunRecord
+from .several import SeveralFindings
 from .tables import readable_bytes
 
 ALL_CLASSES = 40  # up to here every class has its row in the chart
@@ -61,21 +63,15 @@ def report_html(record: RunRecord) -> str:
     Raises:
         ResiDualError: a logit is not finite.
     """
-    found = Findings(record)
+    several = record.labels.ndim == 2
+    own = _of_several(record) if several else _of_one(record)
     views = [] if record.gains is None else unit_views(record.gains)
-    few = len(found.classes) <= ALL_CLASSES
     pages = environment()
     script = _script(pages)
-    return pages.get_template("report.html.jinja").render(
+    return pages.get_template("several.html.jinja" if several else "report.html.jinja").render(
         record=record,
         facts=record.facts,
         heading=_heading(record),
-        found=found,
-        change=found.change,
-        rows=found.classes if few else found.classes[:CHANGED_CLASSES],
-        last_rows=[] if few else found.classes[-CHANGED_CLASSES:],
-        heatmaps=_heatmaps(found),
-        brief=max(map(len, record.class_names)) <= BRIEF,
         gains=record.gains,
         head=record.head,
         head_maps=(None, None) if record.head is None else head_maps(record.head),
@@ -93,7 +89,27 @@ def report_html(record: RunRecord) -> str:
             record.facts.strength, record.facts.splits.get("validation", 0)
         ),
         demo_model=DEMO_MODEL,
+        **own,
     )
+
+
+def _of_one(record: RunRecord) -> dict[str, Any]:
+    """What is told of images with one label each."""
+    found = Findings(record)
+    few = len(found.classes) <= ALL_CLASSES
+    return {
+        "found": found,
+        "change": found.change,
+        "rows": found.classes if few else found.classes[:CHANGED_CLASSES],
+        "last_rows": [] if few else found.classes[-CHANGED_CLASSES:],
+        "heatmaps": _heatmaps(found),
+        "brief": max(map(len, record.class_names)) <= BRIEF,
+    }
+
+
+def _of_several(record: RunRecord) -> dict[str, Any]:
+    """What is told of images with several labels each."""
+    return {"several": SeveralFindings.of(record), "metric_names": METRIC_NAMES}
 
 
 def _script(pages: Environment) -> str:

@@ -114,7 +114,14 @@ class Recipe:
             return self.config
         known = [field.name for field in dataclasses.fields(ResiDualConfig)]
         check_names(self.config, known, "a setting of the adapter's config")
-        return ResiDualConfig(**{"seed": self.seed, **self.config})
+        return ResiDualConfig(**self._given(self.config))
+
+    def _given(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Settings; whole units have no means to restore where no basis has them."""
+        found = {"seed": self.seed, **(config or {})}
+        if found.get("granularity") == "unit" and found.get("basis") is None:
+            found.setdefault("restore_mean", False)
+        return found
 
     def settled(self, backbone: Backbone) -> ResiDualConfig:
         """The adapter's config, for a model.
@@ -124,7 +131,7 @@ class Recipe:
         """
         if isinstance(self.config, ResiDualConfig):
             return self.config
-        tower, given = find_tower(backbone.model), {"seed": self.seed, **(self.config or {})}
+        tower, given = find_tower(backbone.model), self._given(self.config)
         if tower.pools > 1 and not {"readout", "granularity"} & set(given):
             given.setdefault("components", tower.head_dim)
         return ResiDualConfig(**given)

@@ -11,7 +11,7 @@ from ...classifiers.cards import is_ours
 from ...classifiers.files import of_the_old
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData
-from ...errors import ResiDualError, printable_lines
+from ...errors import printable_lines
 from ...hub.directories import CARD, MISTAKES, REPORT, RUN_DIRECTORY, RUN_YAML, SKIPPED, SUSPICIOUS
 from ...hub.facts import Facts
 from ...hub.files import atomic_directory, path_of
@@ -60,7 +60,7 @@ class Fitted:
         images: those that could be read, test images that were trained on left out.
         facts: for its card and report.
         run: as YAML that repeats it (`residual-peft fit --config`).
-        recorded: None with several labels per image.
+        recorded: what is told of single images.
     """
 
     classifier: ZeroShotClassifier
@@ -68,7 +68,7 @@ class Fitted:
     images: ImageData
     facts: Facts
     run: str
-    recorded: Recorded | None
+    recorded: Recorded
 
     def __repr__(self) -> str:
         return printable_lines("\n".join(self.summary.lines()))
@@ -82,13 +82,8 @@ class Fitted:
         """Write the report, one HTML file that needs no other; returns its path.
 
         Raises:
-            ResiDualError: it cannot be written, or images have several labels.
+            ResiDualError: it cannot be written.
         """
-        if self.recorded is None:
-            raise ResiDualError(
-                "there is no report of several labels per image: it counts right and wrong "
-                "images, with one label each."
-            )
         target = path_of(path)
         write_report(self.recorded.run, target)
         return target
@@ -116,12 +111,11 @@ class Fitted:
     def _write_record(self, folder: Path, location: str) -> None:
         """The record, and tables of the images to look at; all of it stays at home."""
         run, names = folder / RUN_DIRECTORY, self.images.class_names
-        if self.recorded is not None:
-            facts = run_facts(self.classifier, folder, self.facts, location)
-            replace(self.recorded.run, facts=facts).save(run)
+        facts = run_facts(self.classifier, folder, self.facts, location)
+        replace(self.recorded.run, facts=facts).save(run)
+        if not self.images.multi_label:  # else no image is right or wrong
             write_noted(run / MISTAKES, self.recorded.mistakes, names, MISTAKE_HEADERS)
             write_noted(run / SUSPICIOUS, self.recorded.suspicious, names, SUSPICIOUS_HEADERS)
-        run.mkdir(exist_ok=True)
         (run / RUN_YAML).write_text(self.run, encoding="utf-8")
 
 
@@ -161,7 +155,7 @@ def record_of(
 ) -> Recorded:
     """What is told of a fit's images; what was read of them must still be there."""
     trusted = None
-    if done.seen is not None:
+    if done.seen is not None and not images.multi_label:
         means = summary.start != "zero-shot"
         trusted = trust_of(*done.seen, images, done.after, means=means)
     suspicious = () if trusted is None else trusted.suspicious
@@ -176,4 +170,5 @@ def record_of(
         None if trusted is None else trusted.record,
         pictured(suspicious),
     )
-    return Recorded(run, mistakes_of(done.after, images.test), list(suspicious))
+    mistakes = [] if images.multi_label else mistakes_of(done.after, images.test)
+    return Recorded(run, mistakes, list(suspicious))

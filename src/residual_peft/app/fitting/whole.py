@@ -137,9 +137,7 @@ def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -
     classifier.split = images.split
     classifier.fitted_on = (*digests_of(images, "train"), *digests_of(images, "validation"))
     facts = facts_of(data, done, summary, images, recipe)
-    record = None  # a report counts images that are right or wrong
-    if not images.multi_label:
-        record = record_of(done, summary, images, facts, dictionary)
+    record = record_of(done, summary, images, facts, dictionary)
     return Fitted(classifier, summary, images, facts, recipe.as_file(data, model), record)
 
 
@@ -226,8 +224,8 @@ def _undescribed(config: ResiDualConfig | None, images: ImageData) -> bool:
 def _check_words(recipe: Recipe, images: ImageData) -> None:
     if recipe.words and _undescribed(recipe.asked, images):
         raise ResiDualError(
-            "words are for the components of a report: data with several labels per image have no "
-            "report, stream mode and one gain per unit no components there; leave them out."
+            "words are for the components of a report: of data with several labels per image, in "
+            "stream mode and of one gain per unit it has none; leave them out."
         )
 
 

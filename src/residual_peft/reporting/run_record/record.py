@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...analysis.describing import Words
 from ...data.images import PICTURE_SUFFIXES, picture_suffix
+from ...data.labels import labelling_in
 from ...errors import ResiDualError
 from ...hub.directories import EXAMPLES, RECORD_JSON, RECORD_TENSORS, RUN_DIRECTORY
 from ...hub.facts import Facts
@@ -53,7 +54,7 @@ class RunRecord:
 
     Attributes:
         class_names: C names.
-        labels: (N,).
+        labels: (N,), or zeros and ones (N, C).
         before: logits without the adapter (N, C), float32.
         after: logits with it.
         facts: how it was made.
@@ -88,8 +89,9 @@ class RunRecord:
                     f"wanted the logits {name} of shape {shape}, one row per test image and one "
                     f"column per class, got {tuple(getattr(self, name).shape)}."
                 )
-        if not len(self.labels) or int(self.labels.min()) < 0 or int(self.labels.max()) >= shape[1]:
-            raise ResiDualError(f"wanted test images with labels from 0 to {shape[1] - 1}.")
+        if not len(self.labels):
+            raise ResiDualError("wanted test images, got none.")
+        labelling_in(self.labels).check(self.labels, shape[1])
         needed = ("model_name", "adapter", "method", "trained")
         if missing := [name for name in needed if getattr(self.facts, name) is None]:
             raise ResiDualError(f"wanted all facts of a fit, got no {missing[0]}.")
@@ -226,9 +228,10 @@ class RunRecord:
 
 
 def _logits(tensors: dict[str, Tensor], folder: Path, classes: int) -> dict[str, Tensor]:
-    """Labels (N,) and logits (N, C)."""
+    """Labels (N,) or (N, C), and logits (N, C)."""
     path = folder / RECORD_TENSORS
-    labels = tensor_of(tensors, "labels", path, None, whole=True)
+    several = "labels" in tensors and tensors["labels"].ndim == 2
+    labels = tensor_of(tensors, "labels", path, None, *[classes] * several, whole=True)
     shape = (len(labels), classes)
     logits = {name: tensor_of(tensors, name, path, *shape) for name in ("before", "after")}
     return {"labels": labels.long(), **logits}
