@@ -1,8 +1,11 @@
 """Each command's help shows one example: it is run, and says what the help says it says."""
 
 import difflib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,17 @@ def test_the_output_is_that_of_the_example(name: str, folder, hub, monkeypatch, 
         starts = [other[: len(line)] for other in lines]  # what the example cuts short
         close = difflib.get_close_matches(line, lines + starts, n=1, cutoff=0.6)
         assert close, f"{line!r} is like none of\n" + "\n".join(lines)
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    program = "import sys; sys.argv = ['residual-peft']; from residual_peft.cli import main; main()"
+    for typed, shown in (("f", "fit"), ("fit --batc", "--batch-size")):
+        words = f"residual-peft {typed}"
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **asked, "_RESIDUAL_PEFT_COMPLETE": "complete_bash"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split() == [shown], done.stderr

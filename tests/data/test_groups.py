@@ -1,11 +1,13 @@
 """Images that belong together stay together, and few of each class are drawn."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
 from datasets import Dataset
+from PIL import Image
 
 from residual_peft import ResiDualError, load_data
 from residual_peft.data.groups import grouped_split, linked_groups
@@ -99,6 +101,10 @@ def test_few_of_each_class_are_learned_from_and_the_others_tested(table, tmp_pat
     root = photos(tmp_path / "photos", count=9)
     for path in sorted((root / "owl").iterdir())[1:]:
         path.unlink()  # a class with a single image
+    for number in range(6):  # copies are no more images, and one of two classes is of neither
+        shutil.copy(root / "cat" / "000.png", root / "cat" / f"copy-{number}.png")
+    for name in ("cat", "dog"):
+        Image.new("RGB", (20, 20)).save(root / name / "either.png")
     found = load_data(root, few=4, seed=1)
     counts = np.bincount(found.train["label"])
     assert counts.tolist() == [4, 4, 1]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batching import ProcessedImages, batches, collate
-    from .loading import ImageData, load_data
+    from .image_data import ImageData
+    from .loading import load_data
     from .passes import Batches, ImageFiles
     from .skipped import SkippedImage, write_skipped
     from .stratification import iterative_folds, iterative_split, stratified_split
@@ -50,7 +51,8 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("ProcessedImages", "batches", "collate"), "batching"),
     **dict.fromkeys(("SkippedImage", "write_skipped"), "skipped"),
-    **dict.fromkeys(("ImageData", "load_data"), "loading"),
+    "ImageData": "image_data",
+    "load_data": "loading",
     **dict.fromkeys(("Batches", "ImageFiles"), "passes"),
     **dict.fromkeys(("iterative_folds", "iterative_split", "stratified_split"), "stratification"),
 }

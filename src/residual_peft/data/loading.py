@@ -3,195 +3,24 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from ..errors import ResiDualError, printable, short
-from .checking import check_images, title_of
+from ..errors import ResiDualError, printable
+from .checking import check_images
 from .columns import check_classes, standard_columns, with_class_labels
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
-from .labels import Labelling, labelling_in, labelling_of, labelling_of_column
+from .image_data import ImageData
+from .labels import labelling_in, labelling_of_column
 from .labels.columns import label_array
 from .provenance import SplitRecord, digest_of
 from .skipped import SkippedImage
-from .sources import Asked, find
-from .stratification import split_by_content
+from .sources import Asked, Source, find
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, repr=False)
-class ImageData:
-    """Labelled images, split.
-
-    Attributes:
-        splits: some of "train", "validation" and "test", each with the columns `image` and `label`:
-            a ClassLabel, or with `multi_label` a list of it, increasing and perhaps empty.
-        class_names: one name per label.
-        source: where they came from, for messages and cards.
-        multi_label: whether an image may have several labels, or none.
-        split: how the images were shared out, for whoever evaluates later.
-        skipped: the images that were left out because they cannot be read.
-        digests: split -> `provenance.image_digest` of each of its images, in the order of its rows.
-        groups: split -> what each of its images is left out with; empty where nobody says.
-    """
-
-    splits: DatasetDict
-    class_names: tuple[str, ...]
-    source: str
-    multi_label: bool = False
-    split: SplitRecord = field(default_factory=lambda: SplitRecord(""))
-    skipped: tuple[SkippedImage, ...] = ()
-    digests: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        names = ", ".join(map(short, self.class_names[:5])) + (", ..." * bool(self.class_names[5:]))
-        images = ", ".join(f"{split} {len(rows):,}" for split, rows in self.splits.items())
-        return (
-            f"ImageData({short(self.source)}, {len(self.class_names)} classes ({names}), "
-            f"{self.labelling.words} per image, images: {images}, skipped: {len(self.skipped)})"
-        )
-
-    def __getitem__(self, split: str) -> Dataset:
-        if split not in self.splits:
-            raise ResiDualError(
-                f"'{self.source}' has no split '{split}', only {', '.join(self.splits) or 'none'}."
-            )
-        return self.splits[split]
-
-    @property
-    def labelling(self) -> Labelling:
-        """One label per image, or several."""
-        return labelling_of(self.multi_label)
-
-    @property
-    def train(self) -> Dataset:
-        """The images to fit on."""
-        return self["train"]
-
-    @property
-    def validation(self) -> Dataset:
-        """The images to choose by."""
-        return self["validation"]
-
-    @property
-    def test(self) -> Dataset:
-        """The images to report on, never to choose by."""
-        return self["test"]
-
-    def whole(self) -> tuple[Dataset, tuple[str, ...]]:
-        """All images of all splits, and their digests."""
-        digests = [digest for split in self.splits for digest in self.digests[split]]
-        return concatenate_datasets(list(self.splits.values())), tuple(digests)
-
-    def cut(self, shares: Mapping[str, float], seed: int = 0, few: int = 0) -> "ImageData":
-        """The same with the splits that the data are without cut from the training images.
-
-        Args:
-            shares: "validation" and "test" -> share of the training images; 0 for none.
-            seed: of the split.
-            few: train on so many images of each class, and test on the others where the data have
-                no test images; nothing is validated then. 0 for all but the shares.
-
-        Raises:
-            ResiDualError: shares that leave nothing to train on, or too few images.
-        """
-        shares = {
-            part: share for part, share in shares.items() if share and part not in self.splits
-        }
-        shares = shares if "train" in self.splits and not few else {}
-        if not shares and not few and self.split.shares:  # all of it has been cut before
-            return self
-        if few and self.groups:
-            raise ResiDualError(
-                "so many images per class are drawn one by one, which would part those of a group: "
-                "leave out few or the group column."
-            )
-        found = self
-        if shares or few:
-            found = self._cut(shares, seed, few)
-        counts = {split: len(found.splits[split]) for split in SPLIT_NAMES if split in found.splits}
-        return replace(
-            found,
-            splits=DatasetDict({split: found.splits[split] for split in counts}),
-            split=replace(
-                self.split,
-                seed=seed,
-                shares={**self.split.shares, **shares},
-                images=counts,
-                few=few,
-            ),
-        )
-
-    def _cut(self, shares: Mapping[str, float], seed: int, few: int) -> "ImageData":
-        """With parts of the training images in place of these, and of what they make idle."""
-        whole, own = self["train"], self.digests["train"]
-        parts = split_by_content(
-            self.labelling,
-            label_array(whole, len(self.class_names)),
-            shares,
-            seed,
-            own,
-            self.class_names,
-            lambda row: title_of(whole, row),
-            few=few,
-            groups=self.groups.get("train", ()),
-        )
-        kept = [split for split in self.splits if split != "train" and not few]
-        kept += ["test"] if few and "test" in self.splits else []
-        parts = {part: rows for part, rows in parts.items() if part not in kept}
-
-        def with_parts(old: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-            found = {split: old[split] for split in kept if split in old}
-            if "train" in old:
-                found |= {n: tuple(old["train"][row] for row in rows) for n, rows in parts.items()}
-            return found
-
-        splits = {split: self.splits[split] for split in kept}
-        splits |= {part: whole.select(rows) for part, rows in parts.items()}
-        return replace(
-            self,
-            splits=DatasetDict(splits),
-            digests=with_parts(self.digests),
-            groups=with_parts(self.groups),
-        )
-
-    def without(
-        self, split: str, rows: Iterable[int], skipped: Iterable[SkippedImage] = ()
-    ) -> "ImageData":
-        """The same without some rows of a split, such as images that turn out to be unreadable.
-
-        The record of the split stays: what the other images are for does not change.
-
-        Args:
-            split: of the rows.
-            rows: their numbers in that split.
-            skipped: their names and what is wrong with them, to be listed with the others.
-
-        Raises:
-            ResiDualError: no such split or row, or no image is left in it.
-        """
-        dropped, count = set(rows), len(self[split])
-        if dropped and not 0 <= min(dropped) <= max(dropped) < count:
-            raise ResiDualError(f"wanted rows of '{split}' from 0 to {count - 1}, got {dropped}.")
-        if not (kept := [row for row in range(count) if row not in dropped]):
-            raise ResiDualError(f"no image is left in the split '{split}' of '{self.source}'.")
-        both = [
-            {**old, split: tuple(old[split][row] for row in kept)} if split in old else old
-            for old in (self.digests, self.groups)
-        ]
-        return replace(
-            self,
-            splits=DatasetDict({**self.splits, split: self[split].select(kept)}),
-            digests=both[0],
-            groups=both[1],
-            skipped=(*self.skipped, *skipped),
-        )
 
 
 def load_data(
@@ -268,26 +97,14 @@ def load_data(
     listed, chosen = _with_own(chosen, own, asked, found.skipped)
     if known_classes and any(group_column not in rows.features for _, rows in chosen.values()):
         group_column = None  # of images that are only scored, groups are no matter
-    standard = {
-        part: standard_columns(
-            dataset, image_column, label_column, f"{name}, split {part}", group_column
-        )
-        for part, (_, dataset) in chosen.items()
-    }
-    if found.classes is not None:
-        standard = found.classes.applied(standard)
+    columns = (image_column, label_column, group_column)
+    standard = _standard(found, {part: rows for part, (_, rows) in chosen.items()}, columns)
     names, labelled = with_class_labels(standard, class_names, name, known_classes)
     labels = {part: label_array(dataset, len(names)) for part, dataset in labelled.items()}
     if known_classes is None:
         check_classes(labels, names, name)
-    seen, skipped = check_images(
-        labelled,
-        name,
-        strict=strict,
-        max_bad=max_bad,
-        listed=listed,
-        progress=progress,
-    )
+    options: dict[str, Any] = {"strict": strict, "max_bad": max_bad, "progress": progress}
+    seen, skipped = check_images(labelled, name, listed=listed, **options)
     came_in = {part: split for part, (split, _) in chosen.items()}
     labelled, labels, digests = _readable(labelled, labels, seen, came_in)
     if known_classes is None:
@@ -307,6 +124,24 @@ def load_data(
         groups,
     )
     return data.cut(shares, seed, few or 0)
+
+
+def _standard(
+    found: Source, parts: Mapping[str, Dataset], columns: tuple[str | None, str | None, str | None]
+) -> dict[str, Dataset]:
+    """The parts with columns of their own names, and classes as a list of them says.
+
+    Args:
+        found: what they are of.
+        parts: what to call each -> its images.
+        columns: of images, of labels, of groups.
+    """
+    image, label, group = columns
+    standard = {
+        part: standard_columns(rows, image, label, f"{found.name}, split {part}", group)
+        for part, rows in parts.items()
+    }
+    return standard if found.classes is None else found.classes.applied(standard)
 
 
 def _with_own(

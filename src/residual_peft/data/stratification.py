@@ -49,7 +49,8 @@ def split_by_content(
         digests: name of each image by its content, N.
         class_names: for messages.
         title: row -> what to call its image in messages.
-        few: so many images of each class are train in place of a share, and the others "test".
+        few: so many images of each class are train in place of a share, and the others "test"; of
+            copies the first alone is in either, and none of an image that has several classes.
         groups: of each image, N; those of one group stay together, and with copies of them.
 
     Raises:
@@ -61,11 +62,13 @@ def split_by_content(
     part_of = np.zeros(len(first), dtype=np.int64)  # of the parts below, train for a start
     other = (labels != labels[first][image_of]).reshape(len(labels), -1).any(1)
     own, order, clear = labelling.by_image(labels, first, image_of, np.unique(image_of[other]))
-    _say_repeated(image_of, first, other, labelling.differing_words, title)
+    what = "; left out" if few else labelling.differing_words
+    _say_repeated(image_of, first, other, what, title)
     titles = [class_names[label] if class_names else str(label) for label in order]
     if few:
         parts = few_split(own, few, seed, titles)
-    elif len(groups):
+        return {part: np.sort(first[clear[rows]]) for part, rows in parts.items()}
+    if len(groups):
         from .groups import grouped_split, linked_groups
 
         linked = linked_groups(image_of, groups)

@@ -1,0 +1,185 @@
+"""Labelled images, split: what `load_data` gives and everything else takes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from datasets import Dataset, DatasetDict, concatenate_datasets
+
+from ..errors import ResiDualError, short
+from .checking import title_of
+from .folders import SPLIT_NAMES
+from .labels import Labelling, labelling_of
+from .labels.columns import label_array
+from .provenance import SplitRecord
+from .skipped import SkippedImage
+from .stratification import split_by_content
+
+
+@dataclass(frozen=True, repr=False)
+class ImageData:
+    """Labelled images, split.
+
+    Attributes:
+        splits: some of "train", "validation" and "test", each with the columns `image` and `label`:
+            a ClassLabel, or with `multi_label` a list of it, increasing and perhaps empty.
+        class_names: one name per label.
+        source: where they came from, for messages and cards.
+        multi_label: whether an image may have several labels, or none.
+        split: how the images were shared out, for whoever evaluates later.
+        skipped: the images that were left out because they cannot be read.
+        digests: split -> `provenance.image_digest` of each of its images, in the order of its rows.
+        groups: split -> what each of its images is left out with; empty where nobody says.
+    """
+
+    splits: DatasetDict
+    class_names: tuple[str, ...]
+    source: str
+    multi_label: bool = False
+    split: SplitRecord = field(default_factory=lambda: SplitRecord(""))
+    skipped: tuple[SkippedImage, ...] = ()
+    digests: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(short, self.class_names[:5])) + (", ..." * bool(self.class_names[5:]))
+        images = ", ".join(f"{split} {len(rows):,}" for split, rows in self.splits.items())
+        return (
+            f"ImageData({short(self.source)}, {len(self.class_names)} classes ({names}), "
+            f"{self.labelling.words} per image, images: {images}, skipped: {len(self.skipped)})"
+        )
+
+    def __getitem__(self, split: str) -> Dataset:
+        if split not in self.splits:
+            raise ResiDualError(
+                f"'{self.source}' has no split '{split}', only {', '.join(self.splits) or 'none'}."
+            )
+        return self.splits[split]
+
+    @property
+    def labelling(self) -> Labelling:
+        """One label per image, or several."""
+        return labelling_of(self.multi_label)
+
+    @property
+    def train(self) -> Dataset:
+        """The images to fit on."""
+        return self["train"]
+
+    @property
+    def validation(self) -> Dataset:
+        """The images to choose by."""
+        return self["validation"]
+
+    @property
+    def test(self) -> Dataset:
+        """The images to report on, never to choose by."""
+        return self["test"]
+
+    def whole(self) -> tuple[Dataset, tuple[str, ...]]:
+        """All images of all splits, and their digests."""
+        digests = [digest for split in self.splits for digest in self.digests[split]]
+        return concatenate_datasets(list(self.splits.values())), tuple(digests)
+
+    def cut(self, shares: Mapping[str, float], seed: int = 0, few: int = 0) -> "ImageData":
+        """The same with the splits that the data are without cut from the training images.
+
+        Args:
+            shares: "validation" and "test" -> share of the training images; 0 for none.
+            seed: of the split.
+            few: train on so many images of each class, and test on the others where the data have
+                no test images; nothing is validated then. 0 for all but the shares.
+
+        Raises:
+            ResiDualError: shares that leave nothing to train on, or too few images.
+        """
+        shares = {
+            part: share for part, share in shares.items() if share and part not in self.splits
+        }
+        shares = shares if "train" in self.splits and not few else {}
+        if not shares and not few and self.split.shares:  # all of it has been cut before
+            return self
+        if few and self.groups:
+            raise ResiDualError(
+                "so many images per class are drawn one by one, which would part those of a group: "
+                "leave out few or the group column."
+            )
+        found = self
+        if shares or few:
+            found = self._cut(shares, seed, few)
+        counts = {split: len(found.splits[split]) for split in SPLIT_NAMES if split in found.splits}
+        return replace(
+            found,
+            splits=DatasetDict({split: found.splits[split] for split in counts}),
+            split=replace(
+                self.split,
+                seed=seed,
+                shares={**self.split.shares, **shares},
+                images=counts,
+                few=few,
+            ),
+        )
+
+    def _cut(self, shares: Mapping[str, float], seed: int, few: int) -> "ImageData":
+        """With parts of the training images in place of these, and of what they make idle."""
+        whole, own = self["train"], self.digests["train"]
+        parts = split_by_content(
+            self.labelling,
+            label_array(whole, len(self.class_names)),
+            shares,
+            seed,
+            own,
+            self.class_names,
+            lambda row: title_of(whole, row),
+            few=few,
+            groups=self.groups.get("train", ()),
+        )
+        kept = [split for split in self.splits if split != "train" and not few]
+        kept += ["test"] if few and "test" in self.splits else []
+        parts = {part: rows for part, rows in parts.items() if part not in kept}
+
+        def with_parts(old: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+            found = {split: old[split] for split in kept if split in old}
+            if "train" in old:
+                found |= {n: tuple(old["train"][row] for row in rows) for n, rows in parts.items()}
+            return found
+
+        splits = {split: self.splits[split] for split in kept}
+        splits |= {part: whole.select(rows) for part, rows in parts.items()}
+        return replace(
+            self,
+            splits=DatasetDict(splits),
+            digests=with_parts(self.digests),
+            groups=with_parts(self.groups),
+        )
+
+    def without(
+        self, split: str, rows: Iterable[int], skipped: Iterable[SkippedImage] = ()
+    ) -> "ImageData":
+        """The same without some rows of a split, such as images that turn out to be unreadable.
+
+        The record of the split stays: what the other images are for does not change.
+
+        Args:
+            split: of the rows.
+            rows: their numbers in that split.
+            skipped: their names and what is wrong with them, to be listed with the others.
+
+        Raises:
+            ResiDualError: no such split or row, or no image is left in it.
+        """
+        dropped, count = set(rows), len(self[split])
+        if dropped and not 0 <= min(dropped) <= max(dropped) < count:
+            raise ResiDualError(f"wanted rows of '{split}' from 0 to {count - 1}, got {dropped}.")
+        if not (kept := [row for row in range(count) if row not in dropped]):
+            raise ResiDualError(f"no image is left in the split '{split}' of '{self.source}'.")
+        both = [
+            {**old, split: tuple(old[split][row] for row in kept)} if split in old else old
+            for old in (self.digests, self.groups)
+        ]
+        return replace(
+            self,
+            splits=DatasetDict({**self.splits, split: self[split].select(kept)}),
+            digests=both[0],
+            groups=both[1],
+            skipped=(*self.skipped, *skipped),
+        )
