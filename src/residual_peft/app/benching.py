@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 
 from ..errors import ResiDualError
-from ..experiments.bench.plan import Planned, plan
 from ..experiments.bench.registry import PAPER, Registry, read_registry
 from ..experiments.bench.results import Result, of_registry
 from ..experiments.bench.run import run_registry
@@ -26,11 +25,6 @@ def registry_of(
         ResiDualError: as `read_registry`; a name that it has not.
     """
     return read_registry(PAPER if path is None else path).only(models, data, methods, protocols)
-
-
-def planned(registry: Registry) -> list[Planned]:
-    """What a registry takes; see `plan`."""
-    return plan(registry)
 
 
 def run_bench(

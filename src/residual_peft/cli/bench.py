@@ -41,12 +41,12 @@ def bench(
 ) -> None:
     """Run models x data sets x methods, a line of JSON for each, and summarise them."""
     begin("The paper's models and data sets." if registry is None else f"What {registry} says.")
-    from ..app.benching import planned, registry_of, run_bench
-    from ..experiments.bench.plan import lines
+    from ..app.benching import registry_of, run_bench
+    from ..experiments.bench.plan import lines, plan
 
     found = registry_of(registry, _split(models), _split(data), _split(methods), _split(protocol))
     if dry_run:
-        print(printable_lines("\n".join(lines(planned(found)))))
+        print(printable_lines("\n".join(lines(plan(found)))))
         return
 
     def say(line: str) -> None:

@@ -21,7 +21,7 @@ NOTE = (
     "A score is the accuracy on the test images; in base-to-novel, the harmonic mean of that of "
     "classes trained on and of new ones, each among their own half. ± is the standard error over "
     "seeds, which draw the training images. Differences are paired, over all models, data sets and "
-    "seeds that both methods ran on (t-test), or over images where that is one run (McNemar's). "
+    "seeds that both methods ran on (t-test), or over images where those are one (McNemar's). "
     "p is for one comparison: of many, some are below 0.05 by chance. In the table of each model, "
     "* is better and ° worse than the linear probe with p < 0.05."
 )
@@ -75,14 +75,15 @@ def difference(first: Iterable[Result], second: Iterable[Result]) -> Difference 
     gaps = [score(one) - score(other) for one, other in pairs]
     if not gaps:
         return None
-    if len(gaps) > 1:
-        level = max(gaps) - min(gaps) < 1e-12  # a t-test has nothing to divide by
-        p = float(not any(gaps)) if level else float(ttest_rel(*_scores(pairs)).pvalue)
-        return Difference(mean(gaps), stdev(gaps) / sqrt(len(gaps)), p, len(gaps))
-    one, other = (result.hits for result in pairs[0])
-    better, worse = int((one & ~other).sum()), int((other & ~one).sum())
-    p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
-    return Difference(gaps[0], None, p, 1)
+    error = stdev(gaps) / sqrt(len(gaps)) if len(gaps) > 1 else None
+    if max(gaps) - min(gaps) > 1e-12:  # else a t-test has nothing to divide by
+        first_scores, second_scores = zip(*((score(a), score(b)) for a, b in pairs), strict=True)
+        p = float(ttest_rel(first_scores, second_scores).pvalue)
+    else:
+        one, other = (result.hits for result in pairs[0])
+        better, worse = int((one & ~other).sum()), int((other & ~one).sum())
+        p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+    return Difference(mean(gaps), error, p, len(gaps))
 
 
 def tables(results: Sequence[Result]) -> list[Table]:
@@ -240,10 +241,6 @@ def _of(results: Iterable[Result], method: str) -> list[Result]:
 
 def _place(result: Result) -> tuple[str, str, str, int]:
     return result.model, result.data, result.protocol, result.seed
-
-
-def _scores(pairs: Sequence[tuple[Result, Result]]) -> tuple[list[float], list[float]]:
-    return [score(one) for one, _ in pairs], [score(other) for _, other in pairs]
 
 
 def _percent(share: float) -> str:

@@ -29,7 +29,7 @@ from ...solvers.store import CoordinateStore, write_coordinates
 from ...tuner import ResiDualConfig
 from .registry import OWN, WEIGHTS, DataEntry, ModelEntry, Registry
 
-BASIS, SECONDS = "basis", "seconds.json"
+SECONDS = "seconds.json"
 SHARD = 1024  # images per file: what a killed run reads again at most
 
 
@@ -93,7 +93,7 @@ class Tower:
         Args:
             entry: which model.
             registry: what it is of.
-            folder: for its coordinates.
+            folder: for its coordinates, of the name that the model has there.
             basis: that data set.
 
         Raises:
@@ -103,7 +103,7 @@ class Tower:
         config = ResiDualConfig()
         if registry.basis not in (WEIGHTS, OWN):
             assert basis is not None
-            place = folder / BASIS
+            place = folder / f"basis-{registry.digest(folder.name, registry.basis)}"
             if not place.is_dir():
                 images = batches(
                     basis.train, backbone.image_processor, batch_size=registry.batch_size

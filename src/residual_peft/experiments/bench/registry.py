@@ -188,12 +188,15 @@ class Registry:
             methods=tuple(methods) if methods else self.methods,
         )
 
-    def digest(self, model: str, data: str, protocol: str) -> str:
-        """Of all in the registry that a run's numbers depend on, beside method and seed."""
+    def digest(self, model: str, data: str, protocol: str | None = None) -> str:
+        """Of all in the registry that a run's numbers depend on, beside method and seed.
+
+        Without a protocol, of what a pair's coordinates depend on.
+        """
         what = {
             "model": _facts(self.models[model]),
             "data": _facts(self.data[data]),
-            "protocol": _facts(self.protocols[protocol]),
+            "protocol": _facts(self.protocols[protocol]) if protocol else self.batch_size,
             "basis": _facts(self.data[self.basis]) if self.basis in self.data else self.basis,
             "dtype": self.dtype,
         }

@@ -1,6 +1,7 @@
 """A registry, run: what is finished stays, what fails is said in a line, and the rest goes on."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,17 +137,17 @@ class _Bench:
         pairs: dict[str, Pair] = {}
         for data in dict.fromkeys(run[1] for run in todo):
             with self.spared(f"{model} on {data}"):
-                pair = self.pair(tower, data, pairs)
+                pair = self.pair(tower, model, data, pairs)
                 self.run_pair(pair, [run for run in todo if run[1] == data], pairs)
                 pair.forget("train")
-        for pair in pairs.values():
-            pair.forget("test")
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def pair(self, tower: Tower, data: str, pairs: dict[str, Pair]) -> Pair:
-        """A pair, made once."""
+    def pair(self, tower: Tower, model: str, data: str, pairs: dict[str, Pair]) -> Pair:
+        """A pair, made once; what was read for other entries lies elsewhere."""
         if data not in pairs:
             images, entry = self.images(data), self.registry.data[data]
-            pairs[data] = Pair(tower, images, entry, self.registry, tower.folder / data)
+            folder = tower.folder / f"{data}-{self.registry.digest(model, data)}"
+            pairs[data] = Pair(tower, images, entry, self.registry, folder)
         return pairs[data]
 
     def run_pair(self, pair: Pair, todo: list[Run], pairs: dict[str, Pair]) -> None:
@@ -186,7 +187,7 @@ class _Bench:
             class_names=pair.images.class_names,
             templates=pair.entry.templates if pair.tower.has_text else (),
             basis=self.registry.basis,
-            forgotten=self.forgotten(fitted, pair, pairs),
+            forgotten=self.forgotten(fitted, model, pair, pairs),
             notes=fitted.notes,
             versions=versions(),
             machine=machine(),
@@ -198,7 +199,7 @@ class _Bench:
         )
 
     def forgotten(
-        self, fitted: Fitted, pair: Pair, pairs: dict[str, Pair]
+        self, fitted: Fitted, model: str, pair: Pair, pairs: dict[str, Pair]
     ) -> dict[str, tuple[float, float]]:
         """Zero-shot accuracy on other tasks before and after, where the embedding changed."""
         found: dict[str, tuple[float, float]] = {}
@@ -206,7 +207,7 @@ class _Bench:
             return found
         for data in self.registry.data:
             try:
-                other = self.pair(pair.tower, data, pairs)
+                other = self.pair(pair.tower, model, data, pairs)
                 if other is not pair:
                     after = torch.cat([fitted.adapted(part) for part in chunks(other.test)])
                     found[data] = (

@@ -1,4 +1,4 @@
-"""A bench by hand: registries, draws, numbers of a small run, kills and what goes on after them."""
+"""A small bench against the same by hand, killed ones, and ones that go on."""
 
 import json
 import os
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -21,85 +20,16 @@ from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments.bench.fits import STRENGTHS
-from residual_peft.experiments.bench.plan import plan
 from residual_peft.experiments.bench.protocols import draw
-from residual_peft.experiments.bench.registry import Protocol, Registry, read_registry
+from residual_peft.experiments.bench.registry import Protocol, Registry
 from residual_peft.experiments.bench.results import Result, packed, read_results
 from residual_peft.experiments.bench.run import run_registry, runs_of
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.solvers.methods import METHODS, Rows
 from residual_peft.tuner import ResiDualConfig, fit_bases
-from tests.experiments.bench_case import METHODS as NAMES
-from tests.experiments.bench_case import small_registry
-from tests.pairs import table
+from tests.experiments.bench.case import small_registry
 
 QUICK = ("zero-shot", "ridge", "knn")
-TOP = '[models.a]\nsource = "a"\n[data.b]\nsource = "b"\n[protocols.c]\nkind = "full"\n'
-
-
-def test_the_papers_registry_is_whole() -> None:
-    """Seven models, ten data sets; K from layers, heads and widths, as the paper's table counts."""
-    registry = read_registry()
-    assert (len(registry.models), len(registry.data)) == (7, 10)
-    shapes = {12: (12, 64), 24: (16, 64)}
-    widths = {"clip-b16": 512, "openclip-b16": 512, "clip-l14": 768, "openclip-l14": 768}
-    widths |= {"blip-l": 256, "vit-l16": 1024, "dinov2-l14": 1024}
-    for name, entry in registry.models.items():
-        layers = 12 if name.endswith("b16") else 24
-        heads, width = shapes[layers]
-        assert entry.width == widths[name]
-        # a head has its directions and its bias's, an MLP as many as the readout
-        assert entry.coordinates == layers * (heads * (width + 1) + entry.width)
-    planned = plan(registry)
-    assert len(planned) == 70
-    assert all(each.bytes and each.runs for each in planned)
-    assert sum(each.runs for each in planned) == len(runs_of(registry))
-    assert {entry.seed for entry in registry.data.values()} == {42}
-
-
-@table(
-    ("text", "said"),
-    [
-        ("x = ", "is not TOML"),
-        ("[models.a]\n", r"field models\.a\.source: wanted text, got none"),
-        (TOP + "methods = ['magic']", "'magic' is not a method"),
-        (TOP + "[protocols.d]\nkind = 'shots'", r"field protocols\.d: wanted shots with"),
-        (TOP + "shots = 3", r"field protocols\.c: wanted shots with the kind 'shots', and none"),
-        (TOP + "[data.b2]\nsource = 3", r"field data\.b2\.source: wanted text, got 3"),
-        (TOP + "[data.b2]\nsource = 'b'\ntemplates = ['x']", r"data\.b2: the prompt template 'x'"),
-        (TOP + "[data.b2]\nsource = 'b'\ntest = 2", r"data\.b2\.test: wanted a number from 0 to"),
-        (TOP + "[data.b2]\nsuorce = 'b'", r"data\.b2"),
-        (TOP + "[models.'../x']\nsource = 'b'", "wanted a name of letters, digits"),
-        ("basis = 'imagenet'\n" + TOP, "'imagenet' is not a data set to fit bases on"),
-        ("basis = 2026-01-01\n" + TOP, "field basis: wanted text"),
-    ],
-)
-def test_a_bad_registry_is_one_clear_line(text: str, said: str, tmp_path: Path) -> None:
-    path = tmp_path / "registry.toml"
-    path.write_text(text if not text.endswith(("'magic']",)) else f"methods = ['magic']\n{TOP}")
-    with pytest.raises(ResiDualError, match=said) as caught:
-        read_registry(path)
-    assert "registry.toml" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_draws_are_what_they_say() -> None:
-    generator = np.random.default_rng(0)
-    labels = torch.from_numpy(generator.integers(0, 7, 200))
-    for seed in range(3):
-        shots = draw(Protocol("shots", 4), labels, 7, seed)
-        assert torch.equal(labels[shots.rows].bincount(minlength=7), torch.full((7,), 4))
-        assert len(shots.rows.unique()) == 28
-        assert not len(shots.novel)
-        halves = draw(Protocol("base-to-novel"), labels, 7, seed)
-        assert sorted([*halves.classes.tolist(), *halves.novel.tolist()]) == list(range(7))
-        assert len(halves.classes) == 4
-        assert sorted(halves.rows.tolist()) == [
-            row for row in range(200) if labels[row] in halves.classes
-        ]
-        again = draw(Protocol("shots", 4), labels, 7, seed)
-        assert torch.equal(again.rows, shots.rows)
-    assert not torch.equal(draw(Protocol("shots", 4), labels, 7, 0).rows, again.rows)
 
 
 def test_hits_are_packed_without_loss() -> None:
@@ -315,7 +245,8 @@ def test_a_killed_run_goes_on_where_it_stopped(registry, ran, tmp_path: Path) ->
         read_results(folder)
 
 
-@table("basis", ["own", "other"])
+@pytest.mark.slow
+@pytest.mark.parametrize("basis", ["own", "other"])
 def test_bases_of_ones_own_images_or_of_anothers(basis: str, registry, tmp_path) -> None:
     part = replace(registry, basis=basis).only(
         data=["grey"], methods=["gains", "ridge"], protocols=["all"]
@@ -330,9 +261,13 @@ def test_bases_of_ones_own_images_or_of_anothers(basis: str, registry, tmp_path)
         assert bool(result.forgotten) == (basis != "own" and method == "gains")
 
 
-def test_names_are_checked(registry) -> None:
-    with pytest.raises(ResiDualError, match="'tinyy' is not a model of the registry; did you mean"):
-        registry.only(models=["tinyy"])
-    with pytest.raises(ResiDualError, match="is not a method of the registry"):
-        registry.only(methods=["gda"])
-    assert registry.only(methods=[*NAMES[:2]]).methods == NAMES[:2]
+def test_processes_share_the_pairs(registry, tmp_path: Path, monkeypatch) -> None:
+    """As under `accelerate launch`, one after the other: each its own pairs, in its own file."""
+    part = registry.only(data=["grey", "other"], protocols=["all"], methods=["ridge"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, data in enumerate(("grey", "other")):
+        monkeypatch.setenv("RANK", str(rank))
+        results = run_registry(part, tmp_path, say=lambda line: None)
+        assert results[-1].data == data
+        assert len((tmp_path / f"results-{rank}.jsonl").read_text().splitlines()) == 1
+    assert [result.data for result in results] == ["grey", "other"]

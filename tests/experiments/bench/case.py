@@ -31,6 +31,7 @@ source = "not/there"
 kind = "shots"
 shots = 2
 seeds = [0, 1]
+without = ["linear-map"]
 
 [protocols.all]
 kind = "full"

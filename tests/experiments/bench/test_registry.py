@@ -1,0 +1,138 @@
+"""Registries that are read: the paper's, bad ones, parts of one; and draws of their protocols."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from residual_peft.errors import ResiDualError
+from residual_peft.experiments.bench.encoding import load_images
+from residual_peft.experiments.bench.plan import plan
+from residual_peft.experiments.bench.protocols import draw
+from residual_peft.experiments.bench.registry import DataEntry, Protocol, read_registry
+from residual_peft.experiments.bench.run import runs_of
+from tests.experiments.bench.case import METHODS as NAMES
+from tests.experiments.bench.case import small_registry
+from tests.pairs import table
+
+TOP = '[models.a]\nsource = "a"\n[data.b]\nsource = "b"\n[protocols.c]\nkind = "full"\n'
+
+
+def test_the_papers_registry_is_whole() -> None:
+    """Seven models, ten data sets; K from layers, heads and widths, as the paper's table counts."""
+    registry = read_registry()
+    assert (len(registry.models), len(registry.data)) == (7, 10)
+    shapes = {12: (12, 64), 24: (16, 64)}
+    widths = {"clip-b16": 512, "openclip-b16": 512, "clip-l14": 768, "openclip-l14": 768}
+    widths |= {"blip-l": 256, "vit-l16": 1024, "dinov2-l14": 1024}
+    for name, entry in registry.models.items():
+        layers = 12 if name.endswith("b16") else 24
+        heads, width = shapes[layers]
+        assert entry.width == widths[name]
+        # a head has its directions and its bias's, an MLP as many as the readout
+        assert entry.coordinates == layers * (heads * (width + 1) + entry.width)
+    planned = plan(registry)
+    assert len(planned) == 70
+    assert all(each.bytes and each.runs for each in planned)
+    assert sum(each.runs for each in planned) == len(runs_of(registry))
+    assert {entry.seed for entry in registry.data.values()} == {42}
+
+
+@table(
+    ("text", "said"),
+    [
+        ("x = ", "is not TOML"),
+        ("[models.a]\n", r"field models\.a\.source: wanted text, got none"),
+        (TOP + "methods = ['magic']", "'magic' is not a method"),
+        (TOP + "[protocols.d]\nkind = 'shots'", r"field protocols\.d: wanted shots with"),
+        (TOP + "shots = 3", r"field protocols\.c: wanted shots with the kind 'shots', and none"),
+        (TOP + "[data.b2]\nsource = 3", r"field data\.b2\.source: wanted text, got 3"),
+        (TOP + "[data.b2]\nsource = 'b'\ntemplates = ['x']", r"data\.b2: the prompt template 'x'"),
+        (TOP + "[data.b2]\nsource = 'b'\ntest = 2", r"data\.b2\.test: wanted a number from 0 to"),
+        (TOP + "[data.b2]\nsuorce = 'b'", r"data\.b2"),
+        (TOP + "[models.'../x']\nsource = 'b'", "wanted a name of letters, digits"),
+        ("basis = 'imagenet'\n" + TOP, "'imagenet' is not a data set to fit bases on"),
+        ("basis = 2026-01-01\n" + TOP, "field basis: wanted text"),
+    ],
+)
+def test_a_bad_registry_is_one_clear_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text(text if not text.endswith(("'magic']",)) else f"methods = ['magic']\n{TOP}")
+    with pytest.raises(ResiDualError, match=said) as caught:
+        read_registry(path)
+    assert "registry.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_draws_are_what_they_say() -> None:
+    generator = np.random.default_rng(0)
+    labels = torch.from_numpy(generator.integers(0, 7, 200))
+    for seed in range(3):
+        shots = draw(Protocol("shots", 4), labels, 7, seed)
+        assert torch.equal(labels[shots.rows].bincount(minlength=7), torch.full((7,), 4))
+        assert len(shots.rows.unique()) == 28
+        assert not len(shots.novel)
+        halves = draw(Protocol("base-to-novel"), labels, 7, seed)
+        assert sorted([*halves.classes.tolist(), *halves.novel.tolist()]) == list(range(7))
+        assert len(halves.classes) == 4
+        assert sorted(halves.rows.tolist()) == [
+            row for row in range(200) if labels[row] in halves.classes
+        ]
+        again = draw(Protocol("shots", 4), labels, 7, seed)
+        assert torch.equal(again.rows, shots.rows)
+    assert not torch.equal(draw(Protocol("shots", 4), labels, 7, 0).rows, again.rows)
+
+
+def test_names_are_checked(tmp_path: Path) -> None:
+    registry = small_registry(tmp_path)
+    with pytest.raises(ResiDualError, match="'tinyy' is not a model of the registry; did you mean"):
+        registry.only(models=["tinyy"])
+    with pytest.raises(ResiDualError, match="is not a method of the registry"):
+        registry.only(methods=["gda"])
+    assert registry.only(methods=[*NAMES[:2]]).methods == NAMES[:2]
+
+
+EXTRA_SPLITS = {"svhn": "extra", "gtsrb": "contrast", "stanford_cars": "jpeg_compression"}
+
+
+def miniature(folder: Path, name: str, entry: DataEntry) -> Path:
+    """A copy of a data set as it lies on the Hub, with few images and no entry's knowledge lost."""
+    generator, names = np.random.default_rng(3), ["left", "right", "top"]
+    columns = {entry.image_column: ImageFeature(), entry.label_column: ClassLabel(names=names)}
+    columns |= {"coarse_label": Value("int64")} if name == "cifar100" else {}
+    splits = [*entry.splits.values(), *filter(None, [EXTRA_SPLITS.get(name)])]
+    (folder / "data").mkdir(parents=True)
+    for split in splits:
+        pixels = generator.integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
+        rows = {entry.image_column: [Image.fromarray(p) for p in pixels]}
+        rows |= {entry.label_column: [row % 3 for row in range(30)]}
+        rows |= {"coarse_label": [0] * 30} if name == "cifar100" else {}
+        file = folder / "data" / f"{split}-00000-of-00001.parquet"
+        Dataset.from_dict(rows, features=Features(columns)).to_parquet(file)
+    if entry.config:
+        files = "".join(f"\n  - split: {s}\n    path: data/{s}-*" for s in splits)
+        card = f"---\nconfigs:\n- config_name: {entry.config}\n  data_files:{files}\n---\n"
+        (folder / "README.md").write_text(card)
+    return folder
+
+
+def test_the_papers_data_load_from_miniature_copies(tmp_path: Path) -> None:
+    for name, entry in read_registry().data.items():
+        copy = miniature(tmp_path / name, name, entry)
+        images = load_images(replace(entry, source=str(copy)))
+        assert images.class_names == ("left", "right", "top"), name
+        counts = {split: len(images[split]) for split in ("train", "validation", "test")}
+        if entry.resplit:
+            assert counts == {"train": 48, "validation": 6, "test": 6}, name
+        elif "validation" in entry.splits:
+            assert counts == dict.fromkeys(counts, 30), name
+        else:
+            held_out = round(30 * entry.validation)
+            assert counts == {"train": 30 - held_out, "validation": held_out, "test": 30}, name
+        digests = [digest for split in counts for digest in images.digests[split]]
+        assert len(set(digests)) == sum(counts.values()), name
