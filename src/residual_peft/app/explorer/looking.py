@@ -237,11 +237,8 @@ class Looking:
 
 def _silence(classifier: ZeroShotClassifier) -> str:
     """Why single components of a classifier's answer cannot be told; empty where they can."""
-    if classifier.multi_label:
-        return (
-            "An image may have several labels here, and each class has a probability of its own: "
-            "what moved the image from one class to another is not told."
-        )
+    if words := classifier.labelling.unmoved_words:
+        return words
     try:
         state = readout_state(classifier.model)
         if classifier.head is not None:

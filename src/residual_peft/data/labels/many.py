@@ -34,6 +34,10 @@ class ManyLabels(HeadsOfManyLabels):
     chance_words = ("by chance", "chance")
     answer_words = "a probability for each of"
     threshold: float | None = 0.5
+    unmoved_words = (
+        "An image may have several labels here, and each class has a probability of its own: what "
+        "moved the image from one class to another is not told."
+    )
     differing_words = ""
 
     def check(self, labels: Tensor, classes: int) -> None:

@@ -30,6 +30,7 @@ class OneLabel(HeadsOfOneLabel):
         chance_words: what `chance` is the score of, in short and in a sentence.
         answer_words: what a file answers with, for messages.
         threshold: the probability from which on a class is a label; None for the largest alone.
+        unmoved_words: why nothing is said of what moved an image from class to class; "" where it is.
         differing_words: what becomes of an image whose copies have different labels.
     """
 
@@ -44,6 +45,7 @@ class OneLabel(HeadsOfOneLabel):
     chance_words = ("the largest class alone", "always answering with the largest class")
     answer_words = "probabilities of"
     threshold: float | None = None
+    unmoved_words = ""
     differing_words = "; trained on, not scored"
 
     def check(self, labels: Tensor, classes: int) -> None:
