@@ -30,7 +30,7 @@ class OneLabel(HeadsOfOneLabel):
         chance_words: what `chance` is the score of, in short and in a sentence.
         answer_words: what a file answers with, for messages.
         threshold: the probability from which on a class is a label; None for the largest alone.
-        unmoved_words: why nothing is said of what moved an image from class to class; "" where it is.
+        unmoved_words: why it is not told what moved an image from class to class; "" where it is.
         differing_words: what becomes of an image whose copies have different labels.
     """
 
