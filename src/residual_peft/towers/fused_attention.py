@@ -66,7 +66,8 @@ def heads_at(
     if not attention.batch_first:
         query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
     dtype = torch.promote_types(query.dtype, torch.float32)
-    heads, batch = attention.num_heads, len(query)
+    # not len(query): a tracer, as torch.export, would take it for a constant
+    heads, batch = attention.num_heads, query.shape[0]
     rows = torch.arange(batch, device=query.device)
     index: Any = rows.new_full((batch,), token or 0) if not isinstance(token, Tensor) else token
     index = index.to(query.device)

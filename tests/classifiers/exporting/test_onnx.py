@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -27,11 +28,13 @@ from residual_peft.tuner import (
     readout_state,
 )
 from tests.models import EVERY, pixels
+from tests.open_clip_models import open_clip_model
 from tests.pairs import table
 from tests.pictures import image_processor, photographs
 from tests.pooled import POOLED
 
 BUILDERS = {**EVERY, **{name: case.build for name, case in POOLED.items()}}
+BUILDERS["open_clip"] = open_clip_model
 NAMES = ("a cat", "ein Löwe", "猫", "two words")
 # tower, whether it has a class head, several labels, of the config
 CASES = {
@@ -39,6 +42,7 @@ CASES = {
     "several labels": ("SiglipModel", True, True, {}),
     "a tower without texts": ("Dinov2Model, SwiGLU", True, False, {}),
     "stream": ("CLIPVisionModel", False, False, {"mode": "stream"}),
+    "fused attention, no heads": ("open_clip", False, False, {"units": ("mlp",)}),
 }
 
 
@@ -179,6 +183,11 @@ def test_what_cannot_be_exported_is_said_before_any_work(tmp_path, monkeypatch) 
 
     monkeypatch.setattr(torch.onnx, "export", fails)
     with pytest.raises(ResiDualError, match=r"cannot export the image tower CLIPModel.*\(no such"):
+        export_onnx(classifier, path)
+    constant = SimpleNamespace(inputs=[SimpleNamespace(shape=(2, 3, 16, 16))])
+    program = SimpleNamespace(model=SimpleNamespace(graph=constant))
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    with pytest.raises(ResiDualError, match=r"it takes the number of images for a constant"):
         export_onnx(classifier, path)
     classifier.image_processor = None
     with pytest.raises(ResiDualError, match="image processor"):

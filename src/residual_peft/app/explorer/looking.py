@@ -3,6 +3,7 @@
 Nothing here knows of a browser: `page` shows what this says.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class Knob:
     @property
     def range(self) -> tuple[float, float]:
         """From where to where it may be turned; 0 takes the component away."""
-        return min(-2.0, 2 * self.fitted), max(4.0, 2 * self.fitted)
+        return min(-2.0, math.floor(2 * self.fitted)), max(4.0, math.ceil(2 * self.fitted))
 
 
 @dataclass(frozen=True, eq=False)

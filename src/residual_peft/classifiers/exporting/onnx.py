@@ -172,7 +172,7 @@ def _traced(graph: ClassifierGraph, pixels: Tensor) -> Any:
     """
     try:
         with _quiet():
-            return torch.onnx.export(
+            program: Any = torch.onnx.export(
                 graph,
                 (pixels,),
                 dynamo=True,
@@ -184,11 +184,17 @@ def _traced(graph: ClassifierGraph, pixels: Tensor) -> Any:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise ResiDualError(
-            f"torch {torch.__version__} cannot export the image tower "
-            f"{graph.anatomy.architecture} to ONNX ({reason}): take another release of torch and "
-            "onnxscript, or another backbone."
-        ) from error
+        raise _cannot(graph, reason) from error
+    if isinstance(program.model.graph.inputs[0].shape[0], int):  # it gives in without a word
+        raise _cannot(graph, "it takes the number of images for a constant")
+    return program
+
+
+def _cannot(graph: ClassifierGraph, reason: str) -> ResiDualError:
+    return ResiDualError(
+        f"torch {torch.__version__} cannot export the image tower {graph.anatomy.architecture} to "
+        f"ONNX ({reason}): take another release of torch and onnxscript, or another backbone."
+    )
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def _head_coordinates(state: ReadoutState, capture: Capture, totals: Tensor) -> 
     heads = [unit for unit in state.settings.units if unit.kind == "head"]
     layers = sorted({unit.layer for unit in heads if unit.layer is not None})
     if not heads:
-        return totals.new_zeros(len(totals), 0)
+        return totals.new_zeros(totals.shape[0], 0)  # not len: no constant for a tracer
     seen = [capture.of(Unit("head", layer, 0)) for layer in layers]
     inputs = torch.stack(seen, dim=-2).to(totals.dtype).unflatten(-1, (state.num_heads, -1))
     inputs = inputs.flatten(-3, -2)  # (B, heads, e), or pooled (B, J, heads, e)
