@@ -8,7 +8,7 @@ from residual_peft.classifiers.class_means import class_means
 from residual_peft.classifiers.evaluation import Evaluation, evaluate
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import ProcessedImages, batches, collate
-from residual_peft.data.metrics import classification_metrics
+from residual_peft.data.metrics import accuracy_interval, classification_metrics
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers import fit_gains
 from residual_peft.solvers.coordinates import collect_coordinates
@@ -153,6 +153,10 @@ def test_what_is_likely_and_what_has_no_images():
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 0.0, 1.0], [0.0, 1.0, 2.0]])
     one = Evaluation(("a", "b", "c"), logits, torch.tensor([0, 2, 2]))
     assert one.recalls == {"a": 1.0, "c": 0.5}
+    low, high = accuracy_interval(1, 2)
+    told = {"images": 2, "recall": 0.5, "recall_interval": [low, high]}
+    assert one.per_class["c"] == told
+    assert several.per_class == {"a": one.per_class["a"]}  # one image, and told
     assert one.confusion.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
 
 

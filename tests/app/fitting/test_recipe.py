@@ -1,5 +1,6 @@
 """`residual_peft.fit` in Python, from whatever holds images; and the file that repeats a fit."""
 
+import shutil
 from pathlib import Path
 
 import pandas
@@ -123,3 +124,15 @@ def test_few_images_and_groups_are_what_is_measured_later(
     found = evaluate_adapter(tmp_path / "grouped", table)
     assert found["images"] == len(grouped.images.test)
     assert found["left_out_as_trained_on"] == 0
+
+
+def test_folders_are_put_into_prompts_without_their_numbers(root: Path, tmp_path, caplog) -> None:
+    for number, name in enumerate(("cat", "dog", "owl")):
+        shutil.copytree(root / "photos" / name, tmp_path / "photos" / f"{number:03}.{name}")
+    caplog.set_level("INFO", "residual_peft")
+    model, options = load_backbone(root / "model"), {"method": "zero-shot", "templates": ["a {}."]}
+    found = residual_peft.fit(tmp_path / "photos", model=model, words=[], **options).classifier
+    assert "in prompts '000.cat' is 'cat', '001.dog' is 'dog'" in caplog.text
+    assert found.class_names == ("000.cat", "001.dog", "002.owl")
+    plain = residual_peft.fit(root / "photos", model=load_backbone(root / "model"), **options)
+    assert found.class_embeddings.equal(plain.classifier.class_embeddings)
