@@ -62,7 +62,6 @@ def pictures() -> None:
         names = task.features["label"].names
         put("handwriting", split, ((names[row["label"]], row["image"]) for row in task))
     world("digit", "noisy")
-    world("shape", "noisy")
     try:
         clip_art()
     except (OSError, subprocess.CalledProcessError) as error:

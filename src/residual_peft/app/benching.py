@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ..errors import ResiDualError
 from ..experiments.bench.registry import PAPER, Registry, read_registry
-from ..experiments.bench.results import Result, of_registry
+from ..experiments.bench.results import Result, latest
 from ..experiments.bench.run import run_registry
 from ..reporting.bench import write_summaries
 
@@ -43,19 +43,12 @@ def run_bench(
         say: called with a line for what is done and for what is left out.
 
     Returns:
-        The results whose registry entries are as they are now, and the names of the summaries.
+        The last result of each run in the folder, and the names of the summaries of these.
 
     Raises:
         ResiDualError: as `run_registry`; no run came to an end.
     """
-    everything = run_registry(registry, out, resume=resume, say=say)
-    digests = {
-        (model, data, protocol): registry.digest(model, data, protocol)
-        for model in registry.models
-        for data in registry.data
-        for protocol in registry.protocols
-    }
-    results = of_registry(everything, digests)
+    results = latest(run_registry(registry, out, resume=resume, say=say))
     if not results:
         raise ResiDualError(
             "wanted at least one run that comes to its end, got none: the lines above say why each "

@@ -22,7 +22,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.experiments.bench.fits import STRENGTHS
 from residual_peft.experiments.bench.protocols import draw
 from residual_peft.experiments.bench.registry import Protocol, Registry
-from residual_peft.experiments.bench.results import Result, packed, read_results
+from residual_peft.experiments.bench.results import Result, latest, packed, read_results
 from residual_peft.experiments.bench.run import run_registry, runs_of
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.solvers.methods import METHODS, Rows
@@ -197,6 +197,11 @@ def test_it_refuses_results_that_are_there_and_goes_on_when_told_to(registry, ra
     other = replace(part, data={"grey": changed}, methods=("zero-shot",))
     again = run_registry(other, folder, resume=True, say=said.append)
     assert len(again) == len(results) + 3  # the old lines stay
+    assert len(latest(again)) == len(results)
+    assert {r.templates for r in latest(again) if (r.data, r.method) == ("grey", "zero-shot")} == {
+        ("no {}.",),
+        ("a {}.", "the {}."),
+    }
     assert (folder / "results.jsonl").read_bytes().startswith(before)
 
 

@@ -146,8 +146,6 @@ def append(path: Path, result: Result) -> None:
         raise ResiDualError(f"{quoted(path)} took half a line: make room and add --resume.")
 
 
-def of_registry(
-    results: Iterable[Result], digests: dict[tuple[str, str, str], str]
-) -> list[Result]:
-    """Those whose entries in the registry are as they were when they ran."""
-    return [r for r in results if digests.get((r.model, r.data, r.protocol)) == r.registry]
+def latest(results: Iterable[Result]) -> list[Result]:
+    """One result of each run: the last, where an entry of the registry was changed in between."""
+    return list({result.key[:-1]: result for result in results}.values())
