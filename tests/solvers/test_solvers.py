@@ -12,7 +12,7 @@ from residual_peft.solvers import few_shot, fit_gains, solve_gains, strength_pat
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.solvers.objectives import GainProblem, Objective
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
-from tests.pairs import in_turn, table
+from tests.pairs import dealt, table
 from tests.training_case import adapted_classifier, passed, task
 
 CONFIGS = {
@@ -82,10 +82,7 @@ def slow_value(classifier, rows, objective, gains, bias):
     return loss + objective.strength / 2 * penalty.sum()
 
 
-@in_turn(
-    config=CONFIGS.values(),
-    objective=OBJECTIVES.values(),
-)
+@table(("config", "objective"), dealt(CONFIGS.values(), OBJECTIVES.values()))
 def test_value_and_gradient_are_those_of_a_slow_twin(config, objective, monkeypatch):
     monkeypatch.setattr("residual_peft.solvers.objectives.CHUNK", 11)
     classifier = fitted(config)

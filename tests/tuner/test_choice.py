@@ -20,7 +20,7 @@ from residual_peft.tuner import (
     readout_state,
 )
 from tests.models import clip_model, pixels
-from tests.pairs import in_turn, table
+from tests.pairs import dealt, in_turn, table
 from tests.tuner.twin import IMAGES, adapted, expected, relative
 
 EVERY = ("embed", "head", "mlp")
@@ -49,10 +49,7 @@ CHOICES = {
 }
 
 
-@in_turn(
-    choice=CHOICES,
-    fit=[False, True],
-)
+@table(("choice", "fit"), dealt(CHOICES, [False, True]))
 def test_units_are_chosen(tmp_path: Path, choice: str, fit: bool) -> None:
     options, names = CHOICES[choice]
     config = ResiDualConfig(units=EVERY, **options)

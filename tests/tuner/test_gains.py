@@ -72,7 +72,10 @@ def test_equals_the_definition_in_float64(name: str, builder: str) -> None:
     assert relative(found, run_tower(EVERY[builder]().double(), images)) > 1e-3
 
 
-@in_turn(builder=TOWERS, name=("default", "paper residual", "paper residual_star", "paper rd_y"))
+@table(
+    ("builder", "name"),
+    dealt(TOWERS, ("default", "paper residual", "paper residual_star", "paper rd_y")),
+)
 def test_equals_the_definition_for_every_tower(name: str, builder: str) -> None:
     test_equals_the_definition_in_float64(name, builder)
 

@@ -26,7 +26,7 @@ from residual_peft.tuner import (
     restart_gains,
 )
 from tests.models import EVERY, FAMILIES, SIZES, Size, clip_model, clip_vision_model, pixels
-from tests.pairs import in_turn, table
+from tests.pairs import dealt, table
 from tests.tuner.twin import IMAGES, adapted, expected, randomize_gains, relative
 
 
@@ -34,10 +34,9 @@ def layer_of(model: nn.Module) -> ResiDualReadout:
     return next(m for m in model.modules() if isinstance(m, ResiDualReadout))
 
 
-@in_turn(
-    builder=FAMILIES,
-    fit=(False, True),
-    units=[("head",), ("embed", "head", "mlp"), ("output",)],
+@table(
+    ("builder", "fit", "units"),
+    dealt(FAMILIES, (False, True), [("head",), ("embed", "head", "mlp"), ("output",)]),
 )
 def test_identity_at_the_start(builder: str, fit: bool, units: tuple[str, ...]) -> None:
     model = adapted(ResiDualConfig(units=units), builder=builder, fit=fit, gains=False)
@@ -272,7 +271,10 @@ def test_an_input_from_elsewhere_is_refused() -> None:
         assert projection(torch.randn(2, 24)).shape == (2, 16)
 
 
-@in_turn(builder=FAMILIES, clone=(copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))))
+@table(
+    ("builder", "clone"),
+    dealt(FAMILIES, (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)))),
+)
 def test_copies_stand_by_themselves(builder: str, clone) -> None:
     model = adapted(builder=builder)
     wanted = run_tower(model, pixels())

@@ -47,7 +47,7 @@ each_make = table("case", MAKES)
 FITTED = (False, True)
 
 
-@in_turn(case=CASES, option=OPTIONS, fit=FITTED)
+@table(("case", "option", "fit"), dealt(CASES, OPTIONS, FITTED))
 def test_forward_is_the_definition(case: str, option: str, fit: bool) -> None:
     model = adapted_stream(case, dtype=F64, fit=fit, **OPTIONS[option])
     base = CASES[case].build()
