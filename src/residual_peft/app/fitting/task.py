@@ -48,6 +48,12 @@ class Task:
     trainer: bool = False
     keep_statistics: bool | str = False
 
+    def title(self, method: str) -> str:
+        """What a method is in words, here."""
+        if method == "gains":
+            return f"one gain per {self.config.granularity}"
+        return METHODS[method].title
+
     def adapted(self) -> PeftModel:
         """The model with the adapter in, which the classifier then has."""
         model = get_peft_model(self.backbone.model, self.config)

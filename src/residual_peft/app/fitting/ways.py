@@ -70,10 +70,13 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         encoding_seconds=encoded - started,
         fitting_seconds=fitted - encoded,
         strength=chosen.strength if chosen.method == "gains" else None,
-        method=f"{METHODS[chosen.method].title}, from one pass over the images",
+        method=f"{task.title(chosen.method)}, from one pass over the images",
         images_read=len(seen.labels),
         trained=chosen.parameter_count,
-        table=tuple(_row(one, measured[one.method], one is chosen) for one in outcomes),
+        table=tuple(
+            _row(one, task.title(one.method), measured[one.method], one is chosen)
+            for one in outcomes
+        ),
         notes=notes,
         seen=None if rows is None else (rows, chosen),
     )
@@ -188,13 +191,13 @@ def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:
     return outcomes, outcomes[-1]
 
 
-def _row(outcome: Outcome, measured: Evaluation, chosen: bool) -> MethodRow:
+def _row(outcome: Outcome, title: str, measured: Evaluation, chosen: bool) -> MethodRow:
     left, interval = outcome.left_out, measured.interval
     told = bool(left.known.any())
     low, high = interval or (None, None)
     return MethodRow(
         name=outcome.method,
-        title=METHODS[outcome.method].title,
+        title=title,
         score=measured.metrics[measured.labelling.metric_names[0]],
         low=low,
         high=high,
