@@ -104,23 +104,37 @@ def measured(made: ZeroShotClassifier, size: int) -> dict[str, Any]:
     return row
 
 
-def installed(*names: str) -> dict[str, Any]:
-    """Megabytes on disk of packages with all that they require, extras aside."""
+def required(*names: str) -> set[str]:
+    """Packages with all that they require, extras aside, as far as it is for this platform."""
     missing, seen = [*names], set()
     while missing:
         name = re.sub(r"[-_.]+", "-", missing.pop()).lower()
-        if name in seen:
-            continue
         try:
-            requires = metadata.requires(name) or []
+            requires = [] if name in seen else metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            continue  # for another platform
+            continue
         seen.add(name)
         wanted = [Requirement(text) for text in requires]
         missing += [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
-    files = [file for name in seen for file in metadata.files(name) or ()]
+    return seen
+
+
+def installed(names: set[str]) -> dict[str, Any]:
+    """What packages take on this disk."""
+    files = [file for name in names for file in metadata.files(name) or ()]
     sizes = [path.stat().st_size for file in files if (path := Path(file.locate())).is_file()]
-    return {"packages": len(seen), "megabytes": round(sum(sizes) / 1e6)}
+    return {"packages": len(names), "megabytes": round(sum(sizes) / 1e6)}
+
+
+def all_installed() -> dict[str, Any]:
+    """What a machine must have to answer, in either way, and to export."""
+    ours = required("residual-peft")
+    return {
+        "to answer with onnxruntime": installed(required("onnxruntime", "numpy", "pillow")),
+        "to answer with torch": installed(ours),
+        "to export, on top": installed(required("onnxruntime", "onnxscript") - ours),
+        "to explore, on top": installed(required("gradio") - ours),
+    }
 
 
 def main() -> None:
@@ -137,11 +151,7 @@ def main() -> None:
             results["rows"][f"{name}, {kind}"] = row
             print(name, kind, row, flush=True)
             write_json(OUT, results)
-    results["installed"] = {
-        "to answer with onnxruntime": installed("onnxruntime", "numpy", "pillow"),
-        "to answer with torch": installed("residual-peft"),
-        "to export, on top": installed("onnxruntime", "onnxscript"),
-    }
+    results["installed"] = all_installed()
     for name in ("onnxruntime", "onnxscript", "torch"):
         results["machine"][name] = metadata.version(name)
     write_json(OUT, results)

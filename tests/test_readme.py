@@ -224,3 +224,21 @@ def heads_table() -> str:
 
 def test_the_first_table_is_what_the_benchmark_wrote() -> None:
     assert heads_table() in README.read_text()
+
+
+def test_what_is_said_of_export_was_measured() -> None:
+    found, text = results("export_onnx"), README.read_text()
+    lines = [
+        "| model | file | largest difference | 1 image | 8 images |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, row in found["rows"].items():
+        speeds = [f"{row[f'batch_{count}']['onnxruntime_to_torch']:.2f}" for count in (1, 8)]
+        cells = [name, f"{row['megabytes']:.1f} MB", f"{row['probability_difference']:.1e}"]
+        lines.append("| " + " | ".join([*cells, *speeds]) + " |")
+    assert "\n".join(lines) in text
+    sizes = {name: item["megabytes"] for name, item in found["installed"].items()}
+    text = " ".join(text.split())
+    assert f"{sizes['to answer with onnxruntime']:,} MB in place of" in text
+    assert f"in place of {sizes['to answer with torch']:,} MB" in text
+    assert f"the extra is {sizes['to export, on top']:,} MB" in text
