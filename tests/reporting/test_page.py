@@ -26,7 +26,7 @@ STRANGE = (ATTACK, "כלב קטן", "🐈‍⬛ café", "a very long name " * 30
 def with_examples(made: RunRecord) -> RunRecord:
     generator = np.random.default_rng(0)
     examples = []
-    for index, row in enumerate(changed_rows(made.before, made.after, made.labels)):
+    for index, row in enumerate(changed_rows(made.before, made.after, made.labels) or ()):
         size = (8 + 40 * (index % 5), 60 + index, 3)
         picture = Image.fromarray(generator.integers(0, 256, size, np.uint8))
         examples.append(Example(row, thumbnail(picture)))

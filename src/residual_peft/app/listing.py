@@ -39,18 +39,22 @@ class Noted:
 
 def mistakes_of(
     evaluation: Evaluation, dataset: Dataset, title: str = "the test split"
-) -> list[Noted]:
+) -> list[Noted] | None:
     """Images that are taken for another class, those first whose own class was the least likely.
 
+    None where no image is right or wrong, with several labels each.
+
     Args:
-        evaluation: with one label per image.
+        evaluation: of the images.
         dataset: the images it is of, in the order of `evaluation.index`, or in its own.
         title: what to call them.
     """
     labels, logits = evaluation.labels.cpu(), evaluation.logits.double().cpu()
+    surprise = evaluation.labelling.surprise(logits, labels)
+    if surprise is None:
+        return None
     shares, guesses = logits.softmax(1), logits.argmax(1)
-    own = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-    order = own.argsort(stable=True)
+    order = surprise.neg().argsort(stable=True)
     order = order[(guesses != labels)[order]]
     rows = (order if evaluation.index is None else evaluation.index.cpu()[order]).tolist()
     files = files_of(dataset, rows, title)

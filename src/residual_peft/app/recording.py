@@ -26,6 +26,7 @@ from ..classifiers.cards import adapter_facts
 from ..classifiers.evaluation import Evaluation
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import thumbnail, to_rgb
+from ..data.labels import labelling_in
 from ..hub.facts import Facts
 from ..hub.files import PathLike
 from ..reporting.run_record import (
@@ -75,14 +76,15 @@ def record_run(
     Raises:
         ResiDualError: an image cannot be read, or the parts do not belong together.
     """
-    several = after.labelling.multi_label  # then no image is right or wrong
-    chosen = [] if several else changed_rows(before.logits, after.logits, after.labels)
+    changed = changed_rows(before.logits, after.logits, after.labels)
+    mistakes = mistakes_of(after, test)
     pictures = test.cast_column("image", datasets.Image(decode=False)).with_format(None)
     examples = [
         Example(row, thumbnail(to_rgb(pictures[row]["image"], f"image {row} of the test split")))
-        for row in chosen
+        for row in changed or ()
     ]
-    gains, head, described = _inside(classifier, None if several else rows)
+    # shares are of what speaks for an image's own class
+    gains, head, described = _inside(classifier, None if changed is None else rows)
     words: tuple[Words, ...] = ()
     if dictionary is not None and described:
         words = words_for(classifier.model, described, dictionary)
@@ -97,7 +99,7 @@ def record_run(
         examples=tuple(examples),
         head=head,
         trust=trust,
-        mistakes=() if several else pictured(mistakes_of(after, test)),
+        mistakes=() if mistakes is None else pictured(mistakes),
         suspicious=suspicious,
     )
 
@@ -146,17 +148,20 @@ def _shares(explanation: HeadExplanation) -> HeadShares:
 
 def changed_rows(
     before: Tensor, after: Tensor, labels: Tensor, limit: int = EXAMPLES_PER_SIDE
-) -> list[int]:
+) -> list[int] | None:
     """Images that became right and images that became wrong, at most `limit` of each.
 
-    Those whose label's probability changed most come first; equal ones in their order.
+    Those whose label's probability changed most come first; equal ones in their order. None where
+    no image is right or wrong, with several labels each.
 
     Args:
         before: logits (N, C).
         after: logits (N, C).
-        labels: (N,).
+        labels: of the images.
         limit: of each side.
     """
+    if labelling_in(labels).surprise(after, labels) is None:
+        return None
     was, now = before.argmax(1) == labels, after.argmax(1) == labels
     own = labels[:, None]
     change = after.double().softmax(1).gather(1, own) - before.double().softmax(1).gather(1, own)

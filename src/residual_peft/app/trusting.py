@@ -10,7 +10,7 @@ from ..classifiers.heads.learning_curve import FEWEST_IMAGES, learning_curve
 from ..classifiers.heads.left_out import LeftOut
 from ..classifiers.heads.ridge import RidgeFit, fit_ridge
 from ..classifiers.heads.trust import reliability, suspicious_labels
-from ..classifiers.trained_head import Features
+from ..classifiers.trained_head import Features, scores_of
 from ..data import ImageData
 from ..data.listing import files_of
 from ..errors import ResiDualError
@@ -50,7 +50,7 @@ class Trusted:
 def trust_of(
     rows: Rows, outcome: Outcome, images: ImageData, test: Evaluation, *, means: bool = False
 ) -> Trusted | None:
-    """How far to trust a fit with one label per image; None where nothing was left out.
+    """How far to trust a fit; None where nothing was left out, or images have several labels.
 
     Args:
         rows: the images of the fit, training images first, then validation images.
@@ -60,7 +60,7 @@ def trust_of(
         means: whether classes are means of these images, so that fits on fewer would need others.
     """
     left = outcome.left_out
-    if left.how == "none" or not left.known.any():
+    if left.how == "none" or scores_of(left) is None:
         return None
     known = left.known
     before = reliability(rows.zero_shot[known], rows.labels[known]).error

@@ -41,12 +41,12 @@ class Recorded:
 
     Attributes:
         run: what a report is drawn from.
-        mistakes: test images that are taken for another class.
+        mistakes: test images that are taken for another class; None with several labels each.
         suspicious: training images whose label looks wrong.
     """
 
     run: RunRecord
-    mistakes: list[Noted]
+    mistakes: list[Noted] | None
     suspicious: list[Noted]
 
 
@@ -113,7 +113,7 @@ class Fitted:
         run, names = folder / RUN_DIRECTORY, self.images.class_names
         facts = run_facts(self.classifier, folder, self.facts, location)
         replace(self.recorded.run, facts=facts).save(run)
-        if not self.images.multi_label:  # else no image is right or wrong
+        if self.recorded.mistakes is not None:
             write_noted(run / MISTAKES, self.recorded.mistakes, names, MISTAKE_HEADERS)
             write_noted(run / SUSPICIOUS, self.recorded.suspicious, names, SUSPICIOUS_HEADERS)
         (run / RUN_YAML).write_text(self.run, encoding="utf-8")
@@ -155,7 +155,7 @@ def record_of(
 ) -> Recorded:
     """What is told of a fit's images; what was read of them must still be there."""
     trusted = None
-    if done.seen is not None and not images.multi_label:
+    if done.seen is not None:
         means = summary.start != "zero-shot"
         trusted = trust_of(*done.seen, images, done.after, means=means)
     suspicious = () if trusted is None else trusted.suspicious
@@ -170,5 +170,4 @@ def record_of(
         None if trusted is None else trusted.record,
         pictured(suspicious),
     )
-    mistakes = [] if images.multi_label else mistakes_of(done.after, images.test)
-    return Recorded(run, mistakes, list(suspicious))
+    return Recorded(run, mistakes_of(done.after, images.test), list(suspicious))

@@ -86,7 +86,7 @@ def evaluate_adapter(
     if confusion is not None:
         _write_confusion(confusion, found)
     if mistakes is not None:
-        noted = mistakes_of(found, chosen.images.dataset, chosen.images.name)
+        noted = mistakes_of(found, chosen.images.dataset, chosen.images.name) or []
         write_noted(mistakes, noted, found.class_names, MISTAKE_HEADERS)
     chosen = chosen.without(found.skipped, max_bad)
     scores: dict[str, Any] = dict(found.metrics)
