@@ -22,7 +22,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.experiments.bench.fits import STRENGTHS
 from residual_peft.experiments.bench.protocols import draw
 from residual_peft.experiments.bench.registry import Protocol, Registry
-from residual_peft.experiments.bench.results import Result, latest, packed, read_results
+from residual_peft.experiments.bench.results import Result, append, latest, packed, read_results
 from residual_peft.experiments.bench.run import run_registry, runs_of
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.solvers.methods import METHODS, Rows
@@ -276,3 +276,16 @@ def test_processes_share_the_pairs(registry, tmp_path: Path, monkeypatch) -> Non
         assert results[-1].data == data
         assert len((tmp_path / f"results-{rank}.jsonl").read_text().splitlines()) == 1
     assert [result.data for result in results] == ["grey", "other"]
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch) -> None:
+    path, write = tmp_path / "results.jsonl", os.write
+    append(path, _any_result())
+    whole = path.read_bytes()
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:50]))
+    with pytest.raises(ResiDualError, match="no space is left on that disk"):
+        append(path, replace(_any_result(), seed=1))
+    monkeypatch.undo()
+    assert path.read_bytes() == whole
+    append(path, replace(_any_result(), seed=2))
+    assert [result.seed for result in read_results(tmp_path)] == [0, 2]

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,7 @@ class Pair:
         entry: of the data set.
         registry: how to read.
         folder: where its coordinates lie meanwhile.
+        stores: split -> its coordinates, as far as they were read.
     """
 
     tower: Tower
@@ -143,18 +144,17 @@ class Pair:
     entry: DataEntry
     registry: Registry
     folder: Path
+    stores: dict[str, CoordinateStore] = field(default_factory=dict)
 
     @cached_property
     def train(self) -> Coordinates:
         """Of the training images, in memory."""
-        return self._store("train").load()
+        return self.store("train").load()
 
     @cached_property
     def test(self) -> Coordinates:
         """Of the test images, in memory."""
-        if self.tower.own_basis:
-            _ = self.train  # whose pass gives the bases
-        return self._store("test").load()
+        return self.store("test").load()
 
     @cached_property
     def texts(self) -> ZeroShotClassifier:
@@ -184,17 +184,24 @@ class Pair:
         """Training images as methods take them."""
         return Rows.of(classifier, drawn, means=not self.tower.has_text)
 
-    def forget(self, split: str) -> None:
-        """Remove the coordinates of a split from disk and memory."""
-        shutil.rmtree(self.folder / split, ignore_errors=True)
-        self.__dict__.pop(split, None)
+    def forget(self) -> None:
+        """Let go of what is in memory, and of the training images' coordinates on disk."""
+        for split in ("train", "test"):
+            self.__dict__.pop(split, None)
+        self.stores.pop("train", None)
+        shutil.rmtree(self.folder / "train", ignore_errors=True)
 
-    def _store(self, split: str) -> CoordinateStore:
+    def store(self, split: str) -> CoordinateStore:
+        """The coordinates of a split on disk, each image read once."""
+        if split in self.stores:
+            return self.stores[split]
+        if self.tower.own_basis and split == "test":
+            self.store("train")  # whose pass gives the bases
         started, before = time.perf_counter(), self.seconds
         processor = self.tower.backbone.image_processor
         try:
             with on_accelerator(self.tower.model):
-                return write_coordinates(
+                self.stores[split] = write_coordinates(
                     self.tower.model,
                     ProcessedImages(self.images[split], processor, f"the {split} split"),
                     self.folder / split,
@@ -206,6 +213,7 @@ class Pair:
                 )
         finally:
             write_json(self.folder / SECONDS, before + time.perf_counter() - started)
+        return self.stores[split]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """One JSON line per finished run, appended whole and never changed."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -10,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...errors import ResiDualError
 from ...hub.files import disk_faults, parse_json, quoted, record_of
 
 FILES = "results*.jsonl"
@@ -137,13 +137,16 @@ def append(path: Path, result: Result) -> None:
     line = (json.dumps(asdict(result)) + "\n").encode()
     with disk_faults(path):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        before = os.fstat(file).st_size
         try:
-            written = os.write(file, line)
+            if os.write(file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file)
+        except OSError:
+            os.ftruncate(file, before)  # so that the next line is whole
+            raise
         finally:
             os.close(file)
-    if written < len(line):
-        raise ResiDualError(f"{quoted(path)} took half a line: make room and add --resume.")
 
 
 def latest(results: Iterable[Result]) -> list[Result]:

@@ -18,6 +18,7 @@ from ...data.metrics import accuracy, mean_per_class_recall
 from ...errors import ResiDualError, counted, printable
 from ...hub.places import check_place
 from ...solvers.coordinates import Coordinates
+from ...solvers.store import CoordinateStore
 from .encoding import Pair, Tower, load_images, split_digest
 from .fits import FITS, Fitted, text_logits
 from .machine import begin_peak, machine, peak_bytes, versions
@@ -139,7 +140,7 @@ class _Bench:
             with self.spared(f"{model} on {data}"):
                 pair = self.pair(tower, model, data, pairs)
                 self.run_pair(pair, [run for run in todo if run[1] == data], pairs)
-                pair.forget("train")
+                pair.forget()
         shutil.rmtree(folder, ignore_errors=True)
 
     def pair(self, tower: Tower, model: str, data: str, pairs: dict[str, Pair]) -> Pair:
@@ -209,11 +210,13 @@ class _Bench:
             try:
                 other = self.pair(pair.tower, model, data, pairs)
                 if other is not pair:
-                    after = torch.cat([fitted.adapted(part) for part in chunks(other.test)])
-                    found[data] = (
-                        accuracy(text_logits(other.texts, other.test.readout), other.test.labels),
-                        accuracy(text_logits(other.texts, after), other.test.labels),
-                    )
+                    labels, texts = other.store("test").labels, other.texts
+                    parts = [
+                        (text_logits(texts, part.readout), text_logits(texts, fitted.adapted(part)))
+                        for part in chunks(other.store("test"))
+                    ]
+                    before, after = map(torch.cat, zip(*parts, strict=True))
+                    found[data] = accuracy(before, labels), accuracy(after, labels)
             except ResiDualError:  # what is missing was said where it is a task itself
                 continue
         return found
@@ -272,7 +275,7 @@ def within(data: Coordinates, classes: Tensor) -> Coordinates:
     return found
 
 
-def chunks(data: Coordinates) -> Iterator[Coordinates]:
-    """Some images at a time."""
+def chunks(data: Coordinates | CoordinateStore) -> Iterator[Coordinates]:
+    """Some images at a time, in memory."""
     for start in range(0, len(data), CHUNK):
         yield data.rows(torch.arange(start, min(start + CHUNK, len(data))))
