@@ -300,8 +300,9 @@ def _compared(
         raise ResiDualError(
             f"wanted a graph that answers as torch does, to {tolerance:g}, got probabilities that "
             f"differ by {worst[0]:.2g} and logits by {worst[1]:.2g} of the largest on "
-            f"{len(pixels)} images: nothing was written. Take other releases of torch, onnxscript "
-            "and onnxruntime (constraints.txt names tested ones), and report it."
+            f"{len(pixels)} images: nothing was written. Compare them on images of your own "
+            "(--images), or take other releases of torch, onnxscript and onnxruntime "
+            "(constraints.txt names tested ones)."
         )
     return float(worst[0]), float(worst[1])
 
