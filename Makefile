@@ -11,10 +11,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 # without, and so do these
 OPEN_CLIP := --no-deps open_clip_torch ftfy wcwidth
 
-.PHONY: demo test test-slow test-oldest test-newest lint format clean
+.PHONY: bench demo test test-slow test-oldest test-newest lint format clean
 
 demo: .venv/ready
 	$(BIN)/residual-peft demo
+
+# half an hour on two cores; a killed run goes on
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench_small.py
 
 test: lint
 	$(PYTEST) -m "not slow"
