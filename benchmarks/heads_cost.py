@@ -78,7 +78,7 @@ def choosing() -> dict[str, Any]:
     return found | {"encoded": ENCODED, "goal": 0.10}
 
 
-def predicting(rounds: int = 5) -> dict[str, Any]:
+def predicting(rounds: int = 15) -> dict[str, Any]:
     """Predictions with a head on all coordinates against forwards of the same tower."""
     plain = encoder()
     model = get_peft_model(encoder(), ResiDualConfig(units=("head", "mlp")))
