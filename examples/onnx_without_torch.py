@@ -1,7 +1,9 @@
 """Classify images with an exported adapter: onnxruntime, PIL and numpy, on a machine without torch.
 
-residual-peft export my-adapter --out my-adapter.onnx
-python examples/onnx_without_torch.py my-adapter.onnx photo.png
+Export where torch is, classify where it is not:
+
+    residual-peft export my-adapter --out my-adapter.onnx
+    python examples/onnx_without_torch.py my-adapter.onnx photo.png
 """
 
 import json

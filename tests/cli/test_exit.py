@@ -123,7 +123,9 @@ def test_an_adapter_is_named_once(command: str) -> None:
 def test_arguments_are_what_the_options_were(monkeypatch) -> None:
     """Either way the same call is made."""
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(fitting, "evaluate_adapter", lambda *args, **_: calls.append(args) or {})
+    monkeypatch.setattr(
+        fitting, "evaluate_adapter", lambda *args, **_: calls.append(args) or {"classes": {}}
+    )
     for given in (["a"], ["--adapter", "a"]):
         assert stop(monkeypatch, "eval", *given, "--data", "b") == 0
     assert calls == [("a", "b")] * 2

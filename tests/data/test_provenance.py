@@ -28,9 +28,9 @@ def test_all_doors_split_with_the_same_seed():
         if callable(door) and "seed" in inspect.signature(door).parameters
     }
     seeds = {name: seed for name, seed in seeds.items() if seed is not inspect.Parameter.empty}
-    assert {"load_data", "Recipe", "study_model"} <= set(seeds)
+    assert {"load_data", "Recipe", "study"} <= set(seeds)
     assert set(seeds.values()) <= {0, None}  # None is the adapter's own
-    assert {seeds[name] for name in ("load_data", "Recipe", "study_model")} == {0}
+    assert {seeds[name] for name in ("load_data", "Recipe", "study")} == {0}
 
 
 @pytest.fixture(scope="module")
