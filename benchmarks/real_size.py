@@ -188,11 +188,12 @@ class Watch:
             self.processes = max(self.processes, len(tree))
 
 
-BAR = re.compile(r"(?P<name>[^\r\n:|]+): .*?(?P<done>\d+)/(?P<total>\d+) \[")
+STAGE = re.compile(r"(?P<name>[^:]+): (?P<done>[\d,]+) \w+ in (?P<seconds>[\d.,]+) s")
+"""What a command writes to a log when a stage is done."""
 
 
 def fit(cache: Path, count: int, width: int, height: int, extra: list[str]) -> Row:
-    """`residual-peft fit` on photos, and its own clock read from its bars."""
+    """`residual-peft fit` on photos, and its own clock."""
     data, model = photos(cache, count, width, height), clip_folder(cache)
     out = cache / "adapter"
     shutil.rmtree(out, ignore_errors=True)
@@ -224,26 +225,19 @@ def fit(cache: Path, count: int, width: int, height: int, extra: list[str]) -> R
 
 
 def heard(stream: Any, started: float) -> tuple[str, list[Row], float | None]:
-    """What a process says: all of it, the stages by their bars, seconds to its first line."""
-    told, line, first, stages = "", "", None, []
-    while chunk := stream.read(1):
-        letter = chunk.decode("utf-8", "replace")
-        if letter not in "\r\n":
-            line += letter
-            continue
-        now = time.perf_counter() - started
+    """What a process says: all of it, the stages that it tells of, seconds to its first line."""
+    told, first, stages = "", None, []
+    for raw in iter(stream.readline, b""):
+        now, line = time.perf_counter() - started, raw.decode("utf-8", "replace")
         first = now if first is None and line.strip() else first
-        told += line + "\n"
-        if found := BAR.search(line):
-            name, done, total = found["name"].strip(), int(found["done"]), int(found["total"])
-            if not stages or stages[-1]["name"] != name or done < stages[-1]["done"]:
-                stages.append({"name": name, "from": now, "total": total})
-            stages[-1] |= {"done": done, "until": now}
-            if done and "first_after" not in stages[-1]:
-                stages[-1]["first_after"] = now - stages[-1]["from"]
-        line = ""
-    for stage in stages:
-        stage["per_second"] = stage["done"] / max(stage["until"] - stage["from"], 1e-9)
+        told += line
+        if found := STAGE.search(line):
+            done = int(found["done"].replace(",", ""))
+            seconds = float(found["seconds"].replace(",", ""))
+            rate = done / max(seconds, 1e-9)
+            name = found["name"].strip()
+            row = {"name": name, "done": done, "seconds": seconds, "until": now}
+            stages.append(row | {"per_second": rate})
     return told, stages, first
 
 

@@ -21,7 +21,7 @@ def test_copies_are_noticed_and_contradictions(drawn: Any) -> None:
     assert note.startswith("3 of 19 images are copies of others")
     labels[-1] = 1 - labels[-1]
     notes = fit_ridge(features, labels, 2).notes
-    assert notes[1].startswith("1 pictures come with labels that contradict each other")
+    assert notes[1].startswith("1 picture with labels that contradict each other")
     groups = torch.cat([torch.arange(16), torch.arange(3)])
     assert fit_ridge(features, labels, 2, groups=groups).notes == notes[1:]
     assert fit_ridge(data.features, data.labels, 2).notes == ()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...data.labels import ONE_LABEL, Labelling, check_same, labelling_in
-from ...errors import ResiDualError
+from ...errors import ResiDualError, counted
 
 ADVICE = "fit the head on the classes that have images; others are told by their text alone."
 
@@ -207,7 +207,7 @@ def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
         clashes = int(((low != high).any(1)).sum())
         if clashes:
             notes.append(
-                f"{clashes} pictures come with labels that contradict each other: at most one of "
-                "their copies can be told right."
+                f"{counted(clashes, 'picture')} with labels that contradict each other: at most "
+                "one of the copies can be told right."
             )
     return tuple(notes)
