@@ -154,6 +154,20 @@ def test_what_is_none_of_the_classes_is_said_and_copied_apart(
     assert [row["none_of_these"] for row in table] == [str(p.none_of_these).lower() for p in python]
 
 
+def test_a_class_of_its_text_alone_leaves_none_of_these_unsaid(saved_adapter, shapes) -> None:
+    """Images of it would be unlike all that the head was fitted on."""
+    classifier = ZeroShotClassifier.from_pretrained(saved_adapter)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, classifier.class_embeddings.shape[1], generator=generator)
+    labels = torch.arange(40) % 2  # of three classes
+    head = fit_ridge(rows, labels, 2).head.to(torch.float32)
+    known = known_images(rows, labels, 2)
+    classifier.head = TrainedHead(head, "embedding", "ridge", known=known)
+    assert {said.alike for said in classifier.predict(shapes)} == {None}
+    with pytest.raises(ResiDualError, match="knows 2 of 3 classes"):
+        classifier.predict(shapes, none_of_these=0.1)
+
+
 def test_what_cannot_be_is_told_before_any_model_is_loaded(saved_adapter, tmp_path) -> None:
     with pytest.raises(ResiDualError, match=r"sure: wanted a probability from 0 to 1, got 1\.5"):
         FilePredictor(tmp_path / "nothing", sure=1.5)

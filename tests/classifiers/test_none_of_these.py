@@ -53,6 +53,13 @@ def test_known_images_get_even_values_and_strangers_small_ones():
     assert float((strange <= 0.05).double().mean()) > 0.9
 
 
+def test_the_furthest_image_counts_itself_alone_and_the_nearest_all():
+    known = known_images(*embeddings(30), CLASSES)
+    far, near = 100 * torch.ones(1, WIDTH), known.whitening.double().inverse()
+    near = (near @ known.centres[:1].double().T).T  # W c = m: a distance of zero
+    assert known.p_values(torch.cat([far.double(), near])).tolist() == [1 / 31, 1.0]
+
+
 def test_too_few_images_say_nothing():
     rows, labels = embeddings(19)
     assert known_images(rows, labels, CLASSES) is None

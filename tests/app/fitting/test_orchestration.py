@@ -11,6 +11,8 @@ from residual_peft.app.fitting import evaluate_adapter, fit_adapter, ways
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.class_means import class_means_of
 from residual_peft.classifiers.evaluation import Evaluation, evaluate
+from residual_peft.classifiers.none_of_these import known_images
+from residual_peft.classifiers.trained_head import embedding_features
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
 from residual_peft.reporting.run_record import RunRecord
@@ -107,6 +109,23 @@ def test_methods_see_training_and_validation_images_and_no_others(
     (chosen,) = (row for row in report.methods if row.chosen)
     assert chosen.score == report.adapted["accuracy"]
     assert RunRecord.load(tmp_path / "a").facts.methods == report.methods
+
+
+def test_a_class_head_knows_the_images_that_it_was_fitted_on(root: Path, tmp_path: Path) -> None:
+    """Training and validation images, unadapted: what tells those that are none of the classes."""
+    fit(root, tmp_path / "a", method="ridge")
+    known = ZeroShotClassifier.from_pretrained(tmp_path / "a").head.known
+    images, clip = load_data(str(root / "photos")), load_backbone(str(root / "model"))
+    learned = concatenate_datasets([images.train, images.validation])
+    seen = collect_readouts(clip.model, batches(learned, clip.image_processor))
+    expected = known_images(embedding_features(seen.readout), seen.labels, 3)
+    torch.testing.assert_close(known.left_out, expected.left_out, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        known.distances(embedding_features(seen.readout)),
+        expected.distances(embedding_features(seen.readout)),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def turned(data: Dataset) -> Dataset:
