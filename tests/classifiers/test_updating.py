@@ -12,6 +12,7 @@ from PIL import Image
 from residual_peft.classifiers import updating
 from residual_peft.classifiers.heads import HeadStatistics, RidgeSums, fit_ridge
 from residual_peft.classifiers.heads.head import spread
+from residual_peft.classifiers.none_of_these import KnownImages
 from residual_peft.classifiers.outputs import pixel_batches
 from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.updating import STATISTICS, KeptStatistics
@@ -56,7 +57,8 @@ def fitted(features="coordinates", *, some=False, per_class=False, images=None, 
     fit = fit_ridge(rows[:, columns], labels, CLASSES)
     head = spread(fit.head, columns, width).to(torch.float32)
     scores = torch.linspace(0.1, 2, 20)
-    made.head = TrainedHead(head, features, "ridge", scores)
+    known = KnownImages(torch.eye(16), torch.zeros(CLASSES, 16), 5 * scores)
+    made.head = TrainedHead(head, features, "ridge", scores, known)
     sums = RidgeSums(HeadStatistics(len(columns), CLASSES, per_class=per_class), fit.settings)
     sums.add(rows[:, columns], labels)
     made.statistics = KeptStatistics.of(made, sums, columns)
@@ -96,10 +98,13 @@ def test_images_come_and_go(features, some):
     assert made.update(new, [f"class {number}" for number in own.tolist()]) == 6
     check(made, fit, [*images, *new], torch.cat([labels, own]))
     assert made.head.left_out_scores is not None
+    assert made.head.known is not None
     assert made.forget([images[4], images[9]], labels[[4, 9]]) == 2
     kept = [row for row in range(30) if row not in (4, 9)]
     check(made, fit, [*[images[r] for r in kept], *new], torch.cat([labels[kept], own]))
-    assert made.head.left_out_scores is None  # some were of images that are gone
+    # some were of images that are gone
+    assert made.head.left_out_scores is None
+    assert made.head.known is None
 
 
 def test_a_class_comes_and_goes_with_its_images():
