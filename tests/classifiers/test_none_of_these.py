@@ -60,6 +60,37 @@ def test_the_furthest_image_counts_itself_alone_and_the_nearest_all():
     assert known.p_values(torch.cat([far.double(), near])).tolist() == [1 / 31, 1.0]
 
 
+def test_what_belongs_together_is_left_out_together():
+    """Frames of one video: each has a twin, but images of a new one are farther away."""
+    generator = torch.Generator().manual_seed(0)
+    means = 0.6 * torch.randn(3, 32, generator=generator)
+
+    def videos(count):
+        labels = torch.arange(count) % 3
+        centres = means[labels] + torch.randn(count, 32, generator=generator)
+        frames = centres.repeat_interleave(8, 0)
+        frames = frames + 0.05 * torch.randn(frames.shape, generator=generator)
+        return embedding_features(frames), labels.repeat_interleave(8)
+
+    rows, labels = videos(24)
+    groups = torch.arange(24).repeat_interleave(8)
+    new, _ = videos(100)
+    singly, together = (known_images(rows, labels, 3, groups=g) for g in (None, groups))
+    assert float((singly.p_values(new) <= 0.05).double().mean()) > 0.9
+    assert float((together.p_values(new) <= 0.05).double().mean()) < 0.1
+
+
+def test_images_all_but_equal_within_their_classes_say_nothing():
+    """What could be saved of them could not be loaded."""
+    rows = torch.eye(3).repeat_interleave(15, 0)
+    rows[0, 0] += 1e-7
+    known = known_images(rows, torch.arange(3).repeat_interleave(15), 3)
+    assert known is None or known_images_from(known.tensors(), 3, 3, "a file") is not None
+    noise = 1e-6 * torch.randn(45, 3, generator=torch.Generator().manual_seed(0))
+    known = known_images((rows + noise).double(), torch.arange(3).repeat_interleave(15), 3)
+    assert known is None or known_images_from(known.tensors(), 3, 3, "a file") is not None
+
+
 def test_too_few_images_say_nothing():
     rows, labels = embeddings(19)
     assert known_images(rows, labels, CLASSES) is None

@@ -166,3 +166,18 @@ def test_classes_that_weigh_differently_need_rows(stores):
     outcome = METHODS["ridge"].run(drawn)
     found = large.fit_all(outcome, drawn, seen, in_memory=10**4)
     assert "of 150 images" in found.notes[-1]
+
+
+def test_groups_need_rows(stores):
+    """Sums would leave images out singly, and all of a group's others would have been seen."""
+    classifier, seen = stores
+    groups = torch.arange(len(seen)) // 5
+    drawn = large.draw_of(classifier, seen, 100, groups=groups)
+    outcome = METHODS["ridge"].run(drawn)
+    room = 120 * (seen.coordinate_bytes // len(seen))
+    found = large.fit_all(outcome, drawn, seen, in_memory=room, groups=groups)
+    more = large.draw_of(classifier, seen, 120, groups=groups)
+    expected = METHODS["ridge"].run(more)
+    torch.testing.assert_close(found.head.head.weights, expected.head.head.weights)
+    torch.testing.assert_close(found.left_out.logits, expected.left_out.logits)
+    assert "of 150 images" in found.notes[-1]

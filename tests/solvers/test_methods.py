@@ -8,6 +8,7 @@ import torch
 from peft import get_peft_model
 
 from residual_peft.classifiers.heads import choose_ridge
+from residual_peft.classifiers.trained_head import scores_of
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.choice import check_methods, choose, method_names
@@ -222,3 +223,15 @@ def test_copies_of_a_picture_are_left_out_together(material):
     torch.testing.assert_close(said[:20], said[60:])  # neither has seen the other
     assert not any("their copies stayed in" in note for note in outcome.notes)
     assert Rows.of(classifier, seen.rows(torch.arange(60))).copies == 0
+
+
+def test_a_discriminant_makes_sets_of_what_it_said_of_groups_left_out(material):
+    classifier, seen = material
+    rows = Rows.of(classifier, seen, groups=torch.arange(len(seen.labels)) // 4)
+    outcome = METHODS["discriminant"].fit(rows)
+    torch.testing.assert_close(outcome.head.left_out_scores, scores_of(outcome.left_out))
+    alone = METHODS["discriminant"].fit(replace(rows, fold=None))
+    assert not alone.left_out.known.any()  # nothing is known of images of a new group
+    assert alone.head.left_out_scores is None
+    singly = METHODS["discriminant"].fit(replace(rows, fold=None, groups=None))
+    assert singly.left_out.known.all()

@@ -132,7 +132,10 @@ def update_adapter(
     changed, new = _change(classifier, images, read, labels, forget)
     gone = set(own)
     old = classifier.fitted_on
-    classifier.fitted_on = tuple(d for d in old if d not in gone) if forget else (*old, *own)
+    if forget:
+        classifier.fitted_on = tuple(digest for digest in old if digest not in gone)
+    else:
+        classifier.learned_from(own)
     classifier.save_pretrained(target)
     return UpdateReport(changed, new, known, skipped, forget)
 

@@ -1,6 +1,7 @@
 """A class head with more images, fewer, or another class, from the sums that were kept of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,8 +66,13 @@ class ChangeableClassifier(HeadedClassifier):
         if forget:
             self.fitted_on = tuple(d for d in self.fitted_on if d not in set(digests))
         else:
-            self.fitted_on = (*self.fitted_on, *digests)
+            self.learned_from(digests)
         return len(items)
+
+    def learned_from(self, digests: Sequence[str]) -> None:
+        """Note images that came after the fit: its test images may be among them."""
+        self.fitted_on = (*self.fitted_on, *digests)
+        self.split = None if self.split is None else replace(self.split, updated=True)
 
     @torch.no_grad()
     def add_class(
@@ -93,7 +99,7 @@ class ChangeableClassifier(HeadedClassifier):
         updating.kept_of(self)
         items, _ = images_of(images)
         number = updating.add_class(self, name, self._read(items, batch_size), embedding)
-        self.fitted_on = (*self.fitted_on, *updating.file_digests(items))
+        self.learned_from(updating.file_digests(items))
         return number
 
     @torch.no_grad()

@@ -1,12 +1,14 @@
 """None of these: how unlike all that a class head was fitted on an image is, by its embedding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import ResiDualError
+from .heads.discriminant import fit_discriminant
+from .heads.folds import FOLDS, stratified_folds
 from .heads.novelty import Novelty, fit_novelty
 
 MOST = 10_000
@@ -83,21 +85,49 @@ class KnownImages:
         }
 
 
-def known_images(embedding: Tensor, labels: Tensor, class_count: int) -> KnownImages | None:
+def known_images(
+    embedding: Tensor, labels: Tensor, class_count: int, *, groups: Tensor | None = None
+) -> KnownImages | None:
     """What the images of a fit say of others; None where they are too few or all alike.
 
     Args:
         embedding: y / ‖y‖ of the unadapted model (N, d).
         labels: one class of each (N,).
         class_count: C.
+        groups: (N,), images of one number, such as copies, are left out together: by fifths, since
+            there is no closed form. None where no two belong together.
     """
     counts = labels.bincount(minlength=class_count)
     if len(labels) < LEAST_IMAGES or int(counts.min()) == 0 or int(counts.max()) < 2:
         return None
     novelty = fit_novelty(embedding, labels, class_count)
+    if groups is not None and len(groups.unique()) < len(groups):
+        left_out = _by_groups(embedding, labels, groups)
+        if left_out is None:
+            return None
+        novelty = replace(novelty, left_out=left_out)
     if not bool(novelty.left_out.isfinite().all()) or float(novelty.left_out.max()) == 0:
         return None
-    return KnownImages.of(novelty)
+    known = KnownImages.of(novelty)
+    # images all but equal within their classes have no distance that float32 could hold
+    sound = all(bool((part.abs() < LARGEST).all()) for part in known.tensors().values())
+    return known if sound else None
+
+
+def _by_groups(embedding: Tensor, labels: Tensor, groups: Tensor) -> Tensor | None:
+    """Squared distances to the nearest class by fits without the image's fold of groups (N,)."""
+    fold = stratified_folds(labels, folds=FOLDS, groups=groups)
+    if fold is None:
+        return None
+    found = torch.empty(len(labels), dtype=torch.float64)
+    for number in fold.unique():
+        out = fold == number
+        classes, kept = labels[~out].unique(return_inverse=True)
+        if len(kept) < LEAST_IMAGES // 2 or int(kept.bincount().max()) < 2:
+            return None
+        model = fit_discriminant(embedding[~out], kept, len(classes)).model
+        found[out] = model.distances(embedding[out]).amin(1)
+    return found
 
 
 def known_images_from(

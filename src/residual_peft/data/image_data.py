@@ -10,7 +10,7 @@ from .checking import title_of
 from .folders import SPLIT_NAMES
 from .labels import Labelling, labelling_of
 from .labels.columns import label_array
-from .provenance import SplitRecord
+from .provenance import SplitRecord, digest_of_part
 from .skipped import SkippedImage
 from .stratification import split_by_content
 
@@ -116,6 +116,7 @@ class ImageData:
                 shares={**self.split.shares, **shares},
                 images=counts,
                 few=few,
+                tested=digest_of_part(found.digests.get("test", ())),
             ),
         )
 

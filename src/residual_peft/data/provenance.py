@@ -18,6 +18,9 @@ class SplitRecord:
         images: split -> how many images it has.
         few: images of each class that were drawn to train on; 0 where no such draw was made.
         group_column: of the data, whose equal values stayed together; None where there was none.
+        tested: one digest of all test images; "" in records of before it was kept.
+        updated: whether the classifier learned from more images since, of which the test images
+            may be some.
     """
 
     digest: str
@@ -26,11 +29,19 @@ class SplitRecord:
     images: dict[str, int] = field(default_factory=dict)
     few: int = 0
     group_column: str | None = None
+    tested: str = ""
+    updated: bool = False
 
 
 def image_digest(content: bytes) -> str:
     """The name of an image by its content: the first 32 hex digits of the SHA-256 of its file."""
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+def digest_of_part(digests: Iterable[str]) -> str:
+    """One digest for images by their own, whatever their order; "" for none."""
+    lines = sorted(digests)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] if lines else ""
 
 
 def digest_of(rows: Iterable[tuple[str, str, str]]) -> str:

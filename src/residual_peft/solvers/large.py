@@ -120,15 +120,15 @@ def fit_all(
 
     Gains are solved for from the store, and a ridge from K × K sums of it, its strength, text
     weight and temperature from exact left-out predictions of up to `SECOND` images. What needs the
-    rows themselves, and a ridge of more than `MOST_COLUMNS` columns, with class weights or several
-    labels, is fitted on as many as may be in memory; a note says how many.
+    rows themselves, and a ridge of more than `MOST_COLUMNS` columns, with class weights, groups or
+    several labels, is fitted on as many as may be in memory; a note says how many.
 
     Args:
         outcome: of the draw.
         rows: the draw.
         data: all images.
         means: whether the classes are the means of these images.
-        groups: of all images, as for `Rows.of`; what is fitted from sums leaves images out singly.
+        groups: of all images, as for `Rows.of`; sums would leave images out singly.
         in_memory: bytes of coordinates that may be loaded; `IN_MEMORY` when None.
     """
     in_memory = IN_MEMORY if in_memory is None else in_memory
@@ -144,7 +144,8 @@ def fit_all(
     each = 4 * len(data.state.shift)
     fitting = max(2 * rows.class_count, in_memory // each)
     balanced = rows.class_weights is not None
-    if method.ridge is not None and not balanced and data.labels.ndim == 1:
+    singly = groups is None and not balanced and data.labels.ndim == 1
+    if method.ridge is not None and singly:
         features, kinds = method.ridge
         columns = columns_of(data.state, kinds) if features == "coordinates" else None
         width = data.readout.shape[1] if columns is None else len(columns)

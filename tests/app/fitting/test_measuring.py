@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
 from residual_peft import ZeroShotClassifier, load_data
 from residual_peft.app.fitting import FitReport, choose_images, evaluate_adapter, fit_adapter
+from residual_peft.app.updating import update_adapter
 from residual_peft.data.metrics import accuracy_interval
 from residual_peft.data.provenance import image_digest
 from residual_peft.errors import ResiDualError
@@ -315,3 +317,40 @@ def test_splits_that_the_data_came_with_need_no_seed(root, tmp_path) -> None:
     assert (found["images"], found["accuracy"]) == (15, report.adapted["accuracy"])
     parts = DatasetDict(load_data(str(tmp_path / "data")).splits)
     assert evaluate_adapter(tmp_path / "a", parts) == found
+
+
+def test_the_own_data_without_their_groups_are_refused(root, tmp_path) -> None:
+    """Else it would be measured on images that it was trained on, and nothing would say so."""
+    lines = ["file_name,label,patient"]
+    for path in sorted((root / "photos").rglob("*.png")):
+        place = path.relative_to(root)
+        lines.append(f"{place},{path.parent.name},p{int(path.stem) // 3}")
+    (root / "grouped.csv").write_text("\n".join(lines) + "\n")
+    options = {"method": "ridge-embedding", "group_column": "patient", "templates": ["a {}."]}
+    fit_adapter(str(root / "model"), str(root / "grouped.csv"), tmp_path / "a", **options)
+    shutil.rmtree(tmp_path / "a" / "run")  # as it comes from the Hub
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    with pytest.raises(ResiDualError, match=r"by the groups in 'patient', and .* with that column"):
+        choose_images(loaded, str(root / "photos"))
+    chosen = choose_images(loaded, str(root / "grouped.csv"))
+    assert chosen.own is True
+    assert loaded.split.tested != ""
+    loaded.split = replace(loaded.split, tested="0" * 32)
+    with pytest.raises(ResiDualError, match="some that it was trained on"):
+        choose_images(loaded, str(root / "grouped.csv"))
+
+
+def test_test_images_that_an_update_may_have_added_are_said(root, tmp_path, caplog) -> None:
+    options = {"method": "ridge-embedding", "keep_statistics": True, "templates": ["a {}."]}
+    fit_adapter(str(root / "model"), str(root / "photos"), tmp_path / "a", **options)
+    before = len(ZeroShotClassifier.from_pretrained(tmp_path / "a").fitted_on)
+    update_adapter(tmp_path / "a", str(root / "photos"), num_workers=0)  # its test images
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    assert len(loaded.fitted_on) > before
+    with pytest.raises(ResiDualError, match="trained or chosen on all"):
+        choose_images(loaded, str(root / "photos"))
+    shutil.rmtree(tmp_path / "a" / "run")
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a")
+    caplog.clear()
+    assert choose_images(loaded, str(root / "photos")).own is True
+    assert "learned from more images after its fit" in caplog.text

@@ -134,7 +134,7 @@ def choose_images(
     if own:
         assert record is not None
         _check_split(images.split, record, seed)
-    _say_what_is_unknown(classifier, own)
+    _say_what_is_unknown(classifier, own, record)
     rows, digests = images.whole() if part == "all" else (images[part], images.digests.get(part))
     trained = set(classifier.fitted_on)
     if own:
@@ -159,7 +159,14 @@ def _check_split(split: SplitRecord, record: SplitRecord, seed: int | None) -> N
     """Refuse splits of an adapter's own data that are not those of its fit."""
     cut = record.shares or record.few
     if not cut or (split.seed, split.shares) == (record.seed, record.shares):
-        return
+        if record.tested in ("", split.tested):
+            return
+        by = "" if record.group_column is None else f", by the groups in '{record.group_column}'"
+        raise ResiDualError(
+            f"the adapter was fitted on these images{by}, and as they are given here others would "
+            "be test images, some that it was trained on among them. Give the data as for the fit"
+            f"{', with that column' if by else ''}."
+        )
     if seed is not None:
         raise ResiDualError(
             f"the adapter was fitted on these images, split with seed {record.seed}; with seed "
@@ -173,11 +180,18 @@ def _check_split(split: SplitRecord, record: SplitRecord, seed: int | None) -> N
     )
 
 
-def _say_what_is_unknown(classifier: ZeroShotClassifier, own: bool | None) -> None:
+def _say_what_is_unknown(
+    classifier: ZeroShotClassifier, own: bool | None, record: SplitRecord | None
+) -> None:
     if own is None:
         logger.warning(
             "the adapter does not say how the images of its fit were shared out: the split is cut "
             "with the usual seed and shares, and may hold images that it was trained on."
+        )
+    elif own and record is not None and record.updated and not classifier.fitted_on:
+        logger.warning(
+            "the adapter learned from more images after its fit, and which is not known here "
+            "(run/fitted_on.txt is never pushed): some of these test images may be among them."
         )
     elif not own and not classifier.fitted_on:
         logger.warning(

@@ -13,6 +13,7 @@ from transformers import Trainer
 from ...classifiers.evaluation import Evaluation, evaluate
 from ...classifiers.heads import RidgeSums
 from ...classifiers.heads.choosing import some_rows
+from ...classifiers.heads.images import duplicate_groups
 from ...classifiers.none_of_these import known_images
 from ...classifiers.trained_head import HEAD_BYTES, embedding_features
 from ...classifiers.updating import STATISTICS, KeptStatistics
@@ -51,14 +52,15 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     encoded = clock()
     seen = Stores(tuple(stores))
     classifier, _ = task.with_classes(model, read.images, seen.readout, seen.labels)
-    outcomes, chosen, rows = _on_all(task, classifier, seen, read.groups())
+    groups = read.groups()
+    outcomes, chosen, rows = _on_all(task, classifier, seen, groups)
     fitted = clock()
     test = read.read(model, "test")
     measured = {one.method: scored_by(one, classifier, test) for one in outcomes}
     outcomes, chosen = _sized(outcomes, chosen, classifier, seen, measured, test)
     inside = scored_by(chosen, classifier, seen).metrics
     chosen.put_into(classifier)
-    _know_its_images(classifier, seen)
+    _know_its_images(classifier, seen, groups)
     notes = (*chosen.notes, *_copies(rows), *_keep_statistics(task, chosen, classifier, seen))
     return Done(
         classifier=classifier,
@@ -82,15 +84,18 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     )
 
 
-def _know_its_images(classifier: ZeroShotClassifier, stores: Stores) -> None:
+def _know_its_images(classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None) -> None:
     """Let a class head tell images that are none of its classes, by those that it was fitted on."""
     head = classifier.head
     if head is None or classifier.multi_label:
         return
     index = some_rows(stores.labels, head.class_count, KNOWN)
     index = torch.arange(len(stores.labels)) if index is None else index
-    embedding = embedding_features(stores.readout[index])
-    known = known_images(embedding, stores.labels[index], head.class_count)
+    readout = stores.readout[index]
+    groups = duplicate_groups(readout) if groups is None else groups[index]
+    known = known_images(
+        embedding_features(readout), stores.labels[index], head.class_count, groups=groups
+    )
     classifier.set_head(replace(head, known=known))
 
 
