@@ -11,6 +11,8 @@ from transformers import AutoModel, CLIPModel
 from residual_peft import ResiDualConfig, ResiDualError, ZeroShotClassifier, gains_by_module
 from residual_peft.app.converting import adapter_for, merge_adapter
 from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.heads import ClassHead
+from residual_peft.classifiers.trained_head import TrainedHead
 from tests.app.fitting.photos import photos
 from tests.commands import stop
 from tests.training_case import save_clip
@@ -67,13 +69,31 @@ def test_what_cannot_be_merged_is_told_and_nothing_is_written(root, tmp_path) ->
     adapter = saved(root, "readout", "readout")
     with pytest.raises(ResiDualError, match="an adapter in readout mode cannot be merged"):
         merge_adapter(adapter, tmp_path / "merged")
+    backbone = load_backbone(root / "model")
+    plain = ZeroShotClassifier.from_text(backbone.model, backbone.tokenizer, ["cat", "dog"])
+    plain.save_pretrained(root / "plain")
+    with pytest.raises(ResiDualError, match=r"wanted an adapter to merge, got .* without one"):
+        merge_adapter(root / "plain", tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_converted_adapter_is_for_the_other_copy(root, tmp_path, monkeypatch) -> None:
+def test_a_class_head_is_not_left_behind_without_a_word(root, tmp_path) -> None:
+    classifier = ZeroShotClassifier.from_pretrained(saved(root, "gains", "readout"))
+    width = classifier.class_embeddings.shape[1]
+    zeros, ones = torch.zeros(width), torch.ones(width)
+    head = ClassHead(zeros, ones, torch.ones(width, 3), torch.zeros(3), 1.0, 1.0)
+    classifier.head = TrainedHead(head, "embedding")
+    classifier.save_pretrained(root / "head")
+    with pytest.raises(ResiDualError, match="has a class head beside its gains"):
+        adapter_for(root / "head", str(root / "copy"), tmp_path / "other")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converted_adapter_is_for_the_other_copy(root, tmp_path, monkeypatch, capsys) -> None:
     adapter = saved(root, "readout", "readout")
     out, copy = tmp_path / "other", str(root / "copy")
     assert stop(monkeypatch, "convert", str(adapter), "--model", copy, "--out", str(out)) == 0
+    assert f"is in {out}, without its classes" in capsys.readouterr().out
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == copy
     gains = gains_by_module(ZeroShotClassifier.from_pretrained(adapter).model)

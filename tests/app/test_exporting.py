@@ -99,3 +99,19 @@ def test_what_is_exported_is_loaded_and_told(saved_adapter, shapes, tmp_path, mo
         export_adapter(saved_adapter, tmp_path / "a", format="tflite")
     with pytest.raises(ResiDualError, match=r"no such file|no file is called so"):
         export_adapter(saved_adapter, tmp_path / "a", images=tmp_path / "none.png")
+
+
+def test_the_folder_one_is_in_gives_the_file_its_name(tmp_path, monkeypatch) -> None:
+    """`export .` writes no `.onnx`, which nobody would see."""
+    (tmp_path / "birds").mkdir()
+    monkeypatch.chdir(tmp_path / "birds")
+    named = []
+
+    def written(adapter, out, **options):
+        named.append(str(out))
+        raise ResiDualError("enough")
+
+    monkeypatch.setattr("residual_peft.app.exporting.export_adapter", written)
+    for adapter in (".", "../birds", "./", "someone/birds"):
+        assert stop(monkeypatch, "export", adapter) == 2
+    assert named == ["birds.onnx"] * 4

@@ -46,3 +46,20 @@ def test_a_processor_that_does_more_is_refused() -> None:
 
     with pytest.raises(ResiDualError, match="got a Grey that makes other pixels"):
         Preparation.of(Grey(size=SMALL))
+
+
+@table(
+    ("processor", "said"),
+    [
+        (lambda images, **options: None, "got a function .*AttributeError"),
+        ({"crop_size": {"shortest_edge": 32}}, "got a CLIPImageProcessorPil .*KeyError: 'height'"),
+        ({"image_mean": [0.5] * 4, "image_std": [0.5] * 4}, "got a CLIPImageProcessorPil .*Value"),
+        ({"image_mean": None}, "got a CLIPImageProcessorPil .*ValueError: `image_mean`"),
+    ],
+)
+def test_a_processor_that_no_recipe_can_be_read_from_is_one_line(processor, said) -> None:
+    if isinstance(processor, dict):
+        processor = transformers.CLIPImageProcessorPil(**processor)
+    with pytest.raises(ResiDualError, match=said) as caught:
+        Preparation.of(processor)
+    assert str(caught.value).endswith("as the classifier's image_processor.")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from residual_peft.experiments.bench.results import Result, packed
+from residual_peft.experiments.bench.results import Result, latest, packed
 from residual_peft.reporting.bench import difference, latex, markdown, page, write_summaries
 
 SCORES = {
@@ -53,6 +53,41 @@ def test_differences_are_paired(results) -> None:
     assert difference(of("ridge"), []) is None
 
 
+def test_runs_that_do_not_differ_are_compared_by_all_their_images() -> None:
+    """Two seeds, 8 of 20 images each all one way; a harmonic mean is of more than those images."""
+    first, second = (
+        [result(name, seed, score) for seed in (0, 1)] for name, score in (("a", 0.8), ("b", 0.4))
+    )
+    found = difference(first, second)
+    assert (found.error, found.p) == (0, pytest.approx(2 * 0.5**16))
+    first, second = (
+        [replace(one, harmonic_mean=one.accuracy / 2) for one in side] for side in (first, second)
+    )
+    for count in (1, 2):
+        found = difference(first[:count], second[:count])
+        assert (found.mean, found.p, found.runs) == (pytest.approx(0.2), None, count)
+        assert "p" not in found.text
+    probes = [replace(one, method="logistic-embedding") for one in second[:1]]
+    assert "| a | 40.0 |" in markdown([first[0], *probes], "Title")
+
+
+def test_rows_of_other_images_or_entries_are_not_compared(results) -> None:
+    """A share, a seed or a template changed, and one method of three was run again."""
+    changed = [
+        replace(one, registry="new", split="new", images={"test": 12}, right=packed(one.hits[:12]))
+        for one in results
+        if one.method == "ridge" and one.data == "c"
+    ]
+    mixed = [one for one in results if one not in changed] + changed
+    old = [one for one in results if one.method == "zero-shot" and one.data == "c"]
+    assert difference(changed, old) is None
+    assert difference([replace(one, registry="") for one in changed], old) is None
+    assert "| ridge | " in markdown(mixed, "Title")
+    kept = latest(mixed)
+    assert [one for one in kept if one.data == "c"] == changed
+    assert [one for one in kept if one.data != "c"] == [one for one in results if one.data != "c"]
+
+
 def test_tables_say_what_the_rows_say(results) -> None:
     text = markdown(results, "Title")
     assert "| ridge | 77.5 | +35.0 ± " in text
@@ -71,6 +106,7 @@ def test_other_forms_are_escaped_and_whole(results, tmp_path) -> None:
     odd = [replace(one, data="<c&d>_1%") for one in results]
     tex, html = latex(odd, "50 % & <more>"), page(odd, "50 % & <more>")
     assert r"$<$c\&d$>$\_1\%" in tex
+    assert latex(odd, "one\ntwo\r\nthree").startswith("% one two three\n\n% ")
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
     rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert rows

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Callable, Sequence
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, counted
 from ..experiments.bench.registry import PAPER, Registry, read_registry
 from ..experiments.bench.results import Result, latest
-from ..experiments.bench.run import run_registry
+from ..experiments.bench.run import is_of, run_registry
 from ..reporting.bench import write_summaries
 
 Names = Sequence[str] | None
@@ -43,12 +43,17 @@ def run_bench(
         say: called with a line for what is done and for what is left out.
 
     Returns:
-        The last result of each run in the folder, and the names of the summaries of these.
+        The results in the folder that can be compared (`latest`), and the names of the summaries
+        of these.
 
     Raises:
         ResiDualError: as `run_registry`; no run came to an end.
     """
-    results = latest(run_registry(registry, out, resume=resume, say=say))
+    found = run_registry(registry, out, resume=resume, say=say)
+    found.sort(key=lambda result: is_of(registry, result))  # what it has now comes last
+    results = latest(found)
+    if left := len(found) - len(results):
+        say(f"{counted(left, 'result')} of earlier entries or images stay out of the summaries.")
     if not results:
         raise ResiDualError(
             "wanted at least one run that comes to its end, got none: the lines above say why each "

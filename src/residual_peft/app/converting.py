@@ -4,7 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from ..classifiers.backbones import backbone_of, load_backbone
+from ..classifiers.files import CLASSIFIER_JSON, read_described
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
 from ..hub.directories import local_directory
@@ -27,10 +30,15 @@ def merge_adapter(adapter: str | os.PathLike[str], out: str | os.PathLike[str]) 
         out: a directory, written whole or not at all.
 
     Raises:
-        ResiDualError: an adapter in readout mode, which no weights could stand for, or one with a
-            class head, which reads coordinates; a base model that is not there.
+        ResiDualError: no adapter, one in readout mode, which no weights could stand for, or one
+            with a class head, which reads coordinates; a base model that is not there.
     """
     classifier = ZeroShotClassifier.from_pretrained(adapter)
+    if not isinstance(classifier.model, PeftModel):
+        raise ResiDualError(
+            f"wanted an adapter to merge, got '{adapter}', a classifier without one: its model is "
+            "the base model as it is."
+        )
     if classifier.head is not None:
         raise ResiDualError(
             "the adapter has a class head beside its gains, which is no part of the model's "
@@ -53,6 +61,8 @@ def merge_adapter(adapter: str | os.PathLike[str], out: str | os.PathLike[str]) 
 def adapter_for(adapter: str | os.PathLike[str], model: str, out: str | os.PathLike[str]) -> Path:
     """Write a saved adapter for another library's copy of its base model: `convert_adapter`.
 
+    Its gains alone: the classes beside it stay behind, since texts are another model's to make.
+
     Args:
         adapter: its directory or Hub id, in readout mode.
         model: the copy: a directory or Hub id of transformers, or "open_clip:NAME/PRETRAINED" as
@@ -60,9 +70,15 @@ def adapter_for(adapter: str | os.PathLike[str], model: str, out: str | os.PathL
         out: a directory, written whole or not at all.
 
     Raises:
-        ResiDualError: as `convert_adapter`; no such model, or open_clip is not installed.
+        ResiDualError: as `convert_adapter`; a class head; no such model, or open_clip is not
+            installed.
     """
     directory = local_directory(adapter, what="adapter")
+    if (directory / CLASSIFIER_JSON).is_file() and read_described(directory, adapter).head:
+        raise ResiDualError(
+            f"'{adapter}' has a class head beside its gains, which an adapter for another copy of "
+            "the model cannot carry: fit gains alone (--method gains) to convert them."
+        )
     return convert_adapter(directory, _copy(model), out)
 
 

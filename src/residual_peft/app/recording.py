@@ -1,10 +1,8 @@
 """A fitted adapter and its scores on the test images -> the record for its report."""
 
 import os
-import platform
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from ..data.images import thumbnail, to_rgb
 from ..data.labels import labelling_in
 from ..hub.facts import Facts
 from ..hub.files import PathLike
+from ..hub.machine import processor, versions
 from ..reporting.run_record import (
     ClassReasons,
     Example,
@@ -187,7 +186,7 @@ def run_facts(
         adapter_bytes=weights.stat().st_size if weights and weights.is_file() else None,
         machine=machine(classifier.device),
         cores=os.cpu_count(),
-        versions={"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        versions=versions(_PACKAGES),
         date=datetime.now(timezone.utc).date().isoformat(),
     )
 
@@ -196,12 +195,7 @@ def machine(device: torch.device) -> str:
     """The processor that a model runs on, as its maker calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    return processor()
 
 
 def _gains(explained: AdapterExplanation) -> GainRecord:

@@ -10,7 +10,7 @@ from .commands import begin
 from .options import AdapterName
 
 EXAMPLE = """residual-peft convert my-adapter --model residual_peft/demo-clip --out other-adapter
-The adapter for residual_peft/demo-clip is in other-adapter."""
+The adapter for residual_peft/demo-clip is in other-adapter, without its classes."""
 
 
 def convert(
@@ -30,4 +30,4 @@ def convert(
     from ..app.converting import adapter_for
 
     adapter_for(adapter, model, out)
-    print(f"The adapter for {model} is in {out}.")
+    print(f"The adapter for {model} is in {out}, without its classes.")

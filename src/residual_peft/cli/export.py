@@ -1,6 +1,7 @@
 """`residual-peft export`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,8 @@ def export(
     examples/onnx_without_torch.py reads them with numpy. Needs the extra 'onnx'.
     """
     chosen = given(adapter, None, "an adapter", "residual-peft export ADAPTER")
-    target = Path(f"{Path(chosen).name}.{format}") if out is None else out
+    name = Path(os.path.abspath(chosen)).name or "adapter"  # "." is called as its folder is
+    target = Path(f"{name}.{format}") if out is None else out
     check_file(target)
     begin(f"Exporting {chosen}.")
     from ..app.exporting import export_adapter

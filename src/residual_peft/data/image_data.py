@@ -184,3 +184,21 @@ class ImageData:
             groups=both[1],
             skipped=(*self.skipped, *skipped),
         )
+
+    def without_repeated(self) -> tuple["ImageData", int]:
+        """Test images that are training or validation images, too, are no test; how many there are.
+
+        Raises:
+            ResiDualError: a split is missing, or no test image is left.
+        """
+        for split in ("train", "test"):
+            self[split]  # says which one is missing
+        digests = self.digests  # none of data that a caller put together by hand
+        known = {digest for split in ("train", "validation") for digest in digests.get(split, ())}
+        rows = [row for row, digest in enumerate(digests.get("test", ())) if digest in known]
+        if len(rows) == len(self.test):
+            raise ResiDualError(
+                f"all {len(rows)} test images of '{self.source}' are training or validation "
+                "images, too, so that no score would mean anything; bring other test images."
+            )
+        return (self.without("test", rows) if rows else self), len(rows)

@@ -21,6 +21,11 @@ CLOSE = 1e-4
 0.2 or so, 200 times as much."""
 TRIED = ((97, 61), (61, 97), (33, 33), (7, 500), (640, 480))
 """Widths and heights of the images that the two are compared on: tall, wide, small, a strip."""
+STEPS = "resizes, crops the middle, rescales and normalises, and nothing else"
+ADVICE = (
+    "set one that does, such as transformers' CLIPImageProcessor, as the classifier's "
+    "image_processor."
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,28 @@ class Preparation:
         """The recipe of an image processor, tried on images of several shapes.
 
         Raises:
-            ResiDualError: none of four such steps gives what it gives.
+            ResiDualError: none of four such steps gives what it gives, or it says of itself what
+                no such steps have, or nothing.
         """
+        try:
+            found = cls._read(processor)
+            found._check(processor)
+        except ResiDualError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ResiDualError(
+                f"wanted an image processor that {STEPS}, got a {type(processor).__name__} that "
+                f"cannot be read as one ({type(error).__name__}: {error}): {ADVICE}"
+            ) from error
+        return found
+
+    @classmethod
+    def _read(cls, processor: Any) -> "Preparation":
+        """What it says of itself."""
         said: dict[str, Any] = processor.to_dict()
         size, crop = said.get("size") or {}, said.get("crop_size") or {}
         normal, resample = said.get("do_normalize"), said.get("resample")
-        found = cls(
+        return cls(
             resize={name: int(side) for name, side in size.items() if side}
             if said.get("do_resize")
             else None,
@@ -65,8 +86,6 @@ class Preparation:
             mean=_channels(said.get("image_mean") if normal else 0.0),
             std=_channels(said.get("image_std") if normal else 1.0),
         )
-        found._check(processor)
-        return found
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """An image in RGB -> pixel values (3, H, W)."""
@@ -106,10 +125,8 @@ class Preparation:
                 got = wanted[:0]
             if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=0, atol=CLOSE):
                 raise ResiDualError(
-                    f"wanted an image processor that resizes, crops the middle, rescales and "
-                    f"normalises, and nothing else, got a {type(processor).__name__} that makes "
-                    f"other pixels of an image of {width} x {height}: set one that does, such as "
-                    "transformers' CLIPImageProcessor, as the classifier's image_processor."
+                    f"wanted an image processor that {STEPS}, got a {type(processor).__name__} "
+                    f"that makes other pixels of an image of {width} x {height}: {ADVICE}"
                 )
 
 

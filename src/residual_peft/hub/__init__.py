@@ -6,7 +6,9 @@ Names are imported when they are first used: the command line looks at places be
 the Hub's client and torch.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import imported_when_used
 
 if TYPE_CHECKING:
     from .directories import DEMO_MODEL, local_directory
@@ -17,16 +19,11 @@ __all__ = [
     "directories",
     "facts",
     "files",
+    "lazy",
     "local_directory",
+    "machine",
     "model_files",
     "places",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for."""
-    if name not in ("DEMO_MODEL", "local_directory"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import directories
-
-    return getattr(directories, name)
+__getattr__ = imported_when_used(__name__, "directories", ("DEMO_MODEL", "local_directory"))

@@ -1,6 +1,6 @@
 """The rows of a bench -> tables in Markdown and LaTeX, and one HTML page with bars."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -8,8 +8,7 @@ from statistics import mean, stdev
 
 from markupsafe import Markup
 
-from ..experiments.bench.fits import PROBE, ZERO_SHOT
-from ..experiments.bench.results import Result
+from ..experiments.bench.results import PROBE, ZERO_SHOT, Result
 from ..hub.files import PathLike, atomic_file
 from .charts import tag
 from .html import environment, number, signed
@@ -21,7 +20,8 @@ NOTE = (
     "A score is the accuracy on the test images; in base-to-novel, the harmonic mean of that of "
     "classes trained on and of new ones, each among their own half. ± is the standard error over "
     "seeds, which draw the training images. Differences are paired, over all models, data sets and "
-    "seeds that both methods ran on (t-test), or over images where those are one (McNemar's). "
+    "seeds that both methods ran on (t-test), or over their images where runs do not differ "
+    "(McNemar's); a harmonic mean is no mean over images, so that one run of it has no p. "
     "p is for one comparison: of many, some are below 0.05 by chance. In the table of each model, "
     "* is better and ° worse than the linear probe with p < 0.05."
 )
@@ -34,21 +34,24 @@ class Difference:
     Attributes:
         mean: of the scores' differences.
         error: its standard error; None for a single run.
-        p: that the two are alike, by a paired t-test over runs, or by McNemar's over images.
+        p: that the two are alike, by a paired t-test over runs, or by McNemar's over images; None
+            where neither can tell.
         runs: how many were compared.
     """
 
     mean: float
     error: float | None
-    p: float
+    p: float | None
     runs: int
 
     @property
     def text(self) -> str:
         """In percentage points, for people."""
         error = "" if self.error is None else f" ± {number(100 * self.error, 1)}"
-        chance = "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
-        return f"{signed(100 * self.mean, 1)}{error} (p {chance})"
+        found = f"{signed(100 * self.mean, 1)}{error}"
+        if self.p is None:
+            return found
+        return f"{found} (p {'< 0.001' if self.p < 0.001 else f'{self.p:.3f}'})"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,11 @@ def score(result: Result) -> float:
 
 
 def difference(first: Iterable[Result], second: Iterable[Result]) -> Difference | None:
-    """How two methods differ on the runs that both have; None where there are none."""
-    from scipy.stats import binomtest, ttest_rel
+    """How two methods differ on the runs that both have, of the same entries and images.
+
+    None where there are none.
+    """
+    from scipy.stats import ttest_rel
 
     others = {_place(result): result for result in second}
     pairs = [(one, others[_place(one)]) for one in first if _place(one) in others]
@@ -78,12 +84,26 @@ def difference(first: Iterable[Result], second: Iterable[Result]) -> Difference 
     error = stdev(gaps) / sqrt(len(gaps)) if len(gaps) > 1 else None
     if max(gaps) - min(gaps) > 1e-12:  # else a t-test has nothing to divide by
         first_scores, second_scores = zip(*((score(a), score(b)) for a, b in pairs), strict=True)
-        p = float(ttest_rel(first_scores, second_scores).pvalue)
+        p: float | None = float(ttest_rel(first_scores, second_scores).pvalue)
     else:
-        one, other = (result.hits for result in pairs[0])
-        better, worse = int((one & ~other).sum()), int((other & ~one).sum())
-        p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+        p = _over_images(pairs)
     return Difference(mean(gaps), error, p, len(gaps))
+
+
+def _over_images(pairs: Sequence[tuple[Result, Result]]) -> float | None:
+    """McNemar's exact test (Q. McNemar, 1947) over the images of all pairs of runs.
+
+    None of harmonic means: hits are those of the classes that were trained on, half of what is
+    compared.
+    """
+    from scipy.stats import binomtest
+
+    if any(one.harmonic_mean is not None for pair in pairs for one in pair):
+        return None
+    hits = [(one.hits, other.hits) for one, other in pairs]
+    better = sum(int((one & ~other).sum()) for one, other in hits)
+    worse = sum(int((other & ~one).sum()) for one, other in hits)
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
 def tables(results: Sequence[Result]) -> list[Table]:
@@ -193,7 +213,7 @@ def _cell(results: Sequence[Result], method: str, data: str) -> str:
     error = f" ± {number(100 * stdev(found) / sqrt(len(found)), 1)}" if len(found) > 1 else ""
     gap = difference(own, _of(here, PROBE))
     mark = ""
-    if gap is not None and gap.p < LEVEL:
+    if gap is not None and gap.p is not None and gap.p < LEVEL:
         mark = "*" if gap.mean > 0 else "°"
     return f"{_percent(mean(found))}{error}{mark}"
 
@@ -239,8 +259,8 @@ def _of(results: Iterable[Result], method: str) -> list[Result]:
     return [result for result in results if result.method == method]
 
 
-def _place(result: Result) -> tuple[str, str, str, int]:
-    return result.model, result.data, result.protocol, result.seed
+def _place(result: Result) -> tuple[Hashable, ...]:
+    return *result.task, result.seed, *result.made_of, result.images["test"]
 
 
 def _percent(share: float) -> str:
@@ -252,7 +272,8 @@ def _text(found: Difference | None) -> str:
 
 
 def _escaped(text: str) -> str:
+    """Text for LaTeX, on one line: the rest of a comment would be none, and an empty line ends."""
     special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "°": r"$^\circ$", "−": "$-$", "–": "--"}
     special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
     special |= {"<": "$<$", ">": "$>$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(sign, sign) for sign in text)
+    return "".join(special.get(sign, sign) for sign in " ".join(text.splitlines()))

@@ -1,5 +1,6 @@
 """The module that is traced says what the classifier says, and leaves the model as it was."""
 
+import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
@@ -9,7 +10,13 @@ from residual_peft.classifiers.exporting.graph import ClassifierGraph
 from residual_peft.classifiers.heads import ClassHead
 from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
-from residual_peft.tuner import ResiDualConfig, fit_bases, gains_by_module, readout_state
+from residual_peft.tuner import (
+    ResiDualConfig,
+    ResiDualStreamLinear,
+    fit_bases,
+    gains_by_module,
+    readout_state,
+)
 from tests.models import EVERY, hooks, pixels
 from tests.pairs import table
 from tests.pooled import POOLED
@@ -102,5 +109,23 @@ def test_the_graph_answers_as_the_classifier(name: str) -> None:
     assert torch.allclose(probabilities.double(), expected, atol=1e-5)
     assert classifier.model.training
     assert hooks(classifier.model) == tapped
+    after = classifier.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_a_merge_that_fails_leaves_the_weights_as_they_were(monkeypatch) -> None:
+    classifier = made(*CASES["stream"])
+    layers = [m for m in classifier.model.modules() if isinstance(m, ResiDualStreamLinear)]
+    before, fused = weights(classifier.model), torch.backends.mha.get_fastpath_enabled()
+
+    def full(*_: object) -> None:
+        assert layers[0].merged
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(layers[-1], "merge", full)
+    with pytest.raises(RuntimeError, match="no memory"), ClassifierGraph(classifier).ready():
+        raise AssertionError("ready")
+    assert not any(layer.merged for layer in layers)
+    assert torch.backends.mha.get_fastpath_enabled() == fused
     after = classifier.model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())

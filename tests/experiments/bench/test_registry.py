@@ -1,5 +1,6 @@
 """Registries that are read: the paper's, bad ones, parts of one; and draws of their protocols."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from residual_peft.experiments.bench.protocols import draw
 from residual_peft.experiments.bench.registry import DataEntry, Protocol, read_registry
 from residual_peft.experiments.bench.run import runs_of
 from tests.experiments.bench.case import METHODS as NAMES
-from tests.experiments.bench.case import small_registry
+from tests.experiments.bench.case import pictures, small_registry
 from tests.pairs import table
 
 TOP = '[models.a]\nsource = "a"\n[data.b]\nsource = "b"\n[protocols.c]\nkind = "full"\n'
@@ -95,6 +96,33 @@ def test_names_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ResiDualError, match="is not a method of the registry"):
         registry.only(methods=["gda"])
     assert registry.only(methods=[*NAMES[:2]]).methods == NAMES[:2]
+
+
+def test_a_data_set_for_the_bases_is_no_task_unless_it_is_asked_for(tmp_path: Path) -> None:
+    whole = replace(small_registry(tmp_path), basis="other")
+    part = whole.only(data=["grey"])
+    assert (set(part.data), part.tasks) == ({"grey", "other"}, ("grey",))
+    assert {run[1] for run in runs_of(part)} == {each.data for each in plan(part)} == {"grey"}
+    assert part.digest("tiny", "grey", "all") == whole.digest("tiny", "grey", "all")
+    assert part.only().tasks == ("grey",)
+    assert part.only(data=["other"]).tasks == ("other",)
+    assert whole.only().tasks == tuple(whole.data)
+    with pytest.raises(ResiDualError, match="wanted at least one model, data set"):
+        replace(part, for_bases=("grey", "other"))
+
+
+def test_a_training_image_is_no_test_image(tmp_path: Path) -> None:
+    for split, count, seed in (("train", 12, 0), ("test", 8, 1)):
+        pictures(tmp_path / split, ("black", "white"), count, seed)
+    shutil.copy(tmp_path / "train" / "black" / "000.png", tmp_path / "test" / "black" / "copy.png")
+    images = load_images(DataEntry(str(tmp_path)))
+    assert (len(images.train) + len(images["validation"]), len(images.test)) == (12, 8)
+    known = {*images.digests["train"], *images.digests["validation"]}
+    assert not known.intersection(images.digests["test"])
+    shutil.rmtree(tmp_path / "test")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    with pytest.raises(ResiDualError, match=r"all 12 test images of .* are training or validation"):
+        load_images(DataEntry(str(tmp_path)))
 
 
 EXTRA_SPLITS = {"svhn": "extra", "gtsrb": "contrast", "stanford_cars": "jpeg_compression"}

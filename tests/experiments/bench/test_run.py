@@ -13,13 +13,15 @@ import torch
 from peft import get_peft_model
 from torch.nn import functional
 
+from residual_peft.app.benching import run_bench
 from residual_peft.classifiers.backbones import load_backbone
+from residual_peft.classifiers.heads.gaussian import fit_gaussian
 from residual_peft.classifiers.heads.nearest import fit_neighbours
 from residual_peft.classifiers.heads.projection import fit_projection
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
 from residual_peft.errors import ResiDualError
-from residual_peft.experiments.bench.fits import STRENGTHS
+from residual_peft.experiments.bench.fits import FITS, STRENGTHS
 from residual_peft.experiments.bench.protocols import draw
 from residual_peft.experiments.bench.registry import Protocol, Registry
 from residual_peft.experiments.bench.results import Result, append, latest, packed, read_results
@@ -151,6 +153,25 @@ def test_numbers_are_those_of_the_methods_by_hand(ran, by_hand: ByHand) -> None:
     agree(found(results, "2-shot", "knn", 1), logits, test.labels)
 
 
+@pytest.mark.parametrize("name", ["knn", "gda"])
+def test_copies_are_left_out_together_by_rivals_as_well(name: str, by_hand: ByHand) -> None:
+    train = by_hand.train.rows(torch.arange(0, len(by_hand.train), 3).repeat(2))
+    rows = Rows.of(by_hand.classifier, train)
+    assert rows.groups is not None
+    fit = {"knn": fit_neighbours, "gda": fit_gaussian}[name]
+    texts = by_hand.classifier.logits(by_hand.test.readout)
+    given = (train.coordinates, train.labels, rows.class_count)
+    together, singly = (
+        fit(*given, zero_shot=rows.zero_shot, power=0.5, groups=groups).logits(
+            by_hand.test.coordinates, texts
+        )
+        for groups in (rows.groups, None)
+    )
+    found = FITS[name](rows).logits(by_hand.test)
+    assert torch.equal(found, together)
+    assert not torch.allclose(found, singly)
+
+
 def test_new_classes_and_other_tasks_are_those_by_hand(registry, ran, by_hand: ByHand) -> None:
     results, classifier = ran[0], by_hand.classifier
     halves = draw(registry.protocols["halves"], by_hand.train.labels, 4, 0)
@@ -197,11 +218,14 @@ def test_it_refuses_results_that_are_there_and_goes_on_when_told_to(registry, ra
     other = replace(part, data={"grey": changed}, methods=("zero-shot",))
     again = run_registry(other, folder, resume=True, say=said.append)
     assert len(again) == len(results) + 3  # the old lines stay
-    assert len(latest(again)) == len(results)
-    assert {r.templates for r in latest(again) if (r.data, r.method) == ("grey", "zero-shot")} == {
-        ("no {}.",),
-        ("a {}.", "the {}."),
-    }
+    # of what was changed, the new rows alone
+    assert [r for r in latest(again) if r.templates == ("no {}.",)] == again[-3:]
+    old = [r for r in results if r.data != "grey" or r.protocol == "halves"]
+    assert [r for r in latest(again) if r not in again[-3:]] == old
+    # whoever goes back to the entry as it was has its rows again, which are not the last
+    back, _ = run_bench(part, folder, resume=True, say=said.append)
+    assert sorted(back, key=repr) == sorted(results, key=repr)
+    assert said[-1] == "3 results of earlier entries or images stay out of the summaries."
     assert (folder / "results.jsonl").read_bytes().startswith(before)
 
 
@@ -262,8 +286,7 @@ def test_bases_of_ones_own_images_or_of_anothers(basis: str, registry, tmp_path)
         result = found(results, "all", method)
         outcome = METHODS[method].run(Rows.of(hand.classifier, hand.train))
         agree(result, outcome.logits(hand.classifier, hand.test), hand.test.labels)
-        # on other tasks only where those are in the same basis
-        assert bool(result.forgotten) == (basis != "own" and method == "gains")
+        assert not result.forgotten  # the basis's data set is no task here
 
 
 def test_processes_share_the_pairs(registry, tmp_path: Path, monkeypatch) -> None:
@@ -276,6 +299,10 @@ def test_processes_share_the_pairs(registry, tmp_path: Path, monkeypatch) -> Non
         assert results[-1].data == data
         assert len((tmp_path / f"results-{rank}.jsonl").read_text().splitlines()) == 1
     assert [result.data for result in results] == ["grey", "other"]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ResiDualError, match=r"results-0\.jsonl' holds results already"):
+        run_registry(part, tmp_path, say=lambda line: None)
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch) -> None:

@@ -123,7 +123,7 @@ def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, Options]:
         )
     for line in survey(images).summary():
         logger.info("%s", printable(line))
-    return *without_repeated(images), reading
+    return *images.without_repeated(), reading
 
 
 def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -> Fitted:
@@ -148,24 +148,6 @@ def _fitted(
     done = (by_trainer if task.trainer else from_coordinates)(task, read)
     start = "class means" if task.classifier is None else "zero-shot"
     return done, _report(done, read.images, repeated, start), read.images
-
-
-def without_repeated(images: ImageData) -> tuple[ImageData, int]:
-    """Test images that are training or validation images, too, are no test; how many there were.
-
-    Raises:
-        ResiDualError: a split is missing, or no test image is left.
-    """
-    for split in ("train", "test"):
-        images[split]  # says which one is missing
-    known = {digest for split in ("train", "validation") for digest in digests_of(images, split)}
-    rows = [row for row, digest in enumerate(digests_of(images, "test")) if digest in known]
-    if len(rows) == len(images.test):
-        raise ResiDualError(
-            f"all {len(rows)} test images of '{images.source}' are training or validation images, "
-            "too, so that no score would mean anything; bring other test images."
-        )
-    return (images.without("test", rows) if rows else images), len(rows)
 
 
 def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:

@@ -1,7 +1,7 @@
 """A classifier as one module of torch, so that a tracer sees all that leads to a probability."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -50,17 +50,14 @@ class ClassifierGraph(nn.Module):
         """Adapters, dropout, gradients and torch's fused paths as the forward wants them."""
         layers = [] if self.plain else [*_unmerged(self.model)]
         fused = torch.backends.mha.get_fastpath_enabled()
-        with torch.no_grad(), evaluating(self):
+        with torch.no_grad(), evaluating(self), ExitStack() as undone:
             for layer in layers:
                 layer.merge()
+                undone.callback(layer.unmerge)  # of those before one that fails as well
+            undone.callback(torch.backends.mha.set_fastpath_enabled, fused)
             torch.backends.mha.set_fastpath_enabled(False)  # one operator that nobody else has
-            try:
-                with unadapted(self.model) if self.reads_units or self.plain else nullcontext():
-                    yield
-            finally:
-                torch.backends.mha.set_fastpath_enabled(fused)
-                for layer in layers:
-                    layer.unmerge()
+            with unadapted(self.model) if self.reads_units or self.plain else nullcontext():
+                yield
 
 
 def _one_readout_adapter(model: nn.Module) -> bool:

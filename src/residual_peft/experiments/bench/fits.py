@@ -1,7 +1,9 @@
 """Every method of a bench behind one call: training rows in, answers for other images out.
 
 `solvers.methods` as they are, and the field's methods on frozen features, each on the embedding
-and on coordinates. All choose what they choose on left-out training images, on the same folds.
+and on coordinates. All choose what they choose on left-out training images: on the same folds, or,
+where leaving out has a closed form, each image by itself. Copies of one picture are left out
+together, but for the discriminants, which leave out single images alone.
 """
 
 from collections.abc import Callable
@@ -26,8 +28,6 @@ from ...solvers.coordinates import Coordinates
 from ...solvers.methods import METHODS, Rows
 from ...towers.registry import base_model
 
-ZERO_SHOT, PROBE = "zero-shot", "logistic-embedding"
-"""What every method is compared with, image by image."""
 BYTES = 4
 """Of a number as adapters are saved, in float32."""
 STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
@@ -76,16 +76,18 @@ def _of_method(name: str) -> Fit:
     return fit
 
 
-def _on_features(fit: Callable[..., Any], coordinates: bool, **options: Any) -> Fit:
-    """A method of `classifiers.heads` on one kind of features."""
+def _on_features(
+    fit: Callable[..., Any], coordinates: bool, grouped: bool = True, **options: Any
+) -> Fit:
+    """A method of `classifiers.heads` on one kind of features; whether it leaves out groups."""
 
     def values(data: Coordinates) -> Tensor:
         return data.coordinates if coordinates else embedding_features(data.readout)
 
     def fitted(rows: Rows) -> Fitted:
-        found = fit(
-            values(rows.data), rows.labels, rows.class_count, zero_shot=rows.zero_shot, **options
-        )
+        given = options | {"zero_shot": rows.zero_shot}
+        given |= {"groups": rows.groups} if grouped else {}
+        found = fit(values(rows.data), rows.labels, rows.class_count, **given)
         scorer = getattr(found, "head", found)
 
         def logits(data: Coordinates) -> Tensor:
@@ -151,7 +153,7 @@ _RIVALS: dict[str, Callable[..., Any]] = {
 }
 FITS: dict[str, Fit] = {
     **{name: _of_method(name) for name in METHODS},
-    "discriminant-coordinates": _on_features(fit_discriminant, True),
+    "discriminant-coordinates": _on_features(fit_discriminant, True, grouped=False),
     **{f"{name}-embedding": _on_features(fit, False) for name, fit in _RIVALS.items()},
     **{name: _on_features(fit, True, power=POWER) for name, fit in _RIVALS.items()},
     "linear-map": _linear_map,

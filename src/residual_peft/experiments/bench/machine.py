@@ -3,31 +3,20 @@
 import os
 import platform
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from ...hub.machine import processor
 
 PACKAGES = ("residual-peft", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @cache
-def versions() -> dict[str, str]:
-    """Package -> version, of what the numbers of a run depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-@cache
 def machine() -> str:
     """System, processor, cores and accelerator, in words; no name of a host or user."""
-    found = [platform.system(), _processor(), f"{os.cpu_count()} cores"]
+    found = [platform.system(), processor(), f"{os.cpu_count()} cores"]
     if torch.cuda.is_available():
         found.append(torch.cuda.get_device_name())
     return ", ".join(filter(None, found))
@@ -50,12 +39,3 @@ def peak_bytes() -> int:
     except OSError:
         pass
     return 0
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -46,7 +46,7 @@ def plan(registry: Registry) -> list[Planned]:
         ResiDualError: a model or data set that lies here cannot be read.
     """
     sizes = {name: _size(entry) for name, entry in registry.models.items()}
-    images = {name: _images(entry) for name, entry in registry.data.items()}
+    images = {name: _images(registry.data[name]) for name in registry.tasks}
     counts: dict[tuple[str, str], int] = {}
     for model, data, *_ in runs_of(registry):
         counts[model, data] = counts.get((model, data), 0) + 1

@@ -140,6 +140,7 @@ class Registry:
         dtype: of the coordinates on disk.
         batch_size: images per forward pass.
         title: of the summary.
+        for_bases: names of data sets that give bases and are no tasks.
     """
 
     models: dict[str, ModelEntry]
@@ -150,6 +151,7 @@ class Registry:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     batch_size: Annotated[int, Within(1, 10**5)] = 64
     title: str = "Methods on frozen image towers"
+    for_bases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, found in (("model", self.models), ("data set", self.data)):
@@ -159,11 +161,17 @@ class Registry:
                         f"wanted a name of letters, digits, '.', '_', '+' and '-' for each {what} "
                         f"and protocol, got {short(name)}"
                     )
-        if not (self.models and self.data and self.protocols and self.methods):
+        check_names(self.for_bases, self.data, "a data set of the registry")
+        if not (self.models and self.tasks and self.protocols and self.methods):
             raise ResiDualError("wanted at least one model, data set, protocol and method each")
         check_names(self.methods, FITS, "a method")
         if self.basis not in (WEIGHTS, OWN):
             check_names([self.basis], self.data, "a data set to fit bases on, 'weights' or 'own'")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the data sets that methods are run on."""
+        return tuple(name for name in self.data if name not in self.for_bases)
 
     def only(
         self,
@@ -172,13 +180,14 @@ class Registry:
         methods: Sequence[str] | None = None,
         protocols: Sequence[str] | None = None,
     ) -> "Registry":
-        """A part of it; None for all of a kind. A data set for the bases stays.
+        """A part of it; None for all of a kind. A data set for the bases stays, for these alone.
 
         Raises:
             ResiDualError: a name that is not there.
         """
-        kept = None if data is None or self.basis in (WEIGHTS, OWN) else [*data, self.basis]
-        chosen = _some(self.data, kept or data, "a data set of the registry")
+        asked = data or self.tasks
+        kept = [*asked, *({self.basis} & {*self.data})]
+        chosen = _some(self.data, kept, "a data set of the registry")
         check_names(methods or (), self.methods, "a method of the registry")
         return replace(
             self,
@@ -186,6 +195,7 @@ class Registry:
             data=chosen,
             protocols=_some(self.protocols, protocols, "a protocol of the registry"),
             methods=tuple(methods) if methods else self.methods,
+            for_bases=tuple(name for name in chosen if name not in asked),
         )
 
     def digest(self, model: str, data: str, protocol: str | None = None) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor
 from ...hub.files import disk_faults, parse_json, quoted, record_of
 
 FILES = "results*.jsonl"
+ZERO_SHOT, PROBE = "zero-shot", "logistic-embedding"
+"""What every method is compared with, image by image."""
 Key = tuple[str, str, str, str, int, str]
 
 
@@ -86,6 +88,16 @@ class Result:
         return self.model, self.data, self.protocol, self.method, self.seed, self.registry
 
     @property
+    def task(self) -> tuple[str, str, str]:
+        """What methods and seeds are compared within: model, data set and protocol."""
+        return self.model, self.data, self.protocol
+
+    @property
+    def made_of(self) -> tuple[str, str]:
+        """Digests of the entries and of the images; only rows of the same can be compared."""
+        return self.registry, self.split
+
+    @property
     def hits(self) -> Tensor:
         """Which test images were told right, bool (M,)."""
         count = len(self.right) * 4
@@ -150,5 +162,11 @@ def append(path: Path, result: Result) -> None:
 
 
 def latest(results: Iterable[Result]) -> list[Result]:
-    """One result of each run: the last, where an entry of the registry was changed in between."""
-    return list({result.key[:-1]: result for result in results}.values())
+    """The rows of each task (model, data set, protocol) that can be compared with its last one.
+
+    Where an entry of the registry or the data changed in between, those of before are left out: one
+    table of both would compare methods on different images.
+    """
+    found = list(results)
+    last = {result.task: result.made_of for result in found}
+    return [result for result in found if result.made_of == last[result.task]]

@@ -16,12 +16,13 @@ from ...classifiers.heads.trust import reliability
 from ...data import ImageData
 from ...data.metrics import accuracy, mean_per_class_recall
 from ...errors import ResiDualError, counted, printable
+from ...hub.machine import versions
 from ...hub.places import check_place
 from ...solvers.coordinates import Coordinates
 from ...solvers.store import CoordinateStore
 from .encoding import Pair, Tower, load_images, split_digest
 from .fits import FITS, Fitted, text_logits
-from .machine import begin_peak, machine, peak_bytes, versions
+from .machine import PACKAGES, begin_peak, machine, peak_bytes
 from .protocols import Draw, draw, of_classes
 from .registry import OWN, WEIGHTS, Registry
 from .results import FILES, Result, append, drop_half_line, packed, read_results
@@ -37,12 +38,19 @@ def runs_of(registry: Registry) -> list[Run]:
     return [
         (model, data, name, seed, method)
         for model in registry.models
-        for data in registry.data
+        for data in registry.tasks
         for name, protocol in registry.protocols.items()
         for seed in protocol.seeds
         for method in registry.methods
         if method not in protocol.without
     ]
+
+
+def is_of(registry: Registry, result: Result) -> bool:
+    """Whether a result is of the entries that a registry has now."""
+    model, data, protocol, *_ = result.key
+    known = model in registry.models and data in registry.data and protocol in registry.protocols
+    return known and result.registry == registry.digest(model, data, protocol)
 
 
 def run_registry(
@@ -70,15 +78,20 @@ def run_registry(
     rank, world = (int(os.environ.get(name, at)) for name, at in (("RANK", 0), ("WORLD_SIZE", 1)))
     own = "" if world == 1 else f"-{rank}"
     file = folder / FILES.replace("*", own)
-    if not resume and file.exists():
+    # what processes of this launch write meanwhile is none of an earlier one
+    beside = (
+        set() if world == 1 else {FILES.replace("*", f"-{n}") for n in range(world)} - {file.name}
+    )
+    there = [path for path in sorted(folder.glob(FILES)) if path.name not in beside]
+    if there and not resume:
         raise ResiDualError(
-            f"'{file}' holds results already: go on with --resume, or name another --out."
+            f"'{there[0]}' holds results already: go on with --resume, or name another --out."
         )
     if drop_half_line(file):
         say("A killed run left half a line, which was dropped.")
     done = {result.key for result in read_results(folder)}
     bench = _Bench(registry, file, folder / f"coordinates{own}", say)
-    pairs = [(model, data) for model in registry.models for data in registry.data]
+    pairs = [(model, data) for model in registry.models for data in registry.tasks]
     mine = set(pairs[rank::world])
     todo = [
         (model, data, protocol, seed, method)
@@ -190,7 +203,7 @@ class _Bench:
             basis=self.registry.basis,
             forgotten=self.forgotten(fitted, model, pair, pairs),
             notes=fitted.notes,
-            versions=versions(),
+            versions=versions(PACKAGES),
             machine=machine(),
         )
         append(self.file, result)
@@ -206,7 +219,7 @@ class _Bench:
         found: dict[str, tuple[float, float]] = {}
         if fitted.adapted is None or pair.tower.own_basis or not pair.tower.has_text:
             return found
-        for data in self.registry.data:
+        for data in self.registry.tasks:
             try:
                 other = self.pair(pair.tower, model, data, pairs)
                 if other is not pair:
