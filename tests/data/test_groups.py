@@ -1,6 +1,8 @@
 """Images that belong together stay together, and few of each class are drawn."""
 
 import shutil
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +58,41 @@ def test_grouped_splits_keep_groups_whole_and_every_class_to_learn_from() -> Non
             assert 30 <= len(parts["test"]) <= 90
     one_each = grouped_split(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 2, 2]), {}, 0)
     assert len(one_each["train"]) == 6
-    with pytest.raises(ResiDualError, match="wanted a group of images for each of train, test, go"):
+    with pytest.raises(ResiDualError, match=r"train, test, and each class .* got 1 group t"):
         grouped_split(labels, np.zeros(300, np.int64), {"test": 0.5}, 0)
+
+
+def test_few_groups_are_cut_as_they_can_be_or_said_to_be_too_few() -> None:
+    """Against all ways to give groups to parts: one that is found is one, none is found of none."""
+    generator, missed, none = np.random.default_rng(0), 0, 0
+    for trial in range(400):
+        count = int(generator.integers(4, 30))
+        groups = np.unique(generator.integers(0, generator.integers(2, 6), count), False, True)[1]
+        labels = generator.integers(0, generator.integers(1, 4), count)
+        ones = labels[:, None] == np.unique(labels)
+        if trial % 3 == 0:
+            labels = ones = (generator.random((count, 3)) < 0.4).astype(np.int64)
+        shares = {"validation": 0.1, "test": 0.1} if trial % 2 else {"test": 0.3}
+        has = np.array([ones[groups == group].any(0) for group in range(groups.max() + 1)])
+
+        def fits(parts, has=has, shares=shares):
+            train = has[np.array(parts) == 0]
+            return len(set(parts)) > len(shares) and (train.any(0) == has.any(0)).all()
+
+        ways = product(range(len(shares) + 1), repeat=len(has))
+        found = {}
+        with suppress(ResiDualError):
+            found = grouped_split(labels, groups, shares, int(generator.integers(2**32)))
+        if not found:
+            possible = any(map(fits, ways))
+            missed, none = missed + possible, none + (not possible)
+            continue
+        own = [np.unique(groups[rows]).tolist() for rows in found.values()]
+        assert fits([next(n for n, o in enumerate(own) if g in o) for g in range(len(has))])
+        assert sorted(g for one in own for g in one) == list(range(len(has)))
+        assert sum(map(len, found.values())) == count
+    assert none > 20
+    assert missed < 12  # the search is greedy
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +151,62 @@ def test_few_of_each_class_are_learned_from_and_the_others_tested(table, tmp_pat
     other = load_data(root, few=4, seed=2)
     assert other.digests["train"] != found.digests["train"]
     own = photos(tmp_path / "own", count=3, seed=9)
-    third = load_data(root, few=4, seed=1, test=str(own))
+    caplog.clear()
+    third = load_data(root, few=4, seed=1, test=str(own), validation=str(own))
     assert third.digests["train"] == found.digests["train"]
-    assert len(third.test) == 9
+    assert (len(third.test), len(third.validation)) == (9, 9)  # what is named stays
+    for few in (1, 3):  # none need be kept for a test that is there
+        assert len(load_data(own, few=few, test=str(root)).train) == 3 * few
+    assert "than the 3 images to draw" not in caplog.text
+    for wrong in ({"few": "3"}, {"few": 2.5}, {"few": -1}, {"seed": 2**32}, {"seed": -1}):
+        with pytest.raises(ResiDualError, match=f"the split, field {next(iter(wrong))}: wanted a"):
+            load_data(root, **wrong)
+    assert load_data(root, few=np.int64(4), seed=np.int64(1)).digests == found.digests
+
+
+def test_who_is_in_two_splits_or_in_no_group_is_said(table, tmp_path, caplog) -> None:
+    rows = table.assign(person=["" if n < 12 else f"p{n % 6}" for n in range(len(table))])
+    rows.loc[3, "person"] = None
+    data = load_data(rows, group_column="person", test=0.2)
+    assert "12 images of the data without a group: each is one by itself" in caplog.text
+    own = [group for groups in data.groups.values() for group in groups]
+    assert "None" not in own
+    assert len(set(own)) == 12 + 6  # an image of them has a copy, which is of p0
+    for test in (table[20:], str(tmp_path / "test.csv")):
+        table[20:].to_csv(tmp_path / "test.csv", index=False)
+        caplog.clear()
+        load_data(table[:13], group_column="person", test=test, validation=0)
+        assert "10 groups of train in test of the data as well, with 11 of its 11" in caplog.text
+
+
+def test_what_was_cut_is_cut_otherwise_by_nobody(table) -> None:
+    data = load_data(table, group_column="person", seed=3, test=0.2)
+    assert load_data(data, group_column="person", seed=3, test=0.2, validation=0) is data
+    assert load_data(data) is data
+    assert load_data(data, known_classes=data.class_names, validation=0, test=0) is data
+    wrong = {"few": 2, "seed": 4, "group_column": "species", "validation": 0.3, "test": table}
+    for name, value in wrong.items():
+        with pytest.raises(
+            ResiDualError, match=f"ImageData, which has been read .*; wanted {name}="
+        ):
+            load_data(data, **{name: value})
+    with pytest.raises(ResiDualError, match="wanted other columns, classes or splits"):
+        load_data(data, label_column="species")
+    came = load_data(table.drop(columns="person").assign(split="test"))
+    assert load_data(came, seed=9, test=0.4) is came  # what came in is cut by no share
+
+
+def test_groups_are_neither_images_nor_labels(table, tmp_path) -> None:
+    table.to_csv(tmp_path / "a.csv", index=False)
+    whole = Dataset.from_pandas(table).rename_columns({"file": "image", "species": "label"})
+    for data, column, message in (
+        (table, "species", "'species' of the data cannot be both label and group"),
+        (str(tmp_path / "a.csv"), "file", "'file' of .* cannot be both image and group"),
+        (table.rename(columns={"person": "image"}), "image", "with image_column='file'"),
+        (whole, "label", r"\(but for its groups, 'label'\) has no label column"),
+    ):
+        with pytest.raises(ResiDualError, match=message):
+            load_data(data, group_column=column)
 
 
 def test_splits_of_their_own_take_the_place_of_what_the_data_have(tmp_path, caplog) -> None:

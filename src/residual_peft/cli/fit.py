@@ -95,6 +95,13 @@ def fit(
             help="Keep sums in run/ that update changes a ridge head by; they are data.",
         ),
     ] = False,
+    keep_statistics_per_class: Annotated[
+        bool,
+        typer.Option(
+            "--keep-statistics-per-class",
+            help="Those of each class, too, so that one can be removed without its images.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the splits and the order of the images.")] = 0,
     license: Annotated[
         str | None, typer.Option(help="Of the adapter, such as apache-2.0, for its card.")
@@ -133,7 +140,7 @@ def fit(
         method=method,
         balanced=balanced,
         trainer=trainer,
-        keep_statistics=keep_statistics,
+        keep_statistics="per class" if keep_statistics_per_class else keep_statistics,
         image_column=image_column,
         label_column=label_column,
         group_column=group_column,

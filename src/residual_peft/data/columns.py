@@ -39,8 +39,9 @@ def standard_columns(
         raise ResiDualError(f"found no images in {name}: it has no rows.")
     features = dataset.features
     rest = Features({c: kind for c, kind in features.items() if c != group_column})
-    image = image_column or image_column_of(rest, name)
-    label = label_column or _label_column(rest, image, name)
+    aside = f"{name} (but for its groups, '{group_column}')" if len(rest) < len(features) else name
+    image = image_column or image_column_of(rest, aside)
+    label = label_column or _label_column(rest, image, aside)
     chosen = {"image": image, "label": label}
     chosen |= {} if group_column is None else {"group": group_column}
     for column in chosen.values():

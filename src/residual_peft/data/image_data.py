@@ -1,7 +1,8 @@
 """Labelled images, split: what `load_data` gives and everything else takes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
@@ -10,7 +11,7 @@ from .checking import title_of
 from .folders import SPLIT_NAMES
 from .labels import Labelling, labelling_of
 from .labels.columns import label_array
-from .provenance import SplitRecord, digest_of_part
+from .provenance import SplitRecord, digest_of_part, drawn
 from .skipped import SkippedImage
 from .stratification import split_by_content
 
@@ -80,18 +81,28 @@ class ImageData:
         digests = [digest for split in self.splits for digest in self.digests[split]]
         return concatenate_datasets(list(self.splits.values())), tuple(digests)
 
-    def cut(self, shares: Mapping[str, float], seed: int = 0, few: int = 0) -> "ImageData":
+    def cut(
+        self,
+        shares: Mapping[str, float],
+        seed: int = 0,
+        few: int = 0,
+        *,
+        keep: Iterable[str] = ("test",),
+    ) -> "ImageData":
         """The same with the splits that the data are without cut from the training images.
 
         Args:
             shares: "validation" and "test" -> share of the training images; 0 for none.
             seed: of the split.
             few: train on so many images of each class, and test on the others where the data have
-                no test images; nothing is validated then. 0 for all but the shares.
+                no test images. 0 for all but the shares.
+            keep: splits that stay beside such a draw; with others one would learn from more.
 
         Raises:
-            ResiDualError: shares that leave nothing to train on, or too few images.
+            ResiDualError: shares that leave nothing to train on, too few images, or a seed or
+                number that is none.
         """
+        seed, few = drawn(seed, few)
         shares = {
             part: share for part, share in shares.items() if share and part not in self.splits
         }
@@ -105,7 +116,7 @@ class ImageData:
             )
         found = self
         if shares or few:
-            found = self._cut(shares, seed, few)
+            found = self._cut(shares, seed, few, keep)
         counts = {split: len(found.splits[split]) for split in SPLIT_NAMES if split in found.splits}
         return replace(
             found,
@@ -120,7 +131,9 @@ class ImageData:
             ),
         )
 
-    def _cut(self, shares: Mapping[str, float], seed: int, few: int) -> "ImageData":
+    def _cut(
+        self, shares: Mapping[str, float], seed: int, few: int, keep: Iterable[str]
+    ) -> "ImageData":
         """With parts of the training images in place of these, and of what they make idle."""
         whole, own = self["train"], self.digests["train"]
         parts = split_by_content(
@@ -132,10 +145,11 @@ class ImageData:
             self.class_names,
             lambda row: title_of(whole, row),
             few=few,
+            tested="test" in self.splits,
             groups=self.groups.get("train", ()),
         )
-        kept = [split for split in self.splits if split != "train" and not few]
-        kept += ["test"] if few and "test" in self.splits else []
+        wanted = set(keep) if few else set(self.splits)
+        kept = [split for split in self.splits if split != "train" and split in wanted]
         parts = {part: rows for part, rows in parts.items() if part not in kept}
 
         def with_parts(old: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -202,3 +216,42 @@ class ImageData:
                 "images, too, so that no score would mean anything; bring other test images."
             )
         return (self.without("test", rows) if rows else self), len(rows)
+
+
+def check_as_cut(
+    data: ImageData, parts: Mapping[str, Any], draw: Mapping[str, Any], reading: Sequence[Any]
+) -> None:
+    """Refuse options of `load_data` for images that it has given before and cut otherwise.
+
+    A default asks for nothing: 0.1 of a part, seed 0, None; and a part of 0 cuts nothing more. A
+    share of a part, and a seed, are no matter where nothing was cut by it.
+
+    Args:
+        data: the images.
+        parts: "validation" and "test" -> a share or a source.
+        draw: few (0 for none), seed and group_column.
+        reading: options that say how files become images.
+
+    Raises:
+        ResiDualError: one that is not how they were cut.
+    """
+    record = data.split
+    came = {part for part in parts if part in data.splits and part not in record.shares}
+    fit: dict[str, tuple[Any, ...]] = {p: (0, 0.1, record.shares.get(p, 0)) for p in parts}
+    fit |= {"few": (0, record.few), "group_column": (None, record.group_column)}
+    fit["seed"] = (0, record.seed if record.shares or record.few else draw["seed"])
+    asked = {**parts, **draw}
+    other = [
+        f"{name}={short(value)}"
+        for name, value in asked.items()
+        if not isinstance(value, int | float | str | None)
+        or not (value in fit[name] or (name in came and not isinstance(value, str)))
+    ]
+    if not other and all(option is None for option in reading):
+        return
+    raise ResiDualError(
+        f"the images of '{data.source}' are an ImageData, which has been read and cut (shares "
+        f"{record.shares or 'none'}, seed {record.seed}, few {record.few}, group_column "
+        f"{record.group_column}); wanted {', '.join(other) or 'other columns, classes or splits'}: "
+        "give that to the load_data that reads the images, or leave it out."
+    )

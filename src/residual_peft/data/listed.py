@@ -65,14 +65,17 @@ def from_columns(
     others = {column: values for column, values in columns.items() if column != image}
     split = next((c for c in others if _folded(c) in SPLIT_COLUMNS and _splits(others[c])), None)
     others.pop(split or "", None)
-    groups = None if group_column == label_column else others.pop(group_column or "", None)
-    alone = (lambda _: True) if len(others) == 1 else (lambda _: False)
-    label = _chosen(others, label_column, (*LABEL_COLUMNS, *MORE_LABELS), alone)
+    label = _chosen(others, label_column, (*LABEL_COLUMNS, *MORE_LABELS), lambda _: False)
+    alone = [column for column in others if column != group_column]
+    if label is None and label_column is None and len(alone) == 1:
+        label = alone[0]
     if label is None:
         raise _no_column(columns, name, "labels", "label_column", LABEL_COLUMNS)
+    shown = (image if image_column else "image", label if label_column else "label")
+    _check_groups(group_column, (image, label), shown, name)
+    groups = others.get(group_column or "")
     images = _images_of(columns[image], base, name)
     labels = _labels(others[label], label, numbers)
-    shown = (image if image_column else "image", label if label_column else "label")
     parts = [None] * len(images) if split is None else columns[split]
     rows: dict[str, list[int]] = {}
     for row, part in enumerate(parts):
@@ -89,6 +92,30 @@ def from_columns(
                 group_column, texts, feature=datasets.Value("string")
             )
     return found
+
+
+def _check_groups(
+    group: str | None, found: tuple[str, str], shown: tuple[str, str], name: str
+) -> None:
+    """Raise a ResiDualError where groups are images or labels, or would be called so.
+
+    Args:
+        group: their column; None for none.
+        found: those of images and labels.
+        shown: what they will be called.
+        name: of the data, for messages.
+    """
+    for kind, own, other in zip(("image", "label"), found, shown, strict=True):
+        if group == own:
+            raise ResiDualError(
+                f"the column '{group}' of {name} cannot be both {kind} and group; name another "
+                f"group_column, or the {kind}_column."
+            )
+        if group == other:
+            raise ResiDualError(
+                f"the groups of {name} lie in '{group}', and its {kind}s in '{own}', found by "
+                f"itself: say so with {kind}_column='{own}'."
+            )
 
 
 def _folded(column: str) -> str:

@@ -13,10 +13,11 @@ from ..errors import ResiDualError, printable
 from .checking import check_images
 from .columns import check_classes, standard_columns, with_class_labels
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
-from .image_data import ImageData
+from .groups import group_names
+from .image_data import ImageData, check_as_cut
 from .labels import labelling_in, labelling_of_column
 from .labels.columns import label_array
-from .provenance import SplitRecord, digest_of
+from .provenance import SplitRecord, digest_of, drawn
 from .skipped import SkippedImage
 from .sources import Asked, Source, find
 
@@ -59,11 +60,14 @@ def load_data(
             folder and labels; a zip or tar of any of these; a directory that
             `Dataset.save_to_disk` wrote, a Hub id, a `Dataset` or a `DatasetDict`, a DataFrame, or
             a list of (image, label) pairs. A `classes.csv` beside the images (name, words,
-            spellings) says what classes are called.
+            spellings) says what classes are called. An `ImageData` is given back as it is, and
+            options that would have it read or cut otherwise are refused.
         config: the configuration of a Hub dataset that has several.
         image_column: found by type and name when None.
         label_column: found by type and name when None.
-        group_column: images of one value of it stay in one split, and are left out together.
+        group_column: images of one value of it stay in one split of those that are cut, and are
+            left out together; values that two splits share that the data came in are said. An
+            image without a value is a group by itself.
         class_names: names in the order of the labels; needed where labels are bare numbers.
         known_classes: names of a classifier's classes that the data are to be scored by: images of
             one or some of them will do, and labels that are bare numbers are theirs.
@@ -73,8 +77,9 @@ def load_data(
             split, 0 for none; or another source, whose images are the validation images.
         test: the same for the test split.
         few: train on so many images of each class, drawn at random, and test on the others; where
-            there are test images, on those. There are no validation images then. None for all.
-        seed: of the split.
+            there are test images, on those. There are no validation images then but those of
+            another source. None for all.
+        seed: of the split, 0 to 2 ** 32 - 1.
         strict: an image that cannot be read is an error.
         max_bad: the share of the images that may be left out as unreadable; three always may.
         progress: a bar while the images are looked at, or a call after each with 1.
@@ -83,9 +88,17 @@ def load_data(
 
     Raises:
         ResiDualError: nothing there or nothing reachable, no images, unclear columns, labels
-            outside the classes, one class, an empty class, a class too small to split.
+            outside the classes, one class, an empty class, a class too small to split; an option
+            that does not fit.
     """
+    seed, few = drawn(seed, few)
     if isinstance(source, ImageData):
+        check_as_cut(
+            source,
+            {"validation": validation, "test": test},
+            {"few": few, "seed": seed, "group_column": None if known_classes else group_column},
+            (config, image_column, label_column, class_names, splits, revision),
+        )
         return source
     numbers = class_names is not None
     asked = Asked(config, revision, token, image_column, label_column, group_column, numbers)
@@ -110,8 +123,7 @@ def load_data(
     if known_classes is None:
         check_classes(labels, names, name, skipped)
     _say_copies(digests, name)
-    grouped = labelled if group_column else {}
-    groups = {split: tuple(map(str, rows["group"])) for split, rows in grouped.items()}
+    groups = group_names(labelled, digests, name) if group_column else {}
     labelled = {split: rows.select_columns(["image", "label"]) for split, rows in labelled.items()}
     data = ImageData(
         DatasetDict({split: labelled[split] for split in SPLIT_NAMES if split in labelled}),
@@ -123,7 +135,7 @@ def load_data(
         digests,
         groups,
     )
-    return data.cut(shares, seed, few or 0)
+    return data.cut(shares, seed, few, keep=("test", *own))
 
 
 def _standard(

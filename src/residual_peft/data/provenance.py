@@ -3,6 +3,14 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+
+from ..hub.files import Within, record_of
+
+Seed = Annotated[int, Within(0, 2**32 - 1)]
+"""What numpy, scikit-learn and the Trainer all take."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +32,26 @@ class SplitRecord:
     """
 
     digest: str
-    seed: int = 0
+    seed: Seed = 0
     shares: dict[str, float] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
-    few: int = 0
+    few: Annotated[int, Within(0)] = 0
     group_column: str | None = None
     tested: str = ""
     updated: bool = False
+
+
+def drawn(seed: Any, few: Any) -> tuple[int, int]:
+    """A seed and how many of each class, as a record has them: checked, and numpy's as Python's.
+
+    Raises:
+        ResiDualError: another type, or out of bounds.
+    """
+    given = {"seed": seed, "few": few or 0}
+    plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in given.items()}
+    advice = "Leave it out for the default."
+    found = record_of({"digest": "", **plain}, SplitRecord, "the split", advice=advice)
+    return found.seed, found.few
 
 
 def image_digest(content: bytes) -> str:

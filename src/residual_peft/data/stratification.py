@@ -33,6 +33,7 @@ def split_by_content(
     title: Callable[[int], str] = "row {}".format,
     *,
     few: int = 0,
+    tested: bool = False,
     groups: Sequence[str] = (),
 ) -> dict[str, Rows]:
     """The labelling's split of the different images there are.
@@ -51,6 +52,7 @@ def split_by_content(
         title: row -> what to call its image in messages.
         few: so many images of each class are train in place of a share, and the others "test"; of
             copies the first alone is in either, and none of an image that has several classes.
+        tested: there are test images, so that `few` need not leave any; "test" may then be empty.
         groups: of each image, N; those of one group stay together, and with copies of them.
 
     Raises:
@@ -66,7 +68,7 @@ def split_by_content(
     _say_repeated(image_of, first, other, what, title)
     titles = [class_names[label] if class_names else str(label) for label in order]
     if few:
-        parts = few_split(own, few, seed, titles)
+        parts = few_split(own, few, seed, titles, tested)
         return {part: np.sort(first[clear[rows]]) for part, rows in parts.items()}
     if len(groups):
         from .groups import grouped_split, linked_groups
@@ -162,7 +164,9 @@ def stratified_split(
     return {name: np.sort(np.concatenate(rows)) for name, rows in parts.items()}
 
 
-def few_split(labels: Labels, few: int, seed: int, class_names: Sequence[str]) -> dict[str, Rows]:
+def few_split(
+    labels: Labels, few: int, seed: int, class_names: Sequence[str], tested: bool = False
+) -> dict[str, Rows]:
     """Draw so many rows of each class for "train"; the others are "test".
 
     A class of no more keeps one row for "test" if it has two, and is named in a warning. Rows stay
@@ -173,6 +177,7 @@ def few_split(labels: Labels, few: int, seed: int, class_names: Sequence[str]) -
         few: rows per class.
         seed: of the draw.
         class_names: for messages.
+        tested: no row need be kept for "test", which may be empty.
 
     Raises:
         ResiDualError: less than one row, several labels per image, or no row left to test on.
@@ -186,20 +191,21 @@ def few_split(labels: Labels, few: int, seed: int, class_names: Sequence[str]) -
     drawn, short = [], []
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
-        drawn.append(rows[: max(1, min(few, len(rows) - 1))])
-        if len(rows) <= few:
+        drawn.append(rows[: max(1, min(few, len(rows) - (not tested)))])
+        if len(rows) < few + (not tested):
             short.append(f"'{class_names[label]}' ({len(rows)})")
     if short:
         logger.warning(
-            "%s with no more than the %d images to draw: %s%s",
+            "%s with %s than the %d images to draw: %s%s",
             "1 class" if len(short) == 1 else f"{len(short):,} classes",
+            "fewer" if tested else "no more",
             few,
             printable(", ".join(short[:5])),
             ", ..." if short[5:] else "",
         )
     train = np.sort(np.concatenate(drawn))
     parts = {"train": train, "test": np.setdiff1d(np.arange(len(labels)), train)}
-    check_parts(parts, len(labels))
+    check_parts({"train": train} if tested else parts, len(labels))
     return parts
 
 

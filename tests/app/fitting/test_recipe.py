@@ -64,6 +64,14 @@ def test_whatever_holds_the_images_gives_the_same(root: Path, tmp_path: Path) ->
         ({"config": {"unit": "head"}}, "'unit' is not a setting of the adapter's config; did you"),
         ({"config": {"units": ("heads",)}}, "units: wanted a tuple of"),
         ({"method": "best"}, "wanted a method of zero-shot, gains"),
+        ({"few": "3"}, "the option few: wanted a whole number or null, got '3'."),
+        ({"few": 0}, "the option few: wanted a number from 1 to"),
+        ({"seed": 2**32}, "the option seed: wanted a number from 0 to 4294967295, got 4294967296"),
+        ({"batch_size": 2.5}, "the option batch_size: wanted a whole number, got 2.5"),
+        ({"max_bad": True}, "the option max_bad: wanted a finite number, got True"),
+        ({"validation": 1.5}, "the option validation: wanted a number from 0 to 1, got 1.5"),
+        ({"trainer": True, "method": "ridge"}, "fits gains, and every image counts alike; got met"),
+        ({"trainer": True, "balanced": True}, "got balanced=True with trainer=True"),
     ],
 )
 def test_a_misspelt_option_is_told_before_any_work(options, message) -> None:
@@ -91,6 +99,22 @@ def test_the_file_says_all_that_a_shell_can(root: Path) -> None:
     assert Recipe.of({"config": {"granularity": "unit"}}).asked.restore_mean is False
     table = pandas.DataFrame({"image": ["a"], "label": ["b"]})
     assert "# data came from Python and is not here: DataFrame" in Recipe().as_file(table, "m/id")
+
+
+def test_what_was_cut_or_loaded_before_is_not_claimed_to_be_otherwise(root: Path, tmp_path) -> None:
+    data, model = load_data(root / "photos", test=0.3, seed=5), load_backbone(root / "model")
+    options = {"method": "zero-shot", "templates": ["a {}."], "words": []}
+    with pytest.raises(
+        ResiDualError, match="in bfloat16, got a Backbone, which is in float32: load"
+    ):
+        residual_peft.fit(data, model=model, dtype="bfloat16", **options)
+    with pytest.raises(ResiDualError, match=r"an ImageData, which has been read and cut .* few=3"):
+        residual_peft.fit(data, model=model, few=3, **options)
+    fitted = residual_peft.fit(data, model=model, dtype="float32", out=tmp_path / "a", **options)
+    text = (tmp_path / "a" / "run" / "run.yaml").read_text()
+    assert not {"few", "validation", "test", "group_column"} & set(yaml.safe_load(text))
+    assert "# the data were cut with {'shares': {'validation': 0.1, 'test': 0.3}, 'seed': 5" in text
+    assert fitted.images.split == data.split
 
 
 def test_few_images_and_groups_are_what_is_measured_later(

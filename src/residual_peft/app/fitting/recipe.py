@@ -5,23 +5,29 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+import numpy as np
 import yaml
 
 from ...classifiers.backbones import Backbone, device_of, load_backbone
 from ...data import ImageData, load_data
-from ...errors import check_names, printable
-from ...hub.files import path_of
+from ...data.provenance import Seed
+from ...errors import ResiDualError, check_names, printable
+from ...hub.files import Within, path_of, record_of
 from ...solvers.choice import AUTO, check_methods
 from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
-from .task import check_statistics, check_way
+from .task import PER_CLASS, check_statistics, check_way
 
 OWN_OPTIONS = ("units", "components", "basis", "readout")
 """Settings of an adapter's config that the command line has options of their own for."""
 _LISTS = ("template", "set")
 _PLACES = ("basis", "validation", "test", "words")
+_CUTTING = ("group_column", "few", "validation", "test")
+_FREE = ("templates", "config", "words", "keep_statistics", "device")
+_SHARE = Annotated[float, Within(0, 1)]
+_COUNT = Annotated[int, Within(1, 2**31 - 1)]
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,16 @@ class Recipe:
         image_column: of the data, found when None.
         label_column: likewise.
         group_column: images of one value of it, such as one patient's, stay in one split and are
-            left out together.
+            left out together; as `load_data` has it.
         few: so many images of each class are learned from, drawn at random, and the others are test
-            images, where the data have none of their own; there are no validation images then.
+            images, where the data have none of their own; there are no validation images then but
+            data named by `validation`.
         validation: share of the training images to validate on where the data have no such split, 0
             for none; or data of their own, as `data`. Both are learned from: methods are compared
             on images left out by turns.
         test: the same for the images to test on.
-        seed: of the splits; with `trainer` of the order of the images, too.
+        seed: of the splits that are cut (an `ImageData` has been); with `trainer` of the order of
+            the images, too.
         license: of the adapter, for its card.
         words: texts to describe the strongest components with, a file or a list; as for
             `dictionary_for` when None, nothing is described when empty.
@@ -66,7 +74,8 @@ class Recipe:
         num_workers: processes that decode images; None for as many as suit the machine.
         device: where the model reads the images, such as "cuda"; what is fitted of them is on the
             CPU, where all of it is when None.
-        dtype: what it computes in: "float32", which None stands for, "bfloat16" or "float16".
+        dtype: what it computes in: "float32", which None stands for, "bfloat16" or "float16"; a
+            `Backbone` has its own.
     """
 
     templates: Sequence[str] | None = None
@@ -78,16 +87,16 @@ class Recipe:
     image_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
-    few: int | None = None
+    few: _COUNT | None = None
     validation: Any = 0.1
     test: Any = 0.1
-    seed: int = 0
+    seed: Seed = 0
     license: str | None = None
     words: str | os.PathLike[str] | Iterable[str] | None = None
-    max_bad: float = 0.05
+    max_bad: _SHARE = 0.05
     strict: bool = False
-    batch_size: int = 64
-    num_workers: int | None = None
+    batch_size: _COUNT = 64
+    num_workers: Annotated[int, Within(0, 2**15)] | None = None
     device: str | None = None
     dtype: str | None = None
 
@@ -96,12 +105,13 @@ class Recipe:
         """The recipe of some options, before any work.
 
         Raises:
-            ResiDualError: an option or a setting that there is not, one that does not suit another.
+            ResiDualError: an option or a setting that there is not, one of another kind or out of
+                bounds, one that does not suit another.
         """
         check_names(options, [field.name for field in dataclasses.fields(cls)], "an option of fit")
-        recipe = cls(**options)
+        recipe = cls(**{name: _checked(name, value) for name, value in options.items()})
         config = recipe.asked
-        check_way(config, recipe.trainer)
+        check_way(config, recipe.trainer, recipe.method, recipe.balanced)
         check_methods([] if recipe.method == AUTO else [recipe.method])
         device_of(recipe.device)
         check_statistics(recipe.keep_statistics, recipe.method, recipe.trainer)
@@ -137,7 +147,11 @@ class Recipe:
         return ResiDualConfig(**given)
 
     def images(self, data: Any) -> ImageData:
-        """The images of some data, shared out."""
+        """The images of some data, shared out.
+
+        Raises:
+            ResiDualError: as `load_data`; an `ImageData` that was cut in another way than asked.
+        """
         return load_data(
             data,
             image_column=self.image_column,
@@ -146,14 +160,30 @@ class Recipe:
             few=self.few,
             validation=self.validation,
             test=self.test,
-            seed=self.seed,
+            seed=data.split.seed if isinstance(data, ImageData) else self.seed,
             max_bad=self.max_bad,
             strict=self.strict,
             progress=True,
         )
 
+    def check_model(self, model: str | Backbone) -> None:
+        """Raise a ResiDualError where a model that is loaded computes in another dtype."""
+        if self.dtype is None or not isinstance(model, Backbone):
+            return
+        own = str(next(model.model.parameters()).dtype).removeprefix("torch.")
+        if own != self.dtype:
+            raise ResiDualError(
+                f"wanted the model in {self.dtype}, got a Backbone, which is in {own}: load it "
+                f"with load_backbone(..., dtype='{self.dtype}'), or leave dtype out."
+            )
+
     def backbone(self, model: str | Backbone) -> Backbone:
-        """The model, loaded where it is a name."""
+        """The model, loaded where it is a name.
+
+        Raises:
+            ResiDualError: no such model; one that is loaded, in another dtype.
+        """
+        self.check_model(model)
         if isinstance(model, Backbone):
             return model
         return load_backbone(model, dtype=self.dtype)
@@ -162,7 +192,8 @@ class Recipe:
         """YAML that `residual-peft fit --config` repeats the fit from.
 
         The names are those of the command line's options, and paths are absolute. What came from
-        Python and has no name, such as a DataFrame, is named in a comment.
+        Python and has no name, such as a DataFrame, is named in a comment; of an `ImageData`, how
+        it was cut.
         """
         found: dict[str, Any] = {"data": _place(data)}
         found["model"] = _place(model.name if isinstance(model, Backbone) else model)
@@ -170,8 +201,12 @@ class Recipe:
             found[field.name] = getattr(self, field.name)
         found["template"] = None if found["templates"] is None else list(found.pop("templates"))
         found.pop("templates", None)
+        if found["keep_statistics"] == PER_CLASS:
+            found |= {"keep_statistics": True, "keep_statistics_per_class": True}
         found |= _settings(found.pop("config"), self.seed)
         found |= {name: _place(found[name]) for name in _PLACES if name in found}
+        if isinstance(data, ImageData):
+            found = {name: value for name, value in found.items() if name not in _CUTTING}
         plain = (str, int, float)
         known = {n: v for n, v in found.items() if isinstance(v, plain) or (n in _LISTS and v)}
         lines = ["# residual-peft fit --config run.yaml --out OUT"]
@@ -180,8 +215,28 @@ class Recipe:
             for name, value in found.items()
             if value is not None and name not in known
         ]
+        if isinstance(data, ImageData):
+            how = {n: getattr(data.split, n) for n in ("shares", "seed", "few", "group_column")}
+            lines.append(f"# the data were cut with {printable(how)}")
         text = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
         return "\n".join([*lines, text])
+
+
+def _checked(name: str, value: Any) -> Any:
+    """An option whose kind can be told at once, of that kind; numpy's numbers as Python's.
+
+    Raises:
+        ResiDualError: it is of another, or out of bounds.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    hint = get_type_hints(Recipe, include_extras=True)[name]
+    if name in ("validation", "test"):
+        if not isinstance(value, bool | int | float):
+            return value
+        hint = _SHARE
+    elif name in _FREE:
+        return value
+    return record_of(value, hint, f"the option {name}", advice="Leave it out for the default.")
 
 
 def _settings(config: ResiDualConfig | Mapping[str, Any] | None, seed: int) -> dict[str, Any]:

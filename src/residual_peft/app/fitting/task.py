@@ -131,8 +131,16 @@ def check_statistics(keep: bool | str, method: str, trainer: bool) -> None:
         )
 
 
-def check_way(config: ResiDualConfig | None, trainer: bool) -> None:
-    """Raise a ResiDualError where gains cannot be fitted from coordinates."""
+def check_way(
+    config: ResiDualConfig | None, trainer: bool, method: str = AUTO, balanced: bool = False
+) -> None:
+    """Raise a ResiDualError where gains cannot be fitted from coordinates, or not as asked."""
+    if trainer and (balanced or method not in (AUTO, "gains")):
+        asked = "balanced=True" if balanced else f"method='{method}'"
+        raise ResiDualError(
+            f"the HF Trainer fits gains, and every image counts alike; got {asked} with "
+            "trainer=True: leave out one of the two."
+        )
     if config is not None and config.mode == "stream" and not trainer:
         raise ResiDualError(
             "an adapter in stream mode has no coordinates to fit from; use trainer=True."

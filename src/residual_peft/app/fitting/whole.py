@@ -79,6 +79,7 @@ def fit(
         else:
             target = check_place(out)
         recipe = Recipe.of(options)
+        recipe.check_model(model)
         kept = stack.enter_context(keeping(target))
         try:
             fitted = _recorded(recipe, data, model, kept)
@@ -102,6 +103,7 @@ def compare_methods(model: str | Backbone, data: Any, **options: Any) -> FitRepo
     Arguments and errors are those of `fit`.
     """
     recipe = Recipe.of(options)
+    recipe.check_model(model)
     with TemporaryDirectory() as place, keeping(Path(place) / "adapter") as kept:
         images, repeated, reading = _images(recipe, data)
         task = _task(recipe, recipe.backbone(model), images)
@@ -118,8 +120,8 @@ def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, Options]:
     reading.check(images)
     if recipe.trainer and "validation" not in images.splits:
         raise ResiDualError(
-            "the HF Trainer stops by validation images, and there are none: bring some, or leave "
-            "out few (or validation=0)."
+            "the HF Trainer stops by validation images, and there are none: bring some as "
+            "validation=DATA, or a share of the others, which few leaves none of."
         )
     for line in survey(images).summary():
         logger.info("%s", printable(line))

@@ -310,7 +310,7 @@ def _bounded(value: Any, bounds: tuple[Any, ...], place: str) -> Any:
         if not bound.least <= size <= bound.most:
             unit = "a number" if number else "a length"
             got = short(value) if number else f"{size:,}"
-            why = f"wanted {unit} from {bound.least:g} to {bound.most:g}, got {got}"
+            why = f"wanted {unit} from {bound.least:.10g} to {bound.most:.10g}, got {got}"
             raise _MisfitError(place, why=why)
     return value
 
