@@ -12,16 +12,18 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from residual_peft.errors import ResiDualError
-from residual_peft.experiments.bench.encoding import load_images
+from residual_peft.experiments.bench.entries import DataEntry, Protocol, Published
+from residual_peft.experiments.bench.images import load_images
 from residual_peft.experiments.bench.plan import plan
 from residual_peft.experiments.bench.protocols import draw
-from residual_peft.experiments.bench.registry import DataEntry, Protocol, read_registry
+from residual_peft.experiments.bench.registry import read_registry
 from residual_peft.experiments.bench.run import runs_of
 from tests.experiments.bench.case import METHODS as NAMES
 from tests.experiments.bench.case import pictures, small_registry
 from tests.pairs import table
 
 TOP = '[models.a]\nsource = "a"\n[data.b]\nsource = "b"\n[protocols.c]\nkind = "full"\n'
+PUBLISHED = "[published.x]\nmodel = 'a'\nprotocol = 'c'\nsource = 's'\n"
 
 
 def test_the_papers_registry_is_whole() -> None:
@@ -57,6 +59,20 @@ def test_the_papers_registry_is_whole() -> None:
         (TOP + "[data.b2]\nsource = 'b'\ntest = 2", r"data\.b2\.test: wanted a number from 0 to"),
         (TOP + "[data.b2]\nsuorce = 'b'", r"data\.b2"),
         (TOP + "[models.'../x']\nsource = 'b'", "wanted a name of letters, digits"),
+        (TOP + "corruptions = ['fog']", r"field protocols\.c: 'fog' is not a corruption"),
+        (
+            TOP + "corruptions = ['jpeg']\nseverities = [6]",
+            r"severities\[0\]: wanted a number from 1 to 5",
+        ),
+        (TOP + "basis = 'weigths'", "'weigths' is not a data set to fit bases on"),
+        (TOP + "[data.b2]\nsource = 'b'\nshifted = ['b2']", "'b2' is not another data set of"),
+        (
+            TOP + "[data.b2]\nsource = 'b'\nsubgroup_names = ['x', 'y']",
+            "wanted a column in subgroups",
+        ),
+        (TOP + PUBLISHED, r"field published\.x: wanted a published accuracy or an average"),
+        (TOP + PUBLISHED + "accuracy = {d = 3}", "'d' is not a data set of the registry"),
+        (TOP + PUBLISHED + "average = 101", r"published\.x\.average: wanted"),
         ("basis = 'imagenet'\n" + TOP, "'imagenet' is not a data set to fit bases on"),
         ("basis = 2026-01-01\n" + TOP, "field basis: wanted text"),
     ],
@@ -108,7 +124,36 @@ def test_a_data_set_for_the_bases_is_no_task_unless_it_is_asked_for(tmp_path: Pa
     assert part.only(data=["other"]).tasks == ("other",)
     assert whole.only().tasks == tuple(whole.data)
     with pytest.raises(ResiDualError, match="wanted at least one model, data set"):
-        replace(part, for_bases=("grey", "other"))
+        replace(part, aside=("grey", "other"))
+
+
+def test_published_figures_stay_with_what_they_are_of(tmp_path: Path) -> None:
+    row = Published("tiny", "all", "a table", {"grey": 80.0, "other": 70.0}, 75.0)
+    lone = Published("tiny", "2-shot", "another", average=60.0)
+    whole = replace(small_registry(tmp_path), published={"LoRA": row, "LP++": lone})
+    part = whole.only(data=["grey"])  # no mean of data sets that are left out
+    assert part.published == {"LoRA": replace(row, accuracy={"grey": 80.0}, average=None)}
+    assert whole.only(data=["gone"]).published == {}
+    assert whole.only(protocols=["2-shot"]).published == {"LP++": lone}
+    assert whole.only().published == whole.published
+    bare = replace(whole, published={})
+    assert bare.digest("tiny", "grey", "all") == part.digest("tiny", "grey", "all")
+
+
+def test_shifted_data_come_along_and_are_no_tasks(tmp_path: Path) -> None:
+    whole = small_registry(tmp_path)
+    data = {
+        "grey": replace(whole.data["grey"], shifted=("other",)),
+        "other": replace(whole.data["other"], shifted=("gone",)),
+        "gone": whole.data["gone"],
+    }
+    part = replace(whole, data=data).only(data=["grey"])
+    assert (part.tasks, part.aside) == (("grey",), ("other", "gone"))
+    # rows without shifts hold; those with them are others
+    digests = [r.digest("tiny", "grey", "all") for r in (whole, part)]
+    assert digests[0] != digests[1]
+    with_rows = replace(part, data=data | {"grey": whole.data["grey"]})
+    assert with_rows.digest("tiny", "grey", "all") == digests[0]
 
 
 def test_a_training_image_is_no_test_image(tmp_path: Path) -> None:

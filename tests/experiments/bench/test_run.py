@@ -21,9 +21,10 @@ from residual_peft.classifiers.heads.projection import fit_projection
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
 from residual_peft.errors import ResiDualError
+from residual_peft.experiments.bench.entries import Protocol
 from residual_peft.experiments.bench.fits import FITS, STRENGTHS
 from residual_peft.experiments.bench.protocols import draw
-from residual_peft.experiments.bench.registry import Protocol, Registry
+from residual_peft.experiments.bench.registry import Registry
 from residual_peft.experiments.bench.results import Result, append, latest, packed, read_results
 from residual_peft.experiments.bench.run import run_registry, runs_of
 from residual_peft.solvers.coordinates import collect_coordinates

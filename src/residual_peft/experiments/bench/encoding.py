@@ -1,18 +1,16 @@
 """A model and a data set of a registry -> coordinates on disk, each image read once."""
 
-import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset
 from peft import PeftModel, get_peft_model
 
 from ...bases.basis import SpectralBasis
@@ -20,53 +18,19 @@ from ...bases.fingerprint import Fingerprint
 from ...classifiers.backbones import Backbone, load_backbone
 from ...classifiers.class_means import class_means_of
 from ...classifiers.zero_shot import ZeroShotClassifier
-from ...data import ImageData, ProcessedImages, batches, load_data
-from ...data.labels import ONE_LABEL, check_same
+from ...data import ImageData, ProcessedImages, batches
 from ...hub.files import read_json, write_json
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import Rows
 from ...solvers.store import CoordinateStore, write_coordinates
 from ...tuner import ResiDualConfig
-from .registry import OWN, WEIGHTS, DataEntry, ModelEntry, Registry
+from .corruptions import CorruptingProcessor
+from .entries import DataEntry, ModelEntry, Protocol
+from .images import subgroups_of
+from .registry import OWN, WEIGHTS, Registry
 
 SECONDS = "seconds.json"
 SHARD = 1024  # images per file: what a killed run reads again at most
-
-
-def load_images(entry: DataEntry) -> ImageData:
-    """The images of an entry, with a split to train and one to test on.
-
-    As in `fit`, test images that are training or validation images, too, are left out.
-
-    Raises:
-        ResiDualError: as `load_data`; several labels per image; no test image is left.
-    """
-    shares: dict[str, Any] = {"validation": entry.validation, "test": entry.test}
-    found = load_data(
-        entry.source,
-        config=entry.config,
-        revision=entry.revision,
-        image_column=entry.image_column,
-        label_column=entry.label_column,
-        class_names=entry.class_names,
-        splits=entry.splits,
-        seed=entry.seed,
-        **(dict.fromkeys(shares, 0.0) if entry.resplit else shares),
-    )
-    check_same(ONE_LABEL, found.labelling, "a bench tells one class from the others")
-    if entry.resplit:
-        images, digests = found.whole()
-        whole = replace(found, splits=DatasetDict(train=images), digests={"train": digests})
-        found = whole.cut(shares, entry.seed)
-    return found.without_repeated()[0]
-
-
-def split_digest(images: ImageData) -> str:
-    """Of which images are trained and tested on, whatever they are called."""
-    digest = hashlib.sha256()
-    for split in ("train", "test"):
-        digest.update(f"{split} {' '.join(sorted(images.digests[split]))}\n".encode())
-    return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -137,6 +101,7 @@ class Pair:
         entry: of the data set.
         registry: how to read.
         folder: where its coordinates lie meanwhile.
+        shifted: name of another data set -> its test images, with the classes of this one.
         stores: split -> its coordinates, as far as they were read.
     """
 
@@ -145,6 +110,7 @@ class Pair:
     entry: DataEntry
     registry: Registry
     folder: Path
+    shifted: dict[str, Dataset] = field(default_factory=dict)
     stores: dict[str, CoordinateStore] = field(default_factory=dict)
 
     @cached_property
@@ -167,9 +133,18 @@ class Pair:
             self.entry.templates,
         )
 
+    @cached_property
+    def subgroups(self) -> tuple[str, ...]:
+        """Class and group of each test image, as one text; none where the entry names no groups."""
+        if self.entry.subgroups is None:
+            return ()
+        names = [self.images.class_names[label] for label in self.images.test["label"]]
+        values = subgroups_of(self.entry, self.images)
+        return tuple(f"{name}, {value}" for name, value in zip(names, values, strict=True))
+
     @property
     def seconds(self) -> float:
-        """That its images took to read, in all runs that read some."""
+        """That its images took to read, in all runs that read some; without shifted ones."""
         path = self.folder / SECONDS
         return float(read_json(path)) if path.exists() else 0.0
 
@@ -186,35 +161,60 @@ class Pair:
         return Rows.of(classifier, drawn, means=not self.tower.has_text)
 
     def forget(self) -> None:
-        """Let go of what is in memory, and of the training images' coordinates on disk."""
+        """Let go of what is in memory, and of all coordinates on disk but the test images'."""
         for split in ("train", "test"):
             self.__dict__.pop(split, None)
-        self.stores.pop("train", None)
-        shutil.rmtree(self.folder / "train", ignore_errors=True)
+        for name in [name for name in self.stores if name != "test"]:
+            del self.stores[name]
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def store(self, split: str) -> CoordinateStore:
-        """The coordinates of a split on disk, each image read once."""
-        if split in self.stores:
-            return self.stores[split]
-        if self.tower.own_basis and split == "test":
+    def beside(self, protocol: Protocol) -> dict[str, str]:
+        """What to call test images of other kinds that a protocol asks for -> their store."""
+        found = {
+            f"{name} {severity}": f"corrupted/{name}/{severity}"
+            for name in protocol.corruptions
+            for severity in protocol.severities
+        }
+        return found | {name: f"shifted/{name}" for name in self.shifted}
+
+    def processed(self, name: str) -> ProcessedImages:
+        """The images of a store as the model takes them.
+
+        Args:
+            name: a split; "corrupted/", a corruption, "/" and a severity, for the test images made
+                worse; or "shifted/" and the name of another data set.
+        """
+        processor = self.tower.backbone.image_processor
+        kind, *rest = name.split("/")
+        if kind == "corrupted":
+            processor = CorruptingProcessor(processor, rest[0], int(rest[1]))
+        of = {"corrupted": "test"}.get(kind, kind)
+        images = self.shifted[rest[0]] if kind == "shifted" else self.images[of]
+        return ProcessedImages(images, processor, f"the images '{name}'")
+
+    def store(self, name: str) -> CoordinateStore:
+        """The coordinates of images on disk, each image read once; names as in `processed`."""
+        if name in self.stores:
+            return self.stores[name]
+        if self.tower.own_basis and name != "train":
             self.store("train")  # whose pass gives the bases
         started, before = time.perf_counter(), self.seconds
-        processor = self.tower.backbone.image_processor
         try:
             with on_accelerator(self.tower.model):
-                self.stores[split] = write_coordinates(
+                self.stores[name] = write_coordinates(
                     self.tower.model,
-                    ProcessedImages(self.images[split], processor, f"the {split} split"),
-                    self.folder / split,
-                    fit_basis=self.tower.own_basis and split == "train",
+                    self.processed(name),
+                    self.folder / name,
+                    fit_basis=self.tower.own_basis and name == "train",
                     dtype=self.registry.dtype,
                     batch_size=self.registry.batch_size,
                     shard_size=SHARD,
                     progress=True,
                 )
         finally:
-            write_json(self.folder / SECONDS, before + time.perf_counter() - started)
-        return self.stores[split]
+            if name in self.images.splits:
+                write_json(self.folder / SECONDS, before + time.perf_counter() - started)
+        return self.stores[name]
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from ...hub.directories import DEMO_MODEL
 from ...solvers.store import coordinate_bytes
 from ...solvers.store.layout import DTYPES
 from ...tuner import ResiDualConfig, readout_state
-from .encoding import load_images
-from .registry import DataEntry, ModelEntry, Registry
+from .entries import DataEntry, ModelEntry
+from .images import load_images
+from .registry import Registry
 from .run import runs_of
 
 UNKNOWN = "?"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...errors import ResiDualError
-from .registry import Protocol
+from .entries import Protocol
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from ...classifiers.prompts import DEFAULT_TEMPLATES
-from ...data.class_names import check_class_names, check_templates
 from ...errors import ResiDualError, check_names, short
-from ...hub.files import PathLike, Within, path_of, quoted, read_bytes, record_of
+from ...hub.files import PathLike, Within, is_file, path_of, quoted, read_bytes, record_of
+from .entries import DataEntry, ModelEntry, Protocol, Published
 from .fits import FITS
 
 if sys.version_info >= (3, 11):
@@ -23,105 +22,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PAPER = Path(__file__).with_name("paper.toml")
-"""The paper's seven models and ten data sets; what it says is where each fact comes from."""
+SHIPPED = {
+    name: Path(__file__).with_name(f"{name}.toml") for name in ("paper", "fusionbench", "coop")
+}
+"""Registries that come with the package; each says where its facts come from."""
+PAPER = SHIPPED["paper"]
+"""The paper's seven models and ten data sets."""
 MOST_BYTES = 2**20
 ADVICE = "`residual-peft bench --help` says where an example of a registry lies."
 WEIGHTS, OWN = "weights", "own"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-Share = Annotated[float, Within(0, 0.9)]
-Seeds = Annotated[tuple[Annotated[int, Within(0, 2**31)], ...], Within(1, 1000)]
+_LATER = ("shifted", "subgroups", "subgroup_names", "corruptions", "severities")
+"""Fields that came after results were kept: where they ask for nothing, those results hold."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model.
-
-    Attributes:
-        source: a Hub id, a directory, or the bundled model's name.
-        revision: branch, tag or commit on the Hub.
-        coordinates: K of its heads and MLPs, for the plan; counted where the model is at hand.
-        width: d of its readout, likewise.
-        note: where these facts come from, for whoever reads the file.
-    """
-
-    source: str
-    revision: str | None = None
-    coordinates: Annotated[int, Within(1, 10**9)] | None = None
-    width: Annotated[int, Within(1, 10**6)] | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class DataEntry:
-    """A data set with one label per image.
-
-    Attributes:
-        source: what `load_data` takes by name: a Hub id, a folder, a table, an archive.
-        revision: branch, tag or commit on the Hub.
-        config: of a Hub data set that has several.
-        image_column: found when None.
-        label_column: found when None.
-        splits: "train", "validation", "test" -> which of the source's to use; found when None.
-        resplit: put all images together and cut them anew.
-        validation: share of the training images to hold out where there is no such split.
-        test: likewise.
-        seed: of the splits that are cut.
-        class_names: in the order of the labels; the data's own when None.
-        templates: prompts.
-        images: split -> how many, for the plan; counted where the data are at hand.
-        note: where these facts come from, for whoever reads the file.
-    """
-
-    source: str
-    revision: str | None = None
-    config: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    splits: dict[str, str] | None = None
-    resplit: bool = False
-    validation: Share = 0.1
-    test: Share = 0.1
-    seed: int = 42
-    class_names: tuple[str, ...] | None = None
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES
-    images: dict[str, Annotated[int, Within(1, 2**40)]] | None = None
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        check_templates(self.templates)
-        if self.class_names is not None:
-            check_class_names(self.class_names)
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Which training images a method gets, and what it is asked.
-
-    Attributes:
-        kind: "full": all of them; "shots": so many of each class, drawn anew with each seed;
-            "base-to-novel": so many of each class of a random half of the classes, and the other
-            half is asked for, too.
-        shots: images of each class; with "base-to-novel" all when None.
-        seeds: of the draws.
-        without: methods that are left out, such as those that compare all images with all.
-    """
-
-    kind: Literal["full", "shots", "base-to-novel"]
-    shots: Annotated[int, Within(1, 10**6)] | None = None
-    seeds: Seeds = (0,)
-    without: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_names(self.without, FITS, "a method")
-        if (self.kind == "shots" and not self.shots) or (self.kind == "full" and self.shots):
-            raise ResiDualError(
-                f"wanted shots with the kind 'shots', and none with 'full', got {self.kind!r} "
-                f"with shots={self.shots}"
-            )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ResiDualError(f"wanted each seed once, got {list(self.seeds)}")
 
 
 @dataclass(frozen=True)
@@ -135,12 +48,14 @@ class Registry:
         methods: names of `fits.FITS`.
         basis: what the bases of a model are of: "weights", which need no images; the name of a
             data set, whose training images give them for all others (ImageNet in the paper); or
-            "own", each data set's own training images. What is forgotten on other tasks is told
-            where all share one.
+            "own", each data set's own training images. A protocol may have another. What is
+            forgotten on other tasks is told where all share one.
         dtype: of the coordinates on disk.
         batch_size: images per forward pass.
         title: of the summary.
-        for_bases: names of data sets that give bases and are no tasks.
+        aside: names of data sets that are no tasks: they give bases, or test images that are
+            shifted ones of others.
+        published: what others have measured, by the name of a row.
     """
 
     models: dict[str, ModelEntry]
@@ -151,7 +66,8 @@ class Registry:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     batch_size: Annotated[int, Within(1, 10**5)] = 64
     title: str = "Methods on frozen image towers"
-    for_bases: tuple[str, ...] = ()
+    aside: tuple[str, ...] = ()
+    published: dict[str, Published] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, found in (("model", self.models), ("data set", self.data)):
@@ -161,17 +77,39 @@ class Registry:
                         f"wanted a name of letters, digits, '.', '_', '+' and '-' for each {what} "
                         f"and protocol, got {short(name)}"
                     )
-        check_names(self.for_bases, self.data, "a data set of the registry")
+        check_names(self.aside, self.data, "a data set of the registry")
         if not (self.models and self.tasks and self.protocols and self.methods):
             raise ResiDualError("wanted at least one model, data set, protocol and method each")
         check_names(self.methods, FITS, "a method")
-        if self.basis not in (WEIGHTS, OWN):
-            check_names([self.basis], self.data, "a data set to fit bases on, 'weights' or 'own'")
+        others = {*self.bases} - {WEIGHTS, OWN}
+        check_names(others, self.data, "a data set to fit bases on, 'weights' or 'own'")
+        for name, entry in self.data.items():
+            check_names(entry.shifted, {*self.data} - {name}, "another data set of the registry")
+        for row in self.published.values():
+            check_names([row.model], self.models, "a model of the registry")
+            check_names([row.protocol], self.protocols, "a protocol of the registry")
+            check_names(row.accuracy, self.data, "a data set of the registry")
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the data sets that methods are run on."""
-        return tuple(name for name in self.data if name not in self.for_bases)
+        return tuple(name for name in self.data if name not in self.aside)
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """What bases are of in any protocol, the registry's first."""
+        own = (protocol.basis for protocol in self.protocols.values() if protocol.basis)
+        return tuple(dict.fromkeys((self.basis, *own)))
+
+    def by_basis(self) -> "list[Registry]":
+        """Parts with one basis in all protocols, by which the rows of a model have one adapter."""
+        found = []
+        for basis in self.bases:
+            own = {n: p for n, p in self.protocols.items() if (p.basis or self.basis) == basis}
+            if own:
+                published = {n: r for n, r in self.published.items() if r.protocol in own}
+                found.append(replace(self, basis=basis, protocols=own, published=published))
+        return found
 
     def only(
         self,
@@ -180,22 +118,34 @@ class Registry:
         methods: Sequence[str] | None = None,
         protocols: Sequence[str] | None = None,
     ) -> "Registry":
-        """A part of it; None for all of a kind. A data set for the bases stays, for these alone.
+        """A part of it; None for all of a kind. Data sets that it needs stay, and are no tasks.
 
         Raises:
             ResiDualError: a name that is not there.
         """
         asked = data or self.tasks
-        kept = [*asked, *({self.basis} & {*self.data})]
-        chosen = _some(self.data, kept, "a data set of the registry")
+        ours = _some(self.protocols, protocols, "a protocol of the registry")
+        theirs = _some(self.models, models, "a model of the registry")
         check_names(methods or (), self.methods, "a method of the registry")
+        tasks = _some(self.data, asked, "a data set of the registry")
+        bases = (self.basis, *(protocol.basis for protocol in ours.values()))
+        needed = [*tasks, *(name for name in bases if name in self.data)]
+        for name in needed:  # grows by what those are shifted to
+            needed += [other for other in self.data[name].shifted if other not in needed]
+        chosen = {name: entry for name, entry in self.data.items() if name in needed}
+        published = {
+            name: row.of({*tasks}, whole={*tasks} == {*self.tasks})
+            for name, row in self.published.items()
+            if row.model in theirs and row.protocol in ours
+        }
         return replace(
             self,
-            models=_some(self.models, models, "a model of the registry"),
+            models=theirs,
             data=chosen,
-            protocols=_some(self.protocols, protocols, "a protocol of the registry"),
+            protocols=ours,
             methods=tuple(methods) if methods else self.methods,
-            for_bases=tuple(name for name in chosen if name not in asked),
+            aside=tuple(name for name in chosen if name not in asked),
+            published={name: row for name, row in published.items() if row is not None},
         )
 
     def digest(self, model: str, data: str, protocol: str | None = None) -> str:
@@ -203,13 +153,16 @@ class Registry:
 
         Without a protocol, of what a pair's coordinates depend on.
         """
+        basis = (self.protocols[protocol].basis if protocol else None) or self.basis
         what = {
             "model": _facts(self.models[model]),
             "data": _facts(self.data[data]),
             "protocol": _facts(self.protocols[protocol]) if protocol else self.batch_size,
-            "basis": _facts(self.data[self.basis]) if self.basis in self.data else self.basis,
+            "basis": _facts(self.data[basis]) if basis in self.data else basis,
             "dtype": self.dtype,
         }
+        if protocol and (others := self.data[data].shifted):
+            what["shifted"] = {name: _facts(self.data[name]) for name in others}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -218,10 +171,15 @@ def read_registry(path: PathLike = PAPER) -> Registry:
 
     A source that is a file or folder beside the registry is that one.
 
+    Args:
+        path: a TOML file, or a name of `SHIPPED` where there is no such file.
+
     Raises:
         ResiDualError: there is none, it is no TOML, or an entry does not fit; names the field.
     """
     where = path_of(path)
+    if str(path) in SHIPPED and not is_file(where):
+        where = SHIPPED[str(path)]
     try:
         found = tomllib.loads(read_bytes(where, MOST_BYTES).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -247,6 +205,9 @@ def _some(entries: Mapping[str, T], names: Sequence[str] | None, what: str) -> d
 
 def _facts(entry: Any) -> dict[str, Any]:
     """An entry without what no number depends on."""
-    left_out = ("note", "images", "coordinates", "width", "seeds", "without")
-    names = {each.name for each in fields(entry)}.difference(left_out)
+    left_out = {"note", "images", "coordinates", "width", "seeds", "without", "basis"}
+    if not getattr(entry, "corruptions", ()):
+        left_out.add("severities")
+    left_out |= {name for name in _LATER if not getattr(entry, name, None)}
+    names = {each.name for each in fields(entry)} - left_out
     return {name: value for name, value in asdict(entry).items() if name in names}

@@ -48,6 +48,9 @@ class Result:
         novel_accuracy: of classes that were not trained on, among themselves.
         harmonic_mean: of `accuracy` and that.
         forgotten: other task -> zero-shot accuracy before and after, where the embedding changed.
+        shifted: corruption and severity, or another data set -> accuracy on its test images.
+        worst_group: class and group of the test images that fare worst; None without groups.
+        worst_group_accuracy: theirs.
         notes: what to know of the fit.
         versions: of packages.
         machine: in words.
@@ -77,6 +80,9 @@ class Result:
     novel_accuracy: float | None = None
     harmonic_mean: float | None = None
     forgotten: dict[str, tuple[float, float]] = field(default_factory=dict)
+    shifted: dict[str, float] = field(default_factory=dict)
+    worst_group: str | None = None
+    worst_group_accuracy: float | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     machine: str = ""

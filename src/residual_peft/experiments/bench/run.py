@@ -5,29 +5,25 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from ...classifiers.heads.trust import reliability
 from ...data import ImageData
-from ...data.metrics import accuracy, mean_per_class_recall
+from ...data.metrics import accuracy
 from ...errors import ResiDualError, counted, printable
 from ...hub.machine import versions
 from ...hub.places import check_place
-from ...solvers.coordinates import Coordinates
-from ...solvers.store import CoordinateStore
-from .encoding import Pair, Tower, load_images, split_digest
+from .encoding import Pair, Tower
 from .fits import FITS, Fitted, text_logits
+from .given import Given, chunks
+from .images import load_images, load_shifted, split_digest
 from .machine import PACKAGES, begin_peak, machine, peak_bytes
-from .protocols import Draw, draw, of_classes
+from .protocols import draw
 from .registry import OWN, WEIGHTS, Registry
-from .results import FILES, Result, append, drop_half_line, packed, read_results
+from .results import FILES, Result, append, drop_half_line, read_results
 
-CHUNK = 4096  # images that are answered for at a time
 Say = Callable[[str], object]
 Run = tuple[str, str, str, int, str]
 """Model, data set, protocol, seed and method."""
@@ -101,9 +97,12 @@ def run_registry(
         not in done
     ]
     say(f"{counted(len(todo), 'run')} to do, {counted(len(done), 'run')} done.")
-    for model in dict.fromkeys(run[0] for run in todo):
-        with bench.spared(model):
-            bench.run_model(model, [run for run in todo if run[0] == model])
+    for part in registry.by_basis():
+        runs = [run for run in todo if run[2] in part.protocols]
+        for model in dict.fromkeys(run[0] for run in runs):
+            with bench.spared(model):
+                of_basis = replace(bench, registry=part)
+                of_basis.run_model(model, [run for run in runs if run[0] == model])
     return read_results(folder)
 
 
@@ -161,7 +160,11 @@ class _Bench:
         if data not in pairs:
             images, entry = self.images(data), self.registry.data[data]
             folder = tower.folder / f"{data}-{self.registry.digest(model, data)}"
-            pairs[data] = Pair(tower, images, entry, self.registry, folder)
+            shifted = {}
+            for name in entry.shifted:
+                with self.spared(f"{name}, shifted images of {data}"):
+                    shifted[name] = load_shifted(self.registry.data[name], images)
+            pairs[data] = Pair(tower, images, entry, self.registry, folder, shifted)
         return pairs[data]
 
     def run_pair(self, pair: Pair, todo: list[Run], pairs: dict[str, Pair]) -> None:
@@ -170,12 +173,12 @@ class _Bench:
             protocol = self.registry.protocols[name]
             with self.spared(f"{todo[0][0]} on {todo[0][1]}, {name}, seed {seed}"):
                 labels, count = pair.train.labels, len(pair.images.class_names)
-                given = _Given.of(pair, draw(protocol, labels, count, seed))
+                given = Given.of(pair, protocol, draw(protocol, labels, count, seed))
                 for run in (run for run in todo if run[2:4] == (name, seed)):
                     with self.spared(", ".join(map(str, run))):
                         self.run_one(pair, given, run, pairs)
 
-    def run_one(self, pair: Pair, given: "_Given", run: Run, pairs: dict[str, Pair]) -> None:
+    def run_one(self, pair: Pair, given: Given, run: Run, pairs: dict[str, Pair]) -> None:
         """Fit, measure and keep."""
         model, data, protocol, seed, method = run
         begin_peak()
@@ -233,62 +236,3 @@ class _Bench:
             except ResiDualError:  # what is missing was said where it is a task itself
                 continue
         return found
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What one draw gives to all methods: rows to fit, images to test, and the other classes."""
-
-    rows: Any
-    test: Coordinates
-    novel: Coordinates | None
-    of_novel: Any
-
-    @classmethod
-    def of(cls, pair: Pair, drawn: Draw) -> "_Given":
-        train, test = within(pair.train.rows(drawn.rows), drawn.classes), pair.test
-        if not len(drawn.novel):
-            return cls(pair.rows(pair.classifier(train), train), test, None, None)
-        if not pair.tower.has_text:
-            raise ResiDualError(
-                "wanted a model with a text tower to tell classes without images, got none: leave "
-                "the protocol out for it."
-            )
-        classifier = of_classes(pair.texts, drawn.classes)
-        return cls(
-            pair.rows(classifier, train),
-            within(test, drawn.classes),
-            within(test, drawn.novel),
-            of_classes(pair.texts, drawn.novel),
-        )
-
-    def measured(self, fitted: Fitted) -> dict[str, Any]:
-        """The measures of a result that are told by answers."""
-        logits = torch.cat([fitted.logits(part).detach().cpu() for part in chunks(self.test)])
-        labels = self.test.labels
-        found: dict[str, Any] = {
-            "accuracy": accuracy(logits, labels),
-            "mean_per_class_recall": mean_per_class_recall(logits, labels),
-            "calibration_error": reliability(logits, labels).error,
-            "right": packed(logits.argmax(1) == labels),
-        }
-        if self.novel is None:
-            return found
-        adapted = self.novel.readout if fitted.adapted is None else fitted.adapted(self.novel)
-        novel = accuracy(text_logits(self.of_novel, adapted), self.novel.labels)
-        both = found["accuracy"] + novel
-        mean = 2 * found["accuracy"] * novel / both if both else 0.0
-        return found | {"novel_accuracy": novel, "harmonic_mean": mean}
-
-
-def within(data: Coordinates, classes: Tensor) -> Coordinates:
-    """The images of some classes (increasing), labelled by their place among them."""
-    found = data.rows(torch.isin(data.labels, classes).nonzero().flatten())
-    found.labels.copy_(torch.searchsorted(classes, found.labels))
-    return found
-
-
-def chunks(data: Coordinates | CoordinateStore) -> Iterator[Coordinates]:
-    """Some images at a time, in memory."""
-    for start in range(0, len(data), CHUNK):
-        yield data.rows(torch.arange(start, min(start + CHUNK, len(data))))

@@ -1,0 +1,165 @@
+"""What a registry is made of: models, data sets, protocols and published figures, as data."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+from ...classifiers.prompts import DEFAULT_TEMPLATES
+from ...data.class_names import check_class_names, check_templates
+from ...errors import ResiDualError, check_names
+from ...hub.files import Within
+from .corruptions import CORRUPTIONS
+from .fits import FITS
+
+Share = Annotated[float, Within(0, 0.9)]
+Percent = Annotated[float, Within(0, 100)]
+Severity = Annotated[int, Within(1, 5)]
+Seeds = Annotated[tuple[Annotated[int, Within(0, 2**31)], ...], Within(1, 1000)]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model.
+
+    Attributes:
+        source: a Hub id, a directory, or the bundled model's name.
+        revision: branch, tag or commit on the Hub.
+        coordinates: K of its heads and MLPs, for the plan; counted where the model is at hand.
+        width: d of its readout, likewise.
+        note: where these facts come from, for whoever reads the file.
+    """
+
+    source: str
+    revision: str | None = None
+    coordinates: Annotated[int, Within(1, 10**9)] | None = None
+    width: Annotated[int, Within(1, 10**6)] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """A data set with one label per image.
+
+    Attributes:
+        source: what `load_data` takes by name: a Hub id, a folder, a table, an archive.
+        revision: branch, tag or commit on the Hub.
+        config: of a Hub data set that has several.
+        image_column: found when None.
+        label_column: found when None.
+        splits: "train", "validation", "test" -> which of the source's to use; found when None.
+        resplit: put all images together and cut them anew.
+        validation: share of the training images to hold out where there is no such split.
+        test: likewise.
+        seed: of the splits that are cut.
+        class_names: in the order of the labels; the data's own when None.
+        templates: prompts.
+        images: split -> how many, for the plan; counted where the data are at hand.
+        shifted: other data sets of the registry with the same classes, or some of them, whose test
+            images a classifier that was fitted here is asked for, too.
+        subgroups: a column; the images of one class and one value of it are a group, such as birds
+            of the water on land. A row says how the worst group fares.
+        subgroup_names: in the order of that column's numbers, where these have no names.
+        note: where these facts come from, for whoever reads the file.
+    """
+
+    source: str
+    revision: str | None = None
+    config: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    splits: dict[str, str] | None = None
+    resplit: bool = False
+    validation: Share = 0.1
+    test: Share = 0.1
+    seed: int = 42
+    class_names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    images: dict[str, Annotated[int, Within(1, 2**40)]] | None = None
+    shifted: tuple[str, ...] = ()
+    subgroups: str | None = None
+    subgroup_names: tuple[str, ...] | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
+        for names in (self.class_names, self.subgroup_names):
+            if names is not None:
+                check_class_names(names)
+        if self.subgroup_names is not None and self.subgroups is None:
+            raise ResiDualError("wanted a column in subgroups that subgroup_names name, got none")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which training images a method gets, and what it is asked.
+
+    Attributes:
+        kind: "full": all of them; "shots": so many of each class, drawn anew with each seed;
+            "base-to-novel": so many of each class of a random half of the classes, and the other
+            half is asked for, too.
+        shots: images of each class; with "base-to-novel" all when None.
+        seeds: of the draws.
+        without: methods that are left out, such as those that compare all images with all.
+        basis: what the bases are of in this protocol; the registry's when None.
+        corruptions: names of `corruptions.CORRUPTIONS`; what was fitted on images as they are is
+            asked for corrupted test images, too.
+        severities: how strongly, 1 to 5.
+    """
+
+    kind: Literal["full", "shots", "base-to-novel"]
+    shots: Annotated[int, Within(1, 10**6)] | None = None
+    seeds: Seeds = (0,)
+    without: tuple[str, ...] = ()
+    basis: str | None = None
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[Severity, ...] = (1, 3, 5)
+
+    def __post_init__(self) -> None:
+        check_names(self.without, FITS, "a method")
+        check_names(self.corruptions, CORRUPTIONS, "a corruption")
+        if (self.kind == "shots" and not self.shots) or (self.kind == "full" and self.shots):
+            raise ResiDualError(
+                f"wanted shots with the kind 'shots', and none with 'full', got {self.kind!r} "
+                f"with shots={self.shots}"
+            )
+        if self.corruptions and self.kind == "base-to-novel":
+            raise ResiDualError(
+                "wanted corruptions with the kind 'full' or 'shots', got 'base-to-novel', which "
+                "asks for half of the classes at a time"
+            )
+        for values in (self.seeds, self.severities, self.corruptions):
+            if len(set(values)) < len(values):
+                what = "seed, severity and corruption"
+                raise ResiDualError(f"wanted each {what} once, got {list(values)}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Accuracies that others have published: shown beside ours, and compared with them by no test.
+
+    Attributes:
+        model: of the registry.
+        protocol: likewise.
+        source: where the figures stand.
+        accuracy: data set -> percent.
+        average: the published mean in percent, where only that is known, or beside the others.
+        note: how their setting differs from the protocol's.
+    """
+
+    model: str
+    protocol: str
+    source: str
+    accuracy: dict[str, Percent] = field(default_factory=dict)
+    average: Percent | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.accuracy and self.average is None:
+            raise ResiDualError("wanted a published accuracy or an average, got neither")
+
+    def of(self, tasks: set[str], whole: bool) -> "Published | None":
+        """The figures of some tasks, the mean where these are all; None where nothing is left."""
+        accuracy = {name: value for name, value in self.accuracy.items() if name in tasks}
+        average = self.average if whole else None
+        if not accuracy and average is None:
+            return None
+        return replace(self, accuracy=accuracy, average=average)
