@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -102,3 +103,10 @@ def fit_lora(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return model.eval()
+
+
+def adapter_bytes(model: PeftModel) -> int:
+    """The size of the adapter's weights as saved, in a file that needs only the base model."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        return (Path(folder) / "adapter_model.safetensors").stat().st_size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch import Tensor, nn
 
 from ..bases.reading import reading
@@ -20,7 +20,7 @@ from ..hub.files import write_tensors
 from ..solvers import fit_gains, fit_linear, linear_readout
 from ..solvers.coordinates import collect_coordinates, collect_readouts
 from ..tuner import fit_bases, gains_of, restart_gains
-from .lora import LoraSettings, fit_lora
+from .lora import LoraSettings, adapter_bytes, fit_lora
 from .methods import Method
 from .results import Row
 
@@ -126,7 +126,7 @@ def _run_gains(
                 classifier, train, validation, learning_rate=method.learning_rate, seed=seed
             )
             score = _test_accuracy(classifier, task)
-            size = _adapter_bytes(model)
+            size = adapter_bytes(model)
             rows.append(
                 Row(method.name, seed, score, gains_of(model).numel(), once + fit.seconds, size)
             )
@@ -171,14 +171,7 @@ def _run_lora(task: Task, method: Method, seed: int, settings: LoraSettings, rep
     seconds = time.perf_counter() - started
     count, _ = model.get_nb_trainable_parameters()
     score = _test_accuracy(classifier, task)
-    return Row(method.name, seed, score, count, seconds, _adapter_bytes(model))
-
-
-def _adapter_bytes(model: PeftModel) -> int:
-    """The size of the adapter's weights as saved, in a file that needs only the base model."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
-        return (Path(folder) / "adapter_model.safetensors").stat().st_size
+    return Row(method.name, seed, score, count, seconds, adapter_bytes(model))
 
 
 @torch.no_grad()

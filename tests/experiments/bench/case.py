@@ -5,6 +5,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from residual_peft.data import ImageData
+from residual_peft.experiments.bench.encoding import Pair, Tower
+from residual_peft.experiments.bench.entries import Protocol
+from residual_peft.experiments.bench.given import Given
+from residual_peft.experiments.bench.images import load_images
+from residual_peft.experiments.bench.protocols import draw
 from residual_peft.experiments.bench.registry import Registry, read_registry
 from tests.training_case import save_clip
 
@@ -63,3 +69,17 @@ def small_registry(folder: Path, methods: tuple[str, ...] = METHODS) -> Registry
     path = folder / "registry.toml"
     path.write_text(TEXT.format(methods=list(methods)))
     return read_registry(path)
+
+
+def tiny_pair(registry: Registry, place: Path, basis: ImageData | None = None) -> Pair:
+    """The model and the grey images of a registry."""
+    tower = Tower.of(registry.models["tiny"], registry, place, basis)
+    entry = registry.data["grey"]
+    return Pair(tower, load_images(entry), entry, registry, place / "grey")
+
+
+def few(pair: Pair, shots: int = 5, seed: int = 0, kind: str = "shots") -> Given:
+    """A draw of its training images."""
+    labels, classes = pair.train.labels, len(pair.images.class_names)
+    protocol = Protocol(kind, shots)
+    return Given.of(pair, protocol, draw(protocol, labels, classes, seed))

@@ -1,17 +1,14 @@
 """A model and a data set of a registry -> coordinates on disk, each image read once."""
 
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
+from torch import Tensor
 
 from ...bases.basis import SpectralBasis
 from ...bases.fingerprint import Fingerprint
@@ -27,6 +24,8 @@ from ...tuner import ResiDualConfig
 from .corruptions import CorruptingProcessor
 from .entries import DataEntry, ModelEntry, Protocol
 from .images import subgroups_of
+from .pixels import Images, Pixels
+from .placing import on_accelerator
 from .registry import OWN, WEIGHTS, Registry
 
 SECONDS = "seconds.json"
@@ -103,6 +102,7 @@ class Pair:
         folder: where its coordinates lie meanwhile.
         shifted: name of another data set -> its test images, with the classes of this one.
         stores: split -> its coordinates, as far as they were read.
+        pictures: likewise its images, of which a method may want more than coordinates.
     """
 
     tower: Tower
@@ -112,6 +112,7 @@ class Pair:
     folder: Path
     shifted: dict[str, Dataset] = field(default_factory=dict)
     stores: dict[str, CoordinateStore] = field(default_factory=dict)
+    pictures: dict[str, Pixels] = field(default_factory=dict)
 
     @cached_property
     def train(self) -> Coordinates:
@@ -164,9 +165,17 @@ class Pair:
         """Let go of what is in memory, and of all coordinates on disk but the test images'."""
         for split in ("train", "test"):
             self.__dict__.pop(split, None)
+        self.pictures.clear()
         for name in [name for name in self.stores if name != "test"]:
             del self.stores[name]
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def seen(self, name: str, rows: Tensor | None = None) -> Images:
+        """Images as the model takes them, all without rows; names as in `processed`."""
+        if name not in self.pictures:
+            self.pictures[name] = Pixels(self.processed(name))
+        pixels = self.pictures[name]
+        return Images.all_of(pixels) if rows is None else Images(pixels, rows)
 
     def beside(self, protocol: Protocol) -> dict[str, str]:
         """What to call test images of other kinds that a protocol asks for -> their store."""
@@ -215,16 +224,3 @@ class Pair:
             if name in self.images.splits:
                 write_json(self.folder / SECONDS, before + time.perf_counter() - started)
         return self.stores[name]
-
-
-@contextmanager
-def on_accelerator(model: torch.nn.Module) -> Iterator[None]:
-    """The model on this process's accelerator, where there is one, for as long as it reads."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
-    try:
-        yield
-    finally:
-        model.to("cpu")

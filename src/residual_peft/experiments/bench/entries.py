@@ -8,7 +8,7 @@ from ...data.class_names import check_class_names, check_templates
 from ...errors import ResiDualError, check_names
 from ...hub.files import Within
 from .corruptions import CORRUPTIONS
-from .fits import FITS
+from .methods import METHODS
 
 Share = Annotated[float, Within(0, 0.9)]
 Percent = Annotated[float, Within(0, 100)]
@@ -114,7 +114,7 @@ class Protocol:
     severities: tuple[Severity, ...] = (1, 3, 5)
 
     def __post_init__(self) -> None:
-        check_names(self.without, FITS, "a method")
+        check_names(self.without, METHODS, "a method")
         check_names(self.corruptions, CORRUPTIONS, "a corruption")
         if (self.kind == "shots" and not self.shots) or (self.kind == "full" and self.shots):
             raise ResiDualError(

@@ -6,8 +6,8 @@ where leaving out has a closed form, each image by itself. Copies of one picture
 together, but for the discriminants, which leave out single images alone.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from ...errors import ResiDualError
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import METHODS, Rows
 from ...towers.registry import base_model
+from .pixels import Images
 
 BYTES = 4
 """Of a number as adapters are saved, in float32."""
@@ -46,6 +47,9 @@ class Fitted:
         bytes: what predicting needs beside the model and the texts, in float32.
         adapted: other images -> embeddings (M, d), where the method changes those; any text can
             then be compared with them.
+        encode: pictures -> readouts (M, d), where the method changed the tower itself: `logits` and
+            `adapted` then want these in place of the tower's own.
+        curve: t -> what the method comes to so far on its way from zero-shot to its fit.
         notes: what to know of the fit.
     """
 
@@ -53,7 +57,13 @@ class Fitted:
     trained: int
     bytes: int
     adapted: Callable[[Coordinates], Tensor] | None = None
+    encode: Callable[[Images], Tensor] | None = None
+    curve: "Mapping[float, Fitted]" = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def seen(self, data: Coordinates, images: Images) -> Coordinates:
+        """Other images as `logits` and `adapted` want them, from their pictures where need be."""
+        return data if self.encode is None else replace(data, readout=self.encode(images))
 
 
 Fit = Callable[[Rows], Fitted]
@@ -70,7 +80,7 @@ def _of_method(name: str) -> Fit:
             outcome.parameter_count,
             sum(map(bytes_of, kept)),
             None if gains is None else lambda data: data.adapted(gains),
-            outcome.notes,
+            notes=outcome.notes,
         )
 
     return fit

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from ...classifiers.heads.trust import reliability
+from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data.metrics import accuracy, mean_per_class_recall
 from ...errors import ResiDualError
 from ...solvers.coordinates import Coordinates
+from ...solvers.methods import Rows
 from ...solvers.store import CoordinateStore
 from .encoding import Pair
 from .entries import Protocol
 from .fits import Fitted, text_logits
+from .pixels import Images
 from .protocols import Draw, of_classes
 from .results import packed
 
@@ -29,12 +32,13 @@ class Given:
     Or beside the test images, their groups and shifted ones.
     """
 
-    rows: Any
-    test: Coordinates
-    novel: Coordinates | None = None
-    of_novel: Any = None
+    rows: Rows
+    images: Images  # the rows' own, in their order
+    test: "Asked"
+    novel: "Asked | None" = None
+    of_novel: ZeroShotClassifier | None = None
     subgroups: tuple[str, ...] = ()
-    shifted: dict[str, CoordinateStore] = field(default_factory=dict)
+    shifted: "dict[str, Asked]" = field(default_factory=dict)
 
     @classmethod
     def of(cls, pair: Pair, protocol: Protocol, drawn: Draw) -> "Given":
@@ -43,11 +47,18 @@ class Given:
         Raises:
             ResiDualError: a class without images is asked for, and the model knows no texts.
         """
-        train, test = within(pair.train.rows(drawn.rows), drawn.classes), pair.test
+        train = within(pair.train.rows(drawn.rows), drawn.classes)
+        images = pair.seen("train", drawn.rows)
         if not len(drawn.novel):
-            shifted = {name: pair.store(where) for name, where in pair.beside(protocol).items()}
-            rows = pair.rows(pair.classifier(train), train)
-            return cls(rows, test, subgroups=pair.subgroups, shifted=shifted)
+            shifted = {
+                name: Asked(pair.store(where), pair.seen(where))
+                for name, where in pair.beside(protocol).items()
+            }
+            rows, test = (
+                pair.rows(pair.classifier(train), train),
+                Asked(pair.test, pair.seen("test")),
+            )
+            return cls(rows, images, test, subgroups=pair.subgroups, shifted=shifted)
         if not pair.tower.has_text:
             raise ResiDualError(
                 "wanted a model with a text tower to tell classes without images, got none: leave "
@@ -56,14 +67,15 @@ class Given:
         classifier = of_classes(pair.texts, drawn.classes)
         return cls(
             pair.rows(classifier, train),
-            within(test, drawn.classes),
-            within(test, drawn.novel),
+            images,
+            Asked.within(pair, drawn.classes),
+            Asked.within(pair, drawn.novel),
             of_classes(pair.texts, drawn.novel),
         )
 
     def measured(self, fitted: Fitted) -> dict[str, Any]:
         """The measures of a result that are told by answers."""
-        logits, labels = answers(fitted, self.test), self.test.labels
+        logits, labels = answers(fitted, self.test), self.test.data.labels
         right = logits.argmax(1) == labels
         found: dict[str, Any] = {
             "accuracy": accuracy(logits, labels),
@@ -71,7 +83,7 @@ class Given:
             "calibration_error": reliability(logits, labels).error,
             "right": packed(right),
             "shifted": {
-                name: accuracy(answers(fitted, part), part.labels)
+                name: accuracy(answers(fitted, part), part.data.labels)
                 for name, part in self.shifted.items()
             },
         }
@@ -79,16 +91,48 @@ class Given:
             found["worst_group"], found["worst_group_accuracy"] = worst(right, self.subgroups)
         if self.novel is None:
             return found
-        adapted = self.novel.readout if fitted.adapted is None else fitted.adapted(self.novel)
-        novel = accuracy(text_logits(self.of_novel, adapted), self.novel.labels)
+        assert self.of_novel is not None
+        adapted = [
+            part.readout if fitted.adapted is None else fitted.adapted(part)
+            for part in self.novel.seen(fitted)
+        ]
+        novel = accuracy(text_logits(self.of_novel, torch.cat(adapted)), self.novel.data.labels)
         both = found["accuracy"] + novel
         mean = 2 * found["accuracy"] * novel / both if both else 0.0
         return found | {"novel_accuracy": novel, "harmonic_mean": mean}
 
 
-def answers(fitted: Fitted, data: Coordinates | CoordinateStore) -> Tensor:
+@dataclass(frozen=True)
+class Asked:
+    """Images that are asked for: their coordinates, and the same images as pictures."""
+
+    data: Coordinates | CoordinateStore
+    images: Images
+
+    @classmethod
+    def within(cls, pair: Pair, classes: Tensor) -> "Asked":
+        """Test images of some classes."""
+        rows = torch.isin(pair.test.labels, classes).nonzero().flatten()
+        return cls(within(pair.test, classes), pair.seen("test", rows))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def chunks(self) -> Iterator[tuple[Coordinates, Images]]:
+        """Some images at a time, in memory, and as pictures, which nobody needs to read."""
+        for start in range(0, len(self.data), CHUNK):
+            places = torch.arange(start, min(start + CHUNK, len(self.data)))
+            yield self.data.rows(places), self.images.some(places)
+
+    def seen(self, fitted: Fitted) -> Iterator[Coordinates]:
+        """Some at a time, as a fitted method wants them."""
+        for part, images in self.chunks():
+            yield fitted.seen(part, images)
+
+
+def answers(fitted: Fitted, asked: Asked) -> Tensor:
     """Logits of all images (M, C)."""
-    return torch.cat([fitted.logits(part).detach().cpu() for part in chunks(data)])
+    return torch.cat([fitted.logits(part).detach().cpu() for part in asked.seen(fitted)])
 
 
 def worst(right: Tensor, groups: Sequence[str]) -> tuple[str, float]:
@@ -108,9 +152,3 @@ def within(data: Coordinates, classes: Tensor) -> Coordinates:
     found = data.rows(torch.isin(data.labels, classes).nonzero().flatten())
     found.labels.copy_(torch.searchsorted(classes, found.labels))
     return found
-
-
-def chunks(data: Coordinates | CoordinateStore) -> Iterator[Coordinates]:
-    """Some images at a time, in memory."""
-    for start in range(0, len(data), CHUNK):
-        yield data.rows(torch.arange(start, min(start + CHUNK, len(data))))

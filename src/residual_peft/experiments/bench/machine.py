@@ -2,6 +2,10 @@
 
 import os
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -22,19 +26,60 @@ def machine() -> str:
     return ", ".join(filter(None, found))
 
 
-def begin_peak() -> None:
-    """Forget the peak of this process's memory so far, where the system lets us (Linux)."""
+@dataclass
+class Memory:
+    """What this process took while a block ran, in bytes; 0 where the system (not Linux) is silent.
+
+    Attributes:
+        peak: the most.
+        mean: over time, by a look every so often.
+        accelerator: the most that tensors took there.
+    """
+
+    peak: int = 0
+    mean: int = 0
+    accelerator: int = 0
+
+
+@contextmanager
+def watched_memory(every: float = 0.05) -> Iterator[Memory]:
+    """Watch it, from a thread of its own; the figures are there once the block ends."""
+    found, over = Memory(), threading.Event()
+    looks = [_status("VmRSS:")]
+
+    def look() -> None:
+        while not over.wait(every):
+            looks.append(_status("VmRSS:"))
+
+    _begin_peak()
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        watcher.join()
+        looks.append(_status("VmRSS:"))
+        found.peak, found.mean = _status("VmHWM:"), sum(looks) // len(looks)
+        if torch.cuda.is_available():
+            found.accelerator = torch.cuda.max_memory_allocated()
+
+
+def _begin_peak() -> None:
+    """Forget the peaks so far, where the system lets us."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     try:
         _RESET.write_text("5")
     except OSError:
         return
 
 
-def peak_bytes() -> int:
-    """The most memory that this process had since `begin_peak`; 0 where Linux does not tell."""
+def _status(name: str) -> int:
+    """A size that Linux tells of this process."""
     try:
         for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from ...errors import ResiDualError, check_names, short
 from ...hub.files import PathLike, Within, is_file, path_of, quoted, read_bytes, record_of
 from .entries import DataEntry, ModelEntry, Protocol, Published
-from .fits import FITS
+from .methods import METHODS, USUAL
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,7 +45,7 @@ class Registry:
         models: by name.
         data: by name.
         protocols: by name.
-        methods: names of `fits.FITS`.
+        methods: names of `methods.METHODS`; when left out all but those that train the backbone.
         basis: what the bases of a model are of: "weights", which need no images; the name of a
             data set, whose training images give them for all others (ImageNet in the paper); or
             "own", each data set's own training images. A protocol may have another. What is
@@ -61,7 +61,7 @@ class Registry:
     models: dict[str, ModelEntry]
     data: dict[str, DataEntry]
     protocols: dict[str, Protocol]
-    methods: tuple[str, ...] = tuple(FITS)
+    methods: tuple[str, ...] = USUAL
     basis: str = WEIGHTS
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     batch_size: Annotated[int, Within(1, 10**5)] = 64
@@ -80,7 +80,7 @@ class Registry:
         check_names(self.aside, self.data, "a data set of the registry")
         if not (self.models and self.tasks and self.protocols and self.methods):
             raise ResiDualError("wanted at least one model, data set, protocol and method each")
-        check_names(self.methods, FITS, "a method")
+        check_names(self.methods, METHODS, "a method")
         others = {*self.bases} - {WEIGHTS, OWN}
         check_names(others, self.data, "a data set to fit bases on, 'weights' or 'own'")
         for name, entry in self.data.items():

@@ -51,6 +51,10 @@ class Result:
         shifted: corruption and severity, or another data set -> accuracy on its test images.
         worst_group: class and group of the test images that fare worst; None without groups.
         worst_group_accuracy: theirs.
+        curve: t -> what that share of the way to the fit comes to: accuracy here, and the mean
+            zero-shot accuracy on other tasks where there are any.
+        mean_memory: as `peak_memory`, the mean over the time of the fit.
+        accelerator_memory: the most that tensors took there meanwhile, bytes.
         notes: what to know of the fit.
         versions: of packages.
         machine: in words.
@@ -83,6 +87,9 @@ class Result:
     shifted: dict[str, float] = field(default_factory=dict)
     worst_group: str | None = None
     worst_group_accuracy: float | None = None
+    curve: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    mean_memory: int = 0
+    accelerator_memory: int = 0
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     machine: str = ""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -15,11 +16,13 @@ from ...data.metrics import accuracy
 from ...errors import ResiDualError, counted, printable
 from ...hub.machine import versions
 from ...hub.places import check_place
+from .backbones import Training
 from .encoding import Pair, Tower
-from .fits import FITS, Fitted, text_logits
-from .given import Given, chunks
+from .fits import Fitted, text_logits
+from .given import Asked, Given, answers
 from .images import load_images, load_shifted, split_digest
-from .machine import PACKAGES, begin_peak, machine, peak_bytes
+from .machine import PACKAGES, machine, watched_memory
+from .methods import METHODS
 from .protocols import draw
 from .registry import OWN, WEIGHTS, Registry
 from .results import FILES, Result, append, drop_half_line, read_results
@@ -181,10 +184,10 @@ class _Bench:
     def run_one(self, pair: Pair, given: Given, run: Run, pairs: dict[str, Pair]) -> None:
         """Fit, measure and keep."""
         model, data, protocol, seed, method = run
-        begin_peak()
-        started = time.perf_counter()
-        fitted = FITS[method](given.rows)
-        seconds, peak = time.perf_counter() - started, peak_bytes()
+        with watched_memory() as memory:
+            started = time.perf_counter()
+            fitted = METHODS[method].fit(Training(given.rows, given.images, seed))
+            seconds = time.perf_counter() - started
         result = Result(
             model,
             data,
@@ -197,7 +200,9 @@ class _Bench:
             bytes=fitted.bytes,
             encoding_seconds=pair.seconds,
             fitting_seconds=seconds,
-            peak_memory=peak,
+            peak_memory=memory.peak,
+            mean_memory=memory.mean,
+            accelerator_memory=memory.accelerator,
             images={"train": len(given.rows.labels), "test": len(given.test)},
             split=split_digest(pair.images),
             weights=pair.tower.weights,
@@ -205,6 +210,10 @@ class _Bench:
             templates=pair.entry.templates if pair.tower.has_text else (),
             basis=self.registry.basis,
             forgotten=self.forgotten(fitted, model, pair, pairs),
+            curve={
+                f"{t:g}": self.on_the_way(part, given, model, pair, pairs)
+                for t, part in fitted.curve.items()
+            },
             notes=fitted.notes,
             versions=versions(PACKAGES),
             machine=machine(),
@@ -227,12 +236,24 @@ class _Bench:
                 other = self.pair(pair.tower, model, data, pairs)
                 if other is not pair:
                     labels, texts = other.store("test").labels, other.texts
+                    asked = Asked(other.store("test"), other.seen("test"))
                     parts = [
-                        (text_logits(texts, part.readout), text_logits(texts, fitted.adapted(part)))
-                        for part in chunks(other.store("test"))
+                        (
+                            text_logits(texts, part.readout),
+                            text_logits(texts, fitted.adapted(fitted.seen(part, images))),
+                        )
+                        for part, images in asked.chunks()
                     ]
                     before, after = map(torch.cat, zip(*parts, strict=True))
                     found[data] = accuracy(before, labels), accuracy(after, labels)
             except ResiDualError:  # what is missing was said where it is a task itself
                 continue
         return found
+
+    def on_the_way(
+        self, fitted: Fitted, given: Given, model: str, pair: Pair, pairs: dict[str, Pair]
+    ) -> tuple[float, ...]:
+        """A point of a curve: accuracy on the test images, and the mean of it on other tasks."""
+        told = accuracy(answers(fitted, given.test), given.test.data.labels)
+        others = self.forgotten(fitted, model, pair, pairs).values()
+        return (told, mean(after for _, after in others)) if others else (told,)

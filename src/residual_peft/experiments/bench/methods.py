@@ -1,0 +1,40 @@
+"""Every method of a bench, by the name that registries call it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .backbones import BACKBONES, Training
+from .fits import FITS, Fit, Fitted
+from .readouts import READOUTS
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fit.
+
+    Attributes:
+        fit: training images -> what it came to.
+        backwards: whether it goes back through the backbone, which takes hours where the others
+            take seconds: a registry that names no methods is without it.
+    """
+
+    fit: Callable[[Training], Fitted]
+    backwards: bool = False
+
+
+def _on_rows(fit: Fit) -> Method:
+    return Method(lambda training: fit(training.rows))
+
+
+def _seeded(fit: "Callable[..., Fitted]") -> Method:
+    return Method(lambda training: fit(training.rows, training.seed))
+
+
+METHODS: dict[str, Method] = {
+    **{name: _on_rows(fit) for name, fit in FITS.items()},
+    **{name: _seeded(fit) for name, fit in READOUTS.items()},
+    **{name: Method(fit, backwards=True) for name, fit in BACKBONES.items()},
+}
+"""By name, in the order of a table."""
+USUAL = tuple(name for name, method in METHODS.items() if not method.backwards)
+"""Of a registry that names none."""

@@ -1,0 +1,70 @@
+"""Images for methods that need more than coordinates: read once, kept as far as there is room."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data import ProcessedImages, batches, collate
+
+ROOM = 2**31  # bytes of prepared images that stay in memory: 3,500 of 224 pixels
+
+
+@dataclass
+class Pixels:
+    """A split as its model takes it; what was read stays in memory, up to `room` bytes.
+
+    Attributes:
+        dataset: the images.
+        room: bytes that are left.
+    """
+
+    dataset: ProcessedImages
+    room: int = ROOM
+    _kept: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def batches(self, rows: Tensor, size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of some images in the order given, each with what `collate` gives of it."""
+        if all(row in self._kept for row in rows.tolist()):
+            for part in rows.split(size):
+                yield collate([self._kept[row] for row in part.tolist()])
+            return
+        for batch in batches(self.dataset, batch_size=size, rows=rows.tolist()):
+            read = batch.pop("index").tolist()
+            self._keep(read, batch)
+            yield batch
+
+    def _keep(self, rows: list[int], batch: dict[str, Tensor]) -> None:
+        for place, row in enumerate(rows):
+            size = sum(tensor[place].nbytes for tensor in batch.values())
+            if row in self._kept or size > self.room:
+                continue
+            self.room -= size
+            # a copy: a view would keep its whole batch
+            self._kept[row] = {name: tensor[place].clone() for name, tensor in batch.items()}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images of a split, by their rows (N,)."""
+
+    pixels: Pixels
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def some(self, places: Tensor) -> "Images":
+        """Those at some places among them."""
+        return replace(self, rows=self.rows[places])
+
+    def batches(self, size: int = 64) -> Iterator[dict[str, Tensor]]:
+        """In their order."""
+        return self.pixels.batches(self.rows, size)
+
+    @classmethod
+    def all_of(cls, pixels: Pixels) -> "Images":
+        """A whole split."""
+        return cls(pixels, torch.arange(len(pixels.dataset)))

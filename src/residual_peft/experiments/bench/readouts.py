@@ -1,0 +1,249 @@
+"""Methods that train gains or a map of the readout, from the coordinates of one pass.
+
+The paper's (`method.md`, section 3), our default its way, and bases that suit the classes. Their
+adapters have other directions than the one that the coordinates are of: see `others`.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from schedulefree import AdamWScheduleFree
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...bases.basis import SpectralBasis
+from ...bases.spectra import spectrum
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...errors import counted
+from ...solvers.coordinates import Coordinates
+from ...solvers.methods import METHODS, Outcome, Rows
+from ...towers.units import Unit
+from ...tuner import ResiDualConfig, adapter_basis, gains_of
+from .descent import HELD_OUT, log_loss, train
+from .fits import BYTES, Fitted, bytes_of, text_logits
+from .others import another_adapter
+
+GAIN_RATES = (0.05, 0.2, 0.8)
+"""The paper's is the last, on far more images."""
+LINEAR_RATES = (1e-3, 3e-3, 1e-2)
+"""The paper's is the first."""
+LINE = tuple(step / 10 for step in range(11))
+Basis = Callable[[Rows], SpectralBasis | None]
+
+
+class Stepwise:
+    """Parameters that change coordinates or readouts, trained by schedule-free AdamW."""
+
+    def __init__(
+        self,
+        classifier: ZeroShotClassifier,
+        data: Coordinates,
+        start: dict[str, Tensor],
+        adapted: Callable[[dict[str, Any], Coordinates], Tensor],
+    ) -> None:
+        self.classifier, self.data, self.start, self.adapted = classifier, data, start, adapted
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.optimizer: Any = None
+
+    def begin(self, rate: float, steps: int) -> None:
+        """From the start again; without a schedule, there is no need to know the steps."""
+        self.parameters = {name: nn.Parameter(value.clone()) for name, value in self.start.items()}
+        self.optimizer = AdamWScheduleFree(self.parameters.values(), lr=rate)
+
+    def epoch(self, places: Tensor, size: int) -> None:
+        """On the classifier's own loss."""
+        self.optimizer.train()
+        for part in places.split(size):
+            rows = self.data.rows(part)
+            self.optimizer.zero_grad()
+            self.classifier.loss(self.adapted(self.parameters, rows), rows.labels).backward()
+            self.optimizer.step()
+
+    @torch.no_grad()
+    def logits(self, places: Tensor) -> Tensor:
+        """At the averaged parameters."""
+        return self.classifier.logits(self.apply(self.data.rows(places))).cpu()
+
+    @torch.no_grad()
+    def apply(self, data: Coordinates) -> Tensor:
+        """Changed readouts (n, d)."""
+        self.optimizer.eval()
+        return self.adapted(self.parameters, data)
+
+    def fitted(self, view: Callable[[Coordinates], Coordinates], *notes: str) -> Fitted:
+        """What it came to, as every method."""
+        count = sum(value.numel() for value in self.start.values())
+        return Fitted(
+            lambda data: text_logits(self.classifier, self.apply(view(data))),
+            count,
+            BYTES * count,
+            lambda data: self.apply(view(data)),
+            notes=notes,
+        )
+
+
+def stepwise_gains(
+    rows: Rows, seed: int, config: ResiDualConfig | None = None, basis: Basis = lambda rows: None
+) -> Fitted:
+    """Gains by schedule-free AdamW on the classifier's own texts; our default's without a config.
+
+    Args:
+        rows: the training images.
+        seed: of the start, where it is drawn, and of the order of the images.
+        config: of the adapter.
+        basis: what gives its basis; the model's weights with None.
+    """
+    if config is None:
+        start = torch.full_like(gains_of(rows.classifier.model).detach().cpu(), 1.0)
+        return _descended(rows, rows.data, start, seed, lambda data: data)
+    with another_adapter(rows, replace(config, seed=seed), basis(rows)) as other:
+        start = gains_of(rows.classifier.model).detach().cpu().clone()
+    return _descended(rows, other(rows.data), start, seed, other)
+
+
+def _descended(
+    rows: Rows,
+    data: Coordinates,
+    start: Tensor,
+    seed: int,
+    view: Callable[[Coordinates], Coordinates],
+) -> Fitted:
+    learner = Stepwise(
+        rows.classifier, data, {"gains": start}, lambda found, some: some.adapted(found["gains"])
+    )
+    choice = train(learner, rows.labels, rows.fold, GAIN_RATES, seed)
+    return learner.fitted(view, choice.note)
+
+
+def own_basis(rows: Rows) -> SpectralBasis:
+    """What the coordinates are of."""
+    return adapter_basis(rows.classifier.model)
+
+
+def output_basis(rows: Rows) -> SpectralBasis | None:
+    """Of the readout: from the weights where the other units' are, else of the training images."""
+    basis = own_basis(rows)
+    if basis.source == "weights":
+        return None
+    values = rows.data.readout.double()
+    mean = values.mean(0)
+    found = spectrum(mean, (values - mean).mT @ (values - mean) / len(values), None, len(values))
+    return replace(
+        basis,
+        units=(Unit("output"),),
+        means=found.mean[None],
+        components=[found.components],
+        eigenvalues=[found.eigenvalues],
+        total_variance=found.total_variance[None],
+        num_samples=len(values),
+    )
+
+
+def text_basis(rows: Rows) -> SpectralBasis:
+    """Each unit's directions turned towards the classes: an SVD of these within its span.
+
+    With Φ (k, d) the unit's and W (C, d) the class embeddings, W Φᵀ = U S Vᵀ, the new directions
+    are Vᵀ Φ, at most C of them; what lies across them is no class's and stays as it is.
+    """
+    basis, classes = own_basis(rows), rows.classifier.class_embeddings.detach().cpu().double()
+    components, eigenvalues = [], []
+    for directions in basis.components:
+        frame = directions.double()
+        _, singular, right = torch.linalg.svd(classes @ frame.mT, full_matrices=False)
+        keep = singular > singular[0] * max(right.shape) * torch.finfo(singular.dtype).eps
+        components.append((right[keep] @ frame).to(directions.dtype))
+        eigenvalues.append(singular[keep].square().to(directions.dtype))
+    total = torch.stack([values.sum() for values in eigenvalues])
+    return replace(
+        basis,
+        components=components,
+        eigenvalues=eigenvalues,
+        total_variance=total,
+        num_samples=None,  # as many as there are classes: images do not limit them
+    )
+
+
+def text_aligned(rows: Rows, seed: int) -> Fitted:
+    """Gains as our default fits them, on directions that are the classes' own."""
+    with another_adapter(rows, ResiDualConfig(), text_basis(rows)) as other:
+        outcome = METHODS["gains"].run(replace(rows, data=other(rows.data)))
+    gains = outcome.gains
+    assert gains is not None
+    kept = (gains, outcome.embeddings)
+    return Fitted(
+        lambda data: outcome.logits(rows.classifier, other(data)),
+        outcome.parameter_count,
+        sum(map(bytes_of, kept)),
+        lambda data: other(data).adapted(gains),
+        notes=outcome.notes,
+    )
+
+
+def interpolated(rows: Rows, seed: int) -> Fitted:
+    """Our default's gains on the line from 1 to where they were fitted, 1 + t (λ − 1).
+
+    As WiSE-FT does with weights (Wortsman et al., 2022); t by what gains that were fitted without
+    the held-out fold say of it.
+    """
+    method, share, notes = METHODS["gains"], 1.0, ("t 1: not chosen, as none was held out.",)
+    if rows.fold is not None:
+        held = rows.fold == HELD_OUT
+        outside, inside = (part.nonzero().flatten() for part in (held, ~held))
+        without, labels = method.run(rows.some(inside)), rows.labels[outside]
+        data = rows.data.rows(outside)
+        said = {t: _at(without, t).logits(rows.classifier, data) for t in LINE}
+        share = min(LINE, key=lambda t: log_loss(said[t], labels))
+        notes = (f"t {share:g}: chosen by {counted(len(labels), 'held-out training image')}.",)
+    outcome = method.run(rows)
+
+    def fitted(t: float, **more: Any) -> Fitted:
+        at = _at(outcome, t)
+        gains = at.gains
+        assert gains is not None
+        return Fitted(
+            lambda data: at.logits(rows.classifier, data),
+            at.parameter_count,
+            bytes_of(gains) + bytes_of(at.embeddings),
+            lambda data: data.adapted(gains),
+            **more,
+        )
+
+    return fitted(share, notes=(*outcome.notes, *notes), curve={t: fitted(t) for t in LINE})
+
+
+def _at(outcome: Outcome, t: float) -> Outcome:
+    assert outcome.gains is not None
+    return replace(outcome, gains=1 + t * (outcome.gains - 1))
+
+
+def linear(rows: Rows, seed: int) -> Fitted:
+    """The paper's "Lin": y' = A y + a from the identity, without a penalty."""
+    width = rows.data.readout.shape[1]
+    learner = Stepwise(
+        rows.classifier,
+        rows.data,
+        {"weight": torch.eye(width), "bias": torch.zeros(width)},
+        lambda found, some: functional.linear(some.readout.float(), found["weight"], found["bias"]),
+    )
+    choice = train(learner, rows.labels, rows.fold, LINEAR_RATES, seed)
+    return learner.fitted(lambda data: data, choice.note)
+
+
+def _paper(name: str, basis: Basis) -> Callable[[Rows, int], Fitted]:
+    return partial(stepwise_gains, config=ResiDualConfig.paper(name), basis=basis)
+
+
+READOUTS: dict[str, Callable[[Rows, int], Fitted]] = {
+    "gains-adamw": stepwise_gains,
+    "gains-interpolated": interpolated,
+    "gains-text-basis": text_aligned,
+    "residual": _paper("residual", own_basis),
+    "residual-star": _paper("residual_star", own_basis),
+    "coarse": _paper("coarse", lambda rows: None),
+    "rd-y": _paper("rd_y", output_basis),
+    "lin": linear,
+}
+"""By name, in the order of a table."""
