@@ -22,8 +22,9 @@ def bench(
         Path | None,
         typer.Argument(
             metavar="[REGISTRY.toml]",
-            help="What to run. If left out: the paper's seven models and ten data sets, "
-            "experiments/bench/paper.toml in this package, which is an example of one.",
+            help="What to run: a file, or one that comes with this package (experiments/bench/): "
+            "paper, the paper's seven models and ten data sets, if left out; fusionbench, eight "
+            "tasks with all images; coop, eleven at 1 to 16 images per class.",
             show_default=False,
         ),
     ] = None,

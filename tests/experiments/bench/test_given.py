@@ -23,6 +23,7 @@ from residual_peft.experiments.bench.registry import Registry
 from residual_peft.experiments.bench.run import run_registry
 from residual_peft.solvers.coordinates import collect_coordinates
 from residual_peft.solvers.methods import METHODS, Rows
+from residual_peft.solvers.store import write_coordinates
 from residual_peft.tuner import ResiDualConfig
 from tests.experiments.bench.case import pictures, small_registry
 
@@ -147,6 +148,30 @@ def test_a_protocol_may_have_another_basis(registry, tmp_path: Path) -> None:
             mine = found[name, result.method]
             assert (mine.right, mine.basis, mine.key) == (result.right, basis, result.key)
     assert len({r.registry for r in found.values()}) == 3
+
+
+def test_of_shots_only_what_is_drawn_is_read(registry, tmp_path: Path, monkeypatch) -> None:
+    """Eight images of 48 for each of two seeds, and the rows are those of a run that reads all."""
+    read: list[int] = []
+
+    def counted(model, images, folder, **options):
+        read.append(len(images))
+        return write_coordinates(model, images, folder, **options)
+
+    monkeypatch.setattr("residual_peft.experiments.bench.encoding.write_coordinates", counted)
+    few = Protocol("shots", 2, seeds=(0, 1))
+    data = {"grey": replace(registry.data["grey"], shifted=())}
+    part = replace(registry, data=data, protocols={"few": few}, aside=())
+    found = run_registry(part, tmp_path / "few", say=id)
+    assert max(read) <= 16
+    assert sorted(read)[0] == 8  # the test images
+    both = replace(part, protocols={"few": few, "all": Protocol("full")})
+    other = run_registry(both, tmp_path / "both", say=id)
+    assert max(read) == 48
+    assert len(found) == 4
+    for one, more in zip(found, other, strict=False):
+        assert (one.key, one.right, one.images) == (more.key, more.right, more.images)
+        assert one.calibration_error == pytest.approx(more.calibration_error)
 
 
 def test_images_of_strange_classes_or_of_the_task_are_refused(registry, tmp_path: Path) -> None:

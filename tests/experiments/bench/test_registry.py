@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
-from datasets import Image as ImageFeature
-from PIL import Image
 
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments.bench.entries import DataEntry, Protocol, Published
@@ -23,27 +20,7 @@ from tests.experiments.bench.case import pictures, small_registry
 from tests.pairs import table
 
 TOP = '[models.a]\nsource = "a"\n[data.b]\nsource = "b"\n[protocols.c]\nkind = "full"\n'
-PUBLISHED = "[published.x]\nmodel = 'a'\nprotocol = 'c'\nsource = 's'\n"
-
-
-def test_the_papers_registry_is_whole() -> None:
-    """Seven models, ten data sets; K from layers, heads and widths, as the paper's table counts."""
-    registry = read_registry()
-    assert (len(registry.models), len(registry.data)) == (7, 10)
-    shapes = {12: (12, 64), 24: (16, 64)}
-    widths = {"clip-b16": 512, "openclip-b16": 512, "clip-l14": 768, "openclip-l14": 768}
-    widths |= {"blip-l": 256, "vit-l16": 1024, "dinov2-l14": 1024}
-    for name, entry in registry.models.items():
-        layers = 12 if name.endswith("b16") else 24
-        heads, width = shapes[layers]
-        assert entry.width == widths[name]
-        # a head has its directions and its bias's, an MLP as many as the readout
-        assert entry.coordinates == layers * (heads * (width + 1) + entry.width)
-    planned = plan(registry)
-    assert len(planned) == 70
-    assert all(each.bytes and each.runs for each in planned)
-    assert sum(each.runs for each in planned) == len(runs_of(registry))
-    assert {entry.seed for entry in registry.data.values()} == {42}
+PUBLISHED = "[published.x]\nmodel = 'a'\nsource = 's'\n"
 
 
 @table(
@@ -70,9 +47,10 @@ def test_the_papers_registry_is_whole() -> None:
             TOP + "[data.b2]\nsource = 'b'\nsubgroup_names = ['x', 'y']",
             "wanted a column in subgroups",
         ),
-        (TOP + PUBLISHED, r"field published\.x: wanted a published accuracy or an average"),
-        (TOP + PUBLISHED + "accuracy = {d = 3}", "'d' is not a data set of the registry"),
-        (TOP + PUBLISHED + "average = 101", r"published\.x\.average: wanted"),
+        (TOP + PUBLISHED, r"field published\.x: wanted a published accuracy or average"),
+        (TOP + PUBLISHED + "accuracy.c = {d = 3}", "'d' is not a task of the registry"),
+        (TOP + PUBLISHED + "average.d = 3", "'d' is not a protocol of the registry"),
+        (TOP + PUBLISHED + "average.c = 101", r"published\.x\.average\.c: wanted"),
         ("basis = 'imagenet'\n" + TOP, "'imagenet' is not a data set to fit bases on"),
         ("basis = 2026-01-01\n" + TOP, "field basis: wanted text"),
     ],
@@ -128,13 +106,14 @@ def test_a_data_set_for_the_bases_is_no_task_unless_it_is_asked_for(tmp_path: Pa
 
 
 def test_published_figures_stay_with_what_they_are_of(tmp_path: Path) -> None:
-    row = Published("tiny", "all", "a table", {"grey": 80.0, "other": 70.0}, 75.0)
-    lone = Published("tiny", "2-shot", "another", average=60.0)
-    whole = replace(small_registry(tmp_path), published={"LoRA": row, "LP++": lone})
+    row = Published("tiny", "s", {"all": {"grey": 80.0, "other": 70.0}}, {"all": 75.0})
+    means = Published("tiny", "t", average={"2-shot": 60.0, "all": 70.0})
+    whole = replace(small_registry(tmp_path), published={"LoRA": row, "LP++": means})
     part = whole.only(data=["grey"])  # no mean of data sets that are left out
-    assert part.published == {"LoRA": replace(row, accuracy={"grey": 80.0}, average=None)}
+    assert part.published == {"LoRA": Published("tiny", "s", {"all": {"grey": 80.0}})}
     assert whole.only(data=["gone"]).published == {}
-    assert whole.only(protocols=["2-shot"]).published == {"LP++": lone}
+    few = whole.only(protocols=["2-shot"]).published
+    assert few == {"LP++": Published("tiny", "t", average={"2-shot": 60.0})}
     assert whole.only().published == whole.published
     bare = replace(whole, published={})
     assert bare.digest("tiny", "grey", "all") == part.digest("tiny", "grey", "all")
@@ -168,44 +147,3 @@ def test_a_training_image_is_no_test_image(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "train", tmp_path / "test")
     with pytest.raises(ResiDualError, match=r"all 12 test images of .* are training or validation"):
         load_images(DataEntry(str(tmp_path)))
-
-
-EXTRA_SPLITS = {"svhn": "extra", "gtsrb": "contrast", "stanford_cars": "jpeg_compression"}
-
-
-def miniature(folder: Path, name: str, entry: DataEntry) -> Path:
-    """A copy of a data set as it lies on the Hub, with few images and no entry's knowledge lost."""
-    generator, names = np.random.default_rng(3), ["left", "right", "top"]
-    columns = {entry.image_column: ImageFeature(), entry.label_column: ClassLabel(names=names)}
-    columns |= {"coarse_label": Value("int64")} if name == "cifar100" else {}
-    splits = [*entry.splits.values(), *filter(None, [EXTRA_SPLITS.get(name)])]
-    (folder / "data").mkdir(parents=True)
-    for split in splits:
-        pixels = generator.integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
-        rows = {entry.image_column: [Image.fromarray(p) for p in pixels]}
-        rows |= {entry.label_column: [row % 3 for row in range(30)]}
-        rows |= {"coarse_label": [0] * 30} if name == "cifar100" else {}
-        file = folder / "data" / f"{split}-00000-of-00001.parquet"
-        Dataset.from_dict(rows, features=Features(columns)).to_parquet(file)
-    if entry.config:
-        files = "".join(f"\n  - split: {s}\n    path: data/{s}-*" for s in splits)
-        card = f"---\nconfigs:\n- config_name: {entry.config}\n  data_files:{files}\n---\n"
-        (folder / "README.md").write_text(card)
-    return folder
-
-
-def test_the_papers_data_load_from_miniature_copies(tmp_path: Path) -> None:
-    for name, entry in read_registry().data.items():
-        copy = miniature(tmp_path / name, name, entry)
-        images = load_images(replace(entry, source=str(copy)))
-        assert images.class_names == ("left", "right", "top"), name
-        counts = {split: len(images[split]) for split in ("train", "validation", "test")}
-        if entry.resplit:
-            assert counts == {"train": 48, "validation": 6, "test": 6}, name
-        elif "validation" in entry.splits:
-            assert counts == dict.fromkeys(counts, 30), name
-        else:
-            held_out = round(30 * entry.validation)
-            assert counts == {"train": 30 - held_out, "validation": held_out, "test": 30}, name
-        digests = [digest for split in counts for digest in images.digests[split]]
-        assert len(set(digests)) == sum(counts.values()), name

@@ -1,11 +1,14 @@
 """A model and a data set of a registry -> coordinates on disk, each image read once."""
 
+import hashlib
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from torch import Tensor
@@ -16,6 +19,7 @@ from ...classifiers.backbones import Backbone, load_backbone
 from ...classifiers.class_means import class_means_of
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, ProcessedImages, batches
+from ...errors import ResiDualError
 from ...hub.files import read_json, write_json
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import Rows
@@ -26,9 +30,11 @@ from .entries import DataEntry, ModelEntry, Protocol
 from .images import subgroups_of
 from .pixels import Images, Pixels
 from .placing import on_accelerator
+from .protocols import draw
 from .registry import OWN, WEIGHTS, Registry
 
 SECONDS = "seconds.json"
+DRAWN = "drawn"
 SHARD = 1024  # images per file: what a killed run reads again at most
 
 
@@ -115,9 +121,31 @@ class Pair:
     pictures: dict[str, Pixels] = field(default_factory=dict)
 
     @cached_property
+    def needed(self) -> Tensor:
+        """Training images that any protocol draws, or that give the bases: numbers, increasing."""
+        labels = torch.tensor(self.images.train["label"])
+        if self.tower.own_basis:
+            return torch.arange(len(labels))
+        found = [torch.arange(0)]
+        for protocol in self.registry.protocols.values():
+            for seed in protocol.seeds:
+                with suppress(ResiDualError):  # what cannot be drawn is said where it is run
+                    rows = draw(protocol, labels, len(self.images.class_names), seed).rows
+                    found.append(rows)
+        return torch.cat(found).unique()
+
+    @cached_property
     def train(self) -> Coordinates:
-        """Of the training images, in memory."""
-        return self.store("train").load()
+        """Of the training images that are needed, in memory."""
+        if len(self.needed) == len(self.images.train):
+            return self.store("train").load()
+        # other protocols draw others: theirs, of a run that was killed, lie elsewhere
+        digest = hashlib.sha256(self.needed.numpy().tobytes()).hexdigest()[:16]
+        return self.store(f"{DRAWN}/{digest}").load()
+
+    def learned(self, rows: Tensor) -> Coordinates:
+        """Of some training images that are needed, by their numbers in the training split."""
+        return self.train.rows(torch.searchsorted(self.needed, rows))
 
     @cached_property
     def test(self) -> Coordinates:
@@ -190,15 +218,17 @@ class Pair:
         """The images of a store as the model takes them.
 
         Args:
-            name: a split; "corrupted/", a corruption, "/" and a severity, for the test images made
-                worse; or "shifted/" and the name of another data set.
+            name: a split; "drawn/" and anything, for the training images that are needed;
+                "corrupted/", a corruption, "/" and a severity, for the test images made worse; or
+                "shifted/" and the name of another data set.
         """
         processor = self.tower.backbone.image_processor
         kind, *rest = name.split("/")
         if kind == "corrupted":
             processor = CorruptingProcessor(processor, rest[0], int(rest[1]))
-        of = {"corrupted": "test"}.get(kind, kind)
+        of = {"corrupted": "test", DRAWN: "train"}.get(kind, kind)
         images = self.shifted[rest[0]] if kind == "shifted" else self.images[of]
+        images = images.select(self.needed.tolist()) if kind == DRAWN else images
         return ProcessedImages(images, processor, f"the images '{name}'")
 
     def store(self, name: str) -> CoordinateStore:
@@ -221,6 +251,6 @@ class Pair:
                     progress=True,
                 )
         finally:
-            if name in self.images.splits:
+            if name.partition("/")[0] in ("train", "test", DRAWN):
                 write_json(self.folder / SECONDS, before + time.perf_counter() - started)
         return self.stores[name]

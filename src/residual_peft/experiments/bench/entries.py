@@ -1,5 +1,6 @@
 """What a registry is made of: models, data sets, protocols and published figures, as data."""
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -52,7 +53,8 @@ class DataEntry:
         seed: of the splits that are cut.
         class_names: in the order of the labels; the data's own when None.
         templates: prompts.
-        images: split -> how many, for the plan; counted where the data are at hand.
+        classes: how many, for the plan; counted where the data are at hand.
+        images: split -> how many, likewise.
         shifted: other data sets of the registry with the same classes, or some of them, whose test
             images a classifier that was fitted here is asked for, too.
         subgroups: a column; the images of one class and one value of it are a group, such as birds
@@ -73,6 +75,7 @@ class DataEntry:
     seed: int = 42
     class_names: tuple[str, ...] | None = None
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    classes: Annotated[int, Within(2, 10**6)] | None = None
     images: dict[str, Annotated[int, Within(1, 2**40)]] | None = None
     shifted: tuple[str, ...] = ()
     subgroups: str | None = None
@@ -138,28 +141,43 @@ class Published:
 
     Attributes:
         model: of the registry.
-        protocol: likewise.
         source: where the figures stand.
-        accuracy: data set -> percent.
-        average: the published mean in percent, where only that is known, or beside the others.
-        note: how their setting differs from the protocol's.
+        accuracy: protocol -> data set -> percent.
+        average: protocol -> the published mean over data sets in percent.
+        note: how their setting differs from the protocols'.
     """
 
     model: str
-    protocol: str
     source: str
-    accuracy: dict[str, Percent] = field(default_factory=dict)
-    average: Percent | None = None
+    accuracy: dict[str, dict[str, Percent]] = field(default_factory=dict)
+    average: dict[str, Percent] = field(default_factory=dict)
     note: str = ""
 
     def __post_init__(self) -> None:
-        if not self.accuracy and self.average is None:
-            raise ResiDualError("wanted a published accuracy or an average, got neither")
+        if not any(self.accuracy.values()) and not self.average:
+            raise ResiDualError("wanted a published accuracy or average, got neither")
 
-    def of(self, tasks: set[str], whole: bool) -> "Published | None":
-        """The figures of some tasks, the mean where these are all; None where nothing is left."""
-        accuracy = {name: value for name, value in self.accuracy.items() if name in tasks}
-        average = self.average if whole else None
-        if not accuracy and average is None:
-            return None
-        return replace(self, accuracy=accuracy, average=average)
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """What there are figures of."""
+        return tuple(dict.fromkeys((*self.accuracy, *self.average)))
+
+    def of(
+        self, protocols: Container[str], tasks: Container[str], whole: bool
+    ) -> "Published | None":
+        """The figures of some protocols and tasks; None where there are none.
+
+        Args:
+            protocols: their names.
+            tasks: names of data sets.
+            whole: whether those are all, so that a mean over all is theirs.
+        """
+        accuracy = {
+            protocol: {name: value for name, value in row.items() if name in tasks}
+            for protocol, row in self.accuracy.items()
+            if protocol in protocols
+        }
+        accuracy = {protocol: row for protocol, row in accuracy.items() if row}
+        average = {name: value for name, value in self.average.items() if name in protocols}
+        average = average if whole else {}
+        return replace(self, accuracy=accuracy, average=average) if accuracy or average else None

@@ -47,7 +47,7 @@ class Given:
         Raises:
             ResiDualError: a class without images is asked for, and the model knows no texts.
         """
-        train = within(pair.train.rows(drawn.rows), drawn.classes)
+        train = within(pair.learned(drawn.rows), drawn.classes)
         images = pair.seen("train", drawn.rows)
         if not len(drawn.novel):
             shifted = {

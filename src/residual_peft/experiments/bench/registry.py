@@ -87,8 +87,9 @@ class Registry:
             check_names(entry.shifted, {*self.data} - {name}, "another data set of the registry")
         for row in self.published.values():
             check_names([row.model], self.models, "a model of the registry")
-            check_names([row.protocol], self.protocols, "a protocol of the registry")
-            check_names(row.accuracy, self.data, "a data set of the registry")
+            check_names(row.protocols, self.protocols, "a protocol of the registry")
+            for figures in row.accuracy.values():
+                check_names(figures, self.tasks, "a task of the registry")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -107,8 +108,7 @@ class Registry:
         for basis in self.bases:
             own = {n: p for n, p in self.protocols.items() if (p.basis or self.basis) == basis}
             if own:
-                published = {n: r for n, r in self.published.items() if r.protocol in own}
-                found.append(replace(self, basis=basis, protocols=own, published=published))
+                found.append(replace(self, basis=basis, protocols=own, published={}))
         return found
 
     def only(
@@ -134,9 +134,9 @@ class Registry:
             needed += [other for other in self.data[name].shifted if other not in needed]
         chosen = {name: entry for name, entry in self.data.items() if name in needed}
         published = {
-            name: row.of({*tasks}, whole={*tasks} == {*self.tasks})
+            name: row.of(ours, tasks, whole={*tasks} == {*self.tasks})
             for name, row in self.published.items()
-            if row.model in theirs and row.protocol in ours
+            if row.model in theirs
         }
         return replace(
             self,
@@ -205,7 +205,7 @@ def _some(entries: Mapping[str, T], names: Sequence[str] | None, what: str) -> d
 
 def _facts(entry: Any) -> dict[str, Any]:
     """An entry without what no number depends on."""
-    left_out = {"note", "images", "coordinates", "width", "seeds", "without", "basis"}
+    left_out = {"note", "classes", "images", "coordinates", "width", "seeds", "without", "basis"}
     if not getattr(entry, "corruptions", ()):
         left_out.add("severities")
     left_out |= {name for name in _LATER if not getattr(entry, name, None)}

@@ -175,7 +175,8 @@ class _Bench:
         for name, seed in dict.fromkeys((run[2], run[3]) for run in todo):
             protocol = self.registry.protocols[name]
             with self.spared(f"{todo[0][0]} on {todo[0][1]}, {name}, seed {seed}"):
-                labels, count = pair.train.labels, len(pair.images.class_names)
+                labels = torch.tensor(pair.images.train["label"])
+                count = len(pair.images.class_names)
                 given = Given.of(pair, protocol, draw(protocol, labels, count, seed))
                 for run in (run for run in todo if run[2:4] == (name, seed)):
                     with self.spared(", ".join(map(str, run))):
