@@ -7,7 +7,8 @@ import torch
 from scipy import stats
 
 from residual_peft.experiments.bench.results import Result, latest, packed
-from residual_peft.reporting.bench import difference, latex, markdown, page, write_summaries
+from residual_peft.reporting.bench import latex, markdown, page, write_summaries
+from residual_peft.reporting.paired import difference
 
 SCORES = {
     "zero-shot": (0.4, 0.45, 0.5),
@@ -117,3 +118,27 @@ def test_other_forms_are_escaped_and_whole(results, tmp_path) -> None:
     assert "http" not in html.replace("http-equiv", "")
     assert write_summaries(odd, tmp_path, "T") == ["summary.md", "summary.tex", "summary.html"]
     assert (tmp_path / "summary.html").read_text() == page(odd, "T")
+
+
+def test_what_is_forgotten_on_the_way_is_told_where_it_was_asked(results) -> None:
+    """Means over seeds; LoRA and its column where it ran; the mean of memory where it was seen."""
+    assert "less LoRA" not in markdown(results, "Title")
+    curves = [{"0": (0.2, 0.6), "1": (0.8 + seed / 10, 0.4)} for seed in (0, 1)]
+    found = [
+        result(
+            "gains-interpolated",
+            seed,
+            0.7,
+            curve=curve,
+            mean_memory=10**7,
+            forgotten={"c": (0.6, 0.4)},
+        )
+        for seed, curve in enumerate(curves)
+    ]
+    said = markdown([*results, *found, result("lora", 0, 0.5), result("lora", 1, 0.7)], "Title")
+    assert "| 4-shot, gains-interpolated, here | 20.0 | 85.0 |" in said
+    assert "| 4-shot, gains-interpolated, other tasks | 60.0 | 40.0 |" in said
+    assert "10.0 MB / 100.0 MB" in said
+    assert "| – / 100.0 MB |" in said
+    row = next(line for line in said.splitlines() if line.startswith("| gains-interpolated | 70.0"))
+    assert "+10.0 ± 10.0 (p 0.500)" in row

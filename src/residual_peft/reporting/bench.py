@@ -1,6 +1,6 @@
 """The rows of a bench -> tables in Markdown and LaTeX, and one HTML page with bars."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -8,10 +8,11 @@ from statistics import mean, stdev
 
 from markupsafe import Markup
 
-from ..experiments.bench.results import PROBE, ZERO_SHOT, Result
+from ..experiments.bench.results import LORA, PROBE, ZERO_SHOT, Result
 from ..hub.files import PathLike, atomic_file
 from .charts import tag
 from .html import environment, number, signed
+from .paired import Difference, difference, score
 from .tables import markdown_table, readable_bytes
 
 LEVEL = 0.05
@@ -28,33 +29,6 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A method less another, on the same images.
-
-    Attributes:
-        mean: of the scores' differences.
-        error: its standard error; None for a single run.
-        p: that the two are alike, by a paired t-test over runs, or by McNemar's over images; None
-            where neither can tell.
-        runs: how many were compared.
-    """
-
-    mean: float
-    error: float | None
-    p: float | None
-    runs: int
-
-    @property
-    def text(self) -> str:
-        """In percentage points, for people."""
-        error = "" if self.error is None else f" ± {number(100 * self.error, 1)}"
-        found = f"{signed(100 * self.mean, 1)}{error}"
-        if self.p is None:
-            return found
-        return f"{found} (p {'< 0.001' if self.p < 0.001 else f'{self.p:.3f}'})"
-
-
-@dataclass(frozen=True)
 class Table:
     """Texts: the first column to the left."""
 
@@ -62,48 +36,6 @@ class Table:
     headers: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
     bars: tuple[tuple[str, float], ...] = ()
-
-
-def score(result: Result) -> float:
-    """What a run is told by."""
-    return result.accuracy if result.harmonic_mean is None else result.harmonic_mean
-
-
-def difference(first: Iterable[Result], second: Iterable[Result]) -> Difference | None:
-    """How two methods differ on the runs that both have, of the same entries and images.
-
-    None where there are none.
-    """
-    from scipy.stats import ttest_rel
-
-    others = {_place(result): result for result in second}
-    pairs = [(one, others[_place(one)]) for one in first if _place(one) in others]
-    gaps = [score(one) - score(other) for one, other in pairs]
-    if not gaps:
-        return None
-    error = stdev(gaps) / sqrt(len(gaps)) if len(gaps) > 1 else None
-    if max(gaps) - min(gaps) > 1e-12:  # else a t-test has nothing to divide by
-        first_scores, second_scores = zip(*((score(a), score(b)) for a, b in pairs), strict=True)
-        p: float | None = float(ttest_rel(first_scores, second_scores).pvalue)
-    else:
-        p = _over_images(pairs)
-    return Difference(mean(gaps), error, p, len(gaps))
-
-
-def _over_images(pairs: Sequence[tuple[Result, Result]]) -> float | None:
-    """McNemar's exact test (Q. McNemar, 1947) over the images of all pairs of runs.
-
-    None of harmonic means: hits are those of the classes that were trained on, half of what is
-    compared.
-    """
-    from scipy.stats import binomtest
-
-    if any(one.harmonic_mean is not None for pair in pairs for one in pair):
-        return None
-    hits = [(one.hits, other.hits) for one, other in pairs]
-    better = sum(int((one & ~other).sum()) for one, other in hits)
-    worse = sum(int((other & ~one).sum()) for one, other in hits)
-    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
 def tables(results: Sequence[Result]) -> list[Table]:
@@ -114,8 +46,7 @@ def tables(results: Sequence[Result]) -> list[Table]:
         found.append(_leaderboard(own, protocol))
         for model in _names(own, lambda result: result.model):
             found.append(_scores_of([r for r in own if r.model == model], protocol, model))
-    forgotten = _forgotten(results)
-    return [*found, forgotten] if forgotten.cells else found
+    return [*found, *(table for table in (_curves(results), _forgotten(results)) if table.cells)]
 
 
 def markdown(results: Sequence[Result], title: str) -> str:
@@ -169,27 +100,29 @@ def bar(share: float) -> Markup:
 
 
 def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
-    zero, probe = (_of(results, name) for name in (ZERO_SHOT, PROBE))
+    beside = {"zero-shot": ZERO_SHOT, "probe": PROBE, "LoRA": LORA}
+    others = {title: _of(results, name) for title, name in beside.items()}
+    others = {title: own for title, own in others.items() if own or title != "LoRA"}
     rows = []
     for method in _names(results, lambda result: result.method):
         own = _of(results, method)
         cells = (
             method,
             _percent(_over_tasks(own)),
-            *(_text(difference(own, other)) if own != other else NONE for other in (zero, probe)),
+            *(_text(difference(own, one)) if own != one else NONE for one in others.values()),
             _percent(mean(r.mean_per_class_recall for r in own)),
             _percent(mean(r.calibration_error for r in own)),
             f"{round(mean(r.trained for r in own)):,}",
             readable_bytes(round(mean(r.bytes for r in own))),
             number(mean(r.fitting_seconds for r in own), 2),
-            readable_bytes(max(r.peak_memory for r in own)),
+            _memory(own),
             f"{len(own)}",
         )
         rows.append((_over_tasks(own), cells))
     rows.sort(key=lambda row: -row[0])
     headers = (
-        "method", "score", "less zero-shot", "less probe", "recall", "calibration error", "numbers",
-        "bytes", "seconds", "peak memory", "runs",
+        "method", "score", *(f"less {title}" for title in others), "recall", "calibration error",
+        "numbers", "bytes", "seconds", "memory, mean and peak", "runs",
     )  # fmt: skip
     bars = tuple((cells[0], value) for value, cells in rows)
     return Table(protocol, headers, tuple(cells for _, cells in rows), bars)
@@ -236,6 +169,23 @@ def _forgotten(results: Sequence[Result]) -> Table:
     return Table("Zero-shot accuracy on other tasks after adapting", headers, tuple(rows))
 
 
+def _curves(results: Sequence[Result]) -> Table:
+    """Methods part of the way from zero-shot to their fit: here, and on all other tasks."""
+    drawn = [result for result in results if result.curve]
+    shares = sorted({share for result in drawn for share in result.curve}, key=float)
+    rows = []
+    for protocol in _names(drawn, lambda result: result.protocol):
+        for method in _names(drawn, lambda result: result.method):
+            own = [r.curve for r in drawn if (r.protocol, r.method) == (protocol, method)]
+            for place, what in enumerate(("here", "other tasks")):
+                told = [[c[t][place] for c in own if len(c.get(t, ())) > place] for t in shares]
+                cells = (_percent(mean(values)) if values else NONE for values in told)
+                if any(told):
+                    rows.append((f"{protocol}, {method}, {what}", *cells))
+    headers = ("accuracy at t", *shares)
+    return Table("Part of the way from zero-shot to the fit", headers, tuple(rows))
+
+
 def _made(results: Sequence[Result]) -> str:
     machines = ", and ".join(sorted({result.machine for result in results}))
     packages = results[-1].versions if results else {}
@@ -259,12 +209,15 @@ def _of(results: Iterable[Result], method: str) -> list[Result]:
     return [result for result in results if result.method == method]
 
 
-def _place(result: Result) -> tuple[Hashable, ...]:
-    return *result.task, result.seed, *result.made_of, result.images["test"]
-
-
 def _percent(share: float) -> str:
     return number(100 * share, 1)
+
+
+def _memory(results: Sequence[Result]) -> str:
+    """The mean over time, where it was watched, and the peak."""
+    watched = [result.mean_memory for result in results if result.mean_memory]
+    peak = readable_bytes(max(result.peak_memory for result in results))
+    return f"{readable_bytes(round(mean(watched))) if watched else NONE} / {peak}"
 
 
 def _text(found: Difference | None) -> str:

@@ -79,8 +79,7 @@ def test_what_does_not_help_is_not_kept_and_what_cannot_be_chosen_is_said() -> N
     assert not learner.asked
     assert "not chosen, as no image could be held out" in choice.note
 
-
-def test_a_rate_that_breaks_the_model_is_not_taken() -> None:
+    # nor is a rate that breaks the model
     class Breaking(Known):
         def logits(self, places: Tensor) -> Tensor:
             found = super().logits(places)

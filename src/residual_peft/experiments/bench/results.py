@@ -14,7 +14,7 @@ from torch import Tensor
 from ...hub.files import disk_faults, parse_json, quoted, record_of
 
 FILES = "results*.jsonl"
-ZERO_SHOT, PROBE = "zero-shot", "logistic-embedding"
+ZERO_SHOT, PROBE, LORA = "zero-shot", "logistic-embedding", "lora"
 """What every method is compared with, image by image."""
 Key = tuple[str, str, str, str, int, str]
 
