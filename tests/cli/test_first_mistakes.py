@@ -1,6 +1,7 @@
 """What somebody does who is here for the first time, and what the command line says to it."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "phone" / "cats" / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (root / "labels.xlsx").write_bytes(b"PK\x03\x04")
     (root / "labels.csv").write_text("file_name,label\nC:/Users/me/IMG_0.jpg,cat\n")
+    (root / "run.yaml").write_text("data: photos\nmetod: ridge\n")
     (root / "photos.rar").write_bytes(b"Rar!")
     return root
 
@@ -78,6 +80,54 @@ FIRST_LINE = {
         ["eval", "--data", "photos"],
         "wanted an adapter, got none: residual-peft eval ADAPTER --data DATA.",
     ),
+    "groups of a folder": (
+        ["fit", "--data", "photos", "--out", "a", "--group-column", "person"],
+        "has no column 'person', only image, label; name another, or list the images in a table",
+    ),
+    "a card that is not there": (
+        ["fit", "--data", "photos", "--out", "a", "--device", "cuda:99"],
+        "there is no device 'cuda:99' here (",
+    ),
+    "a device by another name": (
+        ["predict", "ADAPTER", "camera", "--device", "gpu"],
+        "there is no device 'gpu' here (it is none that torch knows); leave it out for the CPU, ",
+    ),
+    "numbers by another name": (
+        ["fit", "--data", "photos", "--out", "a", "--dtype", "half"],
+        "wanted a dtype of float32, bfloat16, float16, got 'half'.",
+    ),
+    "test images that are nowhere": (
+        ["fit", "--data", "photos", "--out", "a", "--test", "fotos"],
+        "wanted a share of the images as test, or data: could not load the data 'fotos': it is no",
+    ),
+    "a misspelt option in a file": (
+        ["fit", "--config", "run.yaml", "--out", "a"],
+        "'metod' is not an option that 'run.yaml' may have; did you mean 'method'?",
+    ),
+    "a share above all": (
+        ["compare", "--data", "photos", "--json", "--test", "1.5"],
+        "the option test: wanted a number from 0 to 1, got 1.5.",
+    ),
+    "no such registry": (
+        ["bench", "nothing.toml", "--dry-run"],
+        "wanted the file 'nothing.toml', which is missing.",
+    ),
+    "export without its extra": (
+        ["export", "ADAPTER", "--out", "a"],
+        "not installed: pip install 'residual-peft[onnx]'",
+    ),
+    "explore without its extra": (
+        ["explore", "ADAPTER"],
+        "needs the package gradio, which is not installed: pip install 'residual-peft[explorer]'.",
+    ),
+    "merge of what has no place in the weights": (
+        ["merge", "ADAPTER", "--out", "a"],
+        "an adapter in readout mode cannot be merged",
+    ),
+    "sets of classes without a class head": (
+        ["predict", "ADAPTER", "camera", "--coverage", "0.9"],
+        "this classifier has none: fit one (--method ridge), or leave the coverage out.",
+    ),
     "no prompt in a template": (
         ["fit", "--data", "photos", "--out", "a", "--template", "a photo"],
         "the prompt template 'a photo' has no '{}' where the class name goes.",
@@ -86,9 +136,14 @@ FIRST_LINE = {
 
 
 @table("mistake", FIRST_LINE)
-def test_a_mistake_is_answered_by_what_to_do(mistake, made, monkeypatch, capsys) -> None:
+def test_a_mistake_is_answered_by_what_to_do(
+    mistake, made, saved_adapter, monkeypatch, capsys
+) -> None:
     monkeypatch.chdir(made)
+    for extra in ("onnxscript", "onnxruntime", "gradio"):
+        monkeypatch.setitem(sys.modules, extra, None)  # as where it is not installed
     given, message = FIRST_LINE[mistake]
+    given = [str(saved_adapter) if word == "ADAPTER" else word for word in given]
     assert stop(monkeypatch, *given) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -105,6 +160,7 @@ def test_a_mistake_is_answered_by_what_to_do(mistake, made, monkeypatch, capsys)
         (["fit", "--data", "photos"], "Missing option '--out'"),
         (["predict", "my-adapter"], "Missing argument 'IMAGES'"),
         (["look", "photos", "--outt", "x"], "No such option: --outt"),
+        (["fit", "--data", "photos", "--out", "a", "--few", "0"], "Invalid value for '--few'"),
         (
             ["fit", "--data", "photos", "--out", "a", "--batch-size", "0"],
             "Invalid value for '--batch-",

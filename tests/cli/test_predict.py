@@ -107,13 +107,13 @@ def test_none_that_can_be_read_is_status_2(adapter, tmp_path, monkeypatch, capsy
     assert captured.err.splitlines()[-1].endswith(message)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert stop(monkeypatch, "predict", adapter, "-") == 2
-    assert "but no file was named" in capsys.readouterr().err
+    assert "no file was named: none could be read" in capsys.readouterr().err
 
 
 def test_sorting_says_what_it_copied(adapter, shapes, tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "sorted"
     given = ("predict", adapter, str(tmp_path / "shapes"), "--sort-into", str(out))
-    for said in (f"10 copied into {out}.", f"0 copied into {out}, 10 were there already."):
+    for said in (f"10 copied into {out}.", f"0 copied into {out}, 10 already there."):
         assert stop(monkeypatch, *given, "--sure", "0.4") == 0
         assert capsys.readouterr().err.splitlines()[-1].endswith(said)
     assert len([path for path in out.rglob("*") if path.is_file()]) == 10

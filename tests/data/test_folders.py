@@ -406,5 +406,8 @@ def test_pictures_that_are_no_images_are_said(tmp_path: Path, caplog) -> None:
         path.with_suffix(".SVG").write_text("<svg/>")
         path.with_suffix(".txt").write_text("a note")
     load_data(tmp_path, validation=0, test=0)
-    assert "left out 4 .svg files (no kind that PIL reads)" in caplog.text
+    said = (
+        "left out 4 .svg files (no kind that PIL reads; each with an image of that name beside it)"
+    )
+    assert said in caplog.text
     assert ".txt" not in caplog.text

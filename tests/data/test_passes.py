@@ -60,7 +60,7 @@ def test_what_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch) -> No
     program.write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     )
-    monkeypatch.setattr("residual_peft.data.images.LARGEST_FILE", 1000)
+    monkeypatch.setattr("residual_peft.data.stored.LARGEST_FILE", 1000)
     (tmp_path / "b.png").write_bytes(bytes(1001))
     images = ImageFiles([str(program), str(tmp_path / "b.png")], PROCESSOR)
     with pytest.raises(UnreadableImage, match="PostScript, a program that would have to be run"):

@@ -87,6 +87,7 @@ def look(
         validation=0,
         test=0,
         max_bad=1,
+        unread_classes=True,
         progress=progress,
     )
     found = survey(images)

@@ -31,6 +31,7 @@ from ..classifiers.class_means import class_means_of
 from ..classifiers.prompts import DEFAULT_TEMPLATES
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData, SkippedImage, batches, load_data
+from ..data.checking import check_skipped
 from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
 from ..hub.files import PathLike, atomic_directory, write_json
@@ -41,7 +42,7 @@ from ..reporting.figures import (
     draw_similarity,
     save_figure,
 )
-from .fitting import check_skipped, check_without_texts, reading_options
+from .fitting import check_without_texts, reading_options
 
 IMAGES = 5000
 OPTIMUM_IMAGES = 1000

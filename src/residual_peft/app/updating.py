@@ -17,11 +17,11 @@ from ..classifiers.trained_head import embedding_features
 from ..classifiers.updating import Read
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
+from ..data.checking import check_skipped
 from ..data.class_names import readable
 from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
 from ..hub.files import path_of, whole_directory
-from .fitting import check_skipped
 
 logger = logging.getLogger(__name__)
 

@@ -71,7 +71,11 @@ def device_of(name: torch.device | str | None) -> torch.device:
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         first = str(error).splitlines()[0]
-        raise ResiDualError(f"there is no device '{name}' here ({first}); leave it out.") from None
+        why = "it is none that torch knows" if first.startswith("Expected one of") else first
+        raise ResiDualError(
+            f"there is no device '{name}' here ({why}); leave it out for the CPU, which always is, "
+            "or name one such as cuda or mps."
+        ) from None
     return found
 
 

@@ -1,7 +1,8 @@
 """What all commands share: how they run and are explained, and how they speak."""
 
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,35 @@ def command_class(example: str) -> type[TyperCommand]:
     first, *others = example.strip("\n").splitlines()
     lines = [f"  $ {first}", *(f"  {line}".rstrip() for line in others)]
     return type("Command", (_Command,), {"example": "\n".join(lines)})
+
+
+_SETTING = re.compile(
+    r"\w\([^()]*\)"  # a call, which stays as it is
+    r"|(?<![\w'./=-])([a-z]+(?:_[a-z]+)*)=('[^']*'|True|\.\.\.|[A-Z]+\b|\d[\d.]*\d|\d)"
+)
+
+
+def as_typed(message: str, options: Container[str]) -> str:
+    """A message in the words of the command line, where it says what to set.
+
+    >>> as_typed("fit one (method='ridge'); max_bad=0.05 allows 3.", {"--method", "--max-bad"})
+    'fit one (--method ridge); --max-bad 0.05 allows 3.'
+    >>> as_typed("use trainer=True, or load(dtype='float32').", {"--trainer", "--dtype"})
+    'use --trainer, or load(dtype=\'float32\').'
+
+    Args:
+        message: as Python says it.
+        options: that there are.
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        option = f"--{(found[1] or '').replace('_', '-')}"
+        if option not in options:
+            return found[0]
+        value = found[2].strip("'")
+        return option if value == "True" else f"{option} {value}"
+
+    return _SETTING.sub(typed, message)
 
 
 def given(argument: Any, option: Any, what: str, how: str) -> Any:

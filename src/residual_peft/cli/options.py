@@ -33,8 +33,12 @@ Model = Annotated[
 Template = Annotated[
     list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
 ]
-ImageColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Found by itself when left out.")]
+ImageColumn = Annotated[
+    str | None, typer.Option(help="The column of images; found by itself when left out.")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="The column of labels; found by itself when left out.")
+]
 GroupColumn = Annotated[
     str | None,
     typer.Option(
@@ -94,8 +98,13 @@ NumWorkers = Annotated[
 
 
 def share_or_data(text: str) -> float | str:
-    """A share of the images where it is a number, and else the name of data."""
+    """A share of the images where it is a number, and else the name of data.
+
+    >>> share_or_data("0.2"), share_or_data("20%"), share_or_data("more-photos")
+    (0.2, 0.2, 'more-photos')
+    """
+    number = text.removesuffix("%")
     try:
-        return float(text)
+        return float(number) / (100 if number != text else 1)
     except ValueError:
         return text

@@ -103,7 +103,7 @@ def predict(
         unread += answer.prediction is None
     if total == unread:
         raise ResiDualError(
-            f"wanted images to classify, but {_none_of(total)} could be read; each line says why."
+            f"wanted images to classify, but {_none_of(total)} be read; each line says why."
         )
     print(_summary(total, unread, predictor), file=sys.stderr)
 
@@ -169,7 +169,8 @@ def _as_table(top: int, sets: bool, none: bool) -> "Callable[[Answer], None]":
 
 
 def _none_of(total: int) -> str:
-    return f"none of {counted(total, 'file')}" if total else "no file was named, so none"
+    none = {0: "no file was named: none could", 1: "the one file could not"}
+    return none.get(total, f"none of {counted(total, 'file')} could")
 
 
 def _summary(total: int, unread: int, predictor: "FilePredictor") -> str:
@@ -177,5 +178,5 @@ def _summary(total: int, unread: int, predictor: "FilePredictor") -> str:
     said += f", {counted(unread, 'file')} not read" if unread else ""
     if (sorting := predictor.sorting) is not None:
         said += f"; {sorting.copied:,} copied into {sorting.root}"
-        said += f", {sorting.present:,} were there already" if sorting.present else ""
+        said += f", {sorting.present:,} already there" if sorting.present else ""
     return printable(f"{said}.")

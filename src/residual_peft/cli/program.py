@@ -7,7 +7,7 @@ traceback.
 import io
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ from . import (
     report,
     update,
 )
-from .commands import Interrupted, command_class
+from .commands import Interrupted, as_typed, command_class
 
 app = typer.Typer(
     help="Adapt CLIP with one gain per spectral component of each attention head.",
@@ -78,6 +78,11 @@ def _options(
     pass
 
 
+def _options_of_all() -> set[str]:
+    group: Any = typer.main.get_command(app)
+    return {name for command in group.commands.values() for p in command.params for name in p.opts}
+
+
 def main() -> None:
     """Run a command; what a user can mend becomes one line and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
@@ -91,5 +96,6 @@ def main() -> None:
         said = one_line(error)
         if said is None:
             raise
+        said = as_typed(said, _options_of_all())
         print(f"residual-peft: {said}", file=sys.stderr)
         sys.exit(2)

@@ -5,12 +5,9 @@ looked at is the cheapest sign that an image is whole: a JPEG's markers up to it
 checksums; whatever else there is, and a JPEG that seems cut short, is decoded.
 """
 
-import errno
 import io
 import logging
-import os
-import stat
-import threading
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,35 +19,17 @@ from datasets import Dataset
 from PIL import Image, ImageFile
 
 from ..errors import ResiDualError, printable
-from .images import LARGEST_FILE, PROGRAM, UnreadableImage, to_rgb
+from .images import UnreadableImage, to_rgb
 from .progress import Bar
 from .provenance import image_digest
 from .skipped import SkippedImage
+from .stored import PROGRAM, Unusable, content_of, reason_of
 
 logger = logging.getLogger(__name__)
 
 THREADS = 8
 ROWS = 32  # of a table at a time
 ALWAYS_TOLERATED = 3
-_ONE_LARGE_FILE = threading.Lock()  # held by whoever reads one of more than 64 MiB
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-_ERRORS = {
-    errno.ENOENT: "no such file",
-    errno.ENOTDIR: "no such file",
-    errno.EACCES: "no right to read it",
-    errno.EPERM: "no right to read it",
-    errno.ELOOP: "a link that leads back to itself",
-}
-
-
-class _Bad(Exception):
-    """The image cannot be used; the text is the reason."""
 
 
 def check_images(
@@ -98,7 +77,15 @@ def check_images(
             bar.update()
             if callable(progress):
                 progress(1)
-    _check_count(skipped, total, max_bad, source)
+    check_skipped(skipped, max_bad, total, source)
+    if skipped:
+        logger.warning(
+            "skipped %d of the %d images of %s: %s",
+            len(skipped),
+            total,
+            printable(source),
+            _first(skipped),
+        )
     return digests, tuple(skipped)
 
 
@@ -115,20 +102,31 @@ def _refused(image: SkippedImage) -> ResiDualError:
     )
 
 
-def _check_count(skipped: Sequence[SkippedImage], total: int, max_bad: float, source: str) -> None:
-    if not skipped:
-        return
-    first = ", ".join(map(str, skipped[:3]))
-    first += ", ..." if len(skipped) > 3 else ""
-    allowed = max(ALWAYS_TOLERATED, int(max_bad * total + 1e-9))
-    if len(skipped) > allowed:
+def check_skipped(
+    skipped: Sequence[SkippedImage], max_bad: float, total: int, source: str, strict: bool = False
+) -> None:
+    """Raise a ResiDualError where more images cannot be read than may be.
+
+    Args:
+        skipped: those that cannot.
+        max_bad: the share of the images that may be such; three always may.
+        total: images.
+        source: what to call the data.
+        strict: none may.
+    """
+    count, allowed = len(skipped), max(ALWAYS_TOLERATED, int(max_bad * total + 1e-9))
+    if strict and skipped:
+        raise _refused(skipped[0])
+    if count > allowed:
         raise ResiDualError(
-            f"{len(skipped)} of the {total} images of {source} cannot be read, and max_bad="
-            f"{max_bad:g} allows {allowed}: {first}. Repair or remove them, or allow more."
+            f"{count} of the {total} images of {source} cannot be read, and max_bad={max_bad:g} "
+            f"allows {allowed}: {_first(skipped)}; repair or remove them, or go on without them "
+            f"with max_bad={math.ceil(100 * count / total) / 100:g}."
         )
-    logger.warning(
-        "skipped %d of the %d images of %s: %s", len(skipped), total, printable(source), first
-    )
+
+
+def _first(skipped: Sequence[SkippedImage]) -> str:
+    return ", ".join(map(str, skipped[:3])) + (", ..." if skipped[3:] else "")
 
 
 def _examined(
@@ -181,76 +179,39 @@ def _look(content: Any, path: str | None) -> tuple[str | None, str]:
     """The image's digest; None, and why, where it cannot be used."""
     try:
         if content is None and not path:
-            raise _Bad("an empty row")
-        found = bytes(content) if content is not None else _read(path or "")
+            raise Unusable("an empty row")
+        found = bytes(content) if content is not None else content_of(path or "")
         _check_whole(found)
         return image_digest(found), ""
-    except _Bad as bad:
+    except Unusable as bad:
         return None, str(bad)
 
 
-def _read(path: str) -> bytes:
-    try:
-        status = os.stat(path)
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode))
-        if kind is not None:  # which may block for ever, or never end
-            raise _Bad(f"{kind}, not a file")
-        size = status.st_size
-        if size == 0:  # nor is it read: what lies in /proc says so of itself, and may block
-            raise _Bad("an empty file")
-        if size > LARGEST_FILE:
-            raise _Bad(f"too large: a file of {size:,} bytes, more than {LARGEST_FILE:,}")
-        if size > 2**26:
-            with _ONE_LARGE_FILE:
-                return _content(path, size)
-        return _content(path, size)
-    except OSError as error:
-        raise _Bad(_ERRORS.get(error.errno or 0) or error.strerror or repr(error)) from None
-    except ValueError as error:  # a zero byte in its name
-        raise _Bad(str(error)) from None
-
-
-def _content(path: str, size: int) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(size)
-
-
 def _check_whole(content: bytes) -> None:
-    """Raise `_Bad` unless the bytes are a whole image of a size that can be decoded."""
+    """Raise `Unusable` unless the bytes are a whole image of a size that can be decoded."""
     if not content:
-        raise _Bad("an empty file")
+        raise Unusable("an empty file")
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.format == "EPS":
-                raise _Bad(PROGRAM)
+                raise Unusable(PROGRAM)
             jpeg, most = image.format in ("JPEG", "MPO"), Image.MAX_IMAGE_PIXELS
             if not jpeg and most and image.width * image.height > most:  # as `images.to_rgb`
-                raise _Bad(f"{image.width} x {image.height} pixels are more than {most:,}")
+                raise Unusable(f"{image.width} x {image.height} pixels are more than {most:,}")
             if image.format == "PNG":
                 image.verify()
                 return
             ended = _reaches_end(content) if jpeg else None
             if ended is False and not ImageFile.LOAD_TRUNCATED_IMAGES:
-                raise _Bad("cut short: a JPEG without an end")
+                raise Unusable("cut short: a JPEG without an end")
             if not ended:
                 to_rgb(image, "it")
-    except Image.DecompressionBombError:
-        raise _Bad(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
-    except MemoryError:
-        raise _Bad("too large for the memory there is") from None
-    except _Bad:
+    except Unusable:
         raise
     except Exception as error:  # PIL's decoders raise many kinds
-        raise _Bad(_reason(error)) from None
-
-
-def _reason(error: Exception) -> str:
-    # PIL's own text names a BytesIO by its address
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image that PIL knows"
-    if isinstance(error, UnreadableImage):
-        return error.reason
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise Unusable(
+            error.reason if isinstance(error, UnreadableImage) else reason_of(error)
+        ) from None
 
 
 def _reaches_end(content: bytes) -> bool | None:

@@ -1,7 +1,7 @@
 """Which column holds the images, which the labels, and what the labels mean."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,8 @@ def standard_columns(
     for column in chosen.values():
         if column not in features:
             raise ResiDualError(
-                f"{name} has no column '{column}', only {', '.join(features)}; name another."
+                f"{name} has no column '{column}', only {', '.join(features)}; name another, or "
+                "list the images in a table that has it."
             )
     for one, other in itertools.combinations(chosen, 2):
         if chosen[one] == chosen[other]:
@@ -163,7 +164,8 @@ def with_class_labels(
         class_names = known_classes
     if own is None and class_names is None:
         raise ResiDualError(
-            f"the labels of {name} are bare numbers; say what they mean with class_names=[...]."
+            f"the labels of {name} are bare numbers; say what they mean with class_names=[...], "
+            "or give a table with names in their place."
         )
     least = 2 if known_classes is None else 1
     names = check_class_names(own or [] if class_names is None else class_names, least)
@@ -239,7 +241,7 @@ def check_classes(
     labels: Mapping[str, Labels],
     names: tuple[str, ...],
     source: str,
-    skipped: Sequence[SkippedImage] = (),
+    unread: Callable[[int], SkippedImage | None] | None = None,
 ) -> None:
     """Raise a ResiDualError that names the classes with no image in any split.
 
@@ -247,17 +249,18 @@ def check_classes(
         labels: split -> the classes of its images.
         names: of the classes.
         source: what to call the data.
-        skipped: the images that cannot be read, where those are why.
+        unread: class number -> the first of its images that cannot be read; None where all can.
     """
     every = np.concatenate(list(labels.values()))
     counts = labelling_in(every).counts(every, len(names)).tolist()
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
         listed = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if empty[5:] else "")
-        if skipped:
+        if unread:
+            first = unread(names.index(empty[0]))
             raise ResiDualError(
                 f"no image of {len(empty)} of the {len(names)} classes of {source} can be read "
-                f"({listed}); the first that cannot is {skipped[0]}. Repair or replace the images, "
-                "or leave the class out."
+                f"({listed}){f'; the first that cannot is {first}' if first else ''}. Repair or "
+                "replace the images, or leave the class out."
             )
         raise ResiDualError(
             f"{source} has no images of {len(empty)} of its {len(names)} classes ({listed}); add "

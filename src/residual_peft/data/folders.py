@@ -33,8 +33,6 @@ SPLIT_NAMES = {
 }
 CANONICAL_SPLIT = {alias: name for name, aliases in SPLIT_NAMES.items() for alias in aliases}
 _BETWEEN = "[-._ 0-9]"  # as datasets.data_files.NON_WORDS_CHARS
-PICTURES = (".svg", ".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".pdf")
-"""How files end that people take for pictures, and PIL may not read."""
 _IN_FOLDER = {
     split: re.compile(rf"(.*{_BETWEEN})?({'|'.join(words)})({_BETWEEN}.*)?", re.I | re.S)
     for split, words in SPLIT_NAMES.items()
@@ -60,9 +58,9 @@ def from_folder(tree: Tree, label_column: str | None = None) -> dict[str, Datase
         classes = [place for place in tree.folders if len(place) == 1]
         raise ResiDualError(
             f"found no images in any class folder: '{tree.root / classes[0][0]}' holds none; add "
-            f"images of a kind that PIL reads{_instead_of(tree)}."
+            f"images of a kind that PIL reads{tree.instead()}."
             if classes
-            else f"found no images in '{tree.root}'{_instead_of(tree)}: wanted one folder of "
+            else f"found no images in '{tree.root}'{tree.instead()}: wanted one folder of "
             f"images per class in it, such as '{tree.root / 'cat'}' and '{tree.root / 'dog'}'."
         )
     reading = _Reading(tree)
@@ -186,11 +184,7 @@ class _Reading:
         depth = 1 + max(place for _, place in self.splits) if self.by_split else 0
         empty = [f for f in self.tree.folders if len(f) == depth + 1 and f not in full]
         left += [f"'{'/'.join(folder)}' (no images in it)" for folder in empty]
-        left += [
-            f"{counted(self.tree.others[kind], f'{kind} file')} (no kind that PIL reads)"
-            for kind in PICTURES
-            if kind in self.tree.others
-        ]
+        left += self.tree.unread_pictures()
         _say_left_out(self.tree, left)
         nested = sorted({path[-2] for path in self.below if len(path) > 2})
         if nested and len({len(path) for path in self.tree.images}) == 1:
@@ -201,15 +195,6 @@ class _Reading:
                 printable(", ".join(f"'{name}'" for name in nested[:5])),
                 ", ..." if nested[5:] else "",
             )
-
-
-def _instead_of(tree: Tree) -> str:
-    """What files there are in place of images, if any."""
-    found = [(kind, count) for kind, count in tree.others.most_common() if kind][:3]
-    listed = ", ".join(f"{count:,} {kind}" for kind, count in found)
-    heic = any(kind in (".heic", ".heif") for kind, _ in found)
-    advice = ", as phones write them: save them as JPEG" if heic else ""
-    return f", not {listed}{advice}" if listed else ""
 
 
 def _split_in(parts: Sequence[str], patterns: dict[str, re.Pattern[str]]) -> tuple[str | None, int]:
@@ -257,6 +242,7 @@ def _alike(by_split: dict[str | None, list[Parts]]) -> dict[str | None, list[Par
 
 
 def _say_left_out(tree: Tree, left: Sequence[str]) -> None:
+    tree.left_out += map(printable, left)
     if left:
         more = f", and {len(left) - 10} more" if left[10:] else ""
         text = printable(", ".join(left[:10]) + more)

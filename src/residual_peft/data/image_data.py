@@ -30,6 +30,8 @@ class ImageData:
         skipped: the images that were left out because they cannot be read.
         digests: split -> `provenance.image_digest` of each of its images, in the order of its rows.
         groups: split -> what each of its images is left out with; empty where nobody says.
+        left_out: what lies beside the images and is not taken for any, in words: such as folders
+            without images and kinds of pictures that PIL does not read.
     """
 
     splits: DatasetDict
@@ -40,6 +42,7 @@ class ImageData:
     skipped: tuple[SkippedImage, ...] = ()
     digests: dict[str, tuple[str, ...]] = field(default_factory=dict)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         names = ", ".join(map(short, self.class_names[:5])) + (", ..." * bool(self.class_names[5:]))

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import ResiDualError
 from ..hub.directories import local_directory
 from ..hub.files import path_of
+from .stored import NO_FILE, PROGRAM, Unusable, content_of, reason_of
 
 ImageLike = Image.Image | npt.NDArray[Any] | Tensor | str | os.PathLike[str] | Mapping[str, Any]
 _WHITE = (255, 255, 255, 255)
@@ -28,10 +29,8 @@ _ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 2**25
 """Pixels from which an image in a file is made smaller piece by piece, and never held as a whole
 in more than its own mode."""
-LARGEST_FILE = 2**30  # bytes
 STRIP = 2**25
 """Pixels that an image may have when a processor has resized its shorter side."""
-PROGRAM = "PostScript, a program that would have to be run"
 PICTURE_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 """The kinds of small pictures that go into a report, and how their files' names end."""
 LARGEST_PICTURE = 1024
@@ -213,17 +212,13 @@ def _open(path: Path, name: str, least: int | None) -> Image.Image:
             str(path),
             "a folder",
         )
-    if not path.is_file():
-        raise UnreadableImage(
-            f"wanted the image {name}, but there is no such file.", str(path), "no such file"
-        )
     try:
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            reason = f"too large: a file of {size:,} bytes, more than {LARGEST_FILE:,}"
-            raise UnreadableImage(f"could not read {name} ({reason}).", str(path), reason)
-        content = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(name, error) from error
+        content = content_of(path)
+    except Unusable as bad:
+        if str(bad) == NO_FILE:
+            message = f"wanted the image {name}, but there is no such file."
+            raise UnreadableImage(message, str(path), NO_FILE) from None
+        raise _unreadable(name, bad) from None
     return _open_stream(io.BytesIO(content), name, least)
 
 
@@ -239,6 +234,8 @@ def _open_stored(stored: Mapping[str, Any], name: str, least: int | None) -> Ima
 def _open_stream(stream: io.BytesIO, name: str, least: int | None) -> Image.Image:
     _silence_bomb_warning()
     try:
+        if not stream.getbuffer():
+            raise Unusable("an empty file")
         image: Image.Image = Image.open(stream)
         if image.format == "EPS":  # PIL would have it run
             raise UnreadableImage(f"could not read {name} ({PROGRAM}).", _bare(name), PROGRAM)
@@ -304,9 +301,7 @@ def _bare(name: str) -> str:
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImage:
-    # PIL's own text names a BytesIO by its address
-    detail = "not an image that PIL knows" if "cannot identify" in str(error) else str(error)
-    detail = detail or type(error).__name__
+    detail = reason_of(error)
     return UnreadableImage(
         f"could not read {name} ({detail}); repair, replace or remove it.", _bare(name), detail
     )

@@ -4,17 +4,20 @@ Needs no `datasets`, as loading an adapter and classifying files with it does no
 """
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, printable
 from ..hub.files import inside, is_folder, path_of
 from .images import ImageLike, image_list
 from .skipped import SkippedImage
 from .trees import tree_of
+
+logger = logging.getLogger(__name__)
 
 Images = ImageLike | bytes | IO[bytes] | Iterable[Any]
 """One image or many: PIL, an array, a tensor, bytes, a file object, a path; a folder, a pattern
@@ -83,7 +86,7 @@ def files_in(
 
 def _in_folder(path: str, but: str | os.PathLike[str] | None) -> Iterator[str | SkippedImage]:
     try:
-        tree = tree_of(Path(path))
+        tree = tree_of(Path(path), any_name=True)
     except ResiDualError as error:
         yield SkippedImage(path, str(error))
         return
@@ -93,7 +96,9 @@ def _in_folder(path: str, but: str | os.PathLike[str] | None) -> Iterator[str | 
     yield from found
     yield from tree.skipped
     if not found and not tree.skipped:
-        yield SkippedImage(path, "a folder without images")
+        yield SkippedImage(path, f"a folder without images{tree.instead()}")
+    elif left_out := ", ".join(tree.unread_pictures()):
+        logger.warning("%s: left out %s", printable(path), left_out)
 
 
 def _readable(image: str | SkippedImage) -> str:

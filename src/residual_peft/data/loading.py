@@ -10,7 +10,7 @@ import numpy.typing as npt
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError, printable
-from .checking import check_images
+from .checking import check_images, title_of
 from .columns import check_classes, standard_columns, with_class_labels
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .groups import group_names
@@ -40,6 +40,7 @@ def load_data(
     seed: int = 0,
     strict: bool = False,
     max_bad: float = 0.05,
+    unread_classes: bool = False,
     progress: bool | Callable[[int], object] = False,
     revision: str | None = None,
     token: str | None = None,
@@ -82,6 +83,8 @@ def load_data(
         seed: of the split, 0 to 2 ** 32 - 1.
         strict: an image that cannot be read is an error.
         max_bad: the share of the images that may be left out as unreadable; three always may.
+        unread_classes: whether a class of which no image can be read is kept, to be looked at; it
+            is an error for whoever fits.
         progress: a bar while the images are looked at, or a call after each with 1.
         revision: branch, tag or commit on the Hub.
         token: for private datasets.
@@ -119,9 +122,10 @@ def load_data(
     options: dict[str, Any] = {"strict": strict, "max_bad": max_bad, "progress": progress}
     seen, skipped = check_images(labelled, name, listed=listed, **options)
     came_in = {part: split for part, (split, _) in chosen.items()}
+    unread = _unread_of(labelled, labels, seen, skipped) if skipped else None
     labelled, labels, digests = _readable(labelled, labels, seen, came_in)
-    if known_classes is None:
-        check_classes(labels, names, name, skipped)
+    if known_classes is None and not (unread_classes and len(np.concatenate([*labels.values()]))):
+        check_classes(labels, names, name, unread)
     _say_copies(digests, name)
     groups = group_names(labelled, digests, name) if group_column else {}
     labelled = {split: rows.select_columns(["image", "label"]) for split, rows in labelled.items()}
@@ -134,6 +138,7 @@ def load_data(
         skipped,
         digests,
         groups,
+        found.left_out,
     )
     return data.cut(shares, seed, few, keep=("test", *own))
 
@@ -171,13 +176,46 @@ def _with_own(
         listed: files that are in none.
     """
     for split, source in own.items():
-        found = find(source, asked)
+        try:
+            found = find(source, asked)
+        except ResiDualError as error:
+            raise ResiDualError(
+                f"wanted a share of the images as {split}, or data: {error}"
+            ) from error
         inner = {CANONICAL_SPLIT.get(part, part): rows for part, rows in found.splits.items()}
         rows = inner[split] if split in inner else concatenate_datasets(list(inner.values()))
         chosen = {part: kept for part, kept in chosen.items() if kept[0] != split}
         chosen[f"{split} ({found.name})"] = (split, rows)
         listed = (*listed, *found.skipped)
     return listed, chosen
+
+
+def _unread_of(
+    parts: dict[str, Dataset],
+    labels: dict[str, npt.NDArray[np.integer]],
+    rows: dict[str, dict[int, str]],
+    skipped: tuple[SkippedImage, ...],
+) -> Callable[[int], SkippedImage | None]:
+    """Class number -> the first of its images that cannot be used, looked for when it is asked for.
+
+    Args:
+        parts: what the data came in.
+        labels: of each part.
+        rows: row -> digest of the images of each part that can be used.
+        skipped: the others, and what lies in no part, with reasons.
+    """
+
+    def first(number: int) -> SkippedImage | None:
+        reasons = {image.title: image for image in skipped}
+        for part, own in labels.items():
+            labelling = labelling_in(own)
+            for row in sorted(set(range(len(own))) - set(rows[part])):
+                if number in labelling.class_numbers(own[row]):
+                    title = title_of(parts[part], row)
+                    return reasons.get(title) or reasons.get(f"{title} of the split {part}")
+        return None
+
+    return first
 
 
 def _readable(

@@ -27,12 +27,15 @@ class Source:
         name: what to call them in messages.
         splits: by the names that they have there.
         skipped: files that are in none of them, and why.
+        classes: what a list of them beside the images says.
+        left_out: what else lies there and is not taken for images, in words.
     """
 
     name: str
     splits: dict[str, Dataset]
     skipped: tuple[SkippedImage, ...] = ()
     classes: ClassList | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ def _from_folder(path: Path, asked: Asked) -> Source:
         if len(tables) != 1:
             raise
         return replace(_from_file(tables[0], asked), name=str(path))
-    return Source(str(path), parts, tuple(tree.skipped), class_list_in(path))
+    left_out = tuple(tree.left_out)
+    return Source(str(path), parts, tuple(tree.skipped), class_list_in(path), left_out)
 
 
 def _may_list(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from .labels.columns import labels_in
 from .skipped import SkippedImage
 
 SHOWN = 5  # examples of anything
+_NUMBER = re.compile(r"\d[\d,.]*")
 _EXTREMES = ("smallest", "median", "largest")
 
 
@@ -83,6 +85,7 @@ class Survey:
         formats: PIL's name of a kind of file -> how many, the most frequent first.
         places: of all N images, in the order of the splits and their rows.
         skipped: what cannot be read, and why.
+        left_out: what lies beside the images and is not taken for any.
         copies: groups of images whose files are the same byte for byte.
     """
 
@@ -95,6 +98,7 @@ class Survey:
     places: tuple[Place, ...]
     skipped: tuple[SkippedImage, ...]
     copies: tuple[Copies, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -119,7 +123,9 @@ class Survey:
 
     def lines(self) -> list[str]:
         """All of it for people."""
-        said = [*self.summary(), *self._skipped(), *self._classes()]
+        said = [*self.summary(), *self._skipped()]
+        said += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        said += [*self._without_images(), *self._classes()]
         return said + copies_lines(self.copies, "copies", "copy")
 
     def as_dict(self) -> dict[str, Any]:
@@ -137,6 +143,7 @@ class Survey:
                 for name, size in zip(_EXTREMES, self._extremes, strict=False)
             },
             "skipped": [{"file": image.file, "reason": image.reason} for image in self.skipped],
+            "left_out": list(self.left_out),
             "copies": copies_dicts(self.copies),
         }
 
@@ -162,17 +169,23 @@ class Survey:
 
     def _skipped(self) -> list[str]:
         reasons: dict[str, list[SkippedImage]] = {}
-        for image in self.skipped:
-            reasons.setdefault(image.reason, []).append(image)
+        for image in self.skipped:  # sizes and the like differ from file to file
+            reasons.setdefault(_NUMBER.sub("", image.reason), []).append(image)
         return [
-            f"skipped {counted(len(images), 'file')}, {reason}: "
+            f"skipped {counted(len(images), 'file')}{_such_as(images)}: "
             + ", ".join(self._named(image) for image in images[:SHOWN])
             + (", ..." if images[SHOWN:] else "")
-            for reason, images in reasons.items()
+            for images in reasons.values()
         ]
 
     def _named(self, image: SkippedImage) -> str:
         return SkippedImage(below(image.file, self.source), "").title
+
+    def _without_images(self) -> list[str]:
+        names = ", ".join(f"'{name}'" for name, count in self.classes.items() if not count)
+        if not names:
+            return []
+        return [f"no image of {names} can be read: repair them or leave the class out before a fit"]
 
     def _classes(self) -> list[str]:
         found = self._by_count
@@ -183,6 +196,12 @@ class Survey:
             for some in (found[: 2 * SHOWN], found[-SHOWN:])
         )
         return [f"classes: {first}, ... {last}"]
+
+
+def _such_as(images: Sequence[SkippedImage]) -> str:
+    """Why some images were left out: as it is, or what is said of the first."""
+    same = len({image.reason for image in images}) == 1
+    return f"{', ' if same else ', such as '}{images[0].reason}"
 
 
 def survey(data: ImageData) -> Survey:
@@ -219,6 +238,7 @@ def survey(data: ImageData) -> Survey:
         places=tuple(places),
         skipped=data.skipped,
         copies=groups_of(digests, places) if len(digests) == len(places) else (),
+        left_out=data.left_out,
     )
 
 
@@ -284,10 +304,6 @@ def below(path: str, source: str) -> str:
         return str(Path(path).relative_to(folder))
     except ValueError:
         return path
-
-
-def _plain(size: npt.NDArray[np.int64]) -> list[int]:
-    return [int(side) for side in size]
 
 
 def _head(content: Any, path: str | None) -> tuple[str, tuple[int, int] | None]:

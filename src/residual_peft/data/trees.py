@@ -8,13 +8,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import ResiDualError, printable
+from ..errors import ResiDualError, counted, printable
 from ..hub.directories import ADAPTER_CONFIG
 from .skipped import SkippedImage
 
 logger = logging.getLogger(__name__)
 
+PICTURES = (".svg", ".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".pdf")
+"""How files end that people take for pictures, and PIL may not read."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+HEIC = ", as phones write them: save them as JPEG"
+_PHONES = (".heic", ".heif")
 
 Parts = tuple[str, ...]  # of a path below the root
 
@@ -31,7 +36,9 @@ class Tree:
         folders: all of them, the root left out.
         parquet: whether there are tables that are no metadata.
         others: ending -> how many files have it that is not that of an image.
+        pictures: those of them that people take for pictures (`PICTURES`).
         skipped: what cannot be used: names that are not UTF-8, folders that may not be read.
+        left_out: what else is not taken for images, in words.
     """
 
     root: Path
@@ -41,11 +48,39 @@ class Tree:
     folders: list[Parts] = field(default_factory=list)
     parquet: bool = False
     others: Counter[str] = field(default_factory=Counter)
+    pictures: list[Parts] = field(default_factory=list)
     skipped: list[SkippedImage] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def unread_pictures(self) -> list[str]:
+        """How many pictures there are of which kind that PIL does not read, in words."""
+        images = {_stem(path) for path in self.images}
+        kinds: dict[str, list[bool]] = {}
+        for path in self.pictures:
+            kinds.setdefault(os.path.splitext(path[-1])[1].lower(), []).append(
+                _stem(path) in images
+            )
+        return [
+            f"{counted(len(kinds[kind]), f'{kind} file')} (no kind that PIL reads"
+            f"{_beside(kinds[kind])}{HEIC if kind in _PHONES else ''})"
+            for kind in PICTURES
+            if kind in kinds
+        ]
+
+    def instead(self) -> str:
+        """What files there are in place of images, if any."""
+        found = [(kind, count) for kind, count in self.others.most_common() if kind][:3]
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in found)
+        advice = HEIC if any(kind in _PHONES for kind, _ in found) else ""
+        return f", not {listed}{advice}" if listed else ""
 
 
-def tree_of(root: Path) -> Tree:
+def tree_of(root: Path, *, any_name: bool = False) -> Tree:
     """All that lies in a folder, links followed.
+
+    Args:
+        root: the folder.
+        any_name: whether names need not be UTF-8, which those in datasets must be.
 
     Raises:
         ResiDualError: the folder may not be read, or its path is not UTF-8.
@@ -53,13 +88,13 @@ def tree_of(root: Path) -> Tree:
     base = root.absolute()  # with its links: they may be how a path came to be UTF-8
     if ".." in base.parts:  # which datasets takes for the folder above by name, links or not
         base = base.resolve()
-    if not _is_text(str(base)):
+    if not (any_name or _is_text(str(base))):
         raise ResiDualError(
             f"the path of the folder '{base}' is not UTF-8, which paths in datasets must be; "
             "rename it or make a link to it."
         )
     tree = Tree(root, base)
-    _walk(tree, (), image_endings(), frozenset())
+    _walk(tree, (), image_endings(), frozenset(), any_name)
     return tree
 
 
@@ -69,7 +104,13 @@ def image_endings() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int, int]]) -> None:
+def _walk(
+    tree: Tree,
+    place: Parts,
+    known: set[str],
+    above: frozenset[tuple[int, int]],
+    any_name: bool,
+) -> None:
     path = tree.base.joinpath(*place)
     try:
         status = path.stat()
@@ -90,16 +131,17 @@ def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int,
         name, here = entry.name, (*place, entry.name)
         if name.startswith("."):
             continue
-        named_as_image = os.path.splitext(name)[1].lower() in known
+        ending = os.path.splitext(name)[1].lower()
+        named_as_image = ending in known
         if _is_folder(entry):
             if name.startswith("__"):
                 continue
             tree.folders.append(here)
             before = len(tree.images) + len(tree.skipped)
-            _walk(tree, here, known, above | {own})
+            _walk(tree, here, known, above | {own}, any_name)
             if named_as_image and len(tree.images) + len(tree.skipped) == before:
                 tree.skipped.append(SkippedImage(entry.path, "a folder, not a file"))
-        elif named_as_image and not all(map(_is_text, here)):
+        elif named_as_image and not (any_name or all(map(_is_text, here))):
             reason = "its name, or that of its folder, is not UTF-8; rename it"
             tree.skipped.append(SkippedImage(entry.path, reason))
         elif named_as_image:
@@ -107,7 +149,8 @@ def _walk(tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int,
         elif name in METADATA:
             tree.metadata.append(here)
         else:
-            tree.others[os.path.splitext(name)[1].lower()] += 1
+            tree.others[ending] += 1
+            tree.pictures += [here] if ending in PICTURES else []
         tree.parquet |= name.endswith(".parquet") and name not in METADATA
 
 
@@ -116,6 +159,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a loop of links
         return False
+
+
+def _stem(path: Parts) -> Parts:
+    return (*path[:-1], os.path.splitext(path[-1])[0])
+
+
+def _beside(there: list[bool]) -> str:
+    """Whether pictures have an image of their name beside them, where some have."""
+    if not any(there):
+        return ""
+    alone = there.count(False)
+    what = f"{alone:,} without" if alone else "each with"
+    return f"; {what} an image of that name beside it"
 
 
 def _is_text(name: str) -> bool:

@@ -5,7 +5,7 @@ measured on is decided in one place (`measuring`).
 """
 
 from .measuring import Chosen, choose_images
-from .reading import check_skipped, reading_options
+from .reading import reading_options
 from .recipe import Recipe
 from .report import FitReport
 from .saving import Fitted
@@ -17,7 +17,6 @@ __all__ = [
     "FitReport",
     "Fitted",
     "Recipe",
-    "check_skipped",
     "check_without_texts",
     "choose_images",
     "compare_methods",

@@ -10,10 +10,10 @@ from datasets import Dataset
 
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, ProcessedImages, SkippedImage, load_data
+from ...data.checking import check_skipped
 from ...data.labels import check_same
 from ...data.provenance import SplitRecord
 from ...errors import ResiDualError, counted
-from .reading import check_skipped
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ...bases.fingerprint import Fingerprint
 from ...classifiers.backbones import device_of
 from ...data import ImageData, ProcessedImages, SkippedImage
-from ...data.checking import ALWAYS_TOLERATED
-from ...errors import ResiDualError
+from ...data.checking import check_skipped
 from ...hub.places import LEAST_ROOM, check_room
 from ...solvers.store import (
     CoordinateStore,
@@ -156,20 +155,6 @@ class Pass:
             "adapter": None if config.needs_basis else adapter_digest(readout_state(model)),
             "batch size": self.options.batch_size,
         }
-
-
-def check_skipped(
-    skipped: Sequence[SkippedImage], max_bad: float, total: int, source: str, strict: bool = False
-) -> None:
-    """Raise a ResiDualError where more images could not be read than may be."""
-    allowed = 0 if strict else max(ALWAYS_TOLERATED, int(max_bad * total))
-    if len(skipped) > allowed:
-        first = ", ".join(map(str, skipped[:3]))
-        raise ResiDualError(
-            f"{len(skipped)} of the {total} images of {source} cannot be read, and "
-            f"{allowed} may be (max_bad={max_bad:g}{', strict' if strict else ''}):"
-            f" {first}{', ...' if len(skipped) > 3 else ''}. Repair or remove them, or allow more."
-        )
 
 
 def shard_size(images: int, batch_size: int) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import numpy as np
 import yaml
 
-from ...classifiers.backbones import Backbone, device_of, load_backbone
+from ...classifiers.backbones import Backbone, device_of, dtype_of, load_backbone
 from ...data import ImageData, load_data
 from ...data.provenance import Seed
 from ...errors import ResiDualError, check_names, printable
@@ -114,6 +114,7 @@ class Recipe:
         check_way(config, recipe.trainer, recipe.method, recipe.balanced)
         check_methods([] if recipe.method == AUTO else [recipe.method])
         device_of(recipe.device)
+        dtype_of(recipe.dtype)
         check_statistics(recipe.keep_statistics, recipe.method, recipe.trainer)
         return recipe
 
