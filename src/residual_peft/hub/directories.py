@@ -119,6 +119,26 @@ def model_directory(
     return local_directory(name_or_path, allow_patterns=[*MODEL_FILES, "*.bin"], **options)
 
 
+def model_here(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Path | None:
+    """The directory of a model whose weights are on this machine; None where they are not.
+
+    Nothing is asked of the network.
+
+    Args:
+        name_or_path: an existing directory, `DEMO_MODEL` or a Hub id.
+        revision: a branch, tag or commit on the Hub.
+    """
+    if is_folder(path_of(name_or_path)) or str(name_or_path) == DEMO_MODEL:
+        return local_directory(name_or_path)
+    try:
+        options: dict[str, Any] = {"revision": revision, "local_files_only": True}
+        folder = Path(snapshot_download(str(name_or_path), **options))
+    except Exception:  # the client raises many kinds where a name is none, or nothing is there
+        return None
+    weights = any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+    return folder if weights and (folder / "config.json").is_file() else None
+
+
 def known_name(name: str) -> str:
     """A model's name or path as other machines know it, as far as they can."""
     if not is_folder(name):

@@ -96,7 +96,7 @@ def test_a_data_set_for_the_bases_is_no_task_unless_it_is_asked_for(tmp_path: Pa
     whole = replace(small_registry(tmp_path), basis="other")
     part = whole.only(data=["grey"])
     assert (set(part.data), part.tasks) == ({"grey", "other"}, ("grey",))
-    assert {run[1] for run in runs_of(part)} == {each.data for each in plan(part)} == {"grey"}
+    assert {run[1] for run in runs_of(part)} == {e.data for e in plan(part) if e.runs} == {"grey"}
     assert part.digest("tiny", "grey", "all") == whole.digest("tiny", "grey", "all")
     assert part.only().tasks == ("grey",)
     assert part.only(data=["other"]).tasks == ("other",)

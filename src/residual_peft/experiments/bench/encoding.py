@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,6 @@ from ...classifiers.backbones import Backbone, load_backbone
 from ...classifiers.class_means import class_means_of
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, ProcessedImages, batches
-from ...errors import ResiDualError
 from ...hub.files import read_json, write_json
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import Rows
@@ -30,7 +28,7 @@ from .entries import DataEntry, ModelEntry, Protocol
 from .images import subgroups_of
 from .pixels import Images, Pixels
 from .placing import on_accelerator
-from .protocols import draw
+from .protocols import needed
 from .registry import OWN, WEIGHTS, Registry
 
 SECONDS = "seconds.json"
@@ -126,13 +124,7 @@ class Pair:
         labels = torch.tensor(self.images.train["label"])
         if self.tower.own_basis:
             return torch.arange(len(labels))
-        found = [torch.arange(0)]
-        for protocol in self.registry.protocols.values():
-            for seed in protocol.seeds:
-                with suppress(ResiDualError):  # what cannot be drawn is said where it is run
-                    rows = draw(protocol, labels, len(self.images.class_names), seed).rows
-                    found.append(rows)
-        return torch.cat(found).unique()
+        return needed(self.registry.protocols.values(), labels, len(self.images.class_names))
 
     @cached_property
     def train(self) -> Coordinates:

@@ -3,19 +3,23 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import get_peft_model
+from torch import Tensor
 
 from ...classifiers.backbones import load_backbone
 from ...errors import counted, printable
-from ...hub.directories import DEMO_MODEL
+from ...hub.directories import model_here
 from ...solvers.store import coordinate_bytes
 from ...solvers.store.layout import DTYPES
 from ...tuner import ResiDualConfig, readout_state
 from .descent import EPOCHS, HELD_OUT_SHARE, RATES, passes
 from .entries import DataEntry, ModelEntry, Protocol
-from .images import load_images
+from .images import load_images, load_shifted
 from .methods import METHODS
-from .registry import Registry
+from .protocols import most_needed, needed
+from .rates import reading_rate
+from .registry import OWN, Registry
 from .run import Run, runs_of
 
 UNKNOWN = "?"
@@ -30,12 +34,16 @@ class Planned:
     Attributes:
         model: its name.
         data: its name.
-        images: that are read, training and test; None where it is not known before.
+        images: that are read, once for each kind of bases: training images as far as they are drawn
+            (at most so many), test images, and shifted and corrupted ones; None where it is not
+            known before.
         bytes: of their coordinates, which lie on disk while they are needed; likewise.
-        runs: how many fits.
+        runs: how many fits; none where images are read to fit bases alone.
         backwards: images that runs through the backbone read forward and back, choices included, at
             most, since they may stop early; None where it is not known before.
         again: images that such runs read forward alone, to choose and to test; likewise.
+        rate: images a second that the model reads; None where nobody says.
+        measured: whether that was measured here.
     """
 
     model: str
@@ -45,54 +53,114 @@ class Planned:
     runs: int
     backwards: int | None = 0
     again: int | None = 0
+    rate: float | None = None
+    measured: bool = False
+
+    @property
+    def hours(self) -> float | None:
+        """Of reading all these images, forward and back as often as that is; None if unknown."""
+        counts = (self.images, self.backwards, self.again)
+        if self.rate is None or None in counts:
+            return None
+        images, backwards, again = (count or 0 for count in counts)
+        return (images + BACKWARD * backwards + again) / self.rate / 3600
 
 
-def plan(registry: Registry) -> list[Planned]:
-    """Every pair; what lies here is counted, all else is taken from the registry.
+def plan(registry: Registry, images_per_second: float | None = None) -> list[Planned]:
+    """Every pair; what lies here is counted and measured, all else is taken from the registry.
 
     Nothing is downloaded.
+
+    Args:
+        registry: what is to be run.
+        images_per_second: of models whose weights are not here, if somebody knows it.
 
     Raises:
         ResiDualError: a model or data set that lies here cannot be read.
     """
-    sizes = {name: _size(entry) for name, entry in registry.models.items()}
-    images = {name: _images(registry.data[name]) for name in registry.tasks}
+    models = {name: _Model.of(e, registry.batch_size) for name, e in registry.models.items()}
+    of_bases = tuple(name for name in registry.bases if name in registry.data)
+    names = dict.fromkeys((*registry.tasks, *of_bases))
+    images = {name: _images(registry.data[name]) for name in names}
     runs: dict[tuple[str, str], list[Run]] = {}
     for run in runs_of(registry):
         runs.setdefault(run[:2], []).append(run)
-    asked = [found.test if found else None for found in images.values()]
+    asked = [each.test if (each := images[name]) else None for name in registry.tasks]
     found = []
     for (model, data), own in runs.items():
-        there, size, total = images[data], sizes[model], None
-        count = None if there is None else there.whole
-        if count is not None and size is not None:
-            total = coordinate_bytes(count, *size, DTYPES[registry.dtype])
+        read = [_read(part, data, images) for part in registry.by_basis()]
         through = [
-            _passes(registry.protocols[name], there, asked)
+            _passes(registry.protocols[name], images[data], asked)
             for _, _, name, _, method in own
             if METHODS[method].backwards
         ]
-        both = (_sum([one[place] for one in through]) for place in range(2))
-        found.append(Planned(model, data, count, total, len(own), *both))
+        backwards, again = (_sum([one[place] for one in through]) for place in range(2))
+        size, most, total = models[model].size, _most(read), None
+        if most is not None and size is not None:
+            total = coordinate_bytes(most, *size, DTYPES[registry.dtype])
+        rate, measured = models[model].speed(images_per_second)
+        found.append(
+            Planned(model, data, _sum(read), total, len(own), backwards, again, rate, measured)
+        )
+    return [*found, *_for_bases(registry, models, images, images_per_second)]
+
+
+def _for_bases(
+    registry: Registry,
+    models: "dict[str, _Model]",
+    images: "dict[str, _Images | None]",
+    images_per_second: float | None,
+) -> list[Planned]:
+    """What is read once per model to fit bases."""
+    found = []
+    for model in registry.models:
+        for name in (name for name in registry.bases if name in registry.data):
+            own = images[name]
+            count = None if own is None else own.train
+            rate, measured = models[model].speed(images_per_second)
+            read = Planned(model, f"bases of {name}", count, 0, 0, rate=rate, measured=measured)
+            found.append(read)
     return found
 
 
 def lines(planned: list[Planned]) -> list[str]:
     """A plan for people."""
-    head = f"{'model':16} {'data set':20} {'images':>10} {'coordinates':>12} {'runs':>6}"
-    found = [head]
+    head = f"{'model':16} {'data set':20} {'images':>10} {'coordinates':>12}"
+    found = [f"{head} {'hours':>8} {'runs':>6}"]
     for each in planned:
         count = UNKNOWN if each.images is None else f"{each.images:,}"
         size = UNKNOWN if each.bytes is None else f"{each.bytes / 1e9:.2f} GB"
+        hours = UNKNOWN if each.hours is None else f"{each.hours:.2f}"
         names = f"{printable(each.model):16} {printable(each.data):20}"
-        found.append(f"{names} {count:>10} {size:>12} {each.runs:>6,}")
+        found.append(f"{names} {count:>10} {size:>12} {hours:>8} {each.runs:>6,}")
     images, sizes = sum(each.images or 0 for each in planned), [each.bytes or 0 for each in planned]
     unknown = sum(each.bytes is None for each in planned)
     most = f"; the largest pair takes {max(sizes) / 1e9:.2f} GB of disk, and of memory"
     left = f" ({counted(unknown, 'pair')} not known before)" if unknown else ""
     runs = counted(sum(each.runs for each in planned), "run")
     found.append(f"{counted(images, 'image')} to read, {runs}{most}{left}.")
-    return [*found, *_through_backbones(planned)]
+    return [*found, *_through_backbones(planned), _hours(planned)]
+
+
+def _hours(planned: list[Planned]) -> str:
+    """How long reading takes, and who says so."""
+    known = [each.hours for each in planned if each.hours is not None]
+    here = {each.model: each.rate for each in planned if each.measured}
+    stated = {each.model for each in planned if each.rate and not each.measured}
+    strange = {each.model for each in planned if each.rate is None}
+    if strange == {each.model for each in planned}:
+        return (
+            "How many hours that takes is not known: the weights of "
+            f"{counted(len(strange), 'model')} are not here. Say --images-per-second."
+        )
+    said = [f"{printable(name)}: {rate:.1f} images a second here" for name, rate in here.items()]
+    said += [f"{counted(len(stated), 'model')} as stated"] if stated else []
+    left = len(planned) - len(known)
+    unknown = f", {counted(left, 'line')} with '{UNKNOWN}' left out" if left else ""
+    return (
+        f"{sum(known):.2f} hours of reading{unknown} ({'; '.join(said)}); downloads, decoding and "
+        "fits come on top."
+    )
 
 
 def _through_backbones(planned: list[Planned]) -> list[str]:
@@ -110,39 +178,77 @@ def _through_backbones(planned: list[Planned]) -> list[str]:
     ]
 
 
-def _size(entry: ModelEntry) -> tuple[int, int] | None:
-    """K and d of a model."""
-    if entry.source == DEMO_MODEL or Path(entry.source).is_dir():
-        backbone = load_backbone(entry.source)
-        state = readout_state(get_peft_model(backbone.model, ResiDualConfig()))
-        return len(state.shift), state.constant.shape[-1]
-    if entry.coordinates is None or entry.width is None:
-        return None
-    return entry.coordinates, entry.width
+@dataclass(frozen=True)
+class _Model:
+    """K and d of a model, and images a second where it lies here."""
+
+    size: tuple[int, int] | None
+    rate: float | None
+
+    @classmethod
+    def of(cls, entry: ModelEntry, batch_size: int) -> "_Model":
+        if (place := model_here(entry.source, entry.revision)) is not None:
+            backbone = load_backbone(place)
+            model = get_peft_model(backbone.model, ResiDualConfig())
+            state = readout_state(model)
+            size = len(state.shift), state.constant.shape[-1]
+            return cls(size, reading_rate(backbone, model, batch_size))
+        if entry.coordinates is None or entry.width is None:
+            return cls(None, None)
+        return cls((entry.coordinates, entry.width), None)
+
+    def speed(self, stated: float | None) -> tuple[float | None, bool]:
+        """Images a second, and whether they were measured."""
+        return (stated, False) if self.rate is None else (self.rate, True)
 
 
 @dataclass(frozen=True)
 class _Images:
-    """How many there are of a data set; its classes where they are known."""
+    """How many there are of a data set; its classes and labels where they are known."""
 
     train: int
     test: int
     classes: int | None
-
-    @property
-    def whole(self) -> int:
-        return self.train + self.test
+    labels: Tensor | None = None
 
 
 def _images(entry: DataEntry) -> _Images | None:
     """Images that are trained and tested on."""
     if entry.images is not None:
-        classes = None if entry.class_names is None else len(entry.class_names)
+        classes = entry.classes or (None if entry.class_names is None else len(entry.class_names))
         return _Images(entry.images.get("train", 0), entry.images.get("test", 0), classes)
     if not Path(entry.source).exists():
         return None
     found = load_images(entry)
-    return _Images(len(found.train), len(found.test), len(found.class_names))
+    labels = torch.tensor(found.train["label"])
+    return _Images(len(found.train), len(found.test), len(found.class_names), labels)
+
+
+def _read(part: Registry, data: str, images: "dict[str, _Images | None]") -> int | None:
+    """Images of a data set that are read in the protocols of one basis."""
+    own, protocols = images[data], part.protocols.values()
+    if own is None:
+        return None
+    if part.basis == OWN:
+        train: int | None = own.train
+    elif own.labels is not None and own.classes is not None:
+        train = len(needed(protocols, own.labels, own.classes))
+    else:
+        train = most_needed(protocols, own.train, own.classes)
+    worse = {(name, level) for p in protocols for name in p.corruptions for level in p.severities}
+    asked = any(protocol.kind != "base-to-novel" for protocol in protocols)
+    others = [part.data[name] for name in part.data[data].shifted] if asked else []
+    shifted = [_shifted(entry, part.data[data]) for entry in others]
+    return _sum([train, own.test * (1 + len(worse)), *shifted])
+
+
+def _shifted(entry: DataEntry, own: DataEntry) -> int | None:
+    """Test images of another data set, without those that a task trains on."""
+    if entry.images is not None:
+        return entry.images.get("test", 0)
+    if not (Path(entry.source).exists() and Path(own.source).exists()):
+        return None
+    return len(load_shifted(entry, load_images(own)))
 
 
 def _passes(
@@ -171,6 +277,11 @@ def _drawn(protocol: Protocol, images: _Images) -> int | None:
         return None
     classes = -(-images.classes // 2) if halves else images.classes
     return min(images.train, protocol.shots * classes)
+
+
+def _most(values: list[int | None]) -> int | None:
+    """The largest; None where one is not known."""
+    return None if None in values else max(value or 0 for value in values)
 
 
 def _sum(values: list[int | None]) -> int | None:

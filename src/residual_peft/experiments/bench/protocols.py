@@ -1,5 +1,7 @@
 """Which images and classes one run is of."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 
@@ -56,6 +58,48 @@ def draw(protocol: Protocol, labels: Tensor, class_count: int, seed: int) -> Dra
         index = (labels == label).nonzero().flatten()
         drawn.append(index[torch.randperm(len(index), generator=generator)[: protocol.shots]])
     return Draw(torch.cat(drawn), classes, novel)
+
+
+def needed(protocols: Iterable[Protocol], labels: Tensor, class_count: int) -> Tensor:
+    """Training images that any of some protocols draws: numbers in the training split, increasing.
+
+    Args:
+        protocols: which of them.
+        labels: of the training split (N,).
+        class_count: C.
+    """
+    found = [torch.arange(0)]
+    for protocol in protocols:
+        for seed in protocol.seeds:
+            with suppress(ResiDualError):  # what cannot be drawn is said where it is run
+                found.append(draw(protocol, labels, class_count, seed).rows)
+    return torch.cat(found).unique()
+
+
+def most_needed(protocols: Iterable[Protocol], train: int, class_count: int | None) -> int | None:
+    """How many images `needed` has at most; None where classes are to be counted and are unknown.
+
+    Draws of one kind and seed hold each other: their images are those of the largest.
+
+    Args:
+        protocols: which of them.
+        train: images of the training split.
+        class_count: C, where it is known.
+    """
+    drawn: dict[tuple[str, int], int] = {}
+    for protocol in protocols:
+        for seed in protocol.seeds:
+            place = protocol.kind, seed
+            if protocol.shots is None and protocol.kind == "full":
+                return train
+            if protocol.shots is None:  # half of the classes, which may be all but one image
+                drawn[place] = train
+            elif class_count is None:
+                return None
+            else:
+                classes = class_count if protocol.kind == "shots" else -(-class_count // 2)
+                drawn[place] = max(drawn.get(place, 0), protocol.shots * classes)
+    return min(train, sum(drawn.values()))
 
 
 def of_classes(classifier: ZeroShotClassifier, classes: Tensor) -> ZeroShotClassifier:
