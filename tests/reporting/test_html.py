@@ -42,6 +42,7 @@ from tests.training_case import task as images
 def text(made: RunRecord) -> str:
     """What is read, on one line."""
     body = re.sub(r"<style>.*?</style>", "", report_html(made), flags=re.DOTALL)
+    body = body.replace("<wbr>", "")
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
@@ -140,7 +141,7 @@ def test_what_speaks_against_a_fit_is_said() -> None:
     shown = text(replace(record(), facts=facts))
     assert "images to learn from 80 accuracy on those training images 98.7 %" in shown
     assert "always the largest class 40.0 %" in shown
-    assert "What speaks against it The adapted model is <not> better. So much for that." in shown
+    assert "Before you trust it The adapted model is <not> better. So much for that." in shown
     assert "3 images left out as unreadable" in shown
     assert "1 test image left out of the score as trained on" in shown
 
@@ -238,6 +239,14 @@ def test_what_was_tried_is_a_table_with_the_chosen_one_marked() -> None:
     assert "✓ ridge on the coordinates chosen 0.028 97.0 % 97.5 %" in shown
     assert "The method was chosen by hand" in shown
     assert "What was tried" not in text(made)
+    bare = tuple(replace(row, low=None, high=None) for row in TRIED)
+    assert "test numbers time texts" in text(replace(made, facts=replace(made.facts, methods=bare)))
+
+
+def test_a_long_name_goes_on_at_its_marks_and_stays_text() -> None:
+    page = report_html(record(("007.red_ring", "a/<b>"), 20))
+    assert "007.<wbr>red_<wbr>ring" in page
+    assert "a/&lt;b&gt;" in page
 
 
 def test_a_thousand_classes_fit_in_a_page() -> None:

@@ -16,6 +16,7 @@ from ..tuner.conversion import convert_adapter
 
 OPEN_CLIP = "open_clip:"
 """Before the name of a model of open_clip, and `/` and its weights after it."""
+_PLACES = ("local-dir:", "hf-hub:")  # before what open_clip finds with weights and all
 
 
 def merge_adapter(adapter: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
@@ -66,7 +67,8 @@ def adapter_for(adapter: str | os.PathLike[str], model: str, out: str | os.PathL
     Args:
         adapter: its directory or Hub id, in readout mode.
         model: the copy: a directory or Hub id of transformers, or "open_clip:NAME/PRETRAINED" as
-            `open_clip.create_model` has them.
+            `open_clip.create_model` has them, PRETRAINED a name or a file, or
+            "open_clip:local-dir:DIRECTORY" and "open_clip:hf-hub:OWNER/NAME" as it has those.
         out: a directory, written whole or not at all.
 
     Raises:
@@ -91,7 +93,9 @@ def _copy(name: str) -> Any:
         raise ResiDualError(
             f"'{name}' needs open_clip: pip install 'residual-peft[open_clip]'."
         ) from None
-    architecture, _, weights = name.removeprefix(OPEN_CLIP).partition("/")
+    architecture, weights = name.removeprefix(OPEN_CLIP), ""
+    if not architecture.startswith(_PLACES):
+        architecture, _, weights = architecture.partition("/")
     try:
         return open_clip.create_model(architecture, pretrained=weights or None).eval()
     except Exception as error:  # of many kinds, from its registry, the network and the weights

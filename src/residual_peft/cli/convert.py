@@ -18,8 +18,8 @@ def convert(
     model: Annotated[
         str,
         typer.Option(
-            help="The other copy: a directory or Hub id of transformers, or "
-            "open_clip:NAME/PRETRAINED."
+            help="The other copy: a directory or Hub id of transformers; of open_clip "
+            "open_clip:NAME/PRETRAINED, open_clip:local-dir:FOLDER or open_clip:hf-hub:OWNER/NAME."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the adapter to.")],

@@ -89,7 +89,8 @@ class Facts(FitNumbers):
         table: a table in Markdown to show instead of the metrics.
         method: how it was fitted, in words.
         images_read: how many images the timed pass read.
-        train_accuracy: with the adapter, on the images that it was fitted on.
+        train_accuracy: with the adapter, on the images that it was fitted on; of several labels per
+            image the mean average precision.
         skipped: images that could not be read, and were left out.
         adapter: what loads it: the name of its directory, or a Hub id.
         base_model: a Hub id, the bundled model's name, or the last part of a path.

@@ -4,9 +4,11 @@ import base64
 import hashlib
 import json
 import math
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ..classifiers.figures import brief
 from ..data.images import PICTURE_SUFFIXES, picture_suffix
@@ -37,6 +39,7 @@ HEATMAP_CLASSES = 50
 ALL_REASONS = 12  # up to here what speaks for and against every class is open
 BRIEF = 4  # so many characters fit above a column
 _MEDIA = {suffix: f"image/{kind.lower()}" for kind, suffix in PICTURE_SUFFIXES.items()}
+_MARK = re.compile(r"(?<=[._/\\-])(?=\w)")  # after which a name may go on in the next line
 _SPACE = "\N{NO-BREAK SPACE}"
 _MINUS = "\N{MINUS SIGN}"
 
@@ -160,6 +163,7 @@ def environment() -> Environment:
         "score": score,
         "signed": signed,
         "short": short,
+        "breakable": breakable,
         "count": lambda value: f"{value:,}",
         "seconds": seconds,
         "bytes": readable_bytes,
@@ -227,6 +231,15 @@ def short(text: str, limit: int = 60) -> str:
     """A text on one line, cut where it is longer than people read."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def breakable(text: str) -> Markup:
+    """A name that goes on in the next line where it has a mark, before it does so anywhere.
+
+    >>> breakable("007.red_ring/a<b")
+    Markup('007.<wbr>red_<wbr>ring/<wbr>a&lt;b')
+    """
+    return Markup("<wbr>").join(map(escape, _MARK.split(text)))
 
 
 def seconds(value: float) -> str:

@@ -139,7 +139,7 @@ def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recip
         license=recipe.license,
         method=done.method,
         images_read=done.images_read,
-        train_accuracy=summary.train.get("accuracy"),
+        train_accuracy=summary.train.get(summary.metric),
         skipped=len(images.skipped),
         trained=done.trained,
         **summary.numbers(),
