@@ -11,8 +11,8 @@ from .commands import begin
 
 EXAMPLE = """residual-peft bench --dry-run --models clip-b16 --data sun397 --images-per-second 300
 model            data set                 images  coordinates    hours   runs
-clip-b16         sun397                   35,730      2.29 GB     0.03    411
-35,730 images to read, 411 runs; the largest pair takes 2.29 GB of disk, and of memory.
+clip-b16         sun397                   35,730      2.29 GB     0.03    563
+35,730 images to read, 563 runs; the largest pair takes 2.29 GB of disk, and of memory.
 0.03 hours of reading (1 model as stated); downloads, decoding and fits come on top."""
 _NAMES = "; names with commas between them, all of them if left out."
 
