@@ -200,11 +200,12 @@ def test_they_are_no_default_and_the_plan_counts_them(registry) -> None:
     runs = (8, 8, train, 6)  # two seeds of two shots, all, and halves of three shots each
     assert found["grey"].backwards == sum(30 * (n + 3 * (n - round(n / 5))) for n in runs)
     assert found["grey"].again == sum(3 * 31 * round(n / 5) + tests for n in runs)
-    said = lines(plan(part))[-1]
-    assert said.startswith("Methods that train the backbone read ")
+    assert any(
+        line.startswith("Methods that train the backbone read ") for line in lines(plan(part))
+    )
     unknown = replace(registry.data["grey"], source="not/here", images={"train": 9, "test": 2})
     there = replace(registry, data={"grey": unknown}, protocols={"few": Protocol("shots", 2)})
     assert plan(there)[0].backwards is None
-    assert lines(plan(there))[-1].endswith("0 once; 1 pair not known before.")
+    assert any(line.endswith("0 once; 1 pair not known before.") for line in lines(plan(there)))
     none = lines(plan(part.only(methods=["zero-shot"])))
     assert not any("backbone" in line for line in none)
