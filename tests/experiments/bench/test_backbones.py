@@ -109,8 +109,7 @@ def trains_a_copy(pair: Pair, name: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules, flags = list(model.named_modules()), [p.requires_grad for p in model.parameters()]
     given = few(pair)
-    pair.seen("test").pixels._kept.clear()
-    pair.seen("test").pixels.room = 2**31
+    pair.seen("test").pixels.forget()
     fitted = BACKBONES[name](Training(given.rows, given.images, 0))
     assert not pair.seen("test").pixels._kept
     after = model.state_dict()

@@ -26,7 +26,7 @@ from ...tuner import ResiDualConfig
 from .corruptions import CorruptingProcessor
 from .entries import DataEntry, ModelEntry, Protocol
 from .images import subgroups_of
-from .pixels import Images, Pixels
+from .pixels import Images, Pixels, Room
 from .placing import on_accelerator
 from .protocols import needed
 from .registry import OWN, WEIGHTS, Registry
@@ -45,12 +45,14 @@ class Tower:
         model: with the adapter in.
         own_basis: whether each data set's training images give its bases.
         folder: where its coordinates lie meanwhile.
+        room: for images in memory.
     """
 
     backbone: Backbone
     model: PeftModel
     own_basis: bool
     folder: Path
+    room: Room = field(default_factory=Room)
 
     @classmethod
     def of(
@@ -185,7 +187,8 @@ class Pair:
         """Let go of what is in memory, and of all coordinates on disk but the test images'."""
         for split in ("train", "test"):
             self.__dict__.pop(split, None)
-        self.pictures.clear()
+        for pixels in self.pictures.values():
+            pixels.forget()
         for name in [name for name in self.stores if name != "test"]:
             del self.stores[name]
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -193,7 +196,7 @@ class Pair:
     def seen(self, name: str, rows: Tensor | None = None) -> Images:
         """Images as the model takes them, all without rows; names as in `processed`."""
         if name not in self.pictures:
-            self.pictures[name] = Pixels(self.processed(name))
+            self.pictures[name] = Pixels(self.processed(name), self.tower.room)
         pixels = self.pictures[name]
         return Images.all_of(pixels) if rows is None else Images(pixels, rows)
 

@@ -13,16 +13,23 @@ ROOM = 2**31  # bytes of prepared images that stay in memory: 3,500 of 224 pixel
 
 
 @dataclass
+class Room:
+    """For the images of all data sets of a model: bytes that are left."""
+
+    left: int = ROOM
+
+
+@dataclass
 class Pixels:
-    """A split as its model takes it; what was read stays in memory, up to `room` bytes.
+    """A split as its model takes it; what was read stays in memory, as far as there is room.
 
     Attributes:
         dataset: the images.
-        room: bytes that are left.
+        room: shared with others.
     """
 
     dataset: ProcessedImages
-    room: int = ROOM
+    room: Room = field(default_factory=Room)
     _kept: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def batches(self, rows: Tensor, size: int) -> Iterator[dict[str, Tensor]]:
@@ -36,12 +43,18 @@ class Pixels:
             self._keep(read, batch)
             yield batch
 
+    def forget(self) -> None:
+        """Give the room back."""
+        kept = (tensor for item in self._kept.values() for tensor in item.values())
+        self.room.left += sum(tensor.nbytes for tensor in kept)
+        self._kept.clear()
+
     def _keep(self, rows: list[int], batch: dict[str, Tensor]) -> None:
         for place, row in enumerate(rows):
             size = sum(tensor[place].nbytes for tensor in batch.values())
-            if row in self._kept or size > self.room:
+            if row in self._kept or size > self.room.left:
                 continue
-            self.room -= size
+            self.room.left -= size
             # a copy: a view would keep its whole batch
             self._kept[row] = {name: tensor[place].clone() for name, tensor in batch.items()}
 
