@@ -1,13 +1,25 @@
 """Summaries of a bench: differences are scipy's, and tables say what the rows say."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from scipy import stats
 
+from residual_peft.experiments.bench.entries import Published
 from residual_peft.experiments.bench.results import Result, latest, packed
-from residual_peft.reporting.bench import latex, markdown, page, write_summaries
+from residual_peft.reporting.bench import (
+    latex,
+    leaderboard,
+    markdown,
+    page,
+    tables,
+    write_summaries,
+)
+from residual_peft.reporting.bench.standing import standing
+from residual_peft.reporting.bench.tables import shifts, worst_groups
+from residual_peft.reporting.html import number
 from residual_peft.reporting.paired import difference
 
 SCORES = {
@@ -103,6 +115,91 @@ def test_tables_say_what_the_rows_say(results) -> None:
     assert "| 4-shot | ridge | 50.0 | 37.5 | −12.5 | 6 |" in markdown(halves, "Title")
 
 
+PUBLISHED = {
+    "LoRA <r=16> & $q$": Published("clip", "a table", {"4-shot": {"a_b": 91.5, "c": 80.0}}),
+    "LP++": Published("clip", "README", average={"4-shot": 77.0}, note="Other splits."),
+    "of another": Published("vit", "README", average={"4-shot": 12.0}),
+    "of 16 shots": Published("clip", "README", average={"16-shot": 13.0}),
+}
+
+
+def test_published_rows_stand_below_ours_and_in_no_test(results) -> None:
+    found, plain = tables(results, PUBLISHED), tables(results)
+    assert [table.title for table in found] == ["4-shot", "4-shot: clip"]
+    assert found[0] == plain[0]  # the leaderboard, with all differences
+    assert found[1].cells[:3] == plain[1].cells
+    assert found[1].cells[3:] == (
+        ("LoRA <r=16> & $q$ (published)", "91.5", "80.0", "85.8"),
+        ("LP++ (published)", "–", "–", "77.0"),
+    )
+    assert [(b.name, b.published) for b in found[1].bars][:3] == [
+        ("LoRA <r=16> & $q$ (published)", True), ("ridge", False), ("LP++ (published)", True),
+    ]  # fmt: skip
+    text = markdown(results, "Title", PUBLISHED)
+    assert "- LP++: README. Other splits." in text
+    assert "of another" not in text + latex(results, "Title", PUBLISHED)
+
+
+def test_shifts_and_worst_groups_say_what_the_rows_say(results) -> None:
+    assert not shifts(results).cells
+    told = [
+        replace(
+            one,
+            shifted={"jpeg 3": one.accuracy / 2} | ({"other": 0.25} if one.data == "c" else {}),
+            worst_group="x, left" if one.seed else "y, left",
+            worst_group_accuracy=one.accuracy / (one.seed + 1),
+        )
+        for one in results
+        if one.method == "ridge"
+    ]
+    rest = [one for one in results if one.method != "ridge"]
+    # ridge: .8 .7 .9 and .05 less on the other data set
+    assert shifts([*rest, *told]).cells == (
+        ("4-shot, ridge", "77.5", "38.8 (−38.8)", "25.0 (−50.0)"),
+    )
+    (first, second) = worst_groups([*rest, *told]).cells
+    worst = torch.tensor([0.8, 0.35, 0.3])
+    error = 100 * worst.std().item() / 3**0.5
+    expected = f"{100 * worst.mean().item():.1f} ± {error:.1f}"
+    assert first == ("4-shot, a_b, ridge", "80.0", expected, "x, left")
+    assert second[0] == "4-shot, c, ridge"
+
+
+def test_the_leaderboard_counts_who_is_behind(results) -> None:
+    """On a_b ridge, probe, zero-shot; on c the latter two are level; ridge is alone in d."""
+    level = [
+        replace(one, accuracy=0.5) if one.data == "c" and one.method != "ridge" else one
+        for one in results
+    ]
+    alone = [replace(one, data="d") for one in level if one.method == "ridge" and one.data == "c"]
+    table = standing([*level, *alone])
+    rows = {cells[0]: cells[1:4] for cells in table.cells}
+    assert rows["ridge"] == ("100.0 %", "2 of 2", number(100 * (0.8 + 0.75 + 0.75) / 3, 1))
+    assert rows["logistic-embedding"][:2] == (f"{100 * (0.5 + 0.25) / 2:.1f} %", "0 of 2")
+    assert rows["zero-shot"][:2] == (f"{100 * (0 + 0.25) / 2:.1f} %", "0 of 2")
+    assert [bar.name for bar in table.bars] == [*rows]
+    assert "Ahead of: the share" in leaderboard(results, "Title")
+
+
+def test_a_radar_goes_around_three_data_sets(results) -> None:
+    """Its text is the page's, its ids are its own, and names of strangers are no mathematics."""
+    third = [replace(one, data="d<1>") for one in results if one.data == "c"]
+    more = {"LoRA <r=16> & $q$": Published("clip", "s", {"4-shot": {"a_b": 9, "c": 8, "d<1>": 7}})}
+    both = [*results, *third, *(replace(one, model="vit") for one in [*results, *third])]
+    html = page(both, "Title", more)
+    assert page(results, "Title").count('class="radar"') == 0
+    assert html.count('class="radar"') == 2
+    for said in ("d&lt;1&gt;</text>", "LoRA &lt;r=16&gt; &amp; $q$ (published)</text>", "80 %"):
+        assert said in html
+    assert "http" not in html.replace("http-equiv", "")
+    names = re.findall(r'\sid="([^"]+)"', html)
+    assert len(names) == len(set(names))
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', html))
+    assert used <= {*names}
+    drawn = re.findall(r"(?:fill|stroke): (#\w+)", html)
+    assert set(drawn) <= {"#ffffff"}  # the rest is the page's own, in the light and in the dark
+
+
 def test_other_forms_are_escaped_and_whole(results, tmp_path) -> None:
     odd = [replace(one, data="<c&d>_1%") for one in results]
     tex, html = latex(odd, "50 % & <more>"), page(odd, "50 % & <more>")
@@ -116,7 +213,12 @@ def test_other_forms_are_escaped_and_whole(results, tmp_path) -> None:
     assert "<c&d>" not in html
     assert html.count('class="after"') == 3
     assert "http" not in html.replace("http-equiv", "")
-    assert write_summaries(odd, tmp_path, "T") == ["summary.md", "summary.tex", "summary.html"]
+    assert write_summaries(odd, tmp_path, "T") == [
+        "summary.md",
+        "summary.tex",
+        "summary.html",
+        "leaderboard.html",
+    ]
     assert (tmp_path / "summary.html").read_text() == page(odd, "T")
 
 

@@ -59,4 +59,4 @@ def run_bench(
             "wanted at least one run that comes to its end, got none: the lines above say why each "
             "was left out."
         )
-    return results, write_summaries(results, out, registry.title)
+    return results, write_summaries(results, out, registry.title, registry.published)

@@ -1,0 +1,136 @@
+"""Tables of a bench -> Markdown, LaTeX and HTML pages."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from ...experiments.bench.entries import Published
+from ...experiments.bench.results import Result
+from ...hub.files import PathLike, atomic_file
+from ..charts import tag
+from ..html import environment, number
+from ..tables import markdown_table
+from .radar import radars
+from .standing import standing
+from .tables import Bar, Table, tables
+
+NOTE = (
+    "A score is the accuracy on the test images; in base-to-novel, the harmonic mean of that of "
+    "classes trained on and of new ones, each among their own half. ± is the standard error over "
+    "seeds, which draw the training images. Differences are paired, over all models, data sets and "
+    "seeds that both methods ran on (t-test), or over their images where runs do not differ "
+    "(McNemar's); a harmonic mean is no mean over images, so that one run of it has no p. "
+    "p is for one comparison: of many, some are below 0.05 by chance. In the table of each model, "
+    "* is better and ° worse than the linear probe with p < 0.05. Published rows are what others "
+    "measured, often on other test images; no test compares them with ours."
+)
+PLACES = (
+    "Ahead of: the share of a task's other methods that a method leaves behind, a tie being half "
+    "of one; the mean over all tasks, which are models, data sets and protocols. Scores are means "
+    "over tasks, for each protocol; a method that was left out of one has none there. Differences "
+    "with their tests are in summary.html."
+)
+
+
+def markdown(
+    results: Sequence[Result], title: str, published: Mapping[str, Published] | None = None
+) -> str:
+    """All tables."""
+    parts = [f"# {title}", NOTE, _made(results)]
+    for table in tables(results, published):
+        parts += [f"## {table.title}", markdown_table(table.headers, table.cells)]
+        parts += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(
+    results: Sequence[Result], title: str, published: Mapping[str, Published] | None = None
+) -> str:
+    """All tables, to be pasted or read by `\\input`."""
+    parts = [f"% {_escaped(title)}", "% " + _escaped(NOTE)]
+    for table in tables(results, published):
+        columns = "l" + "r" * (len(table.headers) - 1)
+        rows = [" & ".join(map(_escaped, row)) + r" \\" for row in (table.headers, *table.cells)]
+        body = "\n".join([rows[0], r"\hline", *rows[1:]])
+        notes = "".join(f"% {_escaped(note)}\n" for note in table.notes)
+        parts.append(
+            f"{notes}\\begin{{table}}\n\\centering\n"
+            f"\\caption{{{_escaped(table.title)}}}\n"
+            f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\end{{table}}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def page(
+    results: Sequence[Result], title: str, published: Mapping[str, Published] | None = None
+) -> str:
+    """One HTML page that asks nothing of the network, with a radar of each model and protocol."""
+    return _html(results, title, tables(results, published), NOTE, published or {})
+
+
+def leaderboard(results: Sequence[Result], title: str) -> str:
+    """A page with one table of all protocols."""
+    return _html(results, title, [standing(results)], PLACES, {})
+
+
+def write_summaries(
+    results: Sequence[Result],
+    folder: PathLike,
+    title: str,
+    published: Mapping[str, Published] | None = None,
+) -> list[str]:
+    """Write `summary.md`, `.tex` and `.html` and `leaderboard.html`, each whole; their names."""
+    texts = {
+        "summary.md": markdown(results, title, published),
+        "summary.tex": latex(results, title, published),
+        "summary.html": page(results, title, published),
+        "leaderboard.html": leaderboard(results, title),
+    }
+    for name, text in texts.items():
+        with atomic_file(Path(folder) / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+    return list(texts)
+
+
+def _html(
+    results: Sequence[Result],
+    title: str,
+    found: Sequence[Table],
+    note: str,
+    published: Mapping[str, Published],
+) -> str:
+    pictures = {}
+    for table in found:
+        if table.of is not None:
+            own = [r for r in results if (r.protocol, r.model) == table.of]
+            pictures[table.title] = radars(own, published, *table.of)
+    template = environment().get_template("bench.html.jinja")
+    return template.render(
+        title=title, note=note, made=_made(results), tables=found, bar=bar, radars=pictures
+    )
+
+
+def bar(found: Bar) -> Markup:
+    """A bar from nothing to everything."""
+    share, kind = found.share, "before" if found.published else "after"
+    place = {"x": "0", "y": "4", "height": "14", "rx": "2"}
+    track = tag("rect", class_="track", width="100%", **place)
+    filled = tag("rect", class_=kind, width=f"{100 * share:.2f}%", **place)
+    title = tag("title", f"{number(100 * share, 1)} %")
+    return tag("svg", title, track, filled, class_="bar", role="img", width="100%", height="22")
+
+
+def _made(results: Sequence[Result]) -> str:
+    machines = ", and ".join(sorted({result.machine for result in results}))
+    packages = results[-1].versions if results else {}
+    said = ", ".join(f"{name} {version}" for name, version in packages.items())
+    return f"{len(results)} runs, on {machines}; {said}."
+
+
+def _escaped(text: str) -> str:
+    """Text for LaTeX, on one line: the rest of a comment would be none, and an empty line ends."""
+    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "°": r"$^\circ$", "−": "$-$", "–": "--"}
+    special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    special |= {"<": "$<$", ">": "$>$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(sign, sign) for sign in " ".join(text.splitlines()))

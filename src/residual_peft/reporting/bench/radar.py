@@ -1,0 +1,113 @@
+"""One radar for a model in a protocol, as an SVG whose colours are the page's."""
+
+import importlib.util
+import io
+import re
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from markupsafe import Markup
+
+from ...experiments import Row
+from ...experiments.bench.entries import Published
+from ...experiments.bench.results import LORA, PROBE, ZERO_SHOT, Result
+from ..figures import COLORS, draw_radar
+from ..paired import score
+from .tables import names_of, of_method, over_tasks, published_of
+
+LEAST, MOST = 3, len(COLORS)
+"""Data sets that a radar takes, and lines that can be told apart in it."""
+BEST = 3
+"""Of the methods beside those that all are compared with."""
+_PAINT = {"#b0b0b0": "--line", "#000000": "--ink"} | {
+    color.lower(): f"--c{place}" for place, color in enumerate(COLORS[:-1])
+}
+
+
+def radars(
+    results: Sequence[Result], published: Mapping[str, Published], protocol: str, model: str
+) -> Markup | None:
+    """A spoke per data set, a line per method; None where there is nothing to go around.
+
+    Drawn are zero-shot, the probe, LoRA, the best others, and published rows as far as there is
+    room, all of them only where they have a figure of every data set.
+
+    Args:
+        results: of one model in one protocol.
+        published: rows by name.
+        protocol: of the results.
+        model: likewise.
+    """
+    data = names_of(results, lambda result: result.data)
+    if len(data) < LEAST or importlib.util.find_spec("matplotlib") is None:
+        return None
+    lines = _lines(results, data)
+    theirs = published_of(published, protocol, model)
+    for name, figures in theirs.items():
+        if {*data} <= {*figures.accuracy.get(protocol, ())} and len(lines) < MOST:
+            told = figures.accuracy[protocol]
+            lines[f"{name} (published)"] = {each: told[each] / 100 for each in data}
+    if not lines:
+        return None
+    rows = {
+        name: [Row(method, 0, told[name], 0, 0.0, 0) for method, told in lines.items()]
+        for name in data
+    }
+    label = f"Radar of {protocol}, {model}: {', '.join(lines)} on {', '.join(data)}"
+    return _inline(_svg(rows), f"{protocol}-{model}-", label)
+
+
+def _lines(results: Sequence[Result], data: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Method -> data set -> mean score, of the methods to draw."""
+    whole = {}
+    for method in names_of(results, lambda result: result.method):
+        own = of_method(results, method)
+        told = {name: [score(r) for r in own if r.data == name] for name in data}
+        if all(told.values()):
+            whole[method] = {name: mean(values) for name, values in told.items()}
+    ranked = sorted(whole, key=lambda method: -over_tasks(of_method(results, method)))
+    fixed = [method for method in (ZERO_SHOT, PROBE, LORA) if method in whole]
+    best = [method for method in ranked if method not in fixed][:BEST]
+    return {method: whole[method] for method in (*fixed, *best)}
+
+
+def _svg(rows: Mapping[str, Sequence[Row]]) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    axis: Any = figure.add_subplot(projection="polar")
+    methods = [row.method for row in next(iter(rows.values()))]
+    # a dollar sign would begin mathematics
+    draw_radar(rows, axis, {method: method.replace("$", r"\$") for method in methods})
+    axis.legend(frameon=False, fontsize=10, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    for place, text in enumerate(axis.get_xticklabels()):
+        around = place / len(rows)  # from the top, to the left
+        side = "right" if around < 0.5 else "left"
+        text.set_horizontalalignment("center" if around in (0, 0.5) else side)
+    axis.set_rlabel_position(180 / len(rows))  # between two spokes
+    axis.set_yticks([0.2, 0.4, 0.6, 0.8], ["20", "40", "60", "80 %"], fontsize=9)
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "radar"}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return stream.getvalue()
+
+
+def _inline(svg: str, prefix: str, label: str) -> Markup:
+    """An SVG file of matplotlib as a part of a page, with names and colours of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(xmlns(:xlink)?|version)="[^"]*"', "", svg)
+    head, rest = svg.split(">", 1)
+    svg = re.sub(r'\s(width|height)="[^"]*"', "", head) + ">" + rest
+    place = re.sub(r"[^\w-]", "_", prefix)
+    svg = re.sub(r'\bid="', f'id="{place}', svg)
+    svg = re.sub(r'(xlink:)?href="#', f'href="#{place}', svg)
+    svg = svg.replace("url(#", f"url(#{place}")
+    for color, paint in _PAINT.items():
+        svg = re.sub(rf"(fill|stroke): {color}\b", rf"\1: var({paint})", svg, flags=re.IGNORECASE)
+    told = Markup('<svg role="img" class="radar" aria-label="{}"').format(label)
+    return Markup(svg.replace("<svg", told, 1))  # matplotlib escapes the names in it

@@ -1,0 +1,268 @@
+"""The rows of a bench -> tables of texts."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import mean, stdev
+
+from ...experiments.bench.entries import Published
+from ...experiments.bench.results import LORA, PROBE, ZERO_SHOT, Result
+from ..html import number, signed
+from ..paired import Difference, difference, score
+from ..tables import readable_bytes
+
+LEVEL = 0.05
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One of a ranking.
+
+    Attributes:
+        name: of a method.
+        share: how long it is, of 1.
+        published: whether others measured it.
+    """
+
+    name: str
+    share: float
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts: the first column to the left.
+
+    Attributes:
+        title: above it.
+        headers: of the columns.
+        cells: by row.
+        bars: of the rows that have one score.
+        of: protocol and model, of a table that is of one.
+        notes: on its rows.
+    """
+
+    title: str
+    headers: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    bars: tuple[Bar, ...] = ()
+    of: tuple[str, str] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def tables(
+    results: Sequence[Result], published: Mapping[str, Published] | None = None
+) -> list[Table]:
+    """A leaderboard for each protocol, and for each of its models the scores on every data set.
+
+    Args:
+        results: rows.
+        published: what others have measured, by name: rows below ours.
+    """
+    found = []
+    for protocol in names_of(results, lambda result: result.protocol):
+        own = [result for result in results if result.protocol == protocol]
+        found.append(_leaderboard(own, protocol))
+        for model in names_of(own, lambda result: result.model):
+            theirs = published_of(published or {}, protocol, model)
+            mine = [result for result in own if result.model == model]
+            found.append(_scores_of(mine, theirs, protocol, model))
+    more = (shifts(results), worst_groups(results), _curves(results), _forgotten(results))
+    return [*found, *(table for table in more if table.cells)]
+
+
+def published_of(
+    published: Mapping[str, Published], protocol: str, model: str
+) -> dict[str, Published]:
+    """Published rows of a model that have a figure in a protocol."""
+    return {
+        name: row
+        for name, row in published.items()
+        if row.model == model and protocol in row.protocols
+    }
+
+
+def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
+    beside = {"zero-shot": ZERO_SHOT, "probe": PROBE, "LoRA": LORA}
+    others = {title: of_method(results, name) for title, name in beside.items()}
+    others = {title: own for title, own in others.items() if own or title != "LoRA"}
+    rows = []
+    for method in names_of(results, lambda result: result.method):
+        own = of_method(results, method)
+        cells = (
+            method,
+            _percent(over_tasks(own)),
+            *(_text(difference(own, one)) if own != one else NONE for one in others.values()),
+            _percent(mean(r.mean_per_class_recall for r in own)),
+            _percent(mean(r.calibration_error for r in own)),
+            f"{round(mean(r.trained for r in own)):,}",
+            readable_bytes(round(mean(r.bytes for r in own))),
+            number(mean(r.fitting_seconds for r in own), 2),
+            _memory(own),
+            f"{len(own)}",
+        )
+        rows.append((over_tasks(own), cells))
+    rows.sort(key=lambda row: -row[0])
+    headers = (
+        "method", "score", *(f"less {title}" for title in others), "recall", "calibration error",
+        "numbers", "bytes", "seconds", "memory, mean and peak", "runs",
+    )  # fmt: skip
+    bars = tuple(Bar(cells[0], value) for value, cells in rows)
+    return Table(protocol, headers, tuple(cells for _, cells in rows), bars)
+
+
+def _scores_of(
+    results: Sequence[Result], published: Mapping[str, Published], protocol: str, model: str
+) -> Table:
+    data = names_of(results, lambda result: result.data)
+    rows, bars = [], []
+    for method in names_of(results, lambda result: result.method):
+        own = of_method(results, method)
+        whole = {result.data for result in own} == {*data}
+        cells = [_cell(results, method, name) for name in data]
+        rows.append((method, *cells, _percent(over_tasks(own)) if whole else NONE))
+        bars += [Bar(method, over_tasks(own))] if whole else []
+    notes = []
+    for name, row in published.items():
+        figures = row.accuracy.get(protocol, {})
+        average = row.average.get(protocol)
+        if average is None and {*data} <= {*figures}:
+            average = mean(figures[each] for each in data)
+        cells = [number(figures[each], 1) if each in figures else NONE for each in data]
+        rows.append(
+            (f"{name} (published)", *cells, NONE if average is None else number(average, 1))
+        )
+        bars += [] if average is None else [Bar(f"{name} (published)", average / 100, True)]
+        notes.append(f"{name}: {row.source}. {row.note}".strip())
+    bars.sort(key=lambda bar: -bar.share)
+    return Table(
+        f"{protocol}: {model}",
+        ("method", *data, "mean"),
+        tuple(rows),
+        tuple(bars) if published else (),
+        (protocol, model),
+        tuple(notes),
+    )
+
+
+def shifts(results: Sequence[Result]) -> Table:
+    """Scores on shifted and corrupted test images, and how they differ from those on clean ones."""
+    told = [result for result in results if result.shifted]
+    kinds = list(dict.fromkeys(kind for result in told for kind in result.shifted))
+    rows = []
+    for protocol in names_of(told, lambda result: result.protocol):
+        for method in names_of(told, lambda result: result.method):
+            own = [r for r in told if (r.protocol, r.method) == (protocol, method)]
+            if not own:
+                continue
+            cells = []
+            for kind in kinds:
+                pairs = [(r.accuracy, r.shifted[kind]) for r in own if kind in r.shifted]
+                clean, other = map(mean, zip(*pairs, strict=True)) if pairs else (0.0, None)
+                gap = None if other is None else signed(100 * (other - clean), 1)
+                cells.append(NONE if other is None else f"{_percent(other)} ({gap})")
+            rows.append((f"{protocol}, {method}", _percent(mean(r.accuracy for r in own)), *cells))
+    title = "Other test images: score, and difference from clean ones of the same runs"
+    return Table(title, ("protocol, method", "clean", *kinds), tuple(rows))
+
+
+def worst_groups(results: Sequence[Result]) -> Table:
+    """How the group of images fares that fares worst."""
+    told = [result for result in results if result.worst_group_accuracy is not None]
+    rows = []
+    for protocol, data in dict.fromkeys((result.protocol, result.data) for result in told):
+        here = [result for result in told if (result.protocol, result.data) == (protocol, data)]
+        for method in names_of(here, lambda result: result.method):
+            own = of_method(here, method)
+            worst = [r.worst_group_accuracy or 0.0 for r in own]
+            names = [r.worst_group or "" for r in own]
+            error = f" ± {number(100 * stdev(worst) / sqrt(len(worst)), 1)}" if worst[1:] else ""
+            rows.append(
+                (f"{protocol}, {data}, {method}", _percent(mean(r.accuracy for r in own)),
+                 f"{_percent(mean(worst))}{error}", max(names, key=names.count))
+            )  # fmt: skip
+    headers = ("protocol, data set, method", "all images", "worst group", "most often")
+    return Table("Worst groups", headers, tuple(rows))
+
+
+def _cell(results: Sequence[Result], method: str, data: str) -> str:
+    here = [result for result in results if result.data == data]
+    own = of_method(here, method)
+    if not own:
+        return NONE
+    found = [score(result) for result in own]
+    error = f" ± {number(100 * stdev(found) / sqrt(len(found)), 1)}" if len(found) > 1 else ""
+    gap = difference(own, of_method(here, PROBE))
+    mark = ""
+    if gap is not None and gap.p is not None and gap.p < LEVEL:
+        mark = "*" if gap.mean > 0 else "°"
+    return f"{_percent(mean(found))}{error}{mark}"
+
+
+def _forgotten(results: Sequence[Result]) -> Table:
+    """Zero-shot accuracy on all other tasks, before and after."""
+    rows = []
+    adapting = [result for result in results if result.forgotten]
+    for protocol in names_of(adapting, lambda result: result.protocol):
+        for method in names_of(adapting, lambda result: result.method):
+            own = [r for r in adapting if (r.protocol, r.method) == (protocol, method)]
+            pairs = [pair for result in own for pair in result.forgotten.values()]
+            if pairs:
+                before, after = (mean(values) for values in zip(*pairs, strict=True))
+                rows.append(
+                    (protocol, method, _percent(before), _percent(after),
+                     signed(100 * (after - before), 1), f"{len(pairs)}")
+                )  # fmt: skip
+    headers = ("protocol", "method", "before", "after", "difference", "task pairs")
+    return Table("Zero-shot accuracy on other tasks after adapting", headers, tuple(rows))
+
+
+def _curves(results: Sequence[Result]) -> Table:
+    """Methods part of the way from zero-shot to their fit: here, and on all other tasks."""
+    drawn = [result for result in results if result.curve]
+    shares = sorted({share for result in drawn for share in result.curve}, key=float)
+    rows = []
+    for protocol in names_of(drawn, lambda result: result.protocol):
+        for method in names_of(drawn, lambda result: result.method):
+            own = [r.curve for r in drawn if (r.protocol, r.method) == (protocol, method)]
+            for place, what in enumerate(("here", "other tasks")):
+                told = [[c[t][place] for c in own if len(c.get(t, ())) > place] for t in shares]
+                cells = (_percent(mean(values)) if values else NONE for values in told)
+                if any(told):
+                    rows.append((f"{protocol}, {method}, {what}", *cells))
+    headers = ("accuracy at t", *shares)
+    return Table("Part of the way from zero-shot to the fit", headers, tuple(rows))
+
+
+def over_tasks(results: Sequence[Result]) -> float:
+    """Mean over tasks of the mean over seeds."""
+    tasks: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        tasks.setdefault((result.model, result.data), []).append(score(result))
+    return mean(map(mean, tasks.values()))
+
+
+def names_of(results: Iterable[Result], of: Callable[[Result], str]) -> list[str]:
+    """What results are of, each once."""
+    return list(dict.fromkeys(map(of, results)))
+
+
+def of_method(results: Iterable[Result], method: str) -> list[Result]:
+    """Those of one method."""
+    return [result for result in results if result.method == method]
+
+
+def _percent(share: float) -> str:
+    return number(100 * share, 1)
+
+
+def _memory(results: Sequence[Result]) -> str:
+    """The mean over time, where it was watched, and the peak."""
+    watched = [result.mean_memory for result in results if result.mean_memory]
+    peak = readable_bytes(max(result.peak_memory for result in results))
+    return f"{readable_bytes(round(mean(watched))) if watched else NONE} / {peak}"
+
+
+def _text(found: Difference | None) -> str:
+    return NONE if found is None else found.text
