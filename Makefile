@@ -16,9 +16,10 @@ OPEN_CLIP := --no-deps open_clip_torch ftfy wcwidth
 demo: .venv/ready
 	$(BIN)/residual-peft demo
 
-# half an hour on two cores; a killed run goes on
+# an hour on two cores; a killed run goes on
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench_small.py
+	$(BIN)/python benchmarks/bench_shift.py
 
 test: lint
 	$(PYTEST) -m "not slow"

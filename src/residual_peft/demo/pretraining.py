@@ -11,6 +11,7 @@ import argparse
 import copy
 import json
 import time
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -64,17 +65,35 @@ def build_tokenizer(merges: int = 160) -> CLIPTokenizer:
     )
 
 
-def build_model(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
-    """The untrained model: 6 layers of 8 heads for images, 3 layers for text."""
+@dataclass(frozen=True)
+class Shape:
+    """Of the image tower; the text tower is the same beside all.
+
+    Attributes:
+        layers: how many.
+        heads: of each layer.
+        width: of the stream.
+        patch: pixels of a patch each way.
+    """
+
+    layers: int = 6
+    heads: int = 8
+    width: int = 128
+    patch: int = 8
+
+
+def build_model(tokenizer: CLIPTokenizer, seed: int, shape: Shape | None = None) -> CLIPModel:
+    """The untrained model: 6 layers of 8 heads for images unless told, 3 layers for text."""
+    shape = shape or Shape()
     config = CLIPConfig(
         projection_dim=128,
         vision_config={
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 8,
+            "hidden_size": shape.width,
+            "intermediate_size": 4 * shape.width,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
             "image_size": IMAGE_SIZE,
-            "patch_size": 8,
+            "patch_size": shape.patch,
             "projection_dim": 128,
         },
         text_config={
@@ -152,7 +171,15 @@ def _save_checkpoint(
 
 
 def pretrain(
-    out: Path, *, steps: int, decay: int, batch: int, rate: float, seed: int, every: int = 1000
+    out: Path,
+    *,
+    steps: int,
+    decay: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    every: int = 1000,
+    shape: Shape | None = None,
 ) -> CLIPModel:
     """Train, with a checkpoint and a line in `log.jsonl` every `every` steps.
 
@@ -160,7 +187,7 @@ def pretrain(
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed)
+    model = build_model(tokenizer, seed, shape)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.05},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -236,10 +263,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    for name, number in vars(Shape()).items():
+        parser.add_argument(f"--{name}", type=int, default=number, help="of the image tower")
     parser.add_argument("--export", type=Path, help="save the finished model in this directory")
     options = vars(parser.parse_args())
     directory = options.pop("export")
-    model = pretrain(options.pop("out"), **options)
+    shape = Shape(**{name: options.pop(name) for name in vars(Shape())})
+    model = pretrain(options.pop("out"), shape=shape, **options)
     if directory is not None:
         export(model, build_tokenizer(), directory)
 
