@@ -14,8 +14,9 @@ features and powers p by the log-loss of images left out.
 at least 400 images: handwriting (all splits together), clip art and the world's shifted tasks. The
 best rival is the one with the best mean over the draws, chosen on the test images in its favour.
 
-`cost`: the fit against one Gram matrix and one eigendecomposition, the choice against the pass, a
-prediction against a forward pass.
+`cost`: the fit against one Gram matrix and one eigendecomposition, the choice against the pass.
+
+`predicting`: a prediction against a forward pass.
 """
 
 import json
@@ -27,7 +28,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from heads_cost import cost
+from heads_cost import cost, predicting
 from heads_lora import lora
 from heads_tasks import CACHE, Rows, clip_art_rows, handwriting_rows, joined, shifted_rows, some_of
 from tqdm.auto import tqdm
@@ -245,6 +246,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "lora": lora,
     "paired": paired,
     "cost": cost,
+    "predicting": predicting,
 }
 
 

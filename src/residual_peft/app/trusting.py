@@ -27,6 +27,7 @@ _READ: dict[str, tuple[Features, tuple[str, ...]]] = {
     "ridge-heads": ("coordinates", ("head",)),
     "ridge": ("coordinates", ()),
     "logistic": ("coordinates", ()),
+    "map-embedding": ("embedding", ()),
     "ridge-embedding": ("embedding", ()),
     "logistic-embedding": ("embedding", ()),
     "discriminant": ("embedding", ()),

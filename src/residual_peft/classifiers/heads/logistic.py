@@ -1,6 +1,6 @@
 """Multinomial logistic regression with a ridge, on features that may be far more than images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +13,13 @@ from .head import ClassHead
 from .images import Images, checked
 from .left_out import LeftOut
 from .minimising import minimise
+from .paths import Path, best_of
 from .preparing import PrincipalAxes, scaling
 
 RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
 """Times the mean squared length of the prepared features: free of their number and their scale."""
 DEFAULT_STRENGTH = 1e-2
 """Relative too, where one image per class leaves nothing to choose by."""
-ENOUGH = 500
-"""Images from which on one fold of them chooses the strength, at a fifth of the cost."""
-_EQUAL = 1e-2  # of a loss
-_COARSE = 1e-5
-"""Gradient per image of the fits that are only compared, in float32; at 1e-4 weak ridges stop so
-early, from the last strength's fit on, that they pass for stronger ones."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +104,8 @@ def fit_logistic(
     left = None
     if fold is not None:
         refine = strength is None and strengths is None
-        path, left = problem.path(fold, known, tried, refine)
-        strength = _best(path)
+        path, left = Path(problem, fold, known).of(tried, refine)
+        strength = best_of(path)
     elif strength is None:
         strength = max(strengths) if strengths else DEFAULT_STRENGTH * level
     first = problem.zeros()
@@ -118,7 +113,7 @@ def fit_logistic(
         raw = start.temperature * torch.vstack([start.weights, start.offset]).double()
         first = torch.vstack([axes.axes.mT @ raw[:-1], raw[-1:]])
     solved, norm = problem.solve(strength, first, tolerance)
-    left = with_offset(axes.rows) @ solved if left is None else left
+    left = problem.scores(solved) if left is None else left
     text_weight, temperature, left_out = finish(left, data, how, known)
     head = ClassHead(mean, scale, axes.axes @ solved[:-1], solved[-1], text_weight, temperature)
     return LogisticFit(head, left_out, strength, tuple(path), norm)
@@ -139,17 +134,6 @@ def _strengths(
     return sorted(tried, reverse=True)
 
 
-def _best(path: Sequence[tuple[float, float]]) -> float:
-    """The strength of the least loss."""
-    return min(path, key=lambda pair: pair[1])[0]
-
-
-def _settled(path: Sequence[tuple[float, float]]) -> bool:
-    """Whether the last, weakest ridge is no better by a hundredth than those before it."""
-    losses = [loss for _, loss in path]
-    return len(losses) > 1 and losses[-1] > min(losses[:-1]) * (1 - _EQUAL)
-
-
 class _Problem:
     """The loss of some rows, with its gradient, over A (r + 1, C); the last row is the offset."""
 
@@ -158,6 +142,9 @@ class _Problem:
 
     def zeros(self) -> Tensor:
         return self.rows.new_zeros(self.rows.shape[1], self.data.targets.shape[1])
+
+    def scores(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
+        return (self.rows if rows is None else self.rows[rows]) @ point
 
     def solve(
         self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
@@ -193,48 +180,3 @@ class _Problem:
         minimum = minimise(function, start * root, tolerance=limit)
         _, gradient = function(minimum.point)
         return minimum.point / root, float((gradient * root).abs().max())
-
-    def left_out(
-        self, strength: float, fold: Tensor, starts: dict[int, Tensor], numbers: Iterable[int]
-    ) -> Tensor:
-        """Logits (N, C) of the images of some folds by fits without their fold; 0 for others."""
-        logits = torch.zeros_like(self.data.targets)
-        for number in numbers:
-            outside = fold == number
-            first = starts.get(number, self.zeros())
-            starts[number], _ = self.solve(strength, first, _COARSE, ~outside)
-            logits[outside] = self.rows[outside] @ starts[number]
-        return logits
-
-    def path(
-        self, fold: Tensor, known: Tensor, strengths: Sequence[float], refine: bool
-    ) -> tuple[list[tuple[float, float]], Tensor]:
-        """Left-out log-loss of the strengths tried, and the left-out logits (N, C) of the best.
-
-        From strong to weak until it gets no better; then between the best one and its neighbours.
-        Where images are many, one fold of them is enough to choose by.
-        """
-        count = int(fold.max()) + 1
-        numbers = range(1 if len(fold) >= ENOUGH else count)
-        told = known & (fold < len(numbers))
-        path: list[tuple[float, float]] = []
-        found: dict[float, Tensor] = {}
-        starts: dict[int, Tensor] = {}
-
-        def tried(strength: float) -> None:
-            found[strength] = self.left_out(strength, fold, starts, numbers)
-            _, _, left_out = finish(found[strength], self.data, "fold", told)
-            path.append((strength, left_out.log_loss))
-
-        for strength in strengths:
-            tried(strength)
-            if _settled(path):
-                break
-        if refine and len(path) > 1:
-            best = _best(path)
-            for strength in (best * 10**0.5, best / 10**0.5):
-                tried(strength)
-            path.sort(reverse=True)
-        best = _best(path)
-        rest = self.left_out(best, fold, starts, range(len(numbers), count))
-        return path, found[best] + rest

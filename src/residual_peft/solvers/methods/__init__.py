@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from .discriminant import DISCRIMINANT
 from .gains import GAINS, with_gains
+from .linear_map import LINEAR_MAP
 from .logistic import logistic
 from .method import Method, Outcome
 from .ridge import ridge
@@ -17,6 +18,7 @@ from .zero_shot import ZERO_SHOT
 METHODS: dict[str, Method] = {
     "zero-shot": ZERO_SHOT,
     "gains": GAINS,
+    "map-embedding": LINEAR_MAP,
     "ridge-embedding": ridge("ridge-embedding", "embedding"),
     "logistic-embedding": logistic("logistic-embedding", "embedding"),
     "discriminant": DISCRIMINANT,

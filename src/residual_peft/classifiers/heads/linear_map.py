@@ -1,0 +1,189 @@
+"""A linear map of the embedding before the texts read it, held to the identity.
+
+The logits are s t_k·(W x), with x of length 1 and W x left as long as it is, so that a class head
+is all that there is to keep: V = s Wᵀ T. Of W = I + Δ only what tells texts apart matters: Δᵀ is
+B Uᵀ with T − mean = U S Rᵀ, and ‖Δ‖ = ‖B‖, which has a column less than there are classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import ResiDualError
+from .finishing import finish, folds_of, log_losses, part_of
+from .folds import FOLDS
+from .head import ClassHead
+from .images import Images, checked
+from .left_out import LeftOut
+from .minimising import minimise
+from .paths import Path, best_of
+from .preparing import PrincipalAxes
+
+RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
+"""Times s² and the mean squared distance of the images from their mean: free of both."""
+DEFAULT_STRENGTH = 1e-1
+"""Relative too, where one image per class leaves nothing to choose by."""
+_PATIENCE = 3  # near the identity nothing changes for a while
+_COARSE = 1e-4  # gradient of the fits that are only compared
+_RANK = 1e-6  # of a singular value of the texts, beside the largest: below, it is rounding
+
+
+@dataclass(frozen=True)
+class LinearMapFit:
+    """A linear map and what it says of images it did not see.
+
+    Attributes:
+        head: V = s Wᵀ T, without mean, scale or offset.
+        left_out: predictions for every training image by a fit without its fold.
+        change: Δ, of which W = I + Δ (d, d).
+        strength: α of ½ α ‖Δ‖² beside the sum of the images' losses.
+        path: (strength, log-loss of left-out images with τ fitted) as tried.
+        gradient_norm: the largest entry of the gradient at the end, by B in the images' axes.
+    """
+
+    head: ClassHead
+    left_out: LeftOut
+    change: Tensor
+    strength: float
+    path: tuple[tuple[float, float], ...]
+    gradient_norm: float
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers trained: what the texts see of Δ, and τ."""
+        return self.head.weights.numel() + 1
+
+
+def fit_linear_map(
+    features: Tensor,
+    labels: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: float = 100.0,
+    strength: float | None = None,
+    strengths: Sequence[float] | None = None,
+    class_weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    folds: int = FOLDS,
+    tolerance: float = 1e-5,
+) -> LinearMapFit:
+    """Minimise Σ_i w_i loss_i + ½ α ‖W − I‖², the cross-entropy of s t_k·(W x_i).
+
+    Strictly convex in what the texts see of W. By L-BFGS, in the principal axes of the images and
+    of the texts, outside of which Δ is 0.
+
+    Args:
+        features: x (N, d), of length 1.
+        labels: (N,).
+        text: class embeddings (C, d).
+        logit_scale: s.
+        strength: α, in place of a choice.
+        strengths: α to choose from by the log-loss of left-out folds; by default
+            `RELATIVE_STRENGTHS` times s² and the images' spread, and two between them. Weaker ones
+            are not tried once they get no better.
+        class_weights: (C,), the weight of an image of each class.
+        groups: (N,), images of one group are left out together.
+        folds: of the cross-validation.
+        tolerance: largest entry of the gradient at the end, per image and unit of s.
+
+    Raises:
+        ResiDualError: what does not fit together, or numbers that are not finite.
+    """
+    text = functional.normalize(text.detach().cpu().double(), dim=1)
+    data = checked(features, labels, len(text), class_weights=class_weights)
+    if data.features.shape[1] != text.shape[1]:
+        raise ResiDualError(
+            f"wanted features as wide as the class embeddings, {text.shape[1]}, got "
+            f"{data.features.shape[1]}: a linear map reads the embedding."
+        )
+    problem = _Problem(data, text, logit_scale)
+    spread = data.features - data.weights @ data.features / data.weights.sum()
+    level = logit_scale**2 * float(spread.square().sum(1).mean()) or 1.0
+    tried = [strength] if strength is not None else list(strengths or ())
+    tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
+    if not min(tried) > 0:
+        raise ResiDualError(f"wanted strengths of the penalty above 0, got {min(tried)}.")
+    fold, known, how = folds_of(data, groups, folds)
+    path: list[tuple[float, float]] = []
+    left = None
+    if fold is not None:
+        refine = strength is None and strengths is None
+        options: dict[str, Any] = {"patience": _PATIENCE, "tolerance": _COARSE}
+        tracing = Path(problem, fold, known, with_text=False, **options)
+        path, left = tracing.of(sorted(tried, reverse=True), refine)
+        strength = best_of(path)
+    elif strength is None:
+        strength = max(strengths) if strengths else DEFAULT_STRENGTH * level
+    solved, norm = problem.solve(strength, problem.zeros(), tolerance)
+    left = problem.scores(solved) if left is None else left
+    _, temperature, left_out = finish(left, data, how, known, with_text=False)
+    change = problem.directions @ (problem.axes.axes @ solved).mT
+    weights = logit_scale * (text + text @ change).mT
+    nothing, one = torch.zeros(text.shape[1]), torch.ones(text.shape[1])
+    head = ClassHead(
+        nothing.double(), one.double(), weights, torch.zeros(len(text)).double(), 0.0, temperature
+    )
+    return LinearMapFit(head, left_out, change, strength, tuple(path), norm)
+
+
+class _Problem:
+    """The loss of some rows, with its gradient, over A (r, q): Δᵀ = Q A Uᵀ.
+
+    Attributes:
+        axes: of the images, Q.
+        directions: of the texts, U (d, q).
+    """
+
+    def __init__(self, data: Images, text: Tensor, scale: float) -> None:
+        self.data = data
+        self.axes = PrincipalAxes.of(data.features)
+        # what all classes share, softmax does not see: nor does the best Δ reach for it
+        left, values, right = torch.linalg.svd((text - text.mean(0)).mT, full_matrices=False)
+        kept = values > _RANK * values[0]
+        self.directions = left[:, kept]
+        self.spread = scale * values[kept, None] * right[kept]  # s S Rᵀ (q, C)
+        self.start = scale * data.features @ text.mT
+        self.scale = scale
+
+    def zeros(self) -> Tensor:
+        """A of the identity."""
+        return self.axes.rows.new_zeros(self.axes.rows.shape[1], len(self.spread))
+
+    def scores(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (N, C) of the images, or some of them."""
+        kept = slice(None) if rows is None else rows
+        return self.start[kept] + self.axes.rows[kept] @ point @ self.spread
+
+    def solve(
+        self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
+    ) -> tuple[Tensor, float]:
+        """A for the rows of `kept`, and the largest entry of its gradient.
+
+        L-BFGS over A √h, with h the curvature of each entry at equal probabilities.
+        """
+        dtype = torch.float64 if kept is None else torch.float32
+        kept = torch.ones(len(self.start), dtype=torch.bool) if kept is None else kept
+        data, rows, begin = part_of(self.data, kept), self.axes.rows[kept], self.start[kept]
+        weights = data.weights[:, None]
+        energy = (weights * rows.square()).sum(0)[:, None]
+        steep = data.labelling.curvature(len(self.spread[0])) * self.spread.square().sum(1)
+        root = (strength + energy * steep).sqrt()
+        products, spread = rows.to(dtype), self.spread.to(dtype)
+
+        def function(scaled: Tensor) -> tuple[Tensor, Tensor]:
+            point = scaled / root
+            logits = begin + ((products @ point.to(dtype)) @ spread).double()
+            value = data.weights @ log_losses(logits, data)
+            value = value + 0.5 * strength * point.square().sum()
+            slope = weights * (data.labelling.probabilities(logits) - data.targets)
+            gradient = (products.mT @ (slope.to(dtype) @ spread.mT)).double() + strength * point
+            return value, gradient / root
+
+        limit = tolerance * self.scale * len(rows) / float(root.max())
+        minimum = minimise(function, start * root, tolerance=limit)
+        _, gradient = function(minimum.point)
+        return minimum.point / root, float((gradient * root).abs().max())

@@ -1,0 +1,125 @@
+"""A strength chosen on left-out folds, along a path of fits from strong to weak."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .finishing import finish
+from .images import Images
+
+ENOUGH = 500
+"""Images from which on one fold of them chooses the strength, at a fifth of the cost."""
+_EQUAL = 1e-2  # of a loss
+COARSE = 1e-5
+"""Gradient per image of the fits that are only compared, in float32; at 1e-4 weak ridges stop so
+early, from the last strength's fit on, that they pass for stronger ones."""
+
+
+class Problem(Protocol):
+    """What is fitted at a strength to some of its images.
+
+    Attributes:
+        data: all of them.
+    """
+
+    data: Images
+
+    def zeros(self) -> Tensor:
+        """Where a fit starts by itself."""
+        ...
+
+    def solve(
+        self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
+    ) -> tuple[Tensor, float]:
+        """The fit to the rows of `kept`, and the largest entry of its gradient."""
+        ...
+
+    def scores(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits of a fit for the images, or for some rows of them."""
+        ...
+
+
+def best_of(path: Sequence[tuple[float, float]]) -> float:
+    """The strength of the least loss."""
+    return min(path, key=lambda pair: pair[1])[0]
+
+
+def _settled(path: Sequence[tuple[float, float]], patience: int) -> bool:
+    """Whether the last, weakest penalty is worse, or none of the last better, by a hundredth."""
+    losses = [loss for _, loss in path]
+    if losses[-1] > min(losses) * (1 + _EQUAL):
+        return True
+    better = [a < min(losses[:n]) * (1 - _EQUAL) for n, a in enumerate(losses) if n]
+    return len(better) >= patience and not any(better[-patience:])
+
+
+class Path:
+    """Left-out log-losses of strengths, each fold's fit starting at its last one.
+
+    Args:
+        problem: what is fitted.
+        fold: of each image (N,).
+        known: images that can be told right without their fold (N,).
+        with_text: whether the zero-shot logits are added, with their weight, to be compared.
+        patience: strengths in a row that are no better, after which no weaker one is tried.
+        tolerance: of the fits that are only compared.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        fold: Tensor,
+        known: Tensor,
+        *,
+        with_text: bool = True,
+        patience: int = 1,
+        tolerance: float = COARSE,
+    ) -> None:
+        self.problem, self.fold, self.known, self.with_text = problem, fold, known, with_text
+        self.patience, self.tolerance = patience, tolerance
+        self.starts: dict[int, Tensor] = {}
+
+    def of(
+        self, strengths: Sequence[float], refine: bool
+    ) -> tuple[list[tuple[float, float]], Tensor]:
+        """Left-out log-loss of the strengths tried, and the left-out logits (N, C) of the best.
+
+        From strong to weak until it gets no better; then between the best one and its neighbours.
+        Where images are many, one fold of them is enough to choose by.
+        """
+        count = int(self.fold.max()) + 1
+        numbers = range(1 if len(self.fold) >= ENOUGH else count)
+        told = self.known & (self.fold < len(numbers))
+        path: list[tuple[float, float]] = []
+        found: dict[float, Tensor] = {}
+
+        def tried(strength: float) -> None:
+            found[strength] = self.left_out(strength, numbers)
+            _, _, left_out = finish(
+                found[strength], self.problem.data, "fold", told, with_text=self.with_text
+            )
+            path.append((strength, left_out.log_loss))
+
+        for strength in strengths:
+            tried(strength)
+            if _settled(path, self.patience):
+                break
+        if refine and len(path) > 1:
+            best = best_of(path)
+            for strength in (best * 10**0.5, best / 10**0.5):
+                tried(strength)
+            path.sort(reverse=True)
+        best = best_of(path)
+        return path, found[best] + self.left_out(best, range(len(numbers), count))
+
+    def left_out(self, strength: float, numbers: Iterable[int]) -> Tensor:
+        """Logits (N, C) of the images of some folds by fits without their fold; 0 for others."""
+        logits = torch.zeros_like(self.problem.data.targets)
+        for number in numbers:
+            outside = self.fold == number
+            first = self.starts.get(number, self.problem.zeros())
+            self.starts[number], _ = self.problem.solve(strength, first, self.tolerance, ~outside)
+            logits[outside] = self.problem.scores(self.starts[number], outside)
+        return logits
