@@ -16,6 +16,8 @@ RATES = (0.1, 1.0, 10.0)
 class Known:
     """Says the truth with a strength that rate and epoch give, and notes what it is asked."""
 
+    scheduled = False
+
     def __init__(self, strengths: dict[float, list[float]]) -> None:
         self.strengths = strengths
         self.began: list[tuple[float, int]] = []
@@ -79,7 +81,16 @@ def test_what_does_not_help_is_not_kept_and_what_cannot_be_chosen_is_said() -> N
     assert not learner.asked
     assert "not chosen, as no image could be held out" in choice.note
 
-    # nor is a rate that breaks the model
+    learner = Known({rate: [5, 4, 3] for rate in RATES})
+    learner.scheduled = True
+    assert train(learner, LABELS, FOLD, RATES, seed=0).epochs == 0
+    # a schedule comes to its end
+    learner = Known({0.1: [2, 3], 1.0: [2, 3, 7, 5], 10.0: [2, 5]})
+    learner.scheduled = True
+    choice = train(learner, LABELS, FOLD, RATES, seed=0, epochs=9)
+    assert (choice.rate, choice.epochs, len(learner.epochs[-1])) == (1.0, 9, 9 * 40)
+
+    # a rate that breaks the model is not taken
     class Breaking(Known):
         def logits(self, places: Tensor) -> Tensor:
             found = super().logits(places)

@@ -62,6 +62,8 @@ class Training:
 class Backwards:
     """Weights that are trained through the tower, from where they are now."""
 
+    scheduled = True
+
     def __init__(
         self, classifier: ZeroShotClassifier, model: nn.Module, images: Images, labels: Tensor
     ) -> None:

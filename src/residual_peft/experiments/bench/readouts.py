@@ -37,6 +37,8 @@ Basis = Callable[[Rows], SpectralBasis | None]
 class Stepwise:
     """Parameters that change coordinates or readouts, trained by schedule-free AdamW."""
 
+    scheduled = False
+
     def __init__(
         self,
         classifier: ZeroShotClassifier,
