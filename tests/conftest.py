@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 # a program that tests start, which takes arguments
-collect_ignore = ["decoding_script.py"]
+collect_ignore = ["decoding_script.py", "only_required.py"]
 
 
 @pytest.fixture

@@ -58,10 +58,10 @@ def test_names_stay_text(monkeypatch) -> None:
     found = Prediction("b", 1, 0.7, (0.3, 0.7), ("b", NASTY), (NASTY, "b"), several=True)
     cells = page._row(Answer("/tmp/somewhere/x\x1b.png", found))
     assert cells[:3] == ["x\\x1b.png", "b", "0.700"]
-    assert cells[4:] == ["0.300", f"labels: b, {cells[3]}"]
+    assert cells[4:] == ["0.300", f"b, {cells[3]}"]
     assert "\x1b" not in "".join(cells)
     unread = page._row(Answer("a.png", None, "no such file"))
-    assert unread == ["a.png", "", "", "", "", "not read: no such file"]
+    assert unread == ["a.png", "not read: no such file"]
 
 
 def test_sliders_are_as_many_as_there_are_knobs() -> None:

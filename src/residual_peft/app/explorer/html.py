@@ -24,6 +24,7 @@ CSS = """
 .rp .against {background: #d0662f}
 .rp p {margin: .2rem 0 .6rem}
 .rp .quiet {color: var(--body-text-color-subdued)}
+@media (max-width: 40rem) {.rp td.bar {width: 4rem}}
 #image img {width: 100%; height: 100%; object-fit: contain}
 """
 

@@ -25,7 +25,7 @@ _ONE_AT_A_TIME: dict[str, Any] = {
     "concurrency_limit": 1,
     "api_visibility": "private",
 }
-HEADERS = ("file", "class", "probability", "next", "its probability", "remark")
+HEADERS = ("file", "class", "score", "next", "its score")
 
 
 def explorer(classifier: ZeroShotClassifier, title: str = "What an adapter sees") -> gr.Blocks:
@@ -158,7 +158,7 @@ def _folder(classifier: ZeroShotClassifier) -> None:
         elem_id="files",
     )
     table = gr.Dataframe(
-        headers=list(HEADERS),
+        headers=[*HEADERS, *["labels"] * classifier.multi_label],
         datatype="str",
         interactive=False,
         visible=False,
@@ -166,6 +166,8 @@ def _folder(classifier: ZeroShotClassifier) -> None:
         elem_id="table",
     )
     predictor = FilePredictor(classifier, num_workers=0)
+
+    width = len(HEADERS) + classifier.multi_label
 
     def classify(paths: list[str] | None) -> Any:
         if not paths:
@@ -176,7 +178,7 @@ def _folder(classifier: ZeroShotClassifier) -> None:
                 "at once; residual-peft predict takes any number."
             )
         rows = _said(lambda: [_row(answer) for answer in predictor.answers(paths)])
-        return gr.update(value=rows, visible=True)
+        return gr.update(value=[row + [""] * (width - len(row)) for row in rows], visible=True)
 
     files.change(classify, files, table, **_ONE_AT_A_TIME)
 
@@ -198,11 +200,11 @@ def _row(answer: Answer) -> list[str]:
     """One line of the table."""
     name, found = printable(Path(answer.file).name), answer.prediction
     if found is None:
-        return [name, "", "", "", "", f"not read: {printable(answer.reason)}"]
+        return [name, f"not read: {printable(answer.reason)}"]
     likely = [f"{value:.3f}" for _, value in found.top(2)]
     names = [printable(label) for label, _ in found.top(2)]
-    remark = f"labels: {', '.join(map(printable, found.labels)) or 'none'}" if found.several else ""
-    return [name, names[0], likely[0], names[1], likely[1], remark]
+    labels = [", ".join(map(printable, found.labels)) or "none"] if found.several else []
+    return [name, names[0], likely[0], names[1], likely[1], *labels]
 
 
 def _knobs(found: Look | None) -> list[Any]:
