@@ -1,6 +1,9 @@
 """The command line as a user starts it, and a folder of photos to start it on."""
 
+import difflib
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,18 @@ def stop(monkeypatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, *arguments)
     return stopped.value.code
+
+
+def _shape(line: str) -> str:
+    """A line without what differs from machine to machine."""
+    line = line.strip().removesuffix("...").strip()
+    return re.sub(r"[-+]?\d[\d,.]*|[0-9a-f]{12,}", "0", line)
+
+
+def says(shown: Iterable[str], printed: str) -> None:
+    """Each line that is shown is among those printed, but for numbers and words of an example."""
+    lines = [_shape(line) for line in printed.splitlines()]
+    for line in filter(None, map(_shape, shown)):
+        starts = [other[: len(line)] for other in lines]  # what an example cuts short
+        close = difflib.get_close_matches(line, lines + starts, n=1, cutoff=0.6)
+        assert close, f"{line!r} is like none of\n" + "\n".join(lines)

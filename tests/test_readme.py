@@ -18,6 +18,7 @@ from residual_peft.demo.tasks import handwriting
 from residual_peft.experiments import METHODS, Row
 from residual_peft.hub.directories import DEMO_MODEL
 from residual_peft.reporting import HEADERS, markdown_table, table_cells
+from tests.commands import says
 from tests.hub_client import hub  # noqa: F401  a fixture
 
 README = Path(__file__).parents[1] / "README.md"
@@ -90,6 +91,20 @@ def test_all_blocks_run_in_order(hub, tmp_path, monkeypatch, capfd):  # noqa: F8
     names = "from residual_peft.reporting import write_report\n"
     run(names + "from residual_peft.reporting.run_record import RunRecord\n" + inline)
     assert (folder / "page.html").is_file()
+
+
+def test_what_the_first_commands_say(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The session at the top, line by line."""
+    photos(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (session,) = [text for kind, text in BLOCKS if text.startswith("$ residual-peft")]
+    told = re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]
+    assert [part.split()[1] for part in told] == ["look", "fit", "predict", "report"]
+    for part in told:
+        typed, *shown = part.splitlines()
+        command(typed, monkeypatch)
+        says(shown, capsys.readouterr().out)
+    assert "</html>" in (tmp_path / "page.html").read_text()
 
 
 def test_the_blocks_need_no_names_from_elsewhere() -> None:

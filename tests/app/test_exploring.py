@@ -17,7 +17,7 @@ from residual_peft.app.exploring import explore
 from residual_peft.errors import EXTRAS, ResiDualError, missing_extra
 from tests.browser import browser  # noqa: F401  a fixture
 from tests.commands import photos
-from tests.launch import ENVIRONMENT, ROOT
+from tests.launch import ENVIRONMENT
 
 SPACE = Path(__file__).parents[2] / "examples" / "space"
 

@@ -21,7 +21,7 @@ def bench(
     registry: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[REGISTRY.toml]",
+            metavar="REGISTRY.toml",
             help="What to run: a file, or one that comes with this package (experiments/bench/): "
             "paper, the paper's seven models and ten data sets, if left out; fusionbench, eight "
             "tasks with all images; coop, eleven at 1 to 16 images per class.",

@@ -56,7 +56,7 @@ def as_typed(message: str, options: Container[str]) -> str:
     >>> as_typed("fit one (method='ridge'); max_bad=0.05 allows 3.", {"--method", "--max-bad"})
     'fit one (--method ridge); --max-bad 0.05 allows 3.'
     >>> as_typed("use trainer=True, or load(dtype='float32').", {"--trainer", "--dtype"})
-    'use --trainer, or load(dtype=\'float32\').'
+    "use --trainer, or load(dtype='float32')."
 
     Args:
         message: as Python says it.

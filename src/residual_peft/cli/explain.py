@@ -35,13 +35,13 @@ def explain(
     adapter: Adapter = None,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[IMAGE]...", help="Images to explain one by one."),
+        typer.Argument(metavar="IMAGES", help="Images to explain one by one."),
     ] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     adapter_option: AdapterOption = None,
     split: Split = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="The same as IMAGE; repeatable.", hidden=True)
+        list[Path] | None, typer.Option(help="The same as IMAGES; repeatable.", hidden=True)
     ] = None,
     words: Words = None,
     components: Annotated[int, typer.Option(help="How many to list.", min=1)] = 12,
@@ -57,11 +57,11 @@ def explain(
 ) -> None:
     """Say where a class head looks, or what gains did, component by component and in words.
 
-    On labelled images with --data, for single IMAGEs, or without either as the fit recorded it.
+    On labelled images with --data, for single IMAGES, or without either as the fit recorded it.
     """
     if out is not None:
         check_file(out)
-    how = "residual-peft explain ADAPTER [IMAGE]... [--data DATA]"
+    how = "residual-peft explain ADAPTER [IMAGES] [--data DATA]"
     chosen = given(adapter, adapter_option, "an adapter", how)
     pictures = [*(images or []), *(image or [])]
     on = [data] if data is not None else []

@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from .commands import begin, given
-from .options import Adapter
+from .commands import begin
+from .options import AdapterName
 
 EXAMPLE = """residual-peft explore my-adapter
 The explorer is at http://127.0.0.1:7860 (Ctrl-C ends it)"""
 
 
 def explore(
-    adapter: Adapter = None,
+    adapter: AdapterName,
     port: Annotated[int, typer.Option(help="Where it listens.", min=1, max=65535)] = 7860,
     host: Annotated[
         str, typer.Option(help="This machine alone; 0.0.0.0 lets others in the network in.")
@@ -24,8 +24,7 @@ def explore(
     Sliders turn the strongest components and show at once what comes of it; a second tab takes a
     folder of images. Needs the extra 'explorer'; nothing is sent anywhere.
     """
-    chosen = given(adapter, None, "an adapter", "residual-peft explore ADAPTER")
-    begin(f"Loading {chosen}.")
+    begin(f"Loading {adapter}.")
     from ..app.exploring import explore as explore_with
 
-    explore_with(chosen, host=host, port=port, browser=browser, said=print)
+    explore_with(adapter, host=host, port=port, browser=browser, said=print)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ..errors import printable_lines
-from .commands import begin, check_file, given
-from .options import Adapter
+from .commands import begin, check_file
+from .options import AdapterName
 
 EXAMPLE = """residual-peft export my-adapter --out my-adapter.onnx
 my-adapter.onnx: 6.8 MB; pixels (N, 3, 40, 40) in, probabilities of 3 classes out
@@ -17,7 +17,7 @@ onnxruntime and torch differ by 2.1e-07 in a probability at most, on 8 images"""
 
 
 def export(
-    adapter: Adapter = None,
+    adapter: AdapterName,
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write; ADAPTER.onnx here if left out.", show_default=False),
@@ -37,14 +37,13 @@ def export(
     Class names, how to prepare an image and thresholds are in the file's metadata;
     examples/onnx_without_torch.py reads them with numpy. Needs the extra 'onnx'.
     """
-    chosen = given(adapter, None, "an adapter", "residual-peft export ADAPTER")
-    name = Path(os.path.abspath(chosen)).name or "adapter"  # "." is called as its folder is
+    name = Path(os.path.abspath(adapter)).name or "adapter"  # "." is called as its folder is
     target = Path(f"{name}.{format}") if out is None else out
     check_file(target)
-    begin(f"Exporting {chosen}.")
+    begin(f"Exporting {adapter}.")
     from ..app.exporting import export_adapter
 
-    found = export_adapter(chosen, target, format=format, images=images)
+    found = export_adapter(adapter, target, format=format, images=images)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
     else:

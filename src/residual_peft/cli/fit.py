@@ -11,26 +11,7 @@ from ..errors import ResiDualError, printable_lines
 from ..hub.places import check_place
 from .commands import begin
 from .configs import Config
-from .options import (
-    DEMO_MODEL_SHOWN,
-    BatchSize,
-    Data,
-    Device,
-    Dtype,
-    Few,
-    GroupColumn,
-    ImageColumn,
-    LabelColumn,
-    MaxBad,
-    Model,
-    NumWorkers,
-    Strict,
-    Template,
-    Test,
-    Validation,
-    Words,
-    share_or_data,
-)
+from .options import DEMO_MODEL_SHOWN, AsJson, Data, Model, Words, with_recipe
 
 EXAMPLE = """residual-peft fit --data photos --out my-adapter
 zero-shot 0.667 -> adapted 0.889 (test images)
@@ -40,25 +21,16 @@ The adapter is in my-adapter.
 The report is my-adapter/report.html"""
 
 
+@with_recipe
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write the adapter to.")],
     config: Config = None,
     model: Model = None,
-    template: Template = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    group_column: GroupColumn = None,
-    few: Few = None,
-    validation: Validation = "0.1",
-    test: Test = "0.1",
     method: Annotated[
         str,
         typer.Option(help="What to fit: ridge, gains, ... (compare lists them); auto tries all."),
     ] = "auto",
-    balanced: Annotated[
-        bool, typer.Option("--balanced", help="Every class counts alike, however few its images.")
-    ] = False,
     trainer: Annotated[
         bool, typer.Option("--trainer", help="Train gains with the HF Trainer instead: slower.")
     ] = False,
@@ -102,7 +74,6 @@ def fit(
             help="Those of each class, too, so that one can be removed without its images.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the splits and the order of the images.")] = 0,
     license: Annotated[
         str | None, typer.Option(help="Of the adapter, such as apache-2.0, for its card.")
     ] = None,
@@ -110,13 +81,9 @@ def fit(
     report: Annotated[
         bool, typer.Option(help="Write report.html beside the adapter; it shows test images.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
-    max_bad: MaxBad = 0.05,
-    strict: Strict = False,
-    batch_size: BatchSize = 64,
-    num_workers: NumWorkers = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    as_json: AsJson = False,
+    *,
+    recipe: dict[str, Any],
 ) -> None:
     """Fit an adapter to labelled images: one pass over them, then seconds.
 
@@ -135,27 +102,13 @@ def fit(
         data,
         model=model or DEMO_MODEL,
         out=out,
-        templates=template,
         config=_settings(given, settings or []) or None,
         method=method,
-        balanced=balanced,
         trainer=trainer,
         keep_statistics="per class" if keep_statistics_per_class else keep_statistics,
-        image_column=image_column,
-        label_column=label_column,
-        group_column=group_column,
-        few=few,
-        validation=share_or_data(validation),
-        test=share_or_data(test),
-        seed=seed,
         license=license,
         words=words,
-        max_bad=max_bad,
-        strict=strict,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        dtype=dtype,
+        **recipe,
     )
     lines = [*fitted.summary.lines(), f"The adapter is in {out}."]
     if report:

@@ -32,7 +32,7 @@ def look(
     data_option: Annotated[str | None, typer.Option("--data", hidden=True)] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="An HTML file to write: a contact sheet that needs no other file."),
+        typer.Option(help="An HTML file to write: a contact sheet that needs no other."),
     ] = None,
     model: Annotated[
         str | None,

@@ -1,9 +1,14 @@
 """The options and arguments that several commands have: one word for one thing."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from ..data.defaults import SHARE
 
 DEMO_MODEL_SHOWN = "the bundled small CLIP"
 
@@ -95,6 +100,56 @@ NumWorkers = Annotated[
     int | None,
     typer.Option(help="Processes that decode images; if left out, as suits the machine.", min=0),
 ]
+
+
+Balanced = Annotated[
+    bool, typer.Option("--balanced", help="Every class counts alike, however few its images.")
+]
+Seed = Annotated[int, typer.Option(help="Of the splits, and of the order of the images.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+RECIPE: dict[str, tuple[Any, Any]] = {
+    "template": (Template, None),
+    "image_column": (ImageColumn, None),
+    "label_column": (LabelColumn, None),
+    "group_column": (GroupColumn, None),
+    "few": (Few, None),
+    "validation": (Validation, str(SHARE)),
+    "test": (Test, str(SHARE)),
+    "balanced": (Balanced, False),
+    "seed": (Seed, 0),
+    "max_bad": (MaxBad, 0.05),
+    "strict": (Strict, False),
+    "batch_size": (BatchSize, 64),
+    "num_workers": (NumWorkers, None),
+    "device": (Device, None),
+    "dtype": (Dtype, None),
+}
+"""Option -> its kind and default: what all commands have that fit something to labelled images."""
+
+
+def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that has the options of `RECIPE` in place of its parameter `recipe`.
+
+    It gets them as one dict, as `app.fitting` takes them.
+    """
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        recipe = {name: given.pop(name) for name in RECIPE}
+        recipe["templates"] = recipe.pop("template")
+        recipe |= {name: share_or_data(recipe[name]) for name in ("validation", "test")}
+        command(**given, recipe=recipe)
+
+    own = inspect.signature(command, eval_str=True)
+    parameters = [p for p in own.parameters.values() if p.name != "recipe"]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in RECIPE.items()
+    ]
+    run.__dict__["__signature__"] = own.replace(parameters=parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+    return run
 
 
 def share_or_data(text: str) -> float | str:

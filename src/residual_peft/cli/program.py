@@ -34,7 +34,7 @@ from . import (
 from .commands import Interrupted, as_typed, command_class
 
 app = typer.Typer(
-    help="Adapt CLIP with one gain per spectral component of each attention head.",
+    help="Make a CLIP-like model good at your own images: look at them, fit, predict.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

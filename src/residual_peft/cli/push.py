@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..app.messages import quiet
 from ..errors import printable
-from .commands import given
+from .commands import begin, given
 from .options import AdapterOption
 
 EXAMPLE = """residual-peft push my-adapter me/my-adapter --private
@@ -37,7 +36,7 @@ def push(
     """Upload an adapter with its card to the Hub, in one commit; `hf auth login` comes first."""
     directory = Path(given(adapter, adapter_option, "an adapter's directory", _HOW))
     target = given(repo, repo_option, "the name of a repository", _HOW)
-    quiet()
+    begin(f"Uploading {directory} to {target}.")
     from ..hub.directories import push_directory
     from ..tuner import check_directory
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..app.messages import quiet
 from ..errors import ResiDualError
+from .commands import begin
 
 EXAMPLE = """residual-peft report my-adapter
 The report is my-adapter/report.html"""
@@ -21,7 +21,7 @@ def report(
     ] = None,
 ) -> None:
     """Write what a fit did as one page to show: an HTML file that needs no other."""
-    quiet()
+    begin(f"Writing the report of {adapter}.")
     from ..hub.directories import REPORT
     from ..reporting import write_report
     from ..reporting.run_record import RunRecord

@@ -30,6 +30,7 @@ __all__ = [
     "class_list",
     "class_names",
     "collate",
+    "defaults",
     "groups",
     "images",
     "inputs",

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError, short
 from .checking import title_of
+from .defaults import SHARE
 from .folders import SPLIT_NAMES
 from .labels import Labelling, labelling_of
 from .labels.columns import label_array
@@ -226,8 +227,8 @@ def check_as_cut(
 ) -> None:
     """Refuse options of `load_data` for images that it has given before and cut otherwise.
 
-    A default asks for nothing: 0.1 of a part, seed 0, None; and a part of 0 cuts nothing more. A
-    share of a part, and a seed, are no matter where nothing was cut by it.
+    A default asks for nothing: `SHARE` of a part, seed 0, None; and a part of 0 cuts nothing more.
+    A share of a part, and a seed, are no matter where nothing was cut by it.
 
     Args:
         data: the images.
@@ -240,7 +241,7 @@ def check_as_cut(
     """
     record = data.split
     came = {part for part in parts if part in data.splits and part not in record.shares}
-    fit: dict[str, tuple[Any, ...]] = {p: (0, 0.1, record.shares.get(p, 0)) for p in parts}
+    fit: dict[str, tuple[Any, ...]] = {p: (0, SHARE, record.shares.get(p, 0)) for p in parts}
     fit |= {"few": (0, record.few), "group_column": (None, record.group_column)}
     fit["seed"] = (0, record.seed if record.shares or record.few else draw["seed"])
     asked = {**parts, **draw}

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from ..errors import ResiDualError, printable
 from .checking import check_images, title_of
 from .columns import check_classes, standard_columns, with_class_labels
+from .defaults import SHARE
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .groups import group_names
 from .image_data import ImageData, check_as_cut
@@ -34,8 +35,8 @@ def load_data(
     class_names: Iterable[str] | None = None,
     known_classes: Sequence[str] | None = None,
     splits: Mapping[str, str] | None = None,
-    validation: Any = 0.1,
-    test: Any = 0.1,
+    validation: Any = SHARE,
+    test: Any = SHARE,
     few: int | None = None,
     seed: int = 0,
     strict: bool = False,

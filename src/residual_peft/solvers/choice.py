@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..classifiers.heads.choosing import Candidate, fewest_as_good, some_rows
+from ..data.progress import Bar
 from ..errors import ResiDualError
 from .methods import METHODS, Outcome, Rows
 
@@ -33,7 +34,13 @@ class Choice:
     images: int
 
 
-def choose(rows: Rows, methods: Sequence[str] | None = None, *, at_most: int = AT_MOST) -> Choice:
+def choose(
+    rows: Rows,
+    methods: Sequence[str] | None = None,
+    *,
+    at_most: int = AT_MOST,
+    progress: bool = False,
+) -> Choice:
     """Fit every method and take the one of the least left-out log-loss; ties go to fewer numbers.
 
     No image but those given plays a part.
@@ -42,6 +49,7 @@ def choose(rows: Rows, methods: Sequence[str] | None = None, *, at_most: int = A
         rows: training images.
         methods: names of `METHODS`; None for all that are tried, and suit the labels.
         at_most: images that are compared on; where there are more, a draw of each class.
+        progress: a bar that counts methods.
 
     Raises:
         ResiDualError: no such method, or none for such labels.
@@ -53,11 +61,22 @@ def choose(rows: Rows, methods: Sequence[str] | None = None, *, at_most: int = A
     check_methods(names, rows.classifier.multi_label)
     index = some_rows(rows.labels, rows.class_count, at_most)
     part = rows if index is None else rows.some(index)
-    outcomes = [METHODS[name].run(part) for name in names]
+    outcomes = run_methods(names, part, progress=progress)
     best = _best(outcomes, part)
     if index is not None:
-        best = METHODS[best.method].run(rows)
+        (best,) = run_methods([best.method], rows, progress=progress)
     return Choice(tuple(outcomes), best, len(part.labels))
+
+
+def run_methods(names: Sequence[str], rows: Rows, *, progress: bool = False) -> list[Outcome]:
+    """The outcome of each method on some images, with a bar that counts methods."""
+    with Bar(desc="Fitting", unit="method", total=len(names), disable=not progress) as bar:
+        found = []
+        for name in names:
+            bar.set_postfix_str(name)
+            found.append(METHODS[name].run(rows))
+            bar.update()
+        return found
 
 
 def _best(able: list[Outcome], rows: Rows) -> Outcome:

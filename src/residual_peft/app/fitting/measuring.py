@@ -11,6 +11,7 @@ from datasets import Dataset
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, ProcessedImages, SkippedImage, load_data
 from ...data.checking import check_skipped
+from ...data.defaults import SHARE
 from ...data.labels import check_same
 from ...data.provenance import SplitRecord
 from ...errors import ResiDualError, counted
@@ -109,7 +110,7 @@ def choose_images(
     if split is not None and split not in SPLITS:
         raise ResiDualError(f"wanted the split {', '.join(SPLITS[:3])} or all, got '{split}'.")
     record = classifier.split
-    shares = {"validation": 0.1, "test": 0.1}  # all doors' default where nothing is known
+    shares = {"validation": SHARE, "test": SHARE}  # where nothing is known
     if record is not None:
         shares = {part: record.shares.get(part, 0.0) for part in ("validation", "test")}
     own_seed = 0 if record is None else record.seed

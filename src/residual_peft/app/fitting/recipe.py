@@ -12,6 +12,7 @@ import yaml
 
 from ...classifiers.backbones import Backbone, device_of, dtype_of, load_backbone
 from ...data import ImageData, load_data
+from ...data.defaults import SHARE
 from ...data.provenance import Seed
 from ...errors import ResiDualError, check_names, printable
 from ...hub.files import Within, path_of, record_of
@@ -88,8 +89,8 @@ class Recipe:
     label_column: str | None = None
     group_column: str | None = None
     few: _COUNT | None = None
-    validation: Any = 0.1
-    test: Any = 0.1
+    validation: Any = SHARE
+    test: Any = SHARE
     seed: Seed = 0
     license: str | None = None
     words: str | os.PathLike[str] | Iterable[str] | None = None

@@ -23,10 +23,10 @@ from ...errors import counted
 from ...hub.facts import MethodRow
 from ...hub.files import read_tensors, write_tensors
 from ...solvers import large
-from ...solvers.choice import AT_MOST, AUTO, choose
+from ...solvers.choice import AT_MOST, AUTO, choose, run_methods
 from ...solvers.coordinates import Readouts, collect_readouts
 from ...solvers.large import statistics_of
-from ...solvers.methods import METHODS, Outcome, Rows
+from ...solvers.methods import Outcome, Rows
 from ...solvers.store import CoordinateStore, Stores
 from ...solvers.training import trainer_kwargs, training_arguments
 from ...towers.running import unadapted
@@ -188,11 +188,11 @@ def _keep_statistics(
 def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:
     """What was tried, zero-shot always, and the outcome that counts."""
     if method == AUTO:
-        choice = choose(rows)
+        choice = choose(rows, progress=True)
         chosen = choice.chosen
         return [chosen if o.method == chosen.method else o for o in choice.outcomes], chosen
     names = dict.fromkeys(("zero-shot", method))
-    outcomes = [METHODS[name].run(rows) for name in names]
+    outcomes = run_methods(list(names), rows, progress=True)
     return outcomes, outcomes[-1]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from ...classifiers.prompts import DEFAULT_TEMPLATES
 from ...data.class_names import check_class_names, check_templates
+from ...data.defaults import SHARE
 from ...errors import ResiDualError, check_names
 from ...hub.files import Within
 from .corruptions import CORRUPTIONS
@@ -70,8 +71,8 @@ class DataEntry:
     label_column: str | None = None
     splits: dict[str, str] | None = None
     resplit: bool = False
-    validation: Share = 0.1
-    test: Share = 0.1
+    validation: Share = SHARE
+    test: Share = SHARE
     seed: int = 42
     class_names: tuple[str, ...] | None = None
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
