@@ -64,6 +64,13 @@ def test_a_bad_registry_is_one_clear_line(text: str, said: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
+def test_a_registry_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ResiDualError, match="'fusionbnch' is not a TOML file, nor a registry that"):
+        read_registry("fusionbnch")
+    with pytest.raises(ResiDualError, match=r"mine\.toml"):
+        read_registry(tmp_path / "mine.toml")
+
+
 def test_draws_are_what_they_say() -> None:
     generator = np.random.default_rng(0)
     labels = torch.from_numpy(generator.integers(0, 7, 200))

@@ -178,7 +178,10 @@ def read_registry(path: PathLike = PAPER) -> Registry:
         ResiDualError: there is none, it is no TOML, or an entry does not fit; names the field.
     """
     where = path_of(path)
-    if str(path) in SHIPPED and not is_file(where):
+    if not is_file(where) and not where.suffix:
+        check_names(
+            [str(path)], SHIPPED, "a TOML file, nor a registry that comes with this package"
+        )
         where = SHIPPED[str(path)]
     try:
         found = tomllib.loads(read_bytes(where, MOST_BYTES).decode("utf-8"))
