@@ -1,20 +1,23 @@
 """What a stranger's folder gives: pictures of two Debian packages, in the folders they come in.
 
     python benchmarks/strangers.py          # needs apt-get and dpkg; minutes; writes strangers.json
+    python benchmarks/strangers.py stamps   # only the folders whose names hold that
 
 Each folder goes to `residual_peft.fit` with the bundled CLIP and nothing else said. Stamps lie
 beside sounds, SVG and texts; clip art has names with spaces, palettes, transparency, copies of a
 picture in several folders, and pictures of hundreds of millions of pixels.
 """
 
+import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from residual_peft import fit
+from residual_peft import fit, load_data
 from residual_peft.hub.files import write_json
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -64,6 +67,7 @@ def fitted(folder: Path) -> dict[str, Any]:
         "test_images": summary.splits["test"],
         "classes": summary.classes,
         "skipped": len(summary.skipped),
+        "left_out": list(load_data(folder, max_bad=1).left_out),
         "largest_class": round(summary.largest_class, 4),
         "zero_shot": round(row["zero-shot"].score, 4),
         "gains": round(row["gains"].score, 4),
@@ -78,8 +82,10 @@ def fitted(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """All folders."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if sys.argv[1:] else {}
     for name, folder in folders().items():
+        if not all(word in name for word in sys.argv[1:]):
+            continue
         found[name] = fitted(folder)
         write_json(RESULTS, found)
         print(name, found[name], flush=True)
