@@ -102,7 +102,7 @@ def test_what_cannot_be_meant_is_refused(adapter: Path, root: Path, tmp_path: Pa
     (adapter / STATISTICS).unlink()
     with pytest.raises(ResiDualError, match=r"has no statistics.*--keep-statistics"):
         update_adapter(adapter, str(more))
-    for bad in ({"method": "gains"}, {"trainer": True}):
+    for bad in ({"method": "gains"}, {"method": "auto", "trainer": True}):
         with pytest.raises(ResiDualError, match="updated by are of a ridge"):
             fit(root, tmp_path / "no", keep_statistics=True, **bad)
     with pytest.raises(ResiDualError, match="True, False or 'per class'"):

@@ -1,6 +1,7 @@
 """A classifier with a class head, against plain float64 arithmetic on what the units contribute."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -8,6 +9,7 @@ import torch
 from peft import get_peft_model
 
 from residual_peft.bases.decomposition import decompose
+from residual_peft.classifiers.evaluation import Evaluation
 from residual_peft.classifiers.heads import ClassHead
 from residual_peft.classifiers.many_tasks import TaskSet
 from residual_peft.classifiers.trained_head import TrainedHead
@@ -342,3 +344,26 @@ def test_a_large_head_of_few_numbers_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("residual_peft.classifiers.trained_head.LARGEST", 10)
     with pytest.raises(ResiDualError, match="at most 10 numbers, got one of"):
         ZeroShotClassifier.from_pretrained(tmp_path / "a", model=clip_model())
+
+
+def test_each_of_several_labels_is_given_from_its_own_threshold_on(tmp_path):
+    made = classifier(with_adapter(), CLASSES + 1, multi_label=True, logit_bias=-0.4)
+    values = torch.tensor([-1.5, 0.0, 0.7, 2.5])
+    made.head = replace(random_head(gains_of(made.model).numel()), thresholds=values)
+    images = photographs(6)
+    logits = made.predict_logits(images)
+    wanted = logits >= torch.cat([values, torch.zeros(1)])  # a new class has none
+    assert not torch.equal(wanted, logits >= 0)
+    made.save_pretrained(tmp_path / "saved")
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "saved", model=clip_model())
+    tasks = TaskSet(clip_model())
+    tasks.add("one", tmp_path / "saved")
+    for found in (made.predict(images), loaded.predict(images), tasks.predict(images)["one"]):
+        for row, prediction in enumerate(found):
+            names = [n for n, given in zip(made.class_names, wanted[row], strict=True) if given]
+            assert list(prediction.labels) == names
+            given = torch.tensor(prediction.probabilities)
+            torch.testing.assert_close(given, logits[row].sigmoid(), atol=1e-4, rtol=0)
+    measured = Evaluation(made.class_names, logits, wanted.long(), thresholds=made.thresholds)
+    assert torch.equal(measured.predictions, wanted)
+    assert measured.metrics["exact_match"] == 1

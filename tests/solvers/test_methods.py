@@ -134,6 +134,12 @@ def test_several_labels(material):
     choice = choose(rows)
     tried = {name for name in method_names(True) if METHODS[name].tried}
     assert {one.method for one in choice.outcomes} == tried
+    for one in choice.outcomes:
+        if one.head is not None:  # a ridge's by exact leave-one-out, which is not by folds
+            left, own = one.left_out, one.head.thresholds
+            wanted = several.labelling.thresholds(left.logits[left.known], labels[left.known])
+            assert own.isfinite().all()
+            assert torch.allclose(own.double(), wanted) or one.method.startswith("ridge")
     choice.chosen.put_into(several)
     assert several.multi_label
     with pytest.raises(ResiDualError, match="is for one label per image"):

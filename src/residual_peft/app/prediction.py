@@ -146,6 +146,7 @@ class FilePredictor:
             plausible,
             alike=alike,
             none_of_these=self.none_of_these,
+            thresholds=self.classifier.thresholds,
         )
         return [
             self._sorted(file, prediction) for file, prediction in zip(files, found, strict=True)

@@ -91,7 +91,7 @@ def record_run(
         class_names=classifier.class_names,
         labels=after.labels.cpu(),
         before=before.logits.float().cpu(),
-        after=after.logits.float().cpu().clone(),  # texts alone may have been chosen
+        after=after.decided.float().cpu().clone(),  # texts alone may have been chosen
         facts=facts,
         gains=gains,
         words=words,

@@ -29,6 +29,7 @@ class Evaluation:
     labels: Tensor  # (N,), or (N, C)
     index: Tensor | None = None  # the images' rows in their split (N,); None: all, in order
     skipped: tuple[tuple[int, str, str], ...] = ()  # row, file and reason of unreadable images
+    thresholds: Tensor | None = None  # of several labels (C,); None for 0 (`TrainedHead`)
 
     @property
     def labelling(self) -> Labelling:
@@ -36,14 +37,19 @@ class Evaluation:
         return labelling_in(self.labels)
 
     @property
+    def decided(self) -> Tensor:
+        """The logits less the thresholds, (N, C): of several labels those from 0 on are given."""
+        return self.logits if self.thresholds is None else self.logits - self.thresholds
+
+    @property
     def predictions(self) -> Tensor:
         """The class of the highest logit, (N,); or which of several are likely, bool (N, C)."""
-        return self.labelling.predicted(self.logits)
+        return self.labelling.predicted(self.decided)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Accuracy, top-5 accuracy and mean per-class recall; or those of `multi_label_metrics`."""
-        return self.labelling.metrics(self.logits, self.labels)
+        return self.labelling.metrics(self.decided, self.labels)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -135,4 +141,5 @@ def evaluate(
         labels.joined(),
         rows.joined(),
         tuple(loader.skipped),
+        classifier.thresholds,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..bases.reading import ReadBatch, reading
 from ..bases.rows import Rows
@@ -76,6 +77,17 @@ class HeadedClassifier(CosineClassifier):
                 )
             head = head.to(self.device)
         self._head, self._statistics = head, statistics
+
+    @property
+    def thresholds(self) -> Tensor | None:
+        """With several labels per image, the logit from which on one has a class (C,), on the CPU.
+
+        None where that is 0, a probability of one half, for all.
+        """
+        own = None if self.head is None else self.labelling.own_thresholds(self.head.thresholds)
+        if own is None:
+            return None
+        return functional.pad(own.cpu(), (0, len(self.class_names) - len(own)))
 
     @property
     def statistics(self) -> KeptStatistics | None:
@@ -225,6 +237,7 @@ class HeadedClassifier(CosineClassifier):
             plausible,
             alike=alike,
             none_of_these=none_of_these,
+            thresholds=self.thresholds,
         )
         return predictions[0] if single else predictions
 

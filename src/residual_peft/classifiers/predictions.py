@@ -25,7 +25,7 @@ class Prediction:
     index: int
     score: float  # the label's probability
     probabilities: tuple[float, ...]  # of every class, in the order of the class names
-    labels: tuple[str, ...]  # several: those of probability >= 0.5, maybe none; one: (label,)
+    labels: tuple[str, ...]  # several: from the class's threshold on, maybe none; one: (label,)
     class_names: tuple[str, ...] = field(default=(), repr=False)
     file: str | None = None  # of the image, where it came as a path
     several: bool = field(default=False, repr=False)  # whether an image may have several labels
@@ -89,6 +89,7 @@ def predictions_of(
     *,
     alike: Tensor | None = None,
     none_of_these: float | None = None,
+    thresholds: Tensor | None = None,
 ) -> list[Prediction]:
     """One prediction per row of logits (N, C).
 
@@ -100,13 +101,15 @@ def predictions_of(
         plausible: which classes are in each image's set, bool (N, C).
         alike: how like the fit's images each is (N,).
         none_of_these: from which value of `alike` on an image is of the classes; None not asked.
+        thresholds: of several labels, the logit from which on an image has a class (C,); None for
+            0, a probability of one half.
     """
     labelling = labelling_of(multi_label)
     names = tuple(class_names)
     rows = zip(
         logits.argmax(-1).tolist(),  # sigmoids of high logits are all 1, their logits are not
         labelling.probabilities(logits),
-        labelling.predicted(logits),
+        labelling.predicted(logits if thresholds is None else logits - thresholds),
         [None] * len(logits) if files is None else files,
         [None] * len(logits) if plausible is None else plausible,
         [None] * len(logits) if alike is None else alike.tolist(),

@@ -19,6 +19,7 @@ from .none_of_these import KnownImages, known_images_from
 Features = Literal["coordinates", "embedding"]
 PREFIX = "head."
 SCORES = "left_out_scores"
+THRESHOLDS = "thresholds"
 HEAD_BYTES = 20_000_000
 """That a class head may take on disk; a larger one is saved in half precision or of low rank."""
 LARGEST = 2**30
@@ -68,6 +69,8 @@ class TrainedHead:
             have several labels.
         known: what tells images that are none of its classes; None where the fit's were too few, or
             images have several labels.
+        thresholds: with several labels per image, the logit from which on an image has the class
+            (C_h,), for the best F1 on left-out images; None for 0, a probability of one half.
         saved: what is saved of the head, where that is less than all of it (`within`); the head is
             then what those tensors give.
     """
@@ -77,6 +80,7 @@ class TrainedHead:
     method: str | None = None
     left_out_scores: Tensor | None = None
     known: KnownImages | None = None
+    thresholds: Tensor | None = None
     saved: Mapping[str, Tensor] | None = None
 
     @property
@@ -103,7 +107,8 @@ class TrainedHead:
 
     def to(self, device: torch.device | str) -> "TrainedHead":
         """The same on another device."""
-        return replace(self, head=self.head.to(device))
+        own = None if self.thresholds is None else self.thresholds.to(device)
+        return replace(self, head=self.head.to(device), thresholds=own)
 
     def sets(self, coverage: float) -> PredictionSets:
         """What gives sets of classes that hold the right one so often, by the jackknife.
@@ -162,6 +167,8 @@ class TrainedHead:
         found = {PREFIX + name: tensor for name, tensor in state.items()}
         if self.left_out_scores is not None:
             found[PREFIX + SCORES] = self.left_out_scores.float()
+        if self.thresholds is not None:
+            found[PREFIX + THRESHOLDS] = self.thresholds.float().cpu()
         return found if self.known is None else found | self.known.tensors()
 
     def record(self, basis: str | None) -> HeadRecord:
@@ -197,6 +204,12 @@ def head_from(
     scores = state.pop(SCORES, None)
     if scores is not None and (scores.ndim != 1 or not scores.isfinite().all()):
         raise ResiDualError(f"{where} holds other left-out scores than finite numbers.")
+    own = state.pop(THRESHOLDS, None)
+    if own is not None and (own.shape != (record.classes,) or not own.isfinite().all()):
+        raise ResiDualError(
+            f"{where} holds other thresholds than a finite number for each of {record.classes} "
+            "classes."
+        )
     try:
         head = _head_of(state)
         _check_size(head)
@@ -212,7 +225,8 @@ def head_from(
     small = "right" in state or state["weights"].dtype != torch.float32
     known = known_images_from(tensors, width, head.class_count, where)
     saved = state if small else None
-    return TrainedHead(head, record.features, record.method, scores, known, saved)
+    own = None if own is None else own.float()
+    return TrainedHead(head, record.features, record.method, scores, known, own, saved)
 
 
 def _check_size(head: ClassHead) -> None:
@@ -254,6 +268,16 @@ def scores_of(left_out: LeftOut) -> Tensor | None:
         ranks = torch.arange(1, MOST_SCORES + 1) * len(scores) / MOST_SCORES
         scores = scores[ranks.ceil().long() - 1]
     return scores.float()
+
+
+def thresholds_of(left_out: LeftOut) -> Tensor | None:
+    """`TrainedHead.thresholds` by left-out images; None with one label per image."""
+    known = left_out.known
+    if left_out.how == "none" or not known.any():
+        return None
+    labelling = labelling_in(left_out.labels)
+    found = labelling.thresholds(left_out.logits[known], left_out.labels[known])
+    return None if found is None else found.float()
 
 
 def embedding_features(readout: Tensor) -> Tensor:

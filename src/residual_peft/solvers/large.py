@@ -17,10 +17,11 @@ from ..classifiers.heads import (
 )
 from ..classifiers.heads.choosing import some_rows
 from ..classifiers.heads.head import spread
-from ..classifiers.trained_head import Features, TrainedHead, embedding_features, scores_of
+from ..classifiers.trained_head import Features, embedding_features
 from ..classifiers.zero_shot import ZeroShotClassifier
 from .coordinates import Coordinates
 from .methods import METHODS, Outcome, Rows, columns_of, with_gains
+from .methods.method import trained as kept_head
 from .objectives import Objective
 from .store import CoordinateStore, Stores
 
@@ -179,7 +180,7 @@ def _ridge_from_sums(
         drawn.method,
         left,
         head.parameter_count,
-        head=TrainedHead(trained.to(torch.float32), features, drawn.method, scores_of(left)),
+        head=kept_head(trained, features, drawn.method, left),
         strength=float(fit.alpha[0]),
         notes=(
             f"fitted on all {len(data):,} images from their sums; strength and calibration are of "

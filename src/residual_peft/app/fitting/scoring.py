@@ -25,7 +25,10 @@ def scored_by(
         for part in store.parts
         for rows in torch.arange(len(part)).split(CHUNK)
     ]
-    return Evaluation(classifier.class_names, torch.cat(logits), store.labels)
+    thresholds = None if outcome.head is None else outcome.head.thresholds
+    return Evaluation(
+        classifier.class_names, torch.cat(logits), store.labels, thresholds=thresholds
+    )
 
 
 @torch.no_grad()

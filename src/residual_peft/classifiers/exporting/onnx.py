@@ -243,7 +243,8 @@ def metadata_of(
     """What a file says beside its graph, JSON-able.
 
     `class_names`; `preprocessing`, a `Preparation`; `size`, height and width of the pixels;
-    `several_labels`, and then the `threshold` from which a class is among the labels; `plausible`,
+    `several_labels`, and then the `threshold`, the probability from which a class is among the
+    labels, one for all or a list of one for each; `plausible`,
     for each coverage the probability from which a class is in the set that holds the right one so
     often (as `Prediction.plausible`), where the classifier knows.
     """
@@ -253,9 +254,15 @@ def metadata_of(
         "preprocessing": preparation.as_dict(),
         "size": list(size),
         "several_labels": classifier.multi_label,
-        "threshold": classifier.labelling.threshold,
+        "threshold": _threshold(classifier),
         "plausible": _plausible(classifier),
     }
+
+
+def _threshold(classifier: ZeroShotClassifier) -> float | list[float] | None:
+    if classifier.thresholds is None:
+        return classifier.labelling.threshold
+    return [float(value) for value in classifier.thresholds.double().sigmoid()]
 
 
 def _plausible(classifier: ZeroShotClassifier) -> Mapping[str, float]:

@@ -42,7 +42,12 @@ class Task:
     def predictions(self, logits: Tensor) -> list[Prediction]:
         """What logits (N, C) say, one label per image or several, as the classifier has it."""
         classifier = self.classifier
-        return predictions_of(logits, classifier.class_names, classifier.multi_label)
+        return predictions_of(
+            logits,
+            classifier.class_names,
+            classifier.multi_label,
+            thresholds=classifier.thresholds,
+        )
 
 
 @dataclass(frozen=True)

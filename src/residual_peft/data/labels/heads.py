@@ -49,6 +49,10 @@ class HeadsOfOneLabel:
         """The logit of each class (C,) from which on to say yes for the best F1, if it is asked."""
         return None
 
+    def own_thresholds(self, thresholds: Tensor | None) -> Tensor | None:
+        """Those that decide what is said of an image."""
+        return None
+
     def surprise(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """−log p of the right class (N,); None where there is no one right class."""
         return functional.cross_entropy(logits.double(), labels, reduction="none")
@@ -135,6 +139,10 @@ class HeadsOfManyLabels:
         f1 = torch.where(logits > below, f1, torch.full_like(f1, -1))
         best = f1.argmax(0, keepdim=True)
         return ((logits.gather(0, best) + below.gather(0, best)) / 2).squeeze(0)
+
+    def own_thresholds(self, thresholds: Tensor | None) -> Tensor | None:
+        """All."""
+        return thresholds
 
     def surprise(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """There are many, or none."""

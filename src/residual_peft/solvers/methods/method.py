@@ -12,7 +12,7 @@ from ...classifiers.heads import ClassHead, LeftOut, RidgeSettings
 from ...classifiers.heads.finishing import finish
 from ...classifiers.heads.images import checked
 from ...classifiers.heads.left_out import How, leaving_of
-from ...classifiers.trained_head import Features, TrainedHead, scores_of
+from ...classifiers.trained_head import Features, TrainedHead, scores_of, thresholds_of
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...tuner import gains_of
 from ..coordinates import Coordinates
@@ -125,4 +125,10 @@ def title_of(what: str, features: Features, kinds: tuple[str, ...] = ()) -> str:
 
 def trained(head: ClassHead, features: Features, name: str, left_out: LeftOut) -> TrainedHead:
     """A fitted head as a classifier carries it."""
-    return TrainedHead(head.to(torch.float32), features, name, scores_of(left_out))
+    return TrainedHead(
+        head.to(torch.float32),
+        features,
+        name,
+        scores_of(left_out),
+        thresholds=thresholds_of(left_out),
+    )
