@@ -161,7 +161,7 @@ class Writer:
         return Bar(
             total=sum(sizes.values()),
             initial=done,
-            desc="Reading images",
+            desc=f"Reading {self.dataset.name}",
             unit="image",
             disable=not self.progress,
         )
