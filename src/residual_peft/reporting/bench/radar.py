@@ -30,8 +30,8 @@ def radars(
 ) -> Markup | None:
     """A spoke per data set, a line per method; None where there is nothing to go around.
 
-    Drawn are zero-shot, the probe, LoRA, the best others, and published rows as far as there is
-    room, all of them only where they have a figure of every data set.
+    Drawn are zero-shot, the probe, LoRA, the best others, and the best published rows as far
+    as there is room; all of them where they have a figure of every data set.
 
     Args:
         results: of one model in one protocol.
@@ -43,11 +43,13 @@ def radars(
     if len(data) < LEAST or importlib.util.find_spec("matplotlib") is None:
         return None
     lines = _lines(results, data)
-    theirs = published_of(published, protocol, model)
-    for name, figures in theirs.items():
-        if {*data} <= {*figures.accuracy.get(protocol, ())} and len(lines) < MOST:
-            told = figures.accuracy[protocol]
-            lines[f"{name} (published)"] = {each: told[each] / 100 for each in data}
+    theirs = {
+        name: {each: row.accuracy[protocol][each] / 100 for each in data}
+        for name, row in published_of(published, protocol, model).items()
+        if {*data} <= {*row.accuracy.get(protocol, ())}
+    }
+    for name in sorted(theirs, key=lambda name: -sum(theirs[name].values()))[: MOST - len(lines)]:
+        lines[f"{name} (published)"] = theirs[name]
     if not lines:
         return None
     rows = {
