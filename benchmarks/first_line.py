@@ -2,7 +2,7 @@
 
     python benchmarks/first_line.py          # minutes; writes first_line.json beside itself
 
-Each command is started five times as a process of its own, in turn with the others, in a folder of
+Each command is started three times as a process of its own, in turn with the others, in a folder of
 90 handwritten digits of three classes; times are medians, in seconds from the start of the process,
 beside those that importing torch, transformers and peft takes a plain Python on the same machine.
 """
@@ -21,7 +21,7 @@ from residual_peft.demo.tasks import handwriting
 from residual_peft.hub.files import write_json
 
 RESULTS = Path(__file__).with_suffix(".json")
-TIMES = 5
+TIMES = 3
 PROGRAM = "import sys; sys.argv[0] = 'residual-peft'; from residual_peft.cli import main; main()"
 IMPORT = "import torch, transformers, peft; print('done')"
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -66,7 +66,7 @@ def once(command: str, given: tuple[str, ...], root: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """All commands in turn, five times."""
+    """All commands in turn, three times."""
     times: dict[str, list[dict[str, float]]] = {command: [] for command in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -64,6 +64,7 @@ def test_the_output_is_that_of_the_example(name: str, folder, hub, monkeypatch, 
     typed, *shown = example(name)
     first = {
         "update": "fit --data photos --out my-adapter --method ridge --keep-statistics --no-report",
+        "convert": "fit --data photos --out my-gains --method gains --no-report",
         "merge": "fit --data photos --out my-stream-adapter --trainer --set mode=stream",
     }
     if given := first.get(name):

@@ -9,7 +9,7 @@ from ..hub.places import check_place
 from .commands import begin
 from .options import AdapterName
 
-EXAMPLE = """residual-peft convert my-adapter --model residual_peft/demo-clip --out other-adapter
+EXAMPLE = """residual-peft convert my-gains --model residual_peft/demo-clip --out other-adapter
 The adapter for residual_peft/demo-clip is in other-adapter, without its classes."""
 
 
@@ -24,7 +24,10 @@ def convert(
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the adapter to.")],
 ) -> None:
-    """Write an adapter for another library's copy of its base model: transformers or open_clip."""
+    """Write an adapter for another library's copy of its base model: transformers or open_clip.
+
+    For adapters of gains in readout mode: fit --method gains.
+    """
     check_place(out)
     begin(f"Converting {adapter} for {model}.")
     from ..app.converting import adapter_for
