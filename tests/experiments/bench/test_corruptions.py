@@ -16,6 +16,7 @@ from residual_peft.experiments.bench.corruptions import (
     NOISE,
     CorruptingProcessor,
 )
+from tests.pairs import table
 from tests.training_case import save_clip
 
 
@@ -53,7 +54,7 @@ def test_numbers_are_those_of_the_formulas() -> None:
         assert apart(CORRUPTIONS["jpeg"](image, severity, random()), again) == 0
 
 
-@pytest.mark.parametrize("severity", [1, 5])
+@table("severity", [1, 5])
 def test_a_blur_is_a_gaussian_of_so_many_pixels_of_224(severity: int) -> None:
     """A line of light spreads with the deviation that the formula says, within PIL's boxes."""
     for side in (112, 224):

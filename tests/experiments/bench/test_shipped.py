@@ -17,6 +17,7 @@ from tests.experiments.bench.miniatures import COPIES, count_of, write_copy, wri
 from tests.hub_client import hub  # noqa: F401  a fixture
 from tests.hub_store import Hub, Repository
 from tests.models import randomize
+from tests.pairs import table
 from tests.training_case import save_clip
 
 WIDTHS = {"clip-b16": 512, "openclip-b16": 512, "clip-b32": 512, "clip-l14": 768,
@@ -81,7 +82,7 @@ def local(folder: Path, entry: DataEntry) -> DataEntry:
     return replace(entry, source=str(place))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@table("name", [*SHIPPED])
 def test_every_entry_loads_from_its_copy(name: str, tmp_path: Path, monkeypatch) -> None:
     registry = read_registry(name)
     write_frames(tmp_path / "ucf101")

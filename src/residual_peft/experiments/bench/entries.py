@@ -99,7 +99,8 @@ class Protocol:
     Attributes:
         kind: "full": all of them; "shots": so many of each class, drawn anew with each seed;
             "base-to-novel": so many of each class of a random half of the classes, and the other
-            half is asked for, too.
+            half is asked for, too. No method sees another labelled image: what it chooses, it
+            chooses on training images that it leaves out, so that there is no validation set.
         shots: images of each class; with "base-to-novel" all when None.
         seeds: of the draws.
         without: methods that are left out, such as those that compare all images with all.
