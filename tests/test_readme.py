@@ -200,6 +200,13 @@ def test_the_table_of_speed_is_what_the_benchmark_wrote() -> None:
     assert markdown_table(headers, found["table"]) in text
     assert found["machine"]["processor"].split(",")[0] in text
     assert len(found["table"]) == len(found["rows"])
+    seconds, text = results("first_line")["seconds"], " ".join(text.split())
+    base = seconds.pop("importing torch, transformers, peft")
+    first = [row["first"] for row in seconds.values()]
+    said = f"after {min(first):.2f} to {max(first):.2f} s, where importing torch, transformers and"
+    assert f"{said} PEFT takes {base['first']:.1f} s" in text
+    assert f"complete after {seconds['look']['end']:.1f} s, a whole `fit` after" in text
+    assert f"`fit` after {seconds['fit']['end']:.0f} s." in text
 
 
 HEADS_ROWS = (

@@ -18,6 +18,7 @@ from residual_peft.errors import EXTRAS, ResiDualError, missing_extra
 from tests.browser import browser  # noqa: F401  a fixture
 from tests.commands import photos
 from tests.launch import ENVIRONMENT
+from tests.pairs import table
 
 SPACE = Path(__file__).parents[2] / "examples" / "space"
 
@@ -79,7 +80,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
+@table("width", [390, 1280])
 def test_the_space_shows_a_class_head_on_a_phone_and_a_laptop(
     browser,  # noqa: F811
     space,
