@@ -244,3 +244,7 @@ def test_what_is_forgotten_on_the_way_is_told_where_it_was_asked(results) -> Non
     assert "| – / 100.0 MB |" in said
     row = next(line for line in said.splitlines() if line.startswith("| gains-interpolated | 70.0"))
     assert "+10.0 ± 10.0 (p 0.500)" in row
+    # a mean over one of two tasks is no rank: it stands below all that ran on both
+    assert "| gains-interpolated | 70.0 (1 of 2 tasks) |" in row
+    first = [line.split(" | ")[0] for line in said.splitlines() if line.startswith("| ")]
+    assert first.index("| zero-shot") < first.index("| gains-interpolated")

@@ -87,12 +87,14 @@ def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
     beside = {"zero-shot": ZERO_SHOT, "probe": PROBE, "LoRA": LORA}
     others = {title: of_method(results, name) for title, name in beside.items()}
     others = {title: own for title, own in others.items() if own or title != "LoRA"}
-    rows = []
+    tasks, rows = len({result.task for result in results}), []
     for method in names_of(results, lambda result: result.method):
         own = of_method(results, method)
+        ran = len({result.task for result in own})
         cells = (
             method,
-            _percent(over_tasks(own)),
+            # a mean over some tasks is no rank among means over all
+            _percent(over_tasks(own)) + (f" ({ran} of {tasks} tasks)" if ran < tasks else ""),
             *(_text(difference(own, one)) if own != one else NONE for one in others.values()),
             _percent(mean(r.mean_per_class_recall for r in own)),
             _percent(mean(r.calibration_error for r in own)),
@@ -102,14 +104,14 @@ def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
             _memory(own),
             f"{len(own)}",
         )
-        rows.append((over_tasks(own), cells))
-    rows.sort(key=lambda row: -row[0])
+        rows.append((ran, over_tasks(own), cells))
+    rows.sort(key=lambda row: (-row[0], -row[1]))
     headers = (
         "method", "score", *(f"less {title}" for title in others), "recall", "calibration error",
         "numbers", "bytes", "seconds", "memory, mean and peak", "runs",
     )  # fmt: skip
-    bars = tuple(Bar(cells[0], value) for value, cells in rows)
-    return Table(protocol, headers, tuple(cells for _, cells in rows), bars)
+    bars = tuple(Bar(cells[0], value) for ran, value, cells in rows if ran == tasks)
+    return Table(protocol, headers, tuple(cells for *_, cells in rows), bars)
 
 
 def _scores_of(
