@@ -34,7 +34,6 @@ from tests.slow import slow_pca
 from tests.tuner.stream_twin import slow as slow_stream
 from tests.tuner.twin import SlowBasis, randomize_gains, relative, slow_adapted
 
-every = pytest.mark.parametrize("name", CASES)
 # one of each kind of readout where all would take long
 SOME = (
     "SiglipModel",
@@ -94,19 +93,6 @@ def expected(case: Pooled, model: PeftModel, batch: dict[str, Tensor]) -> Tensor
     )
 
 
-@every
-def test_every_unit_is_that_of_the_twin(name: str) -> None:
-    case = CASES[name]
-    model, batch = case.build(), case.batch()
-    wanted = slow_parts(case, model, batch)
-    found = decompose(model.double(), double(batch), **dict(case.options))
-    assert set(found.units) == set(wanted) - {Unit("output")}
-    for index, unit in enumerate(found.units):
-        assert relative(found.contributions[:, index], wanted[unit]) < 1e-10, unit
-    assert relative(found.readout, wanted[Unit("output")]) < 1e-12
-    assert relative(found.contributions.sum(1) + found.bias, wanted[Unit("output")]) < 1e-10
-
-
 @each_of_some
 def test_eager_attention_sums_as_the_usual_does(name: str) -> None:
     case, batch = CASES[name], CASES[name].batch()
@@ -154,8 +140,17 @@ SETTINGS = {
 
 
 @in_turn(name=CASES, settings=SETTINGS)
-def test_the_adapted_readout_is_that_of_the_definition(name: str, settings: str) -> None:
+def test_units_and_the_adapted_readout_are_those_of_the_twin(name: str, settings: str) -> None:
     case, batch = CASES[name], CASES[name].batch()
+    base = case.build()
+    parts = slow_parts(case, base, batch)
+    found = decompose(base.double(), double(batch), **dict(case.options))
+    assert set(found.units) == set(parts) - {Unit("output")}
+    for index, unit in enumerate(found.units):
+        assert relative(found.contributions[:, index], parts[unit]) < 1e-10, unit
+    assert relative(found.readout, parts[Unit("output")]) < 1e-12
+    assert relative(found.contributions.sum(1) + found.bias, parts[Unit("output")]) < 1e-10
+
     model = adapted(name, **SETTINGS[settings])
     wanted = expected(case, model, batch)
     assert relative(read(model, batch), wanted) < 1e-5
