@@ -3,7 +3,8 @@
     python benchmarks/bench_small.py        # writes bench_small.jsonl and .md beside itself
 
 Folders of pictures are made under the system's temporary directory, then the registry is run there,
-as `residual-peft bench bench_small.toml --resume` would be; a killed run goes on. Clip art is
+as `residual-peft bench bench_small.toml --resume` would be; a killed run goes on, and what stands
+in bench_small.jsonl is not run again (delete it for that). Clip art is
 fetched as `heads_tasks.py` fetches it; where it cannot be had, it is left out and the rest runs.
 """
 
@@ -74,8 +75,12 @@ def main() -> None:
     PLACE.mkdir(exist_ok=True)
     pictures()
     os.chdir(PLACE)
+    rows, kept = PLACE / "out" / "results.jsonl", REGISTRY.with_suffix(".jsonl")
+    if kept.exists() and not rows.exists():
+        rows.parent.mkdir(exist_ok=True)
+        shutil.copy(kept, rows)
     run_bench(registry_of(REGISTRY), PLACE / "out", resume=True)
-    shutil.copy(PLACE / "out" / "results.jsonl", REGISTRY.with_suffix(".jsonl"))
+    shutil.copy(rows, kept)
     shutil.copy(PLACE / "out" / "summary.md", REGISTRY.with_suffix(".md"))
 
 
