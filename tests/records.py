@@ -74,9 +74,19 @@ def record(
 
 
 TRIED = (
-    MethodRow("zero-shot", "texts alone", 0.3, 0.2, 0.45, 0.34, 2.038, 0, 0.01),
+    MethodRow("zero-shot", "texts alone", 0.3, 0.2, 0.45, 0.34, 2.038, 0, 0.01, bytes=0),
     MethodRow(
-        "ridge", "ridge on the coordinates", 0.975, 0.87, 0.99, 0.97, 0.0281, 15792, 1.4, True
+        "ridge",
+        "ridge on the coordinates",
+        0.975,
+        0.87,
+        0.99,
+        0.97,
+        0.0281,
+        15792,
+        1.4,
+        True,
+        75_900,
     ),
 )
 TRUST = TrustRecord(360, 0.95, 0.19, 0.04, 1, 0.9, 0.925, 1.25, 200, 0.0213)

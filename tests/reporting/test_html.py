@@ -235,12 +235,17 @@ def test_what_left_out_images_say_is_told() -> None:
 def test_what_was_tried_is_a_table_with_the_chosen_one_marked() -> None:
     made = record()
     shown = text(replace(made, facts=replace(made.facts, methods=TRIED)))
-    assert "texts alone 2.038 34.0 % 30.0 % 20.0 % to 45.0 % 0 0.01 s" in shown
+    assert "texts alone 2.038 34.0 % 30.0 % 20.0 % to 45.0 % 0 – 0.01 s" in shown
     assert "✓ ridge on the coordinates chosen 0.028 97.0 % 97.5 %" in shown
     assert "The method was chosen by hand" in shown
     assert "What was tried" not in text(made)
-    bare = tuple(replace(row, low=None, high=None) for row in TRIED)
+    assert "15,792 75.9 kB 1.4 s" in shown
+    assert "test recall" not in shown
+    bare = tuple(replace(row, low=None, high=None, bytes=None) for row in TRIED)
     assert "test numbers time texts" in text(replace(made, facts=replace(made.facts, methods=bare)))
+    alike = tuple(replace(row, recall=0.625, test_recall=0.5) for row in TRIED)
+    shown = text(replace(made, facts=replace(made.facts, methods=alike)))
+    assert "97.5 % 87.0 % to 99.0 % 62.5 % 50.0 % 15,792" in shown
 
 
 def test_a_long_name_goes_on_at_its_marks_and_stays_text() -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from residual_peft.classifiers.heads import choose_ridge
+from residual_peft.classifiers.heads import LeftOut, balanced_weights, choose_ridge
 from residual_peft.classifiers.trained_head import scores_of
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
-from residual_peft.solvers.choice import check_methods, choose, method_names
+from residual_peft.solvers.choice import _best, check_methods, choose, method_names
 from residual_peft.solvers.coordinates import Coordinates, collect_with_basis, joined
-from residual_peft.solvers.methods import METHODS, Rows
+from residual_peft.solvers.methods import METHODS, Outcome, Rows
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.models import clip_model, pixels
 
@@ -93,6 +93,25 @@ def test_what_does_best_on_left_out_images_is_chosen(material):
     assert by_name["ridge"].accuracy > by_name["ridge-embedding"].accuracy + 0.2
     assert choice.images == 120
     assert choice.chosen.head.left_out_scores is not None
+
+
+def test_where_every_class_counts_alike_the_recall_of_left_out_images_chooses(material):
+    """By hand: what always says the most frequent class is accurate here, and is not taken."""
+    classifier, seen = material
+    labels = torch.tensor([0] * 80 + [1] * 20 + [2] * 20)
+    rows = Rows.of(classifier, Coordinates(seen.readout, labels, seen.coordinates, seen.state))
+
+    def said(name: str, right: tuple[int, int, int], count: int) -> Outcome:
+        told = torch.cat(
+            [(torch.arange(n) < r).long() for n, r in zip((80, 20, 20), right, strict=True)]
+        )
+        logits = torch.nn.functional.one_hot((labels + 1 - told) % 3, 3).double()
+        return Outcome(name, LeftOut(logits, labels, "fold", torch.ones(120).bool()), count)
+
+    accurate, fair = said("accurate", (80, 5, 5), 10), said("fair", (50, 18, 18), 20)
+    assert _best([accurate, fair], rows) is accurate
+    alike = replace(rows, class_weights=balanced_weights(labels, 3))
+    assert _best([accurate, fair], alike) is fair
 
 
 def test_many_images_are_compared_on_some_and_fitted_on_all(material):

@@ -9,10 +9,10 @@ from .commands import begin
 from .options import DEMO_MODEL_SHOWN, AsJson, Data, Model, with_recipe
 
 EXAMPLE = """residual-peft compare --data photos
-method               loss  left-out   test         95 %  numbers  seconds
-zero-shot           2.038     0.342  0.300  0.181-0.454        0      0.0
-gains               0.273     0.933  0.975  0.871-0.996    1,578      5.8
-ridge *             0.028     0.989  1.000  0.912-1.000   15,792      1.1
+method               loss  left-out   test         95 %  numbers    bytes  seconds
+zero-shot           2.141     0.300  0.275  0.161-0.428        0        –      0.0
+gains               0.153     0.942  0.925  0.801-0.974    1,578  11.4 kB      2.5
+ridge-heads *       0.076     0.978  1.000  0.912-1.000    8,172  75.8 kB      0.6
 ..."""
 
 
@@ -33,4 +33,4 @@ def compare(
     if as_json:
         print(json.dumps([asdict(row) for row in done.methods], indent=2))
     else:
-        print(printable_lines("\n".join(done.table())))
+        print(printable_lines("\n".join([*done.table(), *done.notes()])))

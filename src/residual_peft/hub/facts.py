@@ -23,6 +23,11 @@ class MethodRow:
         trained: how many numbers were trained.
         seconds: of the fit, choices included.
         chosen: whether this one was.
+        bytes: on disk, of what was fitted: a head or gains and what goes with them; the basis that
+            coordinates are taken in aside. None where it was not noted.
+        recall: mean per-class recall of the left-out images, by which methods are chosen where
+            every class counts alike; None where it does not.
+        test_recall: the same of the test images.
     """
 
     name: str
@@ -35,6 +40,9 @@ class MethodRow:
     trained: int
     seconds: float
     chosen: bool = False
+    bytes: int | None = None
+    recall: float | None = None
+    test_recall: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from ..classifiers.heads.choosing import Candidate, fewest_as_good, some_rows
+from ..classifiers.heads.choosing import Candidate, best_recall, fewest_as_good, some_rows
 from ..data.progress import Bar
 from ..errors import ResiDualError
 from .methods import METHODS, Outcome, Rows
@@ -43,7 +40,8 @@ def choose(
 ) -> Choice:
     """Fit every method and take the one of the least left-out log-loss; ties go to fewer numbers.
 
-    No image but those given plays a part.
+    Where classes weigh differently, the rare ones more, the one of the best mean per-class recall;
+    ties then go to the log-loss (`best_recall`). No image but those given plays a part.
 
     Args:
         rows: training images.
@@ -84,14 +82,8 @@ def _best(able: list[Outcome], rows: Rows) -> Outcome:
         fixed = [outcome for outcome in able if outcome.method == WITHOUT_CHOICE]
         return fixed[0] if fixed else able[-1]
     candidates = [Candidate(one.method, one.left_out, one.parameter_count) for one in able]
-    return able[fewest_as_good(candidates, _image_weights(rows))]
-
-
-def _image_weights(rows: Rows) -> Tensor | None:
-    if rows.class_weights is None:
-        return None
-    weights = torch.as_tensor(rows.class_weights)
-    return rows.classifier.labelling.image_weights(rows.labels, weights)
+    balanced = rows.class_weights is not None
+    return able[best_recall(candidates) if balanced else fewest_as_good(candidates)]
 
 
 def method_names(several_labels: bool = False) -> list[str]:

@@ -1,14 +1,16 @@
 """A fit says what it must of itself: counts, intervals, and what speaks against it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from residual_peft.app.fitting.report import FitReport, findings_of
+from residual_peft.app.fitting.report import FitReport, findings_of, method_lines
 from residual_peft.classifiers.evaluation import Evaluation
 from residual_peft.data.labels import MANY_LABELS, ONE_LABEL
 from residual_peft.data.metrics import accuracy_interval
+from residual_peft.hub.facts import MethodRow
 from residual_peft.reporting.run_record import RunRecord
 from residual_peft.solvers import STRENGTHS
 from residual_peft.solvers.strengths import ENOUGH
@@ -63,6 +65,34 @@ def test_not_better_than_before() -> None:
 def test_not_better_than_one_class() -> None:
     assert "always answering with the largest class (0.600, 0.600)" in said(30, 60, train=0.6)
     assert "largest class" not in said(30, 61, train=0.6)
+    row = MethodRow("a", "a", 0.6, None, None, None, None, 0, 0.1)
+    for scores, nothing in (
+        ((0.3, 0.6, 0.5), True),
+        ((0.3, 0.61, 0.5), False),
+        ((0.3, 0.6), False),
+    ):
+        tried = [replace(row, score=score) for score in scores]
+        args = evaluation(30), evaluation(60), {"accuracy": 0.6}, 0.6, "zero-shot", tried
+        text = " ".join(findings_of(*args))
+        assert ("of 3 methods none beats it" in text) is nothing
+
+
+def test_methods_are_told_with_their_sizes_and_by_what_they_were_chosen() -> None:
+    rows = [
+        MethodRow("zero-shot", "", 0.3, 0.2, 0.45, 0.34, 2.04, 0, 0.01, bytes=0),
+        MethodRow("gains", "", 0.5, 0.4, 0.6, 0.54, 0.92, 1578, 4.1, bytes=6_312),
+        MethodRow("ridge", "", 0.975, 0.87, 0.99, 0.97, 0.028, 15792, 1.4, True, 75_900),
+    ]
+    heads, *lines = method_lines(rows)
+    assert heads.split()[-3:] == ["numbers", "bytes", "seconds"]
+    assert all(
+        size in line for size, line in zip(("  –  ", "6.3 kB", "75.9 kB"), lines[:3], strict=True)
+    )
+    assert "chosen by the loss on left-out training images" in lines[-1]
+    heads, *lines = method_lines([replace(row, recall=0.75, test_recall=0.25) for row in rows])
+    assert "recall  test recall" in heads
+    assert all("0.750        0.250" in line for line in lines[:3])
+    assert "chosen by the mean per-class recall of left-out training images" in lines[-1]
 
 
 def test_training_images_by_heart() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from residual_peft.classifiers.heads import Candidate, LeftOut, choose_ridge, fewest_as_good
+from residual_peft.classifiers.heads.choosing import best_recall
 from residual_peft.classifiers.heads.images import balanced_weights
 from residual_peft.errors import ResiDualError
 
@@ -52,6 +53,35 @@ def test_weights_decide_whose_losses_count() -> None:
     pair = [Candidate("first", first, 1), Candidate("second", second, 1)]
     assert fewest_as_good(pair) == 0
     assert fewest_as_good(pair, torch.tensor([1.0] * 90 + [50.0] * 10)) == 1
+
+
+def test_the_best_recall_unless_it_is_a_tie_that_the_loss_decides() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 100, 2, generator=generator).double()
+    logits[:, 90:, 1] += torch.arange(6.0).unsqueeze(1) / 3
+    # the largest class alone is the most accurate by far, and of no recall worth the name
+    largest = said(torch.tensor([[9.0, 0.0]]).double().repeat(100, 1), labels)
+    every = [Candidate(f"{i}", said(one, labels), i) for i, one in enumerate(logits)]
+    every.append(Candidate("largest", largest, 0))
+    recalls = [
+        float(
+            torch.stack(
+                [(one.left_out.logits.argmax(1) == k)[labels == k].double().mean() for k in (0, 1)]
+            ).mean()
+        )
+        for one in every
+    ]
+    assert best_recall(every, tie=0.0) == max(range(7), key=recalls.__getitem__)
+    for one, recall in zip(every, recalls, strict=True):
+        assert one.left_out.recall == pytest.approx(recall)
+    assert largest.accuracy == max(one.left_out.accuracy for one in every)
+    sure = Candidate("sure", said(3 * logits[5], labels), 50)
+    flat = Candidate("flat", said(0.01 * logits[5], labels), 5)
+    losses = [
+        float((one.left_out.losses / labels.bincount()[labels]).sum()) for one in (sure, flat)
+    ]
+    assert best_recall([sure, flat]) == int(losses[1] < losses[0])
 
 
 def test_images_of_unknown_class_do_not_count() -> None:

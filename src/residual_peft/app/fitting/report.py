@@ -10,6 +10,7 @@ from ...data.labels import MANY_LABELS, ONE_LABEL, Labelling
 from ...errors import counted
 from ...hub.directories import SKIPPED
 from ...hub.facts import FitNumbers, MethodRow
+from ...reporting import readable_bytes
 from ...solvers import strength_note
 
 FAR = 0.1  # of accuracy: training images this much above test images are worth a word
@@ -80,8 +81,7 @@ class FitReport(FitNumbers):
         if self.encoding_seconds is not None and self.fitting_seconds is not None:
             read, fit = self.encoding_seconds, self.fitting_seconds
             found.append(f"{read:.1f} s to read the images, {fit:.1f} s to fit")
-        found += self.table()
-        found += [f"Note: {finding}" for finding in self.findings]
+        found += [*self.table(), *self.notes()]
         images = self.splits.get("train", 0) + self.splits.get("validation", 0)
         note = strength_note(self.strength, images)
         return found if note is None else [*found, f"Note: {note}"]
@@ -90,23 +90,32 @@ class FitReport(FitNumbers):
         """What was compared, for people; empty where nothing was."""
         return method_lines(self.methods)
 
+    def notes(self) -> list[str]:
+        """What the numbers say against the fit, for people."""
+        return [f"Note: {finding}" for finding in self.findings]
+
 
 def method_lines(rows: Sequence[MethodRow]) -> list[str]:
     """A table of what was compared, for people; none where nothing was."""
     if not rows:
         return []
-    heads = ("method", "loss", "left-out", "test", "95 %", "numbers", "seconds")
+    alike = any(row.recall is not None for row in rows)
+    recalls = ("recall", "test recall") if alike else ()
+    heads = ("method", "loss", "left-out", "test", "95 %", *recalls, "numbers", "bytes", "seconds")
     cells = [heads]
     for row in rows:
         around = "" if row.low is None else f"{row.low:.3f}-{row.high:.3f}"
+        own = tuple(_three(share) for share in (row.recall, row.test_recall)) if alike else ()
         cells.append(
             (
                 row.name + (" *" if row.chosen else ""),
-                "" if row.log_loss is None else f"{row.log_loss:.3f}",
-                "" if row.left_out is None else f"{row.left_out:.3f}",
+                _three(row.log_loss),
+                _three(row.left_out),
                 f"{row.score:.3f}",
                 around,
+                *own,
                 f"{row.trained:,}",
+                "" if row.bytes is None else readable_bytes(row.bytes),
                 f"{row.seconds:.1f}",
             )
         )
@@ -117,10 +126,15 @@ def method_lines(rows: Sequence[MethodRow]) -> list[str]:
         padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         found.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
     by_hand = len(rows) <= 2  # zero-shot is always beside what was asked for
+    what = "mean per-class recall of" if alike else "loss on"
     why = (
-        "as asked for" if by_hand else "by the loss on left-out training images, not by test images"
+        "as asked for" if by_hand else f"by the {what} left-out training images, not by test images"
     )
     return [*found, f"(* chosen {why})"]
+
+
+def _three(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def findings_of(
@@ -129,6 +143,7 @@ def findings_of(
     train: Mapping[str, float],
     largest: float,
     start: str,
+    tried: Sequence[MethodRow] = (),
 ) -> tuple[str, ...]:
     """What the numbers of a fit say against it.
 
@@ -138,6 +153,7 @@ def findings_of(
         train: metrics on the training images with it.
         largest: the metric by chance (`OneLabel.chance`).
         start: what the classes were before the adapter.
+        tried: what was compared.
     """
     labelling = after.labelling
     name, said = labelling.metric_names[0], labelling.metric_words
@@ -156,6 +172,8 @@ def findings_of(
     if new <= largest:
         other = labelling.chance_words[1]
         found.append(f"the adapted model is not better than {other} ({new:.3f}, {largest:.3f}).")
+        if len(tried) > 2 and all(row.score <= largest for row in tried):
+            found.append(f"nothing that was tried is: of {len(tried)} methods none beats it.")
     interval = after.interval
     if train[name] - new > FAR and (interval is None or train[name] > interval[1]):
         found.append(

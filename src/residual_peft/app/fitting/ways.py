@@ -37,6 +37,7 @@ from .task import PER_CLASS, Done, Task
 
 clock: Callable[[], float] = time.perf_counter
 SIZING = 4000  # images that a low rank is fitted to
+RECALL = "mean_per_class_recall"
 KNOWN = 20_000  # images that tell how far others may lie
 
 
@@ -61,6 +62,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     inside = scored_by(chosen, classifier, seen).metrics
     chosen.put_into(classifier)
     _know_its_images(classifier, seen, groups)
+    alike = task.balanced and not classifier.multi_label  # of several labels none counts more
     notes = (*chosen.notes, *_copies(rows), *_keep_statistics(task, chosen, classifier, seen))
     return Done(
         classifier=classifier,
@@ -76,7 +78,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         images_read=len(seen.labels),
         trained=chosen.parameter_count,
         table=tuple(
-            _row(one, task.title(one.method), measured[one.method], one is chosen)
+            _row(one, task.title(one.method), measured[one.method], one is chosen, alike)
             for one in outcomes
         ),
         notes=notes,
@@ -196,7 +198,9 @@ def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:
     return outcomes, outcomes[-1]
 
 
-def _row(outcome: Outcome, title: str, measured: Evaluation, chosen: bool) -> MethodRow:
+def _row(
+    outcome: Outcome, title: str, measured: Evaluation, chosen: bool, balanced: bool
+) -> MethodRow:
     left, interval = outcome.left_out, measured.interval
     told = bool(left.known.any())
     low, high = interval or (None, None)
@@ -211,6 +215,9 @@ def _row(outcome: Outcome, title: str, measured: Evaluation, chosen: bool) -> Me
         trained=outcome.parameter_count,
         seconds=outcome.seconds,
         chosen=chosen,
+        bytes=outcome.bytes,
+        recall=left.recall if told and balanced else None,
+        test_recall=measured.metrics[RECALL] if balanced else None,
     )
 
 

@@ -261,7 +261,10 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
         largest_class=largest,
         repeated=repeated,
         skipped=images.skipped,
-        findings=(*done.notes, *findings_of(done.before, done.after, done.train, largest, start)),
+        findings=(
+            *done.notes,
+            *findings_of(done.before, done.after, done.train, largest, start, done.table),
+        ),
         methods=done.table,
     )
 

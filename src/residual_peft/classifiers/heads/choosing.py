@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.labels import labelling_in
+from ...data.labels import ONE_LABEL, labelling_in
 from ...errors import ResiDualError
 from .images import checked
 from .left_out import LeftOut
@@ -55,6 +55,46 @@ def fewest_as_good(
     Raises:
         ResiDualError: no candidate, or candidates of different images.
     """
+    known = _known(candidates)
+    if not known.any():
+        return 0
+    losses = torch.stack([candidate.left_out.losses[known] for candidate in candidates])
+    share = torch.ones(len(known)) if weights is None else weights
+    share = share[known].double() / share[known].double().sum()
+    means = losses @ share
+    ties = _ties(losses, share, tie)
+    return min(ties, key=lambda place: (candidates[place].parameter_count, float(means[place])))
+
+
+def best_recall(candidates: Sequence[Candidate], tie: float = TIE) -> int:
+    """The candidate of the best mean per-class recall of left-out images, for one label per image.
+
+    Recall counts images, and with rare classes many candidates have nearly the same: among those
+    that tie the log-loss decides, each class counting alike there, too (`fewest_as_good`).
+
+    Args:
+        candidates: as for `fewest_as_good`.
+        tie: likewise.
+
+    Returns:
+        Its place; the first one where no image counts.
+
+    Raises:
+        ResiDualError: as `fewest_as_good`.
+    """
+    known = _known(candidates)
+    if not known.any():
+        return 0
+    labels = candidates[0].left_out.labels
+    counts = ONE_LABEL.counts(labels[known], int(labels.max()) + 1)
+    each = 1 / counts.clamp_min(1).double()[labels]  # their sum over images is that of recalls
+    right = [ONE_LABEL.right(one.left_out.logits, labels)[known] for one in candidates]
+    places = _ties(-torch.stack(right), each[known] / each[known].sum(), tie)
+    return places[fewest_as_good([candidates[place] for place in places], each, tie)]
+
+
+def _known(candidates: Sequence[Candidate]) -> Tensor:
+    """Images whose class every candidate knew without them (N,), the same images of all."""
     if not candidates:
         raise ResiDualError("wanted at least one way to tell classes apart, got none.")
     first = candidates[0].left_out.labels
@@ -64,19 +104,23 @@ def fewest_as_good(
                 f"wanted what {candidate.name} says of the images that {candidates[0].name} was "
                 "asked for, got others: compare candidates on the same rows."
             )
-    known = torch.stack([candidate.left_out.known for candidate in candidates]).all(0)
-    if not known.any():
-        return 0
-    losses = torch.stack([candidate.left_out.losses[known] for candidate in candidates])
-    share = torch.ones(len(known)) if weights is None else weights
-    share = share[known].double() / share[known].double().sum()
+    return torch.stack([candidate.left_out.known for candidate in candidates]).all(0)
+
+
+def _ties(losses: Tensor, share: Tensor, tie: float) -> list[int]:
+    """Candidates whose mean loss is the least, or within `tie` standard errors of it.
+
+    Args:
+        losses: of each candidate and image (M, n).
+        share: of the images in a mean (n,).
+        tie: standard errors of the paired difference.
+    """
     means = losses @ share
     best = int(means.argmin())
-    differences = losses - losses[best]
     excess = means - means[best]
-    variance = (differences - excess.unsqueeze(1)).square() @ share.square()
-    ties = (excess <= tie * variance.sqrt()).nonzero().flatten().tolist()
-    return min(ties, key=lambda place: (candidates[place].parameter_count, float(means[place])))
+    variance = (losses - losses[best] - excess.unsqueeze(1)).square() @ share.square()
+    rounding = 1e-12  # of two sums of the same numbers, which a product need not add up alike
+    return (excess <= tie * variance.sqrt() + rounding).nonzero().flatten().tolist()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...data.labels import ONE_LABEL, check_same, labelling_in
+from ...data.metrics import mean_per_class_recall
 from ...errors import ResiDualError
 
 How = Literal["one", "block", "group", "fold", "none"]
@@ -56,6 +57,11 @@ class LeftOut:
         """Share told right of the same images; with several labels of all their labels."""
         right = labelling_in(self.labels).right(self.logits, self.labels)
         return float(right[self.known].mean())
+
+    @property
+    def recall(self) -> float:
+        """Mean per-class recall of the same images, for one label per image."""
+        return mean_per_class_recall(self.logits[self.known], self.labels[self.known])
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,13 @@ class Outcome:
     settings: RidgeSettings | None = None
     columns: Tensor | None = None
 
+    @property
+    def bytes(self) -> int:
+        """What was fitted takes on disk; the basis of coordinates, which all share, aside."""
+        own = [part for part in (self.gains, self.embeddings) if part is not None]
+        taken = sum(part.numel() * part.element_size() for part in own)
+        return taken + (0 if self.head is None else self.head.bytes)
+
     def logits(self, classifier: ZeroShotClassifier, rows: Coordinates) -> Tensor:
         """Logits (n, C) of other images of the same adapter, the classifier left as it is."""
         answering = copy(classifier)
