@@ -220,7 +220,8 @@ def test_what_left_out_images_say_is_told() -> None:
     made = replace(record(), trust=TRUST, suspicious=(image,), mistakes=(image,))
     shown = text(made)
     assert "off by 4.0 % on average; those of the model as it came were by 19.0 %" in shown
-    assert "90 times of 100: here 92.5 % of the test images, with 1.2 classes in a set" in shown
+    assert "90 times of 100, by the jackknife (training images, each by a fit" in shown
+    assert "here 92.5 % of the test images, with 1.2 classes in a set" in shown
     assert "200 more images, classes as they are, would add about +2.1 points" in shown
     assert "1 image of the training images looks more like another class than like its own" in shown
     assert "filed under cat looks like dog (label wrong: 98 %) cats/1.png" in shown

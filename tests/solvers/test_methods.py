@@ -250,6 +250,26 @@ def test_copies_of_a_picture_are_left_out_together(material):
     assert Rows.of(classifier, seen.rows(torch.arange(60))).copies == 0
 
 
+def test_no_method_has_seen_anything_of_an_image_that_was_left_out_with_its_group(material):
+    """Four frames of each scene, whose class is drawn: a new scene cannot be told, a frame can."""
+    classifier, seen = material
+    generator = torch.Generator().manual_seed(3)
+    scene = torch.arange(48) // 4
+    labels = torch.randperm(12, generator=generator)[scene] % CLASSES
+
+    def frames(values: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(48, values.shape[1], generator=generator)
+        return values[:12][scene] + 0.02 * values.std(0) * noise
+
+    drawn = Coordinates(frames(seen.readout), labels, frames(seen.coordinates), seen.state)
+    together, singly = Rows.of(classifier, drawn, groups=scene), Rows.of(classifier, drawn)
+    assert not together.copies
+    for name, method in METHODS.items():
+        assert method.run(together).left_out.accuracy < 0.6, name
+        if name != "zero-shot":
+            assert method.run(singly).left_out.accuracy > 0.9, name
+
+
 def test_a_discriminant_makes_sets_of_what_it_said_of_groups_left_out(material):
     classifier, seen = material
     rows = Rows.of(classifier, seen, groups=torch.arange(len(seen.labels)) // 4)
