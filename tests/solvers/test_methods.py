@@ -275,6 +275,19 @@ def test_a_discriminant_makes_sets_of_what_it_said_of_groups_left_out(material):
     rows = Rows.of(classifier, seen, groups=torch.arange(len(seen.labels)) // 4)
     outcome = METHODS["discriminant"].fit(rows)
     torch.testing.assert_close(outcome.head.left_out_scores, scores_of(outcome.left_out))
+    fold = [rows.fold == number for number in rows.fold.unique()]
+    for outside in fold:  # as sure, of all images, as what was said of groups left out
+        inside = (~outside).nonzero().flatten()
+        few = replace(rows, data=seen.rows(inside), zero_shot=rows.zero_shot[inside], fold=None)
+        without = METHODS["discriminant"].fit(replace(few, groups=None)).head.head
+        values = rows.features("embedding")[outside].double()
+        scores = replace(without, text_weight=0.0, temperature=outcome.head.head.temperature)
+        torch.testing.assert_close(
+            scores.logits(values).double().log_softmax(1),
+            outcome.left_out.logits[outside].double().log_softmax(1),
+            rtol=1e-3,
+            atol=1e-3,
+        )
     alone = METHODS["discriminant"].fit(replace(rows, fold=None))
     assert not alone.left_out.known.any()  # nothing is known of images of a new group
     assert alone.head.left_out_scores is None

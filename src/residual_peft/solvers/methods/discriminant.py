@@ -10,7 +10,7 @@ from ...classifiers.heads.discriminant import fit_discriminant
 from ...classifiers.heads.finishing import across_folds
 from ...classifiers.heads.left_out import LeftOut
 from ...errors import ResiDualError
-from .method import Method, Outcome, finished, trained
+from .method import Method, Outcome, tempered, trained
 from .rows import Rows
 
 
@@ -20,7 +20,7 @@ def _discriminant(rows: Rows) -> Outcome:
     done = fit_discriminant(
         values, rows.labels, rows.class_count, zero_shot=rows.zero_shot, **options
     )
-    left = done.left_out
+    head, left = done.head, done.left_out
     if rows.fold is not None:
 
         def outside(kept: Tensor) -> Tensor:
@@ -28,16 +28,19 @@ def _discriminant(rows: Rows) -> Outcome:
             return replace(some.head, temperature=1.0).logits(values[~kept].double())
 
         try:
-            left = finished(rows, across_folds(outside, rows.fold))
+            temperature, left = tempered(rows, across_folds(outside, rows.fold))
+            if rows.groups is not None:  # images left out singly make it too sure of new groups
+                head = replace(head, text_weight=0.0, temperature=temperature)
         except ResiDualError:  # a class lies in one fold alone
             left = _singly(rows, done.left_out)
     else:
         left = _singly(rows, left)
+    own = left if rows.groups is not None else done.left_out
     return Outcome(
         "discriminant",
         left,
         done.parameter_count,
-        head=trained(done.head, "embedding", "discriminant", left),
+        head=trained(head, "embedding", "discriminant", own),
         strength=done.shrinkage,
     )
 

@@ -114,13 +114,18 @@ class Method:
 
 def finished(rows: Rows, logits: Tensor) -> LeftOut:
     """Left-out logits as those of the other methods: with a temperature of their own."""
+    return tempered(rows, logits)[1]
+
+
+def tempered(rows: Rows, logits: Tensor) -> tuple[float, LeftOut]:
+    """The temperature, and the left-out logits (N, C) times it."""
     data = checked(
         torch.zeros(len(logits), 1), rows.labels, rows.class_count, class_weights=rows.class_weights
     )
     how: How | None = "none" if rows.fold is None else None
     leaving = leaving_of(rows.labels, rows.class_count, rows.fold, how)
-    _, _, left = finish(logits.double(), data, leaving.how, leaving.known)
-    return left
+    _, temperature, left = finish(logits.double(), data, leaving.how, leaving.known)
+    return temperature, left
 
 
 def title_of(what: str, features: Features, kinds: tuple[str, ...] = ()) -> str:
