@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -382,7 +383,7 @@ def memory(counts: list[int], cache: Path, wanted: list[str], rows: dict[str, Ro
     """Growth per image of every pass, each number of images in a process of its own.
 
     A process's peak differs by some 50 MiB from one run to the next: where a row of as many images
-    is there already, the lower peaks of both count.
+    is there already, its peaks are kept beside the new ones, and the medians count.
     """
     for name, kind in PASSES:
         title = f"{name}, {kind}"
@@ -391,19 +392,22 @@ def memory(counts: list[int], cache: Path, wanted: list[str], rows: dict[str, Ro
         few, many = (
             apart("--pass", name, kind, str(count), "--cache", str(cache)) for count in counts
         )
-        peaks = [few["peak"] / 2**20, many["peak"] / 2**20]
+        every = [[few["peak"] / 2**20], [many["peak"] / 2**20]]
         left = [few["after"] / 2**20, many["after"] / 2**20]
         before = rows.get(title, {})
         if before.get("images") == counts:
-            peaks = [min(pair) for pair in zip(peaks, before["peak_mib"], strict=True)]
+            earlier = before.get("peaks_mib") or [[peak] for peak in before["peak_mib"]]
+            every = [old + new for old, new in zip(earlier, every, strict=True)]
+        peaks = [median(some) for some in every]
         step = (counts[1] - counts[0]) / 2**20
         rows[title] = {
             "bytes_per_image": (peaks[1] - peaks[0]) / step,
             "bytes_kept_per_image": many["kept"],
             "peak_mib": peaks,
+            "peaks_mib": every,
             "left_mib": left,
             "images": counts,
-            "runs": before.get("runs", 0) + 1 if before.get("images") == counts else 1,
+            "runs": len(every[0]),
         }
         print(title, rows[title], flush=True)
     return rows
