@@ -239,8 +239,10 @@ def heads_table() -> str:
         ]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     lora = results("heads")["lora"]["images_per_class"]
-    cells = [f"{lora[s]['LoRA r=8']['accuracy']:.3f}" if s in lora else "" for s in SHOTS]
-    lines.insert(4, f"| LoRA r=8 on q, v | {' | '.join(cells)} |")
+    for place, rank in enumerate((8, 16)):
+        name = f"LoRA r={rank}"
+        cells = [f"{lora[s][name]['accuracy']:.3f}" if s in lora else "" for s in SHOTS]
+        lines.insert(4 + place, f"| {name} on q, v | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -60,7 +60,8 @@ def watched_memory(every: float = 0.05) -> Iterator[Memory]:
         over.set()
         watcher.join()
         looks.append(_status("VmRSS:"))
-        found.peak, found.mean = _status("VmHWM:"), sum(looks) // len(looks)
+        # the kernel's own peak may lag behind a look by some pages
+        found.peak, found.mean = max(_status("VmHWM:"), *looks), sum(looks) // len(looks)
         if torch.cuda.is_available():
             found.accelerator = torch.cuda.max_memory_allocated()
 
