@@ -15,7 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from residual_peft import decompose
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.data.images import pixel_values, to_rgb
+from residual_peft.data.images import to_rgb
+from residual_peft.data.processors import pixel_values
 from residual_peft.demo.tasks import handwriting
 from residual_peft.hub import DEMO_MODEL
 

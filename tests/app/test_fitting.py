@@ -11,7 +11,7 @@ from residual_peft.app.fitting import FitReport, evaluate_adapter, fit_adapter
 from residual_peft.app.recording import changed_rows
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import load_data
-from residual_peft.data.images import thumbnail
+from residual_peft.data.pictures import thumbnail
 from residual_peft.errors import ResiDualError
 from residual_peft.reporting.run_record import RunRecord
 from residual_peft.tuner import ResiDualConfig, gains_of

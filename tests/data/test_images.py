@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil
+from transformers import CLIPImageProcessorPil
 
 from residual_peft.data import images
-from residual_peft.data.images import (
-    UnreadableImage,
-    image_list,
-    least_side,
-    load_image_processor,
-    pixel_values,
-    to_rgb,
-)
+from residual_peft.data.images import UnreadableImage, image_list, to_rgb
+from residual_peft.data.processors import least_side, pixel_values
 from residual_peft.errors import ResiDualError
 from tests.pairs import table
 
@@ -167,19 +161,6 @@ def test_one_and_many_are_told_apart(tmp_path):
         assert [len(image_list(lone)[0]), image_list(lone)[1]] == [1, True]
 
 
-def test_the_processor_is_saved_loaded_and_applied(tmp_path):
-    processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}
-    )
-    processor.save_pretrained(tmp_path)
-    images = [Image.fromarray(noise(8, 8, seed=s)) for s in range(2)]
-    values = pixel_values(load_image_processor(tmp_path), images)
-    expected = (np.stack(images) / 255 - processor.image_mean) / processor.image_std
-    np.testing.assert_allclose(values.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
-    with pytest.raises(ResiDualError, match="wanted an image processor in"):
-        load_image_processor(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
-
-
 def camera(width=1600, height=1200, kind="JPEG", mode="RGB", **options):
     """A picture with detail of several sizes, as a file."""
     generator = np.random.default_rng(0)
@@ -191,15 +172,6 @@ def camera(width=1600, height=1200, kind="JPEG", mode="RGB", **options):
     stream = io.BytesIO()
     Image.fromarray(whole.clip(0, 255).astype(np.uint8), mode).save(stream, kind, **options)
     return stream.getvalue()
-
-
-def test_the_side_that_is_enough_is_twice_what_the_processor_resizes_to():
-    wide = {"height": 64, "width": 96}
-    assert least_side(CLIPImageProcessorPil(size={"shortest_edge": 64})) == 128
-    assert least_side(CLIPImageProcessorPil(size=wide)) == 192
-    assert least_side(CLIPImageProcessorPil(do_resize=False)) is None
-    assert least_side(Siglip2ImageProcessorPil()) is None  # as many patches as fit
-    assert least_side(None) is None
 
 
 def test_large_jpegs_are_decoded_no_larger_than_needed_and_look_the_same():

@@ -5,8 +5,8 @@ import pytest
 import transformers
 from PIL import Image
 
-from residual_peft.data.images import pixel_values
 from residual_peft.data.preparation import Preparation
+from residual_peft.data.processors import pixel_values
 from residual_peft.errors import ResiDualError
 from tests.pairs import table
 

@@ -12,7 +12,7 @@ from residual_peft.reporting.run_record import RunRecord
 SECOND = """
 import json, sys, torch
 import residual_peft
-from residual_peft.data.images import load_image_processor
+from residual_peft.data.processors import load_image_processor
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import CLIPModel

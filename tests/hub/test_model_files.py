@@ -16,7 +16,7 @@ from transformers import CLIPModel, ViTConfig, ViTModel
 
 import residual_peft
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.data.images import load_image_processor
+from residual_peft.data.processors import load_image_processor
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.directories import BUNDLED_DIRECTORY
 from residual_peft.hub.model_files import (

@@ -15,7 +15,7 @@ import pytest
 
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import Within, read_json, read_object, read_record
-from residual_peft.hub.files.records import MAX_BYTES, MAX_DEPTH
+from residual_peft.hub.files.parsing import MAX_BYTES, MAX_DEPTH
 from tests.pairs import table
 
 

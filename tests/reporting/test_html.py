@@ -19,7 +19,7 @@ from residual_peft.classifiers.evaluation import evaluate
 from residual_peft.classifiers.figures import brief
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
-from residual_peft.data.images import thumbnail
+from residual_peft.data.pictures import thumbnail
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments import METHODS
 from residual_peft.reporting import report_html, write_report

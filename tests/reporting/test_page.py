@@ -13,7 +13,7 @@ from PIL import Image
 
 from residual_peft.analysis.describing import Words
 from residual_peft.app.recording import changed_rows
-from residual_peft.data.images import thumbnail
+from residual_peft.data.pictures import thumbnail
 from residual_peft.reporting import write_report
 from residual_peft.reporting.run_record import Example, NamedImage, RunRecord
 from tests.browser import browser  # noqa: F401  a fixture

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from residual_peft.analysis.describing import Words
-from residual_peft.data.images import thumbnail
+from residual_peft.data.pictures import thumbnail
 from residual_peft.errors import ResiDualError
 from residual_peft.reporting.run_record import (
     Example,

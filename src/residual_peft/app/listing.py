@@ -7,8 +7,9 @@ import datasets
 from datasets import Dataset
 
 from ..classifiers.evaluation import Evaluation
-from ..data.images import UnreadableImage, thumbnail, to_rgb
+from ..data.images import UnreadableImage, to_rgb
 from ..data.listing import files_of, short_name, write_listing
+from ..data.pictures import thumbnail
 from ..hub.files import PathLike
 from ..reporting.run_record import NamedImage
 

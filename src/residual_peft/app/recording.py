@@ -23,8 +23,9 @@ from ..classifiers.adapters import ADAPTER_TENSORS
 from ..classifiers.cards import adapter_facts
 from ..classifiers.evaluation import Evaluation
 from ..classifiers.zero_shot import ZeroShotClassifier
-from ..data.images import thumbnail, to_rgb
+from ..data.images import to_rgb
 from ..data.labels import labelling_in
+from ..data.pictures import thumbnail
 from ..hub.facts import Facts
 from ..hub.files import PathLike
 from ..hub.machine import processor, versions

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
-from ..data.images import load_image_processor
+from ..data.processors import load_image_processor
 from ..errors import ResiDualError
 from ..hub.directories import DEMO_MODEL, model_directory
 from ..hub.files import read_object, read_record

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from ..data.images import PICTURE_SUFFIXES
+from ..data.pictures import PICTURE_SUFFIXES
 from ..data.provenance import SplitRecord
 from ..errors import ResiDualError
 from ..hub.directories import (

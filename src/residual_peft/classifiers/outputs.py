@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..data.images import ImageLike, model_inputs, to_rgb
+from ..data.images import ImageLike, to_rgb
 from ..data.passes import no_processor
+from ..data.processors import model_inputs
 from ..errors import ResiDualError
 from ..towers.registry import find_tower
 from ..towers.running import read_tokens

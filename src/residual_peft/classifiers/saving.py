@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..data.images import load_image_processor
+from ..data.processors import load_image_processor
 from ..errors import ResiDualError
 from ..hub.directories import CARD
 from ..hub.facts import Facts

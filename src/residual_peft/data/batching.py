@@ -12,9 +12,10 @@ from torch import Tensor
 from ..errors import ResiDualError
 from .columns import check_format
 from .decoding import Skipped, Unread
-from .images import UnreadableImage, least_side, to_rgb
+from .images import UnreadableImage, to_rgb
 from .labels import labelling_of_column
 from .passes import Batches, prepared
+from .processors import least_side
 from .skipped import SkippedImage
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Whatever a user calls an image -> PIL in RGB, and the image processor -> pixel values.
+"""Whatever a user calls an image -> PIL in RGB.
 
 Transparency is laid on white, 16-bit greys are scaled (PIL alone would clip them), EXIF orientation
 is applied, palettes and CMYK are converted.
@@ -19,7 +19,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from ..errors import ResiDualError
-from ..hub.directories import local_directory
 from ..hub.files import path_of
 from .stored import NO_FILE, PROGRAM, Unusable, content_of, reason_of
 
@@ -31,10 +30,6 @@ LARGE = 2**25
 in more than its own mode."""
 STRIP = 2**25
 """Pixels that an image may have when a processor has resized its shorter side."""
-PICTURE_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
-"""The kinds of small pictures that go into a report, and how their files' names end."""
-LARGEST_PICTURE = 1024
-"""Pixels that such a picture may have each way; `thumbnail` makes 160."""
 
 
 class UnreadableImage(ResiDualError):
@@ -51,58 +46,6 @@ class UnreadableImage(ResiDualError):
 
     def __reduce__(self) -> Any:
         return type(self), (str(self), self.file, self.reason)
-
-
-def load_image_processor(name_or_path: str | os.PathLike[str]) -> Any:
-    """The image processor of a directory or Hub id, always the PIL one.
-
-    Pixels then are the same with and without torchvision, so accuracies can be compared.
-    """
-    directory = local_directory(
-        name_or_path, what="image processor", allow_patterns=["*processor_config.json"]
-    )
-    from ..hub.model_files import load_processor  # and with it models, which data do without
-
-    try:
-        return load_processor(directory)
-    except ResiDualError as error:
-        raise ResiDualError(
-            f"wanted an image processor in '{directory}' (preprocessor_config.json), got none that "
-            f"loads ({str(error).rstrip('.')}); save one there or name another directory."
-        ) from error
-
-
-def pixel_values(processor: Any, images: Iterable[Image.Image]) -> Tensor:
-    """RGB images -> what the model takes, (B, 3, H, W)."""
-    return processor(images=list(images), return_tensors="pt")["pixel_values"]
-
-
-def model_inputs(processor: Any, images: Iterable[Image.Image]) -> dict[str, Tensor]:
-    """RGB images -> all that a model takes of them: `pixel_values`, and what NaFlex models add.
-
-    Those are `pixel_attention_mask` (B, N) and `spatial_shapes` (B, 2), beside patches
-    (B, N, C·p·p).
-    """
-    found = processor(images=list(images), return_tensors="pt")
-    names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-    return {name: found[name] for name in names if name in found}
-
-
-def least_side(processor: Any) -> int | None:
-    """The shorter side from which on an image holds all that a processor will use of it.
-
-    Twice what it resizes to, so that what is left of its own resampling is what counts. None where
-    it does not resize, or does not say to what.
-    """
-    size = getattr(processor, "size", None)
-    if not getattr(processor, "do_resize", False) or size is None:
-        return None
-    sides = [size[name] for name in ("shortest_edge", "height", "width") if _has(size, name)]
-    return 2 * max(sides) if sides else None
-
-
-def _has(size: Any, name: str) -> bool:
-    return isinstance(size.get(name) if hasattr(size, "get") else None, int)
 
 
 def to_rgb(image: ImageLike, name: str = "the image", *, least: int | None = None) -> Image.Image:
@@ -151,45 +94,6 @@ def to_rgb(image: ImageLike, name: str = "the image", *, least: int | None = Non
         raise
     except Exception as error:  # PIL's decoders raise many kinds
         raise _unreadable(name, error) from error
-
-
-def thumbnail(image: Image.Image, size: int = 160) -> bytes:
-    """An RGB image at most `size` pixels wide and high, without any metadata of the original.
-
-    JPEG, or PNG where an image is so small that its pixels are seen one by one.
-    """
-    small = image.copy()
-    small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    # from the bare pixels: PIL would copy comments and colour profiles into the new file
-    bare, stream = Image.fromarray(np.asarray(small)), io.BytesIO()
-    if max(image.size) <= 64:
-        bare.save(stream, "PNG", optimize=True)
-    else:
-        bare.save(stream, "JPEG", quality=85, optimize=True)
-    return stream.getvalue()
-
-
-def picture_suffix(content: bytes, name: str) -> str:
-    """How the file name of a picture ends, one of `PICTURE_SUFFIXES`.
-
-    Args:
-        content: the file's bytes.
-        name: what to call it in a message.
-
-    Raises:
-        ResiDualError: they are neither a whole JPEG nor a whole PNG.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=list(PICTURE_SUFFIXES)) as image:
-            if max(image.size) > LARGEST_PICTURE:  # a few bytes can stand for gigabytes
-                raise ValueError(f"{image.size} pixels")
-            image.load()
-            return PICTURE_SUFFIXES[str(image.format)]
-    except Exception as error:  # as above
-        raise ResiDualError(
-            f"wanted {name} as a whole JPEG or PNG of at most {LARGEST_PICTURE} pixels each way, "
-            "got something else or a part of one."
-        ) from error
 
 
 def image_list(images: ImageLike | Iterable[ImageLike]) -> tuple[list[ImageLike], bool]:

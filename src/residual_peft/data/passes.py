@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import ResiDualError
 from .decoding import Piece, Skipped, decoded
-from .images import UnreadableImage, least_side, model_inputs, to_rgb
+from .images import UnreadableImage, to_rgb
+from .processors import least_side, model_inputs
 from .skipped import SkippedImage
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import ResiDualError
-from .images import pixel_values
+from .processors import pixel_values
 
 CLOSE = 1e-4
 """What a pixel value of the recipe may differ by; a grey level is 1/255 of a standard deviation of

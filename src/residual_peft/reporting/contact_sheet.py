@@ -7,7 +7,8 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..data import ImageData
-from ..data.images import thumbnail, to_rgb
+from ..data.images import to_rgb
+from ..data.pictures import thumbnail
 from ..data.survey import Copies, Place, Survey, undecoded
 from ..errors import ResiDualError
 from ..hub.files import PathLike, atomic_file, path_of

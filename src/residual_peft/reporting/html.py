@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ..classifiers.figures import brief
-from ..data.images import PICTURE_SUFFIXES, picture_suffix
+from ..data.pictures import PICTURE_SUFFIXES, picture_suffix
 from ..hub.cards import METRIC_NAMES
 from ..hub.directories import DEMO_MODEL
 from ..hub.files import PathLike, atomic_file

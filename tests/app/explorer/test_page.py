@@ -16,7 +16,7 @@ from residual_peft.app.explorer.looking import Knob, Look, Looking, Said
 from residual_peft.app.prediction import Answer
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.predictions import Prediction
-from residual_peft.data.images import pixel_values
+from residual_peft.data.processors import pixel_values
 from residual_peft.demo.tasks import world_task
 from residual_peft.towers.units import Unit
 from tests.browser import browser  # noqa: F401  a fixture

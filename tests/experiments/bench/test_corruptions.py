@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from residual_peft.data.images import least_side, load_image_processor
+from residual_peft.data.processors import least_side, load_image_processor
 from residual_peft.experiments.bench.corruptions import (
     BLUR,
     CONTRAST,

@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...data.images import pixel_values
 from ...data.passes import no_processor
 from ...data.preparation import Preparation
+from ...data.processors import pixel_values
 from ...errors import ResiDualError
 from ...hub.files import PathLike, atomic_file
 from ...towers.registry import find_tower

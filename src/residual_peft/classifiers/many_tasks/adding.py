@@ -10,7 +10,7 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ...data.images import load_image_processor, pixel_values
+from ...data.processors import load_image_processor, pixel_values
 from ...errors import ResiDualError
 from ...towers.registry import base_model, find_tower
 from ...tuner import (

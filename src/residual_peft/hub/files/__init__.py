@@ -3,7 +3,8 @@
 from ..aside import sweep
 from .faults import disk_fault, disk_faults
 from .looking import PathLike, file_size, inside, is_file, is_folder, path_of, quoted, read_bytes
-from .records import Within, parse_json, read_json, read_object, read_record, record_of
+from .parsing import parse_json, read_json, read_object
+from .records import Within, read_record, record_of
 from .tensors import TensorFacts, read_header, read_tensors, tensor_of, write_tensors
 from .writing import atomic_directory, atomic_file, whole_directory, write_json
 

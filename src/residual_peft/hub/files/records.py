@@ -2,22 +2,17 @@
 
 import dataclasses
 import functools
-import json
 import math
 import types
 from collections import abc
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ...errors import ResiDualError, short
-from .looking import PathLike, quoted, read_bytes
+from .looking import PathLike, quoted
+from .parsing import MAX_BYTES, read_json
 
 T = TypeVar("T")
 
-MAX_BYTES = 16 * 2**20
-"""Of a JSON file. Its values take at most 40 times that in memory (lists of empty dicts do)."""
-MAX_DEPTH = 64
-"""Of lists and dicts in each other; what this package writes has 6."""
-MAX_DIGITS = 19
 ADVICE = "It may be of another kind or version, or changed by hand: save or download it again."
 _INT64 = 2**63
 
@@ -84,66 +79,6 @@ def record_of(
         raise ResiDualError(f"{what}{misfit.where}: {misfit.why}. {advice}") from None
 
 
-def read_json(path: PathLike, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Read a JSON file that may come from anybody: UTF-8, standard JSON, within bounds.
-
-    Raises:
-        ResiDualError: the file is missing, no regular file, larger than `max_bytes` or no JSON;
-            it is nested deeper than `MAX_DEPTH`, has integers of more than `MAX_DIGITS` digits,
-            NaN or infinity, or names a field twice.
-    """
-    return parse_json(read_bytes(path, max_bytes), quoted(path))
-
-
-def parse_json(content: bytes, what: str) -> Any:
-    """`read_json` of bytes that are at hand; `what` names them in messages.
-
-    Raises:
-        ResiDualError: as there.
-    """
-    try:
-        # some editors put a byte order mark in front
-        value = json.loads(
-            content.decode("utf-8-sig"),
-            parse_int=_whole_number,
-            parse_constant=_constant,
-            object_pairs_hook=_object,
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResiDualError(f"{what} is not JSON ({error}); it may have been cut short.") from None
-    except _RefusedError as refused:
-        raise ResiDualError(f"{what} holds {refused}; no such file is read.") from None
-    except RecursionError:
-        raise _too_deep(what) from None
-    if _is_deep(value):
-        raise _too_deep(what)
-    return value
-
-
-def read_object(path: PathLike, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """`read_json` of a file with fields by name, whatever they are.
-
-    Raises:
-        ResiDualError: as there, or it holds something else.
-    """
-    value = read_json(path, max_bytes=max_bytes)
-    if not isinstance(value, dict):
-        raise ResiDualError(
-            f"wanted {quoted(path)} with fields by name, got {short(value)}; it is of another kind."
-        )
-    return value
-
-
-def _too_deep(what: str) -> ResiDualError:
-    return ResiDualError(
-        f"{what} holds lists or objects nested deeper than {MAX_DEPTH}; no such file is read."
-    )
-
-
-class _RefusedError(Exception):
-    """What JSON has that no file of ours does."""
-
-
 class _MisfitError(Exception):
     """A value at a place that wants another; `why` where its type fits, and something else not."""
 
@@ -154,40 +89,6 @@ class _MisfitError(Exception):
         self.depth = len(place) + (why is not None)
         self.place, self.where = place, f", field {place[1:]}" if place else ""
         self.why = why or f"wanted {wanted}, got {got}"
-
-
-def _whole_number(digits: str) -> int:
-    if len(digits) > MAX_DIGITS + 1:  # and a sign
-        raise _RefusedError(f"a whole number of {len(digits)} digits")
-    return int(digits)
-
-
-def _constant(name: str) -> float:
-    raise _RefusedError(f"{name}, which is no number")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise _RefusedError(f"the field {short(twice)} twice")
-    return found
-
-
-def _is_deep(value: Any) -> bool:
-    """Whether lists and dicts lie in each other deeper than `MAX_DEPTH`, without recursion."""
-    floor = [value]
-    for _ in range(MAX_DEPTH):
-        inside = [item for item in floor if isinstance(item, dict | list)]
-        floor = [
-            item
-            for whole in inside
-            for item in (whole.values() if isinstance(whole, dict) else whole)
-        ]
-        if not floor:
-            return False
-    return any(isinstance(item, dict | list) for item in floor)
 
 
 @dataclasses.dataclass(frozen=True)

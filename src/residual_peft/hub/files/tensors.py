@@ -13,7 +13,8 @@ from torch import Tensor
 from ...errors import ResiDualError, short
 from .faults import disk_fault, disk_faults
 from .looking import PathLike, file_size, quoted
-from .records import Within, parse_json, record_of
+from .parsing import parse_json
+from .records import Within, record_of
 from .writing import atomic_file
 
 MAX_HEADER = 16 * 2**20

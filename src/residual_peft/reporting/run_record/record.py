@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ...analysis.describing import Words
-from ...data.images import PICTURE_SUFFIXES, picture_suffix
 from ...data.labels import labelling_in
+from ...data.pictures import PICTURE_SUFFIXES, picture_suffix
 from ...errors import ResiDualError
 from ...hub.directories import EXAMPLES, RECORD_JSON, RECORD_TENSORS, RUN_DIRECTORY
 from ...hub.facts import Facts
