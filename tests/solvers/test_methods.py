@@ -7,8 +7,9 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from residual_peft.classifiers.heads import LeftOut, balanced_weights, choose_ridge
-from residual_peft.classifiers.trained_head import scores_of
+from residual_peft.classifiers.class_means import class_means_of
+from residual_peft.classifiers.heads import LeftOut, balanced_weights, choose_ridge, fit_ridge
+from residual_peft.classifiers.trained_head import scores_of, thresholds_of
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.choice import _best, check_methods, choose, method_names
@@ -142,6 +143,23 @@ def test_class_means_leave_the_images_own_fold_out(material):
     assert not torch.allclose(rows.zero_shot, plain.zero_shot)
 
 
+def test_no_method_sees_an_image_in_the_mean_of_its_class(material):
+    """Labels that are drawn cannot be told, whatever the classes are."""
+    classifier, seen = material
+    generator = torch.Generator().manual_seed(1)
+    labels, names = torch.randperm(120, generator=generator) % 30, [f"c{n}" for n in range(30)]
+    means = class_means_of(seen.readout, labels, names)
+    own = ZeroShotClassifier(classifier.model, names, means, logit_scale=50.0)
+    drawn = Coordinates(seen.readout, labels, seen.coordinates, seen.state)
+    rows = Rows.of(own, drawn, means=True)
+    for one in choose(rows).outcomes:
+        assert one.left_out.accuracy < 0.1, one.method
+    with pytest.raises(ResiDualError, match="wanted classes that are texts for a linear map"):
+        choose(rows, ["map-embedding"])
+    with pytest.raises(ResiDualError, match="wanted classes that are texts for a linear map"):
+        METHODS["map-embedding"].run(rows)
+
+
 def test_several_labels(material):
     classifier, seen = material
     several = ZeroShotClassifier(
@@ -154,11 +172,13 @@ def test_several_labels(material):
     tried = {name for name in method_names(True) if METHODS[name].tried}
     assert {one.method for one in choice.outcomes} == tried
     for one in choice.outcomes:
-        if one.head is not None:  # a ridge's by exact leave-one-out, which is not by folds
-            left, own = one.left_out, one.head.thresholds
-            wanted = several.labelling.thresholds(left.logits[left.known], labels[left.known])
-            assert own.isfinite().all()
-            assert torch.allclose(own.double(), wanted) or one.method.startswith("ridge")
+        if one.head is not None:
+            left = one.left_out
+            if ridge := METHODS[one.method].ridge:  # by exact leave-one-out, which is not by folds
+                options = {"zero_shot": rows.zero_shot, "groups": rows.groups, "power": one.power}
+                values = rows.features(*ridge)
+                left = fit_ridge(values, labels, CLASSES, **options).left_out
+            torch.testing.assert_close(one.head.thresholds, thresholds_of(left))
     choice.chosen.put_into(several)
     assert several.multi_label
     with pytest.raises(ResiDualError, match="is for one label per image"):

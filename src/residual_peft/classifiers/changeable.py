@@ -23,7 +23,8 @@ class ChangeableClassifier(HeadedClassifier):
 
         Equal to a fit from scratch on the same basis, scales, strengths, text weight and
         temperature, to rounding, and without the old images: from kept statistics. Class embeddings
-        stay, and so does what is known of left-out images, that of the fit.
+        stay, and so does what is known of left-out images, that of the fit; with several labels a
+        class is then given from a probability of one half on.
 
         Args:
             images: as for `predict`.

@@ -7,6 +7,7 @@ from ..classifiers.heads.choosing import Candidate, best_recall, fewest_as_good,
 from ..data.progress import Bar
 from ..errors import ResiDualError
 from .methods import METHODS, Outcome, Rows
+from .methods.rows import WITHOUT_TEXTS
 
 AT_MOST = 2000
 """Images that methods are compared on; the one that is chosen is then fitted on all of them."""
@@ -53,10 +54,10 @@ def choose(
         ResiDualError: no such method, or none for such labels.
     """
     if methods is None:
-        every = method_names(rows.classifier.multi_label)
+        every = method_names(rows.classifier.multi_label, rows.means)
         methods = [name for name in every if METHODS[name].tried]
     names = list(methods)
-    check_methods(names, rows.classifier.multi_label)
+    check_methods(names, rows.classifier.multi_label, rows.means)
     index = some_rows(rows.labels, rows.class_count, at_most)
     part = rows if index is None else rows.some(index)
     outcomes = run_methods(names, part, progress=progress)
@@ -86,13 +87,17 @@ def _best(able: list[Outcome], rows: Rows) -> Outcome:
     return able[best_recall(candidates) if balanced else fewest_as_good(candidates)]
 
 
-def method_names(several_labels: bool = False) -> list[str]:
-    """Methods that suit the labels, in the order of a table."""
-    return [name for name, method in METHODS.items() if method.many_labels or not several_labels]
+def method_names(several_labels: bool = False, means: bool = False) -> list[str]:
+    """Methods that suit the labels, and classes that may be means, in the order of a table."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if (method.many_labels or not several_labels) and not (means and method.of_texts)
+    ]
 
 
-def check_methods(names: Sequence[str], several_labels: bool = False) -> None:
-    """Raise a ResiDualError for names that are no methods, or none for such labels."""
+def check_methods(names: Sequence[str], several_labels: bool = False, means: bool = False) -> None:
+    """Raise a ResiDualError for names that are no methods, or none for such labels or classes."""
     known = method_names(several_labels)
     for name in names:
         if name not in METHODS:
@@ -105,3 +110,5 @@ def check_methods(names: Sequence[str], several_labels: bool = False) -> None:
                 f"the method {name} is for one label per image, these have several: take one of "
                 f"{', '.join(known)}."
             )
+        if means and METHODS[name].of_texts:
+            raise ResiDualError(WITHOUT_TEXTS.format(METHODS[name].title))

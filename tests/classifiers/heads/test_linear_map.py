@@ -72,7 +72,7 @@ def test_it_is_the_map_that_autograd_finds(columns, classes, strength, weighted)
     logits = fit.head.temperature * SCALE * other @ matrix.mT @ text.mT
     torch.testing.assert_close(fit.head.logits(other), logits, atol=2e-4, rtol=0)
     assert fit.head.text_weight == 0
-    assert fit.parameter_count == columns * classes + 1
+    assert fit.parameter_count == columns * (classes - 1) + 1
 
 
 def test_left_out_predictions_are_those_of_fits_without_the_fold() -> None:
@@ -100,6 +100,14 @@ def test_a_strong_penalty_leaves_the_texts_and_a_weak_one_fits_the_images() -> N
     assert torch.equal(weak.head.logits(features).argmax(1), labels)
     one = fit_linear_map(features[:4], labels[:4], text, logit_scale=SCALE)
     assert (one.left_out.how, one.path) == ("none", ())
+
+
+def test_texts_that_are_one_are_left_as_they_are() -> None:
+    features, labels, text = some_images(classes=3)
+    same = text[:1].expand(3, -1)
+    fit = fit_linear_map(features, labels, same, logit_scale=SCALE)
+    assert not fit.change.any()
+    assert float(fit.left_out.log_loss) == pytest.approx(float(torch.tensor(3.0).log()), abs=1e-3)
 
 
 def test_what_does_not_fit_is_refused() -> None:

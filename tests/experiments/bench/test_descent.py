@@ -1,5 +1,9 @@
 """Rate and epochs by a held-out fold: against a learner whose every answer is known."""
 
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +17,20 @@ FOLD = stratified_folds(LABELS)
 RATES = (0.1, 1.0, 10.0)
 
 
+@dataclass(frozen=True)
+class Given:
+    """Training images, whose class means would be others without a fold."""
+
+    labels: Tensor
+    fold: Tensor | None
+
+    def classifier_without(self, number: int) -> Any:
+        return SimpleNamespace(class_embeddings=f"without {number}")
+
+
+ROWS: Any = Given(LABELS, FOLD)
+
+
 class Known:
     """Says the truth with a strength that rate and epoch give, and notes what it is asked."""
 
@@ -20,6 +38,8 @@ class Known:
 
     def __init__(self, strengths: dict[float, list[float]]) -> None:
         self.strengths = strengths
+        self.classifier: Any = SimpleNamespace(class_embeddings="of all")
+        self.classes: list[str] = []
         self.began: list[tuple[float, int]] = []
         self.epochs: list[list[int]] = []
         self.asked: list[list[int]] = []
@@ -27,6 +47,7 @@ class Known:
 
     def begin(self, rate: float, steps: int) -> None:
         self.began.append((rate, steps))
+        self.classes.append(self.classifier.class_embeddings)
         self.epochs.append([])
         self.rate, self.done = rate, 0
 
@@ -48,7 +69,7 @@ class Known:
 def test_the_best_epoch_of_the_best_rate_and_then_all_images() -> None:
     """Right on so many of the eight held-out images after each epoch; epoch 0 is the start."""
     learner = Known({0.1: [2, 3, 4], 1.0: [2, 1, 7, 5, 6, 3, 2, 1], 10.0: [2, 5]})
-    choice = train(learner, LABELS, FOLD, RATES, seed=3)
+    choice = train(learner, ROWS, RATES, seed=3)
     assert (choice.rate, choice.epochs, choice.held_out) == (1.0, 2, 8)
     assert choice.note == "rate 1, 2 epochs: chosen by 8 held-out training images."
     said = torch.nn.functional.one_hot(LABELS[FOLD == HELD_OUT], 4).double()
@@ -62,6 +83,7 @@ def test_the_best_epoch_of_the_best_rate_and_then_all_images() -> None:
         assert len(epochs) == (last + PATIENCE) * len(inside)
         assert set(epochs) == set(inside)
     assert all(set(asked).isdisjoint(inside) for asked in learner.asked)
+    assert learner.classes == [f"without {HELD_OUT}"] * 3 + ["of all"]
     # the last run is on all of them, in an order of the seed
     assert [rate for rate, _ in learner.began] == [*RATES, 1.0]
     assert len(learner.epochs[3]) == 2 * len(LABELS)
@@ -73,21 +95,21 @@ def test_the_best_epoch_of_the_best_rate_and_then_all_images() -> None:
 
 def test_what_does_not_help_is_not_kept_and_what_cannot_be_chosen_is_said() -> None:
     learner = Known({rate: [5, 4, 3] for rate in RATES})
-    choice = train(learner, LABELS, FOLD, RATES, seed=0)
+    choice = train(learner, ROWS, RATES, seed=0)
     assert (choice.rate, choice.epochs, learner.epochs[-1]) == (0.1, 0, [])
     learner = Known({rate: [5] for rate in RATES})
-    choice = train(learner, LABELS, None, RATES, seed=0, epochs=4)
+    choice = train(learner, replace(ROWS, fold=None), RATES, seed=0, epochs=4)
     assert (choice.rate, choice.epochs, len(learner.epochs[0])) == (1.0, 4, 160)
     assert not learner.asked
     assert "not chosen, as no image could be held out" in choice.note
 
     learner = Known({rate: [5, 4, 3] for rate in RATES})
     learner.scheduled = True
-    assert train(learner, LABELS, FOLD, RATES, seed=0).epochs == 0
+    assert train(learner, ROWS, RATES, seed=0).epochs == 0
     # a schedule comes to its end
     learner = Known({0.1: [2, 3], 1.0: [2, 3, 7, 5], 10.0: [2, 5]})
     learner.scheduled = True
-    choice = train(learner, LABELS, FOLD, RATES, seed=0, epochs=9)
+    choice = train(learner, ROWS, RATES, seed=0, epochs=9)
     assert (choice.rate, choice.epochs, len(learner.epochs[-1])) == (1.0, 9, 9 * 40)
 
     # a rate that breaks the model is not taken
@@ -97,11 +119,11 @@ def test_what_does_not_help_is_not_kept_and_what_cannot_be_chosen_is_said() -> N
             return found * float("nan") if self.rate == 10.0 and self.done else found
 
     learner = Breaking({0.1: [2, 3], 1.0: [2, 4], 10.0: [2, 8]})
-    assert train(learner, LABELS, FOLD, RATES, seed=0).rate == 1.0
+    assert train(learner, ROWS, RATES, seed=0).rate == 1.0
 
 
 def test_the_plan_knows_what_a_run_costs_at_most() -> None:
     better = [number * 8 // 30 for number in range(31)]  # the last epoch is the best
     learner = Known(dict.fromkeys(RATES, better))
-    train(learner, LABELS, FOLD, RATES, seed=0)
+    train(learner, ROWS, RATES, seed=0)
     assert sum(map(len, learner.epochs)) == passes(40)

@@ -154,9 +154,10 @@ def _fitted(
 
 def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
     """What is to be fitted."""
-    check_methods([] if recipe.method == AUTO else [recipe.method], images.multi_label)
     config = recipe.settled(backbone)
     by_texts = backbone.tokenizer is not None and config.readout is None
+    named = [] if recipe.method == AUTO else [recipe.method]
+    check_methods(named, images.multi_label, means=not by_texts)
     if not by_texts:
         check_without_texts(backbone, images, recipe.templates)
     classifier = None

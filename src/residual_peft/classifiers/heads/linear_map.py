@@ -29,7 +29,7 @@ DEFAULT_STRENGTH = 1e-1
 """Relative too, where one image per class leaves nothing to choose by."""
 _PATIENCE = 3  # near the identity nothing changes for a while
 _COARSE = 1e-4  # gradient of the fits that are only compared
-_RANK = 1e-6  # of a singular value of the texts, beside the largest: below, it is rounding
+_RANK = 1e-6  # of a direction that texts differ in, beside their length: below, it is rounding
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class LinearMapFit:
 
     @property
     def parameter_count(self) -> int:
-        """Numbers trained: what the texts see of Δ, and τ."""
-        return self.head.weights.numel() + 1
+        """Numbers trained: what tells texts apart in Δ, a column less than classes, and τ."""
+        columns, classes = self.head.weights.shape
+        return columns * (classes - 1) + 1
 
 
 def fit_linear_map(
@@ -143,7 +144,7 @@ class _Problem:
         self.axes = PrincipalAxes.of(data.features)
         # what all classes share, softmax does not see: nor does the best Δ reach for it
         left, values, right = torch.linalg.svd((text - text.mean(0)).mT, full_matrices=False)
-        kept = values > _RANK * values[0]
+        kept = values > _RANK * text.norm()  # none, where all texts are one
         self.directions = left[:, kept]
         self.spread = scale * values[kept, None] * right[kept]  # s S Rᵀ (q, C)
         self.start = scale * data.features @ text.mT
@@ -165,12 +166,14 @@ class _Problem:
 
         L-BFGS over A √h, with h the curvature of each entry at equal probabilities.
         """
+        if not start.numel():  # all texts are one
+            return start, 0.0
         dtype = torch.float64 if kept is None else torch.float32
         kept = torch.ones(len(self.start), dtype=torch.bool) if kept is None else kept
         data, rows, begin = part_of(self.data, kept), self.axes.rows[kept], self.start[kept]
         weights = data.weights[:, None]
         energy = (weights * rows.square()).sum(0)[:, None]
-        steep = data.labelling.curvature(len(self.spread[0])) * self.spread.square().sum(1)
+        steep = data.labelling.curvature(self.spread.shape[1]) * self.spread.square().sum(1)
         root = (strength + energy * steep).sqrt()
         products, spread = rows.to(dtype), self.spread.to(dtype)
 

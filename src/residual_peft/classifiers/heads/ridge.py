@@ -31,8 +31,6 @@ class RidgeFit:
             nothing can be left out.
         power: p of the scales.
         notes: what the user should know of the images.
-        thresholds: with several labels, the logit of each class (C,) from which on to say yes
-            for the best F1 of the left-out predictions; 0 is p = ½.
         by_folds: what is said of every image by fits without its fold, strength and calibration
             chosen anew: to be compared with methods that leave out no less.
         prior: a₀ where V is fitted to what softmax(a₀ z) leaves of the labels; 0 where to the
@@ -48,7 +46,6 @@ class RidgeFit:
     losses: Tensor
     power: float
     notes: tuple[str, ...] = ()
-    thresholds: Tensor | None = None
     by_folds: LeftOut | None = None
     prior: float = 0.0
     settings: RidgeSettings | None = None
@@ -136,7 +133,6 @@ def fit_ridge(
         chosen.calibration.temperature,
     )
     left_out = _left_out(chosen, images, leaving)
-    thresholds = images.labelling.thresholds(left_out.logits, left_out.labels)
     by_folds = None
     if folds is not None:
         apart = leaving_of(images.labels, class_count, folds)
@@ -149,7 +145,6 @@ def fit_ridge(
         chosen.losses,
         power,
         notes,
-        thresholds,
         by_folds,
         chosen.prior,
         _settings(chosen, smoother.scale, class_weights),

@@ -241,9 +241,10 @@ def _put(
     keeps_scores: bool = False,
 ) -> None:
     """Give a classifier the head of its sums as they are now, and with it other classes."""
-    head = kept.changed(head_of(classifier))
+    # thresholds were of the logits before
+    head = replace(kept.changed(head_of(classifier)), thresholds=None)
     if not keeps_scores:  # of images that are gone, or of other classes
-        head = replace(head, left_out_scores=None, known=None, thresholds=None)
+        head = replace(head, left_out_scores=None, known=None)
     if classes is not None:
         classifier.class_names, classifier.class_embeddings = classes
     classifier.set_head(head, statistics=kept)

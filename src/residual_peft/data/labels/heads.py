@@ -46,7 +46,12 @@ class HeadsOfOneLabel:
         return errors.sum(1).argmin().expand(errors.shape[1])
 
     def thresholds(self, logits: Tensor, labels: Tensor) -> Tensor | None:
-        """The logit of each class (C,) from which on to say yes for the best F1, if it is asked."""
+        """The logit of each class (C,) from which on to say yes, None where the best class is said.
+
+        Args:
+            logits: of left-out images (N, C).
+            labels: theirs, zeros and ones (N, C).
+        """
         return None
 
     def own_thresholds(self, thresholds: Tensor | None) -> Tensor | None:
@@ -129,16 +134,22 @@ class HeadsOfManyLabels:
         return errors.argmin(0)
 
     def thresholds(self, logits: Tensor, labels: Tensor) -> Tensor | None:
-        """Half way between the two images that it parts."""
+        """Half way between the two images that it parts.
+
+        Of places where half of the images that get the class have it, or more: the best F1 of a
+        class that cannot be told gives it to everybody. 0, a probability of one half, without one.
+        """
         logits, order = logits.sort(dim=0, descending=True)
         hits = labels.double().gather(0, order)
         said = torch.arange(1, len(logits) + 1, dtype=torch.float64).unsqueeze(1)
         f1 = 2 * hits.cumsum(0) / (said + hits.sum(0))
         below = torch.cat([logits[1:], logits[-1:] - 1])
         # equal logits go together: only the last of them is a place to part
-        f1 = torch.where(logits > below, f1, torch.full_like(f1, -1))
+        able = (logits > below) & (2 * hits.cumsum(0) >= said)
+        f1 = torch.where(able, f1, torch.full_like(f1, -1))
         best = f1.argmax(0, keepdim=True)
-        return ((logits.gather(0, best) + below.gather(0, best)) / 2).squeeze(0)
+        found = (logits.gather(0, best) + below.gather(0, best)) / 2
+        return torch.where(f1.gather(0, best) > 0, found, torch.zeros_like(found)).squeeze(0)
 
     def own_thresholds(self, thresholds: Tensor | None) -> Tensor | None:
         """All."""

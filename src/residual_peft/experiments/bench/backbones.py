@@ -125,7 +125,7 @@ def fit_backwards(
     rows = training.rows
     with on_accelerator(model):
         learner = Backwards(rows.classifier, model, training.images, rows.labels)
-        choice = train(learner, rows.labels, rows.fold, rates, training.seed)
+        choice = train(learner, rows, rates, training.seed)
     model.eval()
     model.requires_grad_(False)
     count = sum(weight.numel() for weight in learner.trained)

@@ -5,7 +5,8 @@ five in a row were no better. What is equal on top of it: three rates each, and 
 training images, the same for all, to choose by; then all images are trained on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ...classifiers.heads.calibrating import calibrate
+from ...classifiers.zero_shot import ZeroShotClassifier
 from ...errors import counted
+from ...solvers.methods import Rows
 
 EPOCHS, PATIENCE = 30, 5
 LARGEST_BATCH, SMALLEST_BATCH, STEPS = 64, 8, 8
@@ -27,11 +30,13 @@ class Learner(Protocol):
     """What is trained by steps; images are named by their places (n,) among the training images.
 
     Attributes:
+        classifier: whose classes it is trained to tell, its own copy.
         scheduled: whether its rate falls until the last step. Then that is what all images are
             trained to: stopped on the way, at a rate that is still high, LoRA and full fine-tuning
             were one to four points worse on the validation images of handwriting.
     """
 
+    classifier: ZeroShotClassifier
     scheduled: bool
 
     def begin(self, rate: float, steps: int) -> None:
@@ -73,8 +78,7 @@ class Choice:
 
 def train(
     learner: Learner,
-    labels: Tensor,
-    fold: Tensor | None,
+    rows: Rows,
     rates: Sequence[float],
     seed: int,
     epochs: int = EPOCHS,
@@ -83,15 +87,17 @@ def train(
 
     Args:
         learner: what is trained, and left as trained on all images.
-        labels: of the training images (N,).
-        fold: of each of them (N,); with None the middle rate and all epochs are taken.
+        rows: the training images; without folds the middle rate and all epochs are taken.
         rates: three, increasing.
         seed: of the order of the images.
         epochs: at most.
     """
     choice = Choice(rates[len(rates) // 2], epochs, 0, None)
-    if fold is not None:
-        tried = [_tried(learner, labels, fold == HELD_OUT, rate, seed, epochs) for rate in rates]
+    labels = rows.labels
+    if rows.fold is not None:
+        held = rows.fold == HELD_OUT
+        with _classes(learner, rows.classifier_without(HELD_OUT).class_embeddings):
+            tried = [_tried(learner, labels, held, rate, seed, epochs) for rate in rates]
         choice = min(tried, key=lambda one: (one.log_loss is None, one.log_loss))
         if learner.scheduled and choice.epochs:
             choice = replace(choice, epochs=epochs)
@@ -100,6 +106,17 @@ def train(
     for _ in range(choice.epochs):
         run.epoch()
     return choice
+
+
+@contextmanager
+def _classes(learner: Learner, embeddings: Tensor) -> Iterator[None]:
+    """Other class embeddings (C, d) while the block runs: means that no held-out image is in."""
+    own = learner.classifier.class_embeddings
+    learner.classifier.class_embeddings = embeddings
+    try:
+        yield
+    finally:
+        learner.classifier.class_embeddings = own
 
 
 def passes(images: int) -> int:

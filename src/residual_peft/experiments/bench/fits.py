@@ -110,7 +110,7 @@ def _on_features(
 
 
 def _linear_map(rows: Rows) -> Fitted:
-    """A map of the embedding, held to the identity."""
+    """A map of the embedding, held to the identity; `map-embedding` is it without cosines."""
     return _moved(rows, lambda data: embedding_features(data.readout).double(), None)
 
 
@@ -133,6 +133,7 @@ def _prolip(rows: Rows) -> Fitted:
 
 
 def _moved(rows: Rows, before: Callable[[Coordinates], Tensor], start: Tensor | None) -> Fitted:
+    rows.check_texts("a map that is held to where it starts")
     found = fit_projection(
         before(rows.data),
         rows.labels,

@@ -5,6 +5,7 @@ adapters have other directions than the one that the coordinates are of: see `ot
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -46,7 +47,8 @@ class Stepwise:
         start: dict[str, Tensor],
         adapted: Callable[[dict[str, Any], Coordinates], Tensor],
     ) -> None:
-        self.classifier, self.data, self.start, self.adapted = classifier, data, start, adapted
+        self.classifier, self.data = copy(classifier), data
+        self.start, self.adapted = start, adapted
         self.parameters: dict[str, nn.Parameter] = {}
         self.optimizer: Any = None
 
@@ -116,7 +118,7 @@ def _descended(
     learner = Stepwise(
         rows.classifier, data, {"gains": start}, lambda found, some: some.adapted(found["gains"])
     )
-    choice = train(learner, rows.labels, rows.fold, GAIN_RATES, seed)
+    choice = train(learner, rows, GAIN_RATES, seed)
     return learner.fitted(view, choice.note)
 
 
@@ -169,7 +171,12 @@ def text_basis(rows: Rows) -> SpectralBasis:
 
 
 def text_aligned(rows: Rows, seed: int) -> Fitted:
-    """Gains as our default fits them, on directions that are the classes' own."""
+    """Gains as our default fits them, on directions that are the classes' own.
+
+    Raises:
+        ResiDualError: classes that are means of the images.
+    """
+    rows.check_texts("directions that are the classes' own")
     with another_adapter(rows, ResiDualConfig(), text_basis(rows)) as other:
         outcome = METHODS["gains"].run(replace(rows, data=other(rows.data)))
     gains = outcome.gains
@@ -194,9 +201,11 @@ def interpolated(rows: Rows, seed: int) -> Fitted:
     if rows.fold is not None:
         held = rows.fold == HELD_OUT
         outside, inside = (part.nonzero().flatten() for part in (held, ~held))
-        without, labels = method.run(rows.some(inside)), rows.labels[outside]
+        classifier = rows.classifier_without(HELD_OUT)
+        without = method.run(replace(rows.some(inside), classifier=classifier))
+        labels = rows.labels[outside]
         data = rows.data.rows(outside)
-        said = {t: _at(without, t).logits(rows.classifier, data) for t in LINE}
+        said = {t: _at(without, t).logits(classifier, data) for t in LINE}
         share = min(LINE, key=lambda t: log_loss(said[t], labels))
         notes = (f"t {share:g}: chosen by {counted(len(labels), 'held-out training image')}.",)
     outcome = method.run(rows)
@@ -230,7 +239,7 @@ def linear(rows: Rows, seed: int) -> Fitted:
         {"weight": torch.eye(width), "bias": torch.zeros(width)},
         lambda found, some: functional.linear(some.readout.float(), found["weight"], found["bias"]),
     )
-    choice = train(learner, rows.labels, rows.fold, LINEAR_RATES, seed)
+    choice = train(learner, rows, LINEAR_RATES, seed)
     return learner.fitted(lambda data: data, choice.note)
 
 

@@ -96,11 +96,11 @@ def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
             # a mean over some tasks is no rank among means over all
             _percent(over_tasks(own)) + (f" ({ran} of {tasks} tasks)" if ran < tasks else ""),
             *(_text(difference(own, one)) if own != one else NONE for one in others.values()),
-            _percent(mean(r.mean_per_class_recall for r in own)),
-            _percent(mean(r.calibration_error for r in own)),
-            f"{round(mean(r.trained for r in own)):,}",
-            readable_bytes(round(mean(r.bytes for r in own))),
-            number(mean(r.fitting_seconds for r in own), 2),
+            _percent(over_tasks(own, lambda r: r.mean_per_class_recall)),
+            _percent(over_tasks(own, lambda r: r.calibration_error)),
+            f"{round(over_tasks(own, lambda r: r.trained)):,}",
+            readable_bytes(round(over_tasks(own, lambda r: r.bytes))),
+            number(over_tasks(own, lambda r: r.fitting_seconds), 2),
             _memory(own),
             f"{len(own)}",
         )
@@ -237,11 +237,11 @@ def _curves(results: Sequence[Result]) -> Table:
     return Table("Part of the way from zero-shot to the fit", headers, tuple(rows))
 
 
-def over_tasks(results: Sequence[Result]) -> float:
-    """Mean over tasks of the mean over seeds."""
+def over_tasks(results: Sequence[Result], of: Callable[[Result], float] = score) -> float:
+    """Mean over tasks of the mean over seeds, of the score or something else."""
     tasks: dict[tuple[str, str], list[float]] = {}
     for result in results:
-        tasks.setdefault((result.model, result.data), []).append(score(result))
+        tasks.setdefault((result.model, result.data), []).append(of(result))
     return mean(map(mean, tasks.values()))
 
 

@@ -100,7 +100,7 @@ def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, LeftOu
     for number in rows.fold.unique().tolist():
         inside = (rows.fold != number).nonzero().flatten()
         outside = (rows.fold == number).nonzero().flatten()
-        data, classifier = rows.data.rows(inside), rows.classifier
+        data, classifier = rows.data.rows(inside), rows.classifier_without(number)
         if share:
             classifier = classifier.with_images(data.readout, data.labels, share=share)
         problem = GainProblem(classifier, data, objective)

@@ -26,5 +26,8 @@ def _linear_map(rows: Rows) -> Outcome:
 
 
 LINEAR_MAP = Method(
-    "a linear map of the embedding, held to the identity", _linear_map, many_labels=False
+    "a linear map of the embedding, held to the identity",
+    _linear_map,
+    many_labels=False,
+    of_texts=True,
 )

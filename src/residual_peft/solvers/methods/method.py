@@ -96,6 +96,7 @@ class Method:
         many_labels: whether it can do with several labels per image.
         tried: whether it is compared unless it is asked for by name: what costs more than the pass
             over the images and is no better (`benchmarks/heads_rivals.json`) is not.
+        of_texts: whether it is for classes that are texts, and not means of the images.
         ridge: of a ridge, what it reads: features, and the kinds of their units (all when empty).
     """
 
@@ -103,10 +104,17 @@ class Method:
     fit: Callable[[Rows], Outcome]
     many_labels: bool = True
     tried: bool = True
+    of_texts: bool = False
     ridge: tuple[Features, tuple[str, ...]] | None = None
 
     def run(self, rows: Rows) -> Outcome:
-        """Fit, and measure how long it takes."""
+        """Fit, and measure how long it takes.
+
+        Raises:
+            ResiDualError: the classes are means of the images, and it is for texts.
+        """
+        if self.of_texts:
+            rows.check_texts(self.title)
         started = time.perf_counter()
         outcome = self.fit(rows)
         return replace(outcome, seconds=time.perf_counter() - started)

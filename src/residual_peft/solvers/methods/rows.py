@@ -1,5 +1,6 @@
 """Training images as methods take them: what they read of them, and the folds that all share."""
 
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,10 +13,14 @@ from ...classifiers.heads.images import duplicate_groups
 from ...classifiers.trained_head import Features, embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data.groups import linked_groups
+from ...errors import ResiDualError
 from ...tuner import ReadoutState
 from ..coordinates import Coordinates
 
 FOLDS = 5
+WITHOUT_TEXTS = (
+    "wanted classes that are texts for {}, got means of training images: take another method."
+)
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,32 @@ class Rows:
         """Which components are of units of some kinds; all when empty."""
         return columns_of(self.data.state, kinds)
 
+    def check_texts(self, what: str) -> None:
+        """Raise a ResiDualError where classes are means of the images, and `what` is for texts."""
+        if self.means:
+            raise ResiDualError(WITHOUT_TEXTS.format(what))
+
     def some(self, index: Tensor) -> "Rows":
         """Some of the images; folds are cut anew."""
         groups = None if self.groups is None else self.groups[index]
         data = self.data.rows(index)
         fold = stratified_folds(data.labels, folds=FOLDS, groups=groups)
         return replace(self, data=data, zero_shot=self.zero_shot[index], groups=groups, fold=fold)
+
+    def classifier_without(self, number: int) -> ZeroShotClassifier:
+        """That of fits which are not to see a fold: class means are those of the other images.
+
+        Raises:
+            ResiDualError: nothing can be left out.
+        """
+        if self.fold is None:
+            raise ResiDualError("wanted a fold to leave out, but no class has a second image.")
+        if not self.means:
+            return self.classifier
+        found = copy(self.classifier)
+        means = _means_without(self.classifier, self.data, self.fold == number)
+        found.class_embeddings = means.to(self.classifier.class_embeddings)
+        return found
 
 
 def columns_of(state: ReadoutState, kinds: tuple[str, ...] = ()) -> Tensor:
@@ -131,11 +156,18 @@ def _without_own_fold(classifier: ZeroShotClassifier, data: Coordinates, fold: T
     found = torch.zeros(len(data), len(classifier.class_names))
     unit = functional.normalize(data.readout.float(), dim=1)
     for number in fold.unique().tolist():
-        inside, outside = fold != number, fold == number
-        present = data.labels[inside].unique()
-        names = [classifier.class_names[label] for label in present.tolist()]
-        labels = torch.searchsorted(present, data.labels[inside])
-        means = classifier.class_embeddings.cpu().float().clone()
-        means[present] = class_means_of(data.readout[inside], labels, names).float()
+        outside = fold == number
+        means = _means_without(classifier, data, outside)
         found[outside] = classifier.logit_scale * unit[outside] @ means.T
     return found
+
+
+def _means_without(classifier: ZeroShotClassifier, data: Coordinates, outside: Tensor) -> Tensor:
+    """Class means of the other images (C, d); a class that has none there keeps what it was."""
+    inside = ~outside
+    present = data.labels[inside].unique()
+    names = [classifier.class_names[label] for label in present.tolist()]
+    labels = torch.searchsorted(present, data.labels[inside])
+    means = classifier.class_embeddings.cpu().float().clone()
+    means[present] = class_means_of(data.readout[inside], labels, names).float()
+    return means
