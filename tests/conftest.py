@@ -1,5 +1,6 @@
 """What tests of several rooms share: an adapter that nothing was fitted for, and pictures."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,13 @@ import pytest
 
 # a program that tests start, which takes arguments
 collect_ignore = ["decoding_script.py", "only_required.py"]
+
+
+@pytest.fixture(autouse=True)
+def a_terminal_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command sets for its process how bars are told: not for the tests after it."""
+    if progress := sys.modules.get("residual_peft.data.progress"):
+        monkeypatch.setattr(progress.Bar, "in_a_log", False)
 
 
 @pytest.fixture
