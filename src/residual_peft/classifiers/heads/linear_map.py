@@ -7,24 +7,21 @@ B Uᵀ with T − mean = U S Rᵀ, and ‖Δ‖ = ‖B‖, which has a column le
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import ResiDualError
-from .finishing import finish, folds_of, log_losses, part_of
+from .finishing import finish, log_losses, part_of
 from .folds import FOLDS
 from .head import ClassHead
 from .images import Images, checked
 from .left_out import LeftOut
 from .minimising import minimise
-from .paths import Path, best_of
+from .paths import choose_strength
 from .preparing import PrincipalAxes
 
-RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
-"""Times s² and the mean squared distance of the images from their mean: free of both."""
 DEFAULT_STRENGTH = 1e-1
 """Relative too, where one image per class leaves nothing to choose by."""
 _PATIENCE = 3  # near the identity nothing changes for a while
@@ -84,8 +81,8 @@ def fit_linear_map(
         logit_scale: s.
         strength: α, in place of a choice.
         strengths: α to choose from by the log-loss of left-out folds; by default
-            `RELATIVE_STRENGTHS` times s² and the images' spread, and two between them. Weaker ones
-            are not tried once they get no better.
+            `paths.RELATIVE_STRENGTHS` times s² and the images' spread, and two between them.
+            Weaker ones are not tried once they get no better.
         class_weights: (C,), the weight of an image of each class.
         groups: (N,), images of one group are left out together.
         folds: of the cross-validation.
@@ -104,31 +101,28 @@ def fit_linear_map(
     problem = _Problem(data, text, logit_scale)
     spread = data.features - data.weights @ data.features / data.weights.sum()
     level = logit_scale**2 * float(spread.square().sum(1).mean()) or 1.0
-    tried = [strength] if strength is not None else list(strengths or ())
-    tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
-    if not min(tried) > 0:
-        raise ResiDualError(f"wanted strengths of the penalty above 0, got {min(tried)}.")
-    fold, known, how = folds_of(data, groups, folds)
-    path: list[tuple[float, float]] = []
-    left = None
-    if fold is not None:
-        refine = strength is None and strengths is None
-        options: dict[str, Any] = {"patience": _PATIENCE, "tolerance": _COARSE}
-        tracing = Path(problem, fold, known, with_text=False, **options)
-        path, left = tracing.of(sorted(tried, reverse=True), refine)
-        strength = best_of(path)
-    elif strength is None:
-        strength = max(strengths) if strengths else DEFAULT_STRENGTH * level
-    solved, norm = problem.solve(strength, problem.zeros(), tolerance)
-    left = problem.scores(solved) if left is None else left
-    _, temperature, left_out = finish(left, data, how, known, with_text=False)
+    chosen = choose_strength(
+        problem,
+        level,
+        strength=strength,
+        strengths=strengths,
+        default=DEFAULT_STRENGTH,
+        groups=groups,
+        folds=folds,
+        with_text=False,
+        patience=_PATIENCE,
+        tolerance=_COARSE,
+    )
+    solved, norm = problem.solve(chosen.strength, problem.zeros(), tolerance)
+    left = problem.scores(solved) if chosen.left is None else chosen.left
+    _, temperature, left_out = finish(left, data, chosen.how, chosen.known, with_text=False)
     change = problem.directions @ (problem.axes.axes @ solved).mT
     weights = logit_scale * (text + text @ change).mT
     nothing, one = torch.zeros(text.shape[1]), torch.ones(text.shape[1])
     head = ClassHead(
         nothing.double(), one.double(), weights, torch.zeros(len(text)).double(), 0.0, temperature
     )
-    return LinearMapFit(head, left_out, change, strength, tuple(path), norm)
+    return LinearMapFit(head, left_out, change, chosen.strength, chosen.path, norm)
 
 
 class _Problem:

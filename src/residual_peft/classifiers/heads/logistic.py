@@ -6,18 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import ResiDualError
-from .finishing import finish, folds_of, log_losses, part_of
+from .finishing import finish, log_losses, part_of
 from .folds import FOLDS
 from .head import ClassHead
 from .images import Images, checked
 from .left_out import LeftOut
 from .minimising import minimise
-from .paths import Path, best_of
+from .paths import choose_strength
 from .preparing import PrincipalAxes, scaling
 
-RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
-"""Times the mean squared length of the prepared features: free of their number and their scale."""
 DEFAULT_STRENGTH = 1e-2
 """Relative too, where one image per class leaves nothing to choose by."""
 
@@ -79,9 +76,9 @@ def fit_logistic(
         start: a ridge's head on the same features: its centre and scales are taken, and the last
             fit starts at its weights. Where the optimum is does not depend on it.
         strength: α, in place of a choice.
-        strengths: α to choose from; by default `RELATIVE_STRENGTHS` times the mean squared length
-            of the prepared features, and two between them. Weaker ones are not tried once they get
-            no better.
+        strengths: α to choose from; by default `paths.RELATIVE_STRENGTHS` times the mean squared
+            length of the prepared features, and two between them. Weaker ones are not tried once
+            they get no better.
         power: p, where no `start` brings its scales.
         class_weights: (C,), the weight of an image of each class.
         groups: (N,), images of one group are left out together.
@@ -98,40 +95,29 @@ def fit_logistic(
     axes = PrincipalAxes.of(prepared)
     problem = _Problem(axes.rows, data)
     level = float(prepared.square().sum(1).mean()) or 1.0
-    tried = _strengths(strength, strengths, level)
-    fold, known, how = folds_of(data, groups, folds)
-    path: list[tuple[float, float]] = []
-    left = None
-    if fold is not None:
-        refine = strength is None and strengths is None
-        path, left = Path(problem, fold, known).of(tried, refine)
-        strength = best_of(path)
-    elif strength is None:
-        strength = max(strengths) if strengths else DEFAULT_STRENGTH * level
+    chosen = choose_strength(
+        problem,
+        level,
+        strength=strength,
+        strengths=strengths,
+        default=DEFAULT_STRENGTH,
+        groups=groups,
+        folds=folds,
+    )
     first = problem.zeros()
     if start is not None:
         raw = start.temperature * torch.vstack([start.weights, start.offset]).double()
         first = torch.vstack([axes.axes.mT @ raw[:-1], raw[-1:]])
-    solved, norm = problem.solve(strength, first, tolerance)
-    left = problem.scores(solved) if left is None else left
-    text_weight, temperature, left_out = finish(left, data, how, known)
+    solved, norm = problem.solve(chosen.strength, first, tolerance)
+    left = problem.scores(solved) if chosen.left is None else chosen.left
+    text_weight, temperature, left_out = finish(left, data, chosen.how, chosen.known)
     head = ClassHead(mean, scale, axes.axes @ solved[:-1], solved[-1], text_weight, temperature)
-    return LogisticFit(head, left_out, strength, tuple(path), norm)
+    return LogisticFit(head, left_out, chosen.strength, chosen.path, norm)
 
 
 def with_offset(rows: Tensor) -> Tensor:
     """Rows (N, r) with a last column of ones, (N, r + 1)."""
     return torch.hstack([rows, torch.ones_like(rows[:, :1])])
-
-
-def _strengths(
-    strength: float | None, strengths: Sequence[float] | None, level: float
-) -> list[float]:
-    tried = [strength] if strength is not None else list(strengths or ())
-    tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
-    if not min(tried) > 0:
-        raise ResiDualError(f"wanted strengths of the ridge above 0, got {min(tried)}.")
-    return sorted(tried, reverse=True)
 
 
 class _Problem:

@@ -1,14 +1,19 @@
 """A strength chosen on left-out folds, along a path of fits from strong to weak."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .finishing import finish
+from ...errors import ResiDualError
+from .finishing import finish, folds_of
 from .images import Images
+from .left_out import How
 
+RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
+"""Times what makes them free of the number of images and of the features' scale."""
 ENOUGH = 500
 """Images from which on one fold of them chooses the strength, at a fifth of the cost."""
 _EQUAL = 1e-2  # of a loss
@@ -39,6 +44,65 @@ class Problem(Protocol):
     def scores(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits of a fit for the images, or for some rows of them."""
         ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A strength, and what was said on the way to it.
+
+    Attributes:
+        strength: of the least left-out log-loss; the one given, or the default, without folds.
+        path: (strength, log-loss of left-out images) as tried.
+        left: left-out logits (N, C) at the strength; None without folds.
+        known: images that can be told right without their fold (N,).
+        how: who was left out with whom.
+    """
+
+    strength: float
+    path: tuple[tuple[float, float], ...]
+    left: Tensor | None
+    known: Tensor
+    how: How
+
+
+def choose_strength(
+    problem: Problem,
+    level: float,
+    *,
+    strength: float | None,
+    strengths: Sequence[float] | None,
+    default: float,
+    groups: Tensor | None,
+    folds: int,
+    **options: Any,
+) -> Chosen:
+    """The strength that was given, or the best of some by what is said of left-out folds.
+
+    Args:
+        problem: what is fitted.
+        level: of a strength, what relative ones are times.
+        strength: in place of a choice.
+        strengths: to choose from; None for `RELATIVE_STRENGTHS`, and two between them.
+        default: relative too, where nothing can be left out.
+        groups: (N,), images of one group are left out together.
+        folds: of the cross-validation.
+        options: of `Path`.
+
+    Raises:
+        ResiDualError: a strength that is not above 0.
+    """
+    tried = [strength] if strength is not None else list(strengths or ())
+    tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
+    if not min(tried) > 0:
+        raise ResiDualError(f"wanted strengths of the penalty above 0, got {min(tried)}.")
+    fold, known, how = folds_of(problem.data, groups, folds)
+    if fold is None:
+        if strength is None:
+            strength = max(strengths) if strengths else default * level
+        return Chosen(strength, (), None, known, how)
+    refine = strength is None and strengths is None
+    path, left = Path(problem, fold, known, **options).of(sorted(tried, reverse=True), refine)
+    return Chosen(best_of(path), tuple(path), left, known, how)
 
 
 def best_of(path: Sequence[tuple[float, float]]) -> float:
