@@ -248,3 +248,13 @@ def test_what_is_forgotten_on_the_way_is_told_where_it_was_asked(results) -> Non
     assert "| gains-interpolated | 70.0 (1 of 2 tasks) |" in row
     first = [line.split(" | ")[0] for line in said.splitlines() if line.startswith("| ")]
     assert first.index("| zero-shot") < first.index("| gains-interpolated")
+
+
+def test_every_column_is_a_mean_over_tasks_of_which_one_has_more_runs() -> None:
+    runs = [result("full", seed, 0.9) for seed in range(3)] + [result("full", 0, 0.3, "c")]
+    runs = [replace(one, trained=100 if one.data == "c" else 300, bytes=2000) for one in runs]
+    row = next(line for line in markdown(runs, "Title").splitlines() if line.startswith("| full"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "60.0"
+    assert cells[-7] == "60.0"  # recall, which is the accuracy here
+    assert cells[-5:-3] == ["200", "2.0 kB"]

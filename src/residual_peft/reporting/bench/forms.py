@@ -21,6 +21,7 @@ NOTE = (
     "seeds, which draw the training images. Differences are paired, over all models, data sets and "
     "seeds that both methods ran on (t-test), or over their images where runs do not differ "
     "(McNemar's); a harmonic mean is no mean over images, so that one run of it has no p. "
+    "Recall and calibration error are there of the classes trained on. "
     "p is for one comparison: of many, some are below 0.05 by chance. In the table of each model, "
     "* is better and ° worse than the linear probe with p < 0.05. Published rows are what others "
     "measured, often on other test images; no test compares them with ours."
