@@ -32,36 +32,26 @@ CHUNK = 1024  # images per product
 
 @dataclass(frozen=True)
 class ComponentShare:
-    """One component, or one unit as a whole, and what a class head makes of it.
+    """One component, or one unit as a whole, and what a class head makes of it."""
 
-    Attributes:
-        unit: whose component.
-        component: its number within the unit, 0 the one with the most variance; None for the unit.
-        share: of how the logits vary over the images; negative where it worked against the rest.
-        toward_label: mean of what it adds to the label's logit against the mean of all classes.
-    """
-
-    unit: Unit
+    unit: Unit  # whose component
+    # its number within the unit, 0 the one with the most variance; None for the unit
     component: int | None
+    # of how the logits vary over the images; negative where it worked against the rest
     share: float
-    toward_label: float
+    toward_label: float  # mean of what it adds to the label's logit against the mean of all classes
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A component that speaks for a class, or against it, in images of that class.
+    """A component that speaks for a class, or against it, in images of that class."""
 
-    Attributes:
-        unit: whose component.
-        component: its number within the unit; None for the unit as a whole.
-        effect: mean of what it adds to the class's logit there, against the mean of all classes.
-        side: 1 where these images lie along the component's direction, seen from the mean training
-            image, −1 where they lie against it; 0 for a whole unit.
-    """
-
-    unit: Unit
-    component: int | None
+    unit: Unit  # whose component
+    component: int | None  # its number within the unit; None for the unit as a whole
+    # mean of what it adds to the class's logit there, against the mean of all classes
     effect: float
+    # 1 where these images lie along the component's direction, seen from the mean training image,
+    # −1 where they lie against it; 0 for a whole unit
     side: int
 
 
@@ -72,37 +62,23 @@ class HeadExplanation:
     D (N, C) are the logits, less their mean over the classes and over the images; the share of a
     part D_j is ⟨D_j, D⟩ / ⟨D, D⟩: cov(part, logit) / var(logit), averaged over the classes, each of
     which weighs as its logit varies. All shares, the texts' included, add up to 1.
-
-    Attributes:
-        class_names: of the C classes that the head was fitted on.
-        units: the adapted units.
-        counts: components of each.
-        share: (K,).
-        toward_label: (K,), mean of what each adds to the label's logit.
-        portrait: what each adds to the logit of a class in the images of that class (K, C), on
-            average; NaN for a class without images.
-        sides: where these images lie along each component, −1, 0 or 1 (K, C), int8.
-        text_share: of the texts.
-        text_toward_label: as `toward_label`.
-        constant_toward_label: the same for what is said of every image.
-        spread: root mean square of D, in units of a logit.
-        images: N.
-        per_unit: whether the adapter keeps no components of its own.
     """
 
-    class_names: tuple[str, ...]
-    units: tuple[Unit, ...]
-    counts: tuple[int, ...]
-    share: Tensor
-    toward_label: Tensor
+    class_names: tuple[str, ...]  # of the C classes that the head was fitted on
+    units: tuple[Unit, ...]  # the adapted units
+    counts: tuple[int, ...]  # components of each
+    share: Tensor  # (K,)
+    toward_label: Tensor  # (K,), mean of what each adds to the label's logit
+    # what each adds to the logit of a class in the images of that class (K, C), on average; NaN for
+    # a class without images
     portrait: Tensor
-    sides: Tensor
-    text_share: float
-    text_toward_label: float
-    constant_toward_label: float
-    spread: float
-    images: int
-    per_unit: bool = False
+    sides: Tensor  # where these images lie along each component, −1, 0 or 1 (K, C), int8
+    text_share: float  # of the texts
+    text_toward_label: float  # as `toward_label`
+    constant_toward_label: float  # the same for what is said of every image
+    spread: float  # root mean square of D, in units of a logit
+    images: int  # N
+    per_unit: bool = False  # whether the adapter keeps no components of its own
 
     def by_unit(self) -> list[ComponentShare]:
         """What is made of every unit, in the order of the tower."""

@@ -33,19 +33,12 @@ _BLOCK = 2**26
 
 @dataclass(frozen=True)
 class ScoreBlock:
-    """Scores of b images.
+    """Scores of b images."""
 
-    Attributes:
-        rows: a slice of the images.
-        scores: (b, U, C) what each unit adds to each class.
-        rest: (b, C) what is in none of the units.
-        labels: (b,).
-    """
-
-    rows: slice
-    scores: Tensor
-    rest: Tensor
-    labels: Tensor
+    rows: slice  # a slice of the images
+    scores: Tensor  # (b, U, C) what each unit adds to each class
+    rest: Tensor  # (b, C) what is in none of the units
+    labels: Tensor  # (b,)
 
 
 def score_blocks(
@@ -84,15 +77,10 @@ def score_blocks(
 
 @dataclass(frozen=True)
 class Stand:
-    """What stands in an ablated unit's place, as class scores.
+    """What stands in an ablated unit's place, as class scores."""
 
-    Attributes:
-        units: (U, C) per unit: zeros, or the score of its mean over the reference images.
-        rest: (C,) the same of what is in no unit; None where that is kept as it is.
-    """
-
-    units: Tensor
-    rest: Tensor | None
+    units: Tensor  # (U, C) per unit: zeros, or the score of its mean over the reference images
+    rest: Tensor | None  # (C,) the same of what is in no unit; None where that is kept as it is
 
     @classmethod
     def of(

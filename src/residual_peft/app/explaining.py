@@ -51,23 +51,19 @@ HEAD_HEADERS = ("component", "share", "toward label", "words")
 
 @dataclass(frozen=True)
 class AdapterStudy:
-    """What a saved adapter changed.
+    """What a saved adapter changed."""
 
-    Attributes:
-        explanation: of the logits of a split's images, by gains or by a class head; None where
-            single images alone are explained.
-        strongest: the components with the largest shares.
-        words: texts for each of those; empty without a text tower or components.
-        images: path -> which components moved it, or made the class head say what it says.
-        more_words: of the components that `lines` names beside classes and images.
-        chosen: which images those of the split are: `Chosen.as_dict`.
-    """
-
+    # of the logits of a split's images, by gains or by a class head; None where single images alone
+    # are explained
     explanation: AdapterExplanation | HeadExplanation | None
-    strongest: tuple[Any, ...] = ()
+    strongest: tuple[Any, ...] = ()  # the components with the largest shares
+    # texts for each of those; empty without a text tower or components
     words: tuple[Explanation, ...] = ()
+    # path -> which components moved it, or made the class head say what it says
     images: dict[str, ImageExplanation | HeadImageExplanation] = field(default_factory=dict)
+    # of the components that `lines` names beside classes and images
     more_words: tuple[Words, ...] = ()
+    # which images those of the split are: `Chosen.as_dict`
     chosen: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -98,15 +94,10 @@ class AdapterStudy:
 
 @dataclass(frozen=True)
 class RecordedStudy:
-    """What the record of a fit says of it: no model is loaded and no image is read.
+    """What the record of a fit says of it: no model is loaded and no image is read."""
 
-    Attributes:
-        record: of the fit.
-        count: components to list.
-    """
-
-    record: RunRecord
-    count: int = 12
+    record: RunRecord  # of the fit
+    count: int = 12  # components to list
 
     @property
     def headers(self) -> tuple[str, ...]:

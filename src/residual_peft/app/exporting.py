@@ -18,17 +18,11 @@ AT_MOST = 32
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        found: what the exporter says of it.
-        classes: how many the file answers for.
-        multi_label: whether an image may have several labels.
-    """
-
-    found: ExportedOnnx
-    classes: int
-    multi_label: bool
+    found: ExportedOnnx  # what the exporter says of it
+    classes: int  # how many the file answers for
+    multi_label: bool  # whether an image may have several labels
 
     def lines(self) -> list[str]:
         """For people."""

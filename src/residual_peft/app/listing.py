@@ -19,23 +19,14 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Noted:
-    """An image whose label and what it is taken for differ.
+    """An image whose label and what it is taken for differ."""
 
-    Attributes:
-        dataset: that it is in.
-        row: of it.
-        file: what it is called.
-        label: number of its class.
-        other: of the class that it is taken for.
-        score: the probability of `other`, or that the label is wrong.
-    """
-
-    dataset: Dataset
-    row: int
-    file: str
-    label: int
-    other: int
-    score: float
+    dataset: Dataset  # that it is in
+    row: int  # of it
+    file: str  # what it is called
+    label: int  # number of its class
+    other: int  # of the class that it is taken for
+    score: float  # the probability of `other`, or that the label is wrong
 
 
 def mistakes_of(

@@ -16,19 +16,13 @@ ALIKE = 0.95
 
 @dataclass(frozen=True)
 class Look:
-    """What some data are like.
+    """What some data are like."""
 
-    Attributes:
-        data: the images.
-        survey: of them.
-        near: groups of images that a model sees as nearly the same; None where none was asked.
-        model: its name.
-    """
-
-    data: ImageData
-    survey: Survey
+    data: ImageData  # the images
+    survey: Survey  # of them
+    # groups of images that a model sees as nearly the same; None where none was asked
     near: tuple[Copies, ...] | None = None
-    model: str | None = None
+    model: str | None = None  # its name
 
     def lines(self) -> list[str]:
         """For people."""

@@ -22,19 +22,12 @@ AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Answer:
-    """What there is to say of one file.
+    """What there is to say of one file."""
 
-    Attributes:
-        file: its path.
-        prediction: None where it could not be read.
-        reason: why that is.
-        copied_to: where its copies are, if it was sorted.
-    """
-
-    file: str
-    prediction: Prediction | None
-    reason: str = ""
-    copied_to: tuple[str, ...] = ()
+    file: str  # its path
+    prediction: Prediction | None  # None where it could not be read
+    reason: str = ""  # why that is
+    copied_to: tuple[str, ...] = ()  # where its copies are, if it was sorted
 
     def as_dict(self, top: int) -> dict[str, Any]:
         """JSON-able: file, and either its error or label, score, labels and the top classes."""

@@ -55,32 +55,20 @@ _FOR_ONE = (
 
 @dataclass(frozen=True)
 class ModelStudy:
-    """What a model's heads know of some data.
+    """What a model's heads know of some data."""
 
-    Attributes:
-        model: its name.
-        dataset: what to call the data.
-        class_names: C names.
-        images: split -> how many images were read.
-        dimension: of every head and MLP, on training images.
-        similarity: spectral cosine of all heads against all.
-        selection: accuracy on test images with only the heads that training images chose.
-        ablations: accuracy without each layer, and without ever more layers from the last on; at
-            their means.
-        words: texts for every head, by SOMP.
-        skipped: images that could not be read.
-    """
-
-    model: str
-    dataset: str
-    class_names: tuple[str, ...]
-    images: dict[str, int]
-    dimension: DimensionProfile
-    similarity: SimilarityMatrix
+    model: str  # its name
+    dataset: str  # what to call the data
+    class_names: tuple[str, ...]  # C names
+    images: dict[str, int]  # split -> how many images were read
+    dimension: DimensionProfile  # of every head and MLP, on training images
+    similarity: SimilarityMatrix  # spectral cosine of all heads against all
+    # accuracy on test images with only the heads that training images chose
     selection: SelectionStudy
+    # accuracy without each layer, and without ever more layers from the last on; at their means
     ablations: tuple[AblationCurve, ...]
-    words: tuple[Explanation, ...]
-    skipped: tuple[SkippedImage, ...] = ()
+    words: tuple[Explanation, ...]  # texts for every head, by SOMP
+    skipped: tuple[SkippedImage, ...] = ()  # images that could not be read
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: all of it."""

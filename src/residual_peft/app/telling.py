@@ -24,19 +24,12 @@ Texts = Mapping[tuple[Unit, int | None], tuple[tuple[str, float], ...]]
 
 @dataclass(frozen=True)
 class Shown:
-    """A component named beside an image.
+    """A component named beside an image."""
 
-    Attributes:
-        unit: whose.
-        component: its number; None for the unit.
-        effect: on the margin.
-        side: 1 where the image lies along it, seen from the mean image of the fit, else −1.
-    """
-
-    unit: Unit
-    component: int | None
-    effect: float
-    side: int
+    unit: Unit  # whose
+    component: int | None  # its number; None for the unit
+    effect: float  # on the margin
+    side: int  # 1 where the image lies along it, seen from the mean image of the fit, else −1
 
 
 def named(unit: Unit, component: int | None) -> str:

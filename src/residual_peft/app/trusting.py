@@ -37,14 +37,10 @@ _READ: dict[str, tuple[Features, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Trusted:
-    """What left-out predictions tell.
+    """What left-out predictions tell."""
 
-    Attributes:
-        record: the numbers.
-        suspicious: training and validation images whose label looks wrong, the surest first.
-    """
-
-    record: TrustRecord
+    record: TrustRecord  # the numbers
+    # training and validation images whose label looks wrong, the surest first
     suspicious: tuple[Noted, ...] = ()
 
 

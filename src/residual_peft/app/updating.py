@@ -28,22 +28,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What an update did.
+    """What an update did."""
 
-    Attributes:
-        changed: class -> images added to it, or taken from it.
-        new: classes that the head did not have.
-        known: images that were left out: of an update those that the adapter was fitted on
-            already, of a forgetting those that it was not.
-        skipped: images that could not be read.
-        forgot: whether images were taken out.
-    """
-
-    changed: dict[str, int]
-    new: tuple[str, ...]
+    changed: dict[str, int]  # class -> images added to it, or taken from it
+    new: tuple[str, ...]  # classes that the head did not have
+    # images that were left out: of an update those that the adapter was fitted on already, of a
+    # forgetting those that it was not
     known: int
-    skipped: tuple[SkippedImage, ...]
-    forgot: bool
+    skipped: tuple[SkippedImage, ...]  # images that could not be read
+    forgot: bool  # whether images were taken out
 
     def lines(self) -> list[str]:
         """For people."""

@@ -26,16 +26,12 @@ _BETWEEN = "|;"
 
 @dataclass(frozen=True)
 class ClassList:
-    """What classes are called.
+    """What classes are called."""
 
-    Attributes:
-        words: a name as the data have it, or another spelling of it, in small letters -> the name
-            that the class has from here on, which goes into prompts.
-        file: where it was read.
-    """
-
+    # a name as the data have it, or another spelling of it, in small letters -> the name that the
+    # class has from here on, which goes into prompts
     words: Mapping[str, str]
-    file: str
+    file: str  # where it was read
 
     @classmethod
     def read(cls, path: Path) -> "ClassList | None":

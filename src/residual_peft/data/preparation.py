@@ -30,25 +30,18 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Preparation:
-    """The recipe, in its order.
+    """The recipe, in its order."""
 
-    Attributes:
-        resize: {"height": h, "width": w}, or {"shortest_edge": n} with the other side n times the
-            ratio of the sides, rounded down; None for none.
-        resample: PIL's number of the filter.
-        crop: height and width of the middle, black where the image is smaller: the top left corner
-            is (size − crop) // 2, negative or not. None for none.
-        scale: what bytes are multiplied with.
-        mean: then taken away, per channel of RGB.
-        std: then divided by.
-    """
-
+    # {"height": h, "width": w}, or {"shortest_edge": n} with the other side n times the ratio of
+    # the sides, rounded down; None for none
     resize: Mapping[str, int] | None
-    resample: int
+    resample: int  # PIL's number of the filter
+    # height and width of the middle, black where the image is smaller: the top left corner is (size
+    # − crop) // 2, negative or not. None for none
     crop: tuple[int, int] | None
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    scale: float  # what bytes are multiplied with
+    mean: tuple[float, ...]  # then taken away, per channel of RGB
+    std: tuple[float, ...]  # then divided by
 
     @classmethod
     def of(cls, processor: Any) -> "Preparation":

@@ -40,25 +40,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for beside the source.
+    """What was asked for beside the source."""
 
-    Attributes:
-        config: of a Hub dataset that has several.
-        revision: on the Hub.
-        token: for the Hub.
-        image_column: of a table; found when None.
-        label_column: likewise.
-        group_column: of a table, kept beside the two; None for none.
-        numbers: whether somebody says what labels that are numbers mean.
-    """
-
-    config: str | None = None
-    revision: str | None = None
-    token: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    group_column: str | None = None
-    numbers: bool = False
+    config: str | None = None  # of a Hub dataset that has several
+    revision: str | None = None  # on the Hub
+    token: str | None = None  # for the Hub
+    image_column: str | None = None  # of a table; found when None
+    label_column: str | None = None  # likewise
+    group_column: str | None = None  # of a table, kept beside the two; None for none
+    numbers: bool = False  # whether somebody says what labels that are numbers mean
 
 
 def find(source: Any, asked: Asked | None = None) -> Source:

@@ -29,30 +29,19 @@ _EXTREMES = ("smallest", "median", "largest")
 
 @dataclass(frozen=True)
 class Place:
-    """Where an image stands in the data.
+    """Where an image stands in the data."""
 
-    Attributes:
-        split: train, validation or test.
-        row: of the split.
-        file: its path (below the folder of the data, where it lies in one), or split and row.
-        classes: the names of its classes.
-    """
-
-    split: str
-    row: int
-    file: str
-    classes: tuple[str, ...]
+    split: str  # train, validation or test
+    row: int  # of the split
+    file: str  # its path (below the folder of the data, where it lies in one), or split and row
+    classes: tuple[str, ...]  # the names of its classes
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Images that are one and the same, or nearly.
+    """Images that are one and the same, or nearly."""
 
-    Attributes:
-        places: of two or more.
-    """
-
-    places: tuple[Place, ...]
+    places: tuple[Place, ...]  # of two or more
 
     @property
     def across_splits(self) -> bool:
@@ -74,31 +63,19 @@ class Copies:
 
 @dataclass(frozen=True)
 class Survey:
-    """What images are like.
+    """What images are like."""
 
-    Attributes:
-        source: what the data are called.
-        splits: split -> how many images it came with.
-        classes: class -> how many images have it, in the order of the classes.
-        multi_label: whether an image may have several classes, or none.
-        sizes: (N, 2) width and height in pixels, as stored; fewer where files changed meanwhile.
-        formats: PIL's name of a kind of file -> how many, the most frequent first.
-        places: of all N images, in the order of the splits and their rows.
-        skipped: what cannot be read, and why.
-        left_out: what lies beside the images and is not taken for any.
-        copies: groups of images whose files are the same byte for byte.
-    """
-
-    source: str
-    splits: dict[str, int]
-    classes: dict[str, int]
-    multi_label: bool
+    source: str  # what the data are called
+    splits: dict[str, int]  # split -> how many images it came with
+    classes: dict[str, int]  # class -> how many images have it, in the order of the classes
+    multi_label: bool  # whether an image may have several classes, or none
+    # (N, 2) width and height in pixels, as stored; fewer where files changed meanwhile
     sizes: npt.NDArray[np.int64]
-    formats: dict[str, int]
-    places: tuple[Place, ...]
-    skipped: tuple[SkippedImage, ...]
-    copies: tuple[Copies, ...]
-    left_out: tuple[str, ...] = ()
+    formats: dict[str, int]  # PIL's name of a kind of file -> how many, the most frequent first
+    places: tuple[Place, ...]  # of all N images, in the order of the splits and their rows
+    skipped: tuple[SkippedImage, ...]  # what cannot be read, and why
+    copies: tuple[Copies, ...]  # groups of images whose files are the same byte for byte
+    left_out: tuple[str, ...] = ()  # what lies beside the images and is not taken for any
 
     @property
     def images(self) -> int:

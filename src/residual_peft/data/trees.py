@@ -26,31 +26,22 @@ Parts = tuple[str, ...]  # of a path below the root
 
 @dataclass
 class Tree:
-    """What lies in a folder; hidden files, and folders that begin with two underscores, do not.
+    """What lies in a folder; hidden files, and folders that begin with two underscores, do not."""
 
-    Attributes:
-        root: the folder, as it was named: for messages.
-        base: its absolute path, so that the images are found wherever this process goes.
-        images: whatever has the ending of an image and is no folder, by path.
-        metadata: files named as imagefolder's metadata.
-        folders: all of them, the root left out.
-        parquet: whether there are tables that are no metadata.
-        others: ending -> how many files have it that is not that of an image.
-        pictures: those of them that people take for pictures (`PICTURES`).
-        skipped: what cannot be used: names that are not UTF-8, folders that may not be read.
-        left_out: what else is not taken for images, in words.
-    """
-
-    root: Path
-    base: Path
+    root: Path  # the folder, as it was named: for messages
+    base: Path  # its absolute path, so that the images are found wherever this process goes
+    # whatever has the ending of an image and is no folder, by path
     images: list[Parts] = field(default_factory=list)
-    metadata: list[Parts] = field(default_factory=list)
-    folders: list[Parts] = field(default_factory=list)
-    parquet: bool = False
+    metadata: list[Parts] = field(default_factory=list)  # files named as imagefolder's metadata
+    folders: list[Parts] = field(default_factory=list)  # all of them, the root left out
+    parquet: bool = False  # whether there are tables that are no metadata
+    # ending -> how many files have it that is not that of an image
     others: Counter[str] = field(default_factory=Counter)
+    # those of them that people take for pictures (`PICTURES`)
     pictures: list[Parts] = field(default_factory=list)
+    # what cannot be used: names that are not UTF-8, folders that may not be read
     skipped: list[SkippedImage] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # what else is not taken for images, in words
 
     def unread_pictures(self) -> list[str]:
         """How many pictures there are of which kind that PIL does not read, in words."""

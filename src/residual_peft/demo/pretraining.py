@@ -67,19 +67,12 @@ def build_tokenizer(merges: int = 160) -> CLIPTokenizer:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the image tower; the text tower is the same beside all.
+    """Of the image tower; the text tower is the same beside all."""
 
-    Attributes:
-        layers: how many.
-        heads: of each layer.
-        width: of the stream.
-        patch: pixels of a patch each way.
-    """
-
-    layers: int = 6
-    heads: int = 8
-    width: int = 128
-    patch: int = 8
+    layers: int = 6  # how many
+    heads: int = 8  # of each layer
+    width: int = 128  # of the stream
+    patch: int = 8  # pixels of a patch each way
 
 
 def build_model(tokenizer: CLIPTokenizer, seed: int, shape: Shape | None = None) -> CLIPModel:

@@ -15,21 +15,13 @@ LORA_LEARNING_RATE = 5e-3
 
 @dataclass(frozen=True)
 class Method:
-    """One way to adapt a model.
+    """One way to adapt a model."""
 
-    Attributes:
-        name: as in `results.json`.
-        label: for people.
-        kind: "none", "gains", "linear" or "lora".
-        config: seed -> the adapter's config, for gains.
-        learning_rate: of the optimizer.
-    """
-
-    name: str
-    label: str
-    kind: str
-    config: Callable[[int], ResiDualConfig] | None = None
-    learning_rate: float = LEARNING_RATE
+    name: str  # as in `results.json`
+    label: str  # for people
+    kind: str  # "none", "gains", "linear" or "lora"
+    config: Callable[[int], ResiDualConfig] | None = None  # seed -> the adapter's config, for gains
+    learning_rate: float = LEARNING_RATE  # of the optimizer
 
 
 def _paper(name: str) -> Callable[[int], ResiDualConfig]:

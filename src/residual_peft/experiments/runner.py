@@ -29,25 +29,16 @@ Report = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Task:
-    """Images ready for the model, by split, and what they are classified as.
+    """Images ready for the model, by split, and what they are classified as."""
 
-    Attributes:
-        backbone: the model to adapt; an adapter that was put in is taken out again.
-        class_names: one per label.
-        templates: prompt templates.
-        train: batches of `pixel_values` and `labels` to fit; may be iterated again and again.
-        validation: to choose by.
-        test: to report on; never used for a choice.
-        basis: batches of `pixel_values` to fit the bases on.
-    """
-
-    backbone: Backbone
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
+    backbone: Backbone  # the model to adapt; an adapter that was put in is taken out again
+    class_names: tuple[str, ...]  # one per label
+    templates: tuple[str, ...]  # prompt templates
+    # batches of `pixel_values` and `labels` to fit; may be iterated again and again
     train: Iterable[dict[str, Tensor]]
-    validation: Iterable[dict[str, Tensor]]
-    test: Iterable[dict[str, Tensor]]
-    basis: Iterable[dict[str, Tensor]]
+    validation: Iterable[dict[str, Tensor]]  # to choose by
+    test: Iterable[dict[str, Tensor]]  # to report on; never used for a choice
+    basis: Iterable[dict[str, Tensor]]  # batches of `pixel_values` to fit the bases on
 
     def classifier(self, model: nn.Module | None = None) -> ZeroShotClassifier:
         """The task's classifier around the backbone's model or another with the same readout."""

@@ -16,21 +16,13 @@ from .run_record import GainRecord, HeadShares, RunRecord
 
 @dataclass(frozen=True)
 class UnitView:
-    """One unit's gains and what they did.
+    """One unit's gains and what they did."""
 
-    Attributes:
-        unit: which.
-        gains: λ (k,).
-        share: of the change of the logits, by component (k,).
-        toward_label: (k,).
-        eigenvalues: (k,), or None.
-    """
-
-    unit: Unit
-    gains: Array
-    share: Array
-    toward_label: Array
-    eigenvalues: Array | None
+    unit: Unit  # which
+    gains: Array  # λ (k,)
+    share: Array  # of the change of the logits, by component (k,)
+    toward_label: Array  # (k,)
+    eigenvalues: Array | None  # (k,), or None
 
     @property
     def mean_gain(self) -> float:
@@ -40,23 +32,15 @@ class UnitView:
 
 @dataclass(frozen=True)
 class ComponentView:
-    """One component: its gain and what it did.
+    """One component: its gain and what it did."""
 
-    Attributes:
-        unit: whose.
-        component: its number, 0 the one with the most variance; None where a unit has one gain.
-        gain: λ.
-        share: of the change of the logits.
-        toward_label: mean change of the label's logit.
-        words: what it writes, where somebody looked for words.
-    """
-
-    unit: Unit
+    unit: Unit  # whose
+    # its number, 0 the one with the most variance; None where a unit has one gain
     component: int | None
-    gain: float
-    share: float
-    toward_label: float
-    words: Words | None
+    gain: float  # λ
+    share: float  # of the change of the logits
+    toward_label: float  # mean change of the label's logit
+    words: Words | None  # what it writes, where somebody looked for words
 
 
 @dataclass(frozen=True)
@@ -72,18 +56,12 @@ class HeadComponent:
 
 @dataclass(frozen=True)
 class ReasonView:
-    """A component that speaks for or against a class: see `Reason`.
+    """A component that speaks for or against a class: see `Reason`."""
 
-    Attributes:
-        unit: whose component.
-        component: its number in the unit; None for the unit.
-        effect: on the class's logit.
-        texts: what images of the class have of the component, signs as they lie along it.
-    """
-
-    unit: Unit
-    component: int | None
-    effect: float
+    unit: Unit  # whose component
+    component: int | None  # its number in the unit; None for the unit
+    effect: float  # on the class's logit
+    # what images of the class have of the component, signs as they lie along it
     texts: tuple[tuple[str, float], ...]
 
 
@@ -98,21 +76,13 @@ class ClassView:
 
 @dataclass(frozen=True)
 class UnitMap:
-    """A number per head and MLP, laid out by layer.
+    """A number per head and MLP, laid out by layer."""
 
-    Attributes:
-        values: (layers, columns), NaN where nothing is adapted.
-        columns: the columns' names.
-        reach: the largest distance of a value from the middle of the scale.
-        scale: what the numbers of its cells are multiplied with.
-        digits: after their points.
-    """
-
-    values: Array
-    columns: list[str]
-    reach: float
-    scale: float = 1.0
-    digits: int = 2
+    values: Array  # (layers, columns), NaN where nothing is adapted
+    columns: list[str]  # the columns' names
+    reach: float  # the largest distance of a value from the middle of the scale
+    scale: float = 1.0  # what the numbers of its cells are multiplied with
+    digits: int = 2  # after their points
 
     def text(self, value: float | None) -> str:
         """What stands in a cell."""

@@ -39,19 +39,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Change:
-    """The same images before and after, with Agresti and Min's interval of the difference.
+    """The same images before and after, with Agresti and Min's interval of the difference."""
 
-    Attributes:
-        before: True for each image that was recognised without the adapter, (n,).
-        after: True for each that is recognised with it.
-        index: the class of all of them; None for all classes.
-        name: its name.
-    """
-
-    before: Array
-    after: Array
-    index: int | None = None
-    name: str = ""
+    before: Array  # True for each image that was recognised without the adapter, (n,)
+    after: Array  # True for each that is recognised with it
+    index: int | None = None  # the class of all of them; None for all classes
+    name: str = ""  # its name
 
     @property
     def images(self) -> int:
@@ -116,27 +109,16 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Shown:
-    """A test image that changed side, with the label's score before and after.
+    """A test image that changed side, with the label's score before and after."""
 
-    Attributes:
-        row: which test image.
-        image: JPEG or PNG bytes.
-        label: its class.
-        before: what it was taken for.
-        after: what it is taken for.
-        before_score: the probability that went with it.
-        after_score: likewise.
-        fixed: whether it is right now.
-    """
-
-    row: int
-    image: bytes
-    label: str
-    before: str
-    after: str
-    before_score: float
-    after_score: float
-    fixed: bool
+    row: int  # which test image
+    image: bytes  # JPEG or PNG bytes
+    label: str  # its class
+    before: str  # what it was taken for
+    after: str  # what it is taken for
+    before_score: float  # the probability that went with it
+    after_score: float  # likewise
+    fixed: bool  # whether it is right now
 
     @property
     def tiny(self) -> bool:

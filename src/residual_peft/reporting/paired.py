@@ -11,20 +11,14 @@ from .html import number, signed
 
 @dataclass(frozen=True)
 class Difference:
-    """A method less another, on the same images.
+    """A method less another, on the same images."""
 
-    Attributes:
-        mean: of the scores' differences.
-        error: its standard error; None for a single run.
-        p: that the two are alike, by a paired t-test over runs, or by McNemar's over images; None
-            where neither can tell.
-        runs: how many were compared.
-    """
-
-    mean: float
-    error: float | None
+    mean: float  # of the scores' differences
+    error: float | None  # its standard error; None for a single run
+    # that the two are alike, by a paired t-test over runs, or by McNemar's over images; None where
+    # neither can tell
     p: float | None
-    runs: int
+    runs: int  # how many were compared
 
     @property
     def text(self) -> str:

@@ -19,23 +19,16 @@ class Share:
 
 @dataclass(frozen=True)
 class LabelChange:
-    """One label before and after the adapter.
+    """One label before and after the adapter."""
 
-    Attributes:
-        name: of the class.
-        images: that have it.
-        was: average precision without the adapter: how far up these images stand when all are put
-            in the order of their scores.
-        now: the same with it.
-        found: the share of its images that are given the label.
-        right: the share of the images that are given the label which have it; NaN where none is.
-    """
-
-    name: str
-    images: int
+    name: str  # of the class
+    images: int  # that have it
+    # average precision without the adapter: how far up these images stand when all are put in the
+    # order of their scores
     was: Share
-    now: Share
-    found: float
+    now: Share  # the same with it
+    found: float  # the share of its images that are given the label
+    # the share of the images that are given the label which have it; NaN where none is
     right: float
 
     @property
@@ -46,23 +39,14 @@ class LabelChange:
 
 @dataclass(frozen=True)
 class SeveralFindings:
-    """What is told of a run whose images have several labels each.
+    """What is told of a run whose images have several labels each."""
 
-    Attributes:
-        was: the first of the metrics without the adapter.
-        now: with it.
-        labels: those that test images have, the most improved first.
-        measures: name of a metric, before and after.
-        images: how many there are.
-        without_labels: images that have none.
-    """
-
-    was: Share
-    now: Share
-    labels: list[LabelChange]
-    measures: list[tuple[str, float, float]]
-    images: int
-    without_labels: int
+    was: Share  # the first of the metrics without the adapter
+    now: Share  # with it
+    labels: list[LabelChange]  # those that test images have, the most improved first
+    measures: list[tuple[str, float, float]]  # name of a metric, before and after
+    images: int  # how many there are
+    without_labels: int  # images that have none
 
     @classmethod
     def of(cls, record: RunRecord) -> "SeveralFindings":

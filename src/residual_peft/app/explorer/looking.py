@@ -48,21 +48,13 @@ class Said:
 
 @dataclass(frozen=True)
 class Knob:
-    """A component that may be turned.
+    """A component that may be turned."""
 
-    Attributes:
-        unit: whose.
-        component: its number; None for the whole unit.
-        fitted: where it stands: its gain, or 1 where a class head reads the component.
-        effect: on the margin, as it stands.
-        words: what the image has of it; empty without a text tower.
-    """
-
-    unit: Unit
-    component: int | None
-    fitted: float
-    effect: float
-    words: str
+    unit: Unit  # whose
+    component: int | None  # its number; None for the whole unit
+    fitted: float  # where it stands: its gain, or 1 where a class head reads the component
+    effect: float  # on the margin, as it stands
+    words: str  # what the image has of it; empty without a text tower
 
     @property
     def name(self) -> str:
@@ -77,23 +69,15 @@ class Knob:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What there is to say of one image.
+    """What there is to say of one image."""
 
-    Attributes:
-        before: by the backbone without the adapter.
-        after: by the classifier.
-        why: what moved it, or made the class head say what it says; None where `silence` says why.
-        rows: the image's coordinates, likewise.
-        knobs: the strongest components for and against.
-        silence: why single components are not told.
-    """
-
-    before: Said
-    after: Said
+    before: Said  # by the backbone without the adapter
+    after: Said  # by the classifier
+    # what moved it, or made the class head say what it says; None where `silence` says why
     why: ImageExplanation | HeadImageExplanation | None = None
-    rows: Coordinates | None = None
-    knobs: tuple[Knob, ...] = ()
-    silence: str = ""
+    rows: Coordinates | None = None  # the image's coordinates, likewise
+    knobs: tuple[Knob, ...] = ()  # the strongest components for and against
+    silence: str = ""  # why single components are not told
 
     @property
     def classes(self) -> tuple[str, str] | None:

@@ -23,26 +23,16 @@ SPLITS = ("train", "validation", "test", "all")
 
 @dataclass(frozen=True)
 class Chosen:
-    """The images that an adapter is measured on.
+    """The images that an adapter is measured on."""
 
-    Attributes:
-        images: as its model takes them, labels numbered as its classes.
-        split: "train", "validation", "test" or "all".
-        own: whether they are of the data that the adapter was fitted on; None where that is not
-            known.
-        left_out: images that it was trained or chosen on, and are not among these.
-        trained_on: those that are, because they were asked for by name.
-        skipped: images that could not be read.
-        total: images that the data have, unreadable ones included.
-    """
-
-    images: ProcessedImages
-    split: str
+    images: ProcessedImages  # as its model takes them, labels numbered as its classes
+    split: str  # "train", "validation", "test" or "all"
+    # whether they are of the data that the adapter was fitted on; None where that is not known
     own: bool | None
-    left_out: int
-    trained_on: int
-    skipped: tuple[SkippedImage, ...]
-    total: int
+    left_out: int  # images that it was trained or chosen on, and are not among these
+    trained_on: int  # those that are, because they were asked for by name
+    skipped: tuple[SkippedImage, ...]  # images that could not be read
+    total: int  # images that the data have, unreadable ones included
 
     def __len__(self) -> int:
         return len(self.images)

@@ -65,23 +65,14 @@ def reading_options(batch_size: int, num_workers: int | None) -> dict[str, Any]:
 
 @dataclass
 class Pass:
-    """The images of a fit and what was read of them so far.
+    """The images of a fit and what was read of them so far."""
 
-    Attributes:
-        images: those that could be read.
-        processor: of the images.
-        kept: where it is kept.
-        options: how to read.
-        stores: split -> its coordinates.
-        device: where the model reads.
-    """
-
-    images: ImageData
-    processor: Any
-    kept: Keeping
-    options: Options
-    stores: dict[str, CoordinateStore] = field(default_factory=dict)
-    device: torch.device | str = "cpu"
+    images: ImageData  # those that could be read
+    processor: Any  # of the images
+    kept: Keeping  # where it is kept
+    options: Options  # how to read
+    stores: dict[str, CoordinateStore] = field(default_factory=dict)  # split -> its coordinates
+    device: torch.device | str = "cpu"  # where the model reads
 
     def begin(self, model: PeftModel, settings: Mapping[str, Any]) -> None:
         """Say what the images are read with, and see to it that there is room for it.

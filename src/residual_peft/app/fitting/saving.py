@@ -37,17 +37,12 @@ UNSAVED = "my-adapter"
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is told of a fit's images, beside its scores.
+    """What is told of a fit's images, beside its scores."""
 
-    Attributes:
-        run: what a report is drawn from.
-        mistakes: test images that are taken for another class; None with several labels each.
-        suspicious: training images whose label looks wrong.
-    """
-
-    run: RunRecord
+    run: RunRecord  # what a report is drawn from
+    # test images that are taken for another class; None with several labels each
     mistakes: list[Noted] | None
-    suspicious: list[Noted]
+    suspicious: list[Noted]  # training images whose label looks wrong
 
 
 @dataclass(frozen=True, repr=False)

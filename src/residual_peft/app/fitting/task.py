@@ -23,29 +23,20 @@ PER_CLASS = "per class"
 
 @dataclass(frozen=True)
 class Task:
-    """What a fit is of.
+    """What a fit is of."""
 
-    Attributes:
-        backbone: model and image processor.
-        classifier: of class names as texts; None where classes are means of training images.
-        config: of the adapter.
-        settings: name -> value: what the result depends on besides the images and the model.
-        seed: of the Trainer.
-        method: a name of `METHODS`, or "auto" for what suits the images best.
-        balanced: whether every class counts alike, however few its images.
-        trainer: whether the HF Trainer fits gains instead.
-        keep_statistics: whether a ridge head's sums are kept, to update it by; "per class" for
-            those of each class, too.
-    """
-
-    backbone: Backbone
+    backbone: Backbone  # model and image processor
+    # of class names as texts; None where classes are means of training images
     classifier: ZeroShotClassifier | None
-    config: ResiDualConfig
+    config: ResiDualConfig  # of the adapter
+    # name -> value: what the result depends on besides the images and the model
     settings: dict[str, Any]
-    seed: int
-    method: str = AUTO
-    balanced: bool = False
-    trainer: bool = False
+    seed: int  # of the Trainer
+    method: str = AUTO  # a name of `METHODS`, or "auto" for what suits the images best
+    balanced: bool = False  # whether every class counts alike, however few its images
+    trainer: bool = False  # whether the HF Trainer fits gains instead
+    # whether a ridge head's sums are kept, to update it by; "per class" for those of each class,
+    # too
     keep_statistics: bool | str = False
 
     def title(self, method: str) -> str:
@@ -81,41 +72,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """A classifier with its fitted adapter, and what was measured on the way.
+    """A classifier with its fitted adapter, and what was measured on the way."""
 
-    Attributes:
-        classifier: fitted.
-        before: on the test images, without the adapter.
-        after: with it.
-        train: metrics on the training images with it.
-        train_labels: of the training images.
-        rows: coordinates of the test images; None in stream mode.
-        encoding_seconds: see `FitReport`.
-        fitting_seconds: likewise.
-        strength: likewise.
-        method: in words.
-        images_read: how many images the timed pass read.
-        trained: how many numbers were trained; None for all gains.
-        table: what was compared.
-        notes: what the user should know of the images.
-        seen: the images of the fit as methods take them, and the outcome that was chosen; None
-            for the Trainer's way, and where coordinates are larger than memory.
-    """
-
-    classifier: ZeroShotClassifier
-    before: Evaluation
-    after: Evaluation
-    train: dict[str, float]
-    train_labels: Tensor
-    rows: CoordinateStore | None
-    encoding_seconds: float
-    fitting_seconds: float
-    strength: float | None
-    method: str
-    images_read: int
-    trained: int | None = None
-    table: tuple[MethodRow, ...] = ()
-    notes: tuple[str, ...] = ()
+    classifier: ZeroShotClassifier  # fitted
+    before: Evaluation  # on the test images, without the adapter
+    after: Evaluation  # with it
+    train: dict[str, float]  # metrics on the training images with it
+    train_labels: Tensor  # of the training images
+    rows: CoordinateStore | None  # coordinates of the test images; None in stream mode
+    encoding_seconds: float  # see `FitReport`
+    fitting_seconds: float  # likewise
+    strength: float | None  # likewise
+    method: str  # in words
+    images_read: int  # how many images the timed pass read
+    trained: int | None = None  # how many numbers were trained; None for all gains
+    table: tuple[MethodRow, ...] = ()  # what was compared
+    notes: tuple[str, ...] = ()  # what the user should know of the images
+    # the images of the fit as methods take them, and the outcome that was chosen; None for the
+    # Trainer's way, and where coordinates are larger than memory
     seen: tuple[Rows, Outcome] | None = None
 
 

@@ -51,19 +51,12 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen.
+    """What was chosen."""
 
-    Attributes:
-        rate: of the optimizer.
-        epochs: that all images are trained for; 0 where no epoch bettered the start.
-        held_out: images it was chosen by; 0 where none could be held out.
-        log_loss: of these, at the temperature that suits them best; None without.
-    """
-
-    rate: float
-    epochs: int
-    held_out: int
-    log_loss: float | None
+    rate: float  # of the optimizer
+    epochs: int  # that all images are trained for; 0 where no epoch bettered the start
+    held_out: int  # images it was chosen by; 0 where none could be held out
+    log_loss: float | None  # of these, at the temperature that suits them best; None without
 
     @property
     def note(self) -> str:

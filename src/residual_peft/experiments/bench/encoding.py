@@ -38,21 +38,13 @@ SHARD = 1024  # images per file: what a killed run reads again at most
 
 @dataclass(frozen=True)
 class Tower:
-    """A model of a registry with its adapter, whose bases its data sets share or not.
+    """A model of a registry with its adapter, whose bases its data sets share or not."""
 
-    Attributes:
-        backbone: as it was loaded.
-        model: with the adapter in.
-        own_basis: whether each data set's training images give its bases.
-        folder: where its coordinates lie meanwhile.
-        room: for images in memory.
-    """
-
-    backbone: Backbone
-    model: PeftModel
-    own_basis: bool
-    folder: Path
-    room: Room = field(default_factory=Room)
+    backbone: Backbone  # as it was loaded
+    model: PeftModel  # with the adapter in
+    own_basis: bool  # whether each data set's training images give its bases
+    folder: Path  # where its coordinates lie meanwhile
+    room: Room = field(default_factory=Room)  # for images in memory
 
     @classmethod
     def of(
@@ -98,26 +90,18 @@ class Tower:
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and a data set.
+    """A model and a data set."""
 
-    Attributes:
-        tower: the model.
-        images: the data set.
-        entry: of the data set.
-        registry: how to read.
-        folder: where its coordinates lie meanwhile.
-        shifted: name of another data set -> its test images, with the classes of this one.
-        stores: split -> its coordinates, as far as they were read.
-        pictures: likewise its images, of which a method may want more than coordinates.
-    """
-
-    tower: Tower
-    images: ImageData
-    entry: DataEntry
-    registry: Registry
-    folder: Path
+    tower: Tower  # the model
+    images: ImageData  # the data set
+    entry: DataEntry  # of the data set
+    registry: Registry  # how to read
+    folder: Path  # where its coordinates lie meanwhile
+    # name of another data set -> its test images, with the classes of this one
     shifted: dict[str, Dataset] = field(default_factory=dict)
+    # split -> its coordinates, as far as they were read
     stores: dict[str, CoordinateStore] = field(default_factory=dict)
+    # likewise its images, of which a method may want more than coordinates
     pictures: dict[str, Pixels] = field(default_factory=dict)
 
     @cached_property

@@ -20,68 +20,47 @@ Seeds = Annotated[tuple[Annotated[int, Within(0, 2**31)], ...], Within(1, 1000)]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model.
+    """A model."""
 
-    Attributes:
-        source: a Hub id, a directory, or the bundled model's name.
-        revision: branch, tag or commit on the Hub.
-        coordinates: K of its heads and MLPs, for the plan; counted where the model is at hand.
-        width: d of its readout, likewise.
-        note: where these facts come from, for whoever reads the file.
-    """
-
-    source: str
-    revision: str | None = None
+    source: str  # a Hub id, a directory, or the bundled model's name
+    revision: str | None = None  # branch, tag or commit on the Hub
+    # K of its heads and MLPs, for the plan; counted where the model is at hand
     coordinates: Annotated[int, Within(1, 10**9)] | None = None
-    width: Annotated[int, Within(1, 10**6)] | None = None
-    note: str = ""
+    width: Annotated[int, Within(1, 10**6)] | None = None  # d of its readout, likewise
+    note: str = ""  # where these facts come from, for whoever reads the file
 
 
 @dataclass(frozen=True)
 class DataEntry:
-    """A data set with one label per image.
+    """A data set with one label per image."""
 
-    Attributes:
-        source: what `load_data` takes by name: a Hub id, a folder, a table, an archive.
-        revision: branch, tag or commit on the Hub.
-        config: of a Hub data set that has several.
-        image_column: found when None.
-        label_column: found when None.
-        splits: "train", "validation", "test" -> which of the source's to use; found when None.
-        resplit: put all images together and cut them anew.
-        validation: share of the training images to hold out where there is no such split.
-        test: likewise.
-        seed: of the splits that are cut.
-        class_names: in the order of the labels; the data's own when None.
-        templates: prompts.
-        classes: how many, for the plan; counted where the data are at hand.
-        images: split -> how many, likewise.
-        shifted: other data sets of the registry with the same classes, or some of them, whose test
-            images a classifier that was fitted here is asked for, too.
-        subgroups: a column; the images of one class and one value of it are a group, such as birds
-            of the water on land. A row says how the worst group fares.
-        subgroup_names: in the order of that column's numbers, where these have no names.
-        note: where these facts come from, for whoever reads the file.
-    """
-
-    source: str
-    revision: str | None = None
-    config: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
+    source: str  # what `load_data` takes by name: a Hub id, a folder, a table, an archive
+    revision: str | None = None  # branch, tag or commit on the Hub
+    config: str | None = None  # of a Hub data set that has several
+    image_column: str | None = None  # found when None
+    label_column: str | None = None  # found when None
+    # "train", "validation", "test" -> which of the source's to use; found when None
     splits: dict[str, str] | None = None
-    resplit: bool = False
+    resplit: bool = False  # put all images together and cut them anew
+    # share of the training images to hold out where there is no such split
     validation: Share = SHARE
-    test: Share = SHARE
-    seed: int = 42
+    test: Share = SHARE  # likewise
+    seed: int = 42  # of the splits that are cut
+    # in the order of the labels; the data's own when None
     class_names: tuple[str, ...] | None = None
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES  # prompts
+    # how many, for the plan; counted where the data are at hand
     classes: Annotated[int, Within(2, 10**6)] | None = None
-    images: dict[str, Annotated[int, Within(1, 2**40)]] | None = None
+    images: dict[str, Annotated[int, Within(1, 2**40)]] | None = None  # split -> how many, likewise
+    # other data sets of the registry with the same classes, or some of them, whose test images a
+    # classifier that was fitted here is asked for, too
     shifted: tuple[str, ...] = ()
+    # a column; the images of one class and one value of it are a group, such as birds of the water
+    # on land. A row says how the worst group fares
     subgroups: str | None = None
+    # in the order of that column's numbers, where these have no names
     subgroup_names: tuple[str, ...] | None = None
-    note: str = ""
+    note: str = ""  # where these facts come from, for whoever reads the file
 
     def __post_init__(self) -> None:
         check_templates(self.templates)
@@ -94,29 +73,23 @@ class DataEntry:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which training images a method gets, and what it is asked.
+    """Which training images a method gets, and what it is asked."""
 
-    Attributes:
-        kind: "full": all of them; "shots": so many of each class, drawn anew with each seed;
-            "base-to-novel": so many of each class of a random half of the classes, and the other
-            half is asked for, too. No method sees another labelled image: what it chooses, it
-            chooses on training images that it leaves out, so that there is no validation set.
-        shots: images of each class; with "base-to-novel" all when None.
-        seeds: of the draws.
-        without: methods that are left out, such as those that compare all images with all.
-        basis: what the bases are of in this protocol; the registry's when None.
-        corruptions: names of `corruptions.CORRUPTIONS`; what was fitted on images as they are is
-            asked for corrupted test images, too.
-        severities: how strongly, 1 to 5.
-    """
-
+    # "full": all of them; "shots": so many of each class, drawn anew with each seed;
+    # "base-to-novel": so many of each class of a random half of the classes, and the other half is
+    # asked for, too. No method sees another labelled image: what it chooses, it chooses on training
+    # images that it leaves out, so that there is no validation set
     kind: Literal["full", "shots", "base-to-novel"]
+    # images of each class; with "base-to-novel" all when None
     shots: Annotated[int, Within(1, 10**6)] | None = None
-    seeds: Seeds = (0,)
+    seeds: Seeds = (0,)  # of the draws
+    # methods that are left out, such as those that compare all images with all
     without: tuple[str, ...] = ()
-    basis: str | None = None
+    basis: str | None = None  # what the bases are of in this protocol; the registry's when None
+    # names of `corruptions.CORRUPTIONS`; what was fitted on images as they are is asked for
+    # corrupted test images, too
     corruptions: tuple[str, ...] = ()
-    severities: tuple[Severity, ...] = (1, 3, 5)
+    severities: tuple[Severity, ...] = (1, 3, 5)  # how strongly, 1 to 5
 
     def __post_init__(self) -> None:
         check_names(self.without, METHODS, "a method")
@@ -139,21 +112,15 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Published:
-    """Accuracies that others have published: shown beside ours, and compared with them by no test.
+    """Accuracies that others have published: shown beside ours, compared with them by no test."""
 
-    Attributes:
-        model: of the registry.
-        source: where the figures stand.
-        accuracy: protocol -> data set -> percent.
-        average: protocol -> the published mean over data sets in percent.
-        note: how their setting differs from the protocols'.
-    """
-
-    model: str
-    source: str
+    model: str  # of the registry
+    source: str  # where the figures stand
+    # protocol -> data set -> percent
     accuracy: dict[str, dict[str, Percent]] = field(default_factory=dict)
+    # protocol -> the published mean over data sets in percent
     average: dict[str, Percent] = field(default_factory=dict)
-    note: str = ""
+    note: str = ""  # how their setting differs from the protocols'
 
     def __post_init__(self) -> None:
         if not any(self.accuracy.values()) and not self.average:

@@ -39,27 +39,20 @@ POWER = 0.5
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit came to.
+    """What a fit came to."""
 
-    Attributes:
-        logits: other images -> (M, C) for the classes of the fit.
-        trained: numbers trained, or kept by methods that keep images.
-        bytes: what predicting needs beside the model and the texts, in float32.
-        adapted: other images -> embeddings (M, d), where the method changes those; any text can
-            then be compared with them.
-        encode: pictures -> readouts (M, d), where the method changed the tower itself: `logits` and
-            `adapted` then want these in place of the tower's own.
-        curve: t -> what the method comes to so far on its way from zero-shot to its fit.
-        notes: what to know of the fit.
-    """
-
-    logits: Callable[[Coordinates], Tensor]
-    trained: int
-    bytes: int
+    logits: Callable[[Coordinates], Tensor]  # other images -> (M, C) for the classes of the fit
+    trained: int  # numbers trained, or kept by methods that keep images
+    bytes: int  # what predicting needs beside the model and the texts, in float32
+    # other images -> embeddings (M, d), where the method changes those; any text can then be
+    # compared with them
     adapted: Callable[[Coordinates], Tensor] | None = None
+    # pictures -> readouts (M, d), where the method changed the tower itself: `logits` and `adapted`
+    # then want these in place of the tower's own
     encode: Callable[[Images], Tensor] | None = None
+    # t -> what the method comes to so far on its way from zero-shot to its fit
     curve: "Mapping[float, Fitted]" = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what to know of the fit
 
     def seen(self, data: Coordinates, images: Images) -> Coordinates:
         """Other images as `logits` and `adapted` want them, from their pictures where need be."""

@@ -28,17 +28,11 @@ def machine() -> str:
 
 @dataclass
 class Memory:
-    """What this process took while a block ran, in bytes; 0 where the system (not Linux) is silent.
+    """What this process took while a block ran, in bytes; 0 where the system does not say."""
 
-    Attributes:
-        peak: the most.
-        mean: over time, by a look every so often.
-        accelerator: the most that tensors took there.
-    """
-
-    peak: int = 0
-    mean: int = 0
-    accelerator: int = 0
+    peak: int = 0  # the most
+    mean: int = 0  # over time, by a look every so often
+    accelerator: int = 0  # the most that tensors took there
 
 
 @contextmanager

@@ -10,15 +10,11 @@ from .readouts import READOUTS
 
 @dataclass(frozen=True)
 class Method:
-    """A way to fit.
+    """A way to fit."""
 
-    Attributes:
-        fit: training images -> what it came to.
-        backwards: whether it goes back through the backbone, which takes hours where the others
-            take seconds: a registry that names no methods is without it.
-    """
-
-    fit: Callable[[Training], Fitted]
+    fit: Callable[[Training], Fitted]  # training images -> what it came to
+    # whether it goes back through the backbone, which takes hours where the others take seconds: a
+    # registry that names no methods is without it
     backwards: bool = False
 
 

@@ -23,16 +23,12 @@ class Other:
     Of a head or MLP, c' = Φ' (Φᵀ c + μ − μ'): exact as far as the first one's directions span what
     the unit writes. Bases of images do, as those of weights do but for a head's share of its
     layer's bias, which they do not hold. Of the output, c' = Φ' (y − μ').
-
-    Attributes:
-        state: of the other adapter.
-        matrices: for each of its units, columns of the first one's and Φ Φ'ᵀ.
-        shift: what is added (K',).
     """
 
-    state: ReadoutState
+    state: ReadoutState  # of the other adapter
+    # for each of its units, columns of the first one's and Φ Φ'ᵀ
     matrices: tuple[tuple[slice, Tensor], ...]
-    shift: Tensor
+    shift: Tensor  # what is added (K',)
 
     @classmethod
     def of(cls, first: ReadoutState, state: ReadoutState) -> "Other":

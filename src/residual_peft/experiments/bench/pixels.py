@@ -21,15 +21,10 @@ class Room:
 
 @dataclass
 class Pixels:
-    """A split as its model takes it; what was read stays in memory, as far as there is room.
+    """A split as its model takes it; what was read stays in memory, as far as there is room."""
 
-    Attributes:
-        dataset: the images.
-        room: shared with others.
-    """
-
-    dataset: ProcessedImages
-    room: Room = field(default_factory=Room)
+    dataset: ProcessedImages  # the images
+    room: Room = field(default_factory=Room)  # shared with others
     _kept: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def batches(self, rows: Tensor, size: int) -> Iterator[dict[str, Tensor]]:

@@ -29,32 +29,22 @@ BACKWARD = 3
 
 @dataclass(frozen=True)
 class Planned:
-    """A model and a data set.
+    """A model and a data set."""
 
-    Attributes:
-        model: its name.
-        data: its name.
-        images: that are read, once for each kind of bases: training images as far as they are drawn
-            (at most so many), test images, and shifted and corrupted ones; None where it is not
-            known before.
-        bytes: of their coordinates, which lie on disk while they are needed; likewise.
-        runs: how many fits; none where images are read to fit bases alone.
-        backwards: images that runs through the backbone read forward and back, choices included, at
-            most, since they may stop early; None where it is not known before.
-        again: images that such runs read forward alone, to choose and to test; likewise.
-        rate: images a second that the model reads; None where nobody says.
-        measured: whether that was measured here.
-    """
-
-    model: str
-    data: str
+    model: str  # its name
+    data: str  # its name
+    # that are read, once for each kind of bases: training images as far as they are drawn (at most
+    # so many), test images, and shifted and corrupted ones; None where it is not known before
     images: int | None
-    bytes: int | None
-    runs: int
+    bytes: int | None  # of their coordinates, which lie on disk while they are needed; likewise
+    runs: int  # how many fits; none where images are read to fit bases alone
+    # images that runs through the backbone read forward and back, choices included, at most, since
+    # they may stop early; None where it is not known before
     backwards: int | None = 0
+    # images that such runs read forward alone, to choose and to test; likewise
     again: int | None = 0
-    rate: float | None = None
-    measured: bool = False
+    rate: float | None = None  # images a second that the model reads; None where nobody says
+    measured: bool = False  # whether that was measured here
 
     @property
     def hours(self) -> float | None:

@@ -15,17 +15,11 @@ from .entries import Protocol
 
 @dataclass(frozen=True)
 class Draw:
-    """Training images and classes of one seed.
+    """Training images and classes of one seed."""
 
-    Attributes:
-        rows: training images, numbers in the training split, by class.
-        classes: numbers of the classes that are trained on, increasing.
-        novel: those of the others.
-    """
-
-    rows: Tensor
-    classes: Tensor
-    novel: Tensor
+    rows: Tensor  # training images, numbers in the training split, by class
+    classes: Tensor  # numbers of the classes that are trained on, increasing
+    novel: Tensor  # those of the others
 
 
 def draw(protocol: Protocol, labels: Tensor, class_count: int, seed: int) -> Draw:

@@ -39,34 +39,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Registry:
-    """What is to be run: each model on each data set, by each method, in each protocol.
+    """What is to be run: each model on each data set, by each method, in each protocol."""
 
-    Attributes:
-        models: by name.
-        data: by name.
-        protocols: by name.
-        methods: names of `methods.METHODS`; when left out all but those that train the backbone.
-        basis: what the bases of a model are of: "weights", which need no images; the name of a
-            data set, whose training images give them for all others (ImageNet in the paper); or
-            "own", each data set's own training images. A protocol may have another. What is
-            forgotten on other tasks is told where all share one.
-        dtype: of the coordinates on disk.
-        batch_size: images per forward pass.
-        title: of the summary.
-        aside: names of data sets that are no tasks: they give bases, or test images that are
-            shifted ones of others.
-        published: what others have measured, by the name of a row.
-    """
-
-    models: dict[str, ModelEntry]
-    data: dict[str, DataEntry]
-    protocols: dict[str, Protocol]
+    models: dict[str, ModelEntry]  # by name
+    data: dict[str, DataEntry]  # by name
+    protocols: dict[str, Protocol]  # by name
+    # names of `methods.METHODS`; when left out all but those that train the backbone
     methods: tuple[str, ...] = USUAL
+    # what the bases of a model are of: "weights", which need no images; the name of a data set,
+    # whose training images give them for all others (ImageNet in the paper); or "own", each data
+    # set's own training images. A protocol may have another. What is forgotten on other tasks is
+    # told where all share one
     basis: str = WEIGHTS
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    batch_size: Annotated[int, Within(1, 10**5)] = 64
-    title: str = "Methods on frozen image towers"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the coordinates on disk
+    batch_size: Annotated[int, Within(1, 10**5)] = 64  # images per forward pass
+    title: str = "Methods on frozen image towers"  # of the summary
+    # names of data sets that are no tasks: they give bases, or test images that are shifted ones of
+    # others
     aside: tuple[str, ...] = ()
+    # what others have measured, by the name of a row
     published: dict[str, Published] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -21,78 +21,46 @@ Key = tuple[str, str, str, str, int, str]
 
 @dataclass(frozen=True)
 class Result:
-    """One method, fitted once.
+    """One method, fitted once."""
 
-    Attributes:
-        model: its name in the registry.
-        data: likewise.
-        protocol: likewise.
-        method: likewise.
-        seed: of the draw of the training images.
-        registry: digest of the entries that the numbers depend on.
-        accuracy: on the test images of the classes that were trained on, among those classes.
-        mean_per_class_recall: of the same.
-        calibration_error: expected, of the same.
-        trained: numbers.
-        bytes: what predicting needs beside model and texts, in float32.
-        encoding_seconds: of the one pass over the images, training and test.
-        fitting_seconds: choices included.
-        peak_memory: of the process while it fitted, bytes; coordinates included.
-        images: split -> how many; "train" those of the draw.
-        split: digest of the data and their splits.
-        weights: digest of the model's.
-        class_names: of the data set.
-        templates: of its texts.
-        basis: what the bases are of.
-        right: which test images were told right, a bit each, as hex.
-        novel_accuracy: of classes that were not trained on, among themselves.
-        harmonic_mean: of `accuracy` and that.
-        forgotten: other task -> zero-shot accuracy before and after, where the embedding changed.
-        shifted: corruption and severity, or another data set -> accuracy on its test images.
-        worst_group: class and group of the test images that fare worst; None without groups.
-        worst_group_accuracy: theirs.
-        curve: t -> what that share of the way to the fit comes to: accuracy here, and the mean
-            zero-shot accuracy on other tasks where there are any.
-        mean_memory: as `peak_memory`, the mean over the time of the fit.
-        accelerator_memory: the most that tensors took there meanwhile, bytes.
-        notes: what to know of the fit.
-        versions: of packages.
-        machine: in words.
-    """
-
-    model: str
-    data: str
-    protocol: str
-    method: str
-    seed: int
-    registry: str
-    accuracy: float
-    mean_per_class_recall: float
-    calibration_error: float
-    trained: int
-    bytes: int
-    encoding_seconds: float
-    fitting_seconds: float
-    peak_memory: int
-    images: dict[str, int]
-    split: str
-    weights: str
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    basis: str
-    right: str
-    novel_accuracy: float | None = None
-    harmonic_mean: float | None = None
+    model: str  # its name in the registry
+    data: str  # likewise
+    protocol: str  # likewise
+    method: str  # likewise
+    seed: int  # of the draw of the training images
+    registry: str  # digest of the entries that the numbers depend on
+    accuracy: float  # on the test images of the classes that were trained on, among those classes
+    mean_per_class_recall: float  # of the same
+    calibration_error: float  # expected, of the same
+    trained: int  # numbers
+    bytes: int  # what predicting needs beside model and texts, in float32
+    encoding_seconds: float  # of the one pass over the images, training and test
+    fitting_seconds: float  # choices included
+    peak_memory: int  # of the process while it fitted, bytes; coordinates included
+    images: dict[str, int]  # split -> how many; "train" those of the draw
+    split: str  # digest of the data and their splits
+    weights: str  # digest of the model's
+    class_names: tuple[str, ...]  # of the data set
+    templates: tuple[str, ...]  # of its texts
+    basis: str  # what the bases are of
+    right: str  # which test images were told right, a bit each, as hex
+    novel_accuracy: float | None = None  # of classes that were not trained on, among themselves
+    harmonic_mean: float | None = None  # of `accuracy` and that
+    # other task -> zero-shot accuracy before and after, where the embedding changed
     forgotten: dict[str, tuple[float, float]] = field(default_factory=dict)
+    # corruption and severity, or another data set -> accuracy on its test images
     shifted: dict[str, float] = field(default_factory=dict)
+    # class and group of the test images that fare worst; None without groups
     worst_group: str | None = None
-    worst_group_accuracy: float | None = None
+    worst_group_accuracy: float | None = None  # theirs
+    # t -> what that share of the way to the fit comes to: accuracy here, and the mean zero-shot
+    # accuracy on other tasks where there are any
     curve: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    mean_memory: int = 0
-    accelerator_memory: int = 0
-    notes: tuple[str, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    machine: str = ""
+    mean_memory: int = 0  # as `peak_memory`, the mean over the time of the fit
+    accelerator_memory: int = 0  # the most that tensors took there meanwhile, bytes
+    notes: tuple[str, ...] = ()  # what to know of the fit
+    versions: dict[str, str] = field(default_factory=dict)  # of packages
+    machine: str = ""  # in words
     format_version: Literal[1] = 1
 
     @property

@@ -17,38 +17,23 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Bar:
-    """One of a ranking.
+    """One of a ranking."""
 
-    Attributes:
-        name: of a method.
-        share: how long it is, of 1.
-        published: whether others measured it.
-    """
-
-    name: str
-    share: float
-    published: bool = False
+    name: str  # of a method
+    share: float  # how long it is, of 1
+    published: bool = False  # whether others measured it
 
 
 @dataclass(frozen=True)
 class Table:
-    """Texts: the first column to the left.
+    """Texts: the first column to the left."""
 
-    Attributes:
-        title: above it.
-        headers: of the columns.
-        cells: by row.
-        bars: of the rows that have one score.
-        of: protocol and model, of a table that is of one.
-        notes: on its rows.
-    """
-
-    title: str
-    headers: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
-    bars: tuple[Bar, ...] = ()
-    of: tuple[str, str] | None = None
-    notes: tuple[str, ...] = ()
+    title: str  # above it
+    headers: tuple[str, ...]  # of the columns
+    cells: tuple[tuple[str, ...], ...]  # by row
+    bars: tuple[Bar, ...] = ()  # of the rows that have one score
+    of: tuple[str, str] | None = None  # protocol and model, of a table that is of one
+    notes: tuple[str, ...] = ()  # on its rows
 
 
 def tables(

@@ -11,26 +11,17 @@ from ...towers.units import Unit
 
 @dataclass(frozen=True)
 class GainRecord:
-    """K gains of U units, unit after unit, and what they did to the test images.
+    """K gains of U units, unit after unit, and what they did to the test images."""
 
-    Attributes:
-        units: the adapted units.
-        counts: gains of each, K in all; 1 each where a unit has a single gain.
-        gains: λ (K,).
-        share: (K,), of the squared change of the logits, as `explain_adapter` divides it.
-        toward_label: (K,), mean change of the label's logit.
-        rescaling_share: the same for the change of the embeddings' length.
-        settings_share: the same for what the adapter's settings drop; all shares add up to 1.
-        eigenvalues: variance along each component in the basis (K,); None without components.
-    """
-
-    units: tuple[Unit, ...]
-    counts: tuple[int, ...]
-    gains: Tensor
-    share: Tensor
-    toward_label: Tensor
-    rescaling_share: float = 0.0
+    units: tuple[Unit, ...]  # the adapted units
+    counts: tuple[int, ...]  # gains of each, K in all; 1 each where a unit has a single gain
+    gains: Tensor  # λ (K,)
+    share: Tensor  # (K,), of the squared change of the logits, as `explain_adapter` divides it
+    toward_label: Tensor  # (K,), mean change of the label's logit
+    rescaling_share: float = 0.0  # the same for the change of the embeddings' length
+    # the same for what the adapter's settings drop; all shares add up to 1
     settings_share: float = 0.0
+    # variance along each component in the basis (K,); None without components
     eigenvalues: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -60,27 +51,17 @@ class ClassReasons:
 
 @dataclass(frozen=True)
 class HeadShares:
-    """What a class head makes of U units of K components, as `explain_head` divides it.
+    """What a class head makes of U units of K components, as `explain_head` divides it."""
 
-    Attributes:
-        features: "coordinates", or "embedding", of which there are no units: it is read whole.
-        units: the adapted units.
-        counts: components of each, K in all; 1 each where the adapter keeps no components.
-        share: (K,), of how the logits vary over the test images.
-        toward_label: (K,), mean of what each adds to the label's logit.
-        text_share: of the texts; all shares add up to 1.
-        whole: whether a column is a unit, not a component.
-        reasons: of the classes that have test images.
-    """
-
-    features: str
-    units: tuple[Unit, ...]
+    features: str  # "coordinates", or "embedding", of which there are no units: it is read whole
+    units: tuple[Unit, ...]  # the adapted units
+    # components of each, K in all; 1 each where the adapter keeps no components
     counts: tuple[int, ...]
-    share: Tensor
-    toward_label: Tensor
-    text_share: float = 0.0
-    whole: bool = False
-    reasons: tuple[ClassReasons, ...] = ()
+    share: Tensor  # (K,), of how the logits vary over the test images
+    toward_label: Tensor  # (K,), mean of what each adds to the label's logit
+    text_share: float = 0.0  # of the texts; all shares add up to 1
+    whole: bool = False  # whether a column is a unit, not a component
+    reasons: tuple[ClassReasons, ...] = ()  # of the classes that have test images
 
     def __post_init__(self) -> None:
         total = sum(self.counts)
@@ -94,31 +75,19 @@ class HeadShares:
 
 @dataclass(frozen=True)
 class TrustRecord:
-    """What predictions of left-out training images say of how far to trust a fit.
+    """What predictions of left-out training images say of how far to trust a fit."""
 
-    Attributes:
-        images: how many were left out.
-        accuracy: share of them that is told right.
-        calibration_before: expected calibration error on them of the model as it came.
-        calibration_after: of the fit.
-        wrong_labels: how many labels look wrong; None where that cannot be told.
-        coverage: of the sets of classes that were tried on the test images; None without sets.
-        covered: the share of test images whose class is in their set.
-        set_size: the mean number of classes in a set.
-        more_images: so many more training images ...
-        more_points: ... would add about so much to the accuracy, a share of 1; None where that
-            cannot be told.
-    """
-
-    images: int
-    accuracy: float
-    calibration_before: float
-    calibration_after: float
-    wrong_labels: int | None = None
+    images: int  # how many were left out
+    accuracy: float  # share of them that is told right
+    calibration_before: float  # expected calibration error on them of the model as it came
+    calibration_after: float  # of the fit
+    wrong_labels: int | None = None  # how many labels look wrong; None where that cannot be told
+    # of the sets of classes that were tried on the test images; None without sets
     coverage: float | None = None
-    covered: float | None = None
-    set_size: float | None = None
-    more_images: int | None = None
+    covered: float | None = None  # the share of test images whose class is in their set
+    set_size: float | None = None  # the mean number of classes in a set
+    more_images: int | None = None  # so many more training images
+    # ... would add about so much to the accuracy, a share of 1; None where that cannot be told
     more_points: float | None = None
 
     def __post_init__(self) -> None:
@@ -133,31 +102,18 @@ class TrustRecord:
 
 @dataclass(frozen=True)
 class Example:
-    """A test image that changed side, small.
+    """A test image that changed side, small."""
 
-    Attributes:
-        row: which of the N test images.
-        image: JPEG or PNG bytes of at most 160 pixels each way.
-    """
-
-    row: int
-    image: bytes
+    row: int  # which of the N test images
+    image: bytes  # JPEG or PNG bytes of at most 160 pixels each way
 
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image that is shown because of its label: a mistake, or a label that looks wrong.
+    """An image that is shown because of its label: a mistake, or a label that looks wrong."""
 
-    Attributes:
-        file: what it is called.
-        label: number of the class that it is filed under.
-        other: of the class that it is taken for.
-        score: the probability of `other`, or that the label is wrong.
-        image: as in `Example`.
-    """
-
-    file: str
-    label: int
-    other: int
-    score: float
-    image: bytes
+    file: str  # what it is called
+    label: int  # number of the class that it is filed under
+    other: int  # of the class that it is taken for
+    score: float  # the probability of `other`, or that the label is wrong
+    image: bytes  # as in `Example`
