@@ -126,15 +126,9 @@ def unit_ablation(
     reference: Contributions | None = None,
     block: int | None = None,
 ) -> AblationCurve:
-    """Accuracy without one unit after the other.
+    """Accuracy without one unit after the other: kinds, names or `Unit`s; None for all.
 
-    Args:
-        test: contributions to labelled images.
-        class_embeddings: (C, d).
-        units: which to ablate, one at a time: kinds, names or `Unit`s; None for all.
-        ablation: "zero" or "mean".
-        reference: contributions whose means stand in, for mean ablation: validation images.
-        block: images at a time; None for as many as fit in 256 MB.
+    Arguments are those of `layer_ablation`.
 
     Raises:
         ResiDualError: unknown options, no such unit, no labels, no reference where one is needed.

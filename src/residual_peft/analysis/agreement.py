@@ -32,11 +32,8 @@ def mean_cosine(
 ) -> SimilarityMatrix:
     """Cosine of the units' mean contributions μ_u · μ_v / |μ_u||μ_v|, in [−1, 1].
 
-    Looks at nothing but where the means point: the images may differ.
-
-    Args:
-        contributions: whose units are the rows.
-        other: whose units are the columns; None for the same.
+    Looks at nothing but where the means point: the images may differ. The columns are the `other`'s
+    units; None for the same.
 
     Raises:
         ResiDualError: readouts of different widths.
@@ -55,9 +52,7 @@ def image_cosine(
 ) -> SimilarityMatrix:
     """Mean over the images n of the cosine of x_u(n) and x_v(n), means included, in [−1, 1].
 
-    Args:
-        contributions: whose units are the rows.
-        other: whose units are the columns, of the same images; None for the same.
+    The columns are the `other`'s units, of the same images; None for the same.
 
     Raises:
         ResiDualError: readouts of different widths, or other images.
@@ -81,11 +76,8 @@ def correlation(
 ) -> SimilarityMatrix:
     """Mean over the readout's d coordinates of Pearson's correlation over images, in [−1, 1].
 
-    A coordinate along which a unit does not vary counts as 0.
-
-    Args:
-        contributions: whose units are the rows.
-        other: whose units are the columns, of the same images; None for the same.
+    A coordinate along which a unit does not vary counts as 0. The columns are the `other`'s units,
+    of the same images; None for the same.
 
     Raises:
         ResiDualError: readouts of different widths, or other images.
@@ -118,17 +110,11 @@ def relative_similarity(
 ) -> SimilarityMatrix:
     """Mean over images of the cosine of two units' relative representations, in [−1, 1].
 
-    L. Moschella et al., Relative representations enable zero-shot latent space communication,
-    ICLR 2023 (arXiv 2209.15430): r_u(n) holds the cosines of unit u's contribution to image n with
-    its contributions to A anchor images, here about the unit's mean, since means are large against
-    what varies. It does not change when a space is rotated or scaled, so that models of different
-    widths compare.
-
-    Args:
-        contributions: whose units are the rows.
-        other: whose units are the columns, of the same images; None for the same.
-        anchors: how many images to draw as anchors, all at most, or which (A,).
-        seed: of the draw.
+    L. Moschella et al., Relative representations enable zero-shot latent space communication, ICLR
+    2023 (arXiv 2209.15430): r_u(n) holds the cosines of unit u's contribution to image n with its
+    contributions to A anchor images, here about the unit's mean, since means are large against what
+    varies. It does not change when a space is rotated or scaled, so that models of different widths
+    compare. Anchors are so many images drawn with `seed`, all at most, or which (A,).
 
     Raises:
         ResiDualError: other images, or anchors that are none of them.

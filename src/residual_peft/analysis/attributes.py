@@ -14,12 +14,8 @@ def variance_explained(coordinates: Tensor, labels: Tensor) -> Tensor:
 
     ε² = 1 − (1 − η²)(N − 1)/(N − V) for V values, with η² the sum of squares between their means
     over the whole (Kelley 1935): 0 on average where the attribute means nothing, 1 where it says
-    all. Components without variance get 0.
-
-    Args:
-        coordinates: (N, K).
-        labels: the attribute's value for each image, (N,); images with a negative one, to which it
-            does not apply, are left out.
+    all. Components without variance get 0. Of coordinates (N, K), images whose label (N,) is
+    negative, to which the attribute does not apply, are left out.
 
     Raises:
         ResiDualError: not one value per image, fewer than two values, or no more images than

@@ -55,11 +55,9 @@ def dictionary_for(
 ) -> TextDictionary:
     """The texts that a backbone's units are described with, embedded by its own text tower.
 
-    Args:
-        backbone: a dual encoder with its tokenizer.
-        texts: a file with one text a line, or the texts; None for the model's own `words.txt`
-            where its directory has one (the bundled model does: it knows no others), else for the
-            bundled list of general descriptions.
+    A file with one text a line, or the texts; None for the model's own `words.txt` where its
+    directory has one (the bundled model does: it knows no others), else for the bundled list of
+    general descriptions.
 
     Raises:
         ResiDualError: a file that cannot be read, or fewer than two texts.
@@ -82,11 +80,7 @@ def dictionary_for(
 def dictionary_if_any(
     backbone: Backbone, texts: str | os.PathLike[str] | Iterable[str] | None = None
 ) -> TextDictionary | None:
-    """`dictionary_for`; None where nobody asked and the model cannot read the bundled list.
-
-    Args:
-        backbone: a dual encoder with its tokenizer.
-        texts: as for `dictionary_for`; an empty list for no words.
+    """`dictionary_for`; None for an empty list, and where the model cannot read the bundled one.
 
     Raises:
         ResiDualError: texts that were asked for and cannot be had.
@@ -112,14 +106,7 @@ def describe_components(
     steps: int = 3,
     adapter_name: str | None = None,
 ) -> list[Explanation]:
-    """Texts that an adapter's components are made of, by OMP, in the order given.
-
-    Args:
-        model: with the adapter.
-        effects: which components, such as `AdapterExplanation.strongest(12)`.
-        dictionary: of the readout's width.
-        steps: texts per component, or all that there are.
-        adapter_name: None for the active adapter.
+    """Texts that an adapter's components are made of, `steps` each at most, by OMP, in their order.
 
     Raises:
         ResiDualError: the adapter's basis has no such component.

@@ -131,11 +131,7 @@ class TextDictionary:
     ) -> "TextDictionary":
         """Embed the texts of a file, one a line; empty lines and those that start with # are none.
 
-        Args:
-            path: a text file in UTF-8.
-            model: as for `from_texts`.
-            tokenizer: as for `from_texts`.
-            options: `templates`, `centered` and `batch_size` of `from_texts`.
+        Options are those of `from_texts`.
 
         Raises:
             ResiDualError: no such file, no text in it, or as `from_texts`.

@@ -24,13 +24,10 @@ def linear_dimension(
 ) -> int:
     """The fewest directions whose variances reach a share of the total; 0 of no variance at all.
 
-    Args:
-        eigenvalues: (k,), decreasing.
-        total: the variance of all directions; None where `eigenvalues` are all of them.
-        share: in (0, 1].
+    Eigenvalues are (k,), decreasing; `total` is None where they are all of them.
 
     Raises:
-        ResiDualError: a share that is none, or that the directions do not reach.
+        ResiDualError: a share outside (0, 1], or one that the directions do not reach.
 
     Examples:
         >>> linear_dimension(torch.tensor([6.0, 3.0, 1.0]), share=0.9)

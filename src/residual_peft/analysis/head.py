@@ -103,11 +103,7 @@ class HeadExplanation:
     def reasons(self, class_index: int, count: int = 3) -> tuple[list[Reason], list[Reason]]:
         """What speaks for a class in its own images, and what against it, the strongest first.
 
-        Both are empty for a class without images.
-
-        Args:
-            class_index: which class.
-            count: of each at most.
+        At most `count` of each; none for a class without images.
 
         Raises:
             ResiDualError: no such class.

@@ -60,12 +60,8 @@ def explain_head_row(
 ) -> HeadImageExplanation:
     """Say which components made a class head say one class of an image rather than another.
 
-    Args:
-        classifier: with a head on the coordinates of its active adapter.
-        rows: the coordinates.
-        index: which image.
-        this_class: None for the likeliest of the head's classes.
-        other_class: None for the likeliest but for that one.
+    These are the likeliest of the head's classes, unless others are named; the head reads the
+    coordinates of the classifier's active adapter.
 
     Raises:
         ResiDualError: no such image or class, one class twice, a head of one class or one that

@@ -40,11 +40,9 @@ class OverlapMatrix:
 
 
 def overlap(chosen: Mapping[str, Sequence[Unit]], total: int | None = None) -> OverlapMatrix:
-    """Jaccard overlap between the units chosen for several tasks.
+    """Jaccard overlap of the units chosen for several tasks, such as `ranking.top(0.1)` of each.
 
-    Args:
-        chosen: name -> units, such as `ranking.top(0.1)`.
-        total: how many candidates there were; with it, `chance` says what random choices share.
+    With `total`, how many candidates there were, `chance` says what random choices share.
 
     Raises:
         ResiDualError: a set without units, or with more than there are.

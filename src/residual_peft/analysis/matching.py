@@ -13,23 +13,14 @@ _CHUNK = 2**19  # numbers in one batch of |X Yᵀ|: 4 MB in float64, which a cor
 
 
 def spectral_cosine(x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, weighted: bool = True) -> float:
-    """The normalized spectral cosine of two units, in [0, 1].
+    """The normalized spectral cosine of two units, in [0, 1]; NaN where one has no direction.
 
     S = |x yᵀ| ⊙ (a bᵀ); take the largest entry, strike its row and column, min(k_x, k_y) times. The
     norm of what was taken over the norm of (a_i b_i)_i: 1 for equal directions and proportional
     eigenvalues, 0 for orthogonal spans. The weights are the eigenvalues λ themselves (variances,
     not singular values; their unit does not matter). Unweighted, a = b = 1: all directions count
-    alike, each against its closest free one whatever their ranks.
-
-    Args:
-        x: directions (k_x, d), orthonormal rows.
-        a: their eigenvalues (k_x,), decreasing.
-        y: directions (k_y, d).
-        b: their eigenvalues (k_y,), decreasing.
-        weighted: by eigenvalues, or all directions alike.
-
-    Returns:
-        NaN where one of the two has no direction.
+    alike, each against its closest free one whatever their ranks. x (k_x, d) and y (k_y, d) have
+    orthonormal rows, a (k_x,) and b (k_y,) decrease.
 
     Raises:
         ResiDualError: the directions are of different widths.
@@ -100,12 +91,9 @@ class Side:
 def _taken(s: Tensor) -> Tensor:
     """Sum of squares of the entries that the greedy matching takes, (P,), for P matrices at once.
 
-    Keeps each row's best free entry, so that a step looks at r numbers instead of r × c, and looks
-    again only at rows whose best one's column was struck. What is struck becomes zero: taking it
-    afterwards adds nothing.
-
-    Args:
-        s: (P, r, c), not negative.
+    Of s (P, r, c), not negative. Keeps each row's best free entry, so that a step looks at r
+    numbers instead of r × c, and looks again only at rows whose best one's column was struck. What
+    is struck becomes zero: taking it afterwards adds nothing.
     """
     if s.shape[1] > s.shape[2]:
         s = s.mT.contiguous()

@@ -81,13 +81,8 @@ def strongest_of(
 ) -> list[tuple[Unit, int | None, int, float]]:
     """Unit, component, column and effect of those with the largest effects, whatever their sign.
 
-    Args:
-        effects: of the components (K,).
-        units: whose they are.
-        counts: components of each unit.
-        per_unit: whether the adapter keeps none: the component is then None, the effect the
-            unit's, and the column its first.
-        count: of all.
+    Where the adapter keeps no components (`per_unit`), the component is None, the effect the
+    unit's, and the column its first.
     """
     found: list[tuple[Unit, int | None, int, float]] = []
     if per_unit:

@@ -12,12 +12,8 @@ from torch import Tensor
 def near_copies(embeddings: Tensor, alike: float) -> npt.NDArray[np.int64]:
     """A number for each image; those that are nearly the same, also by way of others, share it.
 
-    Embeddings of a model lie in a narrow cone, where all cosines are high: less their mean, those
-    of unrelated images are around 0.
-
-    Args:
-        embeddings: (N, d).
-        alike: the cosine from which two are.
+    Embeddings (N, d) of a model lie in a narrow cone, where all cosines are high: less their mean,
+    those of unrelated images are around 0. Two are the same from a cosine of `alike` on.
     """
     centred = embeddings.double() - embeddings.double().mean(0)
     unit = torch.nn.functional.normalize(centred, dim=-1).numpy()

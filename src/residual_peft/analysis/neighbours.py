@@ -112,19 +112,12 @@ def _distinct_distances(points: Tensor, block: int, resolution: float | None) ->
 
 
 def two_nearest(points: Tensor, block: int = 512) -> tuple[Tensor, Tensor]:
-    """Distances to the two nearest other points, and which point is the nearest.
+    """Distances (N, 2) to the two nearest other points, increasing, and the nearest's row (N,).
 
     Squared distances from one matrix product per block of rows pick eight candidates; theirs are
-    then computed from differences, so that points far from the origin or close together lose no
-    digits. A row whose candidates the product's rounding leaves in doubt is done from differences
-    as a whole.
-
-    Args:
-        points: (N, k), N of 3 at least.
-        block: rows at a time; memory is `block` × N float64 numbers, 200 MB for 512 and 50,000.
-
-    Returns:
-        distances (N, 2) in increasing order and the nearest point (N,), float64 and int64.
+    then computed from differences, in float64, so that points far from the origin or close together
+    lose no digits. A row whose candidates the product's rounding leaves in doubt is done from
+    differences as a whole. Memory is `block` × N float64 numbers, 200 MB for 512 and 50,000.
     """
     points = points.double()
     centred = points - points.mean(0)  # the product's rounding is relative to the squared norms

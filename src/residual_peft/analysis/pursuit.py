@@ -43,14 +43,9 @@ def somp(x: Tensor, atoms: Tensor, steps: int, *, frame: Tensor | None = None) -
     """Simultaneous orthogonal matching pursuit: few atoms for all rows of X at once.
 
     E = X; repeat: pick the atom with the largest Σ_n |E_n · θ_t|, refit X on all atoms chosen by
-    least squares in R^d, E = X − fit (Tropp et al. 2006; `method.md`, section 6). X is not centred
-    here. Scores are summed in X's own precision, directions in float64.
-
-    Args:
-        x: X (N, d), or its coordinates (N, k) in the frame.
-        atoms: Θ (M, d), rows of unit norm.
-        steps: how many atoms, from 1 to M.
-        frame: Φ (k, d), orthonormal rows.
+    least squares in R^d, E = X − fit (Tropp et al. 2006; `method.md`, section 6). X (N, d), or its
+    coordinates (N, k) in the frame (k, d), is not centred here. Atoms (M, d) have rows of unit
+    norm. Scores are summed in X's own precision, directions in float64.
 
     Raises:
         ResiDualError: shapes that do not fit, or more steps than atoms.
@@ -82,20 +77,12 @@ def somp(x: Tensor, atoms: Tensor, steps: int, *, frame: Tensor | None = None) -
 
 @torch.no_grad()
 def omp(directions: Tensor, atoms: Tensor, steps: int) -> Pursuit:
-    """Orthogonal matching pursuit of many directions, each by itself.
+    """Orthogonal matching pursuit of many directions (B, d), or of one (d,), each by itself.
 
     For each direction v: E = v; repeat: pick the atom with the largest |E · θ_t|, refit v on all
     atoms chosen by least squares, E = v − fit (Pati et al. 1993). The same as `somp` of the one row
     v; the same as scikit-learn's `orthogonal_mp`, which does not go on past linear dependence
-    either.
-
-    Args:
-        directions: V (B, d), or one direction (d,).
-        atoms: Θ (M, d), rows of unit norm.
-        steps: how many atoms, from 1 to M.
-
-    Returns:
-        `indices`, `explained` and `coefficients` of shape (B, steps), or (steps,).
+    either. What is found has the shape (B, steps), or (steps,).
 
     Raises:
         ResiDualError: shapes that do not fit, or more steps than atoms.
@@ -120,18 +107,12 @@ def text_span(
     Project Θ on the span of X's first `rank` right singular vectors; repeat: pick the atom t with
     the largest standard deviation of X θ_tᵀ, take its direction out of X and of Θ. Atoms are not
     normalized again: one that lies outside of the span for the most part scores low. Only X's
-    covariance is needed.
+    covariance is needed, and choosing ends when the span is used up. X, atoms and frame are as for
+    `somp`.
 
     Two differences from their code: X is centred before the singular vectors are taken, as it is
-    for the standard deviation; and vectors along which X does not vary, of which `rank` may ask
-    for some (a head has fewer than 80), are left out, where theirs keeps arbitrary ones.
-
-    Args:
-        x: X (N, d), or its coordinates (N, k) in the frame.
-        atoms: Θ (M, d), rows of unit norm.
-        steps: how many atoms, from 1 to M; choosing ends when the span is used up.
-        rank: r, the singular vectors kept.
-        frame: Φ (k, d), orthonormal rows.
+    for the standard deviation; and vectors along which X does not vary, of which `rank` may ask for
+    some (a head has fewer than 80), are left out, where theirs keeps arbitrary ones.
 
     Raises:
         ResiDualError: shapes that do not fit, more steps than atoms, or a rank below 1.

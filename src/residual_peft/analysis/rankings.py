@@ -155,12 +155,7 @@ def rank_units(
 
 
 def random_rankings(units: Sequence[Unit], draws: int = 10, seed: int = 0) -> tuple[Ranking, ...]:
-    """Rank units at random, so many times.
-
-    Args:
-        units: the candidates, such as `ranking.units`; their order does not matter.
-        draws: how many.
-        seed: of all draws.
+    """Rank units at random, so many times, with one seed; their order does not matter.
 
     Raises:
         ResiDualError: no draws or no units.

@@ -162,11 +162,7 @@ def same_unit_similarity(
 ) -> SameUnitSimilarity:
     """The normalized spectral cosine of each unit with itself between datasets.
 
-    Args:
-        bases: a basis per dataset, of one model.
-        units: kinds, names or `Unit`s; None for all.
-        weighted: by eigenvalues, or all directions alike.
-        components: as in `spectral_similarity`.
+    There is a basis of one model for each. Options are those of `spectral_similarity`.
 
     Raises:
         ResiDualError: fewer than two bases, or bases of different widths or units.

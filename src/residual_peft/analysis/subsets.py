@@ -44,13 +44,10 @@ class ScoreBlock:
 def score_blocks(
     contributions: Contributions, class_embeddings: Tensor, block: int | None = None, wide: int = 0
 ) -> Iterator[ScoreBlock]:
-    """Walk over the images' class scores, so many images at a time.
+    """Walk over the class scores of labelled images, so many at a time.
 
-    Args:
-        contributions: with labels.
-        class_embeddings: (C, d).
-        block: images at a time; None for as many as fit in 256 MB.
-        wide: further rows of C numbers per image that the caller makes of them.
+    `block` is None for as many as fit in 256 MB; `wide` are further rows of C numbers per image
+    that the caller makes of them.
 
     Raises:
         ResiDualError: no labels, labels outside the classes, embeddings of another width, or a
@@ -136,14 +133,9 @@ def correct_with(
 ) -> Tensor:
     """Which images are right with each of K subsets of the units, (K, N) bool.
 
-    Args:
-        contributions: of U units to N labelled images.
-        class_embeddings: (C, d).
-        kept: (K, U) bool, the subsets, in the order of `contributions.units`.
-        ablation: what becomes of units outside a subset: nothing, or their reference mean.
-        others: what becomes of what none of the U units wrote: "ablate" as the units, or "keep".
-        reference: contributions whose means stand in, for mean ablation.
-        block: images at a time; None for as many as fit in 256 MB.
+    Subsets `kept` are (K, U) bool, in the order of `contributions.units`. What is outside of one is
+    nothing, or its mean in `reference` (`ablation`); what none of the U units wrote is ablated as
+    these, or kept (`others`).
 
     Raises:
         ResiDualError: as `score_blocks` and `Stand.of`.

@@ -36,15 +36,8 @@ def run_bench(
 ) -> tuple[list[Result], list[str]]:
     """Run what is not finished yet, and summarise what is.
 
-    Args:
-        registry: what to run.
-        out: the folder to write to.
-        resume: go on where an earlier call stopped.
-        say: called with a line for what is done and for what is left out.
-
-    Returns:
-        The results in the folder that can be compared (`latest`), and the names of the summaries
-        of these.
+    Gives the results in the folder that can be compared (`latest`), and the names of the summaries
+    of these. `say` is called with a line for what is done and for what is left out.
 
     Raises:
         ResiDualError: as `run_registry`; no run came to an end.

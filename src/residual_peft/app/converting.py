@@ -24,11 +24,7 @@ def merge_adapter(adapter: str | os.PathLike[str], out: str | os.PathLike[str]) 
 
     What comes out needs neither this package nor PEFT: a plain model of transformers with its
     tokenizer and image processor. `ZeroShotClassifier.from_pretrained` and `residual-peft predict`
-    take it as well, since the classes lie there, too.
-
-    Args:
-        adapter: its directory or Hub id, in stream mode.
-        out: a directory, written whole or not at all.
+    take it as well, since the classes lie there, too. It is written whole or not at all.
 
     Raises:
         ResiDualError: no adapter, one in readout mode, which no weights could stand for, or one
@@ -62,14 +58,10 @@ def merge_adapter(adapter: str | os.PathLike[str], out: str | os.PathLike[str]) 
 def adapter_for(adapter: str | os.PathLike[str], model: str, out: str | os.PathLike[str]) -> Path:
     """Write a saved adapter for another library's copy of its base model: `convert_adapter`.
 
-    Its gains alone: the classes beside it stay behind, since texts are another model's to make.
-
-    Args:
-        adapter: its directory or Hub id, in readout mode.
-        model: the copy: a directory or Hub id of transformers, or "open_clip:NAME/PRETRAINED" as
-            `open_clip.create_model` has them, PRETRAINED a name or a file, or
-            "open_clip:local-dir:DIRECTORY" and "open_clip:hf-hub:OWNER/NAME" as it has those.
-        out: a directory, written whole or not at all.
+    Its gains alone: the classes beside it stay behind, since texts are another model's to make. The
+    copy is a directory or Hub id of transformers, or "open_clip:NAME/PRETRAINED" as
+    `open_clip.create_model` has them, PRETRAINED a name or a file, or
+    "open_clip:local-dir:DIRECTORY" and "open_clip:hf-hub:OWNER/NAME" as it has those.
 
     Raises:
         ResiDualError: as `convert_adapter`; a class head; no such model, or open_clip is not

@@ -64,17 +64,10 @@ def run_demo(
 ) -> dict[str, Any]:
     """Compare the methods on handwriting and write what came of it.
 
-    Args:
-        out: the directory to write to: the default method's adapter for the first seed with its
-            classes, `results.json`, a picture of its gains, a card and a report.
-        seeds: each method is fitted once per seed.
-        methods: names from `METHODS`; the adapter is written if "default" is among them.
-        world_images_per_task: held-out images per attribute of the world.
-        basis_images: images of the world that the bases are fitted on.
-
-    Returns:
-        What `results.json` holds: `rows`, one per method and seed, and `world`, the bundled model's
-        zero-shot accuracy per attribute of its own world.
+    There will be the default method's adapter for the first seed with its classes, `results.json`,
+    a picture of its gains, a card and a report. What `results.json` holds is given back: `rows`,
+    one per method and seed, and `world`, the bundled model's zero-shot accuracy per attribute of
+    its own world.
     """
     backbone = load_backbone()
     with tqdm(TEMPLATES, "The model's own world", unit="task") as bar:

@@ -246,12 +246,7 @@ def _record_of(adapter: str | os.PathLike[str]) -> RunRecord:
 
 
 def dictionary_of(classifier: ZeroShotClassifier, words: Any = None) -> TextDictionary | None:
-    """The texts that an adapter's components are described with; None without a text tower.
-
-    Args:
-        classifier: with an adapter.
-        words: as for `dictionary_for`.
-    """
+    """The texts that an adapter's components are described with; None without a text tower."""
     base = classifier.model.get_base_model()
     if not has_text(base) or not classifier.templates:
         return None

@@ -77,12 +77,8 @@ def export_adapter(
 ) -> ExportReport:
     """Write a saved adapter as one file that needs neither torch nor this package.
 
-    Args:
-        adapter: its directory or Hub id.
-        out: the file, which appears whole or not at all.
-        format: "onnx".
-        images: a file, a folder or a pattern: the first `AT_MOST` are what torch and the file are
-            compared on; None for pictures of noise.
+    The first `AT_MOST` images of a file, a folder or a pattern are what torch and the file are
+    compared on; None for pictures of noise.
 
     Raises:
         ResiDualError: no such adapter or format, an image that cannot be read; as `export_onnx`.

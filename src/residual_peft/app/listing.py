@@ -34,12 +34,8 @@ def mistakes_of(
 ) -> list[Noted] | None:
     """Images that are taken for another class, those first whose own class was the least likely.
 
-    None where no image is right or wrong, with several labels each.
-
-    Args:
-        evaluation: of the images.
-        dataset: the images it is of, in the order of `evaluation.index`, or in its own.
-        title: what to call them.
+    None where no image is right or wrong, with several labels each. The dataset is in the order of
+    `evaluation.index`, or in its own.
     """
     labels, logits = evaluation.labels.cpu(), evaluation.logits.double().cpu()
     surprise = evaluation.labelling.surprise(logits, labels)

@@ -25,15 +25,6 @@ def near_groups(
 ) -> tuple[Copies, ...]:
     """Groups of images that are nearly the same; those of one and the same file are left out.
 
-    Args:
-        images: the data.
-        survey: of them.
-        model: a name or directory.
-        alike: as for `near_copies`.
-        batch_size: images per forward pass.
-        num_workers: processes that decode images.
-        progress: a bar, or a call after each batch.
-
     Raises:
         ResiDualError: no such model, or no image that can be read.
     """

@@ -151,14 +151,8 @@ def changed_rows(
 ) -> list[int] | None:
     """Images that became right and images that became wrong, at most `limit` of each.
 
-    Those whose label's probability changed most come first; equal ones in their order. None where
-    no image is right or wrong, with several labels each.
-
-    Args:
-        before: logits (N, C).
-        after: logits (N, C).
-        labels: of the images.
-        limit: of each side.
+    Those whose label's probability changed most come first; equal ones in their order. Logits are
+    (N, C). None where no image is right or wrong, with several labels each.
     """
     if labelling_in(labels).surprise(after, labels) is None:
         return None
@@ -175,11 +169,7 @@ def run_facts(
 ) -> Facts:
     """Facts of a fit, and beside them what the adapter, its directory and this machine know.
 
-    Args:
-        classifier: its model has the fitted adapter.
-        directory: where it was saved; None where it was not.
-        facts: what is known beyond that.
-        location: what loads it.
+    The directory is None where it was not saved; `location` is what loads it.
     """
     weights = None if directory is None else Path(directory) / ADAPTER_TENSORS
     return replace(

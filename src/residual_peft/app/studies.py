@@ -124,14 +124,7 @@ def study_model(
     label_column: str | None = None,
     **options: Any,
 ) -> ModelStudy:
-    """`study` of a model and images by name.
-
-    Args:
-        model: a CLIP's directory or Hub id.
-        data: what `load_data` takes.
-        image_column: of the data, found when None.
-        label_column: likewise.
-        options: of `study`.
+    """`study` of a model and images by name, as `load_backbone` and `load_data` take them.
 
     Raises:
         ResiDualError: bad data, or a model that is not there; as `study`.
@@ -261,11 +254,7 @@ def _read(
 
 
 def write_study(study: ModelStudy, out: PathLike) -> list[str]:
-    """Write `study.json` and the paper's figures beside it, whole or not at all.
-
-    Returns:
-        The names of the files.
-    """
+    """Write `study.json` and the paper's figures, whole or not at all; the files' names."""
     drawings: dict[str, Any] = {
         "dimension.png": lambda axis: draw_dimension(study.dimension, axis),
         "similarity.png": lambda axis: draw_similarity(study.similarity, axis),

@@ -49,12 +49,8 @@ def trust_of(
 ) -> Trusted | None:
     """How far to trust a fit; None where nothing was left out, or images have several labels.
 
-    Args:
-        rows: the images of the fit, training images first, then validation images.
-        outcome: of the method that was chosen.
-        images: the same images by split.
-        test: what the fit says of the test images.
-        means: whether classes are means of these images, so that fits on fewer would need others.
+    Rows are of the training images first, then of validation images. With `means` classes are means
+    of these images, so that fits on fewer would need others.
     """
     left = outcome.left_out
     if left.how == "none" or scores_of(left) is None:

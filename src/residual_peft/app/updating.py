@@ -72,21 +72,13 @@ def update_adapter(
     """Add labelled images to a saved adapter's class head, or take them out, in its directory.
 
     Equal to a fit of the head on all images at the same basis, scales and strengths, to rounding,
-    and reads none of the old ones. Classes that the head does not have become new ones; under
-    class names as texts they are put in the adapter's templates. Which images are known is told by
-    their content. The directory is written whole or not at all; the record of the fit goes, since
-    it is of another adapter.
+    and reads none of the old ones. Classes that the head does not have become new ones; under class
+    names as texts they are put in the adapter's templates. Which images are known is told by their
+    content. The directory is written whole or not at all; the record of the fit goes, since it is
+    of another adapter.
 
-    Args:
-        adapter: its directory, with statistics (`fit_adapter(..., keep_statistics=True)`).
-        data: what `load_data` takes; all splits count, and one class will do.
-        forget: take the images out.
-        image_column: of the data, found when None.
-        label_column: likewise.
-        max_bad: as for `fit_adapter`.
-        strict: likewise.
-        batch_size: likewise.
-        num_workers: likewise.
+    It needs statistics (`fit_adapter(..., keep_statistics=True)`). All splits of the data count,
+    and one class will do; options are those of `fit_adapter`.
 
     Raises:
         ResiDualError: no adapter, head or statistics; bad data; a class to forget images of that it

@@ -34,11 +34,7 @@ class _Command(TyperCommand):
 
 
 def command_class(example: str) -> type[TyperCommand]:
-    """The class of a command whose help ends with an example: a line of the shell and its output.
-
-    Args:
-        example: lines, the first the command.
-    """
+    """The class of a command whose help ends with an example: a line of shell and its output."""
     first, *others = example.strip("\n").splitlines()
     lines = [f"  $ {first}", *(f"  {line}".rstrip() for line in others)]
     return type("Command", (_Command,), {"example": "\n".join(lines)})
@@ -57,10 +53,6 @@ def as_typed(message: str, options: Container[str]) -> str:
     'fit one (--method ridge); --max-bad 0.05 allows 3.'
     >>> as_typed("use trainer=True, or load(dtype='float32').", {"--trainer", "--dtype"})
     "use --trainer, or load(dtype='float32')."
-
-    Args:
-        message: as Python says it.
-        options: that there are.
     """
 
     def typed(found: re.Match[str]) -> str:
@@ -76,14 +68,8 @@ def as_typed(message: str, options: Container[str]) -> str:
 def given(argument: Any, option: Any, what: str, how: str) -> Any:
     """What was named as an argument, or with the option of earlier versions.
 
-    Args:
-        argument: as it was given; None if it was not.
-        option: likewise.
-        what: is wanted, for the message.
-        how: it is given.
-
     Raises:
-        ResiDualError: neither was given, or both were.
+        ResiDualError: neither was given, or both were; says what is wanted, and how it is given.
     """
     if argument is None and option is None:
         raise ResiDualError(f"wanted {what}, got none: {how}.")

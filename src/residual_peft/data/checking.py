@@ -43,13 +43,8 @@ def check_images(
 ) -> tuple[dict[str, dict[int, str]], tuple[SkippedImage, ...]]:
     """Look at all images once: row -> `image_digest` of the good ones by split, and the bad ones.
 
-    Args:
-        parts: each with a column `image`.
-        source: what to call the data in messages.
-        strict: the first bad image is an error.
-        max_bad: which share of the images may be bad; three always may.
-        listed: bad ones that are known already and in none of the parts.
-        progress: a bar, or a call after each image with 1.
+    With `strict` the first bad image is an error; else the share `max_bad` of all may be bad, and
+    three always may. `listed` are bad ones that are known already and in none of the parts.
 
     Raises:
         ResiDualError: more images are bad than may be.
@@ -105,14 +100,9 @@ def _refused(image: SkippedImage) -> ResiDualError:
 def check_skipped(
     skipped: Sequence[SkippedImage], max_bad: float, total: int, source: str, strict: bool = False
 ) -> None:
-    """Raise a ResiDualError where more images cannot be read than may be.
+    """Raise a ResiDualError where more of `total` images cannot be read than may be.
 
-    Args:
-        skipped: those that cannot.
-        max_bad: the share of the images that may be such; three always may.
-        total: images.
-        source: what to call the data.
-        strict: none may.
+    That is the share `max_bad` of them, and three always may; with `strict` none.
     """
     count, allowed = len(skipped), max(ALWAYS_TOLERATED, int(max_bad * total + 1e-9))
     if strict and skipped:

@@ -80,8 +80,7 @@ class ClassList:
     def applied(self, parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
         """The data with these names for their labels; classes of one name become one.
 
-        Args:
-            parts: with a column `label` of class names, or of numbers that have names.
+        Labels that are numbers without names stay as they are.
         """
         seen: set[str] = set()
         renamed = {part: self._renamed(dataset, seen) for part, dataset in parts.items()}

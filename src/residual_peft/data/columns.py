@@ -245,11 +245,8 @@ def check_classes(
 ) -> None:
     """Raise a ResiDualError that names the classes with no image in any split.
 
-    Args:
-        labels: split -> the classes of its images.
-        names: of the classes.
-        source: what to call the data.
-        unread: class number -> the first of its images that cannot be read; None where all can.
+    `unread` gives of a class, by its number, the first image that cannot be read; None where all
+    can.
     """
     every = np.concatenate(list(labels.values()))
     counts = labelling_in(every).counts(every, len(names)).tolist()

@@ -114,10 +114,8 @@ def decoded(
 ) -> Iterator[list[Piece]]:
     """The pieces of each batch of rows, in order.
 
-    Args:
-        images: what to decode.
-        batches: rows.
-        workers: how many processes; 0 none, None as many as cores may be used where that pays.
+    With `workers` so many processes decode; 0 none, None as many as cores may be used where that
+    pays.
 
     Raises:
         ResiDualError: a process died.

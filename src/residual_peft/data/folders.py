@@ -46,9 +46,7 @@ _IN_FILE = {
 def from_folder(tree: Tree, label_column: str | None = None) -> dict[str, Dataset]:
     """Split -> its images and classes, and whatever else the metadata say.
 
-    Args:
-        tree: of the folder.
-        label_column: of the metadata; one of the usual names when None.
+    The labels of metadata are in `label_column`, or in one of the usual names when None.
 
     Raises:
         ResiDualError: no images, no classes, metadata that cannot be read, or a class that the

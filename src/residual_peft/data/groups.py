@@ -18,15 +18,9 @@ logger = logging.getLogger(__name__)
 def linked_groups(first: Sequence[Any] | Rows, second: Sequence[Any] | Rows) -> Rows:
     """A number for each of the values of `first`, equal where rows lead from one to the other.
 
-    Rows that share a value of either are linked, and so on from row to row: copies of an image are
-    in all of its groups, and join them.
-
-    Args:
-        first: of N rows, values 0 ... M - 1.
-        second: of N rows, anything.
-
-    Returns:
-        (M,), numbered by the first of the values.
+    Rows (N,) that share a value of `first`, 0 ... M - 1, or of `second` are linked, and so on from
+    row to row: copies of an image are in all of its groups, and join them. (M,), numbered by the
+    first of the values.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -46,13 +40,9 @@ def group_names(
 ) -> dict[str, tuple[str, ...]]:
     """What each image is left out with, by split: its value in the column `group`, as text.
 
-    An image without a value is a group by itself, under the name of its content. That is said, and
-    so is what groups of "train" are in another split, too: splits that are there stay as they are.
-
-    Args:
-        parts: split -> its images.
-        digests: split -> names of its images by their content.
-        name: of the data, for messages.
+    An image without a value is a group by itself, under the name of its content (`digests`). That
+    is said, and so is what groups of "train" are in another split, too: splits that are there stay
+    as they are.
     """
     found, empty = {}, 0
     for split, rows in parts.items():
@@ -90,13 +80,8 @@ def grouped_split(
     Parts are folds of scikit-learn's StratifiedGroupKFold, with several labels per image those of
     GroupKFold, or single groups where each fold would leave too few for the parts to come. A group
     that alone has a class stays in "train", and a class that would be left without rows there gets
-    its smallest group back.
-
-    Args:
-        labels: class numbers (N,), or zeros and ones (N, C).
-        groups: (N,).
-        shares: part -> share of the rows.
-        seed: of the order in which groups are shared out, 0 to 2 ** 32 - 1.
+    its smallest group back. Groups are (N,), labels (N,) or zeros and ones (N, C); `seed` is below
+    2 ** 32.
 
     Raises:
         ResiDualError: too few groups for the parts, with every class in "train".
@@ -134,15 +119,7 @@ def _too_few(count: int, shares: Mapping[str, float]) -> ResiDualError:
 
 
 def _fold(labels: Labels, groups: Rows, wanted: float, least: int, seed: int) -> Rows:
-    """Rows of whole groups, as many as wanted as far as that goes.
-
-    Args:
-        labels: as `grouped_split`.
-        groups: (N,), of more than `least` values.
-        wanted: how many rows.
-        least: how many groups are not to be among them.
-        seed: of the folds.
-    """
+    """Rows of whole groups, about as many as wanted; `least` groups are not among them."""
     count = len(np.unique(groups))
     most = min(count, int(labelling_in(labels).by_class(labels).sum(0).max(initial=0)))
     found = []

@@ -228,13 +228,9 @@ def check_as_cut(
     """Refuse options of `load_data` for images that it has given before and cut otherwise.
 
     A default asks for nothing: `SHARE` of a part, seed 0, None; and a part of 0 cuts nothing more.
-    A share of a part, and a seed, are no matter where nothing was cut by it.
-
-    Args:
-        data: the images.
-        parts: "validation" and "test" -> a share or a source.
-        draw: few (0 for none), seed and group_column.
-        reading: options that say how files become images.
+    A share of a part, and a seed, are no matter where nothing was cut by it. `parts` has what was
+    asked of "validation" and "test", `draw` few (0 for none), seed and group_column, `reading` what
+    says how files become images.
 
     Raises:
         ResiDualError: one that is not how they were cut.

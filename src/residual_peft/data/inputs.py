@@ -55,15 +55,9 @@ def files_in(
     """The files that names of files, folders and patterns stand for, in their order.
 
     A file is taken as it is, whatever its name. Of a folder those with the ending of an image, at
-    any depth, hidden ones left out. A name that nothing has is a pattern if there is *, ? or [ in
-    it, `**` for any folders; else it is given back, to be found missing by whoever reads it.
-
-    Args:
-        names: of any of these; they may come one by one.
-        but: a folder whose files are left out.
-
-    Returns:
-        Paths, and what holds none with the reason.
+    any depth, hidden ones left out, and those in the folder `but`. A name that nothing has is a
+    pattern if there is *, ? or [ in it, `**` for any folders; else it is given back, to be found
+    missing by whoever reads it. What holds no files comes with the reason.
     """
     for given in names:
         name = os.fspath(given)

@@ -46,14 +46,8 @@ def from_columns(
 ) -> dict[str, Dataset]:
     """Split -> its images and labels, in columns `image` and `label` or as they were named.
 
-    Args:
-        columns: of paths (or images) and labels, and perhaps of splits.
-        base: the folder that paths are below.
-        name: of the data, for messages.
-        image_column: found when None.
-        label_column: likewise.
-        group_column: kept beside them as text, where there is one of that name.
-        numbers: whether labels that are numbers stay such: somebody says what they mean.
+    Paths are below `base`. Columns are found when None, and that of groups is kept beside them as
+    text. With `numbers`, labels that are numbers stay such: somebody says what they mean.
 
     Raises:
         ResiDualError: no such columns, or none that could be meant; a row without an image.
@@ -99,11 +93,7 @@ def _check_groups(
 ) -> None:
     """Raise a ResiDualError where groups are images or labels, or would be called so.
 
-    Args:
-        group: their column; None for none.
-        found: those of images and labels.
-        shown: what they will be called.
-        name: of the data, for messages.
+    `found` are the columns of those two, `shown` what they will be called.
     """
     for kind, own, other in zip(("image", "label"), found, shown, strict=True):
         if group == own:

@@ -12,13 +12,7 @@ from .skipped import as_text
 
 
 def files_of(dataset: Dataset, rows: Iterable[int], title: str) -> list[str]:
-    """What some images are called: their paths, or of those without one the split and row.
-
-    Args:
-        dataset: with a column `image`.
-        rows: of it.
-        title: what to call the data set in words, such as "the test split".
-    """
+    """What some images are called: their paths, or of those without one the row of `title`."""
     stored = dataset.select_columns("image").with_format(None)
     stored = stored.cast_column("image", datasets.Image(decode=False))
     images = [(row, stored[row]["image"] or {}) for row in rows]
@@ -39,10 +33,7 @@ def write_listing(
 ) -> None:
     """Write a table of images as CSV, whole or not at all; a path stands there as it is.
 
-    Args:
-        path: of the file.
-        headers: of the columns.
-        rows: text stays, a number that is no count has four digits.
+    Text stays, a number that is no count has four digits.
     """
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

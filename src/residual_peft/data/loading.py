@@ -147,13 +147,7 @@ def load_data(
 def _standard(
     found: Source, parts: Mapping[str, Dataset], columns: tuple[str | None, str | None, str | None]
 ) -> dict[str, Dataset]:
-    """The parts with columns of their own names, and classes as a list of them says.
-
-    Args:
-        found: what they are of.
-        parts: what to call each -> its images.
-        columns: of images, of labels, of groups.
-    """
+    """The parts with columns of their own names, and classes as a list of them says."""
     image, label, group = columns
     standard = {
         part: standard_columns(rows, image, label, f"{found.name}, split {part}", group)
@@ -170,11 +164,7 @@ def _with_own(
 ) -> tuple[tuple[SkippedImage, ...], dict[str, tuple[str, Dataset]]]:
     """Splits that a source of its own is named for take the place of those that the data have.
 
-    Args:
-        chosen: what to call a part -> its split, and its images.
-        own: split -> source.
-        asked: as for the data.
-        listed: files that are in none.
+    `chosen` has what to call a part -> its split, and its images; `listed` are files in none.
     """
     for split, source in own.items():
         try:
@@ -199,11 +189,7 @@ def _unread_of(
 ) -> Callable[[int], SkippedImage | None]:
     """Class number -> the first of its images that cannot be used, looked for when it is asked for.
 
-    Args:
-        parts: what the data came in.
-        labels: of each part.
-        rows: row -> digest of the images of each part that can be used.
-        skipped: the others, and what lies in no part, with reasons.
+    `rows` has row -> digest of the images of each part that can be used, `skipped` the others.
     """
 
     def first(number: int) -> SkippedImage | None:
@@ -227,11 +213,7 @@ def _readable(
 ) -> tuple[dict[str, Dataset], dict[str, npt.NDArray[np.integer]], dict[str, tuple[str, ...]]]:
     """Images, labels and digests of the rows that have a digest, by split.
 
-    Args:
-        parts: what the data came in.
-        labels: of each part.
-        rows: row -> digest of the images of each part that can be used.
-        came_in: part -> split; several parts may be one split, such as "val" and "validation".
+    Several parts may be one split (`came_in`), such as "val" and "validation".
     """
     images: dict[str, Dataset] = {}
     numbers: dict[str, npt.NDArray[np.integer]] = {}

@@ -19,10 +19,7 @@ from .trees import Parts
 def read_metadata(root: Path, files: Sequence[Parts], split: str) -> Dataset:
     """The images that a split's metadata name, with all that they say of them, in memory.
 
-    Args:
-        root: of the images, absolute: so are the paths of the images.
-        files: metadata.csv, .jsonl or .parquet, below the root.
-        split: "train", "validation" or "test".
+    `files` lie below `root`, which is absolute: so are the paths of the images.
 
     Raises:
         ResiDualError: they cannot be read, or have no column of file names.

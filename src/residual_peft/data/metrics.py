@@ -67,9 +67,7 @@ def mean_per_class_recall(scores: ArrayLike, labels: ArrayLike) -> float:
 def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
     """Mean over classes of the average precision, for images with several labels.
 
-    Args:
-        scores: (N, C).
-        labels: zeros and ones (N, C); classes that no image has are left out.
+    Scores are (N, C), labels zeros and ones (N, C); classes that no image has are left out.
 
     Raises:
         ResiDualError: shapes that differ, scores that are not finite, labels of other numbers, or
@@ -84,16 +82,11 @@ def mean_average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def multi_label_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """How good logits are where an image may have several labels, or none.
+    """How good logits (N, C) are where an image may have several labels, or none: zeros and ones.
 
-    Args:
-        scores: logits (N, C), their bias included: a class is named from 0 on, a probability of
-            one half.
-        labels: zeros and ones (N, C).
-
-    Returns:
-        `mean_average_precision`; `micro_f1`, over all images and classes at once; `macro_f1`, the
-        mean over the classes that occur; `exact_match`, the share of images with just their labels.
+    Their bias is in them: a class is named from 0 on, a probability of one half. `micro_f1` is over
+    all images and classes at once; `macro_f1` the mean over the classes that occur; `exact_match`
+    the share of images with just their labels.
 
     Raises:
         ResiDualError: as `mean_average_precision`.
@@ -151,16 +144,11 @@ def accuracy_interval(correct: int, total: int, level: float = 0.95) -> tuple[fl
 def difference_interval(
     first: ArrayLike, second: ArrayLike, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of accuracy(first) − accuracy(second) on the same images.
+    """Interval of accuracy(first) − accuracy(second), from (N,) who was right, on the same images.
 
     The Wald interval of matched pairs with half an image added to each of the four cells (A.
     Agresti and Y. Min, Statistics in Medicine 24, 2005). Only images where the two disagree count,
     so that it is far shorter than two intervals side by side.
-
-    Args:
-        first: (N,) True where the first was right.
-        second: (N,) the same of the second.
-        level: of confidence.
 
     Raises:
         ResiDualError: no images, other shapes, or a level outside (0, 1).

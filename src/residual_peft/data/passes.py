@@ -57,13 +57,7 @@ class ImageFiles(torch.utils.data.Dataset):
 
 
 def prepared(processor: Any, image: Image.Image, title: str, file: str) -> dict[str, Any]:
-    """What a model takes of one RGB image.
-
-    Args:
-        processor: the model's.
-        image: in RGB.
-        title: what to call it in messages.
-        file: its path, or what it is called where it has none.
+    """What a model takes of one RGB image, called `title` in messages; `file` is its path, if any.
 
     Raises:
         UnreadableImage: the processor refuses it.

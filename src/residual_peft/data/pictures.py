@@ -30,11 +30,7 @@ def thumbnail(image: Image.Image, size: int = 160) -> bytes:
 
 
 def picture_suffix(content: bytes, name: str) -> str:
-    """How the file name of a picture ends, one of `PICTURE_SUFFIXES`.
-
-    Args:
-        content: the file's bytes.
-        name: what to call it in a message.
+    """How the file name of a picture with these bytes ends, one of `PICTURE_SUFFIXES`.
 
     Raises:
         ResiDualError: they are neither a whole JPEG nor a whole PNG.

@@ -61,8 +61,7 @@ def digest_of_part(digests: Iterable[str]) -> str:
 def digest_of(rows: Iterable[tuple[str, str, str]]) -> str:
     """One digest for a data set, whatever the order of its images.
 
-    Args:
-        rows: (split that the image came in, its class or classes, its `image_digest`) each.
+    A row is the split that the image came in, its class or classes, and its `image_digest`.
     """
     lines = sorted("\t".join(row) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

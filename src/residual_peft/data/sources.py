@@ -52,11 +52,7 @@ class Asked:
 
 
 def find(source: Any, asked: Asked | None = None) -> Source:
-    """The source's splits as they are.
-
-    Args:
-        source: as for `load_data`.
-        asked: what was asked for beside it.
+    """The source's splits as they are; `load_data` says what a source is.
 
     Raises:
         ResiDualError: nothing there, nothing reachable, no images, or no classes.

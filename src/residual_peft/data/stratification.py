@@ -93,12 +93,8 @@ def _say_repeated(
 ) -> None:
     """Say which images occur more than once: with different labels, where; with the same, how many.
 
-    Args:
-        image_of: the image of each row, (N,).
-        first: the first row of each image.
-        other: the rows with other labels than the first of their image, bool (N,).
-        what: becomes of those with different ones.
-        title: row -> what to call it.
+    `image_of` has the image of each row (N,), `first` the first row of each, `other` the rows with
+    other labels than that one, bool (N,).
     """
     places: dict[int, int] = {}  # image -> its first row with other labels than its first
     for row in np.flatnonzero(other).tolist():
@@ -169,15 +165,9 @@ def few_split(
 ) -> dict[str, Rows]:
     """Draw so many rows of each class for "train"; the others are "test".
 
-    A class of no more keeps one row for "test" if it has two, and is named in a warning. Rows stay
-    in order within a part.
-
-    Args:
-        labels: class numbers (N,).
-        few: rows per class.
-        seed: of the draw.
-        class_names: for messages.
-        tested: no row need be kept for "test", which may be empty.
+    A class of no more keeps one row for "test" if it has two, and is named in a warning; where
+    there are test images (`tested`) none need be kept. Labels are (N,); rows stay in order within a
+    part.
 
     Raises:
         ResiDualError: less than one row, several labels per image, or no row left to test on.
@@ -218,13 +208,8 @@ def iterative_split(
     """Cut rows into "train" and the given parts, each label in the same shares as far as it goes.
 
     A label of few images is given to train first, then one image each to the other parts; a part
-    that still lacks one is reported as a warning. Rows stay in order within a part.
-
-    Args:
-        labels: zeros and ones (N, C).
-        shares: part -> share of the images.
-        seed: of the order in which images of a label are shared out.
-        class_names: for messages.
+    that still lacks one is reported as a warning. Labels are zeros and ones (N, C); rows stay in
+    order within a part.
 
     Raises:
         ResiDualError: shares that leave nothing to train on, or a part without any image.
@@ -250,13 +235,7 @@ def iterative_split(
 
 
 def iterative_folds(labels: Labels, folds: int, seed: int = 0) -> Rows:
-    """The fold of each row, (N,) from 0 to `folds` - 1; each label is in all of them alike.
-
-    Args:
-        labels: zeros and ones (N, C).
-        folds: how many.
-        seed: of the order in which images of a label are shared out.
-    """
+    """The fold of each row of labels (N, C), (N,) from 0 on; each label is in all of them alike."""
     shares = np.full(folds, 1 / folds)
     wanted = shares[:, None] * labels.sum(0, dtype=np.int64)
     return _assigned(labels, wanted, shares * len(labels), seed)
@@ -265,13 +244,9 @@ def iterative_folds(labels: Labels, folds: int, seed: int = 0) -> Rows:
 def _assigned(
     labels: Labels, wanted: npt.NDArray[np.float64], room: npt.NDArray[np.float64], seed: int
 ) -> Rows:
-    """The part of each row, (N,).
+    """The part of each row of labels (N, C): (N,).
 
-    Args:
-        labels: zeros and ones (N, C).
-        wanted: images of each label that each part wants, (P, C).
-        room: images that each part wants, (P,).
-        seed: of the order of rows.
+    Each part wants so many images of each label, (P, C), and so many images in all, (P,).
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     part_of = np.full(len(labels), -1)

@@ -184,8 +184,7 @@ def _such_as(images: Sequence[SkippedImage]) -> str:
 def survey(data: ImageData) -> Survey:
     """Look at all images: at the head of each file, not at its pixels.
 
-    Args:
-        data: as `load_data` gives them; splits that it cut count as what they came from.
+    Splits that `load_data` cut count as what they came from.
     """
     sizes: list[tuple[int, int]] = []
     formats: Counter[str] = Counter()
@@ -220,12 +219,7 @@ def survey(data: ImageData) -> Survey:
 
 
 def groups_of(marks: Sequence[Any], places: Sequence[Place]) -> tuple[Copies, ...]:
-    """Those that share a mark, where there are two or more; in the order of the first of each.
-
-    Args:
-        marks: of the N images.
-        places: likewise.
-    """
+    """Those that share a mark, where there are two or more; in the order of the first of each."""
     found: dict[Any, list[Place]] = {}
     for mark, place in zip(marks, places, strict=True):
         found.setdefault(mark, []).append(place)
@@ -233,13 +227,7 @@ def groups_of(marks: Sequence[Any], places: Sequence[Place]) -> tuple[Copies, ..
 
 
 def copies_lines(copies: Sequence[Copies], plural: str, one: str) -> list[str]:
-    """How many there are, with examples, those that do harm first.
-
-    Args:
-        copies: groups.
-        plural: what to call them, such as "copies".
-        one: such as "copy".
-    """
+    """How many there are, with examples, those that do harm first."""
     if not copies:
         return [f"{plural}: none"]
     extra = sum(len(group.places) - 1 for group in copies)

@@ -69,9 +69,7 @@ class Tree:
 def tree_of(root: Path, *, any_name: bool = False) -> Tree:
     """All that lies in a folder, links followed.
 
-    Args:
-        root: the folder.
-        any_name: whether names need not be UTF-8, which those in datasets must be.
+    With `any_name` names need not be UTF-8, which those in datasets must be.
 
     Raises:
         ResiDualError: the folder may not be read, or its path is not UTF-8.

@@ -241,14 +241,9 @@ def _blurred(images: Tensor, scene: Scene, side: Tensor, generator: torch.Genera
 
 
 def draw(scene: Scene, generator: torch.Generator) -> Tensor:
-    """Draw scenes.
+    """Draw what B images show: (B, 3, 40, 40) uint8 RGB.
 
-    Args:
-        scene: what B images show.
-        generator: the source of all that the scene leaves open (font, jitter, noise).
-
-    Returns:
-        (B, 3, 40, 40) uint8 RGB.
+    The generator gives all that the scene leaves open (font, jitter, noise).
     """
     cover, side = _silhouettes(scene, generator)
     base = COLORS[scene.values["color"]] + _uniform((len(scene), 3), -0.04, 0.04, generator)

@@ -39,12 +39,8 @@ def zero_shot_accuracy(
 ) -> dict[str, float]:
     """Zero-shot accuracy per attribute on held-out images, with the ensemble of its templates.
 
-    Args:
-        model: the dual encoder.
-        tokenizer: its tokenizer.
-        images_per_task: images drawn for each attribute.
-        seed: of the drawing; pretraining uses small ones.
-        report: called with each attribute's name when it is done.
+    Pretraining draws with small seeds; `report` is called with each attribute's name when it is
+    done.
     """
     model.eval()
     result = {}

@@ -90,12 +90,7 @@ def _draw(size: int, generator: torch.Generator, high: int) -> Tensor:
 
 
 def sample_scenes(size: int, generator: torch.Generator, *, only: str | None = None) -> Scene:
-    """Draw what `size` images show.
-
-    Args:
-        size: how many images.
-        generator: the source of randomness.
-        only: an attribute that must apply to every image (for the task of that attribute).
+    """Draw what `size` images show; an attribute may have to apply to all (for its task).
 
     Raises:
         ResiDualError: `only` is no attribute.
@@ -160,10 +155,8 @@ def _phrase(row: dict[str, str], style: int) -> str:
 def captions(scene: Scene, named: Tensor, generator: torch.Generator) -> list[str]:
     """One caption per image that names some of its attributes.
 
-    Args:
-        scene: what B images show.
-        named: (B, number of attributes) bool, which attributes to name where they apply.
-        generator: chooses between ways to say it.
+    `named` (B, number of attributes) says which, where they apply; the generator chooses between
+    ways to say it.
     """
     matrix, styles = scene.matrix(), _draw(len(scene), generator, 12).tolist()
     result = []
@@ -180,13 +173,9 @@ def captions(scene: Scene, named: Tensor, generator: torch.Generator) -> list[st
 def caption_truth(scene: Scene, captioned: Scene, named: Tensor) -> Tensor:
     """Which captions are true of which images, (B, M) bool.
 
-    A caption is true of an image when every attribute that it names has that value there. So equal
-    captions, and shorter ones that happen to fit, count as positives.
-
-    Args:
-        scene: what B images show.
-        captioned: what the M captioned images show.
-        named: (M, number of attributes) bool, what each caption names.
+    A caption is true of an image when every attribute that it names, in `named` (M, number of
+    attributes), has that value there. So equal captions, and shorter ones that happen to fit, count
+    as positives.
     """
     images, texts = scene.matrix(), captioned.matrix()
     said = named & (texts >= 0)

@@ -61,10 +61,10 @@ def run_method(
     keep: Path | None = None,
     lora: LoraSettings | None = None,
 ) -> list[Row]:
-    """Fit a method on a task, once per seed, and measure it on the test images.
+    """Fit a method on a task, once per seed, and measure it on the test images: a row per seed.
 
     An adapter is measured by running the adapted model. What a method needs once for all seeds (the
-    passes over the images) counts in full for each of them.
+    passes over the images) counts in full for each of them. Zero-shot has one row, and no seed.
 
     Args:
         task: the images and classes.
@@ -73,9 +73,6 @@ def run_method(
         report: called with a few words as the work goes on.
         keep: where to save the first seed's adapter with its classes; nowhere when None.
         lora: LoRA's settings; its defaults with the method's learning rate when None.
-
-    Returns:
-        One row per seed; one row for zero-shot, which has no seed.
 
     Raises:
         ResiDualError: an unknown kind of method, or data that the fit refuses.

@@ -60,14 +60,10 @@ def adapter_card(facts: Facts) -> str:
 def basis_card(
     *, location: str, model: str, units: Mapping[str, int], components: int, basis: str
 ) -> str:
-    """The README.md of a basis.
+    """The README.md of a basis of some `units` of a `model`: kind -> how many of it.
 
-    Args:
-        location: directory or Hub id that the example loads from.
-        model: whose units they are.
-        units: kind -> how many of it.
-        components: directions in all.
-        basis: in words, what it was fitted on.
+    The example loads from `location`; `components` are directions in all, and `basis` says in words
+    what it was fitted on.
     """
     body = _render(
         "basis_card.md.jinja",

@@ -123,10 +123,6 @@ def model_here(name_or_path: str | os.PathLike[str], revision: str | None = None
     """The directory of a model whose weights are on this machine; None where they are not.
 
     Nothing is asked of the network.
-
-    Args:
-        name_or_path: an existing directory, `DEMO_MODEL` or a Hub id.
-        revision: a branch, tag or commit on the Hub.
     """
     if is_folder(path_of(name_or_path)) or str(name_or_path) == DEMO_MODEL:
         return local_directory(name_or_path)

@@ -6,13 +6,7 @@ from typing import Any
 
 
 def imported_when_used(package: str, module: str, names: tuple[str, ...]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose names are those of one of its modules.
-
-    Args:
-        package: its `__name__`.
-        module: of the names, within the package; imported with the first of them.
-        names: that it gives.
-    """
+    """The `__getattr__` of a package whose names are those of one of its modules."""
 
     def of_module(name: str) -> Any:
         if name not in names:

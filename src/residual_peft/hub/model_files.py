@@ -50,13 +50,7 @@ class _Weights:
 def load_model(kind: Any, directory: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """Let transformers load a model from a folder that `check_model` has no fault with.
 
-    Args:
-        kind: the model's class.
-        directory: where it lies.
-        dtype: of the loaded weights.
-
-    Returns:
-        The model, and the names of weights that the folder lacks.
+    Gives the names of weights that the folder lacks, too.
 
     Raises:
         ResiDualError: as `check_model`, or the model does not load; says why.
@@ -91,10 +85,6 @@ def load_tokenizer(directory: Path) -> Any:
 
 def check_model(directory: Path, kind: Any) -> None:
     """Refuse a folder whose config asks for more than its weights are.
-
-    Args:
-        directory: of the model.
-        kind: the class that is going to be built.
 
     Raises:
         ResiDualError: names the file and what is wrong with it.

@@ -47,12 +47,7 @@ _TEXTS = {
 def check_place(out: str | os.PathLike[str], room: int = LEAST_ROOM) -> Path:
     """See to it that a directory can be written, by writing there; leaves nothing behind.
 
-    Args:
-        out: the directory; it and those above it may be there or not.
-        room: bytes that must be free.
-
-    Returns:
-        The directory's absolute path.
+    It and those above it may be there or not, and `room` bytes must be free. Its absolute path.
 
     Raises:
         ResiDualError: a file there or above, no right to write, a read-only file system, or too

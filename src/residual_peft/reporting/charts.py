@@ -34,12 +34,7 @@ def tag(name: str, *children: str, **attributes: object) -> Markup:
 
 
 def accuracy_bar(accuracy: Accuracy, kind: str) -> Markup:
-    """A bar from nothing to everything, with the interval laid over it.
-
-    Args:
-        accuracy: what it shows.
-        kind: "before" or "after".
-    """
+    """A bar, "before" or "after", from nothing to everything, with the interval laid over it."""
     low, high = accuracy.interval
     parts = [
         tag("rect", class_="track", x="0", y="4", width="100%", height="18", rx="2"),

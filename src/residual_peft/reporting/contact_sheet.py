@@ -50,14 +50,10 @@ def write_contact_sheet(
     near: Sequence[Copies] = (),
     lines: Sequence[str] = (),
 ) -> Path:
-    """Write the sheet, whole or not at all.
+    """Write the sheet, an HTML file that needs no other and shows small copies of the images.
 
-    Args:
-        path: an HTML file that needs no other; it shows small copies of the images.
-        data: the images.
-        survey: of them.
-        near: groups that are nearly the same.
-        lines: what is said of the data.
+    It is there whole or not at all; `near` are groups that are nearly the same, and `lines` what is
+    said of the data.
     """
     target, rows = path_of(path), {split: undecoded(part) for split, part in data.splits.items()}
     copies = [group for group in survey.copies if group.across_splits or group.across_classes]

@@ -43,10 +43,7 @@ def draw_dimension(
 ) -> None:
     """Dimension by layer: the mean over a layer's heads, and of its MLP.
 
-    Args:
-        profile: of `dimension_profile`.
-        axis: what to draw on.
-        measures: of "linear", "two_nn", "ratio", "first_share", "participation".
+    Measures are of "linear", "two_nn", "ratio", "first_share", "participation".
 
     Raises:
         ResiDualError: another measure, or no unit with a layer.
@@ -79,15 +76,9 @@ def draw_dimension(
 
 
 def draw_similarity(matrix: SimilarityMatrix, axis: Axis, *, label_units: bool = False) -> Any:
-    """Units against units as a heat map, its layers divided by lines.
+    """Units against units as a heat map, its layers divided by lines; the image, for a colour bar.
 
-    Args:
-        matrix: of `spectral_similarity` and its like.
-        axis: what to draw on.
-        label_units: write every unit's name; for few units.
-
-    Returns:
-        The image, for a colour bar.
+    With `label_units`, which is for few, every unit's name is written.
     """
     values = matrix.values.numpy().copy()
     if matrix.within:
@@ -119,8 +110,7 @@ def draw_similarity(matrix: SimilarityMatrix, axis: Axis, *, label_units: bool =
 def draw_overlap(matrix: OverlapMatrix, axis: Axis) -> Any:
     """Jaccard overlap of the units chosen for several tasks, its values written in.
 
-    Returns:
-        The image, for a colour bar.
+    Gives the image, for a colour bar.
     """
     values = np.array(matrix.values, float)
     image = axis.imshow(values, cmap=HEAT, vmin=0, vmax=1)
@@ -197,10 +187,7 @@ def draw_radar(
 ) -> None:
     """Radar of methods: a spoke per task, a closed line per method, accuracy from the middle out.
 
-    Args:
-        results: task -> rows of its methods; the means over seeds are drawn.
-        axis: a polar one, `figure.add_subplot(projection="polar")`.
-        labels: method -> what to call it.
+    The means over seeds are drawn, on a polar axis: `figure.add_subplot(projection="polar")`.
 
     Raises:
         ResiDualError: fewer than three tasks, an axis that is not polar, or tasks with different
@@ -241,11 +228,8 @@ def save_figure(
 ) -> None:
     """Write a PNG, whole or not at all, without pyplot, so that any thread may call it.
 
-    Args:
-        path: where to.
-        draw: called with the axis; an image that it returns gets a colour bar.
-        size: width and height in inches, at 150 dots per inch.
-        polar: whether the axis is to be polar.
+    `draw` is called with the axis; an image that it returns gets a colour bar. `size` is in inches,
+    at 150 dots per inch.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -27,9 +27,7 @@ def table_cells(
 ) -> list[tuple[str, ...]]:
     """What the results table shows, a tuple of texts per method (see `HEADERS`).
 
-    Args:
-        rows: one per method and seed; accuracies become mean ± standard deviation over seeds.
-        labels: method -> what to call it.
+    Of rows, one per method and seed, accuracies become mean ± standard deviation over seeds.
     """
     return [
         (

@@ -37,12 +37,8 @@ class Keeping:
     def begin(self, settings: Mapping[str, Any]) -> bool:
         """Go on with what is there if it belongs to the same fit, or remove it with a word.
 
-        Args:
-            settings: JSON-able: all that what is read depends on, name -> value; the names are told
-                where they differ.
-
-        Returns:
-            Whether there is something to go on with.
+        Settings are JSON-able: all that what is read depends on, name -> value; the names are told
+        where they differ. Whether there is something to go on with.
         """
         wanted = json.loads(json.dumps(dict(settings)))
         path = self.folder / _SETTINGS

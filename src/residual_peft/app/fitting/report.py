@@ -145,15 +145,10 @@ def findings_of(
     start: str,
     tried: Sequence[MethodRow] = (),
 ) -> tuple[str, ...]:
-    """What the numbers of a fit say against it.
+    """What the numbers of a fit say against it, before and after it on the test images.
 
-    Args:
-        before: on the test images, without the adapter.
-        after: with it.
-        train: metrics on the training images with it.
-        largest: the metric by chance (`OneLabel.chance`).
-        start: what the classes were before the adapter.
-        tried: what was compared.
+    `train` are metrics on the training images, `largest` the metric by chance (`OneLabel.chance`),
+    `start` is what the classes were before, and `tried` what was compared.
     """
     labelling = after.labelling
     name, said = labelling.metric_names[0], labelling.metric_words

@@ -38,14 +38,7 @@ def scored(
     gains: Tensor | None,
     bias: float,
 ) -> Evaluation:
-    """What a classifier without a head says of the images of a store.
-
-    Args:
-        classifier: its class embeddings and logit scale.
-        store: coordinates and readouts of the images.
-        gains: λ; None without the adapter.
-        bias: of the logits.
-    """
+    """What a classifier without a head says of a store; gains are None without the adapter."""
     classifier.check_labels(store.labels)
     logits = torch.cat([part for part, _ in _scored(classifier, store, gains, bias)])
     return Evaluation(classifier.class_names, logits, store.labels)

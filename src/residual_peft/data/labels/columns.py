@@ -16,11 +16,7 @@ from . import labelling_of_column
 def class_label_lists(dataset: Dataset, names: Sequence[str], split: str, name: str) -> Dataset:
     """The dataset with its lists of labels as increasing class numbers, each once.
 
-    Args:
-        dataset: with a column `label` of lists of class numbers or of class names.
-        names: of the C classes.
-        split: for messages.
-        name: of the data, for messages.
+    Lists are of class numbers or of class names; `split` and `name` are for messages.
 
     Raises:
         ResiDualError: a list that is missing or holds what is no class (names row and split), or

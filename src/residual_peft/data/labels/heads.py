@@ -28,13 +28,10 @@ class HeadsOfOneLabel:
     def first_rows(
         self, labels: Tensor, order: Tensor, classes: int, share: tuple[int, int]
     ) -> list[Tensor]:
-        """Of each class the first rows in some order that no draw is to do without.
+        """Of each class the first rows in some order (N,) that no draw is to do without.
 
-        Args:
-            labels: of all rows.
-            order: of the rows (N,).
-            classes: C.
-            share: of the images drawn, as a fraction: two rows at least, and its own share.
+        Two at least, and the class's own share of the images drawn, which `share` has as a
+        fraction.
         """
         part, whole = share
         mixed = labels[order]
@@ -48,9 +45,7 @@ class HeadsOfOneLabel:
     def thresholds(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """The logit of each class (C,) from which on to say yes, None where the best class is said.
 
-        Args:
-            logits: of left-out images (N, C).
-            labels: theirs, zeros and ones (N, C).
+        From logits of left-out images (N, C) and their labels, zeros and ones (N, C).
         """
         return None
 
@@ -63,13 +58,9 @@ class HeadsOfOneLabel:
         return functional.cross_entropy(logits.double(), labels, reduction="none")
 
     def beside(self, own: Tensor, texts: Tensor) -> Tensor:
-        """Logits (B, C) of all classes, of which a head knows the first.
+        """Logits (B, C) of all classes, of which a head knows the first: `own` (B, C_h).
 
-        The texts say how likely it is that an image is of these at all.
-
-        Args:
-            own: the head's (B, C_h).
-            texts: of all classes (B, C).
+        The texts' logits (B, C) say how likely it is that an image is of these at all.
         """
         trained, rest = texts[:, : own.shape[1]], texts[:, own.shape[1] :]
         if rest.shape[1]:
@@ -91,11 +82,8 @@ class HeadsOfOneLabel:
     def numbered(self, given: Any, number: Callable[[Any], int], classes: int) -> Tensor:
         """Labels as somebody gives them -> labels.
 
-        Args:
-            given: a name or number of each image; with several a list of them for each, or zeros
-                and ones (N, C) as a tensor.
-            number: that of a class, from its name or number.
-            classes: C.
+        A class's name or number of each image, which `number` maps; with several a list of them for
+        each, or zeros and ones (N, C) as a tensor.
         """
         return torch.tensor([number(label) for label in given])
 

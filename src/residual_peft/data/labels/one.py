@@ -81,15 +81,11 @@ class OneLabel(HeadsOfOneLabel):
         smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> Tensor:
-        """Cross-entropy of logits.
+        """Cross-entropy of logits (N, C), without the bias.
 
-        Args:
-            logits: (N, C), without the bias.
-            labels: as `check` wants them.
-            weights: of each class (C,), of the positives where each has a sigmoid.
-            bias: of all sigmoids; a softmax does not change with it.
-            smoothing: as in torch's `cross_entropy`.
-            reduction: "mean" over the entries of `labels`, "sum" or "none".
+        Weights are of each class (C,), of the positives where each has a sigmoid; `bias` is of all
+        sigmoids, as a softmax does not change with it; `reduction` is "mean" over the entries of
+        `labels`, "sum" or "none".
         """
         return functional.cross_entropy(
             logits, labels, weights, reduction=reduction, label_smoothing=smoothing
@@ -102,13 +98,7 @@ class OneLabel(HeadsOfOneLabel):
     def best_bias(
         self, logits: Tensor, labels: Tensor, limit: float, weights: Tensor | None = None
     ) -> float:
-        """The number that, added to all logits, makes their loss least.
-
-        Args:
-            logits: (N, C), without a bias.
-            labels: as `check` wants them.
-            limit: what it stays below in size.
-            weights: as for `loss`.
+        """The number below `limit` in size that, added to logits (N, C), makes their loss least.
 
         Raises:
             ResiDualError: a softmax does not change with it.
@@ -184,12 +174,7 @@ class OneLabel(HeadsOfOneLabel):
         )
 
     def chance(self, train: Tensor, test: Tensor) -> float:
-        """The first metric of somebody who sees no image: of the training images' largest class.
-
-        Args:
-            train: labels of the training images.
-            test: labels of the images to score.
-        """
+        """The first metric of somebody who sees no image: of the training images' largest class."""
         return float((test == torch.bincount(train).argmax()).double().mean())
 
     def strata(self, labels: Tensor) -> Tensor:
@@ -201,14 +186,9 @@ class OneLabel(HeadsOfOneLabel):
     ) -> tuple[Labels, list[int], Rows]:
         """Labels of different images, classes in an order that the images alone decide.
 
-        Args:
-            labels: of all rows.
-            first: the first row of each image.
-            image_of: the image of each row.
-            differing: images whose rows have different labels.
-
-        Returns:
-            Labels of the images that can be cut, the classes in their order, and these images.
+        Of all rows, the first row of each image, the image of each row, and images whose rows have
+        different labels -> labels of the images that can be cut, the classes in their order, and
+        these images.
         """
         clear = np.setdiff1d(np.arange(len(first)), differing)
         numbers, starts, place = np.unique(

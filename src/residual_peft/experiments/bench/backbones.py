@@ -114,13 +114,9 @@ class Backwards:
 def fit_backwards(
     training: Training, model: nn.Module, rates: Sequence[float], sizes: Callable[[], int]
 ) -> Fitted:
-    """Train what of a model requires gradients.
+    """Train what of a model, a copy that is this method's own, requires gradients.
 
-    Args:
-        training: the images.
-        model: a copy that is this method's own.
-        rates: to choose from.
-        sizes: bytes of what predicting needs beside the model.
+    The rate is one of `rates`; `sizes` gives the bytes of what predicting needs beside the model.
     """
     rows = training.rows
     with on_accelerator(model):

@@ -78,12 +78,8 @@ def train(
 ) -> Choice:
     """Choose rate and epochs on a held-out fold, then train on all images with these.
 
-    Args:
-        learner: what is trained, and left as trained on all images.
-        rows: the training images; without folds the middle rate and all epochs are taken.
-        rates: three, increasing.
-        seed: of the order of the images.
-        epochs: at most.
+    Without folds the middle of the three increasing rates and all epochs are taken. The learner is
+    left as trained on all images.
     """
     choice = Choice(rates[len(rates) // 2], epochs, 0, None)
     labels = rows.labels

@@ -50,13 +50,9 @@ class Tower:
     def of(
         cls, entry: ModelEntry, registry: Registry, folder: Path, basis: ImageData | None
     ) -> "Tower":
-        """Load a model, and fit its bases once where they are of one data set.
+        """Load a model, and fit its bases once where they are of one data set, `basis`.
 
-        Args:
-            entry: which model.
-            registry: what it is of.
-            folder: for its coordinates, of the name that the model has there.
-            basis: that data set.
+        Coordinates go to `folder`, of the name that the model has in the registry.
 
         Raises:
             ResiDualError: no such model, or none with a known tower.

@@ -136,10 +136,7 @@ class Published:
     ) -> "Published | None":
         """The figures of some protocols and tasks; None where there are none.
 
-        Args:
-            protocols: their names.
-            tasks: names of data sets.
-            whole: whether those are all, so that a mean over all is theirs.
+        A mean over all tasks is theirs where these are the `whole` of them.
         """
         accuracy = {
             protocol: {name: value for name, value in row.items() if name in tasks}

@@ -136,12 +136,7 @@ def answers(fitted: Fitted, asked: Asked) -> Tensor:
 
 
 def worst(right: Tensor, groups: Sequence[str]) -> tuple[str, float]:
-    """The group of images that fares worst, and its accuracy.
-
-    Args:
-        right: bool (M,).
-        groups: of each image.
-    """
+    """The group of images that fares worst, and its accuracy, from who was right, bool (M,)."""
     names, numbers = np.unique(groups, return_inverse=True)
     shares = np.bincount(numbers, weights=right.numpy()) / np.bincount(numbers)
     return str(names[shares.argmin()]), float(shares.min())

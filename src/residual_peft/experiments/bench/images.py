@@ -43,11 +43,7 @@ def load_images(entry: DataEntry) -> ImageData:
 def load_shifted(entry: DataEntry, own: ImageData) -> Dataset:
     """Test images of another data set, all of it where it has no such split, with a task's classes.
 
-    Training and validation images of the task are left out.
-
-    Args:
-        entry: of the other data set.
-        own: the task.
+    Training and validation images of the task, `own`, are left out.
 
     Raises:
         ResiDualError: as `load_data`; a class that the task does not have; no image is left.

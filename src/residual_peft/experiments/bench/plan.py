@@ -59,11 +59,7 @@ class Planned:
 def plan(registry: Registry, images_per_second: float | None = None) -> list[Planned]:
     """Every pair; what lies here is counted and measured, all else is taken from the registry.
 
-    Nothing is downloaded.
-
-    Args:
-        registry: what is to be run.
-        images_per_second: of models whose weights are not here, if somebody knows it.
+    Nothing is downloaded. The rate is for models whose weights are not here, if somebody knows it.
 
     Raises:
         ResiDualError: a model or data set that lies here cannot be read.
@@ -246,10 +242,7 @@ def _passes(
 ) -> tuple[int | None, int | None]:
     """Images that one run through the backbone reads forward and back, and forward alone.
 
-    Args:
-        protocol: what it is of.
-        images: of the data set.
-        asked: test images of every data set, since such a run tells what is forgotten.
+    Such a run tells what is forgotten, on the test images of every data set: `asked`.
     """
     train = None if images is None else _drawn(protocol, images)
     if train is None:

@@ -25,11 +25,7 @@ class Draw:
 def draw(protocol: Protocol, labels: Tensor, class_count: int, seed: int) -> Draw:
     """The images and classes of one run, the same in every run with this seed.
 
-    Args:
-        protocol: which of them.
-        labels: of the training split (N,).
-        class_count: C.
-        seed: one of the protocol's.
+    Labels are those of the training split (N,).
 
     Raises:
         ResiDualError: fewer than four classes to halve.
@@ -55,13 +51,7 @@ def draw(protocol: Protocol, labels: Tensor, class_count: int, seed: int) -> Dra
 
 
 def needed(protocols: Iterable[Protocol], labels: Tensor, class_count: int) -> Tensor:
-    """Training images that any of some protocols draws: numbers in the training split, increasing.
-
-    Args:
-        protocols: which of them.
-        labels: of the training split (N,).
-        class_count: C.
-    """
+    """Training images that any of some protocols draws: increasing numbers in their split."""
     found = [torch.arange(0)]
     for protocol in protocols:
         for seed in protocol.seeds:
@@ -73,12 +63,8 @@ def needed(protocols: Iterable[Protocol], labels: Tensor, class_count: int) -> T
 def most_needed(protocols: Iterable[Protocol], train: int, class_count: int | None) -> int | None:
     """How many images `needed` has at most; None where classes are to be counted and are unknown.
 
-    Draws of one kind and seed hold each other: their images are those of the largest.
-
-    Args:
-        protocols: which of them.
-        train: images of the training split.
-        class_count: C, where it is known.
+    Draws of one kind and seed hold each other: their images are those of the largest. `train` is
+    how many the training split has.
     """
     drawn: dict[tuple[str, int], int] = {}
     for protocol in protocols:

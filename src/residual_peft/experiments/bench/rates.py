@@ -21,11 +21,8 @@ SIDE = 256  # pixels of the pictures that are read
 def reading_rate(backbone: Backbone, model: PeftModel, batch_size: int) -> float:
     """Images per second: prepared, through the model, and to coordinates; decoding comes on top.
 
-    Args:
-        backbone: of the model.
-        model: with a ResiDual adapter in.
-        batch_size: images per pass on an accelerator; four on a processor, where more would only
-            take longer.
+    `batch_size` images per pass on an accelerator; four on a processor, where more would only take
+    longer.
     """
     count = batch_size if torch.cuda.is_available() else 4
     pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)

@@ -94,11 +94,8 @@ def stepwise_gains(
 ) -> Fitted:
     """Gains by schedule-free AdamW on the classifier's own texts; our default's without a config.
 
-    Args:
-        rows: the training images.
-        seed: of the start, where it is drawn, and of the order of the images.
-        config: of the adapter.
-        basis: what gives its basis; the model's weights with None.
+    The seed is of the start, where it is drawn, and of the order of the images; the adapter's basis
+    is the model's weights' where `basis` gives None.
     """
     if config is None:
         start = torch.full_like(gains_of(rows.classifier.model).detach().cpu(), 1.0)

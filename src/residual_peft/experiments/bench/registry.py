@@ -158,12 +158,9 @@ class Registry:
 
 
 def read_registry(path: PathLike = PAPER) -> Registry:
-    """Read a registry, every field of it checked.
+    """Read a registry, every field of it checked: a TOML file, or else a name of `SHIPPED`.
 
     A source that is a file or folder beside the registry is that one.
-
-    Args:
-        path: a TOML file, or a name of `SHIPPED` where there is no such file.
 
     Raises:
         ResiDualError: there is none, it is no TOML, or an entry does not fit; names the field.

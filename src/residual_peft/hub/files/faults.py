@@ -14,9 +14,8 @@ PathLike = str | os.PathLike[str]
 def disk_fault(error: BaseException, path: PathLike | None = None) -> ResiDualError | None:
     """One line for what a disk refused, or None where something else went wrong.
 
-    Args:
-        error: an `OSError`, or what safetensors or torch.save make of one.
-        path: what was read or written, where the error does not say it by itself.
+    Of an `OSError`, or what safetensors or torch.save make of one; `path` where the error does not
+    say it by itself.
     """
     if (number := number_of(error)) is None:
         return None
@@ -32,11 +31,7 @@ def disk_fault(error: BaseException, path: PathLike | None = None) -> ResiDualEr
 
 @contextmanager
 def disk_faults(path: PathLike | None = None) -> Iterator[None]:
-    """What the disk refuses in the block becomes a `ResiDualError`; all else stays what it is.
-
-    Args:
-        path: what is read or written, where the error does not say it by itself.
-    """
+    """What the disk refuses in the block becomes a `ResiDualError`; all else stays what it is."""
     try:
         yield
     except ResiDualError:

@@ -31,10 +31,6 @@ def file_size(path: PathLike, what: str = "file") -> int:
 
     A pipe would hold up whoever opens it, and a device such as /dev/zero never ends.
 
-    Args:
-        path: of the file.
-        what: the word for it in messages.
-
     Raises:
         ResiDualError: there is none, it may not be looked at, or it is of another kind.
     """

@@ -37,17 +37,11 @@ def read_record(
     max_bytes: int = MAX_BYTES,
     unknown: Literal["refuse", "ignore"] = "refuse",
 ) -> T:
-    """Read a JSON file into a dataclass, with every field checked.
+    """Read a JSON file of at most `max_bytes` into a dataclass, with every field checked.
 
     The types may be bool, int (64 bits), float (finite; a whole number will do), str, None, Any,
     other dataclasses, tuples, lists, dicts and mappings with keys of str, Literal, unions of these,
-    and Annotated with `Within`.
-
-    Args:
-        path: of the file.
-        cls: the dataclass; fields that have a default may be missing.
-        max_bytes: what the file may have, looked at before it is opened.
-        unknown: whether fields that `cls` does not have are refused, or left out.
+    and Annotated with `Within`. Fields that have a default may be missing.
 
     Raises:
         ResiDualError: the file is missing, no regular file, too large or no JSON; or a field is
@@ -64,15 +58,7 @@ def record_of(
     unknown: Literal["refuse", "ignore"] = "refuse",
     advice: str = ADVICE,
 ) -> T:
-    """`read_record` of what a file has already given.
-
-    Args:
-        value: as JSON gives it.
-        cls: the dataclass.
-        what: where it comes from, for messages.
-        unknown: as there.
-        advice: what to do about a field that does not fit.
-    """
+    """`read_record` of what a file has given; `what` it is and `advice` are for messages."""
     try:
         return _Reader(unknown == "refuse").read(value, cls, "")
     except _MisfitError as misfit:
@@ -98,13 +84,7 @@ class _Reader:
     strict: bool
 
     def read(self, value: Any, hint: Any, place: str) -> Any:
-        """`value` as `hint` says.
-
-        Args:
-            value: as JSON gives it.
-            hint: the type.
-            place: where it lies, such as ".units[3]".
-        """
+        """`value` as `hint` says; its place is such as ".units[3]"."""
         origin, args = get_origin(hint), get_args(hint)
         if hint is Any:
             return value

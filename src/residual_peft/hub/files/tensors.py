@@ -106,14 +106,7 @@ def tensor_of(
     *shape: int | None,
     whole: bool = False,
 ) -> Tensor:
-    """One of a file's tensors, of the shape and kind that is wanted.
-
-    Args:
-        tensors: what `read_tensors` gave.
-        name: of the tensor.
-        path: where they come from, for messages.
-        shape: its sizes; None for any.
-        whole: whether it holds whole numbers, and not floats.
+    """One of a file's tensors, of the shape (None for any size) and kind that is wanted.
 
     Raises:
         ResiDualError: there is none, it is of another shape or kind, or some of it is NaN or

@@ -59,12 +59,9 @@ def atomic_directory(path: PathLike, gone: list[str] | None = None) -> Iterator[
     """Yield a temporary directory whose files move into `path` once the block has succeeded.
 
     Files already in `path` stay, unless one of the same name replaces them. Killed at any moment,
-    it leaves the old files or, for `whole_directory`, the new ones: never some of each.
-
-    Args:
-        path: the directory, made if missing.
-        gone: paths within `path` of files and folders that belong to the old files and go with
-            them, except for what the new ones have there; read when the block has succeeded.
+    it leaves the old files or, for `whole_directory`, the new ones: never some of each. Paths in
+    `gone` belong to the old files and go with them, except for what the new ones have there; it is
+    read when the block has succeeded.
 
     Raises:
         ResiDualError: the disk does not take them, or something of another kind is in the way;
@@ -97,9 +94,8 @@ def atomic_directory(path: PathLike, gone: list[str] | None = None) -> Iterator[
 def whole_directory(path: PathLike) -> Path:
     """Where the files of a folder lie, after a save that was killed while it put them in place.
 
-    Returns:
-        `path`, once the last save is finished; where that may not be written, the folder within
-        it that holds all files of that save.
+    That is `path`, once the last save is finished; where that may not be written, the folder within
+    it that holds all files of that save.
     """
     target = path_of(path)
     if not (saves := _saves(target)):

@@ -30,14 +30,8 @@ def radars(
 ) -> Markup | None:
     """A spoke per data set, a line per method; None where there is nothing to go around.
 
-    Drawn are zero-shot, the probe, LoRA, the best others, and the best published rows as far
-    as there is room; all of them where they have a figure of every data set.
-
-    Args:
-        results: of one model in one protocol.
-        published: rows by name.
-        protocol: of the results.
-        model: likewise.
+    Drawn are zero-shot, the probe, LoRA, the best others, and the best published rows as far as
+    there is room; all of them where they have a figure of every data set.
     """
     data = names_of(results, lambda result: result.data)
     if len(data) < LEAST or importlib.util.find_spec("matplotlib") is None:

@@ -41,9 +41,7 @@ def tables(
 ) -> list[Table]:
     """A leaderboard for each protocol, and for each of its models the scores on every data set.
 
-    Args:
-        results: rows.
-        published: what others have measured, by name: rows below ours.
+    What others have published stands below ours.
     """
     found = []
     for protocol in names_of(results, lambda result: result.protocol):

@@ -115,11 +115,7 @@ class RunRecord:
         return {name + picture_suffix(image, "an example"): image for name, image in found.items()}
 
     def save(self, directory: PathLike) -> None:
-        """Write the record; pictures of an earlier one in the same place go.
-
-        Args:
-            directory: made if missing; `fit_adapter` takes `run` in the adapter's directory.
-        """
+        """Write the record; pictures of an earlier one in the same place go."""
         target = path_of(directory)
         # ties the two files to each other, should a crash leave one of an earlier run
         stamp = uuid.uuid4().hex
