@@ -34,14 +34,11 @@ _LORA_TENSOR = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Which adapters a model has, and which of them count.
+    """Which adapters a model has, and which of them count."""
 
-    Attributes:
-        folders: name -> the folder of its files within the classifier's, "" for that itself.
-        active: names of those that change what the model says; none where all are off.
-    """
-
+    # name -> the folder of its files within the classifier's, "" for that itself
     folders: Mapping[str, str]
+    # names of those that change what the model says; none where all are off
     active: tuple[str, ...]
 
     def __post_init__(self) -> None:

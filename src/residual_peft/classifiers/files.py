@@ -50,37 +50,22 @@ FIGURE = "gains.png"
 
 @dataclass(frozen=True)
 class ClassifierRecord:
-    """What residual_classifier.json says.
+    """What residual_classifier.json says."""
 
-    Attributes:
-        class_names: C names.
-        templates: prompt templates; empty when unknown.
-        logit_scale: the factor of the cosine.
-        base_model: name of the base model, None when it has none.
-        base_class: its class.
-        dtype: of its weights.
-        adapted: whether there is an adapter.
-        multi_label: whether an image may have several labels.
-        logit_bias: what is added to every logit.
-        split: how the images of a fit were shared out.
-        adapters: name -> folder of every adapter; None in files of before there could be several.
-        active: names of those that count.
-        head: of a class head; None without one.
-    """
-
-    class_names: Annotated[tuple[str, ...], Within(2, 10**6)]
-    templates: tuple[str, ...]
-    logit_scale: float
-    base_model: str | None
-    base_class: str
-    dtype: str
-    adapted: bool
-    multi_label: bool = False
-    logit_bias: float = 0.0
-    split: SplitRecord | None = None
+    class_names: Annotated[tuple[str, ...], Within(2, 10**6)]  # C names
+    templates: tuple[str, ...]  # prompt templates; empty when unknown
+    logit_scale: float  # the factor of the cosine
+    base_model: str | None  # name of the base model, None when it has none
+    base_class: str  # its class
+    dtype: str  # of its weights
+    adapted: bool  # whether there is an adapter
+    multi_label: bool = False  # whether an image may have several labels
+    logit_bias: float = 0.0  # what is added to every logit
+    split: SplitRecord | None = None  # how the images of a fit were shared out
+    # name -> folder of every adapter; None in files of before there could be several
     adapters: dict[str, str] | None = None
-    active: tuple[str, ...] = ()
-    head: HeadRecord | None = None
+    active: tuple[str, ...] = ()  # names of those that count
+    head: HeadRecord | None = None  # of a class head; None without one
 
 
 def write_classes(

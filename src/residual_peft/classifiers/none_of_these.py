@@ -26,16 +26,12 @@ class KnownImages:
 
     The squared Mahalanobis distance (c − μ_k)ᵀ Σ⁻¹ (c − μ_k) of the image's c = y / ‖y‖, with one
     shrunk covariance of all classes (`heads.novelty`), as ‖W c − m_k‖².
-
-    Attributes:
-        whitening: W (d, d).
-        centres: m_k of the classes (C, d).
-        left_out: squared distances of training images to the nearest class by a fit without them,
-            ascending (N,); of more than 10,000, as many quantiles.
     """
 
-    whitening: Tensor
-    centres: Tensor
+    whitening: Tensor  # W (d, d)
+    centres: Tensor  # m_k of the classes (C, d)
+    # squared distances of training images to the nearest class by a fit without them, ascending
+    # (N,); of more than 10,000, as many quantiles
     left_out: Tensor
 
     @classmethod

@@ -18,18 +18,13 @@ WITHOUT_CHOICE = "ridge"
 
 @dataclass(frozen=True)
 class Choice:
-    """Methods compared, and the one that was chosen.
+    """Methods compared, and the one that was chosen."""
 
-    Attributes:
-        outcomes: of every method that was tried, in the order of `METHODS`, fitted on the images
-            that they were compared on.
-        chosen: the outcome of the chosen one, fitted on all images.
-        images: how many images the comparison was on.
-    """
-
+    # of every method that was tried, in the order of `METHODS`, fitted on the images that they were
+    # compared on
     outcomes: tuple[Outcome, ...]
-    chosen: Outcome
-    images: int
+    chosen: Outcome  # the outcome of the chosen one, fitted on all images
+    images: int  # how many images the comparison was on
 
 
 def choose(

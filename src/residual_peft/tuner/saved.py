@@ -141,19 +141,12 @@ def _as_json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """The tensors of an adapter's file, or of a state dict in its place, by name.
+    """The tensors of an adapter's file, or of a state dict in its place, by name."""
 
-    Attributes:
-        what: the words for them in messages.
-        facts: type and shape of each, as its file's header has them.
-        path: of a safetensors file whose values are read when they are needed.
-        held: the values where they are at hand already.
-    """
-
-    what: str
-    facts: dict[str, TensorFacts]
-    path: Path | None = None
-    held: Mapping[str, Tensor] | None = None
+    what: str  # the words for them in messages
+    facts: dict[str, TensorFacts]  # type and shape of each, as its file's header has them
+    path: Path | None = None  # of a safetensors file whose values are read when they are needed
+    held: Mapping[str, Tensor] | None = None  # the values where they are at hand already
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], what: str) -> "SavedWeights":

@@ -19,18 +19,12 @@ DEFAULT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Blend:
-    """Class embeddings `normalize((1 − β) w_text + β w_mean)`.
+    """Class embeddings `normalize((1 − β) w_text + β w_mean)`."""
 
-    Attributes:
-        embeddings: of unit length (C, d).
-        share: β; 0 is the text alone and 1 the means alone.
-        losses: log-loss of left-out images at each of `SHARES`, with the best temperature; empty
-            where nothing was chosen.
-        text_loss: the same of the text alone, for comparison; nan where it is not known.
-    """
-
-    embeddings: Tensor
-    share: float
+    embeddings: Tensor  # of unit length (C, d)
+    share: float  # β; 0 is the text alone and 1 the means alone
+    # log-loss of left-out images at each of `SHARES`, with the best temperature; empty where
+    # nothing was chosen
     losses: Tensor
 
     @property

@@ -14,17 +14,11 @@ _STEEPEST = 1e4  # of a slope: scores that part the classes for certain
 
 @dataclass(frozen=True)
 class Calibration:
-    """`a z + τ s` for left-out scores s.
+    """`a z + τ s` for left-out scores s."""
 
-    Attributes:
-        text_weight: a, at least 0.
-        temperature: τ.
-        loss: mean log-loss there, weighted as the images are.
-    """
-
-    text_weight: float
-    temperature: float
-    loss: float
+    text_weight: float  # a, at least 0
+    temperature: float  # τ
+    loss: float  # mean log-loss there, weighted as the images are
 
 
 def calibrate(

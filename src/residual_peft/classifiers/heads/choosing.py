@@ -24,17 +24,11 @@ POWERS = (0.5, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to tell classes apart.
+    """One way to tell classes apart."""
 
-    Attributes:
-        name: to be told by.
-        left_out: what it says of images left out, of the same images for all candidates.
-        parameter_count: numbers trained.
-    """
-
-    name: str
-    left_out: LeftOut
-    parameter_count: int
+    name: str  # to be told by
+    left_out: LeftOut  # what it says of images left out, of the same images for all candidates
+    parameter_count: int  # numbers trained
 
 
 def fewest_as_good(
@@ -136,19 +130,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class RidgeChoice:
-    """A ridge, and the features and p that it was chosen with.
+    """A ridge, and the features and p that it was chosen with."""
 
-    Attributes:
-        name: of the features.
-        fit: on all images.
-        tried: everything it was chosen from.
-        images: how many images the choice was made on.
-    """
-
-    name: str
-    fit: RidgeFit
-    tried: tuple[Tried, ...]
-    images: int
+    name: str  # of the features
+    fit: RidgeFit  # on all images
+    tried: tuple[Tried, ...]  # everything it was chosen from
+    images: int  # how many images the choice was made on
 
 
 def choose_ridge(

@@ -14,17 +14,12 @@ from .left_out import LeftOut
 
 @dataclass(frozen=True)
 class LowRankHead:
-    """A class head whose V is `left @ right`.
+    """A class head whose V is `left @ right`."""
 
-    Attributes:
-        head: all but V, which has one column per dimension of the scores: V is `left` (K, r).
-        right: (r, C).
-        offset: m (C,).
-    """
-
+    # all but V, which has one column per dimension of the scores: V is `left` (K, r)
     head: ClassHead
-    right: Tensor
-    offset: Tensor
+    right: Tensor  # (r, C)
+    offset: Tensor  # m (C,)
 
     @property
     def parameter_count(self) -> int:
@@ -164,17 +159,11 @@ def bytes_of(state: Mapping[str, Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a smaller head costs on some images.
+    """What a smaller head costs on some images."""
 
-    Attributes:
-        accuracy: before and after.
-        log_loss: before and after.
-        same: share of the images that both give the same class.
-    """
-
-    accuracy: tuple[float, float]
-    log_loss: tuple[float, float]
-    same: float
+    accuracy: tuple[float, float]  # before and after
+    log_loss: tuple[float, float]  # before and after
+    same: float  # share of the images that both give the same class
 
 
 def cost(

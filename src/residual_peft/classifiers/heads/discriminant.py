@@ -23,16 +23,11 @@ class Covariance:
     """Σ = (1 − ρ) S + ρ (tr S / K) I, with S the images' scatter about their class means over N.
 
     Its inverse is applied by way of the smaller side, so that K may be far beyond N.
-
-    Attributes:
-        level: λ = ρ tr S / K.
-        factor: B (N, K) with Bᵀ B = (1 − ρ) S where N < K; else None.
-        root: lower Cholesky factor of B Bᵀ + λ I (N, N), or of Σ itself (K, K).
     """
 
-    level: float
-    factor: Tensor | None
-    root: Tensor
+    level: float  # λ = ρ tr S / K
+    factor: Tensor | None  # B (N, K) with Bᵀ B = (1 − ρ) S where N < K; else None
+    root: Tensor  # lower Cholesky factor of B Bᵀ + λ I (N, N), or of Σ itself (K, K)
 
     @classmethod
     def of(cls, residuals: Tensor, shrinkage: float) -> "Covariance":
@@ -74,25 +69,16 @@ class Covariance:
 
 @dataclass(frozen=True)
 class Discriminant:
-    """What a discriminant analysis knows of its classes, in prepared features (c − mean) / scale.
+    """What a discriminant analysis knows of its classes, in prepared features (c − mean) / scale."""
 
-    Attributes:
-        mean: (K,).
-        scale: (K,).
-        centres: of the classes (C, K).
-        priors: their shares of the images (C,).
-        covariance: that they share.
-        shrinkage: ρ.
-        squared: squared Mahalanobis distances of each training image to every class, all of a fit
-            without the image (N, C); inf to its own class where it was the only image there.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    centres: Tensor
-    priors: Tensor
-    covariance: Covariance
-    shrinkage: float
+    mean: Tensor  # (K,)
+    scale: Tensor  # (K,)
+    centres: Tensor  # of the classes (C, K)
+    priors: Tensor  # their shares of the images (C,)
+    covariance: Covariance  # that they share
+    shrinkage: float  # ρ
+    # squared Mahalanobis distances of each training image to every class, all of a fit without the
+    # image (N, C); inf to its own class where it was the only image there
     squared: Tensor
 
     def distances(self, features: Tensor) -> Tensor:
@@ -103,17 +89,11 @@ class Discriminant:
 
 @dataclass(frozen=True)
 class DiscriminantFit:
-    """A discriminant analysis as a class head, and what it says of images it did not see.
+    """A discriminant analysis as a class head, and what it says of images it did not see."""
 
-    Attributes:
-        head: logits are those of Bayes's rule under equal covariances, up to a common term.
-        left_out: by fits without the image, in closed form.
-        model: means, covariance and distances.
-    """
-
-    head: ClassHead
-    left_out: LeftOut
-    model: Discriminant
+    head: ClassHead  # logits are those of Bayes's rule under equal covariances, up to a common term
+    left_out: LeftOut  # by fits without the image, in closed form
+    model: Discriminant  # means, covariance and distances
 
     @property
     def shrinkage(self) -> float:

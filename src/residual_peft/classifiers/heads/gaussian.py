@@ -14,17 +14,11 @@ from .rival import Rival, Shots, on_unit_rows, rival
 
 @dataclass(frozen=True)
 class Gaussian:
-    """f W + b by Bayes's rule.
+    """f W + b by Bayes's rule."""
 
-    Attributes:
-        rows: how features are prepared.
-        weights: Σ⁻¹ μ_k, a column per class (K, C).
-        offset: log π_k − ½ μ_kᵀ Σ⁻¹ μ_k (C,).
-    """
-
-    rows: UnitRows
-    weights: Tensor
-    offset: Tensor
+    rows: UnitRows  # how features are prepared
+    weights: Tensor  # Σ⁻¹ μ_k, a column per class (K, C)
+    offset: Tensor  # log π_k − ½ μ_kᵀ Σ⁻¹ μ_k (C,)
 
     @property
     def parameter_count(self) -> int:

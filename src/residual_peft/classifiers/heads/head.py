@@ -25,23 +25,14 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class ClassHead:
-    """`a z + τ (((c − mean) / scale) V + m)`, with z the zero-shot logits (`method.md`, section 8).
+    """`a z + τ (((c − mean) / scale) V + m)`, with z the zero-shot logits (`method.md`, section 8)."""
 
-    Attributes:
-        mean: of the features it was fitted on, weighted as the images were (K,).
-        scale: what each centred feature is divided by, the power p of its deviation (K,).
-        weights: V (K, C).
-        offset: m (C,).
-        text_weight: a; 0 where no zero-shot logits were given.
-        temperature: τ, which multiplies.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    weights: Tensor
-    offset: Tensor
-    text_weight: float = 0.0
-    temperature: float = 1.0
+    mean: Tensor  # of the features it was fitted on, weighted as the images were (K,)
+    scale: Tensor  # what each centred feature is divided by, the power p of its deviation (K,)
+    weights: Tensor  # V (K, C)
+    offset: Tensor  # m (C,)
+    text_weight: float = 0.0  # a; 0 where no zero-shot logits were given
+    temperature: float = 1.0  # τ, which multiplies
 
     def __post_init__(self) -> None:
         columns, classes = self.weights.shape if self.weights.ndim == 2 else (-1, -1)

@@ -14,21 +14,13 @@ ADVICE = "fit the head on the classes that have images; others are told by their
 
 @dataclass(frozen=True)
 class Images:
-    """What a head is fitted on, in float64 on the CPU.
+    """What a head is fitted on, in float64 on the CPU."""
 
-    Attributes:
-        features: (N, K).
-        labels: (N,), or with several labels zeros and ones (N, C).
-        targets: Y (N, C), zeros and ones.
-        weights: of the images, of mean 1 (N,).
-        zero_shot: z (N, C), where given.
-    """
-
-    features: Tensor
-    labels: Tensor
-    targets: Tensor
-    weights: Tensor
-    zero_shot: Tensor | None = None
+    features: Tensor  # (N, K)
+    labels: Tensor  # (N,), or with several labels zeros and ones (N, C)
+    targets: Tensor  # Y (N, C), zeros and ones
+    weights: Tensor  # of the images, of mean 1 (N,)
+    zero_shot: Tensor | None = None  # z (N, C), where given
 
     @property
     def labelling(self) -> Labelling:

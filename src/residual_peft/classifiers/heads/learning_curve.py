@@ -20,23 +20,14 @@ _EXPONENT, _SPREAD = 0.7, 0.4
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """error(n) = floor + height (n / N)^−exponent.
+    """error(n) = floor + height (n / N)^−exponent."""
 
-    Attributes:
-        images: how many each point was fitted on (S,); the last is all N.
-        accuracy: of images that were not fitted on (S,).
-        told: how many of them (S,), over all draws.
-        floor: the error that no number of images takes away.
-        height: the error at N above it.
-        exponent: how fast it falls.
-    """
-
-    images: Tensor
-    accuracy: Tensor
-    told: Tensor
-    floor: float
-    height: float
-    exponent: float
+    images: Tensor  # how many each point was fitted on (S,); the last is all N
+    accuracy: Tensor  # of images that were not fitted on (S,)
+    told: Tensor  # how many of them (S,), over all draws
+    floor: float  # the error that no number of images takes away
+    height: float  # the error at N above it
+    exponent: float  # how fast it falls
 
     def at(self, images: float) -> float:
         """Accuracy to expect with so many training images, classes as they are.

@@ -24,22 +24,16 @@ of every class have no such tilt; from 32 on the two agree on handwriting.
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Logits of each training image by a fit that did not see it.
+    """Logits of each training image by a fit that did not see it."""
 
-    Attributes:
-        logits: final ones, text weight and temperature applied (N, C).
-        labels: class numbers (N,), or with several labels zeros and ones (N, C).
-        how: what was left out with the image: nothing else ("one"), one image of every class
-            ("block"), its group ("group") or a share of all images ("fold"). With "none" nothing
-            was, as no class has a second image: the logits are of the fit on all images, and
-            promise nothing.
-        known: False where the fit without the image saw no other image of its class (N,): such
-            an image cannot be told right, and says nothing of how good the head is.
-    """
-
-    logits: Tensor
-    labels: Tensor
+    logits: Tensor  # final ones, text weight and temperature applied (N, C)
+    labels: Tensor  # class numbers (N,), or with several labels zeros and ones (N, C)
+    # what was left out with the image: nothing else ("one"), one image of every class ("block"),
+    # its group ("group") or a share of all images ("fold"). With "none" nothing was, as no class
+    # has a second image: the logits are of the fit on all images, and promise nothing.
     how: How
+    # False where the fit without the image saw no other image of its class (N,): such an image
+    # cannot be told right, and says nothing of how good the head is
     known: Tensor
 
     @property
@@ -66,17 +60,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Leaving:
-    """Which images are left out together.
+    """Which images are left out together."""
 
-    Attributes:
-        how: as in `LeftOut`.
-        parts: rows that are left out together, disjoint; one row each where `how` is "one".
-        known: as in `LeftOut`.
-    """
-
-    how: How
+    how: How  # as in `LeftOut`
+    # rows that are left out together, disjoint; one row each where `how` is "one"
     parts: tuple[Tensor, ...]
-    known: Tensor
+    known: Tensor  # as in `LeftOut`
 
 
 def leaving_of(

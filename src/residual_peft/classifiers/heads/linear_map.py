@@ -31,23 +31,15 @@ _RANK = 1e-6  # of a direction that texts differ in, beside their length: below,
 
 @dataclass(frozen=True)
 class LinearMapFit:
-    """A linear map and what it says of images it did not see.
+    """A linear map and what it says of images it did not see."""
 
-    Attributes:
-        head: V = s Wᵀ T, without mean, scale or offset.
-        left_out: predictions for every training image by a fit without its fold.
-        change: Δ, of which W = I + Δ (d, d).
-        strength: α of ½ α ‖Δ‖² beside the sum of the images' losses.
-        path: (strength, log-loss of left-out images with τ fitted) as tried.
-        gradient_norm: the largest entry of the gradient at the end, by B in the images' axes.
-    """
-
-    head: ClassHead
-    left_out: LeftOut
-    change: Tensor
-    strength: float
+    head: ClassHead  # V = s Wᵀ T, without mean, scale or offset
+    left_out: LeftOut  # predictions for every training image by a fit without its fold
+    change: Tensor  # Δ, of which W = I + Δ (d, d)
+    strength: float  # α of ½ α ‖Δ‖² beside the sum of the images' losses
+    # (strength, log-loss of left-out images with τ fitted) as tried
     path: tuple[tuple[float, float], ...]
-    gradient_norm: float
+    gradient_norm: float  # the largest entry of the gradient at the end, by B in the images' axes
 
     @property
     def parameter_count(self) -> int:

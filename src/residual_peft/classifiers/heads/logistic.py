@@ -21,21 +21,14 @@ DEFAULT_STRENGTH = 1e-2
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """A logistic regression and what it says of images it did not see.
+    """A logistic regression and what it says of images it did not see."""
 
-    Attributes:
-        head: the fitted head.
-        left_out: predictions for every training image by a fit without its fold.
-        strength: α of ½ α ‖V‖² beside the sum of the images' losses; scikit-learn's 1 / C.
-        path: (strength, log-loss of left-out images with a and τ fitted) as tried.
-        gradient_norm: the largest entry of the gradient at the end.
-    """
-
-    head: ClassHead
-    left_out: LeftOut
-    strength: float
+    head: ClassHead  # the fitted head
+    left_out: LeftOut  # predictions for every training image by a fit without its fold
+    strength: float  # α of ½ α ‖V‖² beside the sum of the images' losses; scikit-learn's 1 / C
+    # (strength, log-loss of left-out images with a and τ fitted) as tried
     path: tuple[tuple[float, float], ...]
-    gradient_norm: float
+    gradient_norm: float  # the largest entry of the gradient at the end
 
     @property
     def parameter_count(self) -> int:

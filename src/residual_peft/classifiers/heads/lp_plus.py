@@ -19,17 +19,11 @@ DEFAULT_STOP = 300
 
 @dataclass(frozen=True)
 class TextProbe:
-    """fᵀ w_k + α_k z_k, z being the scaled zero-shot logits (100 fᵀ t_k for CLIP).
+    """fᵀ w_k + α_k z_k, z being the scaled zero-shot logits (100 fᵀ t_k for CLIP)."""
 
-    Attributes:
-        rows: how features are prepared.
-        weights: w (K, C).
-        text_weights: α (C,); None where there is no text.
-    """
-
-    rows: UnitRows
-    weights: Tensor
-    text_weights: Tensor | None
+    rows: UnitRows  # how features are prepared
+    weights: Tensor  # w (K, C)
+    text_weights: Tensor | None  # α (C,); None where there is no text
 
     @property
     def parameter_count(self) -> int:

@@ -12,19 +12,12 @@ _HISTORY = 20
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended.
+    """Where a minimisation ended."""
 
-    Attributes:
-        point: of the shape it started with.
-        value: of the function there.
-        gradient_norm: the largest entry of the gradient there, in size; what certifies it.
-        evaluations: how often the function was asked.
-    """
-
-    point: Tensor
-    value: float
-    gradient_norm: float
-    evaluations: int
+    point: Tensor  # of the shape it started with
+    value: float  # of the function there
+    gradient_norm: float  # the largest entry of the gradient there, in size; what certifies it
+    evaluations: int  # how often the function was asked
 
 
 def minimise(

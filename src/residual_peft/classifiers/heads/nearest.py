@@ -22,15 +22,10 @@ DEFAULT_TEMPERATURE = 10.0
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """Cosines to the mean of each class's unit-norm rows.
+    """Cosines to the mean of each class's unit-norm rows."""
 
-    Attributes:
-        rows: how features are prepared.
-        means: of unit length (C, K).
-    """
-
-    rows: UnitRows
-    means: Tensor
+    rows: UnitRows  # how features are prepared
+    means: Tensor  # of unit length (C, K)
 
     @property
     def parameter_count(self) -> int:
@@ -73,18 +68,12 @@ class Neighbours:
 
     A neighbour at cosine s votes with exp((s − s₁) / 0.07), s₁ the nearest's; one vote of the
     nearest's weight is spread over all classes, so that every share has a logarithm.
-
-    Attributes:
-        rows: how features are prepared.
-        images: unit-norm rows (N, K).
-        targets: of those images, zeros and ones (N, C).
-        count: k.
     """
 
-    rows: UnitRows
-    images: Tensor
-    targets: Tensor
-    count: int
+    rows: UnitRows  # how features are prepared
+    images: Tensor  # unit-norm rows (N, K)
+    targets: Tensor  # of those images, zeros and ones (N, C)
+    count: int  # k
 
     @property
     def parameter_count(self) -> int:

@@ -12,20 +12,13 @@ from .discriminant import Discriminant, Shrinkage, fit_discriminant
 
 @dataclass(frozen=True)
 class Novelty:
-    """The Mahalanobis distance to the nearest class, and how far training images are left out.
+    """The Mahalanobis distance to the nearest class, and how far training images are left out."""
 
-    Attributes:
-        model: class means and the covariance that they share.
-        left_out: each training image's squared distance to the nearest class, by a fit without it
-            (N,).
-        alarm: the share of images of the known classes that may be refused.
-        threshold: images beyond this squared distance are none of the classes.
-    """
-
-    model: Discriminant
+    model: Discriminant  # class means and the covariance that they share
+    # each training image's squared distance to the nearest class, by a fit without it (N,)
     left_out: Tensor
-    alarm: float
-    threshold: float
+    alarm: float  # the share of images of the known classes that may be refused
+    threshold: float  # images beyond this squared distance are none of the classes
 
     def distances(self, features: Tensor) -> Tensor:
         """Squared distance of each image to the nearest class, (M, K) -> (M,)."""

@@ -48,21 +48,13 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """A strength, and what was said on the way to it.
+    """A strength, and what was said on the way to it."""
 
-    Attributes:
-        strength: of the least left-out log-loss; the one given, or the default, without folds.
-        path: (strength, log-loss of left-out images) as tried.
-        left: left-out logits (N, C) at the strength; None without folds.
-        known: images that can be told right without their fold (N,).
-        how: who was left out with whom.
-    """
-
-    strength: float
-    path: tuple[tuple[float, float], ...]
-    left: Tensor | None
-    known: Tensor
-    how: How
+    strength: float  # of the least left-out log-loss; the one given, or the default, without folds
+    path: tuple[tuple[float, float], ...]  # (strength, log-loss of left-out images) as tried
+    left: Tensor | None  # left-out logits (N, C) at the strength; None without folds
+    known: Tensor  # images that can be told right without their fold (N,)
+    how: How  # who was left out with whom
 
 
 def choose_strength(

@@ -22,15 +22,10 @@ def scaling(images: Images, power: float) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class UnitRows:
-    """Features as methods that compare by cosines want them: rows of length 1.
+    """Features as methods that compare by cosines want them: rows of length 1."""
 
-    Attributes:
-        mean: subtracted first (K,).
-        scale: then divided by (K,).
-    """
-
-    mean: Tensor
-    scale: Tensor
+    mean: Tensor  # subtracted first (K,)
+    scale: Tensor  # then divided by (K,)
 
     @classmethod
     def of(cls, images: Images, power: float | None) -> "UnitRows":
@@ -60,16 +55,11 @@ class PrincipalAxes:
 
     Whatever penalises the length of weights alone has the same optimum there: outside the span of
     the images it is 0.
-
-    Attributes:
-        rows: the images in those axes (N, r); their columns are orthogonal.
-        axes: orthonormal columns (K, r).
-        energy: squared lengths of the columns of `rows` (r,), decreasing.
     """
 
-    rows: Tensor
-    axes: Tensor
-    energy: Tensor
+    rows: Tensor  # the images in those axes (N, r); their columns are orthogonal
+    axes: Tensor  # orthonormal columns (K, r)
+    energy: Tensor  # squared lengths of the columns of `rows` (r,), decreasing
 
     @classmethod
     def of(cls, features: Tensor) -> "PrincipalAxes":

@@ -24,19 +24,12 @@ _COARSE = 1e-3  # gradient of the fits that are only compared
 
 @dataclass(frozen=True)
 class Projection:
-    """s cos(W x + b, t_k).
+    """s cos(W x + b, t_k)."""
 
-    Attributes:
-        matrix: W (d, D).
-        offset: b (d,), not trained.
-        text: class embeddings t, of unit length (C, d).
-        logit_scale: s.
-    """
-
-    matrix: Tensor
-    offset: Tensor
-    text: Tensor
-    logit_scale: float
+    matrix: Tensor  # W (d, D)
+    offset: Tensor  # b (d,), not trained
+    text: Tensor  # class embeddings t, of unit length (C, d)
+    logit_scale: float  # s
 
     @property
     def parameter_count(self) -> int:

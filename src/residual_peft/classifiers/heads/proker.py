@@ -18,23 +18,14 @@ DEFAULT_SHARPNESS, DEFAULT_STRENGTH = 1.0, 0.1
 
 @dataclass(frozen=True)
 class KernelRidge:
-    """p(x) + k(x, S) (K + λ I)⁻¹ (Y − p(S)), k(x, y) = exp(−β ‖x − y‖²), p = softmax(a z).
+    """p(x) + k(x, S) (K + λ I)⁻¹ (Y − p(S)), k(x, y) = exp(−β ‖x − y‖²), p = softmax(a z)."""
 
-    Attributes:
-        rows: how features are prepared.
-        images: S, unit-norm rows (N, K).
-        weights: (K + λ I)⁻¹ (Y − p(S)) (N, C).
-        sharpness: β.
-        prior: what p is where there is no text: the classes' shares (1, C).
-        text_weight: a, which makes zero-shot as sure as it may be; 0 without text.
-    """
-
-    rows: UnitRows
-    images: Tensor
-    weights: Tensor
-    sharpness: float
-    prior: Tensor
-    text_weight: float
+    rows: UnitRows  # how features are prepared
+    images: Tensor  # S, unit-norm rows (N, K)
+    weights: Tensor  # (K + λ I)⁻¹ (Y − p(S)) (N, C)
+    sharpness: float  # β
+    prior: Tensor  # what p is where there is no text: the classes' shares (1, C)
+    text_weight: float  # a, which makes zero-shot as sure as it may be; 0 without text
 
     @property
     def parameter_count(self) -> int:

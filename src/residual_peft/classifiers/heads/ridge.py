@@ -20,34 +20,26 @@ STRENGTHS = tuple(10 ** (step / 2) for step in range(4, -9, -1))
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A class head, what it says of the images left out, and how it came about.
+    """A class head, what it says of the images left out, and how it came about."""
 
-    Attributes:
-        head: fitted on all images.
-        left_out: of every training image, text weight and temperature applied.
-        alpha: the strength, one number per class (C,); all equal unless images have several labels.
-        alphas: that were tried, from strong to weak (A,).
-        losses: what chose among them, of the left-out predictions (A,), or (A, C); empty where
-            nothing can be left out.
-        power: p of the scales.
-        notes: what the user should know of the images.
-        by_folds: what is said of every image by fits without its fold, strength and calibration
-            chosen anew: to be compared with methods that leave out no less.
-        prior: a₀ where V is fitted to what softmax(a₀ z) leaves of the labels; 0 where to the
-            labels themselves.
-        settings: what was chosen, for `RidgeSums` to change the head by; None where V is fitted to
-            what the text leaves, which no sums know of other images.
-    """
-
-    head: ClassHead
-    left_out: LeftOut
+    head: ClassHead  # fitted on all images
+    left_out: LeftOut  # of every training image, text weight and temperature applied
+    # the strength, one number per class (C,); all equal unless images have several labels
     alpha: Tensor
-    alphas: Tensor
+    alphas: Tensor  # that were tried, from strong to weak (A,)
+    # what chose among them, of the left-out predictions (A,), or (A, C); empty where nothing can be
+    # left out
     losses: Tensor
-    power: float
-    notes: tuple[str, ...] = ()
+    power: float  # p of the scales
+    notes: tuple[str, ...] = ()  # what the user should know of the images
+    # what is said of every image by fits without its fold, strength and calibration chosen anew: to
+    # be compared with methods that leave out no less
     by_folds: LeftOut | None = None
+    # a₀ where V is fitted to what softmax(a₀ z) leaves of the labels; 0 where to the labels
+    # themselves
     prior: float = 0.0
+    # what was chosen, for `RidgeSums` to change the head by; None where V is fitted to what the
+    # text leaves, which no sums know of other images
     settings: RidgeSettings | None = None
 
     @property

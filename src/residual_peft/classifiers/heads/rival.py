@@ -19,20 +19,13 @@ from .preparing import UnitRows
 
 @dataclass(frozen=True)
 class Rival:
-    """`a z + τ s`, with s a method's own scores: a `Scorer`.
+    """`a z + τ s`, with s a method's own scores: a `Scorer`."""
 
-    Attributes:
-        scorer: the method; where its scores hold the text already, a is 0.
-        text_weight: a.
-        temperature: τ.
-        left_out: predictions for every training image by a fit without it, a and τ applied.
-        chosen: the method's own numbers that were chosen on left-out images, by name.
-    """
-
-    scorer: Scorer
-    text_weight: float
-    temperature: float
-    left_out: LeftOut
+    scorer: Scorer  # the method; where its scores hold the text already, a is 0
+    text_weight: float  # a
+    temperature: float  # τ
+    left_out: LeftOut  # predictions for every training image by a fit without it, a and τ applied
+    # the method's own numbers that were chosen on left-out images, by name
     chosen: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -96,19 +89,12 @@ def one_label(
 
 @dataclass(frozen=True)
 class Shots:
-    """Training images as the methods that compare by cosines take them.
+    """Training images as the methods that compare by cosines take them."""
 
-    Attributes:
-        data: checked.
-        rows: how features are prepared.
-        unit: theirs, of length 1 (N, K).
-        groups: (N,), left out together; None where each image is on its own.
-    """
-
-    data: Images
-    rows: UnitRows
-    unit: Tensor
-    groups: Tensor | None
+    data: Images  # checked
+    rows: UnitRows  # how features are prepared
+    unit: Tensor  # theirs, of length 1 (N, K)
+    groups: Tensor | None  # (N,), left out together; None where each image is on its own
 
 
 def on_unit_rows(fit: Callable[..., Rival]) -> Callable[..., Rival]:

@@ -34,24 +34,15 @@ class Smoother:
     and √w ŷ = H √w (y − m) with H = P diag(g) Pᵀ. Where N ≤ K (dual), P are the eigenvectors of
     X Xᵀ and g = e / (e + α); else (primal) P = X U with the eigenvectors U of Xᵀ X, and
     g = 1 / (e + α). The fit has its own mean, so that h_i = H_ii + w_i / Σ w.
-
-    Attributes:
-        mean: the weighted mean of the features (K,).
-        scale: that they are divided by (K,).
-        rows: X (N, K).
-        roots: √w (N,).
-        eigenvalues: e, increasing (r,).
-        vectors: P (N, r).
-        lift: U (K, r) if primal, else None.
     """
 
-    mean: Tensor
-    scale: Tensor
-    rows: Tensor
-    roots: Tensor
-    eigenvalues: Tensor
-    vectors: Tensor
-    lift: Tensor | None
+    mean: Tensor  # the weighted mean of the features (K,)
+    scale: Tensor  # that they are divided by (K,)
+    rows: Tensor  # X (N, K)
+    roots: Tensor  # √w (N,)
+    eigenvalues: Tensor  # e, increasing (r,)
+    vectors: Tensor  # P (N, r)
+    lift: Tensor | None  # U (K, r) if primal, else None
 
     @classmethod
     def of(

@@ -23,30 +23,19 @@ Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class StreamedFit:
-    """A class head from sums, and what a second pass needs.
+    """A class head from sums, and what a second pass needs."""
 
-    Attributes:
-        head: with text weight 0 and a usual temperature until `calibrated` says better.
-        alpha: strength of each class (C,).
-        alphas: that were tried, from strong to weak (A,).
-        errors: mean squared error of each by generalised cross-validation (A, C), summed over
-            classes what chose among them; empty where α was given.
-        eigenvalues: of the centred and scaled features' K × K sums (K,).
-        vectors: their eigenvectors (K, K).
-        projected: the eigenvectors' products with the labels, Uᵀ X̃ᵀ Y (K, C).
-        rows: N.
-        uniform: whether all images weigh the same, as a second pass needs.
-    """
-
-    head: ClassHead
-    alpha: Tensor
-    alphas: Tensor
+    head: ClassHead  # with text weight 0 and a usual temperature until `calibrated` says better
+    alpha: Tensor  # strength of each class (C,)
+    alphas: Tensor  # that were tried, from strong to weak (A,)
+    # mean squared error of each by generalised cross-validation (A, C), summed over classes what
+    # chose among them; empty where α was given
     errors: Tensor
-    eigenvalues: Tensor
-    vectors: Tensor
-    projected: Tensor
-    rows: int
-    uniform: bool
+    eigenvalues: Tensor  # of the centred and scaled features' K × K sums (K,)
+    vectors: Tensor  # their eigenvectors (K, K)
+    projected: Tensor  # the eigenvectors' products with the labels, Uᵀ X̃ᵀ Y (K, C)
+    rows: int  # N
+    uniform: bool  # whether all images weigh the same, as a second pass needs
 
     def at(self, alpha: float) -> "StreamedFit":
         """The same at another strength, without another decomposition."""

@@ -30,25 +30,15 @@ Criterion = Literal["log_loss", "squared"]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The strengths, and the left-out scores there (N, C).
+    """The strengths, and the left-out scores there (N, C)."""
 
-    Attributes:
-        alpha: of each class (C,).
-        losses: of the strengths tried (A,) or, with several labels, (A, C).
-        scores: left out, without a and τ.
-        calibration: a and τ.
-        slopes: of Platt's line of each class with several labels; else ones (C,).
-        biases: of the lines; else zeros (C,).
-        prior: a₀ where the ridge is of what softmax(a₀ z) leaves of the labels, else 0.
-    """
-
-    alpha: Tensor
-    losses: Tensor
-    scores: Tensor
-    calibration: Calibration
-    slopes: Tensor
-    biases: Tensor
-    prior: float = 0.0
+    alpha: Tensor  # of each class (C,)
+    losses: Tensor  # of the strengths tried (A,) or, with several labels, (A, C)
+    scores: Tensor  # left out, without a and τ
+    calibration: Calibration  # a and τ
+    slopes: Tensor  # of Platt's line of each class with several labels; else ones (C,)
+    biases: Tensor  # of the lines; else zeros (C,)
+    prior: float = 0.0  # a₀ where the ridge is of what softmax(a₀ z) leaves of the labels, else 0
 
 
 def beside_text(images: Images, prior: float) -> Tensor:
@@ -61,21 +51,14 @@ def beside_text(images: Images, prior: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Choosing:
-    """Choices on left-out images, for one decomposition of the features.
+    """Choices on left-out images, for one decomposition of the features."""
 
-    Attributes:
-        images: with their labels.
-        smoother: of their features.
-        strengths: to try (A,).
-        criterion: what chooses among them.
-        residual: whether the ridge is of what the text leaves; None for what is better, and so
-            where nothing can be left out.
-    """
-
-    images: Images
-    smoother: Smoother
-    strengths: Tensor
-    criterion: Criterion
+    images: Images  # with their labels
+    smoother: Smoother  # of their features
+    strengths: Tensor  # to try (A,)
+    criterion: Criterion  # what chooses among them
+    # whether the ridge is of what the text leaves; None for what is better, and so where nothing
+    # can be left out
     residual: bool | None
 
     def among(self, leaving: Leaving) -> Chosen:

@@ -27,23 +27,14 @@ _EPSILON = 1e-4  # of AdamW, as in the paper
 
 @dataclass(frozen=True)
 class Cache:
-    """z + α exp(−β (1 − f Fᵀ)) Y.
+    """z + α exp(−β (1 − f Fᵀ)) Y."""
 
-    Attributes:
-        rows: how features are prepared.
-        keys: F (N, K), of unit length as they start.
-        targets: Y (N, C).
-        sharpness: β.
-        weight: α.
-        trained: whether F was trained.
-    """
-
-    rows: UnitRows
-    keys: Tensor
-    targets: Tensor
-    sharpness: float
-    weight: float
-    trained: bool = False
+    rows: UnitRows  # how features are prepared
+    keys: Tensor  # F (N, K), of unit length as they start
+    targets: Tensor  # Y (N, C)
+    sharpness: float  # β
+    weight: float  # α
+    trained: bool = False  # whether F was trained
 
     @property
     def parameter_count(self) -> int:

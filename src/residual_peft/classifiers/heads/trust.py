@@ -20,17 +20,11 @@ _PRIOR = (2.0, 20.0)  # Beta: a wrong label or two in twenty images, until there
 
 @dataclass(frozen=True)
 class Reliability:
-    """Confidence against accuracy, by bins of confidence (C. Guo et al., 2017).
+    """Confidence against accuracy, by bins of confidence (C. Guo et al., 2017)."""
 
-    Attributes:
-        confidence: mean probability of the likeliest class in each bin (B,); nan where empty.
-        accuracy: share told right in each bin (B,); nan where empty.
-        images: in each bin (B,).
-    """
-
-    confidence: Tensor
-    accuracy: Tensor
-    images: Tensor
+    confidence: Tensor  # mean probability of the likeliest class in each bin (B,); nan where empty
+    accuracy: Tensor  # share told right in each bin (B,); nan where empty
+    images: Tensor  # in each bin (B,)
 
     @property
     def error(self) -> float:
@@ -59,17 +53,12 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
 
 @dataclass(frozen=True)
 class SuspiciousLabels:
-    """How likely each training label is wrong, from predictions that did not see it.
+    """How likely each training label is wrong, from predictions that did not see it."""
 
-    Attributes:
-        wrong: probability that the label is wrong (N,); 0 where an image could not be left out.
-        likely: the class that it looks like (N,).
-        rate: the share of wrong labels that explains the predictions best.
-    """
-
+    # probability that the label is wrong (N,); 0 where an image could not be left out
     wrong: Tensor
-    likely: Tensor
-    rate: float
+    likely: Tensor  # the class that it looks like (N,)
+    rate: float  # the share of wrong labels that explains the predictions best
 
     def rows(self, least: float = 0.5) -> list[int]:
         """Images whose label is wrong with this probability or more, the surest first."""

@@ -17,21 +17,14 @@ _OWN = ("alpha", "scale", "slopes", "biases", "class_weights")
 
 @dataclass(frozen=True)
 class RidgeSettings:
-    """What a fit of a ridge chose, and an update keeps.
+    """What a fit of a ridge chose, and an update keeps."""
 
-    Attributes:
-        alpha: the strength of each class (C,).
-        scale: what each centred feature is divided by (K,), in float64.
-        slopes: with several labels per image, of the line through each class's scores; else 1 (C,).
-        biases: of that line; else 0 (C,).
-        class_weights: how much an image of each class counts (C,); 1 without.
-    """
-
-    alpha: Tensor
-    scale: Tensor
+    alpha: Tensor  # the strength of each class (C,)
+    scale: Tensor  # what each centred feature is divided by (K,), in float64
+    # with several labels per image, of the line through each class's scores; else 1 (C,)
     slopes: Tensor
-    biases: Tensor
-    class_weights: Tensor
+    biases: Tensor  # of that line; else 0 (C,)
+    class_weights: Tensor  # how much an image of each class counts (C,); 1 without
 
     def __post_init__(self) -> None:
         count = self.alpha.numel()
@@ -63,14 +56,10 @@ class RidgeSums:
 
     Every change gives the head that a fit from scratch on the same scales, strengths and class
     weights would give, to rounding.
-
-    Attributes:
-        statistics: of all images, an image of class k with weight `class_weights[k]`.
-        settings: of the fit.
     """
 
-    statistics: HeadStatistics
-    settings: RidgeSettings
+    statistics: HeadStatistics  # of all images, an image of class k with weight `class_weights[k]`
+    settings: RidgeSettings  # of the fit
 
     def __post_init__(self) -> None:
         own = (len(self.settings.scale), len(self.settings.alpha))

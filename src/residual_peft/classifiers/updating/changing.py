@@ -48,15 +48,10 @@ def features_of(
 
 @dataclass(frozen=True)
 class Read:
-    """Images as a head reads them.
+    """Images as a head reads them."""
 
-    Attributes:
-        features: (n, K), on the CPU.
-        readout: of the unadapted model, of length 1 each (n, d).
-    """
-
-    features: Tensor
-    readout: Tensor
+    features: Tensor  # (n, K), on the CPU
+    readout: Tensor  # of the unadapted model, of length 1 each (n, d)
 
     @classmethod
     def of(cls, classifier: "HeadedClassifier", batches: Iterable[Any], **options: Any) -> "Read":

@@ -21,39 +21,23 @@ from .rows import Rows
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method came to.
+    """What a method came to."""
 
-    Attributes:
-        method: its name.
-        left_out: what it says of each training image by a fit without the image's fold.
-        parameter_count: numbers trained.
-        seconds: that the fit took, choices of its strengths included.
-        head: a class head to put into the classifier.
-        gains: to put into the adapter, (K,) or (U,).
-        bias: of the logits, which a fit with several labels per image sets.
-        embeddings: of the classes (C, d), where they are no longer those of the texts.
-        strength: of its ridge or penalty, where it has one.
-        notes: what the user should know.
-        share: β of the images' means in the embeddings.
-        power: p of a ridge's scales.
-        settings: of a ridge, which its head can be changed by.
-        columns: which of the head's features were fitted on; None for all.
-    """
-
-    method: str
-    left_out: LeftOut
-    parameter_count: int
-    seconds: float = 0.0
-    head: TrainedHead | None = None
-    gains: Tensor | None = None
-    bias: float | None = None
+    method: str  # its name
+    left_out: LeftOut  # what it says of each training image by a fit without the image's fold
+    parameter_count: int  # numbers trained
+    seconds: float = 0.0  # that the fit took, choices of its strengths included
+    head: TrainedHead | None = None  # a class head to put into the classifier
+    gains: Tensor | None = None  # to put into the adapter, (K,) or (U,)
+    bias: float | None = None  # of the logits, which a fit with several labels per image sets
+    # of the classes (C, d), where they are no longer those of the texts
     embeddings: Tensor | None = None
-    strength: float | None = None
-    notes: tuple[str, ...] = ()
-    share: float = 0.0
-    power: float = 0.5
-    settings: RidgeSettings | None = None
-    columns: Tensor | None = None
+    strength: float | None = None  # of its ridge or penalty, where it has one
+    notes: tuple[str, ...] = ()  # what the user should know
+    share: float = 0.0  # β of the images' means in the embeddings
+    power: float = 0.5  # p of a ridge's scales
+    settings: RidgeSettings | None = None  # of a ridge, which its head can be changed by
+    columns: Tensor | None = None  # which of the head's features were fitted on; None for all
 
     @property
     def bytes(self) -> int:
@@ -88,23 +72,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to fit.
+    """A way to fit."""
 
-    Attributes:
-        title: in words.
-        fit: rows -> outcome, all but its seconds.
-        many_labels: whether it can do with several labels per image.
-        tried: whether it is compared unless it is asked for by name: what costs more than the pass
-            over the images and is no better (`benchmarks/heads_rivals.json`) is not.
-        of_texts: whether it is for classes that are texts, and not means of the images.
-        ridge: of a ridge, what it reads: features, and the kinds of their units (all when empty).
-    """
-
-    title: str
-    fit: Callable[[Rows], Outcome]
-    many_labels: bool = True
+    title: str  # in words
+    fit: Callable[[Rows], Outcome]  # rows -> outcome, all but its seconds
+    many_labels: bool = True  # whether it can do with several labels per image
+    # whether it is compared unless it is asked for by name: what costs more than the pass over the
+    # images and is no better (`benchmarks/heads_rivals.json`) is not
     tried: bool = True
-    of_texts: bool = False
+    of_texts: bool = False  # whether it is for classes that are texts, and not means of the images
+    # of a ridge, what it reads: features, and the kinds of their units (all when empty)
     ridge: tuple[Features, tuple[str, ...]] | None = None
 
     def run(self, rows: Rows) -> Outcome:

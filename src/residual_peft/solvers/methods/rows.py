@@ -25,32 +25,25 @@ WITHOUT_TEXTS = (
 
 @dataclass(frozen=True)
 class Rows:
-    """Training images as methods take them.
+    """Training images as methods take them."""
 
-    Attributes:
-        classifier: class embeddings and scale; its model has the adapter of the coordinates.
-        seen: N images' readouts, labels and coordinates, in memory.
-        zero_shot: the texts' logits z (N, C); where classes are means of these images, those of
-            means without the image's fold.
-        groups: (N,), images of one number are left out together. Copies of one picture are in any
-            case: what is said of one that was left out would be too good.
-        copies: how many images are copies of others.
-        class_weights: what an image of each class counts (C,).
-        fold: of each image (N,), the same for all methods; None where there are no two images of
-            any class, so that nothing can be left out.
-        means: whether the classifier's classes are the means of these images.
-        by_labels: whether a ridge is to be fitted to labels alone, so that sums give it; else to
-            what the text leaves of them where that is better.
-    """
-
+    # class embeddings and scale; its model has the adapter of the coordinates
     classifier: ZeroShotClassifier
-    data: Coordinates
+    data: Coordinates  # N images' readouts, labels and coordinates, in memory
+    # the texts' logits z (N, C); where classes are means of these images, those of means without
+    # the image's fold
     zero_shot: Tensor
+    # (N,), images of one number are left out together. Copies of one picture are in any case: what
+    # is said of one that was left out would be too good.
     groups: Tensor | None = None
-    class_weights: Tensor | None = None
+    class_weights: Tensor | None = None  # what an image of each class counts (C,)
+    # of each image (N,), the same for all methods; None where there are no two images of any class,
+    # so that nothing can be left out
     fold: Tensor | None = None
-    copies: int = 0
-    means: bool = False
+    copies: int = 0  # how many images are copies of others
+    means: bool = False  # whether the classifier's classes are the means of these images
+    # whether a ridge is to be fitted to labels alone, so that sums give it; else to what the text
+    # leaves of them where that is better
     by_labels: bool = False
 
     @classmethod

@@ -14,12 +14,9 @@ from .reading import CoordinateStore
 
 @dataclass(frozen=True)
 class Stores:
-    """Stores of one adapter's coordinates, for the solvers as one store is.
+    """Stores of one adapter's coordinates, for the solvers as one store is."""
 
-    Attributes:
-        stores: of splits of the same data, such as training and validation images.
-    """
-
+    # of splits of the same data, such as training and validation images
     stores: tuple[CoordinateStore, ...]
 
     def __post_init__(self) -> None:

@@ -23,17 +23,11 @@ from .tensors import STREAM_BASIS, check_tensors, room_for
 
 @dataclass(frozen=True)
 class SavedBasis:
-    """What one saved adapter knows of each Linear.
+    """What one saved adapter knows of each Linear."""
 
-    Attributes:
-        name: where it came from, a directory or Hub id.
-        tensors: by the path of a Linear, those of `STREAM_BASIS`.
-        fitted: what its config says of it.
-    """
-
-    name: str
-    tensors: dict[str, list[Tensor]]
-    fitted: Fitted
+    name: str  # where it came from, a directory or Hub id
+    tensors: dict[str, list[Tensor]]  # by the path of a Linear, those of `STREAM_BASIS`
+    fitted: Fitted  # what its config says of it
 
     def of(
         self, path: str, linear_shape: tuple[int, int], asked: Sequence[Components]
