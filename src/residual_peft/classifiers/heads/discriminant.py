@@ -69,7 +69,7 @@ class Covariance:
 
 @dataclass(frozen=True)
 class Discriminant:
-    """What a discriminant analysis knows of its classes, in prepared features (c − mean) / scale."""
+    """What a discriminant analysis knows of its classes, in prepared features."""
 
     mean: Tensor  # (K,)
     scale: Tensor  # (K,)

@@ -25,7 +25,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class ClassHead:
-    """`a z + τ (((c − mean) / scale) V + m)`, with z the zero-shot logits (`method.md`, section 8)."""
+    """`a z + τ (((c − mean) / scale) V + m)`, z the zero-shot logits (`method.md`, section 8)."""
 
     mean: Tensor  # of the features it was fitted on, weighted as the images were (K,)
     scale: Tensor  # what each centred feature is divided by, the power p of its deviation (K,)
