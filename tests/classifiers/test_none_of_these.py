@@ -1,9 +1,9 @@
-"""None of these: what is saved of a novelty fit says what the fit says, and what it may not."""
+"""None of these: what is saved says what a discriminant analysis does, and what it may not."""
 
 import pytest
 import torch
 
-from residual_peft.classifiers.heads.novelty import fit_novelty
+from residual_peft.classifiers.heads.discriminant import fit_discriminant
 from residual_peft.classifiers.none_of_these import (
     PREFIX,
     KnownImages,
@@ -32,15 +32,14 @@ def test_it_says_what_the_fit_says_and_is_saved_whole(count):
     rows, labels = embeddings(count)
     others, _ = embeddings(50, seed=1, away=0.7)
     known = known_images(rows, labels, CLASSES)
-    fit = fit_novelty(rows, labels, CLASSES)
+    fit = fit_discriminant(rows, labels, CLASSES).model
+    expected = fit.distances(others).amin(1)
+    farther = (fit.squared.amin(1) >= expected[:, None]).sum(1)
     loaded = known_images_from(known.tensors(), WIDTH, CLASSES, "a file")
     for own in (known, loaded):
-        torch.testing.assert_close(
-            own.distances(others), fit.distances(others), rtol=1e-4, atol=1e-4
-        )
-        torch.testing.assert_close(
-            own.p_values(others), fit.p_values(others), rtol=0, atol=1.5 / count
-        )
+        torch.testing.assert_close(own.distances(others), expected, rtol=1e-4, atol=1e-4)
+        p = (1 + farther.double()) / (count + 1)
+        torch.testing.assert_close(own.p_values(others), p, rtol=0, atol=1.5 / count)
     assert known_images_from({"class_embeddings": rows}, WIDTH, CLASSES, "a file") is None
 
 
@@ -51,6 +50,15 @@ def test_known_images_get_even_values_and_strangers_small_ones():
         assert float((alike <= share).double().mean()) == pytest.approx(share, abs=0.05)
     strange = known.p_values(embeddings(100, seed=3, away=3.0)[0])
     assert float((strange <= 0.05).double().mean()) > 0.9
+
+
+def test_distances_that_images_have_to_their_own_means_would_cry_far_more_often():
+    (rows, labels), (others, _) = embeddings(40), embeddings(1000, seed=2)
+    known = known_images(rows, labels, CLASSES)
+    alarms = float((known.p_values(others) <= 0.1).double().mean())
+    assert alarms < 0.2
+    naive = known.distances(others) > known.distances(rows).quantile(0.9)
+    assert float(naive.double().mean()) > 2 * alarms + 0.1
 
 
 def test_the_furthest_image_counts_itself_alone_and_the_nearest_all():
@@ -129,9 +137,10 @@ def test_what_is_not_so_is_refused(change, said):
 def test_many_distances_are_kept_as_quantiles(monkeypatch):
     monkeypatch.setattr("residual_peft.classifiers.none_of_these.MOST", 100)
     rows, labels = embeddings(1000)
-    whole = fit_novelty(rows, labels, CLASSES)
-    thin = KnownImages.of(whole)
+    model = fit_discriminant(rows, labels, CLASSES).model
+    thin = KnownImages.of(model, model.squared.amin(1))
     assert thin.left_out.shape == (100,)
     others, _ = embeddings(300, seed=4, away=0.3)
-    apart = thin.p_values(others) - whole.p_values(others)
+    farther = (model.squared.amin(1) >= thin.distances(others)[:, None]).sum(1)
+    apart = thin.p_values(others) - (1 + farther.double()) / 1001
     assert float(apart.abs().max()) < 0.03

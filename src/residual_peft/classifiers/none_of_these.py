@@ -1,15 +1,14 @@
 """None of these: how unlike all that a class head was fitted on an image is, by its embedding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import ResiDualError
-from .heads.discriminant import fit_discriminant
+from .heads.discriminant import Discriminant, fit_discriminant
 from .heads.folds import FOLDS, stratified_folds
-from .heads.novelty import Novelty, fit_novelty
 
 MOST = 10_000
 """Distances that are kept; of more, as many quantiles."""
@@ -25,7 +24,9 @@ class KnownImages:
     """Distances in the embedding from the nearest class, and those of training images, left out.
 
     The squared Mahalanobis distance (c − μ_k)ᵀ Σ⁻¹ (c − μ_k) of the image's c = y / ‖y‖, with one
-    shrunk covariance of all classes (`heads.novelty`), as ‖W c − m_k‖².
+    shrunk covariance of all classes (`heads.discriminant`), as ‖W c − m_k‖². Training images are
+    measured by means and covariance without them, in closed form: their distances to classes that
+    they are part of are far too small (`method.md`, section 8).
     """
 
     whitening: Tensor  # W (d, d)
@@ -35,14 +36,14 @@ class KnownImages:
     left_out: Tensor
 
     @classmethod
-    def of(cls, novelty: Novelty) -> "KnownImages":
-        """From a fit on the embedding."""
-        model = novelty.model
+    def of(cls, model: Discriminant, left_out: Tensor) -> "KnownImages":
+        """From a fit on the embedding, and the squared distances of images left out (N,)."""
         eye = torch.eye(len(model.mean), dtype=torch.float64)
-        root = torch.linalg.cholesky(_symmetric(model.covariance.solve(eye)))
+        precision = model.covariance.solve(eye)
+        root = torch.linalg.cholesky((precision + precision.mT) / 2)
         whitening = root.mT / model.scale
         centres = model.centres @ root + whitening @ model.mean
-        return cls(whitening.float(), centres.float(), _thinned(novelty.left_out.sort().values))
+        return cls(whitening.float(), centres.float(), _thinned(left_out.sort().values))
 
     def distances(self, embedding: Tensor) -> Tensor:
         """Squared distance of each image to the nearest class, (M, d) -> (M,)."""
@@ -96,15 +97,13 @@ def known_images(
     counts = labels.bincount(minlength=class_count)
     if len(labels) < LEAST_IMAGES or int(counts.min()) == 0 or int(counts.max()) < 2:
         return None
-    novelty = fit_novelty(embedding, labels, class_count)
+    model = fit_discriminant(embedding, labels, class_count).model
+    left_out: Tensor | None = model.squared.amin(1)
     if groups is not None and len(groups.unique()) < len(groups):
         left_out = _by_groups(embedding, labels, groups)
-        if left_out is None:
-            return None
-        novelty = replace(novelty, left_out=left_out)
-    if not bool(novelty.left_out.isfinite().all()) or float(novelty.left_out.max()) == 0:
+    if left_out is None or not bool(left_out.isfinite().all()) or float(left_out.max()) == 0:
         return None
-    known = KnownImages.of(novelty)
+    known = KnownImages.of(model, left_out)
     # images all but equal within their classes have no distance that float32 could hold
     sound = all(bool((part.abs() < LARGEST).all()) for part in known.tensors().values())
     return known if sound else None
@@ -162,10 +161,6 @@ def known_images_from(
     if not len(left_out) or bool((left_out < 0).any() | (left_out.diff() < 0).any()):
         raise ResiDualError(f"wanted ascending distances in {where}, {PREFIX}left_out, got others.")
     return KnownImages(**{name: tensor.clone() for name, tensor in parts.items()})
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    return (matrix + matrix.mT) / 2
 
 
 def _thinned(ascending: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Heads in fewer bytes: the best of their rank, what is saved, and what it costs."""
+"""Heads in fewer bytes: the best of their rank, and what is saved."""
 
 from typing import Any
 
@@ -10,9 +10,7 @@ from residual_peft.classifiers.heads import ClassHead, RidgeFit, fit_ridge, head
 from residual_peft.classifiers.heads.compress import (
     LowRankHead,
     bytes_of,
-    cost,
     evened,
-    left_out_cost,
     low_rank,
     within,
 )
@@ -92,36 +90,6 @@ def test_the_least_loss_within_a_budget(
     logits = expected.logits(data.features, data.zero_shot)
     found = head.logits(data.features, data.zero_shot).double()
     assert (found - logits).abs().max() < 1e-2 * logits.abs().max()
-
-
-def test_what_it_costs_on_images(fitted: tuple[Any, RidgeFit], drawn: Any) -> None:
-    data, fit = fitted
-    small = low_rank(fit.head, data.features, 2)
-    found = cost(fit.head, small, data.features, data.labels, data.zero_shot)
-    before, after = (h.logits(data.features, data.zero_shot) for h in (fit.head, small))
-    right = [float((each.argmax(1) == data.labels).double().mean()) for each in (before, after)]
-    assert found.accuracy == (pytest.approx(right[0]), pytest.approx(right[1]))
-    assert found.log_loss[0] < found.log_loss[1]
-    assert found.same == float((before.argmax(1) == after.argmax(1)).double().mean())
-
-
-def test_what_it_costs_on_images_left_out(fitted: tuple[Any, RidgeFit]) -> None:
-    data, fit = fitted
-    whole = left_out_cost(
-        fit.head, low_rank(fit.head, data.features, 99), fit.left_out, data.zero_shot
-    )
-    assert whole.same == 1
-    assert whole.log_loss[1] == pytest.approx(fit.left_out.log_loss)
-    small = low_rank(fit.head, data.features, 2)
-    found = left_out_cost(fit.head, small, fit.left_out, data.zero_shot)
-    head, scores = fit.head, torch.zeros(72, 8).double()
-    left = fit.left_out.logits - head.text_weight * data.zero_shot
-    for i in range(72):
-        s = left[i] / head.temperature - head.offset
-        scores[i] = small.offset + sum(((s @ row) * row for row in small.right), torch.zeros(8))
-    logits = head.temperature * scores + head.text_weight * data.zero_shot
-    right = float((logits.argmax(1) == data.labels).double().mean())
-    assert found.accuracy[1] == pytest.approx(right)
 
 
 def lacking(state: dict[str, Tensor], **change: Tensor | None) -> dict[str, Tensor]:

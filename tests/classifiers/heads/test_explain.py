@@ -9,7 +9,6 @@ from residual_peft.classifiers.heads import ClassHead, fit_ridge
 from residual_peft.classifiers.heads.explain import (
     by_unit,
     class_portrait,
-    constant,
     contrast,
     contributions,
     strongest,
@@ -31,7 +30,11 @@ def test_contributions_constant_and_text_are_the_logit(fitted: tuple[Any, ClassH
     logits = head.logits(data.features, data.zero_shot)
     for c in range(3):
         parts = contributions(head, data.features, c)
-        total = parts.sum(1) + constant(head, c) + head.text_weight * data.zero_shot[:, c]
+        total = (
+            parts.sum(1)
+            + head.temperature * head.offset[c]
+            + head.text_weight * data.zero_shot[:, c]
+        )
         torch.testing.assert_close(total, logits[:, c])
         torch.testing.assert_close(by_unit(parts, UNITS).sum(1), parts.sum(1))
     one = by_unit(contributions(head, data.features[4:5], 1), UNITS)[0]
@@ -45,7 +48,7 @@ def test_contributions_constant_and_text_are_the_logit(fitted: tuple[Any, ClassH
 def test_what_made_it_this_class_rather_than_the_next(fitted: tuple[Any, ClassHead]) -> None:
     data, head = fitted
     logits = head.logits(data.features, torch.zeros(30, 3))
-    difference = logits[:, 2] - logits[:, 0] - constant(head, 2) + constant(head, 0)
+    difference = logits[:, 2] - logits[:, 0] - head.temperature * (head.offset[2] - head.offset[0])
     torch.testing.assert_close(contrast(head, data.features, 2, 0).sum(1), difference)
 
 

@@ -27,11 +27,6 @@ class Blend:
     # nothing was chosen
     losses: Tensor
 
-    @property
-    def text_loss(self) -> float:
-        """Left-out log-loss of the text alone; nan where nothing was left out."""
-        return float(self.losses[0]) if len(self.losses) else float("nan")
-
 
 def blend(
     text: Tensor | None,

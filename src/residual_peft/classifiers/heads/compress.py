@@ -1,4 +1,4 @@
-"""A class head in fewer bytes: half precision, low rank, fewer columns; and what that costs."""
+"""A class head in fewer bytes: half precision, low rank."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...data.labels import labelling_in
 from ...errors import ResiDualError
-from .head import ClassHead, Scorer
-from .left_out import LeftOut
+from .head import ClassHead
 
 
 @dataclass(frozen=True)
@@ -155,59 +153,3 @@ def head_from_state(state: Mapping[str, Tensor]) -> "ClassHead | LowRankHead":
 def bytes_of(state: Mapping[str, Tensor]) -> int:
     """Of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a smaller head costs on some images."""
-
-    accuracy: tuple[float, float]  # before and after
-    log_loss: tuple[float, float]  # before and after
-    same: float  # share of the images that both give the same class
-
-
-def cost(
-    before: Scorer,
-    after: Scorer,
-    features: Tensor,
-    labels: Tensor,
-    zero_shot: Tensor | None = None,
-) -> Cost:
-    """Compare two heads on labelled images; those they were fitted on flatter both."""
-    logits = [scorer.logits(features, zero_shot) for scorer in (before, after)]
-    known = torch.ones(len(labels), dtype=torch.bool)
-    return _cost(*(LeftOut(each.cpu(), labels.cpu(), "none", known) for each in logits))
-
-
-def left_out_cost(
-    head: ClassHead, small: LowRankHead, left_out: LeftOut, zero_shot: Tensor | None = None
-) -> Cost:
-    """The same on training images left out: no others are needed.
-
-    A fit without the image gives the scores s, so that its projection is (s − m) W Wᵀ + m̂; only
-    the directions W have seen the image.
-
-    Args:
-        head: as it was fitted.
-        small: `low_rank` of it.
-        left_out: of the fit.
-        zero_shot: of the training images, where the head weighs the text.
-    """
-    logits = left_out.logits.double()
-    text = torch.zeros_like(logits)
-    if head.text_weight and zero_shot is not None:
-        text = head.text_weight * zero_shot.to(logits)
-    scores = (logits - text) / head.temperature - head.offset.to(logits)
-    right = small.right.to(logits)
-    shrunk = (scores @ right.mT) @ right + small.offset.to(logits)
-    return _cost(left_out, replace(left_out, logits=text + head.temperature * shrunk))
-
-
-def _cost(before: LeftOut, after: LeftOut) -> Cost:
-    predicted = labelling_in(before.labels).predicted
-    same = (predicted(before.logits) == predicted(after.logits)).reshape(len(before.labels), -1)
-    return Cost(
-        (before.accuracy, after.accuracy),
-        (before.log_loss, after.log_loss),
-        float(same.all(1).double().mean()),
-    )

@@ -9,9 +9,8 @@ from torch import Tensor
 from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError
 from .finishing import finish
-from .head import ClassHead
+from .head import ClassHead, FittedHead
 from .images import Images, checked
-from .left_out import LeftOut
 from .nearest import DEFAULT_TEMPERATURE
 from .preparing import scaling
 
@@ -88,26 +87,10 @@ class Discriminant:
 
 
 @dataclass(frozen=True)
-class DiscriminantFit:
-    """A discriminant analysis as a class head, and what it says of images it did not see."""
+class DiscriminantFit(FittedHead):
+    """Logits of Bayes's rule under equal covariances, up to a common term; left out singly."""
 
-    head: ClassHead  # logits are those of Bayes's rule under equal covariances, up to a common term
-    left_out: LeftOut  # by fits without the image, in closed form
-    model: Discriminant  # means, covariance and distances
-
-    @property
-    def shrinkage(self) -> float:
-        """ρ."""
-        return self.model.shrinkage
-
-    @property
-    def parameter_count(self) -> int:
-        """Numbers that the head needs."""
-        return self.head.parameter_count
-
-    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-        """As the head's, (M, K) and (M, C) -> (M, C)."""
-        return self.head.logits(features, zero_shot)
+    model: Discriminant
 
 
 def fit_discriminant(

@@ -12,21 +12,19 @@ from .head import ClassHead
 def contributions(head: ClassHead, features: Tensor, class_index: int) -> Tensor:
     """What each column adds to a class's logit (M, K): `τ c̃_j V_jk`.
 
-    With `constant` and the text's part `a z_k` they sum to the logit.
+    With the constant `τ m_k` and the text's part `a z_k` they sum to the logit.
 
     Raises:
         ResiDualError: no such class, or features of another basis.
     """
-    _check_class(head, class_index)
+    if not 0 <= class_index < head.class_count:
+        raise ResiDualError(
+            f"wanted a class from 0 to {head.class_count - 1}, got {class_index}: this head knows "
+            "no other."
+        )
     head.scores(features[:0])  # says what is wrong with their width
     centred = (features.to(head.mean) - head.mean) / head.scale
     return head.temperature * centred * head.weights[:, class_index]
-
-
-def constant(head: ClassHead, class_index: int) -> float:
-    """What a class's logit has whatever the image: `τ m_k`."""
-    _check_class(head, class_index)
-    return head.temperature * float(head.offset[class_index])
 
 
 def contrast(head: ClassHead, features: Tensor, this: int, other: int) -> Tensor:
@@ -84,11 +82,3 @@ def strongest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     up = order[values[order] > 0][:count]
     order = order.flip(0)
     return up, order[values[order] < 0][:count]
-
-
-def _check_class(head: ClassHead, class_index: int) -> None:
-    if not 0 <= class_index < head.class_count:
-        raise ResiDualError(
-            f"wanted a class from 0 to {head.class_count - 1}, got {class_index}: this head knows "
-            "no other."
-        )

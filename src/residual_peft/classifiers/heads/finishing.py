@@ -118,3 +118,13 @@ def across_folds(fit: Callable[[Tensor], Tensor], fold: Tensor) -> Tensor:
         found[outside] = some
     assert found is not None
     return found
+
+
+def best_across_folds(
+    fit: Callable[[Tensor], Tensor], fold: Tensor, images: Images, known: Tensor
+) -> tuple[int, Tensor]:
+    """Of the S left-out scores that `fit` gives (n, S, C), the number of the best, and these."""
+    scores = across_folds(fit, fold)
+    losses = [mean_loss(found, images, known) for found in scores.unbind(1)]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    return best, scores[:, best]

@@ -9,11 +9,6 @@ from ...errors import ResiDualError
 FOLDS = 5
 
 
-def images_per_class(labels: Tensor, class_count: int) -> Tensor:
-    """How many images each class has, (C,) int64, from labels (N,) or zeros and ones (N, C)."""
-    return labelling_in(labels).counts(labels, class_count)
-
-
 def stratified_folds(
     labels: Tensor, *, folds: int = FOLDS, groups: Tensor | None = None
 ) -> Tensor | None:

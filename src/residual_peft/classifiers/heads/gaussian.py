@@ -1,33 +1,12 @@
 """GDA (Z. Wang et al., ICLR 2024): Gaussian discriminant analysis beside the zero-shot logits."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from .finishing import across_folds, folds_of
 from .folds import FOLDS
 from .nearest import DEFAULT_TEMPERATURE
-from .preparing import UnitRows
-from .rival import Rival, Shots, on_unit_rows, rival
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """f W + b by Bayes's rule."""
-
-    rows: UnitRows  # how features are prepared
-    weights: Tensor  # Σ⁻¹ μ_k, a column per class (K, C)
-    offset: Tensor  # log π_k − ½ μ_kᵀ Σ⁻¹ μ_k (C,)
-
-    @property
-    def parameter_count(self) -> int:
-        """K C + C."""
-        return self.weights.numel() + self.offset.numel()
-
-    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-        """(M, K) -> (M, C); the text is added by whoever holds this."""
-        return self.rows(features) @ self.weights + self.offset
+from .rival import LinearScorer, Rival, Shots, on_unit_rows, rival
 
 
 @on_unit_rows
@@ -53,7 +32,7 @@ def fit_gaussian(shots: Shots, *, folds: int = FOLDS) -> Rival:
             return unit[~kept] @ some + level
 
         left = across_folds(outside, fold)
-    return rival(Gaussian(shots.rows, weights, offset), left, data, how, known, with_text=True)
+    return rival(LinearScorer(shots.rows, weights, offset), left, data, how, known, with_text=True)
 
 
 def gaussian(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

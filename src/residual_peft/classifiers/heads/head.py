@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ResiDualError
+from .left_out import LeftOut
 
 
 class Scorer(Protocol):
@@ -143,6 +144,23 @@ class ClassHead:
 
 
 _NUMBERS = ("text_weight", "temperature")
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A class head, and what it says of each training image by a fit without it: a `Scorer`."""
+
+    head: ClassHead
+    left_out: LeftOut
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers trained."""
+        return self.head.parameter_count
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """As the head's, (M, K) and (M, C) -> (M, C)."""
+        return self.head.logits(features, zero_shot)
 
 
 def spread(head: ClassHead, columns: Tensor, count: int) -> ClassHead:

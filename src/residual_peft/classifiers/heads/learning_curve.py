@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ...data.labels import ONE_LABEL, check_same, labelling_in
 from ...errors import ResiDualError
-from .folds import images_per_class
 
 FRACTIONS = (0.125, 0.25, 0.5)
 DRAWS = 5
@@ -100,7 +99,7 @@ def _some(labels: Tensor, class_count: int, fraction: float, draw: int) -> Tenso
     """Rows of so large a share of every class's images, one at least."""
     generator = torch.Generator().manual_seed(draw)
     order = torch.randperm(len(labels), generator=generator)
-    wanted = (images_per_class(labels, class_count) * fraction).round().clamp(min=1)
+    wanted = (ONE_LABEL.counts(labels, class_count) * fraction).round().clamp(min=1)
     rows = [order[labels[order] == k][: int(wanted[k])] for k in range(class_count)]
     return torch.cat(rows)
 

@@ -15,9 +15,8 @@ from torch.nn import functional
 from ...errors import ResiDualError
 from .finishing import finish, log_losses, part_of
 from .folds import FOLDS
-from .head import ClassHead
+from .head import ClassHead, FittedHead
 from .images import Images, checked
-from .left_out import LeftOut
 from .minimising import minimise
 from .paths import choose_strength
 from .preparing import PrincipalAxes
@@ -30,11 +29,9 @@ _RANK = 1e-6  # of a direction that texts differ in, beside their length: below,
 
 
 @dataclass(frozen=True)
-class LinearMapFit:
-    """A linear map and what it says of images it did not see."""
+class LinearMapFit(FittedHead):
+    """V = s Wᵀ T without mean, scale or offset, and what it says of images it did not see."""
 
-    head: ClassHead  # V = s Wᵀ T, without mean, scale or offset
-    left_out: LeftOut  # predictions for every training image by a fit without its fold
     change: Tensor  # Δ, of which W = I + Δ (d, d)
     strength: float  # α of ½ α ‖Δ‖² beside the sum of the images' losses
     # (strength, log-loss of left-out images with τ fitted) as tried
@@ -173,6 +170,6 @@ class _Problem:
             return value, gradient / root
 
         limit = tolerance * self.scale * len(rows) / float(root.max())
-        minimum = minimise(function, start * root, tolerance=limit)
-        _, gradient = function(minimum.point)
-        return minimum.point / root, float((gradient * root).abs().max())
+        found = minimise(function, start * root, tolerance=limit)
+        _, gradient = function(found)
+        return found / root, float((gradient * root).abs().max())

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from .finishing import finish, log_losses, part_of
 from .folds import FOLDS
-from .head import ClassHead
+from .head import ClassHead, FittedHead
 from .images import Images, checked
-from .left_out import LeftOut
 from .minimising import minimise
 from .paths import choose_strength
 from .preparing import PrincipalAxes, scaling
@@ -20,24 +19,13 @@ DEFAULT_STRENGTH = 1e-2
 
 
 @dataclass(frozen=True)
-class LogisticFit:
-    """A logistic regression and what it says of images it did not see."""
+class LogisticFit(FittedHead):
+    """A logistic regression and what it says of images it did not see, fold by fold."""
 
-    head: ClassHead  # the fitted head
-    left_out: LeftOut  # predictions for every training image by a fit without its fold
     strength: float  # α of ½ α ‖V‖² beside the sum of the images' losses; scikit-learn's 1 / C
     # (strength, log-loss of left-out images with a and τ fitted) as tried
     path: tuple[tuple[float, float], ...]
     gradient_norm: float  # the largest entry of the gradient at the end
-
-    @property
-    def parameter_count(self) -> int:
-        """Numbers trained."""
-        return self.head.parameter_count
-
-    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-        """As the head's, (M, K) and (M, C) -> (M, C)."""
-        return self.head.logits(features, zero_shot)
 
 
 def fit_logistic(
@@ -156,6 +144,6 @@ class _Problem:
 
         # the scaled variables' gradient is A's over √h
         limit = tolerance * len(rows) / float(root.max())
-        minimum = minimise(function, start * root, tolerance=limit)
-        _, gradient = function(minimum.point)
-        return minimum.point / root, float((gradient * root).abs().max())
+        found = minimise(function, start * root, tolerance=limit)
+        _, gradient = function(found)
+        return found / root, float((gradient * root).abs().max())

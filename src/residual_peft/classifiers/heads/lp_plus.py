@@ -1,46 +1,23 @@
 """LP++ (Y. Huang et al., CVPR 2024): a linear probe with one text weight per class."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .finishing import across_folds, folds_of, mean_loss, part_of, text_alone
+from .finishing import best_across_folds, folds_of, part_of, text_alone
 from .folds import FOLDS
 from .images import Images
-from .preparing import PrincipalAxes, UnitRows
-from .rival import Rival, Shots, on_unit_rows, rival, text_of
+from .preparing import PrincipalAxes
+from .rival import LinearScorer, Rival, Shots, on_unit_rows, rival
 
 STOPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000)
 """Steps after which the descent may stop; the paper's 300 where nothing can be told."""
 DEFAULT_STOP = 300
 
 
-@dataclass(frozen=True)
-class TextProbe:
-    """fᵀ w_k + α_k z_k, z being the scaled zero-shot logits (100 fᵀ t_k for CLIP)."""
-
-    rows: UnitRows  # how features are prepared
-    weights: Tensor  # w (K, C)
-    text_weights: Tensor | None  # α (C,); None where there is no text
-
-    @property
-    def parameter_count(self) -> int:
-        """K C, and C where there is text."""
-        return self.weights.numel() + (0 if self.text_weights is None else len(self.text_weights))
-
-    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-        """(M, K) and z (M, C) -> (M, C)."""
-        found = self.rows(features) @ self.weights
-        if self.text_weights is None:
-            return found
-        return found + self.text_weights * text_of(found, zero_shot)
-
-
 @on_unit_rows
 def fit_lp_plus(shots: Shots, *, folds: int = FOLDS) -> Rival:
-    """LP++ by its block descent, stopped where left-out folds have the least log-loss.
+    """LP++, fᵀ w_k + α_k z_k, by its block descent, stopped where left-out folds are told best.
 
     The loss is the mean cross-entropy; nothing penalises w, so that stopping is all that keeps it
     from fitting noise. The paper stops by accuracy on a validation set.
@@ -59,16 +36,13 @@ def fit_lp_plus(shots: Shots, *, folds: int = FOLDS) -> Rival:
             path = descend(axes.rows[kept], part_of(data, kept), STOPS)
             return torch.stack([_scores(axes.rows[~kept], *point, text) for point in path], 1)
 
-        scores = across_folds(outside, fold)
-        losses = [mean_loss(found, data, known) for found in scores.unbind(1)]
-        number = min(range(len(losses)), key=losses.__getitem__)
-        best, left = STOPS[number], scores[:, number]
+        number, left = best_across_folds(outside, fold, data, known)
+        best = STOPS[number]
     weights, text_weights = descend(axes.rows, data, (best,))[0]
     if left is None:
         left = _scores(axes.rows, weights, text_weights, data.zero_shot)
-    scorer = TextProbe(
-        shots.rows, axes.axes @ weights, None if data.zero_shot is None else text_weights
-    )
+    alpha = None if data.zero_shot is None else text_weights
+    scorer = LinearScorer(shots.rows, axes.axes @ weights, text_weights=alpha)
     return rival(scorer, left, data, how, known, with_text=False, chosen={"steps": best})
 
 

@@ -1,23 +1,12 @@
 """L-BFGS over tensors: what the methods without a closed form are fitted by."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _HISTORY = 20
-
-
-@dataclass(frozen=True)
-class Minimum:
-    """Where a minimisation ended."""
-
-    point: Tensor  # of the shape it started with
-    value: float  # of the function there
-    gradient_norm: float  # the largest entry of the gradient there, in size; what certifies it
-    evaluations: int  # how often the function was asked
 
 
 def minimise(
@@ -27,8 +16,8 @@ def minimise(
     tolerance: float = 1e-7,
     change: float = 1e-14,
     max_iterations: int = 500,
-) -> Minimum:
-    """L-BFGS (scipy's), from a function that has its gradient.
+) -> Tensor:
+    """Where L-BFGS (scipy's) ends, from a function that has its gradient.
 
     Args:
         function: a point -> its value and its gradient there.
@@ -57,6 +46,4 @@ def minimise(
     first = start.detach().double().reshape(-1).numpy()
     with one_thread_in_scipy():
         found = minimize(flat, first, jac=True, method="L-BFGS-B", options=options)
-    point = torch.from_numpy(found.x).view(shape)
-    value, gradient = function(point)
-    return Minimum(point, float(value), float(gradient.abs().max()), int(found.nfev))
+    return torch.from_numpy(found.x).view(shape)

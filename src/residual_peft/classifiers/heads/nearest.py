@@ -10,7 +10,7 @@ from .finishing import finish, mean_loss
 from .images import Images
 from .left_out import leaving_of
 from .preparing import UnitRows
-from .rival import Rival, Shots, on_unit_rows, part_numbers, rival
+from .rival import LinearScorer, Rival, Shots, on_unit_rows, part_numbers, rival
 
 NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50)
 NEIGHBOUR_TEMPERATURE = 0.07
@@ -20,39 +20,22 @@ DEFAULT_TEMPERATURE = 10.0
 """Of cosines to single images: fitted to 5 to 17 with two images of each class of handwriting."""
 
 
-@dataclass(frozen=True)
-class ClassMeans:
-    """Cosines to the mean of each class's unit-norm rows."""
-
-    rows: UnitRows  # how features are prepared
-    means: Tensor  # of unit length (C, K)
-
-    @property
-    def parameter_count(self) -> int:
-        """C K, counted."""
-        return self.means.numel()
-
-    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-        """Cosines (M, C)."""
-        return self.rows(features) @ self.means.mT
-
-
 @on_unit_rows
 def fit_means(shots: Shots) -> Rival:
-    """Nearest class mean."""
+    """Nearest class mean: cosines to the mean of each class's unit-norm rows."""
     data, unit = shots.data, shots.unit
     sums = data.targets.mT @ unit
     leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
-    left = unit @ functional.normalize(sums, dim=1).mT
+    means = functional.normalize(sums, dim=1)
+    left = unit @ means.mT
     for part in leaving.parts:
         # only the classes that lose an image have another mean
         touched, own = data.labels[part].unique(return_inverse=True)
         without = sums[touched].index_add(0, own, unit[part], alpha=-1.0)
         cosines = unit[part] @ functional.normalize(without, dim=1).mT
         left[part[:, None], touched] = cosines
-    means = ClassMeans(shots.rows, functional.normalize(sums, dim=1))
     return rival(
-        means,
+        LinearScorer(shots.rows, means.mT),
         left,
         data,
         leaving.how,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import ResiDualError
-from .finishing import across_folds, folds_of, log_losses, mean_loss, part_of
+from .finishing import best_across_folds, folds_of, log_losses, part_of
 from .folds import FOLDS
 from .images import Images
 from .minimising import minimise
@@ -101,10 +101,8 @@ def fit_projection(
         def outside(kept: Tensor) -> Tensor:
             return torch.stack(problem.path(kept, tried, _COARSE), 1)
 
-        scores = across_folds(outside, fold)
-        losses = [mean_loss(found, data, known) for found in scores.unbind(1)]
-        number = min(range(len(losses)), key=losses.__getitem__)
-        best, left = tried[number], scores[:, number]
+        number, left = best_across_folds(outside, fold, data, known)
+        best = tried[number]
     scorer = problem.solve(best, tolerance)
     left = scorer.logits(data.features) if left is None else left
     return rival(scorer, left, data, how, known, with_text=False, chosen={"strength": best})
@@ -154,7 +152,7 @@ class _Problem:
         found = minimise(
             function, start * root, tolerance=limit, change=tolerance**2, max_iterations=300
         )
-        return found.point / root
+        return found / root
 
     def path(self, kept: Tensor, strengths: Sequence[float], tolerance: float) -> list[Tensor]:
         """Logits of the rows outside `kept`, for each strength from the last one's Δ on."""

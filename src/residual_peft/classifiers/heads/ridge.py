@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ResiDualError
-from .head import ClassHead
+from .head import ClassHead, FittedHead
 from .images import Images, checked, oddities
 from .left_out import How, Leaving, LeftOut, leaving_of
 from .smoother import Smoother
@@ -19,11 +19,9 @@ STRENGTHS = tuple(10 ** (step / 2) for step in range(4, -9, -1))
 
 
 @dataclass(frozen=True)
-class RidgeFit:
-    """A class head, what it says of the images left out, and how it came about."""
+class RidgeFit(FittedHead):
+    """A ridge's head, and how it came about."""
 
-    head: ClassHead  # fitted on all images
-    left_out: LeftOut  # of every training image, text weight and temperature applied
     # the strength, one number per class (C,); all equal unless images have several labels
     alpha: Tensor
     alphas: Tensor  # that were tried, from strong to weak (A,)
@@ -41,15 +39,6 @@ class RidgeFit:
     # what was chosen, for `RidgeSums` to change the head by; None where V is fitted to what the
     # text leaves, which no sums know of other images
     settings: RidgeSettings | None = None
-
-    @property
-    def parameter_count(self) -> int:
-        """Of the head."""
-        return self.head.parameter_count
-
-    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-        """As the head's, (M, K) and (M, C) -> (M, C)."""
-        return self.head.logits(features, zero_shot)
 
 
 def fit_ridge(

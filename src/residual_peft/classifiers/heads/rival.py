@@ -18,6 +18,31 @@ from .preparing import UnitRows
 
 
 @dataclass(frozen=True)
+class LinearScorer:
+    """f W + b of features of length 1, and α_k z_k where the text has a weight for each class."""
+
+    rows: UnitRows
+    weights: Tensor  # W (K, C)
+    offset: Tensor | None = None  # b (C,)
+    text_weights: Tensor | None = None  # α (C,)
+
+    @property
+    def parameter_count(self) -> int:
+        """K C, and C for each of b and α."""
+        parts = (self.weights, self.offset, self.text_weights)
+        return sum(part.numel() for part in parts if part is not None)
+
+    def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
+        """(M, K) and z (M, C), which counts where there is α -> (M, C)."""
+        found = self.rows(features) @ self.weights
+        if self.offset is not None:
+            found = found + self.offset
+        if self.text_weights is not None:
+            found = found + self.text_weights * text_of(found, zero_shot)
+        return found
+
+
+@dataclass(frozen=True)
 class Rival:
     """`a z + τ s`, with s a method's own scores: a `Scorer`."""
 

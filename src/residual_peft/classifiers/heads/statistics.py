@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from ...bases import processes
 from ...errors import ResiDualError
 from .images import checked_batch
 from .packing import checked_sums, half, whole
@@ -206,17 +207,13 @@ class HeadStatistics:
         )
 
     def across_processes(
-        self, summed: Callable[[Tensor], Tensor] | None = None
+        self, summed: Callable[[Tensor], Tensor] = processes.summed
     ) -> "HeadStatistics":
         """What all processes have seen, in each of them; every process has to call it.
 
         What is sent does not grow with images or processes. Processes without images take part.
-
-        Args:
-            summed: gives the sum of a tensor over all processes, and leaves the tensor; without,
-                `torch.distributed`'s on the CPU, as gloo does.
+        `summed` gives the sum of a tensor over all processes, and leaves the tensor.
         """
-        summed = _all_reduced if summed is None else summed
         count = summed(torch.tensor([self.rows, self.total], dtype=torch.float64))
         if float(count[0]) == 0:
             return self
@@ -297,9 +294,3 @@ class HeadStatistics:
                 f"per_class), got {own} and {its}: sums of other models or bases mean nothing "
                 "together."
             )
-
-
-def _all_reduced(tensor: Tensor) -> Tensor:
-    total = tensor.clone()
-    distributed.all_reduce(total)
-    return total

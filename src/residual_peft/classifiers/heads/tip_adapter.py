@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .finishing import across_folds, folds_of, mean_loss, part_of
+from .finishing import best_across_folds, folds_of, mean_loss, part_of
 from .folds import FOLDS
 from .images import Images
 from .left_out import leaving_of
@@ -133,14 +133,12 @@ def fit_tip_adapter_f(
         found = [_scores(rows, some, targets, text, *two) for some, two in pairs]
         return torch.stack(found, dim=1)
 
-    scores = across_folds(outside, fold)
-    losses = torch.tensor([mean_loss(found, data, known) for found in scores.unbind(1)])
-    best = int(losses.argmin())
+    best, left = best_across_folds(outside, fold, data, known)
     epoch, two = stops[best // len(tried)], tried[best % len(tried)]
     (keys,) = trained(everything, [epoch])
     scorer = Cache(cache.rows, keys, data.targets, *two, trained=True)
     chosen = {"epoch": epoch, "sharpness": two[0], "weight": two[1]}
-    return rival(scorer, scores[:, best], data, how, known, with_text=False, chosen=chosen)
+    return rival(scorer, left, data, how, known, with_text=False, chosen=chosen)
 
 
 def _scores(

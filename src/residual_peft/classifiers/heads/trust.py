@@ -118,5 +118,5 @@ def _rate_and_temperature(logits: Tensor, labels: Tensor) -> tuple[float, float]
         return value.detach(), gradient
 
     first = torch.tensor([_FIRST_RATE, 1.0]).double().log()
-    found = minimise(function, first, tolerance=1e-9).point
+    found = minimise(function, first, tolerance=1e-9)
     return float(found[0].sigmoid()), float(found[1].exp())

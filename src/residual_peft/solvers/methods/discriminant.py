@@ -41,7 +41,7 @@ def _discriminant(rows: Rows) -> Outcome:
         left,
         done.parameter_count,
         head=trained(head, "embedding", "discriminant", own),
-        strength=done.shrinkage,
+        strength=done.model.shrinkage,
     )
 
 
