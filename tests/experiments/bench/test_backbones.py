@@ -16,10 +16,10 @@ from residual_peft.experiments.bench.backbones import (
     BACKBONES,
     RATES,
     VERA_RANK,
-    Training,
     queries_and_values,
     tower_weights,
 )
+from residual_peft.experiments.bench.descent import Training
 from residual_peft.experiments.bench.encoding import Pair
 from residual_peft.experiments.bench.entries import Protocol
 from residual_peft.experiments.bench.images import load_images
@@ -52,7 +52,7 @@ def test_lora_is_pefts_trained_in_a_plain_loop(registry, pair: Pair, monkeypatch
     """From the same seed: PEFT's LoRA, AdamW, warm-up and cosine, clipped, the middle rate."""
     monkeypatch.setattr(descent.train, "__defaults__", (6,))
     given = few(pair)
-    fitted = BACKBONES["lora"](Training(replace(given.rows, fold=None), given.images, 5))
+    fitted = BACKBONES["lora"](Training(replace(given.rows, fold=None), given.learned, 5))
     base = load_backbone(registry.models["tiny"].source).model
     torch.manual_seed(5)
     model = get_peft_model(
@@ -60,7 +60,7 @@ def test_lora_is_pefts_trained_in_a_plain_loop(registry, pair: Pair, monkeypatch
         LoraConfig(r=8, lora_alpha=16, target_modules=r".*vision_model.*\.(q|v)_proj"),
     )
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    images, labels = pixels(given.images), given.rows.labels
+    images, labels = pixels(given.learned.images), given.rows.labels
     texts, scale = given.rows.classifier.class_embeddings, given.rows.classifier.logit_scale
 
     def readouts(inputs: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def trains_a_copy(pair: Pair, name: str) -> None:
     modules, flags = list(model.named_modules()), [p.requires_grad for p in model.parameters()]
     given = few(pair)
     pair.seen("test").pixels.forget()
-    fitted = BACKBONES[name](Training(given.rows, given.images, 0))
+    fitted = BACKBONES[name](Training(given.rows, given.learned, 0))
     assert not pair.seen("test").pixels._kept
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -135,7 +135,7 @@ def trains_a_copy(pair: Pair, name: str) -> None:
     assert pair.seen("test").pixels._kept
     assert torch.equal(fitted.encode(given.test.images), seen.readout)
     assert torch.equal(fitted.adapted(seen), seen.readout)
-    (learned,) = [fitted.seen(given.rows.data, given.images)]
+    (learned,) = [fitted.seen(given.rows.data, given.learned.images)]
     loss = torch.nn.functional.cross_entropy
     labels, classifier = given.rows.labels, given.rows.classifier
     assert loss(fitted.logits(learned), labels) < loss(given.rows.zero_shot, labels)
@@ -149,7 +149,7 @@ def test_new_classes_and_other_tasks_are_asked_of_the_changed_tower(
     results = run_registry(registry.only(protocols=["halves"]), tmp_path, say=lambda line: None)
     before, result = (r for r in results if r.data == "grey")
     given = few(pair, 3, kind="base-to-novel")
-    fitted = BACKBONES["lora"](Training(given.rows, given.images, 0))
+    fitted = BACKBONES["lora"](Training(given.rows, given.learned, 0))
     (seen,), (novel,) = given.test.seen(fitted), given.novel.seen(fitted)
     right = fitted.logits(seen).argmax(1) == given.test.data.labels
     assert torch.equal(result.hits, right)

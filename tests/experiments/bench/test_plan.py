@@ -91,6 +91,7 @@ def test_what_is_drawn_at_most(registry) -> None:
         for protocols in (
             [Protocol("shots", 2, seeds=(0, 1)), Protocol("shots", 5, seeds=(1, 2))],
             [Protocol("shots", 1), Protocol("base-to-novel", 3, seeds=(0, 4))],
+            [Protocol("shots", 1, 4), Protocol("shots", 2, validation_shots=1)],
             [Protocol("base-to-novel")],
             [Protocol("full"), Protocol("shots", 1)],
         ):

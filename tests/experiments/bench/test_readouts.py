@@ -9,7 +9,7 @@ from torch import Tensor
 from residual_peft.bases.decomposition import decompose
 from residual_peft.classifiers.heads.calibrating import calibrate
 from residual_peft.data import batches
-from residual_peft.experiments.bench.descent import HELD_OUT
+from residual_peft.experiments.bench.descent import HELD_OUT, Training
 from residual_peft.experiments.bench.encoding import Pair
 from residual_peft.experiments.bench.others import another_adapter
 from residual_peft.experiments.bench.readouts import (
@@ -109,7 +109,8 @@ def test_they_learn_and_new_texts_can_be_asked(pairs, names: list[str]) -> None:
 def learns(pair: Pair, name: str) -> None:
     given = few(pair)
     rows, data = given.rows, given.test.data
-    fitted = READOUTS[name](rows, 0)
+    training = Training(rows, given.learned, 0)
+    fitted = READOUTS[name](training)
     counts = {"coarse": 4, "rd-y": 16, "lin": 16 * 17, "gains-text-basis": 6 * 4}
     whole = rows.data.state.gains.number
     if name == "residual-star":
@@ -124,7 +125,7 @@ def learns(pair: Pair, name: str) -> None:
 
     before = right(rows.zero_shot, rows.labels)
     assert right(fitted.logits(rows.data), rows.labels) > before
-    again = READOUTS[name](rows, 0)
+    again = READOUTS[name](training)
     assert torch.equal(fitted.logits(data), again.logits(data))
     if name in ("residual", "lin", "gains-adamw"):  # whose classes are their texts
         readout = fitted.adapted(data)
@@ -137,7 +138,7 @@ def test_gains_on_a_line(pairs) -> None:
     """From zero-shot to the fit, the share by what is said of held-out images without them."""
     given = few(pairs["weights"], shots=8)
     rows, data = given.rows, given.test.data
-    fitted = READOUTS["gains-interpolated"](rows, 0)
+    fitted = READOUTS["gains-interpolated"](Training(rows, given.learned, 0))
     outcome = METHODS["gains"].run(rows)
     torch.testing.assert_close(fitted.curve[0.0].adapted(data), data.readout)
     ends = data.readout, data.adapted(outcome.gains)

@@ -23,6 +23,7 @@ from residual_peft.data import batches, load_data
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments.bench.entries import Protocol
 from residual_peft.experiments.bench.fits import FITS, STRENGTHS
+from residual_peft.experiments.bench.images import load_images
 from residual_peft.experiments.bench.protocols import draw
 from residual_peft.experiments.bench.registry import Registry
 from residual_peft.experiments.bench.results import Result, append, latest, packed, read_results
@@ -317,3 +318,25 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch) -> None:
     assert path.read_bytes() == whole
     append(path, replace(_any_result(), seed=2))
     assert [result.seed for result in read_results(tmp_path)] == [0, 2]
+
+
+def test_images_to_choose_by_change_nothing_else(registry, tmp_path: Path) -> None:
+    """The same training images with and without them, and answers of what does not use them."""
+    protocols = {"alone": Protocol("shots", 3, seeds=(2,)),
+                 "beside": Protocol("shots", 3, 5, seeds=(2,))}  # fmt: skip
+    methods = ("ridge", "lin", "gains-interpolated")
+    own = replace(registry, protocols=protocols, methods=methods).only(data=["grey"])
+    found = {(r.protocol, r.method): r for r in run_registry(own, tmp_path, say=id)}
+    alone, beside = (found[name, "ridge"] for name in protocols)
+    assert (alone.right, alone.images["train"]) == (beside.right, 12)
+    assert beside.images == {**alone.images, "validation": 20}
+    assert "chosen by 20 validation images" in found["beside", "lin"].notes[0]
+    assert "chosen by 20 validation images" in found["beside", "gains-interpolated"].notes[-1]
+    labels = torch.tensor(load_images(registry.data["grey"]).train["label"])
+    one, other = (draw(protocol, labels, 4, 2) for protocol in protocols.values())
+    assert torch.equal(one.rows, other.rows)
+    assert not one.validation.numel()
+    assert not torch.isin(other.validation, other.rows).any()
+    assert labels[other.validation].bincount().tolist() == [5] * 4
+    with pytest.raises(ResiDualError, match="validation_shots beside shots"):
+        Protocol("full", validation_shots=2)

@@ -7,7 +7,6 @@ and a cosine schedule, as in `experiments.lora`; rate and epochs are chosen as `
 
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +14,14 @@ from peft import IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import Tensor, nn
 
 from ...bases.reading import reading
-from ...classifiers.zero_shot import ZeroShotClassifier
 from ...errors import ResiDualError
-from ...solvers.methods import Rows
 from ...towers.anatomy import ParameterProjection, TowerAnatomy, path_of
 from ...towers.inputs import checked_inputs
 from ...towers.registry import find_tower
 from ...towers.running import run_tower
 from ...tuner import ResiDualConfig, adapter_basis, fit_bases
 from ..lora import LoraSettings, adapter_bytes
-from .descent import train
+from .descent import Training, train
 from .fits import BYTES, Fitted, text_logits
 from .pixels import Images
 from .placing import on_accelerator
@@ -44,31 +41,15 @@ WARM_UP, LARGEST_GRADIENT = 0.1, 1.0
 VERA_RANK = 256
 
 
-@dataclass(frozen=True)
-class Training:
-    """What a method is given.
-
-    Attributes:
-        rows: the training images' coordinates, labels and folds.
-        images: the same images, in the same order.
-        seed: of the run.
-    """
-
-    rows: Rows
-    images: Images
-    seed: int
-
-
 class Backwards:
     """Weights that are trained through the tower, from where they are now."""
 
     scheduled = True
 
-    def __init__(
-        self, classifier: ZeroShotClassifier, model: nn.Module, images: Images, labels: Tensor
-    ) -> None:
-        self.classifier, self.images, self.model = copy(classifier), images, model
-        self.classifier.model, self.labels = model, labels
+    def __init__(self, training: Training, model: nn.Module) -> None:
+        self.classifier, self.model = copy(training.rows.classifier), model
+        self.classifier.model = model
+        self.images, self.labels = training.learned.images, training.learned.data.labels
         self.anatomy = find_tower(model)
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         self.start = [weight.detach().clone() for weight in self.trained]
@@ -102,7 +83,7 @@ class Backwards:
             self.schedule.step()
 
     def logits(self, places: Tensor) -> Tensor:
-        """Of training images."""
+        """Of learned images."""
         return text_logits(self.classifier, self.encode(self.images.some(places)))
 
     def encode(self, images: Images) -> Tensor:
@@ -118,10 +99,9 @@ def fit_backwards(
 
     The rate is one of `rates`; `sizes` gives the bytes of what predicting needs beside the model.
     """
-    rows = training.rows
     with on_accelerator(model):
-        learner = Backwards(rows.classifier, model, training.images, rows.labels)
-        choice = train(learner, rows, rates, training.seed)
+        learner = Backwards(training, model)
+        choice = train(learner, training, rates)
     model.eval()
     model.requires_grad_(False)
     count = sum(weight.numel() for weight in learner.trained)

@@ -2,7 +2,8 @@
 
 The paper's budget for every method (`method.md`, section 4): at most 30 epochs, and no more once
 five in a row were no better. What is equal on top of it: three rates each, and one fold of the
-training images, the same for all, to choose by; then all images are trained on.
+training images, the same for all, to choose by; then all training images are trained on. Where a
+protocol draws images to choose by, these are taken in place of the fold.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,9 @@ from torch import Tensor
 from ...classifiers.heads.calibrating import calibrate
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...errors import counted
+from ...solvers.coordinates import Coordinates
 from ...solvers.methods import Rows
+from .pixels import Images
 
 EPOCHS, PATIENCE = 30, 5
 LARGEST_BATCH, SMALLEST_BATCH, STEPS = 64, 8, 8
@@ -26,8 +29,69 @@ HELD_OUT, HELD_OUT_SHARE = 0, 1 / 5
 """Which fold, and how much of the images it is, of five images per class or more."""
 
 
+@dataclass(frozen=True)
+class Learned:
+    """Training images (N,), then V to choose by: their coordinates, and the same as pictures."""
+
+    data: Coordinates
+    images: Images
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a method is given.
+
+    Attributes:
+        rows: the training images' coordinates, labels and folds.
+        learned: these images in the same order, and those to choose by.
+        seed: of the run.
+    """
+
+    rows: Rows
+    learned: Learned
+    seed: int
+
+    @property
+    def images(self) -> Images:
+        """The training images as pictures."""
+        return self.learned.images.some(torch.arange(len(self.rows.labels)))
+
+    def held_out(self) -> "HeldOut | None":
+        """What is chosen by; None where there is nothing."""
+        count, every = len(self.rows.labels), torch.arange(len(self.learned.data.labels))
+        if len(every) > count:
+            return HeldOut(every[:count], every[count:], self.rows.classifier, "validation image")
+        if self.rows.fold is None:
+            return None
+        held = self.rows.fold == HELD_OUT
+        classifier = self.rows.classifier_without(HELD_OUT)
+        return HeldOut(every[~held], every[held], classifier, "held-out training image")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What choices are made by.
+
+    Attributes:
+        inside: places of the images that are trained on meanwhile, among the learned ones.
+        outside: of those that choose.
+        classifier: that has seen none of the latter.
+        called: what one of them is, in words.
+    """
+
+    inside: Tensor
+    outside: Tensor
+    classifier: ZeroShotClassifier
+    called: str
+
+    @property
+    def chosen(self) -> str:
+        """By what, in words."""
+        return f"chosen by {counted(len(self.outside), self.called)}"
+
+
 class Learner(Protocol):
-    """What is trained by steps; images are named by their places (n,) among the training images.
+    """What is trained by steps; images are named by their places (n,) among the learned ones.
 
     Attributes:
         classifier: whose classes it is trained to tell, its own copy.
@@ -54,43 +118,35 @@ class Choice:
     """What was chosen."""
 
     rate: float  # of the optimizer
-    epochs: int  # that all images are trained for; 0 where no epoch bettered the start
-    held_out: int  # images it was chosen by; 0 where none could be held out
-    log_loss: float | None  # of these, at the temperature that suits them best; None without
+    epochs: int  # that all training images are trained for; 0 where none bettered the start
+    how: str = "not chosen, as no image could be held out"  # by which images, in words
+    log_loss: float | None = None  # of these, at the temperature that suits them best
 
     @property
     def note(self) -> str:
         """For a row."""
-        how = (
-            f"chosen by {counted(self.held_out, 'held-out training image')}"
-            if self.held_out
-            else "not chosen, as no image could be held out"
-        )
-        return f"rate {self.rate:g}, {counted(self.epochs, 'epoch')}: {how}."
+        return f"rate {self.rate:g}, {counted(self.epochs, 'epoch')}: {self.how}."
 
 
 def train(
-    learner: Learner,
-    rows: Rows,
-    rates: Sequence[float],
-    seed: int,
-    epochs: int = EPOCHS,
+    learner: Learner, training: Training, rates: Sequence[float], epochs: int = EPOCHS
 ) -> Choice:
-    """Choose rate and epochs on a held-out fold, then train on all images with these.
+    """Choose rate and epochs on images that are held out, then train on all training images so.
 
-    Without folds the middle of the three increasing rates and all epochs are taken. The learner is
-    left as trained on all images.
+    Without anything to choose by, the middle of the three increasing rates and all epochs are
+    taken. The learner is left as trained on all training images.
     """
-    choice = Choice(rates[len(rates) // 2], epochs, 0, None)
-    labels = rows.labels
-    if rows.fold is not None:
-        held = rows.fold == HELD_OUT
-        with _classes(learner, rows.classifier_without(HELD_OUT).class_embeddings):
-            tried = [_tried(learner, labels, held, rate, seed, epochs) for rate in rates]
+    choice = Choice(rates[len(rates) // 2], epochs)
+    count, held = len(training.rows.labels), training.held_out()
+    if held is not None:
+        labels = training.learned.data.labels[held.outside]
+        run = _Run(learner, held.inside, count, epochs, training.seed)
+        with _classes(learner, held.classifier.class_embeddings):
+            tried = [_tried(run, held, labels, rate) for rate in rates]
         choice = min(tried, key=lambda one: (one.log_loss is None, one.log_loss))
         if learner.scheduled and choice.epochs:
             choice = replace(choice, epochs=epochs)
-    run = _Run(learner, torch.arange(len(labels)), len(labels), epochs, seed)
+    run = _Run(learner, torch.arange(count), count, epochs, training.seed)
     run.begin(choice.rate)
     for _ in range(choice.epochs):
         run.epoch()
@@ -108,9 +164,15 @@ def _classes(learner: Learner, embeddings: Tensor) -> Iterator[None]:
         learner.classifier.class_embeddings = own
 
 
-def passes(images: int) -> int:
-    """Images that a method reads forward and back to choose and to train on so many, at most."""
-    return EPOCHS * (images + RATES * (images - round(images * HELD_OUT_SHARE)))
+def passes(images: int, validation: int = 0) -> int:
+    """Images that a method reads forward and back to choose and to train on so many, at most.
+
+    Args:
+        images: training images.
+        validation: others to choose by; a fold of the training images is held out without.
+    """
+    held = 0 if validation else round(images * HELD_OUT_SHARE)
+    return EPOCHS * (images + RATES * (images - held))
 
 
 @dataclass
@@ -135,21 +197,17 @@ class _Run:
         self.learner.epoch(self.places[order], self.size)
 
 
-def _tried(
-    learner: Learner, labels: Tensor, held: Tensor, rate: float, seed: int, epochs: int
-) -> Choice:
-    """One rate, and its best epoch; the start counts as one."""
-    outside = held.nonzero().flatten()
-    run = _Run(learner, (~held).nonzero().flatten(), len(labels), epochs, seed)
+def _tried(run: _Run, held: HeldOut, labels: Tensor, rate: float) -> Choice:
+    """One rate, and its best epoch by images of some labels; the start counts as one."""
     run.begin(rate)
-    best, least = 0, log_loss(learner.logits(outside), labels[outside])
-    for epoch in range(1, epochs + 1):
+    best, least = 0, log_loss(run.learner.logits(held.outside), labels)
+    for epoch in range(1, run.epochs + 1):
         run.epoch()
-        if (loss := log_loss(learner.logits(outside), labels[outside])) < least:
+        if (loss := log_loss(run.learner.logits(held.outside), labels)) < least:
             best, least = epoch, loss
         elif epoch - best >= PATIENCE:
             break
-    return Choice(rate, best, len(outside), least)
+    return Choice(rate, best, held.chosen, least)
 
 
 def log_loss(logits: Tensor, labels: Tensor) -> float:

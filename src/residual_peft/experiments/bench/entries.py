@@ -77,11 +77,15 @@ class Protocol:
 
     # "full": all of them; "shots": so many of each class, drawn anew with each seed;
     # "base-to-novel": so many of each class of a random half of the classes, and the other half is
-    # asked for, too. No method sees another labelled image: what it chooses, it chooses on training
-    # images that it leaves out, so that there is no validation set
+    # asked for, too. What a method chooses, it chooses on training images that it leaves out,
+    # unless there are validation_shots
     kind: Literal["full", "shots", "base-to-novel"]
     # images of each class; with "base-to-novel" all when None
     shots: Annotated[int, Within(1, 10**6)] | None = None
+    # so many other images of each class, by which methods that train by steps choose rate and
+    # epochs, and which nothing is fitted on; those that leave out exactly, or by folds, do so
+    # either way
+    validation_shots: Annotated[int, Within(1, 10**6)] | None = None
     seeds: Seeds = (0,)  # of the draws
     # methods that are left out, such as those that compare all images with all
     without: tuple[str, ...] = ()
@@ -98,6 +102,11 @@ class Protocol:
             raise ResiDualError(
                 f"wanted shots with the kind 'shots', and none with 'full', got {self.kind!r} "
                 f"with shots={self.shots}"
+            )
+        if self.validation_shots and not self.shots:
+            raise ResiDualError(
+                "wanted validation_shots beside shots: of a protocol without, all images are "
+                "trained on"
             )
         if self.corruptions and self.kind == "base-to-novel":
             raise ResiDualError(

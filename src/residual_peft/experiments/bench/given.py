@@ -15,6 +15,7 @@ from ...errors import ResiDualError
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import Rows
 from ...solvers.store import CoordinateStore
+from .descent import Learned
 from .encoding import Pair
 from .entries import Protocol
 from .fits import Fitted, text_logits
@@ -33,7 +34,7 @@ class Given:
     """
 
     rows: Rows
-    images: Images  # the rows' own, in their order
+    learned: Learned
     test: "Asked"
     novel: "Asked | None" = None
     of_novel: ZeroShotClassifier | None = None
@@ -47,8 +48,9 @@ class Given:
         Raises:
             ResiDualError: a class without images is asked for, and the model knows no texts.
         """
-        train = within(pair.learned(drawn.rows), drawn.classes)
-        images = pair.seen("train", drawn.rows)
+        both = within(pair.learned(drawn.learned), drawn.classes)
+        train = both.rows(torch.arange(len(drawn.rows)))
+        learned = Learned(both, pair.seen("train", drawn.learned))
         if not len(drawn.novel):
             shifted = {
                 name: Asked(pair.store(where), pair.seen(where))
@@ -58,7 +60,7 @@ class Given:
                 pair.rows(pair.classifier(train), train),
                 Asked(pair.test, pair.seen("test")),
             )
-            return cls(rows, images, test, subgroups=pair.subgroups, shifted=shifted)
+            return cls(rows, learned, test, subgroups=pair.subgroups, shifted=shifted)
         if not pair.tower.has_text:
             raise ResiDualError(
                 "wanted a model with a text tower to tell classes without images, got none: leave "
@@ -67,11 +69,19 @@ class Given:
         classifier = of_classes(pair.texts, drawn.classes)
         return cls(
             pair.rows(classifier, train),
-            images,
+            learned,
             Asked.within(pair, drawn.classes),
             Asked.within(pair, drawn.novel),
             of_classes(pair.texts, drawn.novel),
         )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images to train on, to choose by, where there are any, and to test on."""
+        train = len(self.rows.labels)
+        validation = len(self.learned.data.labels) - train
+        beside = {"validation": validation} if validation else {}
+        return {"train": train, **beside, "test": len(self.test)}
 
     def measured(self, fitted: Fitted) -> dict[str, Any]:
         """The measures of a result that are told by answers."""

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .backbones import BACKBONES, Training
+from .backbones import BACKBONES
+from .descent import Training
 from .fits import FITS, Fit, Fitted
 from .readouts import READOUTS
 
@@ -22,13 +23,9 @@ def _on_rows(fit: Fit) -> Method:
     return Method(lambda training: fit(training.rows))
 
 
-def _seeded(fit: "Callable[..., Fitted]") -> Method:
-    return Method(lambda training: fit(training.rows, training.seed))
-
-
 METHODS: dict[str, Method] = {
     **{name: _on_rows(fit) for name, fit in FITS.items()},
-    **{name: _seeded(fit) for name, fit in READOUTS.items()},
+    **{name: Method(fit) for name, fit in READOUTS.items()},
     **{name: Method(fit, backwards=True) for name, fit in BACKBONES.items()},
 }
 """By name, in the order of a table."""

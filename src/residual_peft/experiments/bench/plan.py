@@ -244,22 +244,23 @@ def _passes(
 
     Such a run tells what is forgotten, on the test images of every data set: `asked`.
     """
-    train = None if images is None else _drawn(protocol, images)
-    if train is None:
+    if images is None or (drawn := _drawn(protocol, images)) is None:
         return None, None
-    held = round(train * HELD_OUT_SHARE)
-    return passes(train), _sum([RATES * (EPOCHS + 1) * held, *asked])
+    train, validation = drawn
+    held = validation or round(train * HELD_OUT_SHARE)
+    return passes(train, validation), _sum([RATES * (EPOCHS + 1) * held, *asked])
 
 
-def _drawn(protocol: Protocol, images: _Images) -> int | None:
-    """Training images of one draw; None where classes are to be counted and are not known."""
+def _drawn(protocol: Protocol, images: _Images) -> tuple[int, int] | None:
+    """Images of one draw to train on and to choose by; None where classes are not known."""
     halves = protocol.kind == "base-to-novel"
     if protocol.shots is None:
-        return -(-images.train // 2) if halves else images.train
+        return (-(-images.train // 2) if halves else images.train), 0
     if images.classes is None:
         return None
     classes = -(-images.classes // 2) if halves else images.classes
-    return min(images.train, protocol.shots * classes)
+    train = min(images.train, protocol.shots * classes)
+    return train, min(images.train - train, (protocol.validation_shots or 0) * classes)
 
 
 def _most(values: list[int | None]) -> int | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,12 @@ class Draw:
     rows: Tensor  # training images, numbers in the training split, by class
     classes: Tensor  # numbers of the classes that are trained on, increasing
     novel: Tensor  # those of the others
+    validation: Tensor = field(default_factory=lambda: torch.arange(0))  # images to choose by
+
+    @property
+    def learned(self) -> Tensor:
+        """Training images, then those to choose by."""
+        return torch.cat([self.rows, self.validation])
 
 
 def draw(protocol: Protocol, labels: Tensor, class_count: int, seed: int) -> Draw:
@@ -43,11 +49,13 @@ def draw(protocol: Protocol, labels: Tensor, class_count: int, seed: int) -> Dra
         classes, novel = order[:half].sort().values, order[half:].sort().values
     if protocol.shots is None:
         return Draw(torch.isin(labels, classes).nonzero().flatten(), classes, novel)
-    drawn = []
+    drawn, beside, last = [], [], protocol.shots + (protocol.validation_shots or 0)
     for label in classes:
         index = (labels == label).nonzero().flatten()
-        drawn.append(index[torch.randperm(len(index), generator=generator)[: protocol.shots]])
-    return Draw(torch.cat(drawn), classes, novel)
+        index = index[torch.randperm(len(index), generator=generator)]
+        drawn.append(index[: protocol.shots])
+        beside.append(index[protocol.shots : last])
+    return Draw(torch.cat(drawn), classes, novel, torch.cat(beside))
 
 
 def needed(protocols: Iterable[Protocol], labels: Tensor, class_count: int) -> Tensor:
@@ -56,7 +64,7 @@ def needed(protocols: Iterable[Protocol], labels: Tensor, class_count: int) -> T
     for protocol in protocols:
         for seed in protocol.seeds:
             with suppress(ResiDualError):  # what cannot be drawn is said where it is run
-                found.append(draw(protocol, labels, class_count, seed).rows)
+                found.append(draw(protocol, labels, class_count, seed).learned)
     return torch.cat(found).unique()
 
 
@@ -78,7 +86,8 @@ def most_needed(protocols: Iterable[Protocol], train: int, class_count: int | No
                 return None
             else:
                 classes = class_count if protocol.kind == "shots" else -(-class_count // 2)
-                drawn[place] = max(drawn.get(place, 0), protocol.shots * classes)
+                shots = protocol.shots + (protocol.validation_shots or 0)
+                drawn[place] = max(drawn.get(place, 0), shots * classes)
     return min(train, sum(drawn.values()))
 
 

@@ -18,12 +18,11 @@ from torch.nn import functional
 from ...bases.basis import SpectralBasis
 from ...bases.spectra import spectrum
 from ...classifiers.zero_shot import ZeroShotClassifier
-from ...errors import counted
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import METHODS, Outcome, Rows
 from ...towers.units import Unit
 from ...tuner import ResiDualConfig, adapter_basis, gains_of
-from .descent import HELD_OUT, log_loss, train
+from .descent import Training, log_loss, train
 from .fits import BYTES, Fitted, bytes_of, text_logits
 from .others import another_adapter
 
@@ -90,32 +89,32 @@ class Stepwise:
 
 
 def stepwise_gains(
-    rows: Rows, seed: int, config: ResiDualConfig | None = None, basis: Basis = lambda rows: None
+    training: Training, config: ResiDualConfig | None = None, basis: Basis = lambda rows: None
 ) -> Fitted:
     """Gains by schedule-free AdamW on the classifier's own texts; our default's without a config.
 
     The seed is of the start, where it is drawn, and of the order of the images; the adapter's basis
-    is the model's weights' where `basis` gives None.
+    is the model's weights' where `basis` gives None of the training images.
     """
+    rows = training.rows
     if config is None:
         start = torch.full_like(gains_of(rows.classifier.model).detach().cpu(), 1.0)
-        return _descended(rows, rows.data, start, seed, lambda data: data)
-    with another_adapter(rows, replace(config, seed=seed), basis(rows)) as other:
+        return _descended(training, start, lambda data: data)
+    with another_adapter(rows, replace(config, seed=training.seed), basis(rows)) as other:
         start = gains_of(rows.classifier.model).detach().cpu().clone()
-    return _descended(rows, other(rows.data), start, seed, other)
+    return _descended(training, start, other)
 
 
 def _descended(
-    rows: Rows,
-    data: Coordinates,
-    start: Tensor,
-    seed: int,
-    view: Callable[[Coordinates], Coordinates],
+    training: Training, start: Tensor, view: Callable[[Coordinates], Coordinates]
 ) -> Fitted:
     learner = Stepwise(
-        rows.classifier, data, {"gains": start}, lambda found, some: some.adapted(found["gains"])
+        training.rows.classifier,
+        view(training.learned.data),
+        {"gains": start},
+        lambda found, some: some.adapted(found["gains"]),
     )
-    choice = train(learner, rows, GAIN_RATES, seed)
+    choice = train(learner, training, GAIN_RATES)
     return learner.fitted(view, choice.note)
 
 
@@ -167,12 +166,13 @@ def text_basis(rows: Rows) -> SpectralBasis:
     )
 
 
-def text_aligned(rows: Rows, seed: int) -> Fitted:
+def text_aligned(training: Training) -> Fitted:
     """Gains as our default fits them, on directions that are the classes' own.
 
     Raises:
         ResiDualError: classes that are means of the images.
     """
+    rows = training.rows
     rows.check_texts("directions that are the classes' own")
     with another_adapter(rows, ResiDualConfig(), text_basis(rows)) as other:
         outcome = METHODS["gains"].run(replace(rows, data=other(rows.data)))
@@ -188,24 +188,22 @@ def text_aligned(rows: Rows, seed: int) -> Fitted:
     )
 
 
-def interpolated(rows: Rows, seed: int) -> Fitted:
+def interpolated(training: Training) -> Fitted:
     """Our default's gains on the line from 1 to where they were fitted, 1 + t (λ − 1).
 
     As WiSE-FT does with weights (Wortsman et al., 2022); t by what gains that were fitted without
-    the held-out fold say of it.
+    the held-out images say of them.
     """
     method, share, notes = METHODS["gains"], 1.0, ("t 1: not chosen, as none was held out.",)
-    if rows.fold is not None:
-        held = rows.fold == HELD_OUT
-        outside, inside = (part.nonzero().flatten() for part in (held, ~held))
-        classifier = rows.classifier_without(HELD_OUT)
-        without = method.run(replace(rows.some(inside), classifier=classifier))
-        labels = rows.labels[outside]
-        data = rows.data.rows(outside)
-        said = {t: _at(without, t).logits(classifier, data) for t in LINE}
-        share = min(LINE, key=lambda t: log_loss(said[t], labels))
-        notes = (f"t {share:g}: chosen by {counted(len(labels), 'held-out training image')}.",)
+    rows, held = training.rows, training.held_out()
     outcome = method.run(rows)
+    if held is not None:
+        without, data = outcome, training.learned.data.rows(held.outside)
+        if len(held.inside) < len(rows.labels):
+            without = method.run(replace(rows.some(held.inside), classifier=held.classifier))
+        said = {t: _at(without, t).logits(held.classifier, data) for t in LINE}
+        share = min(LINE, key=lambda t: log_loss(said[t], data.labels))
+        notes = (f"t {share:g}: {held.chosen}.",)
 
     def fitted(t: float, **more: Any) -> Fitted:
         at = _at(outcome, t)
@@ -227,24 +225,25 @@ def _at(outcome: Outcome, t: float) -> Outcome:
     return replace(outcome, gains=1 + t * (outcome.gains - 1))
 
 
-def linear(rows: Rows, seed: int) -> Fitted:
+def linear(training: Training) -> Fitted:
     """The paper's "Lin": y' = A y + a from the identity, without a penalty."""
-    width = rows.data.readout.shape[1]
+    data = training.learned.data
+    width = data.readout.shape[1]
     learner = Stepwise(
-        rows.classifier,
-        rows.data,
+        training.rows.classifier,
+        data,
         {"weight": torch.eye(width), "bias": torch.zeros(width)},
         lambda found, some: functional.linear(some.readout.float(), found["weight"], found["bias"]),
     )
-    choice = train(learner, rows, LINEAR_RATES, seed)
+    choice = train(learner, training, LINEAR_RATES)
     return learner.fitted(lambda data: data, choice.note)
 
 
-def _paper(name: str, basis: Basis) -> Callable[[Rows, int], Fitted]:
+def _paper(name: str, basis: Basis) -> Callable[[Training], Fitted]:
     return partial(stepwise_gains, config=ResiDualConfig.paper(name), basis=basis)
 
 
-READOUTS: dict[str, Callable[[Rows, int], Fitted]] = {
+READOUTS: dict[str, Callable[[Training], Fitted]] = {
     "gains-adamw": stepwise_gains,
     "gains-interpolated": interpolated,
     "gains-text-basis": text_aligned,

@@ -32,7 +32,7 @@ MOST_BYTES = 2**20
 ADVICE = "`residual-peft bench --help` says where an example of a registry lies."
 WEIGHTS, OWN = "weights", "own"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-_LATER = ("shifted", "subgroups", "subgroup_names", "corruptions", "severities")
+_LATER = ("shifted", "subgroups", "subgroup_names", "corruptions", "severities", "validation_shots")
 """Fields that came after results were kept: where they ask for nothing, those results hold."""
 T = TypeVar("T")
 

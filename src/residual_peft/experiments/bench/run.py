@@ -16,7 +16,7 @@ from ...data.metrics import accuracy
 from ...errors import ResiDualError, counted, printable
 from ...hub.machine import versions
 from ...hub.places import check_place
-from .backbones import Training
+from .descent import Training
 from .encoding import Pair, Tower
 from .fits import Fitted, text_logits
 from .given import Asked, Given, answers
@@ -184,7 +184,7 @@ class _Bench:
         model, data, protocol, seed, method = run
         with watched_memory() as memory:
             started = time.perf_counter()
-            fitted = METHODS[method].fit(Training(given.rows, given.images, seed))
+            fitted = METHODS[method].fit(Training(given.rows, given.learned, seed))
             seconds = time.perf_counter() - started
         result = Result(
             model,
@@ -201,7 +201,7 @@ class _Bench:
             peak_memory=memory.peak,
             mean_memory=memory.mean,
             accelerator_memory=memory.accelerator,
-            images={"train": len(given.rows.labels), "test": len(given.test)},
+            images=given.counts,
             split=split_digest(pair.images),
             weights=pair.tower.weights,
             class_names=pair.images.class_names,
