@@ -1,5 +1,7 @@
 """What is larger than memory is fitted as what is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,6 @@ from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import ProcessedImages
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers import large
-from residual_peft.solvers.coordinates import joined
 from residual_peft.solvers.methods import METHODS, with_gains
 from residual_peft.solvers.objectives import Objective
 from residual_peft.solvers.store import Stores, write_coordinates
@@ -54,7 +55,10 @@ def stores(tmp_path_factory):
 
 def test_several_stores_are_as_one(stores):
     _, seen = stores
-    whole = joined([store.load() for store in seen.stores])
+    parts = [part for store in seen.stores for part in store.parts]
+    names = ("readout", "labels", "coordinates")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    whole = replace(parts[0], **joined)
     assert len(seen) == len(whole) == 150
     assert len(seen.parts) == 5
     torch.testing.assert_close(seen.labels, whole.labels)

@@ -13,7 +13,7 @@ from residual_peft.classifiers.trained_head import scores_of, thresholds_of
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.choice import _best, check_methods, choose, method_names
-from residual_peft.solvers.coordinates import Coordinates, collect_with_basis, joined
+from residual_peft.solvers.coordinates import Coordinates, collect_with_basis
 from residual_peft.solvers.methods import METHODS, Outcome, Rows
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.models import clip_model, pixels
@@ -188,13 +188,6 @@ def test_several_labels(material):
 def test_names_that_are_no_methods_are_refused():
     with pytest.raises(ResiDualError, match="wanted a method of zero-shot, gains"):
         check_methods(["lora"])
-
-
-def test_lots_of_images_are_joined(material):
-    _, seen = material
-    whole = joined([seen.rows(torch.arange(50)), seen.rows(torch.arange(50, 120))])
-    torch.testing.assert_close(whole.coordinates, seen.coordinates)
-    assert torch.equal(whole.labels, seen.labels)
 
 
 def test_gains_stand_on_the_classes_that_tell_left_out_images_apart(material):

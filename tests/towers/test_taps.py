@@ -78,16 +78,15 @@ def test_permanent_taps_let_the_capture_travel_with_the_data(builder: str) -> No
 
 def test_a_capture_holds_only_what_was_asked_for_and_no_graph() -> None:
     model = clip_model()
-    install_taps(find_tower(model), heads=False, embed=False)
+    install_taps(find_tower(model))
     norm, seen = find_tower(model).final_norm, []
     norm.register_forward_hook(lambda module, args, output: seen.append(output))
     run_tower(model, pixels())
     capture = capture_of(seen[0])
     assert capture is not None
-    assert capture.heads == [None, None]
-    assert capture.embed is None
+    assert capture.layers == [None, None]
     assert seen[0].requires_grad
-    for tensor in (capture.stream, *capture.mlps):
+    for tensor in (capture.stream, capture.embed, *capture.heads, *capture.mlps):
         assert tensor is not None
         assert not tensor.requires_grad
         assert tensor.untyped_storage().nbytes() == tensor.numel() * 4  # not the whole sequence
@@ -106,30 +105,30 @@ def test_taps_survive_copying(how: Callable[[Any], Any]) -> None:
         decompose(each, images)
 
 
-@pytest.mark.parametrize("heads_first", [True, False])
-def test_overlapping_taps_do_not_disturb_each_other(heads_first: bool) -> None:
+@pytest.mark.parametrize("layers_first", [True, False])
+def test_overlapping_taps_do_not_disturb_each_other(layers_first: bool) -> None:
     model, images = clip_model().double(), pixels().double()
-    heads, others = {"mlps": False, "embed": False}, {"heads": False}
-    first, second = (heads, others) if heads_first else (others, heads)
-    install_taps(find_tower(model), **first)
-    with tapped(model, layers=True, **second) as tap:
+    install_taps(find_tower(model), layers=layers_first)
+    with tapped(model, layers=not layers_first) as tap:
         decompose(model, pixels(seed=1).double())
         _, both = captured(model, images)
         capture = tap.take()
-    assert capture.heads == [None, None] if heads_first else capture.mlps == [None, None]
-    assert_captures(both, model, images)
-    assert capture.layers[1] is not None
-    _, alone = captured(model, images)
+    assert (capture.layers[1] is None) == layers_first
+    for each in (both, capture, captured(model, images)[1]):
+        assert_captures(each, model, images)
+    assert both is not None
+    assert both.layers[1] is not None
+    alone = captured(model, images)[1]
     assert alone is not None
-    assert (alone.mlps if heads_first else alone.heads) == [None, None]
-    assert (alone.embed is None) == heads_first
+    assert (alone.layers[1] is None) != layers_first
 
 
 def test_a_part_that_did_not_run_is_named() -> None:
     model = clip_model()
-    with tapped(model, heads=False) as tap:
+    with tapped(model) as tap:
         run_tower(model, pixels())
         capture = tap.take()
+    capture.heads[1] = None
     assert capture.of(Unit("mlp", 1)) is capture.mlps[1]
     assert capture.of(Unit("output")) is capture.stream
     with pytest.raises(ResiDualError, match=r"ran without layer1\.head0: a module of the tower"):

@@ -129,16 +129,14 @@ def _context(model: nn.Module, config: Any) -> int:
 def _pad(tokens: list[list[int]], padding: int, length: int, left: bool) -> tuple[Tensor, Tensor]:
     # by hand, since a tokenizer may lack a padding token; what follows CLIP's end is never read
     longest = max(length, *map(len, tokens))
-    gaps = [[0] * (longest - len(row)) for row in tokens]
-    fill = [[padding] * len(gap) for gap in gaps]
-    ones = [[1] * len(row) for row in tokens]
-    if left:
-        ids = [gap + row for row, gap in zip(tokens, fill, strict=True)]
-        mask = [gap + one for one, gap in zip(ones, gaps, strict=True)]
-    else:
-        ids = [row + gap for row, gap in zip(tokens, fill, strict=True)]
-        mask = [one + gap for one, gap in zip(ones, gaps, strict=True)]
-    return torch.tensor(ids), torch.tensor(mask)
+
+    def filled(row: Tensor, value: int) -> Tensor:
+        gap = longest - len(row)
+        return functional.pad(row, (gap, 0) if left else (0, gap), value=value)
+
+    rows = [torch.tensor(row) for row in tokens]
+    ids = torch.stack([filled(row, padding) for row in rows])
+    return ids, torch.stack([filled(torch.ones_like(row), 0) for row in rows])
 
 
 def _check_tokens(

@@ -153,7 +153,7 @@ class _Loss:
             logits = self.classifier.logit_scale / self.length * readout @ embeddings.T
         bias = self.parameters.get("logit_bias", 0.0)
         loss = self.objective.loss_of(logits, labels, self.weights, bias)
-        loss = loss / self.objective.normalizer(labels, self.weights, self.classes)
+        loss = loss / self.objective.labelling.normalizer(labels, self.weights, self.classes)
         if self.ridge is None:
             return loss
         pull = (self.ridge * (self.parameters["gains"] - 1).square()).sum()

@@ -90,14 +90,6 @@ class Coordinates(Readouts):
         return compose(self.state, self.base, self.coordinates, gains)
 
 
-def joined(parts: "Iterable[Coordinates]") -> Coordinates:
-    """Coordinates of several lots of images as one, in memory."""
-    every = list(parts)
-    names = ("readout", "labels", "coordinates")
-    tensors = {name: torch.cat([getattr(part, name) for part in every]) for name in names}
-    return Coordinates(state=every[0].state, **tensors)
-
-
 @torch.inference_mode(False)
 def collect_readouts(
     model: nn.Module, batches: Iterable[Any], *, progress: Progress = False

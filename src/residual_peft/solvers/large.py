@@ -42,7 +42,6 @@ def statistics_of(
     columns: Tensor | None = None,
     class_weights: Tensor | None = None,
     per_class: bool = False,
-    source: str = "",
     across_processes: bool = False,
 ) -> HeadStatistics:
     """The sums that a ridge is fitted from, in one pass over coordinates in memory or on disk.
@@ -56,7 +55,6 @@ def statistics_of(
         columns: which of these; None for all.
         class_weights: how much an image of each class counts (C,).
         per_class: as for `HeadStatistics`.
-        source: likewise.
         across_processes: under `torch.distributed`, each process sums every so-many-th shard of the
             same store, and all end with the sums of all. Every process has to call it.
 
@@ -66,7 +64,7 @@ def statistics_of(
     processes = Processes.running() if across_processes else Processes()
     width = data.parts[0].readout.shape[1] if features == "embedding" else len(data.state.shift)
     kept = torch.arange(width) if columns is None else columns
-    sums = HeadStatistics(len(kept), class_count, source, per_class)
+    sums = HeadStatistics(len(kept), class_count, per_class=per_class)
     with processes.in_step():
         for part in data.parts[processes.rank :: processes.world]:
             for rows in torch.arange(len(part)).split(CHUNK):

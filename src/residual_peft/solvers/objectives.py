@@ -115,16 +115,12 @@ class Objective:
     def loss_of(
         self, logits: Tensor, labels: Tensor, weights: Tensor | None, bias: Tensor | float = 0.0
     ) -> Tensor:
-        """The loss of some images, summed; see `normalizer` for what to divide it by."""
+        """The loss of some images, summed; `Labelling.normalizer` is what to divide it by."""
         weights = None if weights is None else weights.to(logits)
         smoothing = self.label_smoothing
         return self.labelling.loss(
             logits, labels, weights, bias, smoothing=smoothing, reduction="sum"
         )
-
-    def normalizer(self, labels: Tensor, weights: Tensor | None, classes: int) -> float:
-        """What the sum of losses is divided by, so that it is torch's own mean."""
-        return self.labelling.normalizer(labels, weights, classes)
 
     def ridge_weights(self, scales: Tensor) -> Tensor:
         """w (K,) from the mean squares v (K,) of what each gain scales."""
@@ -158,7 +154,8 @@ class GainProblem:
         self.classes = len(classifier.class_names)
         self.scale = classifier.logit_scale
         self.class_weights = objective.weights_of(rows.labels, self.classes)
-        self.normalizer = objective.normalizer(rows.labels, self.class_weights, self.classes)
+        normalizer = objective.labelling.normalizer
+        self.normalizer = normalizer(rows.labels, self.class_weights, self.classes)
         self.embeddings = classifier.class_embeddings.to(rows.labels.device, dtype)
         self.directions = rows.state.directions.to(dtype)  # Φ (K, d)
         # the classes are all that linear logits need of Φ: (K, C) in place of (K, d)

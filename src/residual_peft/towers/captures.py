@@ -86,12 +86,9 @@ class Capture:
         return Capture(**{name: apply(value) for name, value in vars(self).items()})
 
     def absorb(self, other: "Capture") -> None:
-        """Fill in from another capture of the same forward pass what is missing in this one."""
-        for name in ("heads", "mlps", "layers"):
-            pairs = zip(getattr(self, name), getattr(other, name), strict=True)
-            setattr(self, name, [a if a is not None else b for a, b in pairs])
-        self.embed = other.embed if self.embed is None else self.embed
-        self.pooler = other.pooler if self.pooler is None else self.pooler
+        """Take over from another capture of the same forward pass the blocks' outputs."""
+        pairs = zip(self.layers, other.layers, strict=True)
+        self.layers = [a if a is not None else b for a, b in pairs]
         self.foreign |= other.foreign
 
 

@@ -182,9 +182,6 @@ class _Finish(_Hook):
 def install_taps(
     anatomy: TowerAnatomy,
     *,
-    heads: bool = True,
-    mlps: bool = True,
-    embed: bool = True,
     layers: bool = False,
     key: str | None = None,
 ) -> list[RemovableHandle]:
@@ -216,20 +213,18 @@ def install_taps(
     handles.append(last.register_forward_hook(finish, with_kwargs=True))
     if readout.pooler is not None:
         handles.append(readout.pooler.mlp.register_forward_hook(_Tap(key, "pooler")))
-    if embed:
-        tap = _Tap(key, "embed", all_tokens=tokens)
-        handles.append(anatomy.embedding.register_forward_hook(tap))
+    tap = _Tap(key, "embed", all_tokens=tokens)
+    handles.append(anatomy.embedding.register_forward_hook(tap))
     for index, layer in enumerate(anatomy.layers):
         first = layer.tokens_first
-        if heads and layer.attention is not None:
+        if layer.attention is not None:
             fused = _TapAttention(key, "heads", index)
             handles.append(layer.attention.register_forward_hook(fused, with_kwargs=True))
-        elif heads:
+        else:
             tap = _Tap(key, "heads", index, tokens, before=True)
             handles.append(layer.output_projection.register_forward_hook(tap))
-        if mlps:
-            tap = _Tap(key, "mlps", index, tokens, first)
-            handles.append(layer.mlp.register_forward_hook(tap))
+        tap = _Tap(key, "mlps", index, tokens, first)
+        handles.append(layer.mlp.register_forward_hook(tap))
         if layers:
             tap = _Tap(key, "layers", index, tokens, first)
             handles.append(layer.module.register_forward_hook(tap))
@@ -276,18 +271,11 @@ class Tap:
 
 
 @contextmanager
-def tapped(
-    model: nn.Module | TowerAnatomy,
-    *,
-    heads: bool = True,
-    mlps: bool = True,
-    embed: bool = True,
-    layers: bool = False,
-) -> Iterator[Tap]:
-    """Tap a tower while the block runs; the hooks go away even when it raises."""
+def tapped(model: nn.Module | TowerAnatomy, *, layers: bool = False) -> Iterator[Tap]:
+    """Tap a tower, its blocks' outputs with `layers`, while the block runs, even if it raises."""
     anatomy = model if isinstance(model, TowerAnatomy) else find_tower(model)
     tap = Tap()
-    handles = install_taps(anatomy, heads=heads, mlps=mlps, embed=embed, layers=layers, key=tap.key)
+    handles = install_taps(anatomy, layers=layers, key=tap.key)
     try:
         yield tap
     finally:

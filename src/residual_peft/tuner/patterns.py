@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 from ..errors import ResiDualError
@@ -17,8 +18,10 @@ from ..errors import ResiDualError
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     try:
-        from re import _parser as sre_parser  # type: ignore[attr-defined]
+        from re import _compiler as sre_compile  # type: ignore[attr-defined]
+        from re import _parser as sre_parser
     except ImportError:  # Python 3.10
+        import sre_compile
         import sre_parse as sre_parser
 
 LONGEST = 2000
@@ -27,7 +30,8 @@ MOST_PARTS = 100
 """Of a pattern that `re` might hang on; a run of plain characters is one part."""
 _QUICK = 1e5  # ways through a pattern that `re` may be left to try
 
-_SINGLE = {"LITERAL", "NOT_LITERAL", "ANY", "IN"}
+_PLAIN = {"LITERAL", "NOT_LITERAL", "ANY", "IN", "AT"}
+"""What matches in one way at most: `re` may read it."""
 
 
 def check_pattern(pattern: str, field: str) -> None:
@@ -94,7 +98,7 @@ class _Part:
         inner = self.inner[0]
         if most <= 1:
             return 1 + inner.ways
-        alone = [part.kind for part in inner.inner] == ["single"]
+        alone = [part.kind for part in inner.inner] == ["plain"]
         return 1.0 + min(most - least, 64) if alone else math.inf
 
 
@@ -115,23 +119,16 @@ def _parsed(pattern: str) -> _Part:
 
 def _sequence(items: Any) -> _Part:
     parts: list[_Part] = []
-    for op, value in items:
-        if str(op) == "LITERAL" and parts and parts[-1].kind == "text":
-            parts[-1] = _Part("text", parts[-1].value + chr(value))
+    for plain, run in groupby(items, key=lambda item: str(item[0]) in _PLAIN):
+        if plain:
+            whole = sre_parser.SubPattern(items.state, list(run))
+            parts.append(_Part("plain", sre_compile.compile(whole)))
         else:
-            parts.append(_part(str(op), value))
-    # a character that is repeated is alone in its sequence
-    if len(parts) == 1 and parts[0].kind == "text" and len(parts[0].value) == 1:
-        parts = [_Part("single", _single("LITERAL", ord(parts[0].value)))]
+            parts += [_part(str(op), value) for op, value in run]
     return _Part("sequence", None, tuple(parts))
 
 
 def _part(kind: str, value: Any) -> _Part:
-    if kind == "LITERAL":
-        return _Part("text", chr(value))
-    if kind in _SINGLE:
-        # one character is never slow, and classes are best read by `re` itself
-        return _Part("single", _single(kind, value))
     if kind == "BRANCH":
         return _Part("branch", None, tuple(_sequence(items) for items in value[1]))
     if kind == "SUBPATTERN":
@@ -143,45 +140,7 @@ def _part(kind: str, value: Any) -> _Part:
     if kind in ("ASSERT", "ASSERT_NOT"):
         behind = value[0] < 0
         return _Part("look", (behind, kind == "ASSERT"), (_sequence(value[1]),))
-    if kind == "AT":
-        return _Part("at", str(value))
     raise _UnknownError(f"{kind.lower().replace('_', ' ')}s are not known here")
-
-
-def _single(kind: str, value: Any) -> Any:
-    """A function of one character."""
-    if kind == "ANY":
-        return lambda character: character != "\n"
-    if kind == "LITERAL":
-        return lambda character: ord(character) == value
-    if kind == "NOT_LITERAL":
-        return lambda character: ord(character) != value
-    return lambda character: _in_class(value, character)
-
-
-_CATEGORIES = {
-    "CATEGORY_DIGIT": r"\d",
-    "CATEGORY_NOT_DIGIT": r"\D",
-    "CATEGORY_SPACE": r"\s",
-    "CATEGORY_NOT_SPACE": r"\S",
-    "CATEGORY_WORD": r"\w",
-    "CATEGORY_NOT_WORD": r"\W",
-}
-
-
-def _in_class(items: Any, character: str) -> bool:
-    found, negated, code = False, False, ord(character)
-    for op, value in items:
-        kind = str(op)
-        if kind == "NEGATE":
-            negated = True
-        elif kind == "LITERAL":
-            found |= code == value
-        elif kind == "RANGE":
-            found |= value[0] <= code <= value[1]
-        else:
-            found |= re.match(_CATEGORIES[str(value)], character) is not None
-    return found != negated
 
 
 class _Matcher:
@@ -208,16 +167,13 @@ class _Matcher:
             for item in part.inner:
                 found = self._all(item, found)
             return found
-        if part.kind == "text":
-            return {start + len(part.value)} if text.startswith(part.value, start) else set()
-        if part.kind == "single":
-            return {start + 1} if start < len(text) and part.value(text[start]) else set()
+        if part.kind == "plain":
+            here = part.value.match(text, start)
+            return set() if here is None else {here.end()}
         if part.kind == "branch":
             return {end for item in part.inner for end in self.ends(item, start)}
         if part.kind == "repeat":
             return self._repeated(part, start)
-        if part.kind == "at":
-            return {start} if _is_at(part.value, text, start) else set()
         behind, wanted = part.value
         inner = part.inner[0]
         if behind:
@@ -241,15 +197,3 @@ class _Matcher:
                 break
             found |= frontier
         return found
-
-
-def _is_at(kind: str, text: str, place: int) -> bool:
-    if kind in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
-        return place == 0
-    if kind == "AT_END_STRING":
-        return place == len(text)
-    if kind == "AT_END":
-        return place == len(text) or text[place:] == "\n"
-    sides = text[max(place - 1, 0) : place], text[place : place + 1]
-    one, other = (re.match(r"\w", side) is not None for side in sides)
-    return (one != other) == (kind == "AT_BOUNDARY")

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,47 @@ from ..coordinates import Coordinates
 from .layout import SKIPPED, adapter_digest, read_manifest, rows_of_shard, shard_paths
 
 
+class InParts:
+    """Coordinates of one adapter that lie in parts, for the solvers as `Coordinates` are."""
+
+    if TYPE_CHECKING:  # of those that it is mixed into
+        state: ReadoutState
+        parts: tuple[Coordinates, ...]
+        labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def mean_length(self) -> float:
+        """Mean ‖y‖ of the readouts."""
+        lengths = sum(float(part.readout.double().norm(dim=1).sum()) for part in self.parts)
+        return lengths / len(self)
+
+    def rows(self, index: Tensor) -> Coordinates:
+        """Those of some of the images, in memory, float32."""
+        index = index.cpu()
+        # labels travel along; everything else is read where it lies
+        width, count = self.parts[0].readout.shape[1], self.parts[0].coordinates.shape[1]
+        readout = torch.empty(len(index), width, dtype=self.parts[0].readout.dtype)
+        coordinates = torch.empty(len(index), count, dtype=readout.dtype)
+        ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
+        places = torch.bucketize(index, ends, right=True)
+        for place in places.unique().tolist():
+            here = (places == place).nonzero().flatten()
+            part = self.parts[place]
+            inside = index[here] - (int(ends[place]) - len(part))
+            readout[here] = part.readout[inside]
+            coordinates[here] = part.coordinates[inside].to(readout.dtype)
+        return Coordinates(readout, self.labels[index], coordinates, self.state)
+
+    def load(self) -> Coordinates:
+        """All of it in memory, float32: `coordinate_bytes` says how much that takes."""
+        return self.rows(torch.arange(len(self)))
+
+
 @dataclass(frozen=True)
-class CoordinateStore:
+class CoordinateStore(InParts):
     """A finished store, for the solvers as `Coordinates` are, its shards mapped into memory.
 
     Attributes:
@@ -60,9 +99,6 @@ class CoordinateStore:
         _check_shards(folder, manifest, state)
         return cls(folder, manifest, state)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     @cached_property
     def parts(self) -> tuple[Coordinates, ...]:
         """One `Coordinates` per shard; read from disk when they are touched."""
@@ -91,33 +127,6 @@ class CoordinateStore:
     def ids(self) -> Tensor:
         """The row of each image in the data set, (N,)."""
         return torch.cat([tensors["ids"] for tensors, _ in self._shards])
-
-    @property
-    def mean_length(self) -> float:
-        """Mean ‖y‖ of the readouts."""
-        lengths = sum(float(part.readout.double().norm(dim=1).sum()) for part in self.parts)
-        return lengths / len(self)
-
-    def rows(self, index: Tensor) -> Coordinates:
-        """Those of some of the images, in memory, float32."""
-        index = index.cpu()
-        # labels travel along; everything else is read where it lies
-        width, count = self.parts[0].readout.shape[1], self.parts[0].coordinates.shape[1]
-        readout = torch.empty(len(index), width, dtype=self.parts[0].readout.dtype)
-        coordinates = torch.empty(len(index), count, dtype=readout.dtype)
-        ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
-        shards = torch.bucketize(index, ends, right=True)
-        for shard in shards.unique().tolist():
-            here = (shards == shard).nonzero().flatten()
-            part = self.parts[shard]
-            inside = index[here] - (int(ends[shard]) - len(part))
-            readout[here] = part.readout[inside]
-            coordinates[here] = part.coordinates[inside].to(readout.dtype)
-        return Coordinates(readout, self.labels[index], coordinates, self.state)
-
-    def load(self) -> Coordinates:
-        """All of it in memory, float32: `coordinate_bytes` says how much that takes."""
-        return self.rows(torch.arange(len(self)))
 
     @cached_property
     def _shards(self) -> list[tuple[dict[str, Tensor], dict[str, str]]]:

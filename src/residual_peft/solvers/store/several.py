@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ...errors import ResiDualError
 from ...tuner import ReadoutState
-from ..coordinates import Coordinates, joined
-from .reading import CoordinateStore
+from ..coordinates import Coordinates
+from .reading import CoordinateStore, InParts
 
 
 @dataclass(frozen=True)
-class Stores:
+class Stores(InParts):
     """Stores of one adapter's coordinates, for the solvers as one store is."""
 
     # of splits of the same data, such as training and validation images
@@ -25,9 +25,6 @@ class Stores:
             raise ResiDualError(
                 f"wanted stores of one adapter's coordinates, got those of {len(adapters)}."
             )
-
-    def __len__(self) -> int:
-        return sum(map(len, self.stores))
 
     @property
     def state(self) -> ReadoutState:
@@ -50,28 +47,6 @@ class Stores:
         return torch.cat([part.readout for part in self.parts])
 
     @property
-    def mean_length(self) -> float:
-        """Mean ‖y‖ of the readouts."""
-        return sum(store.mean_length * len(store) for store in self.stores) / len(self)
-
-    @property
     def coordinate_bytes(self) -> int:
         """Of all coordinates in float32."""
         return len(self) * len(self.state.shift) * 4
-
-    def rows(self, index: Tensor) -> Coordinates:
-        """Those of some of the images, in memory, float32."""
-        found, places, start = [], [], 0
-        for store in self.stores:
-            inside = ((index >= start) & (index < start + len(store))).nonzero().flatten()
-            if len(inside):
-                found.append(store.rows(index[inside] - start))
-                places.append(inside)
-            start += len(store)
-        whole = found[0] if len(found) == 1 else joined(found)
-        order = torch.cat(places).argsort()
-        return whole if bool((order == torch.arange(len(order))).all()) else whole.rows(order)
-
-    def load(self) -> Coordinates:
-        """All of it in memory, float32."""
-        return joined([store.load() for store in self.stores])
