@@ -17,16 +17,12 @@ class Fitted:
     The names are those of the fields in `adapter_config.json`.
     """
 
+    # directions of each unit, in the units' order; in stream mode by module, of each head
     component_counts: Any = None
-    """Directions of each unit, in the units' order; in stream mode by module, of each head."""
-    fingerprint: dict[str, Any] | None = None
-    """The weights that the basis belongs to."""
-    basis_digest: str | None = None
-    """What tells it from another basis of the same weights."""
-    basis_source: str | None = None
-    """"data", "weights", or None where there is no basis."""
-    num_samples: int | None = None
-    """Images that it was fitted on."""
+    fingerprint: dict[str, Any] | None = None  # of the weights that the basis belongs to
+    basis_digest: str | None = None  # what tells it from another basis of the same weights
+    basis_source: str | None = None  # "data", "weights", or None where there is no basis
+    num_samples: int | None = None  # images that it was fitted on
 
     @property
     def counts(self) -> Any:

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     try:
         from re import _compiler as sre_compile  # type: ignore[attr-defined]
-        from re import _parser as sre_parser
+        from re import _parser as sre_parser  # type: ignore[attr-defined]
     except ImportError:  # Python 3.10
         import sre_compile
         import sre_parse as sre_parser

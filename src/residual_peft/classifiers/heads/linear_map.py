@@ -17,7 +17,7 @@ from .finishing import finish, log_losses, part_of
 from .folds import FOLDS
 from .head import ClassHead, FittedHead
 from .images import Images, checked
-from .minimising import minimise
+from .minimising import scaled_minimum
 from .paths import choose_strength
 from .preparing import PrincipalAxes
 
@@ -160,16 +160,12 @@ class _Problem:
         root = (strength + energy * steep).sqrt()
         products, spread = rows.to(dtype), self.spread.to(dtype)
 
-        def function(scaled: Tensor) -> tuple[Tensor, Tensor]:
-            point = scaled / root
+        def function(point: Tensor) -> tuple[Tensor, Tensor]:
             logits = begin + ((products @ point.to(dtype)) @ spread).double()
             value = data.weights @ log_losses(logits, data)
             value = value + 0.5 * strength * point.square().sum()
             slope = weights * (data.labelling.probabilities(logits) - data.targets)
             gradient = (products.mT @ (slope.to(dtype) @ spread.mT)).double() + strength * point
-            return value, gradient / root
+            return value, gradient
 
-        limit = tolerance * self.scale * len(rows) / float(root.max())
-        found = minimise(function, start * root, tolerance=limit)
-        _, gradient = function(found)
-        return found / root, float((gradient * root).abs().max())
+        return scaled_minimum(function, start, root, tolerance * self.scale * len(rows))

@@ -10,7 +10,7 @@ from .finishing import finish, log_losses, part_of
 from .folds import FOLDS
 from .head import ClassHead, FittedHead
 from .images import Images, checked
-from .minimising import minimise
+from .minimising import scaled_minimum
 from .paths import choose_strength
 from .preparing import PrincipalAxes, scaling
 
@@ -133,17 +133,12 @@ class _Problem:
 
         products = rows.to(dtype)
 
-        def function(scaled: Tensor) -> tuple[Tensor, Tensor]:
-            point = scaled / root
+        def function(point: Tensor) -> tuple[Tensor, Tensor]:
             logits = (products @ point.to(dtype)).double()
             value = data.weights @ log_losses(logits, data)
             value = value + 0.5 * (penalty * point.square()).sum()
             slope = weights * (labelling.probabilities(logits) - data.targets)
             gradient = (products.mT @ slope.to(dtype)).double() + penalty * point
-            return value, gradient / root
+            return value, gradient
 
-        # the scaled variables' gradient is A's over √h
-        limit = tolerance * len(rows) / float(root.max())
-        found = minimise(function, start * root, tolerance=limit)
-        _, gradient = function(found)
-        return found / root, float((gradient * root).abs().max())
+        return scaled_minimum(function, start, root, tolerance * len(rows))

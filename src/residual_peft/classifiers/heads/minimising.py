@@ -47,3 +47,25 @@ def minimise(
     with one_thread_in_scipy():
         found = minimize(flat, first, jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x).view(shape)
+
+
+def scaled_minimum(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    root: Tensor,
+    tolerance: float,
+    **options: Any,
+) -> tuple[Tensor, float]:
+    """The same over A √h, with √h `root`; A, and the largest entry of its gradient, in size.
+
+    `tolerance` is that of the gradient by A; `options` are those of `minimise`.
+    """
+
+    def scaled(values: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = function(values / root)
+        return value, gradient / root
+
+    # the scaled variables' gradient is A's over √h
+    limit = tolerance / float(root.max())
+    found = minimise(scaled, start * root, tolerance=limit, **options) / root
+    return found, float(function(found)[1].abs().max())

@@ -15,7 +15,7 @@ from ...errors import ResiDualError
 from .finishing import best_across_folds, folds_of, log_losses, part_of
 from .folds import FOLDS
 from .images import Images
-from .minimising import minimise
+from .minimising import scaled_minimum
 from .preparing import PrincipalAxes
 from .rival import Rival, one_label, rival
 
@@ -134,8 +134,7 @@ class _Problem:
         targets, rows = part.targets, self.axes.rows[kept]
         text, scale = self.start.text, self.start.logit_scale
 
-        def function(scaled: Tensor) -> tuple[Tensor, Tensor]:
-            change = scaled / root
+        def function(change: Tensor) -> tuple[Tensor, Tensor]:
             readout = self.readout[kept] + rows @ change.mT
             length = readout.norm(dim=1, keepdim=True).clamp(min=1e-12)
             unit = readout / length
@@ -144,15 +143,12 @@ class _Problem:
             slope = scale * (weights[:, None] * (logits.softmax(1) - targets)) @ text
             # of a vector's length nothing depends
             slope = (slope - unit * (unit * slope).sum(1, keepdim=True)) / length
-            return value, (slope.mT @ rows + 2 * strength * change) / root
+            return value, slope.mT @ rows + 2 * strength * change
 
         if start is None:
             start = torch.zeros(self.start.matrix.shape[0], len(energy), dtype=torch.float64)
-        limit = tolerance / float(root.max())
-        found = minimise(
-            function, start * root, tolerance=limit, change=tolerance**2, max_iterations=300
-        )
-        return found / root
+        options = {"change": tolerance**2, "max_iterations": 300}
+        return scaled_minimum(function, start, root, tolerance, **options)[0]
 
     def path(self, kept: Tensor, strengths: Sequence[float], tolerance: float) -> list[Tensor]:
         """Logits of the rows outside `kept`, for each strength from the last one's Δ on."""

@@ -48,17 +48,12 @@ class Cache:
         return found if zero_shot is None else found + zero_shot.to(found)
 
 
-@on_unit_rows
-def fit_tip_adapter(shots: Shots) -> Rival:
+def _untrained(shots: Shots) -> Rival:
     """Tip-Adapter, without training; α and β have the least log-loss on left-out images.
 
     The paper searches them on a validation set. A cache without an image is that with its value
     set to 0, so that leaving out costs nothing.
     """
-    return _untrained(shots)
-
-
-def _untrained(shots: Shots) -> Rival:
     data, keys = shots.data, shots.unit
     leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
     cosines = keys @ keys.mT
@@ -80,6 +75,9 @@ def _untrained(shots: Shots) -> Rival:
     return rival(
         cache, scores[best], data, leaving.how, leaving.known, with_text=False, chosen=chosen
     )
+
+
+fit_tip_adapter = on_unit_rows(_untrained)
 
 
 def _votes(cosines: Tensor, inside: Tensor, data: Images) -> Iterator[tuple[float, Tensor]]:

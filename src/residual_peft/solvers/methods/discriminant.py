@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ...classifiers.heads.discriminant import fit_discriminant
 from ...classifiers.heads.finishing import across_folds
-from ...classifiers.heads.left_out import LeftOut
 from ...errors import ResiDualError
-from .method import Method, Outcome, tempered, trained
+from .method import Method, Outcome, of_head, tempered
 from .rows import Rows
 
 
@@ -21,6 +20,8 @@ def _discriminant(rows: Rows) -> Outcome:
         values, rows.labels, rows.class_count, zero_shot=rows.zero_shot, **options
     )
     head, left = done.head, done.left_out
+    if rows.groups is not None:  # it says nothing of images whose likes were learned from
+        left = replace(left, known=torch.zeros_like(left.known))
     if rows.fold is not None:
 
         def outside(kept: Tensor) -> Tensor:
@@ -32,24 +33,11 @@ def _discriminant(rows: Rows) -> Outcome:
             if rows.groups is not None:  # images left out singly make it too sure of new groups
                 head = replace(head, text_weight=0.0, temperature=temperature)
         except ResiDualError:  # a class lies in one fold alone
-            left = _singly(rows, done.left_out)
-    else:
-        left = _singly(rows, left)
-    own = left if rows.groups is not None else done.left_out
-    return Outcome(
-        "discriminant",
-        left,
-        done.parameter_count,
-        head=trained(head, "embedding", "discriminant", own),
-        strength=done.model.shrinkage,
-    )
-
-
-def _singly(rows: Rows, left_out: LeftOut) -> LeftOut:
-    """Leave-one-out, which says nothing of images whose likes were learned from."""
-    if rows.groups is None:
-        return left_out
-    return replace(left_out, known=torch.zeros_like(left_out.known))
+            pass
+    own = done.left_out if rows.groups is None else left
+    told = replace(done, head=head, left_out=own)
+    strength = done.model.shrinkage
+    return of_head("discriminant", rows, "embedding", told, left=left, strength=strength)
 
 
 DISCRIMINANT = Method("discriminant analysis on the embedding", _discriminant, many_labels=False)

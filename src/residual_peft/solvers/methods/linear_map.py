@@ -1,7 +1,7 @@
 """A linear map of the embedding, held to the identity."""
 
 from ...classifiers.heads.linear_map import fit_linear_map
-from .method import Method, Outcome, trained
+from .method import Method, Outcome, of_head
 from .rows import Rows
 
 NAME = "map-embedding"
@@ -16,13 +16,7 @@ def _linear_map(rows: Rows) -> Outcome:
         groups=rows.groups,
         class_weights=rows.class_weights,
     )
-    return Outcome(
-        NAME,
-        done.left_out,
-        done.parameter_count,
-        head=trained(done.head, "embedding", NAME, done.left_out),
-        strength=done.strength,
-    )
+    return of_head(NAME, rows, "embedding", done, strength=done.strength)
 
 
 LINEAR_MAP = Method(

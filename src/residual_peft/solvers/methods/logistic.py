@@ -3,10 +3,9 @@
 from typing import Any
 
 from ...classifiers.heads import fit_ridge
-from ...classifiers.heads.head import spread
 from ...classifiers.heads.logistic import fit_logistic
 from ...classifiers.trained_head import Features
-from .method import Method, Outcome, title_of, trained
+from .method import Method, Outcome, of_head, title_of
 from .rows import Rows
 
 
@@ -28,15 +27,6 @@ def logistic(name: str, features: Features) -> Method:
             tolerance=1e-5,
             **options,
         )
-        head = done.head
-        if features == "coordinates":
-            head = spread(head, rows.columns(), rows.data.coordinates.shape[1])
-        return Outcome(
-            name,
-            done.left_out,
-            done.parameter_count,
-            head=trained(head, features, name, done.left_out),
-            strength=done.strength,
-        )
+        return of_head(name, rows, features, done, strength=done.strength)
 
     return Method(title_of("logistic regression", features), fit)

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...classifiers.heads import ClassHead, LeftOut, RidgeSettings
 from ...classifiers.heads.finishing import finish
+from ...classifiers.heads.head import FittedHead, spread
 from ...classifiers.heads.images import checked
 from ...classifiers.heads.left_out import How, leaving_of
 from ...classifiers.trained_head import Features, TrainedHead, scores_of, thresholds_of
@@ -118,6 +120,28 @@ def title_of(what: str, features: Features, kinds: tuple[str, ...] = ()) -> str:
     if features == "embedding":
         return f"{what} on the embedding (a linear probe)"
     return f"{what} on the coordinates{' of heads' if kinds else ''}"
+
+
+def of_head(
+    name: str,
+    rows: Rows,
+    features: Features,
+    done: FittedHead,
+    kinds: tuple[str, ...] = (),
+    left: LeftOut | None = None,
+    **more: Any,
+) -> Outcome:
+    """The outcome of a fitted class head, which reads all that the classifier has of its features.
+
+    `left` is what is compared, in place of what the fit says itself; `more` are of `Outcome`.
+    """
+    head, columns = done.head, None
+    if features == "coordinates":
+        columns = rows.columns(kinds)
+        head = spread(head, columns, rows.data.coordinates.shape[1])
+    own = trained(head, features, name, done.left_out)
+    left = done.left_out if left is None else left
+    return Outcome(name, left, done.parameter_count, head=own, columns=columns, **more)
 
 
 def trained(head: ClassHead, features: Features, name: str, left_out: LeftOut) -> TrainedHead:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,9 @@ from .layout import SKIPPED, adapter_digest, read_manifest, rows_of_shard, shard
 class InParts:
     """Coordinates of one adapter that lie in parts, for the solvers as `Coordinates` are."""
 
-    if TYPE_CHECKING:  # of those that it is mixed into
-        state: ReadoutState
-        parts: tuple[Coordinates, ...]
-        labels: Tensor
+    state: Any  # `ReadoutState`
+    parts: Any  # one `Coordinates` for each, read from disk when they are touched
+    labels: Any  # (N,), or with several labels per image zeros and ones (N, C)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -17,8 +17,9 @@ from ..modes import MODES, Mode
 from .basis import LinearBasis, collect_moments, data_basis
 from .layer import ResiDualStreamLinear
 from .linears import in_chosen_layers, tower_targets
-from .placement import asked_components, begin, check_saved, new_basis, place_stream
+from .placement import asked_components, begin, check_saved, place_stream, put
 from .reference import digest_of
+from .tensors import StreamSettings, tensors_of
 
 
 class StreamMode(Mode):
@@ -109,7 +110,9 @@ class StreamMode(Mode):
         known = Fitted({}, config.fitted.fingerprint, None, "data", count)
         config.fitted, config.basis = known, None  # the one it named is replaced
         for path, basis in found.items():
-            new_basis(config, layers[path], adapter_name, path, basis)
+            settings = StreamSettings(tuple(basis.component_counts), config.granularity)
+            stored = tensors_of(basis, layers[path].unmerged_weight)
+            put(config, layers[path], adapter_name, path, settings, stored)
         tensors = {path: layer.tensors(adapter_name) for path, layer in layers.items()}
         config.fitted = replace(config.fitted, basis_digest=digest_of(tensors))
         return found

@@ -20,7 +20,7 @@ from ..modes import mode_of
 from ..places import shapes_of_modules
 from ..saved import Shape
 from ..state import Placement
-from .basis import LinearBasis, weight_basis
+from .basis import weight_basis
 from .layer import ResiDualStreamLinear
 from .linears import check_linear, heads_of, linear_weight, tower_or_none, unit_names
 from .reference import saved_basis
@@ -125,7 +125,7 @@ def place_stream(
     if saved is not None and config.save_basis:
         settings = StreamSettings(saved, config.granularity)
         room = room_for(saved, layer.out_features, layer.in_features)
-        _put(config, layer, adapter_name, path, settings, room)
+        put(config, layer, adapter_name, path, settings, room)
         return layer
     heads = heads_of(model, path) if saved is None else len(saved)
     asked = asked_components(config, model, path, heads)
@@ -136,7 +136,7 @@ def place_stream(
             f"the adapter's gains belong to a basis of {sum(saved or ())} components at {path}, "
             f"and the {found} {sum(settings.counts)}: it is another one."
         )
-    _put(config, layer, adapter_name, path, settings, tensors)
+    put(config, layer, adapter_name, path, settings, tensors)
     return layer
 
 
@@ -170,20 +170,7 @@ def _basis_of(
     return settings, tensors_of(found, weight)
 
 
-def new_basis(
-    config: ResiDualConfig,
-    layer: ResiDualStreamLinear,
-    adapter_name: str,
-    path: str,
-    basis: LinearBasis,
-) -> None:
-    """Start an adapter anew on a fitted basis."""
-    settings = StreamSettings(tuple(basis.component_counts), config.granularity)
-    tensors = tensors_of(basis, layer.unmerged_weight)
-    _put(config, layer, adapter_name, path, settings, tensors)
-
-
-def _put(
+def put(
     config: ResiDualConfig,
     layer: ResiDualStreamLinear,
     adapter_name: str,
@@ -191,6 +178,7 @@ def _put(
     settings: StreamSettings,
     tensors: Sequence[Tensor],
 ) -> None:
+    """Start an adapter on a basis, or make room for one that is about to be loaded."""
     gains = mode_of(config).first_gains(config, settings, path)
     waits = config._awaits_weights
     gains = torch.full_like(gains, float("nan")) if waits else gains
