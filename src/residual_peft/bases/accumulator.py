@@ -55,11 +55,7 @@ class BasisAccumulator:
         return max(self.others.count, *(moments.count for moments in self.heads))
 
     def update(self, batch: Any) -> None:
-        """Run the unadapted model on a batch, check that its units add up, and add them.
-
-        Raises:
-            ResiDualError: pixels that are not finite, or a sum that leaves the model's output.
-        """
+        """Run the unadapted model on a batch, check that its units add up, and add them."""
         self.add(checked_capture(self.tower.model, self.tower, batch)[0])
 
     def add(self, capture: Capture) -> None:
@@ -71,11 +67,7 @@ class BasisAccumulator:
             self.others.update(contributions(self.tower, capture, others))
 
     def merge(self, other: "BasisAccumulator") -> None:
-        """Add what another accumulator has seen; the order does not matter.
-
-        Raises:
-            ResiDualError: the other one is of other weights or units.
-        """
+        """Add what another accumulator of the same model and units has seen; in any order."""
         if other.units != self.units or not self.fingerprint.matches(other.fingerprint):
             mine, theirs = self.fingerprint, other.fingerprint
             raise ResiDualError(

@@ -271,11 +271,7 @@ class SpectralBasis:
         return self._with(kept, [self[unit] for unit in kept])
 
     def check_belongs_to(self, model: nn.Module | TowerAnatomy) -> None:
-        """Refuse a model with other weights or another width, whatever its precision.
-
-        Raises:
-            ResiDualError: with the names of both models.
-        """
+        """Refuse a model with other weights or another width, whatever its precision."""
         self.fingerprint.check(model, "the basis")
 
     def save_pretrained(

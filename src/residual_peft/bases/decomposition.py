@@ -67,11 +67,7 @@ def decompose(
 def checked_capture(
     model: nn.Module, anatomy: TowerAnatomy, batch: Any, **options: Any
 ) -> tuple[Capture, Tensor]:
-    """Run the unadapted model once: what every unit wrote, and the readout (B, d), checked.
-
-    Raises:
-        ResiDualError: as `decompose`.
-    """
+    """Run the unadapted model once: what every unit wrote, and the readout (B, d), checked."""
     inputs = checked_inputs(anatomy, batch)
     with torch.no_grad(), unadapted(model), tapped(anatomy, layers=True) as tap:
         readout = run_tower(model, inputs, anatomy=anatomy, **options)

@@ -59,11 +59,7 @@ def check_exact(anatomy: TowerAnatomy, capture: Capture, readout: Tensor) -> Non
 
     Each block's output is compared with embed + Σ of what the units up to it wrote, relative to the
     larger of the stream and the largest term: rounding is proportional to the terms, not to what is
-    left when they cancel.
-
-    Raises:
-        ResiDualError: names the first layer whose sum leaves the stream, or says that the stream is
-            whole and the readout differs.
+    left when they cancel. The first layer whose sum leaves the stream is named, else the readout.
     """
     streams = Streams(anatomy, capture)
     tolerance = _tolerance(capture, readout, len(anatomy.layers))

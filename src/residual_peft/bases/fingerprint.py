@@ -37,14 +37,9 @@ class Fingerprint:
     def of(
         cls, model: nn.Module | TowerAnatomy, precisions: Iterable[str] = tuple(PRECISIONS)
     ) -> "Fingerprint":
-        """Compute a tower's fingerprint; adapters around its layers are left out.
+        """Compute the fingerprint of a tower, or of the one that `find_tower` finds in a model.
 
-        Args:
-            model: a model, for the tower that `find_tower` finds, or a tower.
-            precisions: those of the digests.
-
-        Raises:
-            ResiDualError: the architecture is not known.
+        Adapters around its layers are left out; the digests are in `precisions`.
         """
         anatomy = model if isinstance(model, TowerAnatomy) else find_tower(model)
         name = getattr(getattr(anatomy.model, "config", None), "_name_or_path", "")
@@ -63,11 +58,7 @@ class Fingerprint:
         )
 
     def check(self, model: nn.Module | TowerAnatomy, what: str = "the basis") -> None:
-        """Refuse a model of other weights.
-
-        Raises:
-            ResiDualError: another width, or other weights; names both models.
-        """
+        """Refuse a model of other weights, or of another width; names both models."""
         theirs = Fingerprint.of(model, ())
         if theirs.width != self.width:
             raise ResiDualError(
@@ -94,11 +85,7 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Fingerprint":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            ResiDualError: a field is missing or of another kind.
-        """
+        """Read what `to_dict` wrote."""
         value = dict(data) if isinstance(data, Mapping) else data
         what = "a fingerprint has name, architecture, width and digests; this one"
         return record_of(value, cls, what, unknown="ignore")

@@ -54,11 +54,7 @@ class Moments:
         self.count = count
 
     def merge(self, other: "Moments") -> None:
-        """Add what another has seen, as if its samples had been added here; `other` stays.
-
-        Raises:
-            ValueError: the shapes differ.
-        """
+        """Add what another has seen, as if its samples had been added here; `other` stays."""
         if other.count == 0:
             return
         if self.count == 0:
@@ -82,11 +78,8 @@ class Moments:
     def across_processes(self, shape: tuple[int, ...], device: torch.device) -> "Moments":
         """What all processes of `torch.distributed` have seen, the same in each to the last bit.
 
-        Every process has to call it. What is sent and held does not grow with their number.
-
-        Args:
-            shape: (*S, n), of a mean; a process that has seen nothing does not know it.
-            device: where the result is wanted.
+        Every process has to call it. What is sent and held does not grow with their number. One
+        that has seen nothing does not know the shape (*S, n) of a mean.
         """
         count = int(summed(torch.tensor(self.count)))
         if count == 0:
@@ -103,11 +96,7 @@ class Moments:
         return Moments(count, whole, summed(m2 + outer * self.count))
 
     def covariance(self) -> Tensor:
-        """Return the unbiased covariance (*S, n, n): divided by count − 1.
-
-        Raises:
-            ValueError: fewer than two samples were added.
-        """
+        """Return the unbiased covariance (*S, n, n) of two samples or more, over count − 1."""
         if self.count < 2:
             raise ValueError(f"a covariance needs two samples, got {self.count}")
         return self.m2 / (self.count - 1)

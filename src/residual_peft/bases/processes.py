@@ -22,11 +22,7 @@ class Processes:
 
     @classmethod
     def running(cls) -> "Processes":
-        """Those of `torch.distributed`.
-
-        Raises:
-            ResiDualError: it is not running.
-        """
+        """Those of `torch.distributed`; refused where it is not running."""
         if not (distributed.is_available() and distributed.is_initialized()):
             raise ResiDualError(
                 "across_processes=True needs torch.distributed, which is not running here: start "
@@ -45,12 +41,7 @@ class Processes:
     def check_same(self, mine: Mapping[str, object], remedy: str) -> None:
         """Refuse, in every process, to go on where they do not all work on the same.
 
-        Args:
-            mine: by name, what has to be equal, shown as it is.
-            remedy: how to mend it.
-
-        Raises:
-            ResiDualError: names the first thing that differs.
+        `mine` is by name what has to be equal, shown as it is, and `remedy` how to mend it.
         """
         said = self.gathered({key: str(value) for key, value in mine.items()})
         for key, first in said[0].items():
@@ -65,11 +56,8 @@ class Processes:
     def in_step(self) -> Iterator[None]:
         """Wait for the others at the end of the block; what fails in one process fails in all.
 
-        The others would wait for it until the time limit of `torch.distributed`. Nothing inside may
-        itself wait for other processes.
-
-        Raises:
-            ResiDualError: another process failed; with what it said.
+        The others would wait for it until the time limit of `torch.distributed`; they raise a
+        ResiDualError with what it said. Nothing inside may itself wait for other processes.
         """
         failure: Exception | None = None
         try:

@@ -244,13 +244,7 @@ class Captures:
 
 
 def capture_from(packed: Mapping[str, Tensor], places: Iterable[Place], depth: int) -> Capture:
-    """A capture whose tensors are views of `packed`.
-
-    Args:
-        packed: as `Captures.joined` gives it.
-        places: likewise.
-        depth: L, the number of layers.
-    """
+    """A capture of so many layers whose tensors are views of `packed`; see `Captures.joined`."""
     found = Capture([None] * depth, [None] * depth, [None] * depth)
     starts = dict.fromkeys(packed, 0)
     for name, layer, dtype, shape in places:

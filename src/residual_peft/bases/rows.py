@@ -109,11 +109,7 @@ class Rows:
         self.count = 0
 
     def joined(self) -> Tensor:
-        """All rows (N, *S), taken out; no block outlives its own copy.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """All rows (N, *S), taken out, one at least; no block outlives its own copy."""
         if not self.blocks:
             raise ValueError("there are no rows")
         room, used = self.blocks[0].room, self.blocks[0].used

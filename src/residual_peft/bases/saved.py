@@ -71,12 +71,7 @@ def write_basis(
 
 
 def read_basis(folder: Path) -> dict[str, Any]:
-    """What `write_basis` wrote, as the constructor of `SpectralBasis` takes it.
-
-    Raises:
-        ResiDualError: a file is missing, cut short or of another kind, or the two do not belong
-            together.
-    """
+    """What `write_basis` wrote, as the constructor of `SpectralBasis` takes it."""
     stored = read_record(folder / METADATA_FILE, _Stored, unknown="ignore")
     if stored.format_version > FORMAT_VERSION:
         raise ResiDualError(

@@ -30,10 +30,8 @@ class UnitBasis:
     def truncate(self, components: Components) -> "UnitBasis":
         """Keep all directions (None), at most the first k (int), or a share of variance (float).
 
-        A share keeps the fewest directions whose cumulative explained variance reaches it.
-
-        Raises:
-            ResiDualError: `components` is none of these, or more than an earlier truncation left.
+        A share keeps the fewest directions whose cumulative explained variance reaches it; more
+        than an earlier truncation left is refused.
         """
         check_components(components)
         held, total = len(self.eigenvalues), float(self.total_variance)
@@ -56,11 +54,7 @@ class UnitBasis:
 
 
 def check_components(components: Any) -> None:
-    """Refuse what is not None, a count from 1 on, or a share of variance in (0, 1].
-
-    Raises:
-        ResiDualError: says what the three mean.
-    """
+    """Refuse what is not None, a count from 1 on, or a share of variance in (0, 1]."""
     if components is None:
         return
     if isinstance(components, int) and not isinstance(components, bool) and components >= 1:
@@ -74,14 +68,10 @@ def check_components(components: Any) -> None:
 
 
 def map_spectra(maps: Tensor, moments: Moments, shift: float | Tensor = 0) -> list[UnitBasis]:
-    """PCA of x = B z + shift from the moments of z: thin QR B = Q T, then T Cov(z) Tᵀ.
+    """PCA of x = B z + shift from the moments of z (H, n): thin QR B = Q T, then T Cov(z) Tᵀ.
 
-    method.md, section 2; eigenvectors V give Φ = (Q V)ᵀ.
-
-    Args:
-        maps: B (H, d, n), float64.
-        moments: of z (H, n).
-        shift: (d,), the same for all H.
+    method.md, section 2; eigenvectors V give Φ = (Q V)ᵀ. The maps B are (H, d, n), float64; the
+    shift (d,) is the same for all H.
     """
     maps = maps.to(moments.mean.device)
     frames, triangles = torch.linalg.qr(maps)  # (H, d, r), (H, r, n)
@@ -144,11 +134,8 @@ def weight_spectra(anatomy: TowerAnatomy, units: Iterable[Unit]) -> list[UnitBas
 def weight_spectrum(matrix: Tensor, mean: Tensor, *, squared: bool = False) -> UnitBasis:
     """SVD of a map M (r, n): the spectrum of what it writes when what enters is white.
 
-    Args:
-        matrix: M.
-        mean: of the result (r,).
-        squared: decompose M Mᵀ instead, several times faster for a wide map, which loses directions
-            with less than some 1e-7 of the largest singular value.
+    `mean` is that of the result (r,). `squared` decomposes M Mᵀ instead, several times faster for a
+    wide map, which loses directions with less than some 1e-7 of the largest singular value.
     """
     if squared:
         eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.T)

@@ -116,11 +116,7 @@ def _active(model: nn.Module, names: list[str]) -> tuple[str, ...]:
 
 
 def write_adapters(model: nn.Module, adapters: Adapters, folder: Path) -> None:
-    """Write config and tensors of each adapter, as PEFT does.
-
-    Raises:
-        ResiDualError: an adapter without its weights, or of values that none would load.
-    """
+    """Write config and tensors of each adapter, as PEFT does, and refuse what none would load."""
     configs = configs_of(model)
     for name, place in adapters.folders.items():
         (folder / place).mkdir(exist_ok=True)
@@ -147,12 +143,7 @@ def _write_adapter(model: nn.Module, name: str, config: Any, folder: Path) -> No
 def check_adapter(folder: Path, *, values: bool = False) -> None:
     """Refuse all but a whole adapter of ours, or of LoRA as this package's experiments make it.
 
-    Args:
-        folder: of the adapter.
-        values: whether its numbers are looked at, too; loading does so by itself.
-
-    Raises:
-        ResiDualError: names the file and what is wrong with it.
+    With `values` its numbers are looked at, too; loading does so by itself.
     """
     config = read_object(folder / ADAPTER_CONFIG)
     if config.get("peft_type") == "LORA":
@@ -223,16 +214,9 @@ def _names_only(value: Any) -> bool:
 def load_adapters(
     model: nn.Module, adapters: Adapters, directory: Path, *, is_trainable: bool = False
 ) -> PeftModel:
-    """Put saved adapters into a model under their names, and make the same ones active.
+    """Put saved adapters into a bare model under their names, and make the same ones active.
 
-    Args:
-        model: the bare model.
-        adapters: what the record says.
-        directory: of the classifier.
-        is_trainable: whether the active ones' gains are to be trained further.
-
-    Raises:
-        ResiDualError: as `load_adapter`; the model is then as it was.
+    Refused, the model is as it was. `is_trainable` is whether the active gains are trained further.
     """
     for place in adapters.folders.values():  # all are looked at before the first is put in
         check_adapter(directory / place)
@@ -265,11 +249,7 @@ def _activate(model: Any, adapters: Adapters, is_trainable: bool) -> None:
 
 
 def saved_adapters(record: Any, directory: Path) -> Adapters:
-    """What a classifier's record says of its adapters; of older ones, what lies there.
-
-    Raises:
-        ResiDualError: it names an adapter that is not there.
-    """
+    """What a classifier's record says of its adapters; of older ones, what lies there."""
     if record.adapters is not None:
         return Adapters(record.adapters, record.active)
     if not record.adapted:

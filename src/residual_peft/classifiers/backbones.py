@@ -61,11 +61,7 @@ def load_backbone(
 
 
 def device_of(name: torch.device | str | None) -> torch.device:
-    """A device that is there; the CPU for None.
-
-    Raises:
-        ResiDualError: there is no such device here.
-    """
+    """A device that is there; the CPU for None."""
     try:
         found = torch.device("cpu" if name is None else name)
         torch.zeros(1, device=found)
@@ -80,11 +76,7 @@ def device_of(name: torch.device | str | None) -> torch.device:
 
 
 def dtype_of(name: str | None) -> torch.dtype:
-    """Floating-point numbers by name; float32 for None.
-
-    Raises:
-        ResiDualError: none of the names.
-    """
+    """Floating-point numbers by name; float32 for None."""
     if name not in (None, *DTYPES):
         raise ResiDualError(f"wanted a dtype of {', '.join(DTYPES)}, got {name!r}.")
     return getattr(torch, name or "float32")
@@ -110,11 +102,7 @@ def _class_of(directory: Path) -> Any:
 
 
 def backbone_of(model: Any, *, token: str | None = None) -> Backbone:
-    """A loaded model with what feeds it, from where it was loaded.
-
-    Raises:
-        ResiDualError: its tokenizer or image processor is not there any more.
-    """
+    """A loaded model with what feeds it, from where it was loaded."""
     name = str(model.config._name_or_path)
     directory = model_directory(name, token=token)
     tokenizer = _load_tokenizer(directory, name) if has_text(model) else None
@@ -127,11 +115,7 @@ def load_image_tower(
     revision: str | None = None,
     token: str | None = None,
 ) -> CLIPVisionModelWithProjection:
-    """Load the image tower alone, in float32 and eval mode, for methods that need no text.
-
-    Raises:
-        ResiDualError: nothing there or nothing reachable, or it is no CLIP that loads.
-    """
+    """Load the image tower alone, in float32 and eval mode, for methods that need no text."""
     directory = model_directory(name_or_path, revision=revision, token=token)
     model = _load(CLIPVisionModelWithProjection, directory, str(name_or_path))
     _rename(model, str(name_or_path))
@@ -146,12 +130,7 @@ def _load_tokenizer(directory: Path, name: str) -> Any:
 
 
 def _load(kind: Any, directory: Path, name: str) -> Any:
-    """Load a model of a CLIP class in float32, whole.
-
-    Raises:
-        ResiDualError: another architecture, a file cut short, or weights missing: transformers
-            would draw those at random.
-    """
+    """Load a model of a CLIP class in float32, whole: transformers would draw what is missing."""
     try:
         model, missing = load_model(kind, directory, torch.float32)
     except ResiDualError as error:

@@ -47,13 +47,7 @@ def _is_blank(card: str) -> bool:
 
 
 def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
-    """Write README.md and, for gains that lie in layers, the picture of them beside it.
-
-    Args:
-        model: the model, adapted or not.
-        folder: where to.
-        facts: of `adapter_facts`.
-    """
+    """Write README.md and, for gains that lie in layers, the picture of them beside it."""
     name, config = _main_adapter(model)
     ours = config if isinstance(config, ResiDualConfig) else None
     placed = ours is not None and ours.mode == "readout" and {"head", "mlp"} & set(ours.units)
@@ -68,11 +62,8 @@ def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
 def adapter_facts(model: nn.Module, described: Any, facts: Facts, location: str) -> Facts:
     """Facts, and beside them what the adapter and its classes know by themselves.
 
-    Args:
-        model: the model, adapted or not.
-        described: class names, templates and labels, as a classifier or its record has them.
-        facts: what is known beyond that.
-        location: directory or Hub id that it is loaded from.
+    `described` has class names, templates and labels, as a classifier or its record; `location` is
+    the directory or Hub id that it is loaded from.
     """
     (name, kind), (own, config) = origin_of(model), _main_adapter(model)
     adapter: dict[str, Any] = {}

@@ -52,16 +52,7 @@ def class_means(
 
 
 def class_means_of(readouts: Tensor, labels: Tensor, class_names: Sequence[str]) -> Tensor:
-    """The same from readouts (N, d) that were collected already: no image is read twice.
-
-    Args:
-        readouts: of labelled images, such as `Readouts.readout`.
-        labels: (N,), class numbers.
-        class_names: C names, for messages.
-
-    Raises:
-        ResiDualError: labels that do not suit, or a class without images.
-    """
+    """The same from readouts (N, d) and labels (N,) that were collected already."""
     sums = _Sums(class_names)
     for part, numbers in zip(readouts.split(CHUNK), labels.split(CHUNK), strict=True):
         sums.add(part, numbers)

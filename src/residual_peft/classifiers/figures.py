@@ -11,19 +11,14 @@ from ..towers.units import Unit
 
 
 def mean_gain(gains: Sequence[float] | Any, variance: Sequence[float] | Any | None = None) -> float:
-    """The gain of a unit as a whole: the mean of its gains, weighted by what they scale.
+    """The gain of a unit as a whole: the mean of its gains λ (k,), weighted by what they scale.
 
     The variance along a component says how much of what the unit writes a gain scales. Most
     components write next to nothing: their gains may go anywhere without any effect, and a plain
-    mean would be theirs.
+    mean would be theirs; it is taken where the variance (k,) is not known, or all 0.
 
     >>> mean_gain([2.0, -100.0], [0.99, 0.01]), mean_gain([2.0, -100.0])
     (0.98, -49.0)
-
-    Args:
-        gains: λ (k,).
-        variance: of what each scales, such as the eigenvalues of its basis (k,); None, or all 0,
-            where it is not known.
     """
     values = np.asarray(gains, float)
     if variance is None:
@@ -57,17 +52,10 @@ def brief(value: float, digits: int = 2) -> str:
 def gains_by_place(
     gains: Mapping[Unit, Sequence[float]], variance: Mapping[Unit, Sequence[float]] | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """`mean_gain` of each unit, by layer (rows) and head or MLP (columns).
+    """`mean_gain` of each unit, by layer (rows) and head or MLP (columns), and the columns' names.
 
-    Args:
-        gains: unit -> its gains; units without a layer are left out.
-        variance: unit -> the variance along its components, where that is known.
-
-    Returns:
-        (layers, columns) means with NaN where nothing is adapted, and the columns' names.
-
-    Raises:
-        ResiDualError: no unit has a layer (RD^y has one gain per dimension of the readout).
+    NaN where nothing is adapted. Units without a layer are left out, and refused where there is no
+    other (RD^y has one gain per dimension of the readout).
     """
     placed = {unit: values for unit, values in gains.items() if unit.layer is not None}
     if not placed:
@@ -94,13 +82,8 @@ def gains_figure(
 ) -> None:
     """Write a PNG: mean gain of every unit by layer and head, and how all gains spread.
 
-    Drawn without pyplot, so that nothing global changes and any thread may call it.
-
-    Args:
-        gains: unit -> its gains.
-        path: where to.
-        variance: unit -> the variance along its components, which weights the mean.
-        title: over it.
+    Drawn without pyplot, so that nothing global changes and any thread may call it. The variance
+    along each unit's components weights its mean; `title` goes over the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import TwoSlopeNorm

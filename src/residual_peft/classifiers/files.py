@@ -88,15 +88,7 @@ def write_classes(
 def read_classes(
     directory: Path, name: object
 ) -> tuple[ClassifierRecord, Tensor, TrainedHead | None]:
-    """Read what `write_classes` wrote.
-
-    Args:
-        directory: where it lies.
-        name: what the user calls it.
-
-    Raises:
-        ResiDualError: a file is missing, cut short or of another kind.
-    """
+    """Read what `write_classes` wrote, where the user calls the directory `name`."""
     record = read_described(directory, name)
     path = directory / CLASSIFIER_TENSORS
     facts = read_header(path).get("class_embeddings")
@@ -119,11 +111,7 @@ def read_classes(
 
 
 def read_described(directory: Path, name: object) -> ClassifierRecord:
-    """The record alone, of a directory that the user calls `name`.
-
-    Raises:
-        ResiDualError: it is missing or of another kind.
-    """
+    """The record alone, of a directory that the user calls `name`."""
     path = directory / CLASSIFIER_JSON
     if not path.is_file():
         raise ResiDualError(
@@ -136,11 +124,7 @@ def read_described(directory: Path, name: object) -> ClassifierRecord:
 def local_classifier(
     name_or_path: str | os.PathLike[str], revision: str | None = None, token: str | None = None
 ) -> Path:
-    """The local directory of a classifier, downloaded with all adapters that its record names.
-
-    Raises:
-        ResiDualError: it is not to be had; says why.
-    """
+    """The local directory of a classifier, downloaded with all adapters that its record names."""
     options: dict[str, Any] = {"what": "adapter", "revision": revision, "token": token}
     directory = local_directory(name_or_path, allow_patterns=FILES, **options)
     if Path(name_or_path).expanduser().is_dir() or not (directory / CLASSIFIER_JSON).is_file():
@@ -156,9 +140,7 @@ def local_classifier(
 def of_the_old(target: Path, *, record: bool = True) -> list[str]:
     """What in `target` belongs to the classifier that is about to be replaced; nobody else's files.
 
-    Args:
-        target: where the classifier is saved.
-        record: the record of its fit and what was drawn from it, too, beside its adapters' folders.
+    With `record` that of its fit and what was drawn from it, too, beside its adapters' folders.
     """
     try:
         described = read_described(target, target)
@@ -190,12 +172,9 @@ def _same_content(one: Path, other: Path) -> bool:
 
 
 def write_fitted_on(folder: Path, target: Path, digests: Sequence[str]) -> None:
-    """Write the digests of the images of a fit; those of an adapter that was there before go.
+    """Write the digests of a fit's images into the folder that takes the place of `target`'s files.
 
-    Args:
-        folder: what takes the place of `target`'s files.
-        target: where the classifier is saved.
-        digests: one for each image.
+    Those of an adapter that was there before go.
     """
     if digests or (target / FITTED_ON).exists():
         (folder / FITTED_ON).parent.mkdir(exist_ok=True)
@@ -203,11 +182,7 @@ def write_fitted_on(folder: Path, target: Path, digests: Sequence[str]) -> None:
 
 
 def read_fitted_on(directory: Path) -> tuple[str, ...]:
-    """The digests that `write_fitted_on` wrote; none where there is no such file.
-
-    Raises:
-        ResiDualError: the file holds something else.
-    """
+    """The digests that `write_fitted_on` wrote; none where there is no such file."""
     path = directory / FITTED_ON
     if not path.is_file():
         return ()

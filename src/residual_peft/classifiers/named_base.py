@@ -25,16 +25,10 @@ def origin_of(model: nn.Module) -> tuple[str | None, str]:
 
 
 def load_base(record: ClassifierRecord, token: str | None, *, is_local: bool = True) -> nn.Module:
-    """Load the base model that a record names, in the dtype that it names.
+    """Load the base model that a record, which may come from anybody, names, in its dtype.
 
-    Args:
-        record: may come from anybody.
-        token: for private repositories.
-        is_local: whether the record lies on this machine, where a path may mean something; one
-            from the Hub can only name a model there.
-
-    Raises:
-        ResiDualError: it names none, or none that is there.
+    `is_local` is whether the record lies on this machine, where a path may mean something; one from
+    the Hub can only name a model there.
     """
     name, kind = record.base_model, record.base_class
     cls = getattr(transformers, kind, None) if kind.isidentifier() else None

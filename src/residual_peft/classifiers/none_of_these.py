@@ -87,12 +87,8 @@ def known_images(
 ) -> KnownImages | None:
     """What the images of a fit say of others; None where they are too few or all alike.
 
-    Args:
-        embedding: y / ‖y‖ of the unadapted model (N, d).
-        labels: one class of each (N,).
-        class_count: C.
-        groups: (N,), images of one number, such as copies, are left out together: by fifths, since
-            there is no closed form. None where no two belong together.
+    Of embeddings y / ‖y‖ of the unadapted model (N, d) and labels (N,). Images of one number in
+    `groups` (N,), such as copies, are left out together: by fifths, as there is no closed form.
     """
     counts = labels.bincount(minlength=class_count)
     if len(labels) < LEAST_IMAGES or int(counts.min()) == 0 or int(counts.max()) < 2:
@@ -128,16 +124,9 @@ def _by_groups(embedding: Tensor, labels: Tensor, groups: Tensor) -> Tensor | No
 def known_images_from(
     tensors: Mapping[str, Tensor], width: int, classes: int, where: str
 ) -> KnownImages | None:
-    """What was saved, None where nothing was.
+    """What was saved for a head of so many classes on d = `width` columns; None where nothing was.
 
-    Args:
-        tensors: of residual_classifier.safetensors.
-        width: d of the class embeddings.
-        classes: of the head.
-        where: the file's name, for messages.
-
-    Raises:
-        ResiDualError: a tensor is missing, of another shape, or not finite.
+    `where` names the file in messages.
     """
     parts = {
         name.removeprefix(PREFIX): tensor.float()

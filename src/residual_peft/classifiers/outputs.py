@@ -56,11 +56,7 @@ def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
 def pixel_batches(
     items: Sequence[ImageLike], image_processor: Any, batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """What a model takes of all images, at most batch_size of them at a time, in their order.
-
-    Raises:
-        ResiDualError: no images, one that cannot be read (names it), or no image processor.
-    """
+    """What a model takes of all images, at most batch_size of them at a time, in their order."""
     if not items:
         raise ResiDualError("wanted at least one image to classify, got none.")
     if image_processor is None:

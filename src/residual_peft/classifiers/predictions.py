@@ -34,11 +34,7 @@ class Prediction:
     none_of_these: bool | None = None  # whether that is too small a share; None where not asked
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The k most likely classes (all, where there are fewer) and their probabilities.
-
-        Raises:
-            ResiDualError: k is below 1.
-        """
+        """The k most likely classes (all, where there are fewer) and their probabilities."""
         if k < 1:
             raise ResiDualError(f"wanted the top 1 or more classes, got {k}.")
         # what rounding made equal stays in order, the label first
@@ -91,10 +87,10 @@ def predictions_of(
     none_of_these: float | None = None,
     thresholds: Tensor | None = None,
 ) -> list[Prediction]:
-    """One prediction per row of logits (N, C).
+    """One prediction per row of logits (N, C), their bias included.
 
     Args:
-        logits: (N, C), their bias included.
+        logits: (N, C).
         class_names: C names.
         multi_label: whether an image may have several labels, or none.
         files: of the N images, None of one that has none.

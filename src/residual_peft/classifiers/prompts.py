@@ -85,11 +85,7 @@ def _ensembled(features: Tensor, classes: int) -> Tensor:
 
 
 def _open_clip_features(model: Any, tokenizer: Any, prompts: list[str], batch_size: int) -> Tensor:
-    """The same by open_clip's own tokenizer, which gives all prompts at one length, and its tower.
-
-    Raises:
-        ResiDualError: the tokenizer is of another library, or for another length.
-    """
+    """The same by open_clip's own tokenizer, which gives all prompts one length, and its tower."""
     ids = tokenizer(prompts)
     length = model.context_length
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] != length:

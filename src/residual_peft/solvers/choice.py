@@ -37,16 +37,9 @@ def choose(
     """Fit every method and take the one of the least left-out log-loss; ties go to fewer numbers.
 
     Where classes weigh differently, the rare ones more, the one of the best mean per-class recall;
-    ties then go to the log-loss (`best_recall`). No image but those given plays a part.
-
-    Args:
-        rows: training images.
-        methods: names of `METHODS`; None for all that are tried, and suit the labels.
-        at_most: images that are compared on; where there are more, a draw of each class.
-        progress: a bar that counts methods.
-
-    Raises:
-        ResiDualError: no such method, or none for such labels.
+    ties then go to the log-loss (`best_recall`). No image but those given plays a part. Methods are
+    names of `METHODS`; None for all that are tried, and suit the labels. Of more than `at_most`
+    images a draw of each class is compared on.
     """
     if methods is None:
         every = method_names(rows.classifier.multi_label, rows.means)

@@ -85,16 +85,9 @@ def draw_of(
     by_labels: bool = True,
     groups: Tensor | None = None,
 ) -> Rows:
-    """A draw of every class's images, in memory.
+    """A draw of so many images, of every class, in memory; options as for `Rows.of`.
 
-    Args:
-        classifier: as for `Rows.of`.
-        data: all images.
-        at_most: how many.
-        means: whether its classes are the means of these images.
-        balanced: whether every class counts alike.
-        by_labels: as for `Rows.of`.
-        groups: likewise, of all images.
+    With `balanced` every class counts alike; `groups` are of all images.
     """
     index = some_rows(data.labels, len(classifier.class_names), at_most)
     part = data.load() if index is None else data.rows(index)
@@ -115,7 +108,7 @@ def fit_all(
     groups: Tensor | None = None,
     in_memory: int | None = None,
 ) -> Outcome:
-    """Fit on all images what was chosen on a draw of them.
+    """Fit on all images what was chosen on `rows`, a draw of them.
 
     Gains are solved for from the store, and a ridge from K × K sums of it, its strength, text
     weight and temperature from exact left-out predictions of up to `SECOND` images. What needs the

@@ -52,10 +52,8 @@ class StrengthPath:
 def strength_note(strength: float | None, validation: int) -> str | None:
     """What to say where the chosen strength is the first or last of the path; None where nothing.
 
-    Args:
-        strength: that was chosen of `STRENGTHS`; None where none was.
-        validation: how many images it was chosen on. Fewer than `ENOUGH` tell two strengths apart
-            by chance alone, so that nothing follows from which end won.
+    Fewer validation images than `ENOUGH` tell two strengths apart by chance alone, so that nothing
+    follows from which end won.
     """
     if strength not in (max(STRENGTHS), min(STRENGTHS)) or validation < ENOUGH:
         return None

@@ -39,11 +39,8 @@ def settled(
     """The arguments to train with: a copy with what the caller left open filled in.
 
     Columns: the labels are named, where no names were given, and no column is removed, since those
-    of `ProcessedImages` are all for the model.
-
-    Raises:
-        ResiDualError: a setting that would be ignored, or a model that would be lost; says which,
-            and what to set instead.
+    of `ProcessedImages` are all for the model. A setting that would be ignored, or a model that
+    would be lost, is refused in a line that says what to set instead.
     """
     args = copy.copy(args)
     args.remove_unused_columns = False

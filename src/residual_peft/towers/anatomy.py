@@ -122,11 +122,7 @@ class TowerAnatomy:
         return self.pools * (self.head_dim + 1)
 
     def units(self, kinds: Iterable[str] = ("embed", "head", "mlp", "pooler")) -> list[Unit]:
-        """List the units of the given kinds: embed, each layer's heads and MLP, pooler, output.
-
-        Raises:
-            ResiDualError: a kind is unknown.
-        """
+        """List the units of the given kinds: embed, each layer's heads and MLP, pooler, output."""
         kinds = tuple(kinds)
         if unknown := [kind for kind in kinds if kind not in UNIT_KINDS]:
             raise ResiDualError(
@@ -260,14 +256,11 @@ def checked(anatomy: TowerAnatomy) -> TowerAnatomy:
 def check_linear(
     name: str, module: nn.Module, out_features: int | None = None, *, fused: bool = False
 ) -> None:
-    """Refuse what is not a plain linear layer with its weight at hand.
+    """Refuse what is not a plain linear layer with its weight at hand, `name` for messages.
 
     `nn.MultiheadAttention` never calls its fused output projection, so that hooks on it and
     adapters in its place do nothing, in silence: it passes as `fused` alone, where the anatomy says
     so. Quantised weights are packed.
-
-    Raises:
-        ResiDualError: begins with `name`, and says what it is.
     """
     inside = isinstance(module, NonDynamicallyQuantizableLinear)
     if not isinstance(module, nn.Linear) or (inside and not fused):

@@ -42,11 +42,7 @@ class Capture:
     foreign: bool = False  # whether others had hooks in the tower that may have changed something
 
     def of(self, unit: Unit) -> Tensor:
-        """What was seen of a unit: of a head all heads of its layer, of `output` the whole stream.
-
-        Raises:
-            ResiDualError: that part of the tower did not run.
-        """
+        """What was seen of a unit: of a head its whole layer, of `output` the whole stream."""
         layered = {"head": self.heads, "mlp": self.mlps}
         whole = {"embed": self.embed, "pooler": self.pooler, "output": self.stream}
         found = whole.get(unit.kind) if unit.layer is None else layered[unit.kind][unit.layer]

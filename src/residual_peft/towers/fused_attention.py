@@ -20,11 +20,7 @@ from ..errors import ResiDualError
 
 
 def check_attention(name: str, attention: nn.MultiheadAttention) -> None:
-    """Refuse an attention that computes more than softmax(q k) v of its inputs.
-
-    Raises:
-        ResiDualError: begins with `name`, and says what is wanted.
-    """
+    """Refuse an attention that computes more than softmax(q k) v of its inputs."""
     plain = (
         type(attention) is nn.MultiheadAttention
         and attention._qkv_same_embed_dim
@@ -53,15 +49,9 @@ def heads_at(
 ) -> Tensor:
     """z (B, H·e), detached, in float32 or better: a lower precision would round where none does.
 
-    Args:
-        attention: the attention, whose dropout is off.
-        token: the readout token, or that of each sample (B,).
-        query: as all below, what its forward was called with.
-        key: likewise.
-        value: likewise.
-        key_padding_mask: (B, S); True hides a token, floats are added.
-        need_weights: changes nothing.
-        attn_mask: (T, S) or (B·H, T, S); True hides a token, floats are added.
+    `token` is the readout token, or that of each sample (B,); the rest is what the forward of the
+    attention, whose dropout is off, was called with. In `key_padding_mask` (B, S) and `attn_mask`,
+    (T, S) or (B·H, T, S), True hides a token, and floats are added; `need_weights` changes nothing.
     """
     if not attention.batch_first:
         query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))

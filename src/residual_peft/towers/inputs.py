@@ -15,9 +15,6 @@ def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
     """What a tower takes of a batch: of a mapping its `inputs`, a tensor as the first of them.
 
     A mapping may also say `interpolate_pos_encoding`: images of another size than the model's.
-
-    Raises:
-        ResiDualError: the batch is neither, or lacks the first.
     """
     first = anatomy.inputs[0]
     if isinstance(batch, Mapping):
@@ -37,11 +34,7 @@ def named_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
 
 
 def checked_inputs(anatomy: TowerAnatomy, batch: Any) -> dict[str, Any]:
-    """The same on the tower's device, refused where it is not as it should be.
-
-    Raises:
-        ResiDualError: as `named_inputs`; pixels that are not finite, or of another shape or kind.
-    """
+    """The same on the tower's device, refused where pixels or ids are not as they should be."""
     given = named_inputs(anatomy, batch)
     first = given[anatomy.inputs[0]]
     if anatomy.side == "text":
@@ -68,9 +61,6 @@ def check_pixels(pixel_values: Tensor, *, patches: bool = False) -> None:
     """Refuse pixels that are not a (B, C, H, W) floating point tensor of finite numbers.
 
     With `patches` wanted cut up, (B, N, C·p·p).
-
-    Raises:
-        ResiDualError: names the images of the batch that are at fault.
     """
     kind = "patches, values" if patches else "channels, height, width"
     if (

@@ -100,12 +100,8 @@ class Readout:
     def weights(self, stream: Tensor, where: Where, module: Any, args: Any, kwargs: Any) -> Tensor:
         """The weights of tokens but for their 1/σ: (1 or B, J, T), in float32 or better.
 
-        Args:
-            stream: h (B, T, D), or (B, 1, D) of one token.
-            where: as `locate` found it.
-            module: the last module, which in a replica is another one than `end`.
-            args: of its call.
-            kwargs: likewise.
+        The stream h is (B, T, D), or (B, 1, D) of one token; `where` is as `locate` found it; the
+        last module, which in a replica is another one than `end`, comes with its call.
         """
         return torch.ones(1, 1, 1, device=stream.device)
 

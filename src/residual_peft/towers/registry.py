@@ -106,11 +106,7 @@ def _adapted_readout(model: nn.Module, side: str) -> str | None:
 
 
 def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
-    """Turn a tower into one whose readout is the mean of its tokens, each after the final norm.
-
-    Raises:
-        ResiDualError: its final norm does not run over all tokens.
-    """
+    """Turn a tower into one whose readout is the mean of its tokens, each after the final norm."""
     if any(layer.attention is not None for layer in anatomy.layers):
         raise ResiDualError(
             f"readout={readout!r}: the fused attention of {anatomy.architecture} is read at one "

@@ -61,9 +61,6 @@ def run_tower(
             holds what the tower takes (`TowerAnatomy.inputs`).
         anatomy: which of its towers and readouts; None what its adapter adapts, or the image tower.
         options: for the model's forward, such as `interpolate_pos_encoding=True`.
-
-    Raises:
-        ResiDualError: images of a size that the model does not take.
     """
     anatomy = find_tower(model) if anatomy is None else anatomy
     given = {**named_inputs(anatomy, inputs), **options}

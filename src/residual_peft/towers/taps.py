@@ -260,11 +260,7 @@ class Tap:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def take(self) -> Capture:
-        """Return the capture of this thread's last forward pass.
-
-        Raises:
-            RuntimeError: no tower has run to its end since the last call.
-        """
+        """Return the capture of this thread's last forward pass, which must have run to its end."""
         if (capture := take_capture(self.key)) is None:
             raise RuntimeError("no forward pass of the tapped tower has finished in this thread")
         return capture

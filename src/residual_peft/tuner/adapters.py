@@ -1,4 +1,8 @@
-"""What is done to an adapter in a model: fit its bases, read out what it holds."""
+"""What is done to an adapter in a model: fit its bases, read out what it holds.
+
+`adapter_name` None is the one active adapter. A ResiDualError says where there is no such adapter,
+several are active, or it is in the other mode.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -76,55 +80,27 @@ def put_basis(
 ) -> SpectralBasis:
     """Give an adapter in readout mode a basis; its gains restart at their initial value.
 
-    Args:
-        peft_model: a model with a ResiDual adapter.
-        basis: of this model; it has the adapter's units.
-        adapter_name: the adapter.
-
-    Returns:
-        The part of the basis that the adapter uses.
-
-    Raises:
-        ResiDualError: no such adapter, it is in stream mode, or the basis lacks its units.
+    Of this model's basis, which has the adapter's units, the part that it uses is put in and
+    returned.
     """
     layer, config, _ = _adapter(peft_model, adapter_name)
     return new_basis(layer, config, basis, adapter_name)
 
 
 def readout_state(peft_model: nn.Module, adapter_name: str | None = None) -> ReadoutState:
-    """What leads from a capture to the adapted readout, for `coordinates_of` and `compose`.
-
-    Args:
-        peft_model: a model with a ResiDual adapter.
-        adapter_name: None for the active one.
-
-    Raises:
-        ResiDualError: no such adapter, several are active, or its weights were never loaded.
-    """
+    """What leads from a capture to the adapted readout, for `coordinates_of` and `compose`."""
     layer, _, name = _adapter(peft_model, adapter_name)
     state: ReadoutState = layer.state(name)
     return state
 
 
 def adapted_tower(peft_model: nn.Module, adapter_name: str | None = None) -> TowerAnatomy:
-    """The tower, and its readout, that an adapter in readout mode adapts.
-
-    Raises:
-        ResiDualError: no such adapter, several are active, or it is in stream mode.
-    """
+    """The tower, and its readout, that an adapter in readout mode adapts."""
     return _adapter(peft_model, adapter_name)[0].anatomy
 
 
 def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str | None:
-    """The sha256 of the basis that is saved with an adapter; None where none is.
-
-    Args:
-        peft_model: a model with a ResiDual adapter in readout mode.
-        adapter_name: None for the active one.
-
-    Raises:
-        ResiDualError: as `readout_state`.
-    """
+    """The sha256 of the basis that is saved with an adapter in readout mode; None where none is."""
     layer, config, name = _adapter(peft_model, adapter_name)
     if not config.save_basis:
         return None
@@ -137,11 +113,7 @@ def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str 
 
 
 def readout_config(peft_model: nn.Module, adapter_name: str | None = None) -> ResiDualConfig:
-    """The config of an adapter in readout mode.
-
-    Raises:
-        ResiDualError: no such adapter, several are active, or it is in stream mode.
-    """
+    """The config of an adapter in readout mode."""
     return _adapter(peft_model, adapter_name)[1]
 
 
@@ -169,11 +141,7 @@ def gains_by_module(
 
 
 def gains_by_unit(peft_model: nn.Module, adapter_name: str | None = None) -> dict[Unit, Tensor]:
-    """The gains of an adapter sorted by unit: unit -> (k_u,), or (1,) with one gain per unit.
-
-    Raises:
-        ResiDualError: no such adapter, or several are active.
-    """
+    """The gains of an adapter sorted by unit: unit -> (k_u,), or (1,) with one gain per unit."""
     layer, _, name = _adapter(peft_model, adapter_name)
     settings = layer.adapter_settings[name]
     parts = settings.gains.split(layer.residual_peft_gains[name].detach())
@@ -183,11 +151,7 @@ def gains_by_unit(peft_model: nn.Module, adapter_name: str | None = None) -> dic
 def restart_gains(
     peft_model: nn.Module, seed: int | None = None, adapter_name: str | None = None
 ) -> None:
-    """Set an adapter's gains to their initial value again, drawn with another seed if one is given.
-
-    Raises:
-        ResiDualError: no such adapter, or several are active.
-    """
+    """Set an adapter's gains to their initial value again, drawn with another seed if given."""
     layers, config, name = _layers(peft_model, adapter_name)
     if seed is not None:
         config.seed = seed
@@ -222,11 +186,7 @@ def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> Spe
 
 
 def active_adapter(peft_model: nn.Module) -> str:
-    """Name the one active adapter.
-
-    Raises:
-        ResiDualError: none or several are active.
-    """
+    """Name the one active adapter."""
     layers: list[Any] = list(_all_layers(peft_model).values())
     active = dict.fromkeys(name for layer in layers for name in layer.active_adapters)
     if len(active) != 1:

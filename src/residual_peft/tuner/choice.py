@@ -20,11 +20,7 @@ def chosen_units(config: ResiDualConfig, anatomy: TowerAnatomy) -> tuple[Unit, .
     """The units that a config adapts in a tower, in the tower's order.
 
     Of the kinds in `units`, those in `layers_to_transform` that `unit_pattern` names and whose
-    modules `exclude_modules` does not.
-
-    Raises:
-        ResiDualError: a layer that the tower does not have, a pattern that names no unit, or no
-            unit left.
+    modules `exclude_modules` does not; a pattern that names none is refused.
     """
     layers, depth = config.layers, len(anatomy.layers)
     if layers is not None and layers[-1] >= depth:
@@ -54,9 +50,6 @@ def fitted_to(config: ResiDualConfig, basis: SpectralBasis, units: Iterable[Unit
     """Cut a basis to the units and the directions of each that a config asks for, and look at it.
 
     `component_pattern` comes before `components`, its first match as in PEFT's `rank_pattern`.
-
-    Raises:
-        ResiDualError: the basis lacks a unit or directions, or holds numbers that no basis has.
     """
     patterns: Mapping[str, Components] = config.component_pattern or {}
     chosen: dict[Unit, Components] = {}
@@ -77,11 +70,7 @@ def components_of(config: ResiDualConfig, name: str) -> Components:
 
 
 def check_nothing_inside(config: ResiDualConfig, anatomy: TowerAnatomy, model: nn.Module) -> None:
-    """Refuse `modules_to_save` in the image tower: the bases are those of its weights.
-
-    Raises:
-        ResiDualError: names the first such module.
-    """
+    """Refuse `modules_to_save` in the image tower: the bases are those of its weights."""
     inside = {*anatomy.tower.modules(), anatomy.projection}
     for path, module in model.named_modules():
         named = any(path.endswith(name) for name in config.modules_to_save or ())

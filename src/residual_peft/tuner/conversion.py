@@ -143,11 +143,7 @@ def _config(model: Any, visual: Any, text: Any) -> CLIPConfig:
 
 
 def _check(model: Any, visual: Any, text: Any, pooling: str | None) -> None:
-    """Refuse what `CLIPModel` cannot express.
-
-    Raises:
-        ResiDualError: names all of it.
-    """
+    """Refuse what `CLIPModel` cannot express, and name all of it."""
     towers = [tower.transformer for tower in (visual, text) if hasattr(tower, "transformer")]
     blocks = [block for tower in towers for block in getattr(tower, "resblocks", ())]
     image_size, patch_size = visual.image_size, visual.patch_size

@@ -25,11 +25,7 @@ _HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only
 
 
 def weights_to_come(config: ResiDualConfig) -> SavedWeights | None:
-    """What is about to be loaded into an adapter that waits for its weights, where that is known.
-
-    Raises:
-        ResiDualError: the file is missing, cut short or of another kind.
-    """
+    """What is about to be loaded into an adapter that waits for it, where that is known."""
     if config._directory is not None and Path(config._directory).is_dir():
         return SavedWeights.in_directory(config._directory)
     source, tensors, options = _under_way()

@@ -58,10 +58,6 @@ class Fitted:
     def check_weights(
         self, model: TowerAnatomy | nn.Module, what: str, trusted: Sequence[dict[str, Any]]
     ) -> None:
-        """Refuse a model with other weights; fingerprints that it matched before are `trusted`.
-
-        Raises:
-            ResiDualError: begins with `what`.
-        """
+        """Refuse a model with other weights; fingerprints that it matched before are `trusted`."""
         if self.fingerprint is not None and self.fingerprint not in trusted:
             Fingerprint.from_dict(self.fingerprint).check(model, what)

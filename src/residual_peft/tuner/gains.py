@@ -85,9 +85,7 @@ class Gains:
     def first(self, spread: float = 0.0, seed: int | None = None) -> Tensor:
         """What they begin with: `start`, or draws from N(start, spread²), (n,), float32.
 
-        Args:
-            spread: 0 for no draw.
-            seed: of the draw; None leaves it to torch's own generator.
+        Without a seed, by torch's own generator.
         """
         size = self.number
         same = torch.full((size,), self.start, dtype=torch.float32, device="cpu")

@@ -123,11 +123,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.adapter_states[adapter_name] = self.derive(adapter_name) if twin is None else twin
 
     def state(self, adapter_name: str) -> Any:
-        """What one adapter's forward needs.
-
-        Raises:
-            ResiDualError: the adapter's weights were never loaded, or hold no adapter's numbers.
-        """
+        """What one adapter's forward needs; refused while its weights are not there."""
         if adapter_name not in self.adapter_states and self._has_values(adapter_name):
             # transformers puts the tensors in without telling anyone
             self.check_values(adapter_name)
@@ -155,11 +151,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         )
 
     def check_values(self, adapter_name: str, **given: Tensor) -> None:
-        """Refuse an adapter whose numbers, or those `given` in place of them, are no adapter's.
-
-        Raises:
-            ResiDualError: they are not finite, too large, or no basis.
-        """
+        """Refuse an adapter whose numbers, or those `given` in place of them, are no adapter's."""
         what = f"the tensors of the adapter {adapter_name!r}"
         gains = given.get(GAINS, self.residual_peft_gains[adapter_name])
         check_values(gains.detach(), GAINS, what)

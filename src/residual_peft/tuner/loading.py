@@ -109,10 +109,6 @@ def one_line(directory: object) -> Iterator[None]:
 
 
 def check_directory(directory: str | os.PathLike[str]) -> None:
-    """Refuse a directory that does not hold one whole ResiDual adapter.
-
-    Raises:
-        ResiDualError: names the file and what is wrong with it.
-    """
+    """Refuse a directory that does not hold one whole ResiDual adapter."""
     check_config(directory)
     SavedWeights.in_directory(directory)

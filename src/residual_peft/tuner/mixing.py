@@ -24,13 +24,7 @@ BASE = "__base__"
 def check_names(model: nn.Module, names: Any, known: Mapping[str, Any]) -> None:
     """Refuse `adapter_names` that PEFT's own tuners would refuse, in words that begin as theirs do.
 
-    Args:
-        model: the adapted model.
-        names: what was given.
-        known: the adapters of the model.
-
-    Raises:
-        ResiDualError: no list of names, a name without an adapter, or a model in training mode.
+    `known` are the adapters of the model.
     """
     if model.training:
         raise ResiDualError(
@@ -117,11 +111,7 @@ def each_its_own(
 
 
 def check_one_each(names: Sequence[str], samples: int) -> None:
-    """Refuse `adapter_names` that are more or fewer than the samples, in PEFT's words.
-
-    Raises:
-        ResiDualError: says how many there are of both.
-    """
+    """Refuse `adapter_names` that are more or fewer than the samples, in PEFT's words."""
     if len(names) != samples:
         raise ResiDualError(
             "Length of `adapter_names` should be the same as the number of inputs, but got "
@@ -132,11 +122,7 @@ def check_one_each(names: Sequence[str], samples: int) -> None:
 def check_weighted(
     known: Mapping[str, Any], adapters: Sequence[str], weights: Sequence[float], adapter_name: str
 ) -> None:
-    """Refuse a weighted sum of adapters that cannot be taken, before anything is changed.
-
-    Raises:
-        ResiDualError: names or weights that do not fit, unknown adapters, or a name that is taken.
-    """
+    """Refuse a weighted sum of adapters that cannot be taken, before anything is changed."""
     if isinstance(adapters, str) or not len(adapters) or len(adapters) != len(weights):
         raise ResiDualError(
             f"wanted a list of adapters and a weight for each, got adapters={adapters!r} and "
@@ -169,8 +155,7 @@ def add_weighted(
 ) -> None:
     """Put in an adapter whose gains are the weighted sum of others' over their one basis.
 
-    Raises:
-        ResiDualError: the bases or settings differ in one of the layers; none was changed.
+    Where bases or settings differ in one of the layers, none is changed.
     """
     for layer in layers:
         _check_one_basis(layer, adapters)

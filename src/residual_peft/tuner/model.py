@@ -151,12 +151,7 @@ class ResiDualModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Give the layers `adapter_names`, one adapter per sample, for one call of the model.
-
-        Raises:
-            ResiDualError: the names are no list, some have no adapter, or the model is in training
-                mode.
-        """
+        """Give the layers `adapter_names`, one adapter per sample, for one call of the model."""
         names = kwargs.get("adapter_names")
         if names is None:
             yield

@@ -27,11 +27,7 @@ class Mode(ABC):
 
     @abstractmethod
     def check_options(self, config: "ResiDualConfig") -> None:
-        """Refuse options that contradict the mode.
-
-        Raises:
-            ResiDualError: says which.
-        """
+        """Refuse options that contradict the mode."""
 
     @abstractmethod
     def prepare(
@@ -39,13 +35,8 @@ class Mode(ABC):
     ) -> None:
         """Write down what is adapted in a model, and check a saved adapter before it is touched.
 
-        Args:
-            config: the adapter's own copy.
-            model: the base model.
-            trusted: fingerprints that this model was found to match before.
-
-        Raises:
-            ResiDualError: the model or the saved adapter will not do.
+        The config is the adapter's own copy; `trusted` are fingerprints that this base model was
+        found to match before.
         """
 
     @abstractmethod
@@ -68,8 +59,7 @@ class Mode(ABC):
     ) -> AdapterLayer:
         """Put an adapter into a layer, made around `target` where there is none; give the layer.
 
-        Raises:
-            ResiDualError: `target` cannot be adapted, or the basis will not do.
+        A target that cannot be adapted, or a basis that will not do, is refused.
         """
 
     @abstractmethod

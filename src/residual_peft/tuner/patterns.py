@@ -35,15 +35,7 @@ _PLAIN = {"LITERAL", "NOT_LITERAL", "ANY", "IN", "AT"}
 
 
 def check_pattern(pattern: str, field: str) -> None:
-    """Refuse what is no regex, or has what `fullmatch` does not know.
-
-    Args:
-        pattern: what a user or a file says.
-        field: the option that it is of, for the message.
-
-    Raises:
-        ResiDualError: says which it is.
-    """
+    """Refuse what is no regex, or has what `fullmatch` does not know; `field` names the option."""
     try:
         _parsed(pattern)
     except (re.error, RecursionError, OverflowError, _UnknownError) as error:
@@ -52,11 +44,7 @@ def check_pattern(pattern: str, field: str) -> None:
 
 
 def fullmatch(pattern: str, text: str) -> bool:
-    """Whether a regex stands for the whole of a text: `re.fullmatch`, in bounded time.
-
-    Raises:
-        ResiDualError: as `check_pattern`.
-    """
+    """Whether a regex stands for the whole of a text: `re.fullmatch`, in bounded time."""
     check_pattern(pattern, "pattern")
     part = _parsed(pattern)
     if part.ways <= _QUICK:

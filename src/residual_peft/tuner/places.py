@@ -19,10 +19,7 @@ def wanted_of(
 ) -> tuple[dict[str, Shape], str | None]:
     """What a file of an adapter holds: name -> shape, and the path of its layer if it has one.
 
-    Args:
-        model: with the adapter.
-        adapter_name: its name.
-        basis: whether the file holds a basis; None whether the adapter's own does.
+    `basis` is whether the file holds one; None whether the adapter's own does.
     """
     wanted: dict[str, Shape] = {}
     path = None
@@ -44,9 +41,7 @@ def wanted_of(
 def shapes_of_modules(model: nn.Module, names: Iterable[str] | None) -> dict[str, Shape]:
     """Name in the base model -> shape of all that an adapter's `modules_to_save` bring along.
 
-    Args:
-        model: the base model, with other adapters or without.
-        names: endings of the modules' paths, as PEFT takes them.
+    `names` are endings of the modules' paths, as PEFT takes them.
     """
     found: dict[str, Shape] = {}
     for path, module in model.named_modules(remove_duplicate=False):

@@ -93,12 +93,6 @@ def read_config(path: PathLike) -> dict[str, Any]:
 
     Nothing is made of it before its `peft_type` is known: others' configs name modules that PEFT
     imports.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        ResiDualError: no JSON, of another method, or a field that is unknown or of another type.
     """
     config = read_object(path)
     kind = config.get("peft_type")
@@ -120,15 +114,7 @@ def read_config(path: PathLike) -> dict[str, Any]:
 
 
 def check_types(values: Mapping[str, Any], what: str = "the adapter's config") -> None:
-    """Refuse values of other types than a saved config's.
-
-    Args:
-        values: by field; tuples and sets are lists, as JSON has them.
-        what: where they come from, for messages.
-
-    Raises:
-        ResiDualError: names the field.
-    """
+    """Refuse values of other types than a saved config's; tuples and sets are as JSON's lists."""
     plain = {name: _as_json(value) for name, value in values.items() if name in _FIELDS}
     record_of(plain, _ConfigFile, what)
 
@@ -160,11 +146,7 @@ class SavedWeights:
 
     @classmethod
     def in_directory(cls, directory: PathLike) -> "SavedWeights":
-        """Those of an adapter's directory; of safetensors, only the header is read.
-
-        Raises:
-            ResiDualError: the file is missing, cut short or of another kind.
-        """
+        """Those of an adapter's directory; of safetensors, only the header is read."""
         path = Path(directory) / SAFETENSORS_WEIGHTS_NAME
         pickled = Path(directory) / WEIGHTS_NAME
         if not path.is_file() and pickled.is_file():
@@ -179,13 +161,8 @@ class SavedWeights:
     def check(self, wanted: Mapping[str, Shape], path: str | None = None) -> None:
         """Refuse all but exactly these tensors, of these shapes, with values that make sense.
 
-        Args:
-            wanted: name in the base model -> shape.
-            path: of the one layer in readout mode, which other classes have elsewhere.
-
-        Raises:
-            ResiDualError: a tensor is missing, or foreign, or of another shape or type; values are
-                NaN, infinite or absurd.
+        `wanted` is name in the base model -> shape; `path` is of the one layer in readout mode,
+        which other classes have elsewhere.
         """
         places = self._places(path)
         if foreign := [name for name, place in places.items() if place not in wanted]:
@@ -254,13 +231,7 @@ def _last(name: str) -> str:
 def check_values(tensor: Tensor, name: str, what: str) -> None:
     """Refuse values that no training leaves: NaN, infinite, or beyond what float32 can tell apart.
 
-    Args:
-        tensor: any tensor of an adapter.
-        name: its own, such as "residual_peft_gains".
-        what: the words for the file in messages.
-
-    Raises:
-        ResiDualError: says which.
+    The name is a tensor's own, such as "residual_peft_gains"; `what` is the file, for messages.
     """
     if tensor.is_meta or not tensor.numel():
         return
@@ -302,11 +273,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 
 def check_config(directory: PathLike) -> dict[str, Any]:
-    """`read_config` of a directory, whose adapter was saved from a model.
-
-    Raises:
-        ResiDualError: as there, or nothing was ever written back into the config.
-    """
+    """`read_config` of a directory, whose adapter was saved from a model."""
     path = Path(directory) / CONFIG_NAME
     config = read_config(path)
     if config.get("component_counts") is None:

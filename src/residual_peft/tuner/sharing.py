@@ -51,15 +51,8 @@ def begin_loading(layer: "AdapterLayer", state_dict: dict[str, Any], prefix: str
     Loading is in place, so an adapter whose tensors are in the file gets its own; `end_loading` may
     let equal ones be shared again. An adapter of which only the gains are there has its tensors
     elsewhere in a whole model's file; in an adapter's own file, others' gains are missing as well.
-
-    Args:
-        layer: of either mode.
-        state_dict: what is loaded; the note is taken out, and tensors are put in where torch and
-            safetensors would miss them.
-        prefix: of the layer's keys.
-
-    Raises:
-        ResiDualError: it cannot be told whose basis an adapter's gains belong to.
+    The note is taken out of `state_dict`, and tensors are put in where torch and safetensors would
+    miss them.
     """
     note = state_dict.pop(prefix + SHARED, None)
     whole = [

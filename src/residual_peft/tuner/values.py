@@ -17,11 +17,7 @@ NEGLIGIBLE = 1e-9
 
 
 def check_parts(means: Tensor, eigenvalues: Tensor, total_variance: Tensor, what: str) -> None:
-    """`check_values` of all of a basis but its directions.
-
-    Raises:
-        ResiDualError: they are not finite, negative, or too large for float32.
-    """
+    """`check_values` of all of a basis but its directions."""
     check_values(means, "means", what)
     check_values(eigenvalues, "eigenvalues", what)
     check_values(total_variance, "total_variance", what)
@@ -31,14 +27,8 @@ def check_directions(directions: Iterable[tuple[str, Tensor, Tensor]], what: str
     """Refuse directions that are not orthonormal: their coordinates would not be coordinates.
 
     Directions without variance may be shorter: they need not lie where their unit writes, and only
-    the part that does is stored.
-
-    Args:
-        directions: name, rows (k, n) and eigenvalues (k,) of each unit.
-        what: begins the message: whose they are.
-
-    Raises:
-        ResiDualError: names the unit that is farthest off.
+    the part that does is stored. Of each unit come name, rows (k, n) and eigenvalues (k,); `what`
+    begins the message: whose they are.
     """
     units = [
         (name, rows, values) for name, rows, values in directions if len(rows) and not rows.is_meta
@@ -56,11 +46,7 @@ def check_directions(directions: Iterable[tuple[str, Tensor, Tensor]], what: str
 
 
 def check_basis(basis: SpectralBasis, what: str = "the tensors of the basis") -> None:
-    """Refuse a basis that is none, before an adapter is put on it.
-
-    Raises:
-        ResiDualError: NaN, infinity, variances below zero, or directions that are not orthonormal.
-    """
+    """Refuse a basis that is none, before an adapter is put on it."""
     check_parts(basis.means, torch.cat(basis.eigenvalues), basis.total_variance, what)
     names = map(str, basis.units)
     check_directions(zip(names, basis.components, basis.eigenvalues, strict=True), what)

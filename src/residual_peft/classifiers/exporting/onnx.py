@@ -165,11 +165,7 @@ def _check_size(graph: ClassifierGraph) -> None:
 
 
 def _traced(graph: ClassifierGraph, pixels: Tensor) -> Any:
-    """Torch's exporter's program.
-
-    Raises:
-        ResiDualError: it cannot follow the model.
-    """
+    """Torch's exporter's program; refused where it cannot follow the model."""
     try:
         with _quiet():
             program: Any = torch.onnx.export(
@@ -289,11 +285,7 @@ def running(path: str | os.PathLike[str]) -> Any:
 def _compared(
     graph: ClassifierGraph, session: Any, pixels: Tensor, tolerance: float
 ) -> tuple[float, float]:
-    """How far onnxruntime is from torch: in probabilities, and in logits as a share.
-
-    Raises:
-        ResiDualError: further than may be.
-    """
+    """How far onnxruntime is from torch: in probabilities, and in logits as a share."""
     worst = np.zeros(2)
     for part in (pixels[:1], pixels[1:]):
         if not len(part):

@@ -46,13 +46,9 @@ def blend(
     Args:
         text: (C, d), or None for the means alone (towers without a text tower).
         features: embeddings of the images (N, d).
-        labels: (N,).
-        class_count: C.
+        labels: (N,), of every class.
         share: β, in place of a choice.
         groups: (N,), left out together.
-
-    Raises:
-        ResiDualError: what does not fit together; a class without images; a share outside [0, 1].
     """
     data = checked(features, labels, class_count)
     check_same(ONE_LABEL, data.labelling, "there are no class means of others")

@@ -24,16 +24,10 @@ class Calibration:
 def calibrate(
     scores: Tensor, labels: Tensor, weights: Tensor, zero_shot: Tensor | None = None
 ) -> Calibration:
-    """Fit a and τ, both convex together.
+    """Fit a and τ, both convex together, to left-out scores (N, C), labels (N,) and weights (N,).
 
     One image's worth of uniform labels is added, so that τ is finite where every image is told
-    right (in the spirit of Platt's targets, 1999).
-
-    Args:
-        scores: left out (N, C).
-        labels: (N,).
-        weights: of the images (N,).
-        zero_shot: z (N, C); without, a is 0.
+    right (in the spirit of Platt's targets, 1999). Without z (N, C), a is 0.
     """
     inputs = [scores] if zero_shot is None else [scores, zero_shot]
     found = _newton(torch.stack(inputs), labels, weights)
@@ -98,14 +92,8 @@ def platt(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One slope and one bias per class for several labels: p = σ(slope s + bias).
 
     Platt's targets (1999), (N₊ + 1) / (N₊ + 2) for an image of the class and 1 / (N₋ + 2) for
-    another, keep the slope finite where the scores part the two.
-
-    Args:
-        scores: left out (N, C).
-        targets: zeros and ones (N, C).
-
-    Returns:
-        slopes (C,), at least 0; biases (C,); mean log-loss of each class (C,).
+    another, keep the slope finite where the scores part the two. Of left-out scores and zeros and
+    ones (N, C): slopes, at least 0, biases, and mean log-losses of the classes, (C,) each.
     """
     inside = targets.sum(0)
     outside = len(targets) - inside

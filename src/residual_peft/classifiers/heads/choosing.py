@@ -34,20 +34,11 @@ class Candidate:
 def fewest_as_good(
     candidates: Sequence[Candidate], weights: Tensor | None = None, tie: float = TIE
 ) -> int:
-    """The candidate of the least left-out log-loss, or one that ties with it on fewer numbers.
+    """The place of the candidate of the least left-out log-loss, or of fewer numbers that ties.
 
-    Only images count whose class every candidate knew without them.
-
-    Args:
-        candidates: at least one.
-        weights: of the images (N,), where classes weigh differently.
-        tie: standard errors of the paired difference that count as none.
-
-    Returns:
-        Its place; the first one where no image counts.
-
-    Raises:
-        ResiDualError: no candidate, or candidates of different images.
+    Only images count whose class every candidate knew without them; the first one where there is
+    none. `weights` (N,) are of the images, `tie` the standard errors of the paired difference that
+    count as none.
     """
     known = _known(candidates)
     if not known.any():
@@ -61,20 +52,11 @@ def fewest_as_good(
 
 
 def best_recall(candidates: Sequence[Candidate], tie: float = TIE) -> int:
-    """The candidate of the best mean per-class recall of left-out images, for one label per image.
+    """The place of the candidate of the best mean per-class recall of left-out images.
 
     Recall counts images, and with rare classes many candidates have nearly the same: among those
-    that tie the log-loss decides, each class counting alike there, too (`fewest_as_good`).
-
-    Args:
-        candidates: as for `fewest_as_good`.
-        tie: likewise.
-
-    Returns:
-        Its place; the first one where no image counts.
-
-    Raises:
-        ResiDualError: as `fewest_as_good`.
+    that tie the log-loss decides, each class counting alike there, too (`fewest_as_good`). For one
+    label per image.
     """
     known = _known(candidates)
     if not known.any():
@@ -104,10 +86,7 @@ def _known(candidates: Sequence[Candidate]) -> Tensor:
 def _ties(losses: Tensor, share: Tensor, tie: float) -> list[int]:
     """Candidates whose mean loss is the least, or within `tie` standard errors of it.
 
-    Args:
-        losses: of each candidate and image (M, n).
-        share: of the images in a mean (n,).
-        tie: standard errors of the paired difference.
+    Of losses (M, n) by candidate and image, and the images' share in a mean (n,).
     """
     means = losses @ share
     best = int(means.argmin())
@@ -160,9 +139,6 @@ def choose_ridge(
             then made on all of them.
         tie: as for `fewest_as_good`.
         **options: of `fit_ridge`, but for `power` and `scale`.
-
-    Raises:
-        ResiDualError: as `fit_ridge`; nothing to try.
     """
     if not features or not powers:
         raise ResiDualError("wanted features and powers to try, got none.")

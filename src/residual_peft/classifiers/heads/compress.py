@@ -42,11 +42,7 @@ class LowRankHead:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "LowRankHead":
-        """The head that `state` was taken of, in float32.
-
-        Raises:
-            ResiDualError: as `ClassHead.from_state`; factors that do not go together.
-        """
+        """The head that `state` was taken of, in float32."""
         missing = {"weights", "right", "offset"} - set(state)
         if missing:
             raise ResiDualError(
@@ -77,9 +73,6 @@ def low_rank(head: ClassHead, features: Tensor | None, rank: int) -> LowRankHead
         features: of images of all its classes (N, K). None where there are none: features are then
             taken to be uncorrelated, as those of one unit are, with scales of p = ½.
         rank: r; more than the scores have is cut to that.
-
-    Raises:
-        ResiDualError: a rank below 1, or features of another basis.
     """
     if rank < 1:
         raise ResiDualError(f"wanted a rank of 1 or more, got {rank}.")
@@ -113,15 +106,8 @@ def within(head: ClassHead, features: Tensor | None, budget: int) -> dict[str, T
     """What to save of a head in at most so many bytes, losing as little as that allows.
 
     In float32 where that fits; else V in float16, of which no logit notices anything (rows evened);
-    else of the highest rank that fits, in float16. `head_from_state` reads all three.
-
-    Args:
-        head: to be saved.
-        features: as for `low_rank`.
-        budget: bytes of all tensors.
-
-    Raises:
-        ResiDualError: not even rank 1 fits.
+    else of the highest rank that fits, in float16, for `features` as in `low_rank`; refused where
+    not even rank 1 fits. `head_from_state` reads all three.
     """
     state = head.state()
     if bytes_of(state) <= budget:
@@ -142,11 +128,7 @@ def within(head: ClassHead, features: Tensor | None, budget: int) -> dict[str, T
 
 
 def head_from_state(state: Mapping[str, Tensor]) -> "ClassHead | LowRankHead":
-    """The head that was saved, whichever kind it is.
-
-    Raises:
-        ResiDualError: as their `from_state`.
-    """
+    """The head that was saved, whichever kind it is."""
     return LowRankHead.from_state(state) if "right" in state else ClassHead.from_state(state)
 
 

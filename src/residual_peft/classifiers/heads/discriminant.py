@@ -30,11 +30,7 @@ class Covariance:
 
     @classmethod
     def of(cls, residuals: Tensor, shrinkage: float) -> "Covariance":
-        """Of residuals (N, K) about the class means.
-
-        Raises:
-            ResiDualError: a covariance without an inverse, since nothing is shrunk.
-        """
+        """Of residuals (N, K) about the class means; refused where it has no inverse."""
         count, columns = residuals.shape
         trace = float(residuals.square().sum()) / count
         level = shrinkage * trace / columns
@@ -118,10 +114,6 @@ def fit_discriminant(
             fourth moments, too. A number is taken as it is.
         power: p of the scales.
         class_weights: (C,), what the classes' priors are multiplied by.
-
-    Raises:
-        ResiDualError: what does not fit together, a class without images, or a shrinkage that
-            leaves no inverse.
     """
     data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
     why = "use the ridge or logistic regression, which have one for each class"
@@ -152,11 +144,7 @@ def fit_discriminant(
 
 
 def shrinkage_of(residuals: Tensor, shrinkage: Shrinkage) -> float:
-    """ρ for residuals (N, K) about the class means, from the smaller of their Gram matrices.
-
-    Raises:
-        ResiDualError: neither a name that is known nor a number in [0, 1].
-    """
+    """ρ for residuals (N, K) about the class means, from the smaller of their Gram matrices."""
     if not isinstance(shrinkage, str):
         if not 0 <= shrinkage <= 1:
             raise ResiDualError(f"wanted a shrinkage from 0 to 1, got {shrinkage}.")

@@ -13,9 +13,6 @@ def contributions(head: ClassHead, features: Tensor, class_index: int) -> Tensor
     """What each column adds to a class's logit (M, K): `τ c̃_j V_jk`.
 
     With the constant `τ m_k` and the text's part `a z_k` they sum to the logit.
-
-    Raises:
-        ResiDualError: no such class, or features of another basis.
     """
     if not 0 <= class_index < head.class_count:
         raise ResiDualError(
@@ -38,15 +35,8 @@ def contrast(head: ClassHead, features: Tensor, this: int, other: int) -> Tensor
 def class_portrait(head: ClassHead, class_means: Tensor) -> Tensor:
     """What each column says of class k where images of class k are, on average (K, C).
 
-    Column k is `τ c̃_j V_jk` at the class's mean: as the logit is linear, the mean over its images.
-    With the constant it sums to their mean score.
-
-    Args:
-        head: of C classes.
-        class_means: mean features of each class's images (C, K).
-
-    Raises:
-        ResiDualError: means of another number of classes or columns.
+    Column k is `τ c̃_j V_jk` at the class's mean features (C, K): as the logit is linear, the mean
+    over its images. With the constant it sums to their mean score.
     """
     if class_means.shape != head.weights.mT.shape:
         raise ResiDualError(
@@ -58,11 +48,7 @@ def class_portrait(head: ClassHead, class_means: Tensor) -> Tensor:
 
 
 def by_unit(values: Tensor, counts: Sequence[int]) -> Tensor:
-    """Sum over the columns of each unit: (..., K) -> (..., U).
-
-    Raises:
-        ResiDualError: counts that do not add up to K.
-    """
+    """Sum over the columns of each unit: (..., K) -> (..., U)."""
     if sum(counts) != values.shape[-1]:
         raise ResiDualError(
             f"wanted a count of columns for each unit that together are the {values.shape[-1]}, "
@@ -72,12 +58,7 @@ def by_unit(values: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def strongest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Columns that say most for (values above 0) and most against (below), strongest first.
-
-    Args:
-        values: of one image or class (K,).
-        count: of each at most.
-    """
+    """Columns that say most for (values (K,) above 0) and most against, `count` of each at most."""
     order = values.argsort(descending=True, stable=True)
     up = order[values[order] > 0][:count]
     order = order.flip(0)

@@ -45,6 +45,8 @@ def finish(
 ) -> tuple[float, float, LeftOut]:
     """a and τ for `a z + τ logits`, and the left-out predictions with both applied.
 
+    With several labels a = 0 and τ = 1: their sigmoids are fitted as they are.
+
     Args:
         logits: of each image by a fit without it (N, C).
         images: N images, with zero-shot logits z where text may count.
@@ -52,10 +54,6 @@ def finish(
         known: images that can be told right without their own (N,); the others say nothing.
         with_text: False keeps a at 0.
         temperature: τ where no image is known; a is then that of the text alone.
-
-    Returns:
-        a, τ and the final predictions; a = 0 and τ = 1 with several labels, whose sigmoids are
-        fitted as they are.
     """
     text = images.zero_shot if with_text else None
     if images.labelling.multi_label:
@@ -103,11 +101,9 @@ def folds_of(
 
 
 def across_folds(fit: Callable[[Tensor], Tensor], fold: Tensor) -> Tensor:
-    """Left-out predictions (N, …), one fit per fold.
+    """Left-out predictions (N, …), one fit for each number in `fold` (N,).
 
-    Args:
-        fit: the rows inside, (N,) as True and False -> predictions of those outside.
-        fold: of each image (N,).
+    `fit` takes the rows inside, (N,) as True and False, and gives predictions of those outside.
     """
     found: Tensor | None = None
     for number in fold.unique().tolist():

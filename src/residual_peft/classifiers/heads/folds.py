@@ -21,12 +21,9 @@ def stratified_folds(
 
     Args:
         labels: (N,), or zeros and ones (N, C), whose images are spread without regard to them.
-        folds: at most.
+        folds: at most, two or more.
         groups: (N,), images of the same number stay together (scikit-learn's StratifiedGroupKFold,
             or by size alone with several labels).
-
-    Raises:
-        ResiDualError: fewer than two folds asked for.
     """
     if folds < 2:
         raise ResiDualError(f"wanted two or more folds, got {folds}.")

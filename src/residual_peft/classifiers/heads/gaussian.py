@@ -16,9 +16,6 @@ def fit_gaussian(shots: Shots, *, folds: int = FOLDS) -> Rival:
 
     The paper adds the zero-shot logits with a weight searched on a validation set; here that weight
     and a temperature have the least log-loss on left-out folds.
-
-    Args:
-        folds: of the cross-validation.
     """
     data, unit = shots.data, shots.unit
     fold, known, how = folds_of(data, shots.groups, folds)

@@ -55,11 +55,7 @@ class ClassHead:
         return self.weights.numel() + self.offset.numel() + 2
 
     def scores(self, features: Tensor) -> Tensor:
-        """What the head itself says, `((c − mean) / scale) V + m`: (M, C), in the head's dtype.
-
-        Raises:
-            ResiDualError: features of another number of columns.
-        """
+        """What the head itself says, `((c − mean) / scale) V + m`: (M, C), in the head's dtype."""
         columns = len(self.mean)
         if features.ndim != 2 or features.shape[1] != columns:
             raise ResiDualError(
@@ -71,15 +67,11 @@ class ClassHead:
         return centred @ self.weights + self.offset
 
     def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-        """Logits (M, C) of images, in the head's dtype and on its device.
-
-        Args:
-            features: (M, K).
-            zero_shot: z (M, C); needed where the head weighs the text.
+        """Logits (M, C) of features (M, K) and z (M, C), in the head's dtype and on its device.
 
         Raises:
-            ResiDualError: features of another number of columns; no zero-shot logits where it
-                needs them, or of another shape.
+            ResiDualError: features of another number of columns; no zero-shot logits where the head
+                weighs them, or of another shape.
         """
         return self.with_text(self.scores(features), zero_shot)
 
@@ -109,11 +101,7 @@ class ClassHead:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "ClassHead":
-        """The head that `state` was taken of, in float32.
-
-        Raises:
-            ResiDualError: a tensor is missing, too many, of a wrong shape or not finite.
-        """
+        """The head that `state` was taken of, in float32."""
         wanted = {field.name for field in fields(cls)}
         if set(state) != wanted:
             raise ResiDualError(
@@ -164,13 +152,7 @@ class FittedHead:
 
 
 def spread(head: ClassHead, columns: Tensor, count: int) -> ClassHead:
-    """A head on some columns as one on all of them: the others weigh nothing.
-
-    Args:
-        head: on `len(columns)` features.
-        columns: which ones of `count` these are.
-        count: K.
-    """
+    """A head on some columns of `count` as one on all of them: the others weigh nothing."""
     if len(columns) == count:
         return head
     weights = head.weights.new_zeros(count, head.class_count)

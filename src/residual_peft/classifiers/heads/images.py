@@ -112,11 +112,7 @@ def _weights(
 def checked_batch(
     features: Tensor, labels: Tensor, weights: Tensor | None, columns: int, class_count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Some of the images, for sums: features (B, K), targets (B, C) and weights (B,) in float64.
-
-    Raises:
-        ResiDualError: shapes that do not suit, numbers that are not finite, unknown classes.
-    """
+    """Some of the images, for sums: features (B, K), targets (B, C) and weights (B,) in float64."""
     x, labels = features.detach().cpu().double(), labels.detach().cpu()
     if x.ndim != 2 or x.shape[1] != columns:
         raise ResiDualError(
@@ -169,9 +165,7 @@ def duplicate_groups(features: Tensor) -> Tensor:
 def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
     """What to tell the user of images that make left-out predictions doubtful.
 
-    Args:
-        images: as checked.
-        grouped: whether groups were given, which may hold copies together.
+    `grouped` says whether groups were given, which may hold copies together.
     """
     notes = []
     features, labels = images.features, images.labels

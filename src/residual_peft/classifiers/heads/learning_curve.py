@@ -29,11 +29,7 @@ class LearningCurve:
     exponent: float  # how fast it falls
 
     def at(self, images: float) -> float:
-        """Accuracy to expect with so many training images, classes as they are.
-
-        Raises:
-            ResiDualError: no images.
-        """
+        """Accuracy to expect with so many training images, classes as they are."""
         if images < 1:
             raise ResiDualError(f"wanted one or more images to tell an accuracy of, got {images}.")
         share = images / float(self.images[-1])
@@ -57,18 +53,15 @@ def learning_curve(
     """Fit on drawn shares of the images, tell the others, and lay a power law through the errors.
 
     The last point are all images, told left out. The law is that of the greatest posterior: errors
-    are binomial, and the exponent is about .7 until they say otherwise.
+    are binomial, and the exponent is about .7 until they say otherwise. For one label per image.
 
     Args:
         accuracy_of: rows to fit on (n,) and rows to tell (m,) -> the share told right.
         left_out_accuracy: of the fit on all N images.
-        labels: (N,).
+        labels: (N,), 40 or more.
         class_count: C.
         fractions: of every class's images, with one at least; increasing.
         draws: of each fraction, with fixed seeds.
-
-    Raises:
-        ResiDualError: fewer than 40 images, or several labels per image.
     """
     check_same(ONE_LABEL, labelling_in(labels), "a learning curve counts images that are right")
     if len(labels) < FEWEST_IMAGES:

@@ -82,10 +82,6 @@ def leaving_of(
         groups: (N,), what the images of one burst, film or person share; they go together.
         how: None for "group" where there are groups, else "block" where the rarest class has
             fewer than `SMALL_CLASS` images, else "one".
-
-    Raises:
-        ResiDualError: not one group per image; all images in one group; blocks of images that
-            have several labels.
     """
     labelling, count = labelling_in(labels), len(labels)
     if groups is not None:

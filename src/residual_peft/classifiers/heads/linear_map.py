@@ -73,12 +73,9 @@ def fit_linear_map(
             `paths.RELATIVE_STRENGTHS` times s² and the images' spread, and two between them.
             Weaker ones are not tried once they get no better.
         class_weights: (C,), the weight of an image of each class.
-        groups: (N,), images of one group are left out together.
+        groups: (N,), left out together.
         folds: of the cross-validation.
         tolerance: largest entry of the gradient at the end, per image and unit of s.
-
-    Raises:
-        ResiDualError: what does not fit together, or numbers that are not finite.
     """
     text = functional.normalize(text.detach().cpu().double(), dim=1)
     data = checked(features, labels, len(text), class_weights=class_weights)

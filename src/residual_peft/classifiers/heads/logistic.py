@@ -65,9 +65,6 @@ def fit_logistic(
         groups: (N,), images of one group are left out together.
         folds: of the cross-validation.
         tolerance: largest entry of the gradient at the end, per image.
-
-    Raises:
-        ResiDualError: what does not fit together, or numbers that are not finite.
     """
     data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
     mean, scale = (start.mean, start.scale) if start else scaling(data, power)

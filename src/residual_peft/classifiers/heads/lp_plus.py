@@ -21,9 +21,6 @@ def fit_lp_plus(shots: Shots, *, folds: int = FOLDS) -> Rival:
 
     The loss is the mean cross-entropy; nothing penalises w, so that stopping is all that keeps it
     from fitting noise. The paper stops by accuracy on a validation set.
-
-    Args:
-        folds: of the cross-validation.
     """
     data = shots.data
     axes = PrincipalAxes.of(shots.unit)
@@ -47,17 +44,12 @@ def fit_lp_plus(shots: Shots, *, folds: int = FOLDS) -> Rival:
 
 
 def descend(rows: Tensor, images: Images, stops: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """w (K, C) and α (C,) after so many steps each, in increasing order.
+    """w (K, C) and α (C,) after each of increasing numbers of steps, from rows f (N, K).
 
     Block coordinate majorise-minimise: each block by turns moves by its gradient over its Lipschitz
     constant. The Hessian of the cross-entropy in the logits of an image is at most ½ I (D. Böhning,
     1992), hence ½ λ_max(Fᵀ F) / N for w and ½ max_k Σ_i z_ik² / N for α. It starts at the
     class means and at the zero-shot logits as sure as they may be.
-
-    Args:
-        rows: f (N, K).
-        images: their targets, weights (of mean 1) and zero-shot logits.
-        stops: numbers of steps to report at, increasing.
     """
     targets, text = images.targets, images.zero_shot
     share = images.weights[:, None] / images.weights.sum()

@@ -17,14 +17,10 @@ def minimise(
     change: float = 1e-14,
     max_iterations: int = 500,
 ) -> Tensor:
-    """Where L-BFGS (scipy's) ends, from a function that has its gradient.
+    """Where L-BFGS (scipy's) ends, from a function that gives its value and its gradient.
 
-    Args:
-        function: a point -> its value and its gradient there.
-        start: where it begins, float64 of any shape; unchanged.
-        tolerance: it stops once no entry of the gradient is larger.
-        change: or once a step lowers the value by less, relative to it where it is above 1.
-        max_iterations: at most.
+    It begins at `start`, float64 of any shape, and stops once no entry of the gradient is larger
+    than `tolerance`, or a step lowers the value by less than `change`, relative to it above 1.
     """
     # imported here: a head that is loaded needs no optimiser
     from scipy.optimize import minimize

@@ -79,11 +79,7 @@ def log_votes(cosines: Tensor, targets: Tensor, count: int) -> Tensor:
 
 @on_unit_rows
 def fit_neighbours(shots: Shots, *, count: int | None = None) -> Rival:
-    """k nearest neighbours, with k chosen by the log-loss of left-out images.
-
-    Args:
-        count: k, in place of a choice among `NEIGHBOURS`.
-    """
+    """k nearest neighbours; k is `count`, or of `NEIGHBOURS` by the log-loss of left-out images."""
     data, unit = shots.data, shots.unit
     leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
     cosines = unit @ unit.mT

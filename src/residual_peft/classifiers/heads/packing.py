@@ -26,11 +26,7 @@ def whole(triangle: Tensor, columns: int) -> Tensor:
 
 
 def checked_sums(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Saved statistics in float64.
-
-    Raises:
-        ResiDualError: a tensor is missing, of a wrong shape or not finite.
-    """
+    """Saved statistics in float64, refused where one is missing, of a wrong shape or not finite."""
     missing = set(_NAMES) - set(state)
     if missing:
         raise ResiDualError(

@@ -79,9 +79,6 @@ def choose_strength(
         groups: (N,), images of one group are left out together.
         folds: of the cross-validation.
         options: of `Path`.
-
-    Raises:
-        ResiDualError: a strength that is not above 0.
     """
     tried = [strength] if strength is not None else list(strengths or ())
     tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]

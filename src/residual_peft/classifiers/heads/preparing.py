@@ -36,11 +36,7 @@ class UnitRows:
         return cls(*scaling(images, power))
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(M, K) -> (M, K).
-
-        Raises:
-            ResiDualError: another number of columns.
-        """
+        """(M, K) -> (M, K); another number of columns is refused."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ResiDualError(
                 f"wanted features (M, {len(self.mean)}) like those it was fitted on, got "

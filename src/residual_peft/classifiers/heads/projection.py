@@ -74,9 +74,6 @@ def fit_projection(
         folds: of the cross-validation.
         tolerance: largest entry of the gradient at the end; its square is the least change of the
             objective that is waited for.
-
-    Raises:
-        ResiDualError: what does not fit together.
     """
     text = functional.normalize(text.detach().cpu().double(), dim=1)
     data = one_label(features, labels, len(text), None)

@@ -89,9 +89,6 @@ def fit_ridge(
             as ProKeR (Bendou et al., 2025) has it; None for what left-out log-loss says clearly. It
             adds up to 10 points where the text is worth something and images few, and nothing else
             changes: the logits are a z + τ (c̃ V + m) either way. For one label per image.
-
-    Raises:
-        ResiDualError: as `checked` and `leaving_of`; strengths or scales that are not above 0.
     """
     images = checked(
         features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights
@@ -164,14 +161,9 @@ def _checked_scale(scale: Tensor | None, columns: int) -> Tensor | None:
 
 
 def strengths_of(alphas: float | Sequence[float] | Tensor | None, size: float) -> Tensor:
-    """Strengths to try, from strong to weak (A,).
+    """Strengths to try, from strong to weak (A,); None for `STRENGTHS` times `size`.
 
-    Args:
-        alphas: None for `STRENGTHS` times `size`.
-        size: mean squared length of a centred and scaled row.
-
-    Raises:
-        ResiDualError: none, or some that are not above 0.
+    The size is the mean squared length of a centred and scaled row.
     """
     if alphas is None:
         return torch.tensor(STRENGTHS, dtype=torch.float64) * size

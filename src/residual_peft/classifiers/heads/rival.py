@@ -59,11 +59,7 @@ class Rival:
         return self.scorer.parameter_count + 2
 
     def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-        """(M, K) and, where text counts, (M, C) -> (M, C) in float64.
-
-        Raises:
-            ResiDualError: no zero-shot logits where they count, or of another shape.
-        """
+        """(M, K) and, where text counts, (M, C) -> (M, C) in float64."""
         scores = self.temperature * self.scorer.logits(features, zero_shot)
         if not self.text_weight:
             return scores
@@ -81,17 +77,10 @@ def rival(
     temperature: float = 1.0,
     chosen: Mapping[str, float] | None = None,
 ) -> Rival:
-    """Finish a method from its scores of left-out images (N, C).
+    """Finish a method that was fitted on all images from its scores of left-out images (N, C).
 
-    Args:
-        scorer: fitted on all images.
-        left: scores by fits without each image.
-        images: with zero-shot logits or not.
-        how: who was left out with whom.
-        known: images that can be told right.
-        with_text: whether the text is yet to be added.
-        temperature: τ where nothing could be left out.
-        chosen: what was chosen on left-out images.
+    `with_text` says whether the text is yet to be added, `chosen` what was chosen on left-out
+    images; the rest is as for `finish`.
     """
     a, temperature, left_out = finish(
         left, images, how, known, with_text=with_text, temperature=temperature
@@ -102,11 +91,7 @@ def rival(
 def one_label(
     features: Tensor, labels: Tensor, class_count: int, zero_shot: Tensor | None
 ) -> Images:
-    """Images with one label each, checked.
-
-    Raises:
-        ResiDualError: as `images.checked`; several labels per image.
-    """
+    """Images with one label each, checked."""
     why = "the ridge and logistic regression have one for each class, this method has none"
     check_same(ONE_LABEL, labelling_in(labels), why)
     return checked(features, labels, class_count, zero_shot=zero_shot)
@@ -156,11 +141,7 @@ def on_unit_rows(fit: Callable[..., Rival]) -> Callable[..., Rival]:
 
 
 def text_of(scores: Tensor, zero_shot: Tensor | None) -> Tensor:
-    """Zero-shot logits in the form of scores (M, C).
-
-    Raises:
-        ResiDualError: there are none, or they have another shape.
-    """
+    """Zero-shot logits in the form of scores (M, C); refused where there are none."""
     if zero_shot is None or zero_shot.shape != scores.shape:
         got = "none" if zero_shot is None else tuple(zero_shot.shape)
         raise ResiDualError(

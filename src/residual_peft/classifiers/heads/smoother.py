@@ -126,12 +126,9 @@ class Smoother:
 def _without_parts(
     residual: Tensor, gains: Tensor, blocks: list[tuple[Tensor, Tensor, Tensor]]
 ) -> Tensor:
-    """(I − H_BB)⁻¹ times the residuals of each part; parts of one size at a time.
+    """(I − H_BB)⁻¹ times the residuals (N, C) of each part; parts of one size at a time.
 
-    Args:
-        residual: of the fit on all rows (N, C).
-        gains: of the hat matrix (r,).
-        blocks: rows (parts, size), their vectors (parts, size, r) and √w / ‖√w‖ (parts, size, 1).
+    `blocks` are rows (parts, size), their vectors (parts, size, r) and √w / ‖√w‖ (parts, size, 1).
     """
     found = torch.empty_like(residual)
     for rows, vectors, own in blocks:

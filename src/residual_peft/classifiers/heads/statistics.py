@@ -83,11 +83,7 @@ class HeadStatistics:
         self._change(x - self.origin, targets, w, 1)
 
     def forget(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
-        """Take images out that were added, with the weights they were added with.
-
-        Raises:
-            ResiDualError: as `add`; images that cannot have been among those added.
-        """
+        """Take images out that were added, with the weights they were added with."""
         x, targets, w = checked_batch(features, labels, weights, self.columns, self.class_count)
         x = x - self.origin
         counts, squares = w @ targets, w @ x.square()
@@ -122,14 +118,8 @@ class HeadStatistics:
     def remove_class(self, class_index: int, features: Tensor | None = None) -> None:
         """Take out a class and its images; later classes move up by one.
 
-        For one label per image; with several, take the column out of the labels.
-
-        Args:
-            class_index: which.
-            features: all images of the class, needed unless `per_class`; of weight 1.
-
-        Raises:
-            ResiDualError: no such class, the last one, or not its images.
+        For one label per image; with several, take the column out of the labels. `features` are all
+        images of the class, of weight 1; not needed with `per_class`.
         """
         if not 0 <= class_index < self.class_count or self.class_count == 1:
             raise ResiDualError(
@@ -166,11 +156,7 @@ class HeadStatistics:
         self.class_count -= 1
 
     def merge(self, other: "HeadStatistics") -> None:
-        """Add what another has seen; `other` stays.
-
-        Raises:
-            ResiDualError: it is of another source, other features or other classes.
-        """
+        """Add what another has seen; `other` stays. It must be of the same source and classes."""
         self._check_same(other)
         if other.rows == 0:
             return
@@ -240,15 +226,7 @@ class HeadStatistics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], source: str = "") -> "HeadStatistics":
-        """The statistics that `state` was taken of.
-
-        Args:
-            state: as saved.
-            source: of the statistics, which is saved beside them.
-
-        Raises:
-            ResiDualError: a tensor is missing, of a wrong shape or not finite.
-        """
+        """The statistics that `state` was taken of; their source is saved beside them."""
         doubles = checked_sums(state)
         k, c = len(doubles["origin"]), len(doubles["counts"])
         classes = doubles.get("class_squares")

@@ -66,9 +66,6 @@ def fit_statistics(
         alphas: strengths to try; as for `fit_ridge` by default.
         scale: (K,) in place of std^p, such as an earlier fit's.
         multi_label: whether images may have several labels, each class then with its own strength.
-
-    Raises:
-        ResiDualError: a class without images; strengths that are not above 0.
     """
     _check_filled(statistics)
     n, rows = statistics.total, statistics.rows
@@ -104,11 +101,7 @@ def fit_statistics(
 def left_out_errors(fit: StreamedFit, batches: Iterable[Batch]) -> Tensor:
     """Mean squared left-out error of each strength tried (A, C), exact, in one more pass.
 
-    What `fit_ridge` chooses by with leave-one-out. Images count 1 each.
-
-    Args:
-        fit: from the same images.
-        batches: them again.
+    What `fit_ridge` chooses by with leave-one-out. The images are those of the fit, of weight 1.
     """
     sums = torch.zeros(len(fit.alphas), len(fit.alpha), dtype=torch.float64)
     count = 0
@@ -122,20 +115,11 @@ def left_out_errors(fit: StreamedFit, batches: Iterable[Batch]) -> Tensor:
 
 
 def calibrated(fit: StreamedFit, batches: Iterable[Batch]) -> tuple[ClassHead, LeftOut]:
-    """Text weight and temperature from exact left-out predictions, in one more pass.
+    """The head with text weight and temperature, and its exact left-out predictions, in one pass.
 
     Kept of each image are its left-out scores, C numbers; give the batches of some of the images,
-    some thousands, where even that is much. For one label per image.
-
-    Args:
-        fit: from the same images, each of weight 1.
-        batches: them again, with zero-shot logits where the text is to be weighed.
-
-    Returns:
-        The head with both numbers, and what it says of the images left out.
-
-    Raises:
-        ResiDualError: no images, several labels, or zero-shot logits for some batches alone.
+    some thousands, where even that is much. All have zero-shot logits or none; for one label per
+    image, each of weight 1.
     """
     scores, labels, texts = [], [], []
     for x, targets, text in _rows(fit, batches):

@@ -62,11 +62,7 @@ class Choosing:
     residual: bool | None
 
     def among(self, leaving: Leaving) -> Chosen:
-        """The strength, with a and τ, of the least loss on images that are left out so.
-
-        Raises:
-            ResiDualError: several labels, and nothing that can be left out.
-        """
+        """The strength, with a and τ, of the least loss on images that are left out so."""
         if self.images.labelling.multi_label:
             return self._several_labels(leaving)
         images, prior = self.images, 0.0

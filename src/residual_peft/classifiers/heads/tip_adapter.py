@@ -97,13 +97,8 @@ def fit_tip_adapter_f(
     """Tip-Adapter-F: the keys are trained, then α and β are searched again.
 
     Cross-entropy of all training images, their own keys among the cache's, by AdamW with the
-    paper's settings from Tip-Adapter's α and β. The epoch, α and β have the least log-loss on
-    left-out folds.
-
-    Args:
-        folds: of the cross-validation.
-        epochs: of the training, and of its cosine.
-        rate: where the cosine starts.
+    paper's settings from Tip-Adapter's α and β, at a rate that falls as a cosine over the epochs.
+    The epoch, α and β have the least log-loss on left-out folds.
     """
     data, start = shots.data, _untrained(shots)
     assert isinstance(start.scorer, Cache)
@@ -161,16 +156,10 @@ def train_keys(
     epochs: int = EPOCHS,
     rate: float = RATE,
 ) -> list[Tensor]:
-    """The keys (N, K) after so many epochs each; images come in an order of a fixed seed.
+    """The keys (N, K), unit-norm rows at the start, after each number of epochs in `stops`.
 
-    Args:
-        keys: unit-norm rows of the images, where the training starts.
-        images: their targets, weights and zero-shot logits.
-        sharpness: β.
-        weight: α.
-        stops: epochs to report after, increasing; it ends with the last.
-        epochs: how many it is meant for: the rate falls as a cosine to 0 over their steps.
-        rate: of AdamW, with torch's default weight decay.
+    Images come in an order of a fixed seed. The rate falls as a cosine to 0 over the steps of all
+    epochs; AdamW has torch's default weight decay.
     """
     rows, trained = keys, keys.clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([trained], lr=rate, eps=_EPSILON)

@@ -34,11 +34,7 @@ class Reliability:
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
-    """How the softmax of logits (N, C) agrees with labels (N,), in equal bins ((0, 1/b], …].
-
-    Raises:
-        ResiDualError: no images, several labels per image, or no bins.
-    """
+    """How the softmax of logits (N, C) agrees with labels (N,), in equal bins ((0, 1/b], …]."""
     check_same(ONE_LABEL, labelling_in(labels), "how sure a softmax may be is told by one")
     if not len(labels) or bins < 1:
         raise ResiDualError(
@@ -67,19 +63,13 @@ class SuspiciousLabels:
 
 
 def suspicious_labels(left_out: LeftOut) -> SuspiciousLabels:
-    """Which training images look as if their label was wrong.
+    """Which training images look as if their label was wrong; for one label per image.
 
     Labels are taken to be replaced by any other class with probability ε. With q the softmax of
     τ times the left-out logits, the given label y has probability (1 − ε) q_y + ε (1 − q_y) /
     (C − 1); ε and τ are those of the greatest posterior, so that a τ that was flattened by wrong
     labels is sharpened again. Bayes's rule then gives the probability that a label is wrong. (The
     idea of left-out predictions: C. Northcutt et al., confident learning, 2021.)
-
-    Args:
-        left_out: of a classifier with one label per image.
-
-    Raises:
-        ResiDualError: several labels per image, or fewer than 20 left-out images.
     """
     known = left_out.known
     check_same(ONE_LABEL, labelling_in(left_out.labels), "which look wrong is told of one")

@@ -75,11 +75,7 @@ class RidgeSums:
         self.statistics.add(features, labels, self._weights(labels))
 
     def forget(self, features: Tensor, labels: Tensor) -> None:
-        """Take images out that were added.
-
-        Raises:
-            ResiDualError: as `HeadStatistics.forget`; a class would be left without images.
-        """
+        """Take images out that were added; refused where a class would be left without images."""
         weights = self._weights(labels)
         held = self.statistics.counts
         x, targets, each = checked_batch(
@@ -100,9 +96,6 @@ class RidgeSums:
 
         Its strength is the largest of the others', all equal but for several labels. Where classes
         weigh differently its images together weigh what those of the others do on average.
-
-        Raises:
-            ResiDualError: no images; others as `HeadStatistics.add`.
         """
         if len(features) == 0:
             raise ResiDualError("wanted images of the new class, got none.")
@@ -126,14 +119,9 @@ class RidgeSums:
         return number
 
     def remove_class(self, number: int, features: Tensor | None = None) -> None:
-        """Take a class and its images out; later classes move up by one.
+        """Take a class and its images (n, K) out; later classes move up by one.
 
-        Args:
-            number: which.
-            features: all images of the class (n, K); not needed where sums are kept of each class.
-
-        Raises:
-            ResiDualError: as `HeadStatistics.remove_class`.
+        The images are not needed where sums are kept of each class.
         """
         weights = self.settings.class_weights
         if features is not None and not bool((weights == 1).all()):
@@ -146,16 +134,9 @@ class RidgeSums:
         self.settings = replace(self.settings, **parts)
 
     def head(self, text_weight: float, temperature: float) -> ClassHead:
-        """The head, in float64, by one Cholesky factor for each strength.
+        """The head, in float64, by one Cholesky factor for each strength; a and τ are the fit's.
 
         Memory: two K × K matrices beside the sums.
-
-        Args:
-            text_weight: a, kept from the fit.
-            temperature: τ, likewise.
-
-        Raises:
-            ResiDualError: a class without images.
         """
         sums, settings = self.statistics, self.settings
         if (sums.counts <= 0).any() or sums.rows < 2:
@@ -194,11 +175,7 @@ class RidgeSums:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], source: str = "") -> "RidgeSums":
-        """The sums that `state` was taken of.
-
-        Raises:
-            ResiDualError: something is missing, of a wrong shape or not finite.
-        """
+        """The sums that `state` was taken of."""
         own = {name: state.get(f"settings.{name}") for name in _OWN}
         missing = [name for name, tensor in own.items() if tensor is None]
         if missing:

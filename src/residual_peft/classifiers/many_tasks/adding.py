@@ -36,16 +36,9 @@ NameOrPath = str | os.PathLike[str]
 def adapter_of(
     mine: nn.Module, name: str, classifier: ZeroShotClassifier, adapter_name: str | None
 ) -> tuple[str | None, nn.Module]:
-    """The name of a classifier's adapter, checked, and the model that has it.
+    """The name of a classifier's adapter, checked, and the model that has it; None: its active one.
 
-    Args:
-        mine: the set's model.
-        name: of the task.
-        classifier: of the task.
-        adapter_name: None for its active one.
-
-    Raises:
-        ResiDualError: another model, no such adapter, or one of another kind or mode.
+    `mine` is the set's model, `name` the task's.
     """
     theirs = classifier.model
     same = base_model(theirs) is base_model(mine)
@@ -75,15 +68,7 @@ def loaded(
     revision: str | None,
     token: str | None,
 ) -> tuple[Task, nn.Module]:
-    """A task from a directory or a Hub id, and the model with its adapter in.
-
-    Args:
-        model: the set's.
-        image_processor: the set's.
-        name: of the task.
-        source: directory or Hub id.
-        revision: on the Hub.
-        token: for private repositories.
+    """A task from a directory or a Hub id, and the set's model with its adapter in.
 
     Raises:
         ResiDualError: as `TaskSet.add`; the model is then as it was.

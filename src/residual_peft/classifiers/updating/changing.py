@@ -30,10 +30,7 @@ def features_of(
 ) -> Iterator[tuple[ReadBatch, Tensor]]:
     """Batches of images as a classifier's head reads them: (B, K), on the model's device.
 
-    Args:
-        classifier: with a class head.
-        batches: as for `reading`.
-        options: of `reading`.
+    `options` are those of `reading`.
     """
     model = classifier.model
     if head_of(classifier).features == "embedding":
@@ -68,11 +65,7 @@ class Read:
 
 
 def kept_of(classifier: "HeadedClassifier") -> KeptStatistics:
-    """A classifier's statistics, checked.
-
-    Raises:
-        ResiDualError: it has no head or no statistics, or those of another.
-    """
+    """A classifier's statistics, checked; refused where there are none, or those of another."""
     head, kept = head_of(classifier), classifier.statistics
     if kept is None:
         raise ResiDualError(
@@ -88,14 +81,7 @@ def change(
 ) -> None:
     """Add images to a classifier's head or take them out; what `update` and `forget` end in.
 
-    Args:
-        classifier: with statistics.
-        read: the images.
-        labels: of the head's classes, (n,) or zeros and ones (n, C).
-        forget: whether they are taken out.
-
-    Raises:
-        ResiDualError: as `RidgeSums.add` and `forget`.
+    Labels are of the head's classes, (n,) or zeros and ones (n, C).
     """
     kept = kept_of(classifier)
     features = read.features[:, kept.columns]
@@ -107,17 +93,10 @@ def change(
 def add_class(
     classifier: "HeadedClassifier", name: str, read: Read, embedding: Tensor | None = None
 ) -> int:
-    """One more class for the head; its number.
+    """One more class for the head, from its images; its number.
 
-    Args:
-        classifier: with statistics.
-        name: of the class. One that the classifier has by its text alone is taken into the head.
-        read: its images.
-        embedding: of the class (d,); see `ZeroShotClassifier.add_class`.
-
-    Raises:
-        ResiDualError: a name that the head has, no embedding where one is needed, or of another
-            width; several labels per image.
+    A class that the classifier has by its text alone is taken into the head. The embedding (d,) is
+    as for `ZeroShotClassifier.add_class`.
     """
     kept, number = kept_of(classifier), head_of(classifier).class_count
     _check_one_label(classifier)
@@ -155,13 +134,7 @@ def remove_class(
 ) -> None:
     """Take a class out of head and classifier.
 
-    Args:
-        classifier: with statistics; without, a class that the head does not have.
-        name: of the class.
-        reader: reads all its images; None where the statistics are of each class.
-
-    Raises:
-        ResiDualError: no such class, fewer than two would be left, or other images.
+    `reader` reads all its images; None where the statistics are of each class.
     """
     names, rows = classifier.class_names, classifier.class_embeddings
     if name not in names or len(names) < 3:
@@ -189,15 +162,8 @@ def numbers_of(
 ) -> Tensor:
     """Labels as the head counts its classes: (n,), or with several labels zeros and ones (n, C).
 
-    Args:
-        classifier: with a class head.
-        labels: a name or number for each image; with several labels a list of them for each, or
-            zeros and ones (n, C). For a single image what one has.
-        count: n.
-        single: whether there is a single image.
-
-    Raises:
-        ResiDualError: not one for each image, or none of the head's classes.
+    Given are a name or number for each image, with several labels a list of them for each, or zeros
+    and ones (n, C); for a `single` image what one has.
     """
     names = classifier.class_names[: head_of(classifier).class_count]
     places = {name: place for place, name in enumerate(names)}

@@ -58,11 +58,7 @@ class KeptStatistics:
     def of(
         cls, classifier: "HeadedClassifier", sums: RidgeSums, columns: Tensor
     ) -> "KeptStatistics":
-        """Those of a classifier's own head.
-
-        Raises:
-            ResiDualError: it has none, or its basis is not saved with it.
-        """
+        """Those of a classifier's own head, whose basis is saved with it."""
         head = head_of(classifier)
         basis = None if head.features == "embedding" else basis_digest(classifier.model)
         if head.features == "coordinates" and basis is None:
@@ -98,12 +94,7 @@ class KeptStatistics:
         return replace(head, head=whole, saved=None)
 
     def save(self, path: Path, head: str) -> None:
-        """Write them, bound to a head.
-
-        Args:
-            path: of the file.
-            head: its `head_digest`.
-        """
+        """Write them, bound to the head of a `head_digest`."""
         said: dict[str, Any] = {
             "features": self.features,
             "width": self.width,
@@ -117,15 +108,7 @@ class KeptStatistics:
 
     @classmethod
     def load(cls, path: Path, head: str | None = None) -> "KeptStatistics":
-        """Read what `save` wrote.
-
-        Args:
-            path: of the file.
-            head: the digest of the head beside it; None where anyone's will do.
-
-        Raises:
-            ResiDualError: it is missing, damaged, of another kind, or of another head.
-        """
+        """Read what `save` wrote, for the head of a digest; None where anyone's will do."""
         tensors, metadata = read_tensors(path)
         where = quoted(path)
         if "statistics" not in metadata or _COLUMNS not in tensors:
@@ -159,11 +142,7 @@ def head_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def head_of(classifier: "HeadedClassifier") -> TrainedHead:
-    """A classifier's class head.
-
-    Raises:
-        ResiDualError: it has none.
-    """
+    """A classifier's class head; refused where it has none."""
     if classifier.head is None:
         raise ResiDualError(
             "this classifier has no class head, whose images could be added to or taken from: "

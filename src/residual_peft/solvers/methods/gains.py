@@ -45,15 +45,10 @@ def with_gains(
     left: LeftOut,
     share: float = 0.0,
 ) -> Outcome:
-    """The outcome of gains at a strength, the classifier's model left as it is.
+    """The outcome of gains at a strength of the ridge, the given classifier left as it is.
 
-    Args:
-        given: whose model has the adapter.
-        data: the images, in memory or on disk.
-        objective: but for its strength.
-        strength: of its ridge.
-        left: what was said of images left out.
-        share: β of the images' means in the class embeddings.
+    `left` is what was said of images left out, `share` β of the images' means in the class
+    embeddings.
     """
     classifier = copy(given)  # the bias of several labels is the outcome's, not ours
     if share:

@@ -87,11 +87,7 @@ class Method:
     ridge: tuple[Features, tuple[str, ...]] | None = None
 
     def run(self, rows: Rows) -> Outcome:
-        """Fit, and measure how long it takes.
-
-        Raises:
-            ResiDualError: the classes are means of the images, and it is for texts.
-        """
+        """Fit, and measure how long it takes."""
         if self.of_texts:
             rows.check_texts(self.title)
         started = time.perf_counter()

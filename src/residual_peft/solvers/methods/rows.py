@@ -57,19 +57,7 @@ class Rows:
         class_weights: Tensor | None = None,
         by_labels: bool = False,
     ) -> "Rows":
-        """Rows with their folds.
-
-        Args:
-            classifier: as above.
-            data: as above.
-            means: whether the classifier's classes are the means of these images.
-            groups: as above.
-            class_weights: as above.
-            by_labels: as above.
-
-        Raises:
-            ResiDualError: labels that do not suit the classifier.
-        """
+        """Rows with their folds; the arguments are the fields of their names."""
         classifier.check_labels(data.labels)
         same = duplicate_groups(data.readout)
         copies = len(same) - len(same.unique())
@@ -118,11 +106,7 @@ class Rows:
         return replace(self, data=data, zero_shot=self.zero_shot[index], groups=groups, fold=fold)
 
     def classifier_without(self, number: int) -> ZeroShotClassifier:
-        """That of fits which are not to see a fold: class means are those of the other images.
-
-        Raises:
-            ResiDualError: nothing can be left out.
-        """
+        """That of fits which are not to see a fold: class means are those of the other images."""
         if self.fold is None:
             raise ResiDualError("wanted a fold to leave out, but no class has a second image.")
         if not self.means:

@@ -35,11 +35,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check what a store says of itself.
-
-    Raises:
-        ResiDualError: it is missing, cut short or of another kind.
-    """
+    """Read and check what a store says of itself."""
     return asdict(read_record(folder / MANIFEST, Manifest, unknown="ignore"))
 
 
@@ -60,12 +56,8 @@ def coordinate_bytes(
 ) -> int:
     """Bytes of a store's tensors: coordinates and readout, label and id per image.
 
-    Args:
-        images: N.
-        coordinates: of each image, K.
-        width: of the readout, d.
-        dtype: of the coordinates.
-        classes: C where an image may have several labels, which take a byte each; None for one.
+    Of N images with K coordinates each, of `dtype`, and a readout of width d. Where an image may
+    have several labels, they take a byte for each of C classes.
 
     >>> coordinate_bytes(1_000_000, 15_504, 512, torch.bfloat16) / 1e9  # ViT-B/16, heads and MLPs
     33.072

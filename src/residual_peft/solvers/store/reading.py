@@ -133,11 +133,7 @@ class CoordinateStore(InParts):
 
 
 def skipped_images(path: Path, metadata: dict[str, str]) -> list[tuple[int, str, str]]:
-    """Which images a shard says it does not hold.
-
-    Raises:
-        ResiDualError: it says so in another way than `write_coordinates`.
-    """
+    """Which images a shard says it does not hold."""
     found = parse_json(metadata.get(SKIPPED, "[]").encode(), quoted(path))
     kinds = (int, str, str)
     if not isinstance(found, list) or not all(
@@ -154,11 +150,7 @@ _FLOATS = {"coordinates": True, "readout": True, "ids": False, "labels": False}
 
 
 def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -> None:
-    """Believe a manifest's numbers once files of those sizes are there; reads their headers alone.
-
-    Raises:
-        ResiDualError: a shard is missing, cut short or of another shape.
-    """
+    """Believe a manifest's numbers once files of those sizes are there; reads headers alone."""
     count = -(-manifest["images"] // manifest["shard_size"])
     if (there := sum(1 for _ in folder.glob("shard-*.safetensors"))) < count:
         raise ResiDualError(

@@ -45,11 +45,7 @@ def is_open_clip(model: nn.Module) -> bool:
 
 
 def _check_tower(name: str, visual: Any) -> None:
-    """Refuse image towers of other kinds.
-
-    Raises:
-        ResiDualError: says what it has and what is wanted.
-    """
+    """Refuse image towers of other kinds."""
     kind = f"{type(visual).__module__}.{type(visual).__name__}"
     if not kind.startswith("open_clip.") or type(visual).__name__ != "VisionTransformer":
         raise ResiDualError(

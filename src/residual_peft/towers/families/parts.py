@@ -28,11 +28,7 @@ def part_at(module: nn.Module, path: str) -> Any:
 
 
 def first_path(module: nn.Module, paths: tuple[str, ...]) -> str:
-    """Return the first of the paths that leads to something.
-
-    Raises:
-        ResiDualError: none does.
-    """
+    """Return the first of the paths that leads to something."""
     for path in paths:
         if part_at(module, path) is not None:
             return path
@@ -51,15 +47,10 @@ def nested(model: Any, name: str) -> Any:
 def encoder_tower(
     model: Any, tower: Any, norm: Any, projection: Any, readout: Readout, **options: Any
 ) -> TowerAnatomy:
-    """A tower with CLIP's kind of encoder.
+    """A tower with CLIP's kind of encoder; `options` where it is not what most have.
 
-    Args:
-        model: the model.
-        tower: the module whose forward runs the stream.
-        norm: the final one.
-        projection: what follows the readout, or None.
-        readout: how it is made of tokens.
-        options: of `TowerAnatomy`, where it is not what most have.
+    `tower` is the module whose forward runs the stream, `norm` the final one, `projection` what
+    follows the readout, or None.
     """
     return TowerAnatomy(
         architecture=type(model).__name__,

@@ -74,11 +74,8 @@ class HeadSpace:
     ) -> StoredBasis:
         """From readout space to what is kept.
 
-        Args:
-            components: Φ_u (k_u, d) of each unit; none with one gain per unit.
-            means: μ (U, d).
-            eigenvalues: (K,).
-            total_variance: (U,).
+        Of Φ_u (k_u, d) of each unit, none with one gain per unit, μ (U, d), eigenvalues (K,) and
+        total variances (U,).
         """
         directions = list(zip(self.units, components, strict=False))
         centres = list(zip(self.units, means.split(1), strict=True))

@@ -181,10 +181,7 @@ class ResiDualReadout(AdapterLayer):
         """What the taps saw in the forward pass that has just led from `x` to `y`.
 
         It travels with the final norm's output; where the readout is cut out of that, this thread's
-        last one counts if its token is what came in.
-
-        Raises:
-            ResiDualError: the base layer was called by itself.
+        last one counts if its token is what came in. A base layer called by itself is refused.
         """
         last = take_capture(self.key)
         whole = self.anatomy.projection is None or self.anatomy.whole

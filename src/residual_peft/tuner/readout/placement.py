@@ -29,19 +29,11 @@ from .state import ReadoutSettings
 def place(
     config: ResiDualConfig, anatomy: TowerAnatomy, trusted: list[dict[str, Any]]
 ) -> Placement:
-    """Decide what a new adapter starts with, and write into `config` what belongs to it.
+    """Decide what a new adapter starts with, and write into its config what belongs to it.
 
     A config that was read beside saved weights makes room for them; any other gets its basis from
-    `config.basis` or from the model's weights alone.
-
-    Args:
-        config: the adapter's own copy.
-        anatomy: the tower.
-        trusted: fingerprints that this model was found to match before.
-
-    Raises:
-        ResiDualError: layers that the model does not have, a basis or an adapter of other weights,
-            or a saved adapter that is not whole.
+    `config.basis` or from the model's weights alone. `trusted` are fingerprints that this model was
+    found to match before.
     """
     settings = settings_of(config, anatomy)
     if config._awaits_weights:
@@ -105,11 +97,7 @@ def _short(digest: str | None) -> str:
 
 
 def settings_of(config: ResiDualConfig, anatomy: TowerAnatomy) -> ReadoutSettings:
-    """Say what a config adapts in a tower, and how; of directions nothing is known yet.
-
-    Raises:
-        ResiDualError: as `chosen_units`.
-    """
+    """Say what a config adapts in a tower, and how; of directions nothing is known yet."""
     units = chosen_units(config, anatomy)
     return ReadoutSettings(
         counts=(0,) * len(units),
@@ -151,11 +139,7 @@ def with_basis(
 def new_basis(
     layer: ResiDualReadout, config: ResiDualConfig, basis: SpectralBasis, adapter_name: str
 ) -> SpectralBasis:
-    """Put another basis into an adapter, cut to what it asks for, and restart its gains.
-
-    Raises:
-        ResiDualError: as `fitted_to`.
-    """
+    """Put another basis into an adapter, cut to what it asks for, and restart its gains."""
     settings = layer.adapter_settings[adapter_name]
     basis = fitted_to(config, basis, settings.units)
     config.basis = None  # the one it named is replaced
@@ -205,17 +189,7 @@ def check_saved(
 ) -> ReadoutSettings:
     """Refuse a saved adapter that is of other weights or not whole, before the model is touched.
 
-    Args:
-        config: as it was read.
-        anatomy: the tower.
-        settings: what it adapts there.
-        trusted: fingerprints that this model was found to match before.
-
-    Returns:
-        `settings`, with the directions that the config knows of.
-
-    Raises:
-        ResiDualError: as described, or its file holds something else than the adapter.
+    Returns `settings`, with the directions that the config knows of. `trusted` is as for `place`.
     """
     fitted = config.fitted
     if fitted.fingerprint is None:

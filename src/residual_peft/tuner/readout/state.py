@@ -106,13 +106,8 @@ def derive(
 ) -> ReadoutState:
     """Prepare one adapter for a tower, in float64, and cast to `dtype`.
 
-    Args:
-        anatomy: the tower.
-        settings: what is adapted.
-        components: Φ (K, d) of all units, one below the other (ignored with one gain per unit).
-        means: μ (U, d).
-        factors: B_u (d, e + 1) of every head among the units, float64.
-        dtype: of the result.
+    Of Φ (K, d) of all units, one below the other (ignored with one gain per unit), μ (U, d), and
+    the `factors` B_u (d, e + 1) of every head among the units.
     """
     matrix = anatomy.readout_matrix()
     means = anatomy.float64(means)
@@ -187,12 +182,9 @@ def compose(
 ) -> Tensor:
     """y' = base + Δc Φ with Δc = c ⊙ (λ − neutral): (B, d), affine in the gains.
 
-    Args:
-        state: the adapter's.
-        base: `base_of` the readout (B, d).
-        coordinates: `coordinates_of` the capture (B, K).
-        gains: λ, one per component (K,) or per unit (U,), or a row of them per sample (B, ...).
-        room: takes Δc where no gradient is due.
+    Of `base_of` the readout (B, d), `coordinates_of` the capture (B, K) and λ, one per component
+    (K,) or per unit (U,), or a row of them per sample (B, ...). `room` takes Δc where no gradient
+    is due.
     """
     return base + state.gains.change(coordinates, gains, room) @ state.directions
 

@@ -57,10 +57,7 @@ def _cut(head: UnitBasis, components: Components) -> UnitBasis:
 def weight_basis(module: nn.Module, heads: int, weight: Tensor | None = None) -> LinearBasis:
     """Basis from the weights alone, as if the input were white: SVD of each W_h, z̄ = 0, μ_h = b/H.
 
-    Args:
-        module: an `nn.Linear`, or a `Conv1D`.
-        heads: H, which its input falls into.
-        weight: its weight (D, n) before anything was merged into it; None the module's own.
+    The weight (D, n) is that before anything was merged into it; None the module's own.
     """
     weight = float64(linear_weight(module) if weight is None else weight)
     mean = _share_of_bias(module, heads, weight)
@@ -121,9 +118,6 @@ def collect_moments(
         across_processes: whether each process of `torch.distributed` gives its own share, which may
             be empty.
         side: the tower that a tensor is for; None the image tower where there is one.
-
-    Raises:
-        ResiDualError: no samples, values that are not finite, or a module that was never called.
     """
     processes = Processes.running() if across_processes else Processes()
     if isinstance(batches, Tensor | Mapping):

@@ -100,10 +100,8 @@ class ResiDualStreamLinear(AdapterLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output (..., D) with the active adapters' change, or each sample's own.
 
-        `adapter_names` (one name per sample, "__base__" for none) is PEFT's.
-
-        Raises:
-            ResiDualError: `adapter_names` of another length, or while adapters are merged.
+        `adapter_names` (one name per sample, "__base__" for none) is PEFT's; not while adapters are
+        merged.
         """
         names: list[str] | None = kwargs.pop("adapter_names", None)
         if self.disable_adapters:

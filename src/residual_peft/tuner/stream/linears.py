@@ -28,12 +28,7 @@ HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 
 
 def tower_targets(config: ResiDualConfig, model: nn.Module) -> list[str]:
-    """Paths of the attention output projections and last MLP Linears that a config asks for.
-
-    Raises:
-        ResiDualError: the architecture is not known, its projections are fused or quantised, or it
-            has no such layers.
-    """
+    """Paths of the attention output projections and last MLP Linears that a config asks for."""
     try:
         anatomy = find_tower(model, config.side)
     except ResiDualError as error:
@@ -86,12 +81,7 @@ def _paths(model: nn.Module) -> dict[int, str]:
 
 
 def check_linear(module: nn.Module, path: str, model: nn.Module) -> None:
-    """Refuse what would be adapted in silence and without effect, or whose weight is not at hand.
-
-    Raises:
-        ResiDualError: `module` is no plain Linear (or Conv1D), or is inside an
-            `nn.MultiheadAttention`, which never calls its output projection.
-    """
+    """Refuse what would be adapted without effect, or whose weight is not at hand."""
     owner = ""
     for name in ["", *path.split(".")[:-1]]:
         owner = ".".join(filter(None, [owner, name]))

@@ -28,11 +28,7 @@ from .tensors import STREAM_BASIS, StreamSettings, room_for, shapes_for, tensors
 
 
 def begin(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
-    """Begin to write down whose basis a new adapter has; `place_stream` adds each Linear's counts.
-
-    Raises:
-        ResiDualError: the basis that the config names is not to be had.
-    """
+    """Begin to write down whose basis a new adapter has; `place_stream` adds the counts."""
     weights = None
     if trusted:  # and not the weights as they are now: adapters may be merged
         weights = trusted[0]
@@ -46,11 +42,7 @@ def begin(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]
 
 
 def check_saved(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
-    """Refuse a saved adapter that is of other weights or not whole, before the model is touched.
-
-    Raises:
-        ResiDualError: as described, or its file holds something else than the adapter.
-    """
+    """Refuse a saved adapter that is of other weights or not whole, before the model is touched."""
     fitted = config.fitted
     if not isinstance(fitted.component_counts, dict):
         raise ResiDualError(
@@ -111,11 +103,7 @@ def place_stream(
     target: nn.Module,
     path: str,
 ) -> ResiDualStreamLinear:
-    """Put an adapter into a layer, made around `target` where there is none, and return the layer.
-
-    Raises:
-        ResiDualError: `target` cannot be adapted, or the basis is not the saved adapter's.
-    """
+    """Put an adapter into a layer, made around `target` where there is none; give the layer."""
     if isinstance(target, ResiDualStreamLinear):
         layer = target
     else:

@@ -32,11 +32,7 @@ class SavedBasis:
     def of(
         self, path: str, linear_shape: tuple[int, int], asked: Sequence[Components]
     ) -> tuple[list[Tensor], tuple[int, ...]]:
-        """The tensors of one Linear and the directions of each head, cut to what was asked for.
-
-        Raises:
-            ResiDualError: it does not know the Linear, or as fewer heads or directions.
-        """
+        """The tensors of one Linear and the directions of each head, cut to what was asked for."""
         if path not in self.tensors:
             raise ResiDualError(
                 f"the basis of the adapter '{self.name}' knows nothing of {path}: fit an adapter "
@@ -80,17 +76,7 @@ def _kept(every: Tensor, eigenvalues: Tensor, total: Tensor, components: Compone
 def saved_basis(
     config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]
 ) -> SavedBasis:
-    """Read the basis that a config names.
-
-    Args:
-        config: the adapter's, with `basis`.
-        model: the base model.
-        trusted: fingerprints that this model was found to match before.
-
-    Raises:
-        ResiDualError: it is not to be had, not in stream mode, not self-contained, of other
-            weights, or not the one that a saved adapter's gains belong to.
-    """
+    """Read the basis that a config names; `trusted` fingerprints the model matched before."""
     name = str(config.basis)
     try:
         directory = local_directory(

@@ -78,11 +78,7 @@ def derive(settings: StreamSettings, tensors: Sequence[Tensor], weight: Tensor) 
 
 
 def check_tensors(tensors: Sequence[Tensor], counts: Sequence[int], what: str) -> None:
-    """Refuse tensors of `STREAM_BASIS` that hold what no basis has.
-
-    Raises:
-        ResiDualError: begins with `what`; as `values`.
-    """
+    """Refuse tensors of `STREAM_BASIS` that hold what no basis has."""
     directions, input_mean, eigenvalues, total = tensors
     check_parts(input_mean, eigenvalues, total, what)
     names = [f"head {head}" if len(counts) > 1 else "a Linear" for head in range(len(counts))]
