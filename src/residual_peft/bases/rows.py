@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**26  # bytes; glibc's largest block that may come from the heap is half of that
-MAPPED = 2**23
-"""Bytes from which on a tensor gets memory of its own during a pass."""
+MAPPED = 2**23  # bytes from which on a tensor gets memory of its own during a pass
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 

@@ -10,13 +10,10 @@ from ..errors import ResiDualError
 from .heads.discriminant import Discriminant, fit_discriminant
 from .heads.folds import FOLDS, stratified_folds
 
-MOST = 10_000
-"""Distances that are kept; of more, as many quantiles."""
-LARGEST = 1e9
-"""That a saved number may be; its square, summed, still has room in float64."""
+MOST = 10_000  # distances that are kept; of more, as many quantiles
+LARGEST = 1e9  # that a saved number may be; its square, summed, still has room in float64
 PREFIX = "none_of_these."
-LEAST_IMAGES = 20
-"""Fewer cannot tell one image in twenty."""
+LEAST_IMAGES = 20  # fewer cannot tell one image in twenty
 
 
 @dataclass(frozen=True)

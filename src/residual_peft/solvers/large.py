@@ -29,8 +29,7 @@ IN_MEMORY = 2**31
 """Bytes of coordinates in float32 up to which all are loaded; solvers take some times as much."""
 MOST_COLUMNS = 8192
 """K up to which a ridge is fitted from K × K sums: 0.5 GB each, some of them, and minutes."""
-SECOND = 10_000
-"""Images of a second pass, which chooses the strength and calibrates."""
+SECOND = 10_000  # images of a second pass, which chooses the strength and calibrates
 CHUNK = 1024
 
 

@@ -33,8 +33,7 @@ from .trainer_settings import by_loss, evaluates, settled
 LEARNING_RATE, BATCH_SIZE, EPOCHS, PATIENCE = 0.8, 64, 30, 5
 """The paper's settings for gains (`paper-facts.md`)."""
 
-STILL = 1e-4
-"""A validation loss that falls by less from one evaluation to the next stands still."""
+STILL = 1e-4  # a validation loss that falls by less from one evaluation to the next stands still
 
 
 def training_arguments(output_dir: str | os.PathLike[str], **options: Any) -> TrainingArguments:

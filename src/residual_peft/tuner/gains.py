@@ -17,8 +17,7 @@ from torch import Tensor
 
 PREFIX = "residual_peft_"
 """What the names of an adapter's tensors begin with; PEFT knows them by it."""
-GAINS = f"{PREFIX}gains"
-"""The name of the trained tensors of every layer."""
+GAINS = f"{PREFIX}gains"  # the name of the trained tensors of every layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +30,7 @@ class Gains:
 
     start: ClassVar[float] = 1.0
     """Where they begin, and what a ridge pulls them to: coordinates as they are."""
-    whole: ClassVar[bool] = False
-    """Whether they act on whole contributions, and need no directions."""
+    whole: ClassVar[bool] = False  # whether they act on whole contributions, and need no directions
     scales: ClassVar[bool] = True
     """Whether they scale coordinates, as stream mode's weights and `analysis/` take for granted."""
 

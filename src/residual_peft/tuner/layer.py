@@ -33,8 +33,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """
 
     mode: ClassVar[str]
-    kinds: ClassVar[tuple[str, ...]]
-    """Names of the tensors of a basis, which are saved."""
+    kinds: ClassVar[tuple[str, ...]]  # names of the tensors of a basis, which are saved
 
     adapter_layer_names = (GAINS,)
     other_param_names: tuple[str, ...] = ("adapter_settings", "adapter_states")

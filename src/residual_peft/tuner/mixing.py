@@ -17,8 +17,7 @@ from .layer import AdapterLayer
 from .readout.state import ReadoutState, base_of, compose, coordinates_of
 from .state import Placement
 
-BASE = "__base__"
-"""PEFT's name for no adapter at all, in `adapter_names`."""
+BASE = "__base__"  # PEFT's name for no adapter at all, in `adapter_names`
 
 
 def check_names(model: nn.Module, names: Any, known: Mapping[str, Any]) -> None:

@@ -26,8 +26,7 @@ with warnings.catch_warnings():
 
 LONGEST = 2000
 """Characters of a pattern; names of modules and units, which it is for, are far shorter."""
-MOST_PARTS = 100
-"""Of a pattern that `re` might hang on; a run of plain characters is one part."""
+MOST_PARTS = 100  # of a pattern that `re` might hang on; a run of plain characters is one part
 _QUICK = 1e5  # ways through a pattern that `re` may be left to try
 
 _PLAIN = {"LITERAL", "NOT_LITERAL", "ANY", "IN", "AT"}

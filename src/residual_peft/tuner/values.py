@@ -9,8 +9,7 @@ from ..bases.basis import SpectralBasis
 from ..errors import ResiDualError
 from .saved import check_values
 
-TOLERANCE = 0.02
-"""How far rows that were rounded to bfloat16 (2⁻⁹) may be from orthonormal."""
+TOLERANCE = 0.02  # how far rows that were rounded to bfloat16 (2⁻⁹) may be from orthonormal
 
 NEGLIGIBLE = 1e-9
 """Of a unit's largest eigenvalue: directions with less carry rounding errors alone."""

@@ -37,10 +37,8 @@ from ..zero_shot import ZeroShotClassifier
 from .graph import ClassifierGraph
 
 INPUT, OUTPUTS = "pixels", ("probabilities", "logits")
-TOLERANCE = 1e-4
-"""Of a probability; of a logit, times the largest there is."""
-OPSET = 18
-"""Known to onnxruntime from 1.14 on."""
+TOLERANCE = 1e-4  # of a probability; of a logit, times the largest there is
+OPSET = 18  # known to onnxruntime from 1.14 on
 LARGEST = 2**31 - 2**24
 """Bytes of weights: one file of protobuf holds 2 GiB, of which names and shapes take a little."""
 COVERAGES = (0.8, 0.9, 0.95, 0.99)

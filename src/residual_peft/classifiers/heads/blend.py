@@ -13,8 +13,7 @@ from .images import checked
 from .left_out import Leaving, leaving_of
 
 SHARES = tuple(step / 20 for step in range(21))
-DEFAULT_SHARE = 0.5
-"""Of the means, where one image per class leaves nothing to choose by."""
+DEFAULT_SHARE = 0.5  # of the means, where one image per class leaves nothing to choose by
 
 
 @dataclass(frozen=True)

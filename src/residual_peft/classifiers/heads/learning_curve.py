@@ -11,8 +11,7 @@ from ...errors import ResiDualError
 
 FRACTIONS = (0.125, 0.25, 0.5)
 DRAWS = 5
-FEWEST_IMAGES = 40
-"""Below, a power law through the errors of even fewer images says nothing."""
+FEWEST_IMAGES = 40  # below, a power law through the errors of even fewer images says nothing
 _EXPONENT, _SPREAD = 0.7, 0.4
 """A power law's exponent until there is evidence: errors fall as n^-0.5 to n^-1 as a rule."""
 

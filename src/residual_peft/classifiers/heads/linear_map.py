@@ -21,8 +21,7 @@ from .minimising import scaled_minimum
 from .paths import choose_strength
 from .preparing import PrincipalAxes
 
-DEFAULT_STRENGTH = 1e-1
-"""Relative too, where one image per class leaves nothing to choose by."""
+DEFAULT_STRENGTH = 1e-1  # relative too, where one image per class leaves nothing to choose by
 _PATIENCE = 3  # near the identity nothing changes for a while
 _COARSE = 1e-4  # gradient of the fits that are only compared
 _RANK = 1e-6  # of a direction that texts differ in, beside their length: below, it is rounding

@@ -14,8 +14,7 @@ from .minimising import scaled_minimum
 from .paths import choose_strength
 from .preparing import PrincipalAxes, scaling
 
-DEFAULT_STRENGTH = 1e-2
-"""Relative too, where one image per class leaves nothing to choose by."""
+DEFAULT_STRENGTH = 1e-2  # relative too, where one image per class leaves nothing to choose by
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from .left_out import How
 
 RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
 """Times what makes them free of the number of images and of the features' scale."""
-ENOUGH = 500
-"""Images from which on one fold of them chooses the strength, at a fifth of the cost."""
+ENOUGH = 500  # images from which on one fold of them chooses the strength, at a fifth of the cost
 _EQUAL = 1e-2  # of a loss
 COARSE = 1e-5
 """Gradient per image of the fits that are only compared, in float32; at 1e-4 weak ridges stop so

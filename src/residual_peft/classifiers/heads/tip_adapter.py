@@ -20,8 +20,7 @@ DEFAULT_SHARPNESS, DEFAULT_WEIGHT = 5.5, 1.0
 """The paper's; kept where one image per class leaves nothing to choose by."""
 EPOCHS, RATE, BATCH = 20, 1e-3, 256
 """The paper's training of the keys: AdamW with a cosine from this rate to 0."""
-STOPS = (1, 2, 5, 10)
-"""Epochs after which the training may stop, beside the last."""
+STOPS = (1, 2, 5, 10)  # epochs after which the training may stop, beside the last
 _EPSILON = 1e-4  # of AdamW, as in the paper
 
 

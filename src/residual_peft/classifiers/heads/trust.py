@@ -12,8 +12,7 @@ from .left_out import LeftOut
 from .minimising import minimise
 
 BINS = 15
-FEWEST_IMAGES = 20
-"""Left-out images that a share of wrong labels can be told from."""
+FEWEST_IMAGES = 20  # left-out images that a share of wrong labels can be told from
 _FIRST_RATE = 0.03
 _PRIOR = (2.0, 20.0)  # Beta: a wrong label or two in twenty images, until there is evidence
 

@@ -27,8 +27,7 @@ from ...tuner.readout.layer import readouts
 from ..predictions import Prediction, predictions_of
 from ..zero_shot import ZeroShotClassifier
 
-BLOCK = 25
-"""Tasks that share one product: with fewer, the directions are read too often."""
+BLOCK = 25  # tasks that share one product: with fewer, the directions are read too often
 
 
 @dataclass(frozen=True)
