@@ -1,5 +1,6 @@
 """What left-out images say of a fit: the functions' own numbers, and nothing where nothing is."""
 
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from datasets import DatasetDict
 from peft import get_peft_model
 
 from residual_peft import ResiDualConfig, ZeroShotClassifier, collect_with_basis, load_data
-from residual_peft.app.trusting import COVERAGE, trust_of
+from residual_peft.app.trusting import COVERAGE, sets_of, trust_of
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.evaluation import Evaluation
 from residual_peft.classifiers.heads.trust import reliability
@@ -44,15 +45,22 @@ def test_it_says_what_left_out_predictions_say(fitted) -> None:
     data, classifier, rows, test = fitted
     outcome = METHODS["ridge-embedding"].run(rows)
     scores = Evaluation(data.class_names, outcome.logits(classifier, test), test.labels)
-    found = trust_of(rows, outcome, data, scores)
+    answering = copy(classifier)
+    outcome.put_into(answering)
+    found = trust_of(rows, outcome, data, sets_of(answering, scores, test))
     record, left = found.record, outcome.left_out
     assert (record.images, record.accuracy) == (int(left.known.sum()), left.accuracy)
     assert record.calibration_after == reliability(left.logits, left.labels).error
     assert record.calibration_before == reliability(rows.zero_shot, rows.labels).error
-    sets = outcome.head.sets(COVERAGE).sets(scores.logits)
+    assert (record.sets_by, record.sets_from) == ("jackknife", int(left.known.sum()))
+    sets = answering.sets(COVERAGE).sets(scores.logits)
     inside = [bool(sets[i, label]) for i, label in enumerate(test.labels.tolist())]
     assert record.covered == pytest.approx(sum(inside) / len(inside))
     assert record.set_size == pytest.approx(float(sets.sum() / len(sets)))
+    answering.without = outcome.without()
+    plus = sets_of(answering, scores, test)
+    assert (plus["sets_by"], plus["sets_from"]) == ("jackknife+", 160)
+    assert abs(plus["covered"] - record.covered) < 0.06
     assert record.more_images == 80
     assert 0 < record.more_points < 0.2
     planted = {(split, row) for split, row in (("train", 5), ("train", 40), ("train", 100))}
@@ -70,7 +78,9 @@ def test_it_says_nothing_where_nothing_was_left_out(fitted) -> None:
     data, classifier, rows, test = fitted
     outcome = METHODS["zero-shot"].run(rows)
     scores = Evaluation(data.class_names, outcome.logits(classifier, test), test.labels)
-    found = trust_of(rows, outcome, data, scores).record
+    sets = sets_of(copy(classifier), scores, test)
+    assert sets == {}
+    found = trust_of(rows, outcome, data, sets).record
     assert (found.coverage, found.more_points) == (None, None)
     none = replace(outcome.left_out, known=torch.zeros(160, dtype=torch.bool))
-    assert trust_of(rows, replace(outcome, left_out=none), data, scores) is None
+    assert trust_of(rows, replace(outcome, left_out=none), data, sets) is None

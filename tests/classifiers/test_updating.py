@@ -262,11 +262,12 @@ def test_what_cannot_be_done_is_said_before_any_work(monkeypatch):
 def test_several_labels_are_named_in_lists():
     made, *_ = fitted()
     made.multi_label = True
-    found = updating.numbers_of(made, [["class 2", 0], []], 2)
+    own = made.labelling, made.class_names
+    found = updating.numbers_of(*own, [["class 2", 0], []], 2)
     assert found.tolist() == [[1, 0, 1], [0, 0, 0]]
-    assert updating.numbers_of(made, ["class 1"], 1, single=True).tolist() == [[0, 1, 0]]
+    assert updating.numbers_of(*own, ["class 1"], 1, single=True).tolist() == [[0, 1, 0]]
     zeros = torch.zeros(2, 3)
-    assert updating.numbers_of(made, zeros, 2) is zeros
+    assert updating.numbers_of(*own, zeros, 2) is zeros
 
 
 def spoiled_text(text):

@@ -126,7 +126,13 @@ FIRST_LINE = {
     ),
     "sets of classes without a class head": (
         ["predict", "ADAPTER", "camera", "--coverage", "0.9"],
-        "this classifier has none: fit one (--method ridge), or leave the coverage out.",
+        "this classifier has none: fit one (--method ridge), calibrate it with held-out images, or "
+        "leave the coverage out.",
+    ),
+    "sets of classes by what is not there": (
+        ["predict", "ADAPTER", "camera", "--coverage", "0.9", "--sets", "held-out"],
+        "this one knows of no held-out images: calibrate(images, labels), or fit with --sets "
+        "held-out.",
     ),
     "no prompt in a template": (
         ["fit", "--data", "photos", "--out", "a", "--template", "a photo"],

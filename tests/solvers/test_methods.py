@@ -9,7 +9,8 @@ from peft import get_peft_model
 
 from residual_peft.classifiers.class_means import class_means_of
 from residual_peft.classifiers.heads import LeftOut, balanced_weights, choose_ridge, fit_ridge
-from residual_peft.classifiers.trained_head import scores_of, thresholds_of
+from residual_peft.classifiers.heads.conformal import scores_of
+from residual_peft.classifiers.trained_head import thresholds_of
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers.choice import _best, check_methods, choose, method_names

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
+
+from ..bases.reading import ReadBatch
+from ..classifiers.heads.conformal import By
 from ..classifiers.predictions import Prediction, predictions_of
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageFiles, SkippedImage
@@ -57,6 +61,7 @@ class FilePredictor:
         sort_into: str | os.PathLike[str] | None = None,
         sure: float = 0.5,
         coverage: float | None = None,
+        sets: By | None = None,
         none_of_these: float | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
@@ -70,6 +75,7 @@ class FilePredictor:
             sure: the probability below which an image is unsure, and copied apart; with several
                 labels per image, that from which a label counts.
             coverage: how often a set of classes should hold the right one; None for no sets.
+            sets: what these are made by; None for the surest that the adapter can do.
             none_of_these: the share of images of the classes that may be called none of them;
                 None for no such answer. Such images are copied apart, too.
             batch_size: images per forward pass.
@@ -84,7 +90,7 @@ class FilePredictor:
             adapter = ZeroShotClassifier.from_pretrained(adapter, device=device)
         self.classifier = adapter
         self.sure, self.batch_size, self.num_workers = sure, batch_size, num_workers
-        self.sets = None if coverage is None else self.classifier.sets(coverage)
+        self.sets = self.classifier.sets_if_asked(coverage, sets)
         if none_of_these is not None:
             self.classifier.check_none_of_these(none_of_these)
         self.none_of_these = none_of_these
@@ -117,7 +123,7 @@ class FilePredictor:
             assert seen.index is not None  # Batches give it
             rows = seen.index.tolist()
             names = [str(files[row]) for row in rows]
-            answers = self._of(logits, self.classifier.alike(seen), names)
+            answers = self._of(seen, logits, names)
             done |= dict(zip(rows, answers, strict=True))
             done |= _unread(batches.skipped[missed:])
             missed = len(batches.skipped)
@@ -127,19 +133,18 @@ class FilePredictor:
         done |= _unread(batches.skipped[missed:])
         yield from (done[row] for row in sorted(done))
 
-    def _of(self, logits: Any, alike: Any, files: Sequence[str]) -> list[Answer]:
-        names, several = self.classifier.class_names, self.classifier.multi_label
-        logits = logits.cpu()
-        plausible = None if self.sets is None else self.sets.sets(logits)
+    def _of(self, seen: ReadBatch, logits: Tensor, files: Sequence[str]) -> list[Answer]:
+        classifier, sets = self.classifier, self.sets
         found = predictions_of(
-            logits,
-            names,
-            several,
+            logits.cpu(),
+            classifier.class_names,
+            classifier.multi_label,
             files,
-            plausible,
-            alike=alike,
+            None if sets is None else classifier.plausible(sets, seen, logits),
+            plausible_by=None if sets is None else sets.by,
+            alike=classifier.alike(seen),
             none_of_these=self.none_of_these,
-            thresholds=self.classifier.thresholds,
+            thresholds=classifier.thresholds,
         )
         return [
             self._sorted(file, prediction) for file, prediction in zip(files, found, strict=True)

@@ -1,21 +1,28 @@
 """What a fit says of training images that it did not see: how far to trust it and its labels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 
 from ..classifiers.evaluation import Evaluation
+from ..classifiers.heads.conformal import PredictionSets, scores_of
 from ..classifiers.heads.learning_curve import FEWEST_IMAGES, learning_curve
 from ..classifiers.heads.left_out import LeftOut
 from ..classifiers.heads.ridge import RidgeFit, fit_ridge
 from ..classifiers.heads.trust import reliability, suspicious_labels
-from ..classifiers.trained_head import Features, scores_of
+from ..classifiers.trained_head import Features
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData
 from ..data.listing import files_of
 from ..errors import ResiDualError
 from ..reporting.run_record import TrustRecord
+from ..solvers.coordinates import Coordinates
 from ..solvers.methods import Outcome, Rows
+from ..solvers.store import CoordinateStore
 from .listing import Noted
 
 COVERAGE = 0.9
@@ -44,13 +51,46 @@ class Trusted:
     suspicious: tuple[Noted, ...] = ()
 
 
+def sets_of(
+    classifier: ZeroShotClassifier, test: Evaluation, store: Coordinates | CoordinateStore | None
+) -> dict[str, Any]:
+    """Sets of classes of the test images at `COVERAGE`, as `TrustRecord` has them, if any."""
+    try:
+        sets = classifier.sets(COVERAGE)
+    except ResiDualError:  # several labels per image, too few images, or none left out
+        return {}
+    if isinstance(sets, PredictionSets):
+        inside = sets.sets(test.logits)
+    else:
+        assert store is not None
+        parts = (p.rows(r) for p in store.parts for r in torch.arange(len(p)).split(AT_MOST))
+        found = []
+        for part in parts:
+            asked = classifier.asked_of(part.readout, part.readout, part.coordinates)
+            found.append(sets.sets(asked[1], asked[0]))
+        inside = torch.cat(found)
+    right = inside.gather(1, test.labels.cpu()[:, None]).double()
+    return {
+        "coverage": COVERAGE,
+        "covered": float(right.mean()),
+        "set_size": float(inside.sum(1).double().mean()),
+        "sets_by": sets.by,
+        "sets_from": sets.images,
+    }
+
+
 def trust_of(
-    rows: Rows, outcome: Outcome, images: ImageData, test: Evaluation, *, means: bool = False
+    rows: Rows,
+    outcome: Outcome,
+    images: ImageData,
+    sets: Mapping[str, Any],
+    *,
+    means: bool = False,
 ) -> Trusted | None:
     """How far to trust a fit; None where nothing was left out, or images have several labels.
 
     Rows are of the training images first, then of validation images. With `means` classes are means
-    of these images, so that fits on fewer would need others.
+    of these images, so that fits on fewer would need others. `sets` are `sets_of` the test images.
     """
     left = outcome.left_out
     if left.how == "none" or scores_of(left) is None:
@@ -60,7 +100,6 @@ def trust_of(
     after = reliability(left.logits[known], left.labels[known]).error
     ridge = _ridge(rows, "coordinates", ())
     suspicious, count = _suspicious(left if ridge is None else ridge.left_out, images)
-    coverage, covered, size = _sets(outcome, test)
     more, points = None, None
     if not means and outcome.method in _READ:
         more, points = _more(rows, *_READ[outcome.method], ridge)
@@ -70,9 +109,7 @@ def trust_of(
         calibration_before=before,
         calibration_after=after,
         wrong_labels=count,
-        coverage=coverage,
-        covered=covered,
-        set_size=size,
+        **sets,
         more_images=more,
         more_points=points,
     )
@@ -122,16 +159,6 @@ def _place(images: ImageData, row: int) -> tuple[Dataset, int, str]:
             return images[split], row, f"the {split} split"
         row -= len(images[split])
     raise IndexError(row)
-
-
-def _sets(outcome: Outcome, test: Evaluation) -> tuple[float | None, float | None, float | None]:
-    """Coverage that was asked for, that test images had, and the mean size of a set."""
-    head = outcome.head
-    if head is None or head.left_out_scores is None:
-        return None, None, None
-    sets = head.sets(COVERAGE).sets(test.logits)
-    own = sets.gather(1, test.labels.cpu()[:, None])
-    return COVERAGE, float(own.double().mean()), float(sets.sum(1).double().mean())
 
 
 def _more(

@@ -10,11 +10,11 @@ from torch import Tensor
 from ..data.images import ImageLike
 from ..data.inputs import Images, images_of
 from . import updating
-from .headed import HeadedClassifier
 from .outputs import pixel_batches
+from .predicting import PredictingClassifier
 
 
-class ChangeableClassifier(HeadedClassifier):
+class ChangeableClassifier(PredictingClassifier):
     """A classifier whose class head can be changed without the old images; see `updating`."""
 
     @torch.no_grad()
@@ -23,8 +23,9 @@ class ChangeableClassifier(HeadedClassifier):
 
         Equal to a fit from scratch on the same basis, scales, strengths, text weight and
         temperature, to rounding, and without the old images: from kept statistics. Class embeddings
-        stay, and so does what is known of left-out images, that of the fit; with several labels a
-        class is then given from a probability of one half on.
+        stay, and so does what is known of left-out images, that of the fit; rows for jackknife+ go,
+        and sets by held-out images want `calibrate` anew. With several labels a class is then given
+        from a probability of one half on.
 
         Args:
             images: as for `predict`.
@@ -60,7 +61,8 @@ class ChangeableClassifier(HeadedClassifier):
     def _changed(self, images: Images, labels: Any, batch_size: int, *, forget: bool) -> int:
         updating.kept_of(self)  # says before any work what is amiss
         items, single = images_of(images)
-        numbers = updating.numbers_of(self, labels, len(items), single=single)
+        names = self.class_names[: updating.head_of(self).class_count]
+        numbers = updating.numbers_of(self.labelling, names, labels, len(items), single=single)
         read = self._read(items, batch_size)
         updating.change(self, read, numbers, forget=forget)
         digests = updating.file_digests(items)

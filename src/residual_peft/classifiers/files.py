@@ -36,14 +36,17 @@ from ..hub.files import (
     write_tensors,
 )
 from .adapters import ADAPTER_TENSORS
+from .heads.conformal import checked_scores
 from .trained_head import HeadRecord, TrainedHead, head_from
 
 CLASSIFIER_JSON = "residual_classifier.json"
 CLASSIFIER_TENSORS = "residual_classifier.safetensors"
+HELD_OUT = "held_out_scores"
 FILES = [CLASSIFIER_JSON, CLASSIFIER_TENSORS, ADAPTER_CONFIG, ADAPTER_TENSORS]
 FILES += ["*processor_config.json"]
 FITTED_ON = f"{RUN_DIRECTORY}/fitted_on.txt"
 STATISTICS = f"{RUN_DIRECTORY}/statistics.safetensors"
+ROWS = f"{RUN_DIRECTORY}/jackknife.safetensors"
 MAX_FITTED_ON = 2**29  # bytes: 16 million images
 FIGURE = "gains.png"
 
@@ -73,9 +76,11 @@ def write_classes(
     record: ClassifierRecord,
     embeddings: Tensor,
     head: TrainedHead | None = None,
+    held_out: Tensor | None = None,
 ) -> None:
-    """Write class names, templates, embeddings and head; what is as usual is left out."""
+    """Write class names, templates, embeddings, head and scores; what is as usual is left out."""
     own = {} if head is None else head.tensors()
+    own |= {} if held_out is None else {HELD_OUT: held_out}
     write_tensors(folder / CLASSIFIER_TENSORS, {"class_embeddings": embeddings, **own})
     plain = asdict(record)
     usual = {f.name: f.default for f in fields(record) if f.default is not MISSING}
@@ -87,7 +92,7 @@ def write_classes(
 
 def read_classes(
     directory: Path, name: object
-) -> tuple[ClassifierRecord, Tensor, TrainedHead | None]:
+) -> tuple[ClassifierRecord, Tensor, TrainedHead | None, Tensor | None]:
     """Read what `write_classes` wrote, where the user calls the directory `name`."""
     record = read_described(directory, name)
     path = directory / CLASSIFIER_TENSORS
@@ -107,7 +112,9 @@ def read_classes(
     head = None
     if record.head is not None:
         head = head_from(record.head, tensors, embeddings.shape[1], quoted(path))
-    return record, embeddings.clone(), head  # and not mapped to a file that may be written anew
+    held_out = checked_scores(tensors.get(HELD_OUT), quoted(path))
+    # and not mapped to a file that may be written anew
+    return record, embeddings.clone(), head, held_out
 
 
 def read_described(directory: Path, name: object) -> ClassifierRecord:
@@ -154,7 +161,7 @@ def of_the_old(target: Path, *, record: bool = True) -> list[str]:
         found = sorted(path for kind in kinds for path in (target / run / EXAMPLES).glob(kind))
         pictures = [path.name for path in found if path.suffix in PICTURE_SUFFIXES.values()]
         files = (RECORD_JSON, RECORD_TENSORS, MISTAKES, SUSPICIOUS, RUN_YAML)
-        names += [*(str(run / file) for file in files), FITTED_ON, STATISTICS, REPORT, FIGURE]
+        names += [*(str(run / file) for file in files), FITTED_ON, STATISTICS, ROWS, REPORT, FIGURE]
         names += [str(run / EXAMPLES / name) for name in pictures]
     return names
 

@@ -32,6 +32,7 @@ class Prediction:
     plausible: tuple[str, ...] | None = None  # classes that hold the right one as often as asked
     alike: float | None = None  # share of the fit's images, left out, as far from their classes
     none_of_these: bool | None = None  # whether that is too small a share; None where not asked
+    plausible_by: str | None = None  # what says so: "held-out", "jackknife+" or "jackknife"
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The k most likely classes (all, where there are fewer) and their probabilities."""
@@ -65,6 +66,7 @@ class Prediction:
         plausible = None if self.plausible is None else list(self.plausible)
         said = {
             "plausible": plausible,
+            "plausible_by": self.plausible_by,
             "alike": self.alike,
             "none_of_these": self.none_of_these,
         }
@@ -83,6 +85,7 @@ def predictions_of(
     files: Sequence[str | None] | None = None,
     plausible: Tensor | None = None,
     *,
+    plausible_by: str | None = None,
     alike: Tensor | None = None,
     none_of_these: float | None = None,
     thresholds: Tensor | None = None,
@@ -95,6 +98,7 @@ def predictions_of(
         multi_label: whether an image may have several labels, or none.
         files: of the N images, None of one that has none.
         plausible: which classes are in each image's set, bool (N, C).
+        plausible_by: what these come from.
         alike: how like the fit's images each is (N,).
         none_of_these: from which value of `alike` on an image is of the classes; None not asked.
         thresholds: of several labels, the logit from which on an image has a class (C,); None for
@@ -126,6 +130,7 @@ def predictions_of(
             else tuple(names[n] for n in inside.nonzero().flatten().tolist()),
             like,
             None if none_of_these is None or like is None else like <= none_of_these,
+            plausible_by,
         )
         for index, scores, labels, file, inside, like in rows
     ]

@@ -23,6 +23,8 @@ from .adapters import Adapters, load_adapters, saved_adapters, write_adapters
 from .backbones import device_of
 from .cards import adapter_facts, is_ours, write_card
 from .files import (
+    ROWS,
+    STATISTICS,
     ClassifierRecord,
     local_classifier,
     of_the_old,
@@ -33,6 +35,7 @@ from .files import (
     write_classes,
     write_fitted_on,
 )
+from .kept_rows import load_rows, save_rows
 from .named_base import load_base, origin_of
 from .trained_head import TrainedHead
 from .updating import KeptStatistics
@@ -64,13 +67,21 @@ def save(
         write_adapters(classifier.model, adapters, folder)
         if classifier.image_processor is not None:
             classifier.image_processor.save_pretrained(folder)
-        write_classes(folder, record, classifier.class_embeddings, head)
+        same = head is classifier.head  # else what is saved gives other scores
+        held_out = classifier.held_out if same else None
+        write_classes(folder, record, classifier.class_embeddings, head, held_out)
         write_fitted_on(folder, target, classifier.fitted_on)
-        if classifier.statistics is not None and head is not None:
-            digest = updating.head_digest(head.tensors())
-            classifier.statistics.save(folder / updating.STATISTICS, digest)
-        elif (target / updating.STATISTICS).is_file():  # of the head that is replaced
-            old.append(updating.STATISTICS)
+        digest = "" if head is None else updating.head_digest(head.tensors())
+        sums, rows = classifier.statistics, classifier.without
+        writers = {
+            STATISTICS: None if sums is None else sums.save,
+            ROWS: None if rows is None else partial(save_rows, rows),
+        }
+        for name, write in writers.items():
+            if write is not None and digest:
+                write(folder / name, digest)
+            elif (target / name).is_file():  # of the head that is replaced
+                old.append(name)
         if not there.is_file() or is_ours(there):
             where = location or target.resolve().name
             facts = adapter_facts(classifier.model, record, card or Facts(), where)
@@ -126,7 +137,7 @@ def load(
 ) -> "ZeroShotClassifier":
     """Read what `save` wrote; arguments are those of `ZeroShotClassifier.from_pretrained`."""
     directory = local_classifier(name_or_path, revision, token)
-    record, embeddings, head = read_classes(directory, name_or_path)
+    record, embeddings, head, held_out = read_classes(directory, name_or_path)
     adapters = saved_adapters(record, directory)
     processor = None
     if any(directory.glob("*processor_config.json")):
@@ -146,10 +157,17 @@ def load(
         )
         classifier.head = head
         check_basis(classifier, record, name_or_path)
-        path = directory / updating.STATISTICS
-        if head is not None and path.is_file():
+        kept = [directory / name for name in (STATISTICS, ROWS)]
+        if head is not None and any(path.is_file() for path in kept):
             digest = updating.head_digest(head.tensors())
-            classifier._statistics = partial(KeptStatistics.load, path, digest)
+            sums, rows = kept
+            sides = len(head.head.mean), head.class_count
+            if sums.is_file():
+                classifier._statistics = partial(KeptStatistics.load, sums, digest)
+            if rows.is_file():
+                classifier._without = partial(load_rows, rows, digest, *sides)
+        if held_out is not None:
+            classifier.held_out = held_out
     classifier.split, classifier.fitted_on = record.split, read_fitted_on(directory)
     return classifier if device is None else classifier.to(device_of(device))
 

@@ -13,7 +13,7 @@ from ..errors import ResiDualError
 from ..hub.files import Within
 from .heads import ClassHead, LeftOut, LowRankHead, head_from_state, within
 from .heads.compress import bytes_of
-from .heads.conformal import PredictionSets, upper_quantile
+from .heads.conformal import checked_scores
 from .none_of_these import KnownImages, known_images_from
 
 Features = Literal["coordinates", "embedding"]
@@ -26,8 +26,6 @@ LARGEST = 2**30
 """Numbers that a head of low rank may be unfolded to, 4 GB: 69,000 classes of a B/16."""
 FEATURE, LOGIT = 1e6, 1e30
 """A saved head's logits for features, and zero-shot logits, up to the one stay below the other."""
-MOST_SCORES = 10_000
-"""That are kept; of more, as many quantiles."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class TrainedHead:
             the unadapted "embedding" (B, d), normalized.
         method: how it was fitted, in words.
         left_out_scores: −log p of the right class of training images by fits without them, sorted
-            (n,): what sets of classes are made of. None where nothing could be left out, or images
-            have several labels.
+            (n,): what sets of classes by the jackknife are made of. None where nothing could be
+            left out, or images have several labels.
         known: what tells images that are none of its classes; None where the fit's were too few, or
             images have several labels.
         thresholds: with several labels per image, the logit from which on an image has the class
@@ -109,26 +107,6 @@ class TrainedHead:
         """The same on another device."""
         own = None if self.thresholds is None else self.thresholds.to(device)
         return replace(self, head=self.head.to(device), thresholds=own)
-
-    def sets(self, coverage: float) -> PredictionSets:
-        """What gives sets of classes that hold the right one so often, by the jackknife.
-
-        Args:
-            coverage: between 0 and 1; see `heads.conformal` for what it promises and what not.
-
-        Raises:
-            ResiDualError: another coverage, or no image was ever left out.
-        """
-        if not 0 < coverage < 1:
-            raise ResiDualError(f"wanted a coverage between 0 and 1, got {coverage}.")
-        if self.left_out_scores is None:
-            raise ResiDualError(
-                "this class head knows of no images that were left out, which sets of classes are "
-                "made of: fit it on one label per image, with two or more images of each class."
-            )
-        threshold = upper_quantile(self.left_out_scores.double(), coverage)
-        one = torch.tensor([threshold], dtype=torch.float64)
-        return PredictionSets(one, coverage, "jackknife", len(self.left_out_scores))
 
     @property
     def bytes(self) -> int:
@@ -201,9 +179,7 @@ def head_from(
         for name, tensor in tensors.items()
         if name.startswith(PREFIX)
     }
-    scores = state.pop(SCORES, None)
-    if scores is not None and (scores.ndim != 1 or not scores.isfinite().all()):
-        raise ResiDualError(f"{where} holds other left-out scores than finite numbers.")
+    scores = checked_scores(state.pop(SCORES, None), where)
     own = state.pop(THRESHOLDS, None)
     if own is not None and (own.shape != (record.classes,) or not own.isfinite().all()):
         raise ResiDualError(
@@ -221,7 +197,6 @@ def head_from(
             f"classes, and the record beside it says {record.columns} and {record.classes}: the "
             "files do not belong together. Save or download the classifier again."
         )
-    scores = None if scores is None else scores.float().sort().values
     small = "right" in state or state["weights"].dtype != torch.float32
     known = known_images_from(tensors, width, head.class_count, where)
     saved = state if small else None
@@ -253,21 +228,6 @@ def _head_of(state: Mapping[str, Tensor]) -> ClassHead:
             "of two factors."
         )
     return found.expanded()
-
-
-def scores_of(left_out: LeftOut) -> Tensor | None:
-    """−log p of the right class of left-out images, sorted; of many, `MOST_SCORES` quantiles.
-
-    None where there are none. Quantiles are rounded up, so that a set is never too small by them.
-    """
-    surprise = labelling_in(left_out.labels).surprise(left_out.logits, left_out.labels)
-    if surprise is None or not left_out.known.any():
-        return None
-    scores = surprise[left_out.known].sort().values
-    if len(scores) > MOST_SCORES:
-        ranks = torch.arange(1, MOST_SCORES + 1) * len(scores) / MOST_SCORES
-        scores = scores[ranks.ceil().long() - 1]
-    return scores.float()
 
 
 def thresholds_of(left_out: LeftOut) -> Tensor | None:

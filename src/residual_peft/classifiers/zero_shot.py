@@ -185,7 +185,8 @@ class ZeroShotClassifier(ChangeableClassifier):
             card: what the model card says beyond what the adapter knows: dataset, metrics, licence.
             location: what the card's example loads from; the directory's name when None.
             head_bytes: what a class head may take; a larger one is saved in half precision or of
-                low rank, with a warning, since it is another head by that much. None for no bound.
+                low rank, with a warning, since it is another head by that much, and held-out
+                images would have to calibrate it anew. None for no bound.
         """
         return saving.save(self, directory, card, location, head_bytes)
 
@@ -216,7 +217,8 @@ class ZeroShotClassifier(ChangeableClassifier):
             ResiDualError: no right to write there, or the connection broke off; names the id.
         """
         staying = copy(self)
-        staying._statistics = None  # they would only be written to be left out
+        # these would only be written to be left out
+        staying._statistics = staying._without = None
         with tempfile.TemporaryDirectory() as folder:
             staying.save_pretrained(folder, card=card, location=repo_id)
             return push_directory(

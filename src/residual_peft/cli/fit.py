@@ -74,6 +74,14 @@ def fit(
             help="Those of each class, too, so that one can be removed without its images.",
         ),
     ] = False,
+    sets: Annotated[
+        str,
+        typer.Option(
+            help="What predict --coverage comes from: jackknife (images left out by turns), "
+            "held-out (validation images, then not learned from) or jackknife+ (keeps what a ridge "
+            "reads of every image in run/; data)."
+        ),
+    ] = "jackknife",
     license: Annotated[
         str | None, typer.Option(help="Of the adapter, such as apache-2.0, for its card.")
     ] = None,
@@ -106,6 +114,7 @@ def fit(
         method=method,
         trainer=trainer,
         keep_statistics="per class" if keep_statistics_per_class else keep_statistics,
+        sets=sets,
         license=license,
         words=words,
         **recipe,

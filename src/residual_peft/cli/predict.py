@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from .options import AdapterName, BatchSize, Device, NumWorkers
 
 if TYPE_CHECKING:
     from ..app.prediction import Answer, FilePredictor
+    from ..classifiers.heads.conformal import By
 
 EXAMPLE = """residual-peft predict my-adapter photo.png 'photos/one/1*.png' notes.txt
 photo.png: two 1.000, one 0.000, zero 0.000
@@ -55,6 +56,14 @@ def predict(
         float | None,
         typer.Option(help="Also name the classes that hold the right one this often, such as 0.9."),
     ] = None,
+    sets: Annotated[
+        str | None,
+        typer.Option(
+            help="What these come from: held-out (images that nothing was fitted to: at least so "
+            "often), jackknife+ or jackknife (images left out by turns: about so often); if left "
+            "out, the first of them that the adapter can do."
+        ),
+    ] = None,
     none_of_these: Annotated[
         float | None,
         typer.Option(
@@ -83,6 +92,7 @@ def predict(
         sort_into=sort_into,
         sure=sure,
         coverage=coverage,
+        sets=cast("By | None", sets),
         none_of_these=none_of_these,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -179,4 +189,6 @@ def _summary(total: int, unread: int, predictor: "FilePredictor") -> str:
     if (sorting := predictor.sorting) is not None:
         said += f"; {sorting.copied:,} copied into {sorting.root}"
         said += f", {sorting.present:,} already there" if sorting.present else ""
+    if predictor.sets is not None:
+        said += f"; plausible classes {predictor.sets.told}"
     return printable(f"{said}.")

@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from residual_peft.classifiers.heads.conformal import (
-    RidgeWithout,
+    MOST_SCORES,
+    PredictionSets,
     coverage_interval,
-    jackknife_sets,
-    split_sets,
+    fewest,
+    kept_scores,
+    scores_of,
     upper_quantile,
 )
-from residual_peft.classifiers.heads.left_out import LeftOut, leaving_of
+from residual_peft.classifiers.heads.jackknife_plus import PlusSets, RidgeWithout
 from residual_peft.classifiers.heads.ridge import fit_ridge
 from residual_peft.errors import ResiDualError
 from tests.pairs import table
@@ -35,24 +37,21 @@ def test_the_quantile_is_the_smallest_that_covers(count, coverage):
 
 def test_sets_hold_the_classes_of_at_most_the_threshold():
     logits, labels = some_logits(100)
-    sets = split_sets(logits, labels, 0.8)
+    sets = PredictionSets.of(kept_scores(logits, labels), 0.8, "held-out")
     new, _ = some_logits(30, seed=1)
     found = sets.sets(new)
     for row in range(30):
         for k in range(6):
             score = -float(new[row].log_softmax(0)[k])
-            assert bool(found[row, k]) == (score <= float(sets.threshold[0]))
-    assert sets.promise == "split"
-    assert sets.guaranteed == 0.8
-    assert (sets.sets(new, empty=False).sum(1) >= 1).all()
-    assert (sets.sets(new, empty=False) >= found).all()
+            assert bool(found[row, k]) == (score <= sets.threshold)
+    assert sets.told == "by 100 held-out images: at least 80 % on average"
 
 
 def test_split_coverage_over_draws_is_the_beta_binomials():
     covered = []
     for draw in range(60):
         logits, labels = some_logits(250, seed=draw)
-        sets = split_sets(logits[:50], labels[:50], 0.9)
+        sets = PredictionSets.of(kept_scores(logits[:50], labels[:50]), 0.9, "held-out")
         found = sets.sets(logits[50:])
         covered.append(found[torch.arange(200), labels[50:]].double().mean())
     low, high = coverage_interval(50, 200, 0.9, draws=60)
@@ -74,61 +73,6 @@ def test_the_interval_is_that_of_drawn_beta_binomials():
     assert coverage_interval(5, 40, 0.9) == (1.0, 1.0)
 
 
-def test_thresholds_per_class_need_images_of_it():
-    logits, labels = some_logits(120)
-    labels[labels == 5] = 4
-    labels[:8] = 5
-    sets = split_sets(logits, labels, 0.9, per_class=True)
-    assert math.isinf(float(sets.threshold[5]))
-    own = -logits[labels == 2].log_softmax(1)[:, 2]
-    assert float(sets.threshold[2]) == upper_quantile(own, 0.9)
-    assert sets.sets(logits)[:, 5].all()
-
-
-@pytest.mark.parametrize(("sizes", "columns"), [((3, 4, 3), 20), ((33, 35, 34), 5)])
-def test_fits_without_a_part_are_those_of_fits_anew(drawn, ridge_twin, sizes, columns):
-    draw = drawn(sizes, columns)
-    fit = fit_ridge(draw.features, draw.labels, 3, zero_shot=draw.zero_shot)
-    leaving = leaving_of(draw.labels, 3)
-    new = drawn((4, 4, 4), columns, seed=5)
-    ones = torch.ones(len(draw.labels), dtype=torch.float64)
-    without = RidgeWithout.of(
-        fit.head, float(fit.alpha[0]), fit.left_out, leaving, draw.features, ones, draw.zero_shot
-    )
-    targets = torch.eye(3, dtype=torch.float64)[draw.labels]
-    for number, (part, logits) in enumerate(without.logits(new.features, new.zero_shot)):
-        if number % 9:
-            continue
-        kept = torch.ones(len(draw.labels), dtype=torch.bool)
-        kept[part] = False
-        scores = ridge_twin(
-            draw.features[kept], targets[kept], ones[kept], fit.head.mean, fit.head.scale, fit.alpha
-        )
-        expected = fit.head.temperature * scores(new.features)
-        expected = expected + fit.head.text_weight * new.zero_shot
-        np.testing.assert_allclose(logits, expected, rtol=1e-7, atol=1e-8)
-
-
-def test_jackknife_plus_sets_equal_a_loop(drawn):
-    draw, new = drawn((5, 5, 6), 12), drawn((3, 3, 3), 12, seed=2)
-    fit = fit_ridge(draw.features, draw.labels, 3)
-    leaving = leaving_of(draw.labels, 3)
-    ones = torch.ones(16, dtype=torch.float64)
-    without = RidgeWithout.of(
-        fit.head, float(fit.alpha[0]), fit.left_out, leaving, draw.features, ones
-    )
-    found = without.sets(new.features, coverage=0.8)
-    own = -fit.left_out.logits.log_softmax(1)
-    above = np.zeros((9, 3))
-    for part, logits in without.logits(new.features):
-        for row in part.tolist():
-            for image in range(9):
-                for k in range(3):
-                    score = -logits[image].log_softmax(0)[k]
-                    above[image, k] += float(own[row, draw.labels[row]]) < float(score)
-    np.testing.assert_array_equal(found, above < 0.8 * 17)
-
-
 def test_left_out_sets_of_handwriting_cover_as_asked(digits):
     features, labels = digits
     covered, plus, count = [], [], 20
@@ -137,27 +81,43 @@ def test_left_out_sets_of_handwriting_cover_as_asked(digits):
         train = torch.cat([order[labels[order] == digit][:count] for digit in range(10)])
         test = order[~torch.isin(order, train)][:400]
         fit = fit_ridge(features[train], labels[train], 10)
-        sets = jackknife_sets(fit.left_out, 0.9).sets(fit.head.logits(features[test]))
-        covered.append(sets[torch.arange(400), labels[test]].double().mean())
-        leaving = leaving_of(labels[train], 10)
-        ones = torch.ones(len(train), dtype=torch.float64)
-        without = RidgeWithout.of(
-            fit.head, float(fit.alpha[0]), fit.left_out, leaving, features[train], ones
-        )
-        sets = without.sets(features[test], coverage=0.9)
-        plus.append(sets[torch.arange(400), labels[test]].double().mean())
+        sets = PredictionSets.of(scores_of(fit.left_out), 0.9, "jackknife")
+        found = sets.sets(fit.head.logits(features[test]))
+        covered.append(found[torch.arange(400), labels[test]].double().mean())
+        without = RidgeWithout.of(fit, features[train], labels[train], 10)
+        found = PlusSets.of(without, 0.9).sets(features[test])
+        plus.append(found[torch.arange(400), labels[test]].double().mean())
     for shares in (covered, plus):
         assert 0.87 < float(torch.stack(shares).mean()) < 0.95
 
 
+def test_of_many_scores_quantiles_are_kept_and_sets_no_smaller():
+    logits, labels = some_logits(3 * MOST_SCORES + 7)
+    kept = kept_scores(logits, labels)
+    whole = -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    assert len(kept) == MOST_SCORES
+    for coverage in (0.5, 0.9, 0.999):
+        threshold = PredictionSets.of(kept, coverage, "held-out").threshold
+        share = float((whole <= threshold + 1e-6).double().mean())
+        assert coverage <= share < coverage + 3e-4
+
+
 def test_what_cannot_be_covered_is_one_line():
     logits, labels = some_logits(20)
-    known = torch.zeros(20, dtype=torch.bool)
-    with pytest.raises(ResiDualError, match="wanted predictions of left-out images"):
-        jackknife_sets(LeftOut(logits, labels, "none", known))
-    with pytest.raises(ResiDualError, match=r"wanted a coverage between 0 and 1, got 1\.5"):
-        split_sets(logits, labels, 1.5)
-    with pytest.raises(ResiDualError, match="wanted one label per image, got several"):
-        split_sets(logits, torch.ones(20, 6))
-    with pytest.raises(ResiDualError, match="wanted at least one image to make prediction sets"):
-        split_sets(logits[:0], labels[:0])
+    scores = kept_scores(logits, labels)
+    for wrong in (1.5, 0.0, 1.0, math.nan):
+        with pytest.raises(ResiDualError, match="wanted a coverage between 0 and 1, got"):
+            PredictionSets.of(scores, wrong, "held-out")
+    few = "wanted 99 images or more for sets .* 99 times of 100, got 20 held-out images"
+    with pytest.raises(ResiDualError, match=few):
+        PredictionSets.of(scores, 0.99, "held-out")
+    assert kept_scores(logits, torch.ones(20, 6)) is None
+    assert kept_scores(logits[:0], labels[:0]) is None
+
+
+@table("coverage", (0.01, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.999))
+def test_fewer_images_than_asked_for_give_no_threshold(coverage):
+    least = fewest(coverage)
+    scores = torch.arange(1.0, least + 1).double()
+    assert math.isfinite(upper_quantile(scores, coverage))
+    assert least == 1 or math.isinf(upper_quantile(scores[1:], coverage))

@@ -111,10 +111,10 @@ class Pass:
         self.stores[split] = store
         return store
 
-    def groups(self) -> Tensor | None:
-        """What each image to learn from is left out with, (N,) training images first."""
+    def groups(self, splits: Iterable[str]) -> Tensor | None:
+        """What each image of some splits is left out with, (N,)."""
         found = self.images.groups
-        own = [group for split in ("train", "validation") for group in found.get(split, ())]
+        own = [group for split in splits for group in found.get(split, ())]
         number = {group: place for place, group in enumerate(dict.fromkeys(own))}
         return torch.tensor([number[group] for group in own]) if own else None
 

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from ...classifiers.backbones import Backbone, device_of, dtype_of, load_backbone
+from ...classifiers.heads.conformal import By
 from ...data import ImageData, load_data
 from ...data.defaults import SHARE
 from ...data.provenance import Seed
@@ -19,7 +20,7 @@ from ...hub.files import Within, path_of, record_of
 from ...solvers.choice import AUTO, check_methods
 from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
-from .task import PER_CLASS, check_statistics, check_way
+from .task import PER_CLASS, check_sets, check_statistics, check_way
 
 OWN_OPTIONS = ("units", "components", "basis", "readout")
 """Settings of an adapter's config that the command line has options of their own for."""
@@ -52,6 +53,11 @@ class Recipe:
             up to some points where the texts are good and images few.
             "per class" keeps the covariance of each class, too, so that one can be removed without
             its images.
+        sets: what sets of classes (`predict(..., coverage=0.9)`) come from. "jackknife" takes what
+            fits without them say of training images, and costs nothing. "held-out" learns nothing
+            from validation images and calibrates by them instead, whatever is fitted: the only one
+            with a guarantee. "jackknife+" keeps what a ridge reads of every image in
+            `run/jackknife.safetensors`: N × K numbers of 4 bytes, data, never pushed.
         image_column: of the data, found when None.
         label_column: likewise.
         group_column: images of one value of it, such as one patient's, stay in one split and are
@@ -60,8 +66,8 @@ class Recipe:
             images, where the data have none of their own; there are no validation images then but
             data named by `validation`.
         validation: share of the training images to validate on where the data have no such split, 0
-            for none; or data of their own, as `data`. Both are learned from: methods are compared
-            on images left out by turns.
+            for none; or data of their own, as `data`. Both are learned from, but for `sets` by
+            held-out images: methods are compared on images left out by turns.
         test: the same for the images to test on.
         seed: of the splits that are cut (an `ImageData` has been); with `trainer` of the order of
             the images, too.
@@ -85,6 +91,7 @@ class Recipe:
     balanced: bool = False
     trainer: bool = False
     keep_statistics: bool | str = False
+    sets: By = "jackknife"
     image_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
@@ -117,6 +124,7 @@ class Recipe:
         device_of(recipe.device)
         dtype_of(recipe.dtype)
         check_statistics(recipe.keep_statistics, recipe.method, recipe.trainer)
+        check_sets(recipe.sets, recipe.method, recipe.trainer)
         return recipe
 
     @property

@@ -26,7 +26,7 @@ from ..listing import (
     write_noted,
 )
 from ..recording import record_run, run_facts
-from ..trusting import trust_of
+from ..trusting import sets_of, trust_of
 from .recipe import Recipe
 from .report import FitReport, write_skipped_beside
 from .task import Done
@@ -152,7 +152,8 @@ def record_of(
     trusted = None
     if done.seen is not None:
         means = summary.start != "zero-shot"
-        trusted = trust_of(*done.seen, images, done.after, means=means)
+        sets = sets_of(done.classifier, done.after, done.rows)
+        trusted = trust_of(*done.seen, images, sets, means=means)
     suspicious = () if trusted is None else trusted.suspicious
     run = record_run(
         done.classifier,

@@ -9,8 +9,10 @@ from torch import Tensor
 from ...classifiers.backbones import Backbone
 from ...classifiers.class_means import class_means_of
 from ...classifiers.evaluation import Evaluation
+from ...classifiers.heads.conformal import By
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData
+from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError
 from ...hub.facts import MethodRow
 from ...solvers.choice import AUTO
@@ -19,6 +21,7 @@ from ...solvers.store import CoordinateStore
 from ...tuner import ResiDualConfig
 
 PER_CLASS = "per class"
+_RIDGES = [name for name, way in METHODS.items() if way.ridge is not None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Task:
     # whether a ridge head's sums are kept, to update it by; "per class" for those of each class,
     # too
     keep_statistics: bool | str = False
+    sets: By = "jackknife"  # what is kept for sets of classes
 
     def title(self, method: str) -> str:
         """What a method is in words, here."""
@@ -97,11 +101,36 @@ def check_statistics(keep: bool | str, method: str, trainer: bool) -> None:
     """Raise a ResiDualError where what is fitted has no sums that could be kept."""
     if keep not in (False, True, PER_CLASS):
         raise ResiDualError(f"wanted keep_statistics True, False or '{PER_CLASS}', got {keep!r}.")
-    ridges = [name for name, way in METHODS.items() if way.ridge is not None]
-    if keep and (trainer or method not in (AUTO, *ridges)):
+    if keep and (trainer or method not in (AUTO, *_RIDGES)):
         raise ResiDualError(
-            f"statistics that a head can be updated by are of a ridge ({', '.join(ridges)}), got "
+            f"statistics that a head can be updated by are of a ridge ({', '.join(_RIDGES)}), got "
             f"{'trainer=True' if trainer else method}: leave keep_statistics out, or fit one."
+        )
+
+
+def check_sets(sets: By, method: str, trainer: bool) -> None:
+    """Raise a ResiDualError where what is fitted cannot have such sets of classes."""
+    if sets == "held-out" and trainer:
+        raise ResiDualError(
+            "the HF Trainer stops by the validation images, which are then no held-out ones: leave "
+            "sets out, and calibrate the classifier with others (ZeroShotClassifier.calibrate)."
+        )
+    if sets == "jackknife+" and (trainer or method not in (AUTO, *_RIDGES)):
+        raise ResiDualError(
+            f"jackknife+ is of a ridge ({', '.join(_RIDGES)}), got "
+            f"{'trainer=True' if trainer else method}: fit one, or leave sets out."
+        )
+
+
+def check_sets_of(sets: By, images: ImageData) -> None:
+    """Raise a ResiDualError where images cannot give such sets of classes."""
+    if sets == "jackknife":
+        return
+    check_same(ONE_LABEL, images.labelling, "leave sets out, which hold the one right label")
+    if sets == "held-out" and "validation" not in images.splits:
+        raise ResiDualError(
+            "sets by held-out images are calibrated by the validation images, and there are none: "
+            "bring some as validation=DATA, or a share of the others, which few leaves none of."
         )
 
 

@@ -11,12 +11,8 @@ from torch import Tensor
 from transformers import Trainer
 
 from ...classifiers.evaluation import Evaluation, evaluate
-from ...classifiers.heads import RidgeSums
 from ...classifiers.heads.choosing import some_rows
-from ...classifiers.heads.images import duplicate_groups
-from ...classifiers.none_of_these import known_images
 from ...classifiers.trained_head import HEAD_BYTES, embedding_features
-from ...classifiers.updating import STATISTICS, KeptStatistics
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import batches
 from ...errors import counted
@@ -25,20 +21,19 @@ from ...hub.files import read_tensors, write_tensors
 from ...solvers import large
 from ...solvers.choice import AT_MOST, AUTO, choose, run_methods
 from ...solvers.coordinates import Readouts, collect_readouts
-from ...solvers.large import statistics_of
 from ...solvers.methods import Outcome, Rows
 from ...solvers.store import CoordinateStore, Stores
 from ...solvers.training import trainer_kwargs, training_arguments
 from ...towers.running import unadapted
 from ...tuner import fit_bases, gains_of
+from .beside import calibrated, left_beside
 from .reading import TITLES, Pass, readouts_of
 from .scoring import scored, scored_by, training_metrics
-from .task import PER_CLASS, Done, Task
+from .task import Done, Task
 
 clock: Callable[[], float] = time.perf_counter
 SIZING = 4000  # images that a low rank is fitted to
 RECALL = "mean_per_class_recall"
-KNOWN = 20_000  # images that tell how far others may lie
 
 
 def from_coordinates(task: Task, read: Pass) -> Done:
@@ -47,13 +42,14 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     read.begin(model, task.settings)
     started = clock()
     own = task.config.basis is None  # else the one that was asked for stays
-    stores = [read.read(model, "train", fit_basis=own)]
+    stores = {"train": read.read(model, "train", fit_basis=own)}
     if "validation" in read.images.splits:
-        stores.append(read.read(model, "validation"))
-    encoded = clock()
-    seen = Stores(tuple(stores))
+        stores["validation"] = read.read(model, "validation")
+    encoded, images_read = clock(), sum(map(len, stores.values()))
+    held_out = stores.pop("validation") if task.sets == "held-out" else None
+    seen = Stores(tuple(stores.values()))
     classifier, _ = task.with_classes(model, read.images, seen.readout, seen.labels)
-    groups = read.groups()
+    groups = read.groups(stores)
     outcomes, chosen, rows = _on_all(task, classifier, seen, groups)
     fitted = clock()
     test = read.read(model, "test")
@@ -61,9 +57,11 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     outcomes, chosen = _sized(outcomes, chosen, classifier, seen, measured, test)
     inside = scored_by(chosen, classifier, seen).metrics
     chosen.put_into(classifier)
-    _know_its_images(classifier, seen, groups)
+    beside = left_beside(task, chosen, classifier, seen, groups)
+    if held_out is not None:
+        beside += calibrated(classifier, chosen, held_out, read.images)
     alike = task.balanced and not classifier.multi_label  # of several labels none counts more
-    notes = (*chosen.notes, *_copies(rows), *_keep_statistics(task, chosen, classifier, seen))
+    notes = (*chosen.notes, *_copies(rows), *beside)
     return Done(
         classifier=classifier,
         before=measured["zero-shot"],
@@ -75,7 +73,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         fitting_seconds=fitted - encoded,
         strength=chosen.strength if chosen.method == "gains" else None,
         method=f"{task.title(chosen.method)}, from one pass over the images",
-        images_read=len(seen.labels),
+        images_read=images_read,
         trained=chosen.parameter_count,
         table=tuple(
             _row(one, task.title(one.method), measured[one.method], one is chosen, alike)
@@ -84,21 +82,6 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         notes=notes,
         seen=None if rows is None else (rows, chosen),
     )
-
-
-def _know_its_images(classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None) -> None:
-    """Let a class head tell images that are none of its classes, by those that it was fitted on."""
-    head = classifier.head
-    if head is None or classifier.multi_label:
-        return
-    index = some_rows(stores.labels, head.class_count, KNOWN)
-    index = torch.arange(len(stores.labels)) if index is None else index
-    readout = stores.readout[index]
-    groups = duplicate_groups(readout) if groups is None else groups[index]
-    known = known_images(
-        embedding_features(readout), stores.labels[index], head.class_count, groups=groups
-    )
-    classifier.set_head(replace(head, known=known))
 
 
 def _copies(rows: Rows | None) -> tuple[str, ...]:
@@ -154,37 +137,6 @@ def _sized(
     measured[chosen.method] = after
     other = replace(other, notes=(*other.notes, note))
     return [other if one is chosen else one for one in outcomes], other
-
-
-def _keep_statistics(
-    task: Task, chosen: Outcome, classifier: ZeroShotClassifier, stores: Stores
-) -> tuple[str, ...]:
-    """Put the sums of the head's images beside it where that was asked for; what to say of them."""
-    if not task.keep_statistics:
-        return ()
-    settings, head = chosen.settings, classifier.head
-    if settings is None or head is None:
-        return (
-            f"no statistics were kept: those are of a ridge, and {chosen.method} did better "
-            "here. Fit with method='ridge' for a head that can be updated.",
-        )
-    features, weights = head.features, settings.class_weights
-    sums = statistics_of(
-        stores,
-        head.class_count,
-        features=features,
-        columns=chosen.columns,
-        class_weights=None if bool((weights == 1).all()) else weights,
-        per_class=task.keep_statistics == PER_CLASS,
-    )
-    width = len(head.head.mean)
-    columns = torch.arange(width) if chosen.columns is None else chosen.columns
-    classifier.statistics = KeptStatistics.of(classifier, RidgeSums(sums, settings), columns)
-    size = sum(tensor.numel() for tensor in sums.state().values()) * 8 / 1e6
-    return (
-        f"statistics of the head's images lie in {STATISTICS} ({size:,.1f} MB): class means and a "
-        "covariance, of a class with one image that image's coordinates. They are never pushed.",
-    )
 
 
 def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:

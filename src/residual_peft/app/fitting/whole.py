@@ -28,7 +28,7 @@ from .reading import Options, Pass, settings_of
 from .recipe import Recipe
 from .report import FitReport, findings_of
 from .saving import Fitted, digests_of, facts_of, record_of
-from .task import Done, Task
+from .task import Done, Task, check_sets_of
 from .ways import by_trainer, from_coordinates
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, Options]:
             "the HF Trainer stops by validation images, and there are none: bring some as "
             "validation=DATA, or a share of the others, which few leaves none of."
         )
+    check_sets_of(recipe.sets, images)
     for line in survey(images).summary():
         logger.info("%s", printable(line))
     return *images.without_repeated(), reading
@@ -137,7 +138,8 @@ def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -
     done, summary, images = _fitted(task, images, kept, reading, repeated)
     classifier = done.classifier
     classifier.split = images.split
-    classifier.fitted_on = (*digests_of(images, "train"), *digests_of(images, "validation"))
+    learned = ("train",) if recipe.sets == "held-out" else ("train", "validation")
+    classifier.fitted_on = tuple(digest for part in learned for digest in digests_of(images, part))
     facts = facts_of(data, done, summary, images, recipe)
     record = record_of(done, summary, images, facts, dictionary)
     return Fitted(classifier, summary, images, facts, recipe.as_file(data, model), record)
@@ -189,6 +191,7 @@ def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
         recipe.balanced,
         recipe.trainer,
         recipe.keep_statistics,
+        recipe.sets,
     )
 
 

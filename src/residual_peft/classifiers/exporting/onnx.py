@@ -7,15 +7,13 @@ are in the file's metadata, each as JSON.
 
 import json
 import logging
-import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +33,13 @@ from ...hub.files import PathLike, atomic_file
 from ...towers.registry import find_tower
 from ..zero_shot import ZeroShotClassifier
 from .graph import ClassifierGraph
+from .metadata import metadata_of
 
 INPUT, OUTPUTS = "pixels", ("probabilities", "logits")
 TOLERANCE = 1e-4  # of a probability; of a logit, times the largest there is
 OPSET = 18  # known to onnxruntime from 1.14 on
 LARGEST = 2**31 - 2**24
 """Bytes of weights: one file of protobuf holds 2 GiB, of which names and shapes take a little."""
-COVERAGES = (0.8, 0.9, 0.95, 0.99)
 TRIED = 8  # images that the two are compared on; one of them by itself
 
 
@@ -229,46 +227,6 @@ def _told(
     facts = metadata_of(classifier, preparation, (height, width))
     model.metadata_props.update({name: json.dumps(fact) for name, fact in facts.items()})
     return model
-
-
-def metadata_of(
-    classifier: ZeroShotClassifier, preparation: Preparation, size: tuple[int, int]
-) -> dict[str, Any]:
-    """What a file says beside its graph, JSON-able.
-
-    `class_names`; `preprocessing`, a `Preparation`; `size`, height and width of the pixels;
-    `several_labels`, and then the `threshold`, the probability from which a class is among the
-    labels, one for all or a list of one for each; `plausible`,
-    for each coverage the probability from which a class is in the set that holds the right one so
-    often (as `Prediction.plausible`), where the classifier knows.
-    """
-    return {
-        "made_by": f"residual-peft {version('residual-peft')}",
-        "class_names": list(classifier.class_names),
-        "preprocessing": preparation.as_dict(),
-        "size": list(size),
-        "several_labels": classifier.multi_label,
-        "threshold": _threshold(classifier),
-        "plausible": _plausible(classifier),
-    }
-
-
-def _threshold(classifier: ZeroShotClassifier) -> float | list[float] | None:
-    if classifier.thresholds is None:
-        return classifier.labelling.threshold
-    return [float(value) for value in classifier.thresholds.double().sigmoid()]
-
-
-def _plausible(classifier: ZeroShotClassifier) -> Mapping[str, float]:
-    head = classifier.head
-    if (
-        head is None
-        or head.left_out_scores is None
-        or head.class_count != len(classifier.class_names)
-    ):
-        return {}
-    thresholds = {c: float(classifier.sets(c).threshold) for c in COVERAGES}
-    return {str(c): math.exp(-found) for c, found in thresholds.items() if math.isfinite(found)}
 
 
 def running(path: str | os.PathLike[str]) -> Any:

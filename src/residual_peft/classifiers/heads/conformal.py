@@ -1,249 +1,145 @@
-"""Sets of classes that hold the right one as often as asked: jackknife, jackknife+, split.
+"""Sets of classes that hold the right one as often as asked, by held-out or left-out images.
 
 The score of a class is −log p. What each promises of a new image drawn like the others, with n
 calibration images and coverage 1 − α:
 
-* split: images that no fit saw; at least 1 − α on average over draws of the images (V. Vovk et al.,
-  2005), and at most 1 − α + 1 / (n + 1);
-* jackknife+ (R. Barber et al., 2021), with folds CV+: at least 1 − 2 α, near 1 − α in practice;
+* held-out: images that no fit saw; at least 1 − α on average over draws of the images (V. Vovk et
+  al., 2005), and at most 1 − α + 1 / (n + 1);
+* jackknife+ (R. Barber et al., 2021; `jackknife_plus`), with parts CV+: at least 1 − 2 α for fits
+  that choose all anew, near 1 − α in practice;
 * jackknife: scores of left-out images against the fit on all; nothing for certain, near 1 − α from
-  16 images per class on, above it with fewer (measured, `method.md`, section 8).
+  2 images per class on (handwriting, `benchmarks/heads_trust.json`).
 
-None of them promises anything for one class or one image by itself; sets per class do for a class.
+None of them promises anything for one class or one image by itself.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ...data.labels import ONE_LABEL, check_same, labelling_in
+from ...data.labels import labelling_in
 from ...errors import ResiDualError
-from .head import ClassHead
-from .left_out import Leaving, LeftOut
-from .preparing import PrincipalAxes
+from .left_out import LeftOut
 
-Promise = Literal["jackknife", "jackknife+", "split"]
+By = Literal["held-out", "jackknife+", "jackknife"]
+WAYS: tuple[By, ...] = get_args(By)
+"""The surest first."""
+MOST_SCORES = 10_000
+"""That are kept; of more, as many quantiles."""
+_IMAGES: dict[By, str] = {
+    "held-out": "{:,} held-out images",
+    "jackknife+": "jackknife+ of {:,} training images",
+    "jackknife": "the jackknife of {:,} training images",
+}
 
 
 @dataclass(frozen=True)
-class PredictionSets:
-    """A threshold on −log p, from images whose class is known.
+class Covering:
+    """What sets of classes come from.
 
-    Attributes:
-        threshold: classes whose score is at most this are in the set (1,), or each class's own
-            (C,); inf where there are too few images for that coverage, so that it is in every set.
-        coverage: that was asked for, 1 − α.
-        promise: what stands behind it, see above.
-        images: n, how many scores it comes from.
+    Raises:
+        ResiDualError: a coverage outside (0, 1), or too few images for it: every class would be in
+            every set.
     """
 
-    threshold: Tensor
-    coverage: float
-    promise: Promise
-    images: int
+    coverage: float  # that was asked for, 1 − α
+    by: By  # what stands behind it, see above
+    images: int  # n, whose class is known
+
+    def __post_init__(self) -> None:
+        if self.images < (least := fewest(self.coverage)):
+            raise ResiDualError(
+                f"wanted {least:,} images or more for sets of classes that hold the right one "
+                f"{100 * self.coverage:g} times of 100, got {_IMAGES[self.by].format(self.images)}:"
+                " bring more, or ask for less."
+            )
 
     @property
-    def guaranteed(self) -> float:
-        """The coverage that is certain on average over draws of the images; 0 where none is."""
-        return self.coverage if self.promise == "split" else 0.0
+    def told(self) -> str:
+        """What they come from, in words.
 
-    def sets(self, logits: Tensor, *, empty: bool = True) -> Tensor:
+        >>> Covering(0.9, "held-out", 40).told
+        'by 40 held-out images: at least 90 % on average'
+        """
+        sure = f": at least {100 * self.coverage:g} % on average" if self.by == "held-out" else ""
+        return f"by {_IMAGES[self.by].format(self.images)}{sure}"
+
+
+@dataclass(frozen=True)
+class PredictionSets(Covering):
+    """Sets of the classes whose −log p is at most a threshold."""
+
+    scores: Tensor  # −log p of the images' own classes (n,), by fits that did not see them
+
+    @classmethod
+    def of(cls, scores: Tensor, coverage: float, by: By) -> "PredictionSets":
+        """From the scores of left-out or held-out images."""
+        return cls(coverage, by, len(scores), scores)
+
+    @cached_property
+    def threshold(self) -> float:
+        """Classes whose score is at most this are in the set."""
+        return upper_quantile(self.scores.double(), self.coverage)
+
+    def sets(self, logits: Tensor) -> Tensor:
         """Which classes are in each image's set, (M, C) -> bool (M, C).
 
-        Args:
-            logits: final ones, of the fit that it was made for.
-            empty: whether a set may be empty, where no class is likely enough: more accurate
-                classifiers than the coverage asks for leave some so. Otherwise the likeliest class
-                is always in it, and coverage is above what was asked.
+        A set may be empty, where no class is likely enough: more accurate classifiers than the
+        coverage asks for leave some so.
         """
-        scores = -logits.detach().cpu().double().log_softmax(1)
-        found = scores <= self.threshold
-        if not empty:
-            found[torch.arange(len(scores)), scores.argmin(1)] = True
-        return found
+        return -logits.detach().cpu().double().log_softmax(1) <= self.threshold
 
 
-def jackknife_sets(
-    left_out: LeftOut, coverage: float = 0.9, *, per_class: bool = False
-) -> PredictionSets:
-    """Sets from left-out predictions of the training images: nothing is held out, nothing promised.
+def fewest(coverage: float) -> int:
+    """The fewest images that give sets at a coverage.
 
-    Args:
-        left_out: of the fit whose logits the sets are to be of.
-        coverage: 1 − α.
-        per_class: a threshold for each class, from its own images; at .9 a class needs 9.
+    >>> fewest(0.9), fewest(0.95), fewest(0.5)
+    (9, 19, 1)
 
     Raises:
-        ResiDualError: a coverage outside (0, 1); several labels per image; nothing left out.
+        ResiDualError: a coverage outside (0, 1).
     """
-    if left_out.how == "none" or not left_out.known.any():
-        raise ResiDualError(
-            "wanted predictions of left-out images to make prediction sets of, got none, as no "
-            "class has a second image: give two or more images per class, or hold some out."
-        )
-    known = left_out.known
-    return _sets(left_out.logits[known], left_out.labels[known], coverage, per_class, "jackknife")
-
-
-def split_sets(
-    logits: Tensor, labels: Tensor, coverage: float = 0.9, *, per_class: bool = False
-) -> PredictionSets:
-    """Sets from images that were held out from everything.
-
-    Args:
-        logits: of n held-out images (n, C).
-        labels: (n,).
-        coverage: 1 − α.
-        per_class: as for `jackknife_sets`.
-
-    Raises:
-        ResiDualError: a coverage outside (0, 1); several labels per image; no images.
-    """
-    return _sets(logits, labels, coverage, per_class, "split")
-
-
-def _sets(
-    logits: Tensor, labels: Tensor, coverage: float, per_class: bool, promise: Promise
-) -> PredictionSets:
-    _check(labels, coverage)
-    logits, labels = logits.detach().cpu().double(), labels.cpu()
-    scores = -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-    classes = range(logits.shape[1]) if per_class else ()
-    own = [scores[labels == label] for label in classes] or [scores]
-    threshold = torch.tensor([upper_quantile(some, coverage) for some in own], dtype=torch.float64)
-    return PredictionSets(threshold, coverage, promise, len(scores))
+    if not 0 < coverage < 1:
+        raise ResiDualError(f"wanted a coverage between 0 and 1, got {coverage}.")
+    return max(1, math.ceil(coverage / (1 - coverage) - 1e-6))
 
 
 def upper_quantile(scores: Tensor, coverage: float) -> float:
     """The ⌈(n + 1) coverage⌉-th smallest score; inf where that is beyond the largest."""
-    rank = math.ceil((len(scores) + 1) * coverage - 1e-9)
+    rank = max(1, math.ceil((len(scores) + 1) * coverage - 1e-9))
     return float(scores.sort().values[rank - 1]) if rank <= len(scores) else math.inf
 
 
-def _check(labels: Tensor, coverage: float) -> None:
-    if not 0 < coverage < 1:
-        raise ResiDualError(f"wanted a coverage between 0 and 1, got {coverage}.")
-    check_same(ONE_LABEL, labelling_in(labels), "prediction sets are made of one")
-    if not len(labels):
-        raise ResiDualError("wanted at least one image to make prediction sets of, got none.")
+def kept_scores(logits: Tensor, labels: Tensor) -> Tensor | None:
+    """−log p of each image's own class, sorted (n,); of many, `MOST_SCORES` quantiles, rounded up.
 
-
-@dataclass(frozen=True)
-class RidgeWithout:
-    """Logits of new images by every fit without a part of the training images, in closed form.
-
-    The ridge on all images fits what it would have said without a part B, moved by the part's
-    left-out errors: f(x) = f₋B(x) + h(x, B) (y_B − f₋B(x_B)), with h(x, i) = w_i (c̃_xᵀ (C̃ᵀ W C̃ +
-    α I)⁻¹ c̃_i + 1 / Σ w). So one product gives f₋B(x) for every part. Basis, scales, α, a and τ are
-    those of the fit on all images.
-
-    Attributes:
-        head: of the fit on all images.
-        axes: principal axes of the rows √w c̃.
-        reach: √w C̃ in those axes, over e + α (N, r).
-        roots: √w (N,).
-        errors: y_i − f₋B(x_i), without a and τ (N, C).
-        scores: −log p of each image's own class without it (N,).
-        parts: rows left out together.
+    None with several labels per image. The fit has not seen the images.
     """
+    surprise = labelling_in(labels).surprise(logits, labels)
+    if surprise is None or not len(labels):
+        return None
+    scores = surprise.sort().values
+    if len(scores) > MOST_SCORES:
+        places = torch.arange(1, MOST_SCORES + 1) * len(scores) - 1  # in whole numbers
+        scores = scores[places // MOST_SCORES]
+    return scores.float()
 
-    head: ClassHead
-    axes: Tensor
-    reach: Tensor
-    roots: Tensor
-    errors: Tensor
-    scores: Tensor
-    parts: tuple[Tensor, ...]
 
-    @classmethod
-    def of(
-        cls,
-        head: ClassHead,
-        alpha: float,
-        left_out: LeftOut,
-        leaving: Leaving,
-        features: Tensor,
-        weights: Tensor,
-        zero_shot: Tensor | None = None,
-        prior: float = 0.0,
-    ) -> "RidgeWithout":
-        """From a fitted ridge and the images that it was fitted on.
+def scores_of(left_out: LeftOut) -> Tensor | None:
+    """`kept_scores` of the training images whose class was known without them."""
+    known = left_out.known
+    return kept_scores(left_out.logits[known], left_out.labels[known])
 
-        Args:
-            head: fitted on all images, one label each.
-            alpha: its α.
-            left_out: its left-out predictions.
-            leaving: which images were left out together.
-            features: (N, K) of the training images.
-            weights: of the images (N,).
-            zero_shot: z (N, C), where the head weighs it.
-            prior: the fit's `prior`.
 
-        Raises:
-            ResiDualError: nothing was left out.
-        """
-        if left_out.how == "none":
-            raise ResiDualError(
-                "wanted a fit that left images out, for jackknife+, got one of single images."
-            )
-        roots = weights.double().sqrt()
-        rows = (features.cpu().double() - head.mean.double()) / head.scale.double()
-        axes = PrincipalAxes.of(rows * roots[:, None])
-        raw = left_out.logits.double()
-        if head.text_weight and zero_shot is not None:
-            raw = raw - head.text_weight * zero_shot.cpu().double()
-        targets = torch.nn.functional.one_hot(left_out.labels, raw.shape[1]).double()
-        if prior and zero_shot is not None:
-            targets = targets - (prior * zero_shot.cpu().double()).softmax(1)
-        own = -left_out.logits.double().log_softmax(1).gather(1, left_out.labels[:, None])[:, 0]
-        return cls(
-            head,
-            axes.axes,
-            axes.rows / (axes.energy + alpha),
-            roots,
-            targets - raw / head.temperature,
-            own,
-            leaving.parts,
-        )
-
-    def logits(
-        self, features: Tensor, zero_shot: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each part's rows, and the logits (M, C) of new images by the fit without it."""
-        whole = self.head.logits(features, zero_shot).double()
-        rows = (features.cpu().double() - self.head.mean.double()) / self.head.scale.double()
-        share = self.roots / self.roots.square().sum()
-        pull = ((rows @ self.axes) @ self.reach.mT + share) * self.roots
-        for part in self.parts:
-            yield part, whole - self.head.temperature * pull[:, part] @ self.errors[part]
-
-    def sets(
-        self, features: Tensor, zero_shot: Tensor | None = None, *, coverage: float = 0.9
-    ) -> Tensor:
-        """Jackknife+ sets (CV+ where parts hold several images), bool (M, C).
-
-        A class is in the set unless its score, by the fit without an image, is above the image's
-        own for (1 − α) (N + 1) images or more (Y. Romano et al., 2020). Certain coverage: 1 − 2 α.
-
-        Args:
-            features: of M new images (M, K).
-            zero_shot: z (M, C), where the head weighs it.
-            coverage: 1 − α.
-
-        Raises:
-            ResiDualError: a coverage outside (0, 1).
-        """
-        _check(torch.zeros(len(self.scores)), coverage)
-        above = torch.zeros(len(features), len(self.head.offset), dtype=torch.float64)
-        for part, logits in self.logits(features, zero_shot):
-            scores = -logits.log_softmax(1)
-            ordered = self.scores[part].sort().values
-            above += torch.searchsorted(ordered, scores.contiguous()).double()
-        return above < coverage * (len(self.scores) + 1) - 1e-9
+def checked_scores(scores: Tensor | None, where: str) -> Tensor | None:
+    """Scores that were read, or what is wrong with them."""
+    if scores is not None and (scores.ndim != 1 or not scores.isfinite().all()):
+        raise ResiDualError(f"{where} holds other scores of images than finite numbers.")
+    return None if scores is None else scores.float().sort().values
 
 
 def coverage_interval(

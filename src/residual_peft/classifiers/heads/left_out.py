@@ -104,7 +104,7 @@ def _groups(groups: Tensor | Sequence[object], count: int) -> tuple[Tensor, ...]
     if len(values) != count:
         raise ResiDualError(f"wanted one group for each of {count} images, got {len(values)}.")
     _, numbers = np.unique(np.asarray(values), return_inverse=True)
-    parts = _parts(torch.from_numpy(numbers))
+    parts = parts_of(torch.from_numpy(numbers))
     if len(parts) < 2:
         raise ResiDualError(
             "wanted at least two groups of images, got one: nothing would be left to fit on "
@@ -119,10 +119,10 @@ def _blocks(labels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
     starts = sizes.cumsum(0) - sizes
     place = torch.empty_like(labels)
     place[order] = torch.arange(len(labels)) - starts[labels[order]]
-    return _parts(place)
+    return parts_of(place)
 
 
-def _parts(numbers: Tensor) -> tuple[Tensor, ...]:
+def parts_of(numbers: Tensor) -> tuple[Tensor, ...]:
     """The rows of each number."""
     order = numbers.argsort(stable=True)
     return order.split(torch.bincount(numbers).tolist())

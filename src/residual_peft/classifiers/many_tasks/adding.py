@@ -74,7 +74,7 @@ def loaded(
         ResiDualError: as `TaskSet.add`; the model is then as it was.
     """
     directory = local_classifier(source, revision, token)
-    record, embeddings, head = read_classes(directory, source)
+    record, embeddings, head, _ = read_classes(directory, source)
     processor = None
     if any(directory.glob("*processor_config.json")):
         processor = load_image_processor(directory)

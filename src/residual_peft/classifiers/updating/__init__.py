@@ -11,7 +11,7 @@ from .changing import (
     numbers_of,
     remove_class,
 )
-from .kept import KeptStatistics, head_digest
+from .kept import KeptStatistics, head_digest, head_of
 
 __all__ = [
     "STATISTICS",
@@ -22,6 +22,7 @@ __all__ = [
     "features_of",
     "file_digests",
     "head_digest",
+    "head_of",
     "kept_of",
     "numbers_of",
     "remove_class",

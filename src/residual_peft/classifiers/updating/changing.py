@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ...bases.reading import ReadBatch, reading
 from ...data.class_names import check_class_names
-from ...data.labels import ONE_LABEL, check_same
+from ...data.labels import ONE_LABEL, Labelling, check_same
 from ...data.provenance import image_digest
 from ...errors import ResiDualError
 from ...tuner import adapted_tower, coordinates_of, readout_state
@@ -158,14 +158,14 @@ def remove_class(
 
 
 def numbers_of(
-    classifier: "HeadedClassifier", labels: Any, count: int, *, single: bool = False
+    labelling: Labelling, names: Sequence[str], labels: Any, count: int, *, single: bool = False
 ) -> Tensor:
-    """Labels as the head counts its classes: (n,), or with several labels zeros and ones (n, C).
+    """Labels as classes are counted: (n,), or with several labels zeros and ones (n, C).
 
-    Given are a name or number for each image, with several labels a list of them for each, or zeros
-    and ones (n, C); for a `single` image what one has.
+    `names` are those of the C classes, such as a head's. Given are a name or number for each image,
+    with several labels a list of them for each, or zeros and ones (n, C); for a `single` image what
+    one has.
     """
-    names = classifier.class_names[: head_of(classifier).class_count]
     places = {name: place for place, name in enumerate(names)}
     given = labels if isinstance(labels, Tensor) else [labels] if single else list(labels)
     if len(given) != count:
@@ -175,12 +175,12 @@ def numbers_of(
         found = places.get(label) if isinstance(label, str) else int(label)
         if found is None or not 0 <= found < len(names):
             raise ResiDualError(
-                f"wanted one of the class head's {len(names)} classes, got {label!r}: add_class "
-                "takes a new one."
+                f"wanted one of these {len(names)} classes, got {label!r}: add_class takes a new "
+                "one."
             )
         return found
 
-    return classifier.labelling.numbered(given, number, len(names))
+    return labelling.numbered(given, number, len(names))
 
 
 def file_digests(items: Sequence[Any]) -> list[str]:

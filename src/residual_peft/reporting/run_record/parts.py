@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...analysis import Reason
+from ...classifiers.heads.conformal import By
 from ...errors import ResiDualError
 from ...towers.units import Unit
 
@@ -89,6 +90,8 @@ class TrustRecord:
     more_images: int | None = None  # so many more training images
     # ... would add about so much to the accuracy, a share of 1; None where that cannot be told
     more_points: float | None = None
+    sets_by: By = "jackknife"  # what sets come from
+    sets_from: int = 0  # of so many images; 0 in records of before that was told
 
     def __post_init__(self) -> None:
         sets = {x is None for x in (self.coverage, self.covered, self.set_size)}

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ...classifiers.heads import ClassHead, LeftOut, RidgeSettings
+from ...classifiers.heads.conformal import scores_of
 from ...classifiers.heads.finishing import finish
 from ...classifiers.heads.head import FittedHead, spread
 from ...classifiers.heads.images import checked
+from ...classifiers.heads.jackknife_plus import RidgeWithout
 from ...classifiers.heads.left_out import How, leaving_of
-from ...classifiers.trained_head import Features, TrainedHead, scores_of, thresholds_of
+from ...classifiers.trained_head import Features, TrainedHead, thresholds_of
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...tuner import gains_of
 from ..coordinates import Coordinates
@@ -40,6 +42,8 @@ class Outcome:
     power: float = 0.5  # p of a ridge's scales
     settings: RidgeSettings | None = None  # of a ridge, which its head can be changed by
     columns: Tensor | None = None  # which of the head's features were fitted on; None for all
+    # of a ridge with one label per image: its fits without each part of the images
+    without: Callable[[], RidgeWithout] | None = None
 
     @property
     def bytes(self) -> int:

@@ -1,6 +1,9 @@
 """A ridge on the embedding or on coordinates, in closed form."""
 
+from typing import Any
+
 from ...classifiers.heads import choose_ridge
+from ...classifiers.heads.jackknife_plus import RidgeWithout
 from ...classifiers.trained_head import Features
 from .method import Method, Outcome, of_head, title_of
 from .rows import Rows
@@ -11,19 +14,28 @@ def ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method:
 
     def fit(rows: Rows) -> Outcome:
         values = rows.features(features, kinds)
-        done = choose_ridge(
-            {name: values},
-            rows.labels,
-            rows.class_count,
-            zero_shot=rows.zero_shot,
-            class_weights=rows.class_weights,
-            residual=False if rows.by_labels else None,
-            groups=rows.groups,
-            folds=rows.fold,
-        ).fit
+        own: dict[str, Any] = {
+            "zero_shot": rows.zero_shot,
+            "class_weights": rows.class_weights,
+            "groups": rows.groups,
+        }
+        residual = False if rows.by_labels else None
+        counted = rows.labels, rows.class_count
+        done = choose_ridge({name: values}, *counted, **own, residual=residual, folds=rows.fold).fit
         left = done.left_out if done.by_folds is None else done.by_folds
-        strength = float(done.alpha.median())
-        more = {"notes": done.notes, "power": done.power, "settings": done.settings}
-        return of_head(name, rows, features, done, kinds, left, strength=strength, **more)
+
+        def without() -> RidgeWithout:
+            values = rows.features(features, kinds)  # not held until it is asked for
+            columns = rows.columns(kinds) if features == "coordinates" else None
+            return RidgeWithout.of(done, values, *counted, **own, columns=columns)
+
+        more: dict[str, Any] = {
+            "notes": done.notes,
+            "power": done.power,
+            "settings": done.settings,
+            "strength": float(done.alpha.median()),
+            "without": None if rows.classifier.multi_label else without,
+        }
+        return of_head(name, rows, features, done, kinds, left, **more)
 
     return Method(title_of("ridge", features, kinds), fit, ridge=(features, kinds))

@@ -1,0 +1,128 @@
+"""What a fit leaves beside what it fitted: known images, sums, rows, scores of held-out images."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...classifiers.files import ROWS
+from ...classifiers.heads import RidgeSums
+from ...classifiers.heads.choosing import some_rows
+from ...classifiers.heads.images import duplicate_groups
+from ...classifiers.none_of_these import known_images
+from ...classifiers.trained_head import embedding_features
+from ...classifiers.updating import STATISTICS, KeptStatistics
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data import ImageData
+from ...errors import ResiDualError, counted
+from ...solvers.large import statistics_of
+from ...solvers.methods import Outcome
+from ...solvers.store import CoordinateStore, Stores
+from .scoring import scored_by
+from .task import PER_CLASS, Task
+
+KNOWN = 20_000  # images that tell how far others may lie
+MOST_NUMBERS = 2**28
+"""Of the rows that jackknife+ keeps: 1 GB on disk, twice as much in memory."""
+
+
+def left_beside(
+    task: Task,
+    chosen: Outcome,
+    classifier: ZeroShotClassifier,
+    stores: Stores,
+    groups: Tensor | None,
+) -> tuple[str, ...]:
+    """Put beside a class head what tells strangers, sums and rows; what to say of these."""
+    _know_its_images(classifier, stores, groups)
+    notes = _keep_statistics(task, chosen, classifier, stores)
+    return (*notes, *(_keep_rows(chosen, classifier) if task.sets == "jackknife+" else ()))
+
+
+def _know_its_images(classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None) -> None:
+    """Let a class head tell images that are none of its classes, by those that it was fitted on."""
+    head = classifier.head
+    if head is None or classifier.multi_label:
+        return
+    index = some_rows(stores.labels, head.class_count, KNOWN)
+    index = torch.arange(len(stores.labels)) if index is None else index
+    readout = stores.readout[index]
+    groups = duplicate_groups(readout) if groups is None else groups[index]
+    known = known_images(
+        embedding_features(readout), stores.labels[index], head.class_count, groups=groups
+    )
+    classifier.set_head(replace(head, known=known))
+
+
+def _keep_statistics(
+    task: Task, chosen: Outcome, classifier: ZeroShotClassifier, stores: Stores
+) -> tuple[str, ...]:
+    """Put the sums of the head's images beside it where that was asked for; what to say of them."""
+    if not task.keep_statistics:
+        return ()
+    settings, head = chosen.settings, classifier.head
+    if settings is None or head is None:
+        return (
+            f"no statistics were kept: those are of a ridge, and {chosen.method} did better "
+            "here. Fit with method='ridge' for a head that can be updated.",
+        )
+    features, weights = head.features, settings.class_weights
+    sums = statistics_of(
+        stores,
+        head.class_count,
+        features=features,
+        columns=chosen.columns,
+        class_weights=None if bool((weights == 1).all()) else weights,
+        per_class=task.keep_statistics == PER_CLASS,
+    )
+    width = len(head.head.mean)
+    columns = torch.arange(width) if chosen.columns is None else chosen.columns
+    classifier.statistics = KeptStatistics.of(classifier, RidgeSums(sums, settings), columns)
+    size = sum(tensor.numel() for tensor in sums.state().values()) * 8 / 1e6
+    return (
+        f"statistics of the head's images lie in {STATISTICS} ({size:,.1f} MB): class means and a "
+        "covariance, of a class with one image that image's coordinates. They are never pushed.",
+    )
+
+
+def _keep_rows(chosen: Outcome, classifier: ZeroShotClassifier) -> tuple[str, ...]:
+    """Keep the ridge without each part of its images; what to say of it."""
+    if chosen.without is None:
+        return (
+            "no rows were kept for jackknife+: those are of a ridge on images in memory, and here "
+            f"{chosen.method} was fitted otherwise: sets are by the jackknife. Fit with "
+            "method='ridge', or fewer components per unit.",
+        )
+    try:
+        rows = chosen.without()
+    except ResiDualError as error:  # nothing could be left out
+        return (f"no rows were kept for jackknife+: {error}",)
+    if rows.features.numel() > MOST_NUMBERS:
+        return (
+            f"no rows were kept for jackknife+: {rows.features.numel():,} numbers are more than "
+            f"{MOST_NUMBERS:,}. Fewer components per unit make them fewer.",
+        )
+    classifier.without = rows
+    size = sum(tensor.numel() * tensor.element_size() for tensor in rows.state().values()) / 1e6
+    return (
+        f"what the head reads of each of its {len(rows.scores):,} images, for jackknife+, lies in "
+        f"{ROWS} ({size:,.1f} MB): no pixels, but data as the images are. It is never pushed.",
+    )
+
+
+def calibrated(
+    classifier: ZeroShotClassifier, chosen: Outcome, store: CoordinateStore, images: ImageData
+) -> tuple[str, ...]:
+    """Calibrate by the store of the validation images; what to say of it."""
+    known = set(images.digests.get("train", ()))
+    digests = images.digests.get("validation", (None,) * len(store.labels))
+    new = torch.tensor([digest not in known for digest in digests])
+    if not new.any():
+        return ("all validation images are training images, too: none of them is held out.",)
+    scored = scored_by(chosen, classifier, store)
+    classifier.calibrate_by(scored.logits[new], scored.labels[new])
+    count = int(new.sum())
+    return (
+        f"{counted(count, 'validation image')} that nothing was fitted to calibrate the sets of "
+        f"classes: enough for a coverage of up to {count / (count + 1):.3f}.",
+    )
