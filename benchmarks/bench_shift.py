@@ -8,18 +8,15 @@ class in 95 of 100 training images and in half of the test images, so that its w
 who has learned the colour. As in `bench_small.py`, a killed run goes on.
 """
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
-from bench_small import PLACE, put
+from bench_small import PLACE, handwritten, put, run
 from heads_tasks import shifted
 from PIL import Image
 
-from residual_peft.app.benching import registry_of, run_bench
 from residual_peft.demo.drawing import draw
-from residual_peft.demo.tasks import handwriting, world_task
+from residual_peft.demo.tasks import world_task
 from residual_peft.demo.world import ATTRIBUTES, sample_scenes
 
 REGISTRY = Path(__file__).with_suffix(".toml")
@@ -72,9 +69,7 @@ def pictures() -> None:
     done = PLACE / "shifted"
     if done.exists():
         return
-    for split, task in handwriting().items():
-        names = task.features["label"].names
-        put("handwriting", split, ((names[row["label"]], row["image"]) for row in task))
+    handwritten()
     for shift in (None, "noisy", "blurred", "turned"):
         digits(shift)
     for split in IMAGES:
@@ -83,13 +78,10 @@ def pictures() -> None:
 
 
 def main() -> None:
-    """Make the pictures, run the registry, and keep what came of it."""
+    """Make the pictures, and run the registry."""
     PLACE.mkdir(exist_ok=True)
     pictures()
-    os.chdir(PLACE)
-    run_bench(registry_of(REGISTRY), PLACE / "out-shift", resume=True)
-    shutil.copy(PLACE / "out-shift" / "results.jsonl", REGISTRY.with_suffix(".jsonl"))
-    shutil.copy(PLACE / "out-shift" / "summary.md", REGISTRY.with_suffix(".md"))
+    run(REGISTRY, "out-shift")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,13 @@ def put(name: str, split: str, pictures: Iterable[tuple[str, Image.Image]]) -> N
         picture.save(folder / f"{row:05}.png")
 
 
+def handwritten() -> None:
+    """scikit-learn's digits, in the demo's splits."""
+    for split, task in handwriting().items():
+        names = task.features["label"].names
+        put("handwriting", split, ((names[row["label"]], row["image"]) for row in task))
+
+
 def world(attribute: str, shift: str) -> None:
     """A task of the world, its images changed."""
     for seed, (split, count) in enumerate(WORLD_IMAGES.items()):
@@ -59,9 +66,7 @@ def pictures() -> None:
     done = PLACE / "complete"
     if done.exists():
         return
-    for split, task in handwriting().items():
-        names = task.features["label"].names
-        put("handwriting", split, ((names[row["label"]], row["image"]) for row in task))
+    handwritten()
     world("digit", "noisy")
     try:
         clip_art()
@@ -70,18 +75,23 @@ def pictures() -> None:
     done.touch()
 
 
-def main() -> None:
-    """Make the pictures, run the registry, and keep what came of it."""
-    PLACE.mkdir(exist_ok=True)
-    pictures()
+def run(registry: Path, folder: str) -> None:
+    """Run what is not among the results beside a registry, and put all results there."""
     os.chdir(PLACE)
-    rows, kept = PLACE / "out" / "results.jsonl", REGISTRY.with_suffix(".jsonl")
+    rows, kept = PLACE / folder / "results.jsonl", registry.with_suffix(".jsonl")
     if kept.exists() and not rows.exists():
         rows.parent.mkdir(exist_ok=True)
         shutil.copy(kept, rows)
-    run_bench(registry_of(REGISTRY), PLACE / "out", resume=True)
+    run_bench(registry_of(registry), rows.parent, resume=True)
     shutil.copy(rows, kept)
-    shutil.copy(PLACE / "out" / "summary.md", REGISTRY.with_suffix(".md"))
+    shutil.copy(rows.with_name("summary.md"), registry.with_suffix(".md"))
+
+
+def main() -> None:
+    """Make the pictures, and run the registry."""
+    PLACE.mkdir(exist_ok=True)
+    pictures()
+    run(REGISTRY, "out")
 
 
 if __name__ == "__main__":

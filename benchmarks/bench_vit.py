@@ -6,27 +6,21 @@ Writes bench_vit.jsonl and .md beside itself; the pictures are those of `bench_s
 knows no texts: classes are means of the training images. As there, a killed run goes on.
 """
 
-import os
 import shutil
 from pathlib import Path
 
-from bench_small import PLACE, pictures
+from bench_small import PLACE, pictures, run
 from dinov2_small import PLACE as MODEL
-
-from residual_peft.app.benching import registry_of, run_bench
 
 REGISTRY = Path(__file__).with_suffix(".toml")
 
 
 def main() -> None:
-    """Make the pictures, run the registry, and keep what came of it."""
+    """Make the pictures, and run the registry."""
     PLACE.mkdir(exist_ok=True)
     pictures()
     shutil.copytree(MODEL, PLACE / MODEL.name, dirs_exist_ok=True)
-    os.chdir(PLACE)
-    run_bench(registry_of(REGISTRY), PLACE / "out-vit", resume=True)
-    shutil.copy(PLACE / "out-vit" / "results.jsonl", REGISTRY.with_suffix(".jsonl"))
-    shutil.copy(PLACE / "out-vit" / "summary.md", REGISTRY.with_suffix(".md"))
+    run(REGISTRY, "out-vit")
 
 
 if __name__ == "__main__":

@@ -304,7 +304,8 @@ def test_sets_without_what_they_are_made_of_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"), [(2300, "half precision"), (1500, "half precision, rank 1 for 4 classes")]
+    ("budget", "said"),
+    [(2300, "half precision"), (1600, "8 bits"), (1250, "8 bits, rank 1 for 4 classes")],
 )
 def test_a_head_is_saved_in_so_many_bytes(budget, said, tmp_path, caplog):
     """And is then in memory what it is on disk."""
@@ -344,6 +345,17 @@ def test_a_large_head_of_few_numbers_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("residual_peft.classifiers.trained_head.LARGEST", 10)
     with pytest.raises(ResiDualError, match="at most 10 numbers, got one of"):
         ZeroShotClassifier.from_pretrained(tmp_path / "a", model=clip_model())
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    made = classifier(with_adapter())
+    made.head = random_head(gains_of(made.model).numel())
+    made.save_pretrained(tmp_path)
+    path = tmp_path / "residual_classifier.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors | {"head.weights": tensors["head.weights"].double()}, path)
+    with pytest.raises(ResiDualError, match=r"weights as torch.float64, wanted torch.float32, "):
+        ZeroShotClassifier.from_pretrained(tmp_path, model=clip_model())
 
 
 def test_each_of_several_labels_is_given_from_its_own_threshold_on(tmp_path):

@@ -9,6 +9,7 @@ from peft import get_peft_model
 
 from residual_peft.classifiers.class_means import class_means_of
 from residual_peft.classifiers.heads import LeftOut, balanced_weights, choose_ridge, fit_ridge
+from residual_peft.classifiers.heads.calibrating import calibrate
 from residual_peft.classifiers.heads.conformal import scores_of
 from residual_peft.classifiers.trained_head import thresholds_of
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
@@ -16,6 +17,8 @@ from residual_peft.errors import ResiDualError
 from residual_peft.solvers.choice import _best, check_methods, choose, method_names
 from residual_peft.solvers.coordinates import Coordinates, collect_with_basis
 from residual_peft.solvers.methods import METHODS, Outcome, Rows
+from residual_peft.solvers.objectives import Objective
+from residual_peft.solvers.quasi_newton import solve_gains
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.models import clip_model, pixels
 
@@ -204,6 +207,31 @@ def test_gains_stand_on_the_classes_that_tell_left_out_images_apart(material):
     assert (closer > torch.nn.functional.cosine_similarity(text, expected)).all()
     own = METHODS["gains"].run(Rows.of(classifier, seen, means=True))
     assert own.embeddings is None  # they are means already
+
+
+def test_gains_are_as_sure_as_left_out_images_say(material, monkeypatch):
+    """The scale is the temperature that left-out folds like best; the labels stay."""
+    classifier, seen = material
+    monkeypatch.setattr("residual_peft.solvers.methods.gains.STRENGTHS", (1e-3,))
+    rows = Rows.of(classifier, seen, means=True)  # no share of the images' means
+    outcome = METHODS["gains"].fit(rows)
+    said = torch.empty_like(rows.zero_shot)
+    for number in rows.fold.unique().tolist():
+        inside, outside = ((rows.fold == number) == out for out in (False, True))
+        data = seen.rows(inside.nonzero().flatten())
+        own = copy(rows.classifier_without(number))
+        objective = Objective(normalized=False, strength=1e-3)
+        gains = solve_gains(copy(own), data, objective=objective).gains
+        with torch.no_grad():
+            gains_of(own.model).fill_(1)
+        held_out = seen.rows(outside.nonzero().flatten())
+        said[outside] = own.scaled_cosines(held_out.adapted(gains.detach().cpu()))
+    ones = torch.ones(len(said)).double()
+    found = calibrate(said.double(), seen.labels, ones).temperature * classifier.logit_scale
+    assert outcome.logit_scale == pytest.approx(found, rel=0.02)
+    assert found != pytest.approx(classifier.logit_scale, rel=0.05)
+    cosines = classifier.scaled_cosines(seen.adapted(outcome.gains)) / classifier.logit_scale
+    torch.testing.assert_close(outcome.logits(classifier, seen), outcome.logit_scale * cosines)
 
 
 def test_embeddings_of_texts_and_images_are_blended_as_said(material):

@@ -21,7 +21,12 @@ PREFIX = "head."
 SCORES = "left_out_scores"
 THRESHOLDS = "thresholds"
 HEAD_BYTES = 20_000_000
-"""That a class head may take on disk; a larger one is saved in half precision or of low rank."""
+"""That a class head may take on disk; a larger one is saved in fewer bits, or of low rank."""
+PRECISIONS = {
+    torch.float32: "single precision",
+    torch.float16: "half precision",
+    torch.int8: "8 bits",
+}
 LARGEST = 2**30
 """Numbers that a head of low rank may be unfolded to, 4 GB: 69,000 classes of a B/16."""
 FEATURE, LOGIT = 1e6, 1e30
@@ -114,7 +119,7 @@ class TrainedHead:
         return bytes_of(self.head.state() if self.saved is None else self.saved)
 
     def within(self, budget: int, features: Tensor | None = None) -> "TrainedHead":
-        """The same in at most so many bytes: V in half precision, or of low rank (`heads.within`).
+        """The same in at most so many bytes: V in fewer bits, or of low rank (`heads.within`).
 
         It is then in memory what it is on disk, so that it can be measured before it is saved.
 
@@ -134,10 +139,10 @@ class TrainedHead:
     def described(self) -> str:
         """How its V is saved, in words."""
         state = self.head.state() if self.saved is None else self.saved
-        half = "half precision" if state["weights"].dtype == torch.float16 else "single precision"
+        numbers = PRECISIONS[state["weights"].dtype]
         if "right" not in state:
-            return half
-        return f"{half}, rank {len(state['right'])} for {self.class_count} classes"
+            return numbers
+        return f"{numbers}, rank {len(state['right'])} for {self.class_count} classes"
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved of it beside the class embeddings."""
@@ -185,6 +190,11 @@ def head_from(
         raise ResiDualError(
             f"{where} holds other thresholds than a finite number for each of {record.classes} "
             "classes."
+        )
+    if "weights" in state and state["weights"].dtype not in PRECISIONS:
+        raise ResiDualError(
+            f"{where} holds a class head's weights as {state['weights'].dtype}, wanted "
+            f"{', '.join(map(str, PRECISIONS))}."
         )
     try:
         head = _head_of(state)

@@ -184,9 +184,9 @@ class ZeroShotClassifier(ChangeableClassifier):
             directory: made if missing. A README.md there that somebody wrote or changed is kept.
             card: what the model card says beyond what the adapter knows: dataset, metrics, licence.
             location: what the card's example loads from; the directory's name when None.
-            head_bytes: what a class head may take; a larger one is saved in half precision or of
-                low rank, with a warning, since it is another head by that much, and held-out
-                images would have to calibrate it anew. None for no bound.
+            head_bytes: what a class head may take; a larger one is saved in fewer bits or of low
+                rank, with a warning, since it is another head by that much, and held-out images
+                would have to calibrate it anew. None for no bound.
         """
         return saving.save(self, directory, card, location, head_bytes)
 

@@ -129,9 +129,8 @@ def fit_all(
     if outcome.method == "gains":
         objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
         assert outcome.strength is not None
-        return with_gains(
-            rows.classifier, data, objective, outcome.strength, outcome.left_out, outcome.share
-        )
+        left, share, scale = outcome.left_out, outcome.share, outcome.logit_scale
+        return with_gains(rows.classifier, data, objective, outcome.strength, left, share, scale)
     each = 4 * len(data.state.shift)
     fitting = max(2 * rows.class_count, in_memory // each)
     balanced = rows.class_weights is not None

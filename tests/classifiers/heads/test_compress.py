@@ -10,6 +10,7 @@ from residual_peft.classifiers.heads import ClassHead, RidgeFit, fit_ridge, head
 from residual_peft.classifiers.heads.compress import (
     LowRankHead,
     bytes_of,
+    eight_bits,
     evened,
     low_rank,
     within,
@@ -64,12 +65,25 @@ def test_rows_evened_are_the_same_head(fitted: tuple[Any, RidgeFit]) -> None:
     assert difference.abs().max() < 2e-3 * head.scores(data.features).abs().max()
 
 
+def test_eight_bits_are_the_nearest_of_255_values(fitted: tuple[Any, RidgeFit]) -> None:
+    data, fit = fitted
+    state = eight_bits(fit.head)
+    weights, head = fit.head.weights, head_from_state(state)
+    steps = weights.abs().amax(1, keepdim=True) / 127
+    found = head.weights.double() / head.scale.double()[:, None] * fit.head.scale[:, None]
+    assert ((found - weights).abs() <= steps * 0.5001).all()
+    assert state["weights"].abs().amax(1).tolist() == [127] * 40
+    scores = fit.head.scores(data.features)
+    assert (head.scores(data.features.float()) - scores).abs().max() < 0.01 * scores.abs().max()
+
+
 @pytest.mark.parametrize(
     ("budget", "kind", "dtype"),
     [
         (2000, ClassHead, torch.float32),
         (1100, ClassHead, torch.float16),
-        (800, LowRankHead, torch.float16),
+        (700, ClassHead, torch.int8),
+        (600, LowRankHead, torch.int8),
     ],
 )
 def test_the_least_loss_within_a_budget(
@@ -83,7 +97,7 @@ def test_the_least_loss_within_a_budget(
     assert isinstance(head, kind)
     if isinstance(head, LowRankHead):
         rank = head.right.shape[0]
-        assert bytes_of(state) + 2 * (40 + 8) > budget  # one more would not fit
+        assert bytes_of(state) + (40 + 2 * 8) > budget  # one more would not fit
         expected = low_rank(fit.head, data.features, rank)
     else:
         expected = low_rank(fit.head, data.features, 99)

@@ -1,4 +1,4 @@
-"""A class head in fewer bytes: half precision, low rank."""
+"""A class head in fewer bytes: half precision, 8 bits, low rank."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ...errors import ResiDualError
 from .head import ClassHead
+
+EIGHT = 127
 
 
 @dataclass(frozen=True)
@@ -102,29 +104,42 @@ def evened(head: ClassHead) -> ClassHead:
     return replace(head, weights=weights, scale=head.scale / largest)
 
 
+def eight_bits(head: ClassHead) -> dict[str, Tensor]:
+    """What is saved of a head with V in whole numbers from -127 to 127, a scale for each row.
+
+    Off by 1/254 of its row's largest weight at most, and not twice in the same direction: of a sum
+    over thousands of rows little is left (`benchmarks/head_bytes.py`).
+    """
+    state = evened(head).state()
+    state["weights"] = (EIGHT * state["weights"]).round().to(torch.int8)
+    return state | {"scale": state["scale"] * EIGHT}
+
+
 def within(head: ClassHead, features: Tensor | None, budget: int) -> dict[str, Tensor]:
     """What to save of a head in at most so many bytes, losing as little as that allows.
 
     In float32 where that fits; else V in float16, of which no logit notices anything (rows evened);
-    else of the highest rank that fits, in float16, for `features` as in `low_rank`; refused where
-    not even rank 1 fits. `head_from_state` reads all three.
+    else in 8 bits; else of the highest rank that fits, in 8 bits, for `features` as in `low_rank`;
+    refused where not even rank 1 fits. `head_from_state` reads all.
     """
     state = head.state()
     if bytes_of(state) <= budget:
         return state
-    state = evened(head).state(torch.float16)
-    if bytes_of(state) <= budget:
-        return state
+    for state in (evened(head).state(torch.float16), eight_bits(head)):
+        if bytes_of(state) <= budget:
+            return state
     columns, classes = head.weights.shape
-    rank = (budget - 4 * (2 * columns + classes + 2)) // (2 * (columns + classes))
+    rest = 4 * (2 * columns + classes + 2)
+    rank = (budget - rest) // (columns + 2 * classes)
     if rank < 1:
         raise ResiDualError(
             f"wanted a class head of {columns} features and {classes} classes in {budget:,} bytes, "
-            f"which takes {4 * (2 * columns + classes + 2) + 2 * (columns + classes):,} or more: "
-            "allow that, or take fewer components per unit."
+            f"which takes {rest + columns + 2 * classes:,} or more: allow that, or take fewer "
+            "components per unit."
         )
     small = low_rank(head, features, rank)
-    return replace(small, head=evened(small.head)).state(torch.float16)
+    factors = small.state(torch.float16)
+    return eight_bits(small.head) | {name: factors[name] for name in ("right", "offset")}
 
 
 def head_from_state(state: Mapping[str, Tensor]) -> "ClassHead | LowRankHead":

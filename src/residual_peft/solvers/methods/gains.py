@@ -14,7 +14,7 @@ from ..objectives import GainProblem, Objective
 from ..quasi_newton import lbfgs, solve_gains
 from ..store import CoordinateStore, Stores
 from ..strengths import STRENGTHS
-from .method import Method, Outcome, finished
+from .method import Method, Outcome, finished, tempered
 from .rows import Rows
 
 SHARED = (
@@ -33,8 +33,9 @@ def _gains(rows: Rows) -> Outcome:
     """
     objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
     share = _share_of_images(rows)
-    strength, left = _path(rows, objective, share)
-    return with_gains(rows.classifier, rows.data, objective, strength, left, share)
+    strength, temperature, left = _path(rows, objective, share)
+    scale = rows.classifier.scale_at(temperature)
+    return with_gains(rows.classifier, rows.data, objective, strength, left, share, scale)
 
 
 def with_gains(
@@ -44,11 +45,12 @@ def with_gains(
     strength: float,
     left: LeftOut,
     share: float = 0.0,
+    logit_scale: float | None = None,
 ) -> Outcome:
     """The outcome of gains at a strength of the ridge, the given classifier left as it is.
 
     `left` is what was said of images left out, `share` β of the images' means in the class
-    embeddings.
+    embeddings, `logit_scale` as sure as left-out images say, the classifier's where None.
     """
     classifier = copy(given)  # the bias of several labels is the outcome's, not ours
     if share:
@@ -67,6 +69,7 @@ def with_gains(
         fit.gains.numel(),
         gains=fit.gains.detach().cpu(),
         bias=classifier.logit_bias,
+        logit_scale=logit_scale,
         embeddings=classifier.class_embeddings if share else None,
         strength=strength,
         notes=(SHARED.format(f"{100 * share:.0f} %"),) if share else (),
@@ -86,10 +89,10 @@ def _share_of_images(rows: Rows) -> float:
     return blend(embeddings, rows.data.readout, rows.labels, rows.class_count, groups=groups).share
 
 
-def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, LeftOut]:
-    """The strength of the least left-out log-loss, and the left-out predictions there."""
+def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, float, LeftOut]:
+    """The strength of the least left-out log-loss; temperature and left-out predictions there."""
     if rows.fold is None:
-        return STRENGTHS[0], finished(rows, rows.zero_shot)
+        return STRENGTHS[0], 1.0, finished(rows, rows.zero_shot)
     pairs, starts = [], []
     ones = torch.ones_like(gains_of(rows.classifier.model).detach().cpu())
     for number in rows.fold.unique().tolist():
@@ -101,7 +104,7 @@ def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, LeftOu
         problem = GainProblem(classifier, data, objective)
         pairs.append((problem, classifier, rows.data.rows(outside), outside))
         starts.append((ones, 0.0))
-    tried: list[tuple[float, float, LeftOut]] = []
+    tried: list[tuple[float, float, float, LeftOut]] = []
     for strength in STRENGTHS:
         logits = torch.empty_like(rows.zero_shot)
         for place, (problem, classifier, held_out, outside) in enumerate(pairs):
@@ -111,13 +114,12 @@ def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, LeftOu
             starts[place] = gains, bias
             part = classifier.scaled_cosines(held_out.adapted(gains)).cpu() + bias
             logits[outside] = part.to(logits.dtype)
-        left = finished(rows, logits)
-        tried.append((left.log_loss, strength, left))
+        temperature, left = tempered(rows, logits)
+        tried.append((left.log_loss, strength, temperature, left))
         best = min(range(len(tried)), key=lambda place: tried[place][0])
         if len(tried) - 1 - best >= _PATIENCE:
             break
-    _, strength, left = min(tried, key=lambda one: one[0])
-    return strength, left
+    return min(tried, key=lambda one: one[0])[1:]
 
 
 GAINS = Method("one gain per component", _gains)

@@ -34,6 +34,7 @@ class Outcome:
     head: TrainedHead | None = None  # a class head to put into the classifier
     gains: Tensor | None = None  # to put into the adapter, (K,) or (U,)
     bias: float | None = None  # of the logits, which a fit with several labels per image sets
+    logit_scale: float | None = None  # of the cosines, where left-out images say how sure they are
     # of the classes (C, d), where they are no longer those of the texts
     embeddings: Tensor | None = None
     strength: float | None = None  # of its ridge or penalty, where it has one
@@ -55,25 +56,26 @@ class Outcome:
     def logits(self, classifier: ZeroShotClassifier, rows: Coordinates) -> Tensor:
         """Logits (n, C) of other images of the same adapter, the classifier left as it is."""
         answering = copy(classifier)
-        answering.head = self.head
-        if self.bias is not None:
-            answering.logit_bias = self.bias
-        if self.embeddings is not None:
-            answering.class_embeddings = self.embeddings
+        self._put_beside_gains(answering)
         adapted = rows.readout if self.gains is None else rows.adapted(self.gains)
         return answering.answer(adapted, rows.readout, rows.coordinates).cpu()
 
     def put_into(self, classifier: ZeroShotClassifier) -> None:
         """Give the classifier what was fitted; gains go into its model's active adapter."""
-        classifier.head = self.head
-        if self.bias is not None:
-            classifier.logit_bias = self.bias
-        if self.embeddings is not None:
-            classifier.class_embeddings = self.embeddings
+        self._put_beside_gains(classifier)
         if self.gains is not None:
             target = gains_of(classifier.model)
             with torch.no_grad():
                 target.copy_(self.gains)
+
+    def _put_beside_gains(self, classifier: ZeroShotClassifier) -> None:
+        classifier.head = self.head
+        if self.bias is not None:
+            classifier.logit_bias = self.bias
+        if self.logit_scale is not None:
+            classifier.logit_scale = self.logit_scale
+        if self.embeddings is not None:
+            classifier.class_embeddings = self.embeddings
 
 
 @dataclass(frozen=True)
