@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from residual_peft import ZeroShotClassifier
 from tests.commands import stop
 from tests.launch import ENVIRONMENT, ROOT
 
@@ -55,6 +57,29 @@ def test_json_and_csv_say_the_same(adapter, shapes, tmp_path, monkeypatch, capsy
             assert float(row[f"score_{rank}"]) == pytest.approx(each["score"], abs=1e-6)
     assert objects[1] == {"file": given[3], "error": "no such file"}
     assert (len(objects[0]["top"]), rows[0]["label_4"]) == (3, "")
+
+
+def test_sets_of_classes_say_what_they_come_from(adapter, shapes, tmp_path, monkeypatch, capsys):
+    made = ZeroShotClassifier.from_pretrained(adapter)
+    made.held_out = torch.linspace(0.3, 2, 20)
+    there = str(made.save_pretrained(tmp_path / "a"))
+    given = ("predict", there, *shapes, "--coverage", "0.9", "--json")
+    assert stop(monkeypatch, *given) == 0
+    captured = capsys.readouterr()
+    objects = [json.loads(line) for line in captured.out.splitlines()]
+    found = made.predict(shapes, coverage=0.9)
+    assert [tuple(said["plausible"]) for said in objects] == [p.plausible for p in found]
+    assert {said["plausible_by"] for said in objects} == {"held-out"}
+    last = f"{len(shapes)} images classified; plausible classes by 20 held-out images: "
+    assert captured.err.splitlines()[-1] == f"{last}at least 90 % on average."
+    wrong = {
+        ("--coverage", "0.99"): "wanted 99 images or more",
+        ("--sets", "jackknife"): "this classifier has none",
+        ("--sets", "any"): "wanted sets by held-out, jackknife+, jackknife, got 'any'",
+    }
+    for asked, said in wrong.items():
+        assert stop(monkeypatch, *given, *asked) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\0", b"\r\n"])

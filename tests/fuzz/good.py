@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
@@ -33,6 +34,7 @@ def make(root: Path) -> None:
         owner = owner.config if name.startswith("config") else owner
         setattr(owner, name.split(".")[-1], str(root / "base"))
     fit_bases(classifier.model, [pixels(40)])
+    classifier.held_out = torch.linspace(0.1, 2, 12)
     classifier.save_pretrained(root / "classifier")
     classifier.model.save_pretrained(root / "adapter")
     (root / "adapter" / "README.md").unlink()
@@ -55,6 +57,7 @@ def make(root: Path) -> None:
         templates=["a {}."],
         method="ridge",
         keep_statistics=True,
+        sets="jackknife+",
         num_workers=0,
     )
     _record(root / "fit", next((root / "photos").rglob("*.png")).read_bytes())

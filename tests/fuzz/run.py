@@ -75,13 +75,17 @@ def _classifier(folder: Path, good: Path) -> None:
     given = {} if len(os.listdir(folder)) % 2 else {"model": _model()}
     loaded = ZeroShotClassifier.from_pretrained(folder, **given)
     _finite(loaded.predict_logits([IMAGE]))
+    if loaded.held_out is not None and len(loaded.held_out):
+        loaded.predict([IMAGE], coverage=0.5)
 
 
 def _headed(folder: Path, good: Path) -> None:
-    """A class head, and the sums of its images that it can be changed by."""
+    """A class head, the sums of its images that it can be changed by, and their rows."""
     loaded = ZeroShotClassifier.from_pretrained(folder, model=_model_as(good / "base"))
     _finite(loaded.predict_logits([IMAGE]))
     loaded.predict([IMAGE])
+    if loaded.head is not None and loaded._without is not None:
+        loaded.predict([IMAGE], coverage=0.5)
     if loaded.head is not None and loaded.statistics is not None:
         loaded.update([IMAGE], [0])
         _finite(loaded.predict_logits([IMAGE]))

@@ -109,6 +109,7 @@ def test_the_file_predicts_what_the_classifier_predicts(name: str, tmp_path: Pat
         assert chosen == labels
         assert {len(names) for names in labels} != {1}
     if name == "a tower without texts":
+        assert said["plausible_by"] == "jackknife"
         sets = [p.plausible for p in classifier.predict(pictures, coverage=0.9)]
         assert [
             tuple(np.array(NAMES)[row >= said["plausible"]["0.9"]]) for row in probabilities

@@ -83,15 +83,27 @@ class RidgeWithout:
         )
 
     @cached_property
-    def _reader(self) -> Tensor:
-        """What gives h of rows c̃, but for the constant (K, N): √W C̃ over its Gram matrix + α."""
+    def _factor(self) -> tuple[Tensor, Tensor]:
+        """√W C̃ (N, K), and the root of its smaller Gram matrix + α."""
         rows = self._centred(self.features) * self.weights.sqrt()[:, None]
-        tall = rows.shape[1] <= rows.shape[0]
-        gram = rows.mT @ rows if tall else rows @ rows.mT
+        gram = rows.mT @ rows if rows.shape[1] <= rows.shape[0] else rows @ rows.mT
         gram.diagonal().add_(self.numbers[0])
-        root = torch.linalg.cholesky(gram)
-        found = torch.cholesky_solve(rows.mT if tall else rows, root)
-        return (found if tall else found.mT) * self.weights.sqrt()
+        root, wrong = torch.linalg.cholesky_ex(gram)
+        if wrong or not _finite(root):  # of a file that was changed
+            raise ResiDualError(
+                "wanted images' features that a ridge can be fitted to for jackknife+, got numbers "
+                "out of all bounds: fit anew, or take the jackknife."
+            )
+        return rows, root
+
+    def _pull(self, new: Tensor) -> Tensor:
+        """h of new rows c̃ and each image (M, N)."""
+        rows, root = self._factor
+        if len(root) == rows.shape[1]:
+            found = torch.cholesky_solve(new.mT, root).mT @ rows.mT
+        else:
+            found = torch.cholesky_solve(rows @ new.mT, root).mT
+        return found * self.weights.sqrt() + self.weights / self.weights.sum()
 
     def _centred(self, features: Tensor) -> Tensor:
         return (features.detach().cpu().double() - self.mean) / self.scale
@@ -101,8 +113,7 @@ class RidgeWithout:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Each part's rows, and the logits (M, C) of new images by the fit without it."""
         _, text_weight, temperature = self.numbers.tolist()
-        rows = self._centred(features[:, self.columns.to(features.device)])
-        pull = rows @ self._reader + self.weights / self.weights.sum()
+        pull = self._pull(self._centred(features[:, self.columns.to(features.device)]))
         whole = temperature * (pull @ self.targets)
         if text_weight and zero_shot is not None:
             whole = whole + text_weight * zero_shot.detach().cpu().double()
