@@ -7,13 +7,14 @@ import torch
 
 from residual_peft.classifiers.predictions import predictions_of
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 NAMES = ["cat", "dog", "b\x1bird", "cow"]
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 3 * torch.randn(40, 4, generator=GENERATOR)
 
 
-@pytest.mark.parametrize("several", [False, True])
+@table("several", [False, True])
 def test_the_top_is_that_of_sorted_probabilities(several: bool) -> None:
     found = predictions_of(LOGITS, NAMES, several)
     probabilities = LOGITS.sigmoid() if several else LOGITS.softmax(-1)

@@ -115,7 +115,7 @@ def test_logits_are_those_of_the_definition(builder):
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-@pytest.mark.parametrize("several", [False, True])
+@table("several", [False, True])
 def test_classes_that_it_was_not_fitted_on_are_told_by_their_text(several):
     model = with_adapter()
     made = classifier(model, CLASSES + 2, multi_label=several)
@@ -137,7 +137,7 @@ def test_a_head_on_the_embedding_reads_the_unadapted_one():
     torch.testing.assert_close(logits_of(made, images).double(), slow(made, images), **CLOSE)
 
 
-@pytest.mark.parametrize("features", ["coordinates", "embedding"])
+@table("features", ["coordinates", "embedding"])
 def test_it_is_saved_and_loaded_with_its_classifier(features, tmp_path):
     model = with_adapter()
     made = classifier(model)
@@ -303,7 +303,7 @@ def test_sets_without_what_they_are_made_of_are_refused():
         wider.predict(images, coverage=0.9)
 
 
-@pytest.mark.parametrize(
+@table(
     ("budget", "said"),
     [(2300, "half precision"), (1600, "8 bits"), (1250, "8 bits, rank 1 for 4 classes")],
 )

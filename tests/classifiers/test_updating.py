@@ -21,6 +21,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import read_tensors, write_tensors
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
 from tests.models import clip_model, pixels
+from tests.pairs import table
 from tests.pictures import image_processor, photographs
 
 CLASSES = 3
@@ -88,9 +89,7 @@ def check(made, fit, images, labels):
     assert made.head.head.temperature == pytest.approx(fit.head.temperature)
 
 
-@pytest.mark.parametrize(
-    ("features", "some"), [("coordinates", False), ("coordinates", True), ("embedding", False)]
-)
+@table(("features", "some"), [("coordinates", False), ("coordinates", True), ("embedding", False)])
 def test_images_come_and_go(features, some):
     made, images, labels, fit = fitted(features, some=some)
     new = photographs(6, seed=7)

@@ -15,6 +15,7 @@ import torch
 from residual_peft import ZeroShotClassifier
 from tests.commands import stop
 from tests.launch import ENVIRONMENT, ROOT
+from tests.pairs import table
 
 LINE = re.compile(r"(.+): (circle|square|heart) [01]\.\d{3}, \w+ [01]\.\d{3}")
 
@@ -82,7 +83,7 @@ def test_sets_of_classes_say_what_they_come_from(adapter, shapes, tmp_path, monk
         assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\0", b"\r\n"])
+@table("end", [b"\n", b"\0", b"\r\n"])
 def test_names_from_standard_input(adapter, shapes, monkeypatch, capsys, end: bytes) -> None:
     typed = io.TextIOWrapper(io.BytesIO(end.join(map(os.fsencode, shapes[:3])) + end))
     monkeypatch.setattr(sys, "stdin", typed)

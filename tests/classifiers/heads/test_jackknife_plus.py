@@ -12,13 +12,16 @@ from residual_peft.classifiers.heads.ridge import fit_ridge
 from residual_peft.errors import ResiDualError
 from tests.pairs import table
 
+SIZES = [((3, 4, 3), 20), ((33, 35, 34), 5)]
+ROWS = [(*size, weighted) for size in SIZES for weighted in (False, True)]
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("sizes", "columns"), [((3, 4, 3), 20), ((33, 35, 34), 5)])
+
+@table(("sizes", "columns", "weighted"), ROWS)
 def test_fits_without_a_part_are_those_of_fits_anew(drawn, ridge_twin, sizes, columns, weighted):
     draw = drawn(sizes, columns)
     options = {"zero_shot": draw.zero_shot, "residual": weighted}
-    options |= {"class_weights": [2.0, 1.0, 0.5] if weighted else None}
+    groups = torch.arange(len(draw.labels)) // 2 if weighted else None
+    options |= {"class_weights": [2.0, 1.0, 0.5] if weighted else None, "groups": groups}
     fit = fit_ridge(draw.features, draw.labels, 3, **options)
     assert bool(fit.prior) == weighted
     options.pop("residual")
@@ -32,7 +35,7 @@ def test_fits_without_a_part_are_those_of_fits_anew(drawn, ridge_twin, sizes, co
     if weighted:
         weights = torch.tensor([2.0, 1.0, 0.5]).double()[draw.labels]
         weights = weights / weights.mean()
-    parts = leaving_of(draw.labels, 3).parts
+    parts = leaving_of(draw.labels, 3, groups).parts
     for number, (part, logits) in enumerate(without.logits(new.features, new.zero_shot)):
         assert torch.equal(part, parts[number])
         if number % 9:

@@ -60,11 +60,7 @@ class Covering:
 
     @property
     def told(self) -> str:
-        """What they come from, in words.
-
-        >>> Covering(0.9, "held-out", 40).told
-        'by 40 held-out images: at least 90 % on average'
-        """
+        """What they come from, in words: "by 40 held-out images: at least 90 % on average"."""
         sure = f": at least {100 * self.coverage:g} % on average" if self.by == "held-out" else ""
         return f"by {_IMAGES[self.by].format(self.images)}{sure}"
 
