@@ -36,7 +36,7 @@ from ..reporting.components import head_components, strongest
 from ..reporting.run_record import RunRecord
 from ..solvers.coordinates import collect_coordinates
 from . import telling
-from .fitting import choose_images, reading_options
+from .fitting import Measuring, choose_images
 
 _FOR_ONE = (
     "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels."
@@ -151,19 +151,11 @@ def study_adapter(
     adapter: str | os.PathLike[str],
     data: Any = None,
     *,
-    split: str | None = None,
     images: Iterable[str | os.PathLike[str]] = (),
     words: str | os.PathLike[str] | Iterable[str] | None = None,
     count: int = 12,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    seed: int | None = None,
     progress: bool = False,
-    max_bad: float = 0.05,
-    strict: bool = False,
-    batch_size: int = 64,
-    num_workers: int | None = None,
-    device: str | None = None,
+    **options: Any,
 ) -> AdapterStudy | RecordedStudy:
     """Say which components of a saved adapter did what, and their words.
 
@@ -174,20 +166,11 @@ def study_adapter(
     Args:
         adapter: the adapter's directory or Hub id, in readout mode.
         data: what `load_data` takes, with some or all of the adapter's classes; may be None.
-        split: which images, as for `evaluate_adapter`: those that the adapter was trained or chosen
-            on are left out.
         images: single ones to explain, too.
         words: as for `dictionary_for`.
         count: components to describe.
-        image_column: of the data, found when None.
-        label_column: likewise.
-        seed: of the splits; the adapter's own when None.
         progress: whether to show a bar.
-        max_bad: the share of the images that may be unreadable; they are left out.
-        strict: an unreadable image is an error.
-        batch_size: images per forward pass.
-        num_workers: processes that decode images; None for as many as suit the machine.
-        device: where the model runs; the CPU when None.
+        options: those of `Measuring`: which images, and how they are read.
 
     Raises:
         ResiDualError: bad data, a class that the adapter does not know, an adapter that is not
@@ -196,7 +179,8 @@ def study_adapter(
     paths = [str(path) for path in images]
     if data is None and not paths:
         return RecordedStudy(_record_of(adapter), count)
-    classifier = ZeroShotClassifier.from_pretrained(adapter, device=device)
+    asked = Measuring(**options)
+    classifier = ZeroShotClassifier.from_pretrained(adapter, device=asked.device)
     check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
     if classifier.head is not None:
         explained_head(classifier)  # says before any work what is amiss
@@ -204,19 +188,10 @@ def study_adapter(
     found: AdapterExplanation | HeadExplanation | None = None
     chosen: dict[str, Any] = {}
     if data is not None:
-        picked = choose_images(
-            classifier,
-            data,
-            split=split,
-            seed=seed,
-            image_column=image_column,
-            label_column=label_column,
-            max_bad=max_bad,
-            strict=strict,
-        )
-        loader = batches(picked.images, skip=not strict, **reading_options(batch_size, num_workers))
+        picked = choose_images(classifier, data, **options)
+        loader = batches(picked.images, **asked.reading)
         rows = collect_coordinates(classifier.model, loader, progress=progress)
-        chosen = picked.without(loader.skipped, max_bad).as_dict()
+        chosen = picked.without(loader.skipped, asked.max_bad).as_dict()
         explain = explain_adapter if classifier.head is None else explain_head
         found = explain(classifier, rows)
     most = () if found is None else tuple(found.strongest(count))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from ..data import ImageData, SkippedImage, batches, load_data
 from ..data.checking import check_skipped
 from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
-from ..hub.files import PathLike, atomic_directory, write_json
+from ..hub.files import PathLike, atomic_directory, plain_of, write_json
 from ..reporting.figures import (
     draw_ablation,
     draw_dimension,
@@ -42,7 +42,7 @@ from ..reporting.figures import (
     draw_similarity,
     save_figure,
 )
-from .fitting import check_without_texts, reading_options
+from .fitting import check_without_texts
 
 IMAGES = 5000
 OPTIMUM_IMAGES = 1000
@@ -85,7 +85,7 @@ class ModelStudy:
             },
             "selection": self.selection.as_dict(),
             "ablations": [curve.as_dict() for curve in self.ablations],
-            "words": [asdict(item) | {"unit": str(item.unit)} for item in self.words],
+            "words": [plain_of(item) for item in self.words],
         }
 
     def cells(self) -> list[list[str]]:
@@ -182,7 +182,7 @@ def study(
     for split in PARTS:
         data[split]  # says which one is missing
     classifier, dictionary = _texts(backbone, data, templates, words)  # before any work
-    options = {"skip": not strict, **reading_options(batch_size, num_workers)}
+    options = {"skip": not strict, "batch_size": batch_size, "num_workers": num_workers}
     train, validation, test, skipped = _read(backbone, data, images, seed, progress, options)
     check_skipped(skipped, max_bad, sum(map(len, data.splits.values())), data.source)
     if classifier is None:

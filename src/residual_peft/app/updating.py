@@ -100,7 +100,6 @@ def update_adapter(
     )
     check_same(classifier.labelling, images.labelling, "bring labels like those of its fit")
     _check_names(classifier, images, forget)
-    total = sum(map(len, images.splits.values())) + len(images.skipped)
     rows, digests = images.whole()
     kept, known = _wanted(classifier, digests, forget)
     if not kept:
@@ -112,7 +111,7 @@ def update_adapter(
     loader = Batches(dataset, batch_size, num_workers, skip=not strict)
     read, labels, index = _read(classifier, loader)
     skipped = (*images.skipped, *(SkippedImage(file, why) for _, file, why in loader.skipped))
-    check_skipped(skipped, max_bad, total, images.source, strict)
+    check_skipped(skipped, max_bad, images.total, images.source, strict)
     own = [digests[kept[row]] for row in index.tolist()]
     changed, new = _change(classifier, images, read, labels, forget)
     gone = set(own)

@@ -1,26 +1,13 @@
 """`residual-peft analyse`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import printable_lines
 from ..hub.places import check_place
-from .commands import begin, print_table
-from .options import (
-    DEMO_MODEL_SHOWN,
-    BatchSize,
-    Data,
-    ImageColumn,
-    LabelColumn,
-    MaxBad,
-    Model,
-    NumWorkers,
-    Strict,
-    Template,
-    Words,
-)
+from .commands import begin, print_table, tell
+from .options import DEMO_MODEL_SHOWN, READING, Data, Model, Template, Words, with_options
 
 EXAMPLE = """residual-peft analyse --data photos --out study
 ...
@@ -30,6 +17,7 @@ layer4.head1: an image of the number 3, a photo of the letter: "A", ...
 study.json, dimension.png, similarity.png, selection.png, ablation.png, ..."""
 
 
+@with_options(READING)
 def analyse(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write study.json and figures to.")],
@@ -37,13 +25,9 @@ def analyse(
     template: Template = None,
     words: Words = None,
     at_most: Annotated[int, typer.Option(help="So many images of each split.", min=3)] = 5000,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
     seed: Annotated[int, typer.Option(help="Of the splits and draws.")] = 0,
-    max_bad: MaxBad = 0.05,
-    strict: Strict = False,
-    batch_size: BatchSize = 64,
-    num_workers: NumWorkers = None,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Say which heads of a model carry some data, how many dimensions they use, in which words."""
     check_place(out)
@@ -57,16 +41,11 @@ def analyse(
         templates=template,
         words=words,
         images=at_most,
-        image_column=image_column,
-        label_column=label_column,
         seed=seed,
         progress=True,
-        max_bad=max_bad,
-        strict=strict,
-        batch_size=batch_size,
-        num_workers=num_workers,
+        **options,
     )
     names = write_study(study, out)
     print_table(("kept", "S", "U", "U|T", "at random"), study.cells())
-    print(printable_lines("\n".join(study.lines())))
+    tell(study.lines())
     print(f"{', '.join(names)} are in {out}.")

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import printable, printable_lines
-from .commands import begin
+from ..errors import printable
+from .commands import begin, tell
 
 EXAMPLE = """residual-peft bench --dry-run --data sun397 --protocol full --images-per-second 300
 model            data set                 images  coordinates    hours   runs
@@ -61,7 +61,7 @@ def bench(
 
     found = registry_of(registry, _split(models), _split(data), _split(methods), _split(protocol))
     if dry_run:
-        print(printable_lines("\n".join(lines(plan(found, images_per_second)))))
+        tell(lines(plan(found, images_per_second)))
         return
 
     def say(line: str) -> None:

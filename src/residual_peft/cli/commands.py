@@ -1,5 +1,6 @@
 """What all commands share: how they run and are explained, and how they speak."""
 
+import json
 import re
 import sys
 from collections.abc import Container, Iterable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from ..app.messages import quiet
-from ..errors import ResiDualError, printable
+from ..errors import ResiDualError, printable, printable_lines
 from ..hub.places import check_place
 
 
@@ -93,6 +94,14 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise ResiDualError(f"wanted a file to write to, got the directory '{path}'.")
     check_place(path.parent)
+
+
+def tell(lines: Iterable[str], value: Any = None) -> None:
+    """Print lines for people, or in their place a value as JSON."""
+    if value is None:
+        print(printable_lines("\n".join(lines)))
+    else:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -1,12 +1,10 @@
 """`residual-peft compare`."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
-from ..errors import printable_lines
-from .commands import begin
-from .options import DEMO_MODEL_SHOWN, AsJson, Data, Model, with_recipe
+from .commands import begin, tell
+from .options import DEMO_MODEL_SHOWN, RECIPE, AsJson, Data, Model, recipe_of, with_options
 
 EXAMPLE = """residual-peft compare --data photos
 method               loss  left-out   test         95 %  numbers    bytes  seconds
@@ -16,21 +14,19 @@ ridge-heads *       0.076     0.978  1.000  0.912-1.000    8,172  75.8 kB      0
 ..."""
 
 
-@with_recipe
+@with_options(RECIPE)
 def compare(
     data: Data,
     model: Model = None,
     as_json: AsJson = False,
     *,
-    recipe: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Compare what may be fitted to labelled images, and save nothing."""
     begin(f"Comparing methods on {data} with {model or DEMO_MODEL_SHOWN}.")
     from ..app.fitting import compare_methods
     from ..hub.directories import DEMO_MODEL
 
-    done = compare_methods(model or DEMO_MODEL, data, **recipe)
-    if as_json:
-        print(json.dumps([asdict(row) for row in done.methods], indent=2))
-    else:
-        print(printable_lines("\n".join([*done.table(), *done.notes()])))
+    done = compare_methods(model or DEMO_MODEL, data, **recipe_of(options))
+    found = [asdict(row) for row in done.methods] if as_json else None
+    tell([*done.table(), *done.notes()], found)

@@ -1,26 +1,14 @@
 """`residual-peft eval`."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .commands import begin, check_file, given
-from .options import (
-    Adapter,
-    AdapterOption,
-    BatchSize,
-    Data,
-    Device,
-    ImageColumn,
-    LabelColumn,
-    MaxBad,
-    NumWorkers,
-    Split,
-    SplitSeed,
-    Strict,
-)
+from .options import MEASURING, Adapter, AdapterOption, Data, with_options
 
 EXAMPLE = """residual-peft eval my-adapter --data photos --mistakes mistakes.csv
 {
@@ -36,25 +24,19 @@ EXAMPLE = """residual-peft eval my-adapter --data photos --mistakes mistakes.csv
 }"""
 
 
+@with_options(MEASURING)
 def evaluate(
     data: Data,
     adapter: Adapter = None,
     adapter_option: AdapterOption = None,
-    split: Split = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    seed: SplitSeed = None,
-    max_bad: MaxBad = 0.05,
-    strict: Strict = False,
-    batch_size: BatchSize = 64,
-    num_workers: NumWorkers = None,
-    device: Device = None,
     confusion: Annotated[
         Path | None, typer.Option(help="A CSV file for what is taken for what, by class.")
     ] = None,
     mistakes: Annotated[
         Path | None, typer.Option(help="A CSV file for the images that are mistaken, by name.")
     ] = None,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Measure an adapter on labelled images; prints JSON."""
     for path in (confusion, mistakes):
@@ -65,31 +47,14 @@ def evaluate(
     begin(f"Measuring {chosen} on {data}.")
     from ..app.fitting import evaluate_adapter
 
-    scores = evaluate_adapter(
-        chosen,
-        data,
-        split=split,
-        image_column=image_column,
-        label_column=label_column,
-        seed=seed,
-        max_bad=max_bad,
-        strict=strict,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        confusion=confusion,
-        mistakes=mistakes,
-    )
+    scores = evaluate_adapter(chosen, data, confusion=confusion, mistakes=mistakes, **options)
     print(_shown(scores))
 
 
 def _shown(scores: dict[str, Any]) -> str:
     """JSON with a line per class."""
     classes = scores.pop("classes")
-    rows = [f"    {_json(name)}: {_json(row)}" for name, row in classes.items()]
+    in_line = partial(json.dumps, ensure_ascii=False)
+    rows = [f"    {in_line(name)}: {in_line(row)}" for name, row in classes.items()]
     head = json.dumps(scores, indent=2, ensure_ascii=False).removesuffix("\n}")
     return head + ',\n  "classes": {\n' + ",\n".join(rows) + "\n  }\n}"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -1,14 +1,12 @@
 """`residual-peft export`."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import printable_lines
-from .commands import begin, check_file
+from .commands import begin, check_file, tell
 from .options import AdapterName
 
 EXAMPLE = """residual-peft export my-adapter --out my-adapter.onnx
@@ -44,7 +42,4 @@ def export(
     from ..app.exporting import export_adapter
 
     found = export_adapter(adapter, target, format=format, images=images)
-    if as_json:
-        print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        print(printable_lines("\n".join(found.lines())))
+    tell(found.lines(), found.as_dict() if as_json else None)

@@ -1,17 +1,16 @@
 """`residual-peft fit`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import ResiDualError, printable_lines
+from ..errors import ResiDualError
 from ..hub.places import check_place
-from .commands import begin
+from .commands import begin, tell
 from .configs import Config
-from .options import DEMO_MODEL_SHOWN, AsJson, Data, Model, Words, with_recipe
+from .options import DEMO_MODEL_SHOWN, RECIPE, AsJson, Data, Model, Words, recipe_of, with_options
 
 EXAMPLE = """residual-peft fit --data photos --out my-adapter
 zero-shot 0.667 -> adapted 0.889 (test images)
@@ -21,7 +20,7 @@ The adapter is in my-adapter.
 The report is my-adapter/report.html"""
 
 
-@with_recipe
+@with_options(RECIPE)
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write the adapter to.")],
@@ -91,7 +90,7 @@ def fit(
     ] = True,
     as_json: AsJson = False,
     *,
-    recipe: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     """Fit an adapter to labelled images: one pass over them, then seconds.
 
@@ -117,16 +116,13 @@ def fit(
         sets=sets,
         license=license,
         words=words,
-        **recipe,
+        **recipe_of(options),
     )
     lines = [*fitted.summary.lines(), f"The adapter is in {out}."]
     if report:
         write_report(RunRecord.load(out), out / REPORT)
         lines.append(f"The report is {out / REPORT}")
-    if as_json:
-        print(json.dumps(asdict(fitted.summary), indent=2, ensure_ascii=False))
-    else:
-        print(printable_lines("\n".join(lines)))
+    tell(lines, asdict(fitted.summary) if as_json else None)
 
 
 def _settings(given: dict[str, Any], more: list[str]) -> dict[str, Any]:

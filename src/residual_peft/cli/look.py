@@ -1,14 +1,12 @@
 """`residual-peft look`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import printable_lines
-from .commands import begin, check_file, given
+from .commands import begin, check_file, given, tell
 from .options import DATA_HELP, BatchSize, ImageColumn, LabelColumn, NumWorkers
 
 EXAMPLE = """residual-peft look photos --out sheet.html
@@ -64,10 +62,7 @@ def look(
         num_workers=num_workers,
         progress=True,
     )
-    if as_json:
-        print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        print(printable_lines("\n".join(found.lines())))
+    tell(found.lines(), found.as_dict() if as_json else None)
     if out is not None:
         found.write_sheet(out)
         print(f"The contact sheet is {out}", file=sys.stderr if as_json else sys.stdout)

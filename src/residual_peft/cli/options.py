@@ -108,48 +108,66 @@ Balanced = Annotated[
 Seed = Annotated[int, typer.Option(help="Of the splits, and of the order of the images.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
-RECIPE: dict[str, tuple[Any, Any]] = {
-    "template": (Template, None),
+Group = dict[str, tuple[Any, Any]]
+"""Option -> its kind and default."""
+READING: Group = {
     "image_column": (ImageColumn, None),
     "label_column": (LabelColumn, None),
+    "max_bad": (MaxBad, 0.05),
+    "strict": (Strict, False),
+    "batch_size": (BatchSize, 64),
+    "num_workers": (NumWorkers, None),
+}
+"""What all commands have that read labelled images."""
+MEASURING: Group = {
+    "split": (Split, None),
+    "seed": (SplitSeed, None),
+    **READING,
+    "device": (Device, None),
+}
+"""What all commands have that measure an adapter on them."""
+RECIPE: Group = {
+    "template": (Template, None),
+    **READING,
     "group_column": (GroupColumn, None),
     "few": (Few, None),
     "validation": (Validation, str(SHARE)),
     "test": (Test, str(SHARE)),
     "balanced": (Balanced, False),
     "seed": (Seed, 0),
-    "max_bad": (MaxBad, 0.05),
-    "strict": (Strict, False),
-    "batch_size": (BatchSize, 64),
-    "num_workers": (NumWorkers, None),
     "device": (Device, None),
     "dtype": (Dtype, None),
 }
-"""Option -> its kind and default: what all commands have that fit something to labelled images."""
+"""What all commands have that fit something to them."""
 
 
-def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that has the options of `RECIPE` in place of its parameter `recipe`.
+def with_options(group: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that has the options of a group in place of its parameter `options`, their dict."""
 
-    It gets them as one dict, as `app.fitting` takes them.
-    """
+    def wrapped(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            options = {name: given.pop(name) for name in group}
+            command(**given, options=options)
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        recipe = {name: given.pop(name) for name in RECIPE}
-        recipe["templates"] = recipe.pop("template")
-        recipe |= {name: share_or_data(recipe[name]) for name in ("validation", "test")}
-        command(**given, recipe=recipe)
+        own = inspect.signature(command, eval_str=True)
+        parameters = [p for p in own.parameters.values() if p.name != "options"]
+        parameters += [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for n, (kind, default) in group.items()
+        ]
+        run.__dict__["__signature__"] = own.replace(parameters=parameters)
+        run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        return run
 
-    own = inspect.signature(command, eval_str=True)
-    parameters = [p for p in own.parameters.values() if p.name != "recipe"]
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in RECIPE.items()
-    ]
-    run.__dict__["__signature__"] = own.replace(parameters=parameters)
-    run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-    return run
+    return wrapped
+
+
+def recipe_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `RECIPE` as `app.fitting` takes them."""
+    parts = {name: share_or_data(options[name]) for name in ("validation", "test")}
+    rest = {name: value for name, value in options.items() if name != "template"}
+    return {**rest, **parts, "templates": options["template"]}
 
 
 def share_or_data(text: str) -> float | str:

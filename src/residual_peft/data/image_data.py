@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from ..errors import ResiDualError, short
+from ..errors import ResiDualError, short, some
 from .checking import title_of
 from .defaults import SHARE
 from .folders import SPLIT_NAMES
@@ -46,7 +46,7 @@ class ImageData:
     left_out: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        names = ", ".join(map(short, self.class_names[:5])) + (", ..." * bool(self.class_names[5:]))
+        names = some([short(name) for name in self.class_names])
         images = ", ".join(f"{split} {len(rows):,}" for split, rows in self.splits.items())
         return (
             f"ImageData({short(self.source)}, {len(self.class_names)} classes ({names}), "
@@ -79,6 +79,11 @@ class ImageData:
     def test(self) -> Dataset:
         """The images to report on, never to choose by."""
         return self["test"]
+
+    @property
+    def total(self) -> int:
+        """Images there are, unreadable ones included."""
+        return sum(map(len, self.splits.values())) + len(self.skipped)
 
     def whole(self) -> tuple[Dataset, tuple[str, ...]]:
         """All images of all splits, and their digests."""

@@ -4,8 +4,7 @@ A fit that is interrupted goes on where it stopped (`keeping`); which images an 
 measured on is decided in one place (`measuring`).
 """
 
-from .measuring import Chosen, choose_images
-from .reading import reading_options
+from .measuring import Chosen, Measuring, choose_images
 from .recipe import Recipe
 from .report import FitReport
 from .saving import Fitted
@@ -16,6 +15,7 @@ __all__ = [
     "Chosen",
     "FitReport",
     "Fitted",
+    "Measuring",
     "Recipe",
     "check_without_texts",
     "choose_images",
@@ -23,5 +23,4 @@ __all__ = [
     "evaluate_adapter",
     "fit",
     "fit_adapter",
-    "reading_options",
 ]

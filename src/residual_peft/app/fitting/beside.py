@@ -18,8 +18,9 @@ from ...errors import ResiDualError, counted
 from ...solvers.large import statistics_of
 from ...solvers.methods import Outcome
 from ...solvers.store import CoordinateStore, Stores
+from .checks import PER_CLASS
 from .scoring import scored_by
-from .task import PER_CLASS, Task
+from .task import Task
 
 KNOWN = 20_000  # images that tell how far others may lie
 MOST_NUMBERS = 2**28
@@ -36,7 +37,7 @@ def left_beside(
     """Put beside a class head what tells strangers, sums and rows; what to say of these."""
     _know_its_images(classifier, stores, groups)
     notes = _keep_statistics(task, chosen, classifier, stores)
-    return (*notes, *(_keep_rows(chosen, classifier) if task.sets == "jackknife+" else ()))
+    return (*notes, *(_keep_rows(chosen, classifier) if task.recipe.sets == "jackknife+" else ()))
 
 
 def _know_its_images(classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None) -> None:
@@ -58,7 +59,7 @@ def _keep_statistics(
     task: Task, chosen: Outcome, classifier: ZeroShotClassifier, stores: Stores
 ) -> tuple[str, ...]:
     """Put the sums of the head's images beside it where that was asked for; what to say of them."""
-    if not task.keep_statistics:
+    if not task.recipe.keep_statistics:
         return ()
     settings, head = chosen.settings, classifier.head
     if settings is None or head is None:
@@ -73,7 +74,7 @@ def _keep_statistics(
         features=features,
         columns=chosen.columns,
         class_weights=None if bool((weights == 1).all()) else weights,
-        per_class=task.keep_statistics == PER_CLASS,
+        per_class=task.recipe.keep_statistics == PER_CLASS,
     )
     width = len(head.head.mean)
     columns = torch.arange(width) if chosen.columns is None else chosen.columns

@@ -22,6 +22,40 @@ SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """How the images that an adapter is measured on, or explained, are chosen and read.
+
+    Attributes:
+        split: "train", "validation", "test" or "all"; "test" of the data of its fit, and "all" of
+            other data, when None.
+        seed: of the splits; the adapter's own when None.
+        image_column: of the data, found when None.
+        label_column: likewise.
+        max_bad: the share of the images that may be unreadable; they are left out.
+        strict: an unreadable image is an error.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images; None for as many as suit the machine.
+        device: where the model runs; the CPU when None.
+    """
+
+    split: str | None = None
+    seed: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    max_bad: float = 0.05
+    strict: bool = False
+    batch_size: int = 64
+    num_workers: int | None = None
+    device: str | None = None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """For `batches` and what takes the same."""
+        names = {"batch_size": self.batch_size, "num_workers": self.num_workers}
+        return {**names, "skip": not self.strict}
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The images that an adapter is measured on."""
 
@@ -65,17 +99,7 @@ class Chosen:
         return found | ({"trained_on": self.trained_on} if self.trained_on else {})
 
 
-def choose_images(
-    classifier: ZeroShotClassifier,
-    data: Any,
-    *,
-    split: str | None = None,
-    seed: int | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    max_bad: float = 0.05,
-    strict: bool = False,
-) -> Chosen:
+def choose_images(classifier: ZeroShotClassifier, data: Any, **options: Any) -> Chosen:
     """The images to measure or explain a saved adapter on, as honestly as its record allows.
 
     Of the data of its fit (equal in content, whatever the files are called) the test images as they
@@ -83,22 +107,16 @@ def choose_images(
     adapter was trained or chosen on, by content, are left out and counted, except where the
     training or validation images of its own fit are asked for by name.
 
-    Args:
-        classifier: the saved adapter's.
-        data: what `load_data` takes.
-        split: "train", "validation", "test" or "all"; None as above.
-        seed: of the splits; the adapter's own when None.
-        image_column: of the data.
-        label_column: likewise.
-        max_bad: as for `load_data`.
-        strict: likewise.
+    Data are what `load_data` takes, and options those of `Measuring`.
 
     Raises:
         ResiDualError: bad data, a class that the adapter does not know, splits that are not those
             of its fit, or no image that it was not fitted on.
     """
-    if split is not None and split not in SPLITS:
-        raise ResiDualError(f"wanted the split {', '.join(SPLITS[:3])} or all, got '{split}'.")
+    asked = Measuring(**options)
+    if asked.split is not None and asked.split not in SPLITS:
+        listed = ", ".join(SPLITS[:3])
+        raise ResiDualError(f"wanted the split {listed} or all, got '{asked.split}'.")
     record = classifier.split
     shares = {"validation": SHARE, "test": SHARE}  # where nothing is known
     if record is not None:
@@ -106,25 +124,25 @@ def choose_images(
     own_seed = 0 if record is None else record.seed
     images = load_data(
         data,
-        image_column=image_column,
-        label_column=label_column,
+        image_column=asked.image_column,
+        label_column=asked.label_column,
         group_column=None if record is None else record.group_column,
         known_classes=classifier.class_names,
         validation=0,
         test=0,
-        max_bad=max_bad,
-        strict=strict,
+        max_bad=asked.max_bad,
+        strict=asked.strict,
         progress=True,
     )
     numbers = class_numbers(images, classifier)
     own = None if record is None else images.split.digest == record.digest
-    part = split or ("all" if own is False else "test")
+    part = asked.split or ("all" if own is False else "test")
     if own or part != "all":  # else they are taken whole, however few they are
         few = record.few if own and record is not None else 0
-        images = images.cut(shares, own_seed if seed is None else seed, few)
+        images = images.cut(shares, own_seed if asked.seed is None else asked.seed, few)
     if own:
         assert record is not None
-        _check_split(images.split, record, seed)
+        _check_split(images.split, record, asked.seed)
     _say_what_is_unknown(classifier, own, record)
     rows, digests = images.whole() if part == "all" else (images[part], images.digests.get(part))
     trained = set(classifier.fitted_on)
@@ -142,7 +160,7 @@ def choose_images(
         left_out=0 if by_name else len(seen),
         trained_on=len(seen) if by_name else 0,
         skipped=images.skipped,
-        total=sum(map(len, images.splits.values())) + len(images.skipped),
+        total=images.total,
     )
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ...bases.fingerprint import Fingerprint
 from ...classifiers.backbones import device_of
 from ...data import ImageData, ProcessedImages, SkippedImage
-from ...data.checking import check_skipped
 from ...hub.places import LEAST_ROOM, check_room
 from ...solvers.store import (
     CoordinateStore,
@@ -25,8 +24,9 @@ from ...solvers.store import (
     write_coordinates,
 )
 from ...towers.registry import find_tower
-from ...tuner import ResiDualConfig, readout_config, readout_state
+from ...tuner import readout_config, readout_state
 from .keeping import Keeping
+from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -38,31 +38,6 @@ TITLES = {
 _SHARDS = 256  # at most so many of a split, and each of at least two batches
 
 
-@dataclass(frozen=True)
-class Options:
-    """How images are read, and how many may be unreadable."""
-
-    batch_size: int = 64
-    num_workers: int | None = None
-    max_bad: float = 0.05
-    strict: bool = False
-    total: int = 0  # images there were, unreadable ones included
-    device: str | None = None
-
-    def check(self, images: ImageData) -> None:
-        """Raise a ResiDualError where more images could not be read than may be."""
-        check_skipped(images.skipped, self.max_bad, self.total, images.source, self.strict)
-
-    def reading(self) -> dict[str, Any]:
-        """For `batches` and `write_coordinates`."""
-        return reading_options(self.batch_size, self.num_workers)
-
-
-def reading_options(batch_size: int, num_workers: int | None) -> dict[str, Any]:
-    """For `batches` and what takes the same."""
-    return {"batch_size": batch_size, "num_workers": num_workers}
-
-
 @dataclass
 class Pass:
     """The images of a fit and what was read of them so far."""
@@ -70,7 +45,8 @@ class Pass:
     images: ImageData  # those that could be read
     processor: Any  # of the images
     kept: Keeping  # where it is kept
-    options: Options  # how to read
+    recipe: Recipe  # how to read
+    total: int  # images there were, unreadable ones included
     stores: dict[str, CoordinateStore] = field(default_factory=dict)  # split -> its coordinates
     device: torch.device | str = "cpu"  # where the model reads
 
@@ -80,7 +56,7 @@ class Pass:
         Raises:
             ResiDualError: there is too little room.
         """
-        self.device = device_of(self.options.device or next(model.parameters()).device)
+        self.device = device_of(self.recipe.device or next(model.parameters()).device)
         known = {**settings, **self._settings(model)}
         if self.kept.begin(known):
             logger.info("going on where an interrupted fit stopped ('%s')", self.kept.folder.name)
@@ -102,9 +78,9 @@ class Pass:
             dataset,
             self.kept.store(split),
             fit_basis=fit_basis,
-            shard_size=shard_size(len(dataset), self.options.batch_size),
+            shard_size=shard_size(len(dataset), self.recipe.batch_size),
             progress=True,
-            **self.options.reading(),
+            **self.recipe.reading,
         )
         model.to("cpu")  # where all is fitted
         self.drop(split, store.skipped)
@@ -133,7 +109,7 @@ class Pass:
             return
         skipped = [SkippedImage(file, reason) for _, file, reason in found]
         self.images = self.images.without(split, [row for row, _, _ in found], skipped)
-        self.options.check(self.images)
+        self.recipe.check_skipped(self.images, self.total)
 
     def _settings(self, model: PeftModel) -> dict[str, Any]:
         config = readout_config(model)
@@ -144,7 +120,7 @@ class Pass:
             "image processor": processor_digest(self.processor),
             "model": digest_of_json(Fingerprint.of(model).to_dict()),
             "adapter": None if config.needs_basis else adapter_digest(readout_state(model)),
-            "batch size": self.options.batch_size,
+            "batch size": self.recipe.batch_size,
         }
 
 
@@ -169,19 +145,14 @@ def room_for(model: nn.Module, images: Mapping[str, int]) -> int:
     return train * max(raw, each) + (sum(images.values()) - train) * each
 
 
-def settings_of(config: ResiDualConfig) -> str:
-    """A config as it was asked for, as one digest."""
-    return digest_of_json({name: _plain(value) for name, value in config.to_dict().items()})
-
-
 def digest_of_json(value: Any) -> str:
-    """The sha256 of a JSON-able value."""
-    text = json.dumps(value, sort_keys=True, default=str)
+    """The sha256 of a JSON-able value, sets in it as sorted lists."""
+
+    def plain(one: Any) -> Any:
+        return sorted(map(str, one)) if isinstance(one, set | frozenset) else str(one)
+
+    text = json.dumps(value, sort_keys=True, default=plain)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return sorted(map(str, value)) if isinstance(value, set | frozenset) else value
 
 
 def readouts_of(store: CoordinateStore) -> Tensor:

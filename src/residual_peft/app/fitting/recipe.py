@@ -13,6 +13,7 @@ import yaml
 from ...classifiers.backbones import Backbone, device_of, dtype_of, load_backbone
 from ...classifiers.heads.conformal import By
 from ...data import ImageData, load_data
+from ...data.checking import check_skipped
 from ...data.defaults import SHARE
 from ...data.provenance import Seed
 from ...errors import ResiDualError, check_names, printable
@@ -20,7 +21,7 @@ from ...hub.files import Within, path_of, record_of
 from ...solvers.choice import AUTO, check_methods
 from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
-from .task import PER_CLASS, check_sets, check_statistics, check_way
+from .checks import PER_CLASS, check_sets, check_statistics, check_way
 
 OWN_OPTIONS = ("units", "components", "basis", "readout")
 """Settings of an adapter's config that the command line has options of their own for."""
@@ -176,6 +177,15 @@ class Recipe:
             progress=True,
         )
 
+    def check_skipped(self, images: ImageData, total: int) -> None:
+        """Raise a ResiDualError where more images of the total cannot be read than may be."""
+        check_skipped(images.skipped, self.max_bad, total, images.source, self.strict)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """For `batches` and `write_coordinates`."""
+        return {"batch_size": self.batch_size, "num_workers": self.num_workers}
+
     def check_model(self, model: str | Backbone) -> None:
         """Raise a ResiDualError where a model that is loaded computes in another dtype."""
         if self.dtype is None or not isinstance(model, Backbone):
@@ -188,15 +198,8 @@ class Recipe:
             )
 
     def backbone(self, model: str | Backbone) -> Backbone:
-        """The model, loaded where it is a name.
-
-        Raises:
-            ResiDualError: no such model; one that is loaded, in another dtype.
-        """
-        self.check_model(model)
-        if isinstance(model, Backbone):
-            return model
-        return load_backbone(model, dtype=self.dtype)
+        """The model, loaded where it is a name."""
+        return model if isinstance(model, Backbone) else load_backbone(model, dtype=self.dtype)
 
     def as_file(self, data: Any, model: str | Backbone) -> str:
         """YAML that `residual-peft fit --config` repeats the fit from.
@@ -260,16 +263,13 @@ def _settings(config: ResiDualConfig | Mapping[str, Any] | None, seed: int) -> d
     own = {name: config[name] for name in OWN_OPTIONS if config.get(name) is not None}
     if "units" in own and not isinstance(own["units"], str):
         own["units"] = ",".join(own["units"])
-    rest = [
-        f"{name}={yaml.safe_dump(_listed(value), default_flow_style=True).partition(chr(10))[0]}"
-        for name, value in config.items()
-        if name not in own and value is not None
-    ]
+    rest = []
+    for name, value in config.items():
+        if name not in own and value is not None:
+            plain = sorted(value) if isinstance(value, set | frozenset) else value
+            text, *_ = yaml.safe_dump(plain, default_flow_style=True).splitlines()
+            rest.append(f"{name}={text}")
     return own | ({"set": rest} if rest else {})
-
-
-def _listed(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set | frozenset) else value
 
 
 def _place(value: Any) -> Any:

@@ -10,7 +10,7 @@ from ...data.labels import ONE_LABEL, check_same
 from ...data.listing import write_listing
 from ...hub.files import PathLike
 from ..listing import MISTAKE_HEADERS, mistakes_of, write_noted
-from .measuring import choose_images
+from .measuring import Measuring, choose_images
 
 _FOR_ONE = "tables of what is taken for what are for one; leave them out."
 
@@ -19,17 +19,9 @@ def evaluate_adapter(
     adapter: str | os.PathLike[str],
     data: Any,
     *,
-    split: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    seed: int | None = None,
-    max_bad: float = 0.05,
-    strict: bool = False,
-    batch_size: int = 64,
-    num_workers: int | None = None,
-    device: str | None = None,
     confusion: PathLike | None = None,
     mistakes: PathLike | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Accuracy, top-5 accuracy and mean per-class recall of a saved adapter.
 
@@ -41,54 +33,31 @@ def evaluate_adapter(
     Args:
         adapter: its directory or Hub id.
         data: what `load_data` takes, with some or all of the adapter's classes.
-        split: "train", "validation", "test" or "all"; "test" of the data of its fit, and "all" of
-            other data, when None.
-        image_column: of the data, found when None.
-        label_column: likewise.
-        seed: of the splits; the adapter's own when None.
-        max_bad: as for `fit_adapter`.
-        strict: likewise.
-        batch_size: likewise.
-        num_workers: likewise.
-        device: likewise.
         confusion: a CSV file for counts, a row per class and a column for what its images were
             taken for.
         mistakes: a CSV file for the images that are taken for another class, by their files' names,
             those first whose own class looked the least likely.
+        options: those of `Measuring`: which images, and how they are read.
 
     Raises:
         ResiDualError: bad data, a class that the adapter does not know, splits that are not those
             of its fit, no image that it was not fitted on, an adapter that is not there, or a table
             that was asked for of several labels per image.
     """
-    classifier = ZeroShotClassifier.from_pretrained(adapter, device=device)
+    asked = Measuring(**options)
+    classifier = ZeroShotClassifier.from_pretrained(adapter, device=asked.device)
     if confusion is not None or mistakes is not None:
         check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
-    chosen = choose_images(
-        classifier,
-        data,
-        split=split,
-        seed=seed,
-        image_column=image_column,
-        label_column=label_column,
-        max_bad=max_bad,
-        strict=strict,
-    )
+    chosen = choose_images(classifier, data, **options)
     found = evaluate(
-        classifier,
-        chosen.images,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        skip=not strict,
-        name=chosen.images.name,
-        progress=True,
+        classifier, chosen.images, name=chosen.images.name, progress=True, **asked.reading
     )
     if confusion is not None:
         _write_confusion(confusion, found)
     if mistakes is not None:
         noted = mistakes_of(found, chosen.images.dataset, chosen.images.name) or []
         write_noted(mistakes, noted, found.class_names, MISTAKE_HEADERS)
-    chosen = chosen.without(found.skipped, max_bad)
+    chosen = chosen.without(found.skipped, asked.max_bad)
     scores: dict[str, Any] = dict(found.metrics)
     if (interval := found.interval) is not None:
         scores["accuracy_interval"] = list(interval)

@@ -1,37 +1,25 @@
-"""The two ways to gains: from coordinates, and by the HF Trainer."""
+"""The way of a fit from coordinates: one pass over the images, then all that may be fitted."""
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import Trainer
 
-from ...classifiers.evaluation import Evaluation, evaluate
+from ...classifiers.evaluation import Evaluation
 from ...classifiers.heads.choosing import some_rows
 from ...classifiers.trained_head import HEAD_BYTES, embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
-from ...data import batches
 from ...errors import counted
 from ...hub.facts import MethodRow
-from ...hub.files import read_tensors, write_tensors
 from ...solvers import large
 from ...solvers.choice import AT_MOST, AUTO, choose, run_methods
-from ...solvers.coordinates import Readouts, collect_readouts
 from ...solvers.methods import Outcome, Rows
 from ...solvers.store import CoordinateStore, Stores
-from ...solvers.training import trainer_kwargs, training_arguments
-from ...towers.running import unadapted
-from ...tuner import fit_bases, gains_of
 from .beside import calibrated, left_beside
-from .reading import TITLES, Pass, readouts_of
-from .scoring import scored, scored_by, training_metrics
-from .task import Done, Task
+from .reading import Pass
+from .scoring import scored_by
+from .task import Done, Task, clock
 
-clock: Callable[[], float] = time.perf_counter
 SIZING = 4000  # images that a low rank is fitted to
 RECALL = "mean_per_class_recall"
 
@@ -46,7 +34,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     if "validation" in read.images.splits:
         stores["validation"] = read.read(model, "validation")
     encoded, images_read = clock(), sum(map(len, stores.values()))
-    held_out = stores.pop("validation") if task.sets == "held-out" else None
+    held_out = stores.pop("validation") if task.recipe.sets == "held-out" else None
     seen = Stores(tuple(stores.values()))
     classifier, _ = task.with_classes(model, read.images, seen.readout, seen.labels)
     groups = read.groups(stores)
@@ -60,7 +48,8 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     beside = left_beside(task, chosen, classifier, seen, groups)
     if held_out is not None:
         beside += calibrated(classifier, chosen, held_out, read.images)
-    alike = task.balanced and not classifier.multi_label  # of several labels none counts more
+    # of several labels none counts more
+    alike = task.recipe.balanced and not classifier.multi_label
     notes = (*chosen.notes, *_copies(rows), *beside)
     return Done(
         classifier=classifier,
@@ -97,14 +86,14 @@ def _on_all(
     task: Task, classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None
 ) -> tuple[list[Outcome], Outcome, Rows | None]:
     """What was tried, what counts, and the images, if all of their coordinates are in memory."""
-    options: dict[str, Any] = {"means": task.classifier is None, "balanced": task.balanced}
+    options: dict[str, Any] = {"means": task.classifier is None, "balanced": task.recipe.balanced}
     options["groups"] = groups
     if stores.coordinate_bytes <= large.IN_MEMORY:
-        keep = bool(task.keep_statistics)
+        keep = bool(task.recipe.keep_statistics)
         rows = large.draw_of(classifier, stores, len(stores), by_labels=keep, **options)
-        return *_fitted(rows, task.method), rows
+        return *_fitted(rows, task.recipe.method), rows
     drawn = large.draw_of(classifier, stores, AT_MOST, **options)
-    outcomes, chosen = _fitted(drawn, task.method)
+    outcomes, chosen = _fitted(drawn, task.recipe.method)
     whole = large.fit_all(chosen, drawn, stores, means=options["means"], groups=groups)
     return [whole if one is chosen else one for one in outcomes], whole, None
 
@@ -170,105 +159,4 @@ def _row(
         bytes=outcome.bytes,
         recall=left.recall if told and balanced else None,
         test_recall=measured.metrics[RECALL] if balanced else None,
-    )
-
-
-def by_trainer(task: Task, read: Pass) -> Done:
-    """Bases by a pass that also finds what cannot be read, then the Trainer."""
-    model = task.adapted()
-    fit = _in_readout_mode if task.config.mode == "readout" else _in_stream_mode
-    return fit(task, read, model)
-
-
-def _in_readout_mode(task: Task, read: Pass, model: PeftModel) -> Done:
-    read.begin(model, task.settings)
-    started = clock()
-    train = read.read(model, "train", fit_basis=task.config.basis is None)
-    encoded = clock()
-    read.read(model, "validation")  # the Trainer knows no way around what it cannot read
-    test = read.read(model, "test")
-    classifier, bias = task.with_classes(model, read.images, readouts_of(train), train.labels)
-    before = scored(classifier, test, None, bias)
-    seconds = _train(task, read, classifier)
-    gains = gains_of(model).detach().cpu()
-    return _done(
-        classifier,
-        before,
-        scored(classifier, test, gains, classifier.logit_bias),
-        training_metrics(classifier, train, gains),
-        train.labels,
-        test,
-        (encoded - started, seconds, len(train)),
-    )
-
-
-def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
-    seen = {split: _readouts(model, read, split) for split in TITLES}
-    train, test = seen["train"], seen["test"]
-    classifier, bias = task.with_classes(model, read.images, train.readout, train.labels)
-    with unadapted(model), torch.no_grad():
-        logits = classifier.scaled_cosines(test.readout.to(classifier.device)).cpu() + bias
-    before = Evaluation(classifier.class_names, logits, test.labels)
-    started = clock()
-    options = read.options.reading()
-    if task.config.basis is None:
-        fit_bases(model, batches(read.processed("train"), **options), progress=True)
-    encoded = clock()
-    seconds = _train(task, read, classifier)
-    after, inside = (
-        evaluate(classifier, read.processed(split), name=TITLES[split], progress=True, **options)
-        for split in ("test", "train")
-    )
-    times = (encoded - started, seconds, len(train))
-    return _done(classifier, before, after, inside.metrics, train.labels, None, times)
-
-
-def _readouts(model: PeftModel, read: Pass, split: str) -> Readouts:
-    loader = batches(read.processed(split), skip=True, **read.options.reading())
-    seen = collect_readouts(model, loader, progress=True)
-    read.drop(split, loader.skipped)
-    return seen
-
-
-def _train(task: Task, read: Pass, classifier: ZeroShotClassifier) -> float:
-    """Run the Trainer, on from its last checkpoint where there is one; its seconds."""
-    started = clock()
-    folder, trained = read.kept.checkpoints, read.kept.trained
-    settings = training_arguments(folder, seed=task.seed, disable_tqdm=False)
-    trainer = Trainer(**trainer_kwargs(classifier, read.images, settings))
-    gains = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
-    if trained.is_file():  # all that was left was to save: early stopping would train on
-        found, _ = read_tensors(trained)
-        with torch.no_grad():
-            for name, parameter in gains.items():
-                parameter.copy_(found[name])
-        return clock() - started
-    last = read.kept.last_checkpoint
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    write_tensors(trained, {name: parameter.detach() for name, parameter in gains.items()})
-    return clock() - started
-
-
-def _done(
-    classifier: ZeroShotClassifier,
-    before: Evaluation,
-    after: Evaluation,
-    train: dict[str, float],
-    train_labels: Tensor,
-    rows: CoordinateStore | None,
-    times: tuple[float, float, int],
-) -> Done:
-    encoding, fitting, images_read = times
-    return Done(
-        classifier=classifier,
-        before=before,
-        after=after,
-        train=train,
-        train_labels=train_labels,
-        rows=rows,
-        encoding_seconds=encoding,
-        fitting_seconds=fitting,
-        strength=None,
-        method="the Hugging Face Trainer, forward and backward for every batch",
-        images_read=images_read,
     )

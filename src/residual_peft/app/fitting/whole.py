@@ -18,18 +18,20 @@ from ...data.class_list import CLASSES
 from ...data.class_names import readable, spoken
 from ...data.labels import ONE_LABEL, check_same
 from ...data.survey import survey
-from ...errors import ResiDualError, printable
+from ...errors import ResiDualError, printable, some
 from ...hub.directories import DEMO_MODEL
 from ...hub.places import check_place
 from ...solvers.choice import AUTO, check_methods
 from ...tuner import ResiDualConfig
+from .checks import check_sets_of
 from .keeping import Keeping, keeping
-from .reading import Options, Pass, settings_of
+from .reading import Pass, digest_of_json
 from .recipe import Recipe
 from .report import FitReport, findings_of
 from .saving import Fitted, digests_of, facts_of, record_of
-from .task import Done, Task, check_sets_of
-from .ways import by_trainer, from_coordinates
+from .task import Done, Task
+from .training import by_trainer
+from .ways import from_coordinates
 
 logger = logging.getLogger(__name__)
 
@@ -105,19 +107,16 @@ def compare_methods(model: str | Backbone, data: Any, **options: Any) -> FitRepo
     recipe = Recipe.of(options)
     recipe.check_model(model)
     with TemporaryDirectory() as place, keeping(Path(place) / "adapter") as kept:
-        images, repeated, reading = _images(recipe, data)
+        images, repeated, total = _images(recipe, data)
         task = _task(recipe, recipe.backbone(model), images)
-        return _fitted(task, images, kept, reading, repeated)[1]
+        return _fitted(task, images, kept, total, repeated)[1]
 
 
-def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, Options]:
-    """The images to fit with, how many test images were left out, and how they are read."""
+def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, int]:
+    """The images to fit with, how many test images were left out, and how many there were."""
     images = recipe.images(data)
-    total = sum(map(len, images.splits.values())) + len(images.skipped)
-    reading = Options(
-        recipe.batch_size, recipe.num_workers, recipe.max_bad, recipe.strict, total, recipe.device
-    )
-    reading.check(images)
+    total = images.total
+    recipe.check_skipped(images, total)
     if recipe.trainer and "validation" not in images.splits:
         raise ResiDualError(
             "the HF Trainer stops by validation images, and there are none: bring some as "
@@ -126,16 +125,16 @@ def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, Options]:
     check_sets_of(recipe.sets, images)
     for line in survey(images).summary():
         logger.info("%s", printable(line))
-    return *images.without_repeated(), reading
+    return *images.without_repeated(), total
 
 
 def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -> Fitted:
     """The fit, and the record of it while what was read is there."""
-    images, repeated, reading = _images(recipe, data)
+    images, repeated, total = _images(recipe, data)
     _check_words(recipe, images)
     task = _task(recipe, recipe.backbone(model), images)
     dictionary = _dictionary(task, images, recipe.words)  # before any work
-    done, summary, images = _fitted(task, images, kept, reading, repeated)
+    done, summary, images = _fitted(task, images, kept, total, repeated)
     classifier = done.classifier
     classifier.split = images.split
     learned = ("train",) if recipe.sets == "held-out" else ("train", "validation")
@@ -146,10 +145,10 @@ def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -
 
 
 def _fitted(
-    task: Task, images: ImageData, kept: Keeping, options: Options, repeated: int
+    task: Task, images: ImageData, kept: Keeping, total: int, repeated: int
 ) -> tuple[Done, FitReport, ImageData]:
-    read = Pass(images, task.backbone.image_processor, kept, options)
-    done = (by_trainer if task.trainer else from_coordinates)(task, read)
+    read = Pass(images, task.backbone.image_processor, kept, task.recipe, total)
+    done = (by_trainer if task.recipe.trainer else from_coordinates)(task, read)
     start = "class means" if task.classifier is None else "zero-shot"
     return done, _report(done, read.images, repeated, start), read.images
 
@@ -176,30 +175,19 @@ def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
         )
         classifier.class_names = images.class_names
     settings = {
-        "settings": settings_of(config),
+        "settings": digest_of_json(config.to_dict()),  # before PEFT writes into it
         "templates": list(classifier.templates) if classifier else [],
         "seed": recipe.seed,
         "way": "trainer" if recipe.trainer else "coordinates",
     }
-    return Task(
-        backbone,
-        classifier,
-        config,
-        settings,
-        recipe.seed,
-        recipe.method,
-        recipe.balanced,
-        recipe.trainer,
-        recipe.keep_statistics,
-        recipe.sets,
-    )
+    return Task(backbone, classifier, config, recipe, settings)
 
 
 def _say_names(names: Sequence[str], said: Sequence[str]) -> None:
     """Say which names prompts have otherwise than the data, beyond underscores."""
     other = [f"'{o}' is '{n}'" for o, n in zip(names, said, strict=True) if n != spoken(o)]
     if other:
-        listed = printable(", ".join(other[:3])) + (", ..." if other[3:] else "")
+        listed = printable(some(other, 3))
         logger.info("in prompts %s; a %s beside the images says otherwise", listed, CLASSES)
 
 

@@ -1,0 +1,65 @@
+"""What a fit cannot be asked for: told before any work."""
+
+from ...classifiers.heads.conformal import By
+from ...data import ImageData
+from ...data.labels import ONE_LABEL, check_same
+from ...errors import ResiDualError
+from ...solvers.choice import AUTO
+from ...solvers.methods import METHODS
+from ...tuner import ResiDualConfig
+
+PER_CLASS = "per class"
+_RIDGES = [name for name, way in METHODS.items() if way.ridge is not None]
+
+
+def check_statistics(keep: bool | str, method: str, trainer: bool) -> None:
+    """Raise a ResiDualError where what is fitted has no sums that could be kept."""
+    if keep not in (False, True, PER_CLASS):
+        raise ResiDualError(f"wanted keep_statistics True, False or '{PER_CLASS}', got {keep!r}.")
+    if keep and (trainer or method not in (AUTO, *_RIDGES)):
+        raise ResiDualError(
+            f"statistics that a head can be updated by are of a ridge ({', '.join(_RIDGES)}), got "
+            f"{'trainer=True' if trainer else method}: leave keep_statistics out, or fit one."
+        )
+
+
+def check_sets(sets: By, method: str, trainer: bool) -> None:
+    """Raise a ResiDualError where what is fitted cannot have such sets of classes."""
+    if sets == "held-out" and trainer:
+        raise ResiDualError(
+            "the HF Trainer stops by the validation images, which are then no held-out ones: leave "
+            "sets out, and calibrate the classifier with others (ZeroShotClassifier.calibrate)."
+        )
+    if sets == "jackknife+" and (trainer or method not in (AUTO, *_RIDGES)):
+        raise ResiDualError(
+            f"jackknife+ is of a ridge ({', '.join(_RIDGES)}), got "
+            f"{'trainer=True' if trainer else method}: fit one, or leave sets out."
+        )
+
+
+def check_sets_of(sets: By, images: ImageData) -> None:
+    """Raise a ResiDualError where images cannot give such sets of classes."""
+    if sets == "jackknife":
+        return
+    check_same(ONE_LABEL, images.labelling, "leave sets out, which hold the one right label")
+    if sets == "held-out" and "validation" not in images.splits:
+        raise ResiDualError(
+            "sets by held-out images are calibrated by the validation images, and there are none: "
+            "bring some as validation=DATA, or a share of the others, which few leaves none of."
+        )
+
+
+def check_way(
+    config: ResiDualConfig | None, trainer: bool, method: str = AUTO, balanced: bool = False
+) -> None:
+    """Raise a ResiDualError where gains cannot be fitted from coordinates, or not as asked."""
+    if trainer and (balanced or method not in (AUTO, "gains")):
+        asked = "balanced=True" if balanced else f"method='{method}'"
+        raise ResiDualError(
+            f"the HF Trainer fits gains, and every image counts alike; got {asked} with "
+            "trainer=True: leave out one of the two."
+        )
+    if config is not None and config.mode == "stream" and not trainer:
+        raise ResiDualError(
+            "an adapter in stream mode has no coordinates to fit from; use trainer=True."
+        )
