@@ -11,6 +11,7 @@ from torch import nn
 from ..classifiers.backbones import Backbone
 from ..errors import ResiDualError
 from ..hub.directories import model_directory
+from ..hub.files import Count
 from ..towers.units import Unit
 from ..tuner import adapter_basis, readout_state
 from . import Explanation, TextDictionary, explain_components
@@ -45,7 +46,7 @@ class Words:
     """
 
     unit: Unit
-    component: int | None
+    component: Count | None
     texts: tuple[tuple[str, float], ...]
     explained: float | None = None
 

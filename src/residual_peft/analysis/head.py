@@ -11,6 +11,7 @@ As no decision depends on what all classes gain alike, all of it counts from its
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..classifiers.heads.head import ClassHead
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.labels import ONE_LABEL
 from ..errors import ResiDualError
+from ..hub.files import Count, Within
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
@@ -47,12 +49,12 @@ class Reason:
     """A component that speaks for a class, or against it, in images of that class."""
 
     unit: Unit  # whose component
-    component: int | None  # its number within the unit; None for the unit as a whole
+    component: Count | None  # its number within the unit; None for the unit as a whole
     # mean of what it adds to the class's logit there, against the mean of all classes
     effect: float
     # 1 where these images lie along the component's direction, seen from the mean training image,
     # −1 where they lie against it; 0 for a whole unit
-    side: int
+    side: Annotated[int, Within(-1, 1)]
 
 
 @dataclass(frozen=True)

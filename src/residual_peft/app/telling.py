@@ -1,7 +1,7 @@
 """Explanations -> tables, lines for people, and dicts for JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..analysis import (
 )
 from ..analysis.describing import Words
 from ..errors import counted
+from ..hub.files import plain_of
 from ..towers.units import Unit
 
 SIDE = 5  # of an image's margin: so many components for it, and against it
@@ -94,27 +95,23 @@ def explanation_dict(
                 for name, (pro, con) in zip(explanation.class_names, reasons, strict=True)
             ],
         }
-    whole["units"] = [_plain(item) for item in explanation.by_unit()]
+    whole["units"] = [plain_of(item) for item in explanation.by_unit()]
     whole["components"] = [
-        _plain(item) | {"words": texts or []} for item, texts in zip_longest(effects, said)
+        plain_of(item) | {"words": texts or []} for item, texts in zip_longest(effects, said)
     ]
     return whole
 
 
 def reason_dicts(reasons: Iterable[Reason]) -> list[dict[str, Any]]:
     """JSON-able."""
-    return [_plain(reason) for reason in reasons]
-
-
-def _plain(item: Any) -> dict[str, Any]:
-    return asdict(item) | {"unit": str(item.unit)}
+    return [plain_of(reason) for reason in reasons]
 
 
 def recorded_dict(item: Any) -> dict[str, Any]:
     """JSON-able: a record's component with its words, as `explanation_dict` has them."""
     texts = () if item.words is None else item.words.texts
     words = [{"text": text, "coefficient": value} for text, value in texts]
-    return _plain(item) | {"words": words}
+    return plain_of(item) | {"words": words}
 
 
 def _with_coefficients(said: Explanation) -> list[dict[str, Any]]:

@@ -26,4 +26,4 @@ __all__ = [
     "places",
 ]
 
-__getattr__ = imported_when_used(__name__, "directories", ("DEMO_MODEL", "local_directory"))
+__getattr__ = imported_when_used(__name__, directories=("DEMO_MODEL", "local_directory"))

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def imported_when_used(package: str, module: str, names: tuple[str, ...]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose names are those of one of its modules."""
+def imported_when_used(package: str, **modules: tuple[str, ...]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose names are those of some of its modules."""
+    homes = {name: module for module, names in modules.items() for name in names}
 
     def of_module(name: str) -> Any:
-        if name not in names:
+        if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{module}"), name)
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
 
     return of_module

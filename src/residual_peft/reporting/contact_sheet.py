@@ -7,9 +7,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..data import ImageData
+from ..data.checking import undecoded
 from ..data.images import to_rgb
 from ..data.pictures import thumbnail
-from ..data.survey import Copies, Place, Survey, undecoded
+from ..data.survey import Copies, Place, Survey
 from ..errors import ResiDualError
 from ..hub.files import PathLike, atomic_file, path_of
 from .html import environment

@@ -4,11 +4,12 @@ from ..aside import sweep
 from .faults import disk_fault, disk_faults
 from .looking import PathLike, file_size, inside, is_file, is_folder, path_of, quoted, read_bytes
 from .parsing import parse_json, read_json, read_object
-from .records import Within, read_record, record_of
+from .records import Count, Within, plain_of, read_record, record_of
 from .tensors import TensorFacts, read_header, read_tensors, tensor_of, write_tensors
 from .writing import atomic_directory, atomic_file, whole_directory, write_json
 
 __all__ = [
+    "Count",
     "PathLike",
     "TensorFacts",
     "Within",
@@ -22,6 +23,7 @@ __all__ = [
     "is_folder",
     "parse_json",
     "path_of",
+    "plain_of",
     "quoted",
     "read_bytes",
     "read_header",

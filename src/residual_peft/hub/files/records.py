@@ -30,6 +30,9 @@ class Within:
     most: float = math.inf
 
 
+Count = Annotated[int, Within(0, 2**31)]
+
+
 def read_record(
     path: PathLike,
     cls: type[T],
@@ -41,7 +44,8 @@ def read_record(
 
     The types may be bool, int (64 bits), float (finite; a whole number will do), str, None, Any,
     other dataclasses, tuples, lists, dicts and mappings with keys of str, Literal, unions of these,
-    and Annotated with `Within`. Fields that have a default may be missing.
+    Annotated with `Within`, and classes that `parse` a text. Fields that have a default may be
+    missing.
 
     Raises:
         ResiDualError: the file is missing, no regular file, too large or no JSON; or a field is
@@ -63,6 +67,17 @@ def record_of(
         return _Reader(unknown == "refuse").read(value, cls, "")
     except _MisfitError as misfit:
         raise ResiDualError(f"{what}{misfit.where}: {misfit.why}. {advice}") from None
+
+
+def plain_of(value: Any) -> Any:
+    """A dataclass and all in it as JSON has it, such that `record_of` reads it."""
+    if hasattr(type(value), "parse"):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain_of(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: plain_of(item) for name, item in value.items()}
+    return [plain_of(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _MisfitError(Exception):
@@ -96,6 +111,8 @@ class _Reader:
             if not any(type(value) is type(known) and value == known for known in args):
                 raise _MisfitError(place, _words(hint), short(value))
             return value
+        if hasattr(hint, "parse"):
+            return _checked(functools.partial(hint.parse, self.read(value, str, place)), place)
         if dataclasses.is_dataclass(hint):
             return self._dataclass(value, hint, place)
         if (origin or hint) in (tuple, list, abc.Sequence):
@@ -134,10 +151,7 @@ class _Reader:
                 found[name] = self.read(value[name], hints[name], f"{place}.{name}")
             elif _is_needed(field):
                 raise _MisfitError(f"{place}.{name}", _words(hints[name]), "none")
-        try:
-            return cls(**found)
-        except ResiDualError as error:  # what its own checks say
-            raise _MisfitError(place, why=str(error).rstrip(".")) from None
+        return _checked(functools.partial(cls, **found), place)
 
     def _items(self, value: Any, hint: Any, place: str) -> Any:
         origin, args = get_origin(hint) or hint, get_args(hint)
@@ -152,6 +166,14 @@ class _Reader:
             for number, (item, kind) in enumerate(zip(value, kinds, strict=True))
         ]
         return found if origin is list else tuple(found)
+
+
+def _checked(make: abc.Callable[[], Any], place: str) -> Any:
+    """What something makes, or why its own checks refuse it."""
+    try:
+        return make()
+    except ResiDualError as error:
+        raise _MisfitError(place, why=str(error).rstrip(".")) from None
 
 
 @functools.cache

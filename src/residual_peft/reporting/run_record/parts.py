@@ -6,7 +6,9 @@ from torch import Tensor
 
 from ...analysis import Reason
 from ...classifiers.heads.conformal import By
+from ...classifiers.trained_head import Features
 from ...errors import ResiDualError
+from ...hub.files import Count
 from ...towers.units import Unit
 
 
@@ -45,7 +47,7 @@ class GainRecord:
 class ClassReasons:
     """What speaks for a class in its own test images, and what against it, the strongest first."""
 
-    class_index: int
+    class_index: Count
     pro: tuple[Reason, ...]
     con: tuple[Reason, ...]
 
@@ -54,7 +56,7 @@ class ClassReasons:
 class HeadShares:
     """What a class head makes of U units of K components, as `explain_head` divides it."""
 
-    features: str  # "coordinates", or "embedding", of which there are no units: it is read whole
+    features: Features  # of an "embedding" there are no units: it is read whole
     units: tuple[Unit, ...]  # the adapted units
     # components of each, K in all; 1 each where the adapter keeps no components
     counts: tuple[int, ...]

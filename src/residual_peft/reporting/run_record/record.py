@@ -1,7 +1,7 @@
 """`RunRecord`: save and load."""
 
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ...hub.files import (
     atomic_directory,
     inside,
     path_of,
+    plain_of,
     quoted,
     read_bytes,
     read_object,
@@ -28,7 +29,6 @@ from ...hub.files import (
     write_json,
     write_tensors,
 )
-from ...towers.units import Unit
 from .parts import Example, GainRecord, HeadShares, NamedImage, TrustRecord
 from .stored import (
     FORMAT_VERSION,
@@ -37,6 +37,7 @@ from .stored import (
     StoredHead,
     StoredImage,
     StoredRun,
+    stored_part,
 )
 
 MAX_PICTURE = 2**20  # bytes
@@ -168,10 +169,7 @@ class RunRecord:
                 class_names=stored.class_names,
                 facts=stored.facts,
                 gains=None if stored.gains is None else _gains(stored.gains, tensors, folder),
-                words=tuple(
-                    Words(Unit.parse(item.unit), item.component, item.texts, item.explained)
-                    for item in stored.words
-                ),
+                words=stored.words,
                 examples=tuple(
                     Example(item.row, _picture(item, folder)) for item in stored.examples
                 ),
@@ -199,28 +197,20 @@ class RunRecord:
         return tensors
 
     def _described(self, stamp: str, names: list[str]) -> dict[str, Any]:
-        gains, rest = self.gains, iter(names)
-        own = {
-            "examples": [{"row": x.row, "file": next(rest)} for x in self.examples],
-            "mistakes": [asdict(StoredImage.of(x, next(rest))) for x in self.mistakes],
-            "suspicious": [asdict(StoredImage.of(x, next(rest))) for x in self.suspicious],
-        }
-        return own | {
-            "format_version": FORMAT_VERSION,
-            "stamp": stamp,
-            "class_names": list(self.class_names),
-            "facts": self.facts.stored(),
-            "gains": gains
-            and {
-                "units": [str(unit) for unit in gains.units],
-                "counts": list(gains.counts),
-                "rescaling_share": gains.rescaling_share,
-                "settings_share": gains.settings_share,
-            },
-            "words": [asdict(words) | {"unit": str(words.unit)} for words in self.words],
-            "head": None if self.head is None else asdict(StoredHead.of(self.head)),
-            "trust": None if self.trust is None else asdict(self.trust),
-        }
+        rest = iter(names)
+        run = StoredRun(
+            stamp=stamp,
+            class_names=self.class_names,
+            facts=self.facts,
+            gains=stored_part(self.gains, StoredGains),
+            words=self.words,
+            examples=tuple(StoredExample(x.row, next(rest)) for x in self.examples),
+            head=stored_part(self.head, StoredHead),
+            trust=self.trust,
+            mistakes=tuple(StoredImage.of(x, next(rest)) for x in self.mistakes),
+            suspicious=tuple(StoredImage.of(x, next(rest)) for x in self.suspicious),
+        )
+        return plain_of(run) | {"facts": self.facts.stored()}
 
 
 def _logits(tensors: dict[str, Tensor], folder: Path, classes: int) -> dict[str, Tensor]:
@@ -237,20 +227,14 @@ def _gains(stored: StoredGains, tensors: dict[str, Tensor], folder: Path) -> Gai
     path, total = folder / RECORD_TENSORS, sum(stored.counts)
     names = ["gains", "share", "toward_label"]
     names += ["eigenvalues"] if "eigenvalues" in tensors else []
-    return GainRecord(
-        units=tuple(Unit.parse(name) for name in stored.units),
-        counts=stored.counts,
-        rescaling_share=stored.rescaling_share,
-        settings_share=stored.settings_share,
-        **{name: tensor_of(tensors, name, path, total) for name in names},
-    )
+    found: dict[str, Any] = {name: tensor_of(tensors, name, path, total) for name in names}
+    return GainRecord(**vars(stored), **found)
 
 
 def _head(stored: StoredHead, tensors: dict[str, Tensor], folder: Path) -> HeadShares:
     path, total = folder / RECORD_TENSORS, sum(stored.counts)
-    return stored.restored(
-        *(tensor_of(tensors, name, path, total) for name in (HEAD_SHARE, HEAD_TOWARD))
-    )
+    share, toward = (tensor_of(tensors, n, path, total) for n in (HEAD_SHARE, HEAD_TOWARD))
+    return HeadShares(**vars(stored), share=share, toward_label=toward)
 
 
 def _named(stored: tuple[StoredImage, ...], folder: Path) -> tuple[NamedImage, ...]:

@@ -1,38 +1,34 @@
 """What `run.json` holds, field by field."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
-from torch import Tensor
-
-from ...analysis import Reason
+from ...analysis.describing import Words
+from ...classifiers.trained_head import Features
 from ...hub.facts import Facts
-from ...hub.files import Within
+from ...hub.files import Count
 from ...towers.units import Unit
-from .parts import ClassReasons, HeadShares, NamedImage, TrustRecord
+from .parts import ClassReasons, NamedImage, TrustRecord
 
 FORMAT_VERSION = 1
-Count = Annotated[int, Within(0, 2**31)]
+T = TypeVar("T")
+
+
+def stored_part(value: Any, cls: Callable[..., T]) -> T | None:
+    """Those fields of a dataclass that another one has, too; None of None."""
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    return None if value is None else cls(**{name: getattr(value, name) for name in names})
 
 
 @dataclass(frozen=True)
 class StoredGains:
-    """A `GainRecord` without its tensors; units by name."""
+    """A `GainRecord` without its tensors."""
 
-    units: tuple[str, ...]
+    units: tuple[Unit, ...]
     counts: tuple[Count, ...]
     rescaling_share: float
     settings_share: float
-
-
-@dataclass(frozen=True)
-class StoredWords:
-    """`Words` with its unit by name."""
-
-    unit: str
-    component: Count | None
-    texts: tuple[tuple[str, float], ...]
-    explained: float | None
 
 
 @dataclass(frozen=True)
@@ -44,77 +40,15 @@ class StoredExample:
 
 
 @dataclass(frozen=True)
-class StoredReason:
-    """A `Reason` with its unit by name."""
-
-    unit: str
-    component: Count | None
-    effect: float
-    side: Annotated[int, Within(-1, 1)]
-
-    @classmethod
-    def of(cls, reason: Reason) -> "StoredReason":
-        """To be written."""
-        return cls(str(reason.unit), reason.component, reason.effect, reason.side)
-
-    def restored(self) -> Reason:
-        """As it was."""
-        return Reason(Unit.parse(self.unit), self.component, self.effect, self.side)
-
-
-@dataclass(frozen=True)
-class StoredReasons:
-    """`ClassReasons`."""
-
-    class_index: Count
-    pro: tuple[StoredReason, ...]
-    con: tuple[StoredReason, ...]
-
-    @classmethod
-    def of(cls, reasons: ClassReasons) -> "StoredReasons":
-        """To be written."""
-        sides = [tuple(map(StoredReason.of, side)) for side in (reasons.pro, reasons.con)]
-        return cls(reasons.class_index, *sides)
-
-    def restored(self) -> ClassReasons:
-        """As they were."""
-        pro, con = (tuple(reason.restored() for reason in side) for side in (self.pro, self.con))
-        return ClassReasons(self.class_index, pro, con)
-
-
-@dataclass(frozen=True)
 class StoredHead:
     """`HeadShares` without its tensors."""
 
-    features: Literal["coordinates", "embedding"]
-    units: tuple[str, ...]
+    features: Features
+    units: tuple[Unit, ...]
     counts: tuple[Count, ...]
     text_share: float
     whole: bool
-    reasons: tuple[StoredReasons, ...]
-
-    @classmethod
-    def of(cls, head: HeadShares) -> "StoredHead":
-        """To be written."""
-        reasons = tuple(map(StoredReasons.of, head.reasons))
-        units = tuple(map(str, head.units))
-        features: Literal["coordinates", "embedding"] = (
-            "embedding" if head.features == "embedding" else "coordinates"
-        )
-        return cls(features, units, head.counts, head.text_share, head.whole, reasons)
-
-    def restored(self, share: Tensor, toward_label: Tensor) -> HeadShares:
-        """As it was."""
-        return HeadShares(
-            self.features,
-            tuple(map(Unit.parse, self.units)),
-            self.counts,
-            share,
-            toward_label,
-            self.text_share,
-            self.whole,
-            tuple(reasons.restored() for reasons in self.reasons),
-        )
+    reasons: tuple[ClassReasons, ...]
 
 
 @dataclass(frozen=True)
@@ -145,7 +79,7 @@ class StoredRun:
     class_names: tuple[str, ...]
     facts: Facts
     gains: StoredGains | None
-    words: tuple[StoredWords, ...]
+    words: tuple[Words, ...]
     examples: tuple[StoredExample, ...]
     format_version: int = FORMAT_VERSION
     head: StoredHead | None = None
