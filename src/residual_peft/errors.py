@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 LONGEST = 300
 """Characters of one value that a message shows."""
@@ -43,6 +43,20 @@ def counted(count: int, what: str) -> str:
     ('1 image', '2,000 images')
     """
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def some(names: Collection[object], most: int = 5) -> str:
+    """The first few of some names; a sign where there are more.
+
+    >>> some(["a", "b"]), some("abcdef", 2)
+    ('a, b', 'a, b, ...')
+    """
+    return ", ".join(map(str, list(names)[:most])) + (", ..." if len(names) > most else "")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), "") or repr(error)
 
 
 def short(value: object) -> str:

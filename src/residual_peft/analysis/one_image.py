@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import ImageLike
-from ..errors import ResiDualError
+from ..errors import ResiDualError, some
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
@@ -138,6 +138,6 @@ def class_number(names: tuple[str, ...], name: str) -> int:
         ResiDualError: none has.
     """
     if name not in names:
-        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise ResiDualError(f"there is no class {name!r}; there are {len(names)}: {shown}.")
+        known = f"{len(names)}: {some(names, 10)}"
+        raise ResiDualError(f"there is no class {name!r}; there are {known}.")
     return names.index(name)

@@ -9,7 +9,7 @@ from peft import PeftModel
 from ..classifiers.backbones import backbone_of, load_backbone
 from ..classifiers.files import CLASSIFIER_JSON, read_described
 from ..classifiers.zero_shot import ZeroShotClassifier
-from ..errors import ResiDualError
+from ..errors import ResiDualError, first_line
 from ..hub.directories import local_directory
 from ..hub.files import atomic_directory, path_of
 from ..tuner.conversion import convert_adapter
@@ -91,5 +91,4 @@ def _copy(name: str) -> Any:
     try:
         return open_clip.create_model(architecture, pretrained=weights or None).eval()
     except Exception as error:  # of many kinds, from its registry, the network and the weights
-        first = next(iter(str(error).splitlines()), "") or repr(error)
-        raise ResiDualError(f"open_clip did not give '{name}' ({first}).") from error
+        raise ResiDualError(f"open_clip did not give '{name}' ({first_line(error)}).") from error

@@ -1,7 +1,6 @@
 """A saved adapter, by name, as a file for another runtime."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,19 +54,6 @@ class ExportReport:
         }
 
 
-def _onnx(classifier: ZeroShotClassifier, out: Any, images: Any) -> ExportedOnnx:
-    return export_onnx(classifier, out, images=images)
-
-
-FORMATS: dict[str, Callable[..., ExportedOnnx]] = {"onnx": _onnx}
-
-
-def check_format(name: str) -> None:
-    """Raise a ResiDualError unless there is such a format."""
-    if name not in FORMATS:
-        raise ResiDualError(f"wanted a format among {', '.join(FORMATS)}, got '{name}'.")
-
-
 def export_adapter(
     adapter: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -83,9 +69,10 @@ def export_adapter(
     Raises:
         ResiDualError: no such adapter or format, an image that cannot be read; as `export_onnx`.
     """
-    check_format(format)
+    if format != "onnx":
+        raise ResiDualError(f"wanted the format onnx, got '{format}'.")
     classifier = ZeroShotClassifier.from_pretrained(adapter)
     chosen = () if images is None else images_of(os.fspath(images))[0][:AT_MOST]
     pictures = [to_rgb(item) for item in chosen]
-    found = FORMATS[format](classifier, out, pictures)
+    found = export_onnx(classifier, out, images=pictures)
     return ExportReport(found, len(classifier.class_names), classifier.multi_label)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import datasets
 from datasets import Dataset
 
 from ..classifiers.evaluation import Evaluation
+from ..data.checking import undecoded
 from ..data.images import UnreadableImage, to_rgb
 from ..data.listing import files_of, short_name, write_listing
 from ..data.pictures import thumbnail
@@ -70,9 +70,9 @@ def pictured(noted: Sequence[Noted], limit: int = SHOWN) -> tuple[NamedImage, ..
     """The first of them with small pictures, by short names; unreadable ones are left out."""
     found = []
     for item in noted[:limit]:
-        stored = item.dataset.cast_column("image", datasets.Image(decode=False)).with_format(None)
         try:
-            image = thumbnail(to_rgb(stored[item.row]["image"], f"'{item.file}'"))
+            stored = undecoded(item.dataset)[item.row]["image"]
+            image = thumbnail(to_rgb(stored, f"'{item.file}'"))
         except UnreadableImage:
             continue
         name = short_name(item.file)

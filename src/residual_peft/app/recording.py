@@ -6,7 +6,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -23,6 +22,7 @@ from ..classifiers.adapters import ADAPTER_TENSORS
 from ..classifiers.cards import adapter_facts
 from ..classifiers.evaluation import Evaluation
 from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.checking import undecoded
 from ..data.images import to_rgb
 from ..data.labels import labelling_in
 from ..data.pictures import thumbnail
@@ -78,7 +78,7 @@ def record_run(
     """
     changed = changed_rows(before.logits, after.logits, after.labels)
     mistakes = mistakes_of(after, test)
-    pictures = test.cast_column("image", datasets.Image(decode=False)).with_format(None)
+    pictures = undecoded(test)
     examples = [
         Example(row, thumbnail(to_rgb(pictures[row]["image"], f"image {row} of the test split")))
         for row in changed or ()

@@ -8,8 +8,9 @@ Names are imported when they are first used: what loads an adapter takes class n
 from here, and needs no `datasets`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..hub.lazy import imported_when_used
 
 if TYPE_CHECKING:
     from .batching import ProcessedImages, batches, collate
@@ -51,19 +52,12 @@ __all__ = [
     "write_skipped",
 ]
 
-_HOME = {
-    **dict.fromkeys(("ProcessedImages", "batches", "collate"), "batching"),
-    **dict.fromkeys(("SkippedImage", "write_skipped"), "skipped"),
-    "ImageData": "image_data",
-    "load_data": "loading",
-    **dict.fromkeys(("Batches", "ImageFiles"), "passes"),
-    **dict.fromkeys(("iterative_folds", "iterative_split", "stratified_split"), "stratification"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    return found
+__getattr__ = imported_when_used(
+    __name__,
+    batching=("ProcessedImages", "batches", "collate"),
+    image_data=("ImageData",),
+    loading=("load_data",),
+    passes=("Batches", "ImageFiles"),
+    skipped=("SkippedImage", "write_skipped"),
+    stratification=("iterative_folds", "iterative_split", "stratified_split"),
+)

@@ -9,13 +9,15 @@ import logging
 import lzma
 import os
 import shutil
+import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import datasets
 
@@ -90,14 +92,15 @@ def unpacked(path: Path) -> Path:
 
 def _unpack(path: Path, target: Path, allowed: int) -> None:
     wanted = (*image_endings(), *TABLES)
-    written, files, left = 0, 0, 0
+    written, left = 0, 0
     room = shutil.disk_usage(target).free
-    for member in _members(path):
+    for number, member in enumerate(_members(path), 1):
         parts = _checked(member.name, path)
-        files += 1
-        if files > MOST_FILES:
+        if number > MOST_FILES:
             raise ResiDualError(f"{quoted(path)} holds more than {MOST_FILES:,} files.")
-        if not member.name.lower().endswith(tuple(wanted)) or _is_hidden(parts):
+        # what no folder of images shows either, such as __MACOSX and .DS_Store
+        hidden = any(part.startswith((".", "__")) for part in parts)
+        if hidden or not member.name.lower().endswith(wanted):
             left += 1
             continue
         if written + member.size > min(allowed, room):
@@ -130,27 +133,18 @@ def _members(path: Path) -> Iterator[_Member]:
     """The regular files of an archive, each opened before the next is asked for."""
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
-            yield from _of_zip(archive, path)
+            for info in archive.infolist():
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    raise _no_links(info.filename, path)
+                if not info.is_dir():
+                    yield _Member(info.filename, info.file_size, partial(archive.open, info))
         return
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
             if member.issym() or member.islnk():
                 raise _no_links(member.name, path)
             if member.isreg():
-                yield _Member(member.name, member.size, lambda m=member: archive.extractfile(m))
-
-
-def _of_zip(archive: zipfile.ZipFile, path: Path) -> Iterable[_Member]:
-    for info in archive.infolist():
-        mode = info.external_attr >> 16
-        if mode & 0o170000 == 0o120000:
-            raise _no_links(info.filename, path)
-        if not info.is_dir():
-            yield _Member(info.filename, info.file_size, lambda i=info: _opened(archive, i))
-
-
-def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    return archive.open(info)
+                yield _Member(member.name, member.size, partial(archive.extractfile, member))
 
 
 def _no_links(name: str, path: Path) -> ResiDualError:
@@ -174,8 +168,3 @@ def _checked(name: str, path: Path) -> tuple[str, ...]:
             "nothing was kept of it."
         )
     return parts
-
-
-def _is_hidden(parts: tuple[str, ...]) -> bool:
-    """What no folder of images shows either: such as __MACOSX and .DS_Store."""
-    return any(part.startswith((".", "__")) for part in parts)

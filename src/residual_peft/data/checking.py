@@ -18,7 +18,7 @@ import datasets
 from datasets import Dataset
 from PIL import Image, ImageFile
 
-from ..errors import ResiDualError, printable
+from ..errors import ResiDualError, printable, some
 from .images import UnreadableImage, to_rgb
 from .progress import Bar
 from .provenance import image_digest
@@ -74,13 +74,8 @@ def check_images(
                 progress(1)
     check_skipped(skipped, max_bad, total, source)
     if skipped:
-        logger.warning(
-            "skipped %d of the %d images of %s: %s",
-            len(skipped),
-            total,
-            printable(source),
-            _first(skipped),
-        )
+        told = (len(skipped), total, printable(source), some(skipped, 3))
+        logger.warning("skipped %d of the %d images of %s: %s", *told)
     return digests, tuple(skipped)
 
 
@@ -110,13 +105,9 @@ def check_skipped(
     if count > allowed:
         raise ResiDualError(
             f"{count} of the {total} images of {source} cannot be read, and max_bad={max_bad:g} "
-            f"allows {allowed}: {_first(skipped)}; repair or remove them, or go on without them "
+            f"allows {allowed}: {some(skipped, 3)}; repair or remove them, or go on without them "
             f"with max_bad={math.ceil(100 * count / total) / 100:g}."
         )
-
-
-def _first(skipped: Sequence[SkippedImage]) -> str:
-    return ", ".join(map(str, skipped[:3])) + (", ..." if skipped[3:] else "")
 
 
 def _examined(
@@ -126,31 +117,30 @@ def _examined(
 
     A few more than there are threads are under way at any time, however many there are.
     """
-    pending: deque[tuple[str, int, str | None, Future[tuple[str | None, str]]]] = deque()
+    pending: deque[tuple[tuple[str, int, str | None], Future[tuple[str | None, str]]]] = deque()
+
+    def done() -> tuple[str, int, str | None, str | None, str]:
+        place, future = pending.popleft()
+        return *place, *future.result()
+
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             for split, dataset in parts.items():
                 for row, (content, path) in enumerate(stored_images(dataset)):
-                    pending.append((split, row, path, pool.submit(_look, content, path)))
+                    pending.append(((split, row, path), pool.submit(_look, content, path)))
                     while len(pending) > 2 * THREADS:
-                        yield _done(*pending.popleft())
+                        yield done()
             while pending:
-                yield _done(*pending.popleft())
+                yield done()
         finally:
-            for *_, future in pending:
+            for _, future in pending:
                 future.cancel()
 
 
-def _done(
-    split: str, row: int, path: str | None, future: Future[tuple[str | None, str]]
-) -> tuple[str, int, str | None, str | None, str]:
-    digest, reason = future.result()
-    return split, row, path, digest, reason
-
-
-def undecoded(dataset: Dataset) -> Dataset:
+def undecoded(dataset: Dataset, column: str = "image") -> Dataset:
     """The column of images as they are stored: bytes, path or both."""
-    return dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    images = dataset.select_columns([column]).with_format(None)
+    return images.cast_column(column, datasets.Image(decode=False))
 
 
 def stored_images(dataset: Dataset) -> Iterator[tuple[Any, str | None]]:

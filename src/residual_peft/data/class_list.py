@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from datasets import ClassLabel, Dataset
 
-from ..errors import ResiDualError, printable
+from ..errors import ResiDualError, printable, some
 from ..hub.files import quoted
 from .labels import label_item, labelling_of_column
 from .labels.columns import labels_in
@@ -88,11 +88,8 @@ class ClassList:
         idle = [said for key, said in self.words.items() if key not in known]
         used = {said for key, said in self.words.items() if key in known}
         if missing := sorted(set(idle) - used):
-            logger.warning(
-                "%s: no image is of %s",
-                printable(self.file),
-                printable(", ".join(f"'{name}'" for name in missing[:5])),
-            )
+            names = some([f"'{name}'" for name in missing])
+            logger.warning("%s: no image is of %s", printable(self.file), printable(names))
         return renamed
 
     def _renamed(self, dataset: Dataset, used: set[str]) -> Dataset:

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, some
 from .class_names import check_class_names
 from .labels import MANY_LABELS, ONE_LABEL, label_item, labelling_in, labelling_of_column
 from .labels.columns import check_range, labels_in
@@ -251,7 +251,7 @@ def check_classes(
     every = np.concatenate(list(labels.values()))
     counts = labelling_in(every).counts(every, len(names)).tolist()
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        listed = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if empty[5:] else "")
+        listed = some([f"'{name}'" for name in empty])
         if unread:
             first = unread(names.index(empty[0]))
             raise ResiDualError(

@@ -149,15 +149,11 @@ def _stream(
         workers = usable_cores() if pays else 0
     left = pieces[done:]
     count = min(workers, len(left))
-    started = _started(images, left, count, batch) if count and _may_start(images) else None
+    # a daemonic process may have none, and pickles must travel
+    alone = multiprocessing.current_process().daemon
+    able = count and not alone and (start_method() == "fork" or travels(images))
+    started = _started(images, left, count, batch) if able else None
     yield from (read_piece(images, rows) for rows in left) if started is None else started
-
-
-def _may_start(images: Images) -> bool:
-    """Whether other processes can decode: a daemonic one may have none, and pickles must travel."""
-    if multiprocessing.current_process().daemon:
-        return False
-    return start_method() == "fork" or travels(images)
 
 
 def start_method() -> str:

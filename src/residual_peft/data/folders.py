@@ -20,7 +20,7 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, Features
 
-from ..errors import ResiDualError, counted, printable
+from ..errors import ResiDualError, counted, printable, some
 from .metadata import has_labels, paths_in, read_metadata
 from .trees import Parts, Tree
 
@@ -164,7 +164,7 @@ class _Reading:
             logger.warning(
                 "%s: %s inside the class folders are no splits; put them above the classes",
                 printable(self.tree.root),
-                printable(", ".join(f"'{name}'" for name in sorted(inner)[:5])),
+                printable(some([f"'{name}'" for name in sorted(inner)])),
             )
 
     def _say(self, loose: Counter[str]) -> None:
@@ -187,11 +187,10 @@ class _Reading:
         nested = sorted({path[-2] for path in self.below if len(path) > 2})
         if nested and len({len(path) for path in self.tree.images}) == 1:
             logger.warning(
-                "%s: the class of an image is its top folder, not the innermost (%s%s) as in "
+                "%s: the class of an image is its top folder, not the innermost (%s) as in "
                 "datasets' imagefolder",
                 printable(self.tree.root),
-                printable(", ".join(f"'{name}'" for name in nested[:5])),
-                ", ..." if nested[5:] else "",
+                printable(some([f"'{name}'" for name in nested])),
             )
 
 

@@ -64,7 +64,7 @@ def files_in(
         path = os.fspath(path_of(name))
         if is_folder(path):
             yield from _in_folder(path, but)
-        elif os.path.lexists(_without_null(path)) or not glob.has_magic(path):
+        elif os.path.lexists(path.partition("\0")[0]) or not glob.has_magic(path):
             yield path
         else:
             matches = sorted(glob.glob(path, recursive=True))
@@ -101,11 +101,6 @@ def _readable(image: str | SkippedImage) -> str:
     return image
 
 
-def _without_null(path: str) -> str:
-    """A path that the system may be asked for; one with a null byte is nobody's."""
-    return path.partition("\0")[0] if "\0" in path else path
-
-
 def _stored(image: Any) -> Any:
     """Bytes and file objects as `datasets` stores what has no path; others as they are."""
     if isinstance(image, bytes | bytearray | memoryview):
@@ -131,15 +126,12 @@ class _Rows(Sequence[ImageLike]):
     """The images of a dataset, undecoded, each read when it is asked for."""
 
     def __init__(self, dataset: Any) -> None:
-        import datasets
-
+        from .checking import undecoded
         from .columns import check_format, image_column_of
 
         check_format(dataset, "the dataset")
-        column = image_column_of(dataset.features, "the dataset")
-        rows = dataset.select_columns([column]).with_format(None)
-        self.rows = rows.cast_column(column, datasets.Image(decode=False))
-        self.column = column
+        self.column = image_column_of(dataset.features, "the dataset")
+        self.rows = undecoded(dataset, self.column)
 
     def __len__(self) -> int:
         return len(self.rows)

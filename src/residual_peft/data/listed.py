@@ -16,7 +16,7 @@ import datasets
 from datasets import Dataset, Features
 from PIL import Image
 
-from ..errors import ResiDualError, counted, printable, short
+from ..errors import ResiDualError, counted, first_line, printable, short
 from .columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .labels import labelling_of
@@ -281,8 +281,7 @@ def _dataset(images: list[Any], labels: list[Any], columns: tuple[str, str], nam
     try:
         return Dataset.from_dict({columns[0]: images, columns[1]: labels}, features=features)
     except Exception as error:  # arrow's, of many kinds
-        first = next(iter(str(error).splitlines()), "") or repr(error)
         raise ResiDualError(
-            f"the images and labels of {name} cannot stand in one table ({first}); wanted a path "
-            "or an image, and one class name (or a list of them), in every row."
+            f"the images and labels of {name} cannot stand in one table ({first_line(error)}); "
+            "wanted a path or an image, and one class name (or a list of them), in every row."
         ) from error

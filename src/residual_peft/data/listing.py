@@ -4,17 +4,16 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
-import datasets
 from datasets import Dataset
 
 from ..hub.files import PathLike, atomic_file
+from .checking import undecoded
 from .skipped import as_text
 
 
 def files_of(dataset: Dataset, rows: Iterable[int], title: str) -> list[str]:
     """What some images are called: their paths, or of those without one the row of `title`."""
-    stored = dataset.select_columns("image").with_format(None)
-    stored = stored.cast_column("image", datasets.Image(decode=False))
+    stored = undecoded(dataset)
     images = [(row, stored[row]["image"] or {}) for row in rows]
     return [as_text(image.get("path") or f"row {row} of {title}") for row, image in images]
 

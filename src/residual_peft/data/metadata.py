@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, first_line
+from .checking import undecoded
 from .columns import LABEL_COLUMNS
 from .labels import label_item
 from .trees import Parts
@@ -34,10 +35,9 @@ def read_metadata(root: Path, files: Sequence[Parts], split: str) -> Dataset:
             return builder.as_dataset(split=split, in_memory=True)
     except Exception as error:  # many kinds, from pandas, arrow and the builder
         cause = error.__cause__ or error.__context__ or error  # what the builder met itself
-        first = next(iter(str(cause).splitlines()), "") or repr(cause)
         raise ResiDualError(
-            f"could not read '{paths[0]}' ({first}); wanted a table with a column file_name, of "
-            "paths below the table's folder, and a column label."
+            f"could not read '{paths[0]}' ({first_line(cause)}); wanted a table with a column "
+            "file_name, of paths below the table's folder, and a column label."
         ) from error
 
 
@@ -54,8 +54,7 @@ def has_labels(dataset: Dataset, label_column: str | None) -> bool:
 def paths_in(dataset: Dataset) -> list[str | None]:
     """Path of the first image of every row."""
     column = next(c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image))
-    stored = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return [image and image["path"] for image in stored[:][column]]
+    return [image and image["path"] for image in undecoded(dataset, column)[:][column]]
 
 
 @contextmanager

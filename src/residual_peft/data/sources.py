@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, first_line
 from ..hub.files import file_size, is_file, is_folder, path_of, read_json
 from .archives import is_archive, unpacked
 from .class_list import CLASSES, ClassList, class_list_in
@@ -157,8 +157,8 @@ def _from_disk(path: Path) -> Source:
     except ResiDualError:
         raise
     except Exception as error:  # many kinds: arrow, JSON, missing files
-        first = next(iter(str(error).splitlines()), "") or repr(error)
-        raise ResiDualError(f"could not load the data saved in '{path}' ({first}).") from error
+        why = first_line(error)
+        raise ResiDualError(f"could not load the data saved in '{path}' ({why}).") from error
 
 
 def _from_hub(name: str, asked: Asked) -> dict[str, Dataset]:
@@ -167,7 +167,7 @@ def _from_hub(name: str, asked: Asked) -> dict[str, Dataset]:
             name, asked.config, revision=asked.revision, token=asked.token
         )
     except Exception as error:  # many kinds, from the client, the builder and the network
-        first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        first = first_line(error)
         raise ResiDualError(
             f"could not load the data '{name}': it is no folder here, and the Hugging Face Hub did "
             f"not give it ({first}). Check the spelling and the connection, or give a folder with "

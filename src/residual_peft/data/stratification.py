@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ResiDualError, printable
+from ..errors import ResiDualError, printable, some
 
 if TYPE_CHECKING:
     from .labels import Labelling
@@ -150,11 +150,10 @@ def stratified_split(
     if few:
         logger.warning(
             "%s with too few different images for one each in %s, so these are for training "
-            "first: %s%s",
+            "first: %s",
             "1 class" if len(few) == 1 else f"{len(few):,} classes",
             ", ".join(parts),
-            printable(", ".join(few[:5])),
-            ", ..." if few[5:] else "",
+            printable(some(few)),
         )
     check_parts(parts, len(labels))
     return {name: np.sort(np.concatenate(rows)) for name, rows in parts.items()}
@@ -186,12 +185,11 @@ def few_split(
             short.append(f"'{class_names[label]}' ({len(rows)})")
     if short:
         logger.warning(
-            "%s with %s than the %d images to draw: %s%s",
+            "%s with %s than the %d images to draw: %s",
             "1 class" if len(short) == 1 else f"{len(short):,} classes",
             "fewer" if tested else "no more",
             few,
-            printable(", ".join(short[:5])),
-            ", ..." if short[5:] else "",
+            printable(some(short)),
         )
     train = np.sort(np.concatenate(drawn))
     parts = {"train": train, "test": np.setdiff1d(np.arange(len(labels)), train)}
@@ -229,8 +227,8 @@ def iterative_split(
     for name, rows in parts.items():
         if missing := np.flatnonzero((labels[rows].sum(0) == 0) & (counts > 0)).tolist():
             titles = [class_names[i] if class_names else str(i) for i in missing]
-            listed = ", ".join(titles[:5]) + (", ..." if len(titles) > 5 else "")
-            logger.warning("the part '%s' has no image with the label %s", name, printable(listed))
+            listed = printable(some(titles))
+            logger.warning("the part '%s' has no image with the label %s", name, listed)
     return parts
 
 

@@ -16,7 +16,6 @@ from PIL import Image
 
 from ..errors import counted
 from .checking import stored_images
-from .checking import undecoded as undecoded
 from .image_data import ImageData
 from .labels import labelling_of
 from .labels.columns import labels_in

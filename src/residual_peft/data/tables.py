@@ -11,7 +11,7 @@ import pyarrow.parquet
 from datasets import Dataset, Features
 from datasets.table import InMemoryTable
 
-from ..errors import ResiDualError
+from ..errors import ResiDualError, first_line
 from ..hub.files import file_size, quoted, read_bytes
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -118,8 +118,8 @@ def _parquet(path: Path) -> Columns | Dataset:
         table.validate(full=True)
         features = Features.from_arrow_schema(table.schema)
     except Exception as error:  # arrow's, of many kinds
-        first = next(iter(str(error).splitlines()), "") or repr(error)
-        raise ResiDualError(f"could not read the table {quoted(path)} ({first}).") from error
+        why = first_line(error)
+        raise ResiDualError(f"could not read the table {quoted(path)} ({why}).") from error
     if not table.num_rows:
         raise ResiDualError(f"wanted a table with a row per image in {quoted(path)}, got no rows.")
     if any(_holds_images(kind) for kind in features.values()):

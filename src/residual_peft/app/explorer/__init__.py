@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["appearance", "explorer"]
 
-__getattr__ = imported_when_used(__name__, "page", (*__all__,))
+__getattr__ = imported_when_used(__name__, page=(*__all__,))

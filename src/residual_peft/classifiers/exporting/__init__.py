@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportedOnnx", "export_onnx"]
 
-__getattr__ = imported_when_used(__name__, "onnx", (*__all__,))
+__getattr__ = imported_when_used(__name__, onnx=(*__all__,))
