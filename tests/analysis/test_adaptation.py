@@ -144,7 +144,7 @@ def test_whole_units_are_shown_as_such(name: str) -> None:
 def test_a_chunk_is_no_border(monkeypatch: pytest.MonkeyPatch) -> None:
     _, classifier, rows, _ = case()
     whole = explain_adapter(classifier, rows)
-    monkeypatch.setattr("residual_peft.analysis.adaptation.CHUNK", 5)
+    monkeypatch.setattr("residual_peft.analysis.movement.CHUNK", 5)
     torch.testing.assert_close(explain_adapter(classifier, rows).share, whole.share)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.metrics import accuracy_interval, difference_interval
 from ..errors import ResiDualError
+from ..hub.files import plain_of
 from ..towers.units import Unit
 from .contributions import Contributions
 from .subsets import Ablation, Stand, correct_whole, correct_with, score_blocks
@@ -54,14 +55,9 @@ class AblationCurve:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: the attributes, with `rows` for the points."""
-        return {
-            "ablation": self.ablation,
-            "kinds": list(self.kinds),
-            "cumulative": self.cumulative,
-            "images": self.images,
-            "baseline": self.baseline,
-            "rows": self.rows(),
-        }
+        found = plain_of(self)
+        found["rows"] = found.pop("points")
+        return found
 
 
 def layer_ablation(

@@ -3,7 +3,6 @@
 Exact, since the readout is a sum: see `movement` for the formula.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +15,14 @@ from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
 from ..tuner import adapter_basis
-from .movement import Moved, centred_classes, exact_state, gains_per_component, place_of
-
-CHUNK = 1024  # images per product
+from .movement import (
+    Moved,
+    centred_classes,
+    chunks,
+    exact_state,
+    gains_per_component,
+    place_of,
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def explain_adapter(
     squares = torch.zeros(len(directions), dtype=torch.float64)
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("rescaling", "settings")}
     total = 0.0
-    for part in _chunks(rows):
+    for part in chunks(rows):
         seen = Moved.of(part, gains, state)
         change = (seen.after - seen.before) @ weights.T  # D (n, C)
         own = weights[part.labels]
@@ -154,7 +158,10 @@ def explain_adapter(
             sums[name][0] += (change * (moved @ weights.T)).sum()
             sums[name][1] += (own * moved).sum()
     offset, count = gains - 1, len(rows)
-    per_unit = rows.state.settings.per_unit
+    per_unit, eigenvalues = rows.state.settings.per_unit, None
+    if not per_unit:
+        basis = adapter_basis(classifier.model, adapter_name)
+        eigenvalues = torch.cat(basis.eigenvalues).double()
     scale = total or 1.0
     return AdapterExplanation(
         units=state.settings.units,
@@ -170,16 +177,5 @@ def explain_adapter(
         change=(total / count / len(weights)) ** 0.5,
         images=count,
         per_unit=per_unit,
-        eigenvalues=None if per_unit else _eigenvalues(classifier, adapter_name),
+        eigenvalues=eigenvalues,
     )
-
-
-def _eigenvalues(classifier: ZeroShotClassifier, adapter_name: str | None) -> Tensor:
-    return torch.cat(adapter_basis(classifier.model, adapter_name).eigenvalues).double()
-
-
-def _chunks(rows: Coordinates | CoordinateStore) -> Iterator[Coordinates]:
-    for part in rows.parts:
-        here = part.to("cpu")
-        for index in torch.arange(len(here)).split(CHUNK):
-            yield here.rows(index)

@@ -52,13 +52,8 @@ class CoarseOptimum:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: the attributes, with `rows` for the gains."""
-        return {
-            "objective": self.objective,
-            "strength": self.strength,
-            "validation_accuracy": self.validation_accuracy,
-            "gradient_norm": self.gradient_norm,
-            "rows": self.rows(),
-        }
+        names = ("objective", "strength", "validation_accuracy", "gradient_norm")
+        return {name: getattr(self, name) for name in names} | {"rows": self.rows()}
 
 
 def coarse_optimum(

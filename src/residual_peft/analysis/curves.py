@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.metrics import accuracy_interval, difference_interval
 from ..errors import ResiDualError
+from ..hub.files import plain_of
 from .contributions import Contributions
 from .rankings import LETTERS, Ranking, unit_count
 from .subsets import Ablation, Others, correct_with
@@ -93,14 +94,8 @@ class SelectionCurve:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: `method`, `letter`, `ablation`, `others`, `images` and `points`."""
-        return {
-            "method": self.method,
-            "letter": self.letter,
-            "ablation": self.ablation,
-            "others": self.others,
-            "images": self.images,
-            "points": [asdict(point) for point in self.points],
-        }
+        names = ("method", "letter", "ablation", "others", "images", "points")
+        return {name: plain_of(getattr(self, name)) for name in names}
 
 
 def selection_curve(

@@ -5,6 +5,7 @@ per image have the distances that its contributions have in the readout.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +185,8 @@ def dimension_profile(
         for index, part in enumerate(parts):
             points = part.coordinates[chosen].to(device or part.coordinates.device)
             if points.shape[1]:
-                clouds[index] = _cloud(points, block, resolution)
+                with suppress(TooFewPoints):  # that write too few different things for one
+                    clouds[index] = two_nn(points, block=block, resolution=resolution)
     return DimensionProfile(
         units=tuple(source.units),
         share=share,
@@ -204,14 +206,6 @@ def _spectra(source: Contributions | SpectralBasis) -> list[tuple[Tensor, float]
         totals = source.total_variance.tolist()
         return [(values, total) for values, total in zip(source.eigenvalues, totals, strict=True)]
     return [(part.eigenvalues, float(part.eigenvalues.sum())) for part in source.parts]
-
-
-def _cloud(points: Tensor, block: int, resolution: float | None) -> TwoNN | None:
-    """None for a unit that writes too few different things to have a dimension."""
-    try:
-        return two_nn(points, block=block, resolution=resolution)
-    except TooFewPoints:
-        return None
 
 
 def _doubles(values: list[float]) -> Tensor:

@@ -9,7 +9,6 @@ A head on coordinates is linear, so that its logits divide among the columns wit
 As no decision depends on what all classes gain alike, all of it counts from its mean over classes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -27,9 +26,7 @@ from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
 from ..tuner import gains_of
-from .movement import place_of
-
-CHUNK = 1024  # images per product
+from .movement import chunks, place_of
 
 
 @dataclass(frozen=True)
@@ -118,14 +115,14 @@ class HeadExplanation:
         if self.per_unit:
             sums = self._summed(values)
             found = [
-                [Reason(self.units[j], None, float(sums[j]), 0) for j in end]
-                for end in _ends(sums, count)
+                [Reason(self.units[j], None, float(sums[j]), 0) for j in end.tolist()]
+                for end in strongest(sums, count)
             ]
         else:
             side = self.sides[:, class_index]
             found = [
-                [Reason(*_named(self, j), float(values[j]), int(side[j])) for j in end]
-                for end in _ends(values, count)
+                [Reason(*_named(self, j), float(values[j]), int(side[j])) for j in end.tolist()]
+                for end in strongest(values, count)
             ]
         return found[0], found[1]
 
@@ -151,7 +148,8 @@ def explain_head(
     check_rows(rows, head)
     ONE_LABEL.check(rows.labels, len(classifier.class_names))
     sums = _Sums.of(head)
-    for part in _chunks(rows, head.class_count):
+    for part in chunks(rows):
+        part = part.rows((part.labels < head.class_count).nonzero().flatten())
         sums.add(head, part, text_of(classifier, part, head))
     if sums.images < 2:
         raise ResiDualError(
@@ -280,18 +278,6 @@ def _centred(head: ClassHead) -> ClassHead:
     """The same less what all classes have alike."""
     weights = head.weights - head.weights.mean(1, keepdim=True)
     return replace(head, weights=weights, offset=head.offset - head.offset.mean())
-
-
-def _chunks(rows: Coordinates | CoordinateStore, classes: int) -> Iterator[Coordinates]:
-    for part in rows.parts:
-        here = part.to("cpu")
-        inside = (here.labels < classes).nonzero().flatten()
-        for index in inside.split(CHUNK):
-            yield here.rows(index)
-
-
-def _ends(values: Tensor, count: int) -> list[list[int]]:
-    return [side.tolist() for side in strongest(values, count)]
 
 
 def _named(explanation: HeadExplanation, index: int) -> tuple[Unit, int]:

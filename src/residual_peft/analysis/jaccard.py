@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
 from typing import Any
+
+from scipy.stats import hypergeom
 
 from ..errors import ResiDualError
 from ..towers.units import Unit
@@ -66,7 +67,4 @@ def overlap(chosen: Mapping[str, Sequence[Unit]], total: int | None = None) -> O
 
 def _chance(first: int, second: int, total: int) -> float:
     """Expected Jaccard overlap of two independent random sets: k shared is hypergeometric."""
-    shared = range(max(0, first + second - total), min(first, second) + 1)
-    ways = (comb(first, k) * comb(total - first, second - k) for k in shared)
-    pairs = zip(ways, shared, strict=True)
-    return sum(way * k / (first + second - k) for way, k in pairs) / comb(total, second)
+    return float(hypergeom(total, first, second).expect(lambda k: k / (first + second - k)))

@@ -13,7 +13,7 @@ readout; that is one more term, and nothing is approximated:
                           + s w·(y¹ − y) / ‖y'‖                       the settings
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -29,6 +29,8 @@ from ..solvers.coordinates import Coordinates, collect_coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
 from ..tuner import Gains, ReadoutState, compose, gains_of
+
+CHUNK = 1024  # images per product
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,14 @@ class Moved:
             settings=(at_one - y) / length,
             length=length,
         )
+
+
+def chunks(rows: Coordinates | CoordinateStore) -> Iterator[Coordinates]:
+    """Some images at a time, on the CPU."""
+    for part in rows.parts:
+        here = part.to("cpu")
+        for index in torch.arange(len(here)).split(CHUNK):
+            yield here.rows(index)
 
 
 def place_of(index: int, counts: Sequence[int]) -> tuple[int, int]:

@@ -136,10 +136,9 @@ def compare_selections(
     }
     if optimum is not None:
         right["O"] = optimum.correct(test, class_embeddings)
-    lines = tuple(_line(letter, row) for letter, row in right.items())
+    found = {letter: (int(row.sum()), len(row)) for letter, row in right.items()}
+    lines = tuple(
+        ReferenceLine(letter, correct / images, *accuracy_interval(correct, images))
+        for letter, (correct, images) in found.items()
+    )
     return SelectionStudy(rankings, curves, lines)
-
-
-def _line(letter: str, right: Tensor) -> ReferenceLine:
-    correct, images = int(right.sum()), len(right)
-    return ReferenceLine(letter, correct / images, *accuracy_interval(correct, images))

@@ -1,30 +1,13 @@
 """From the name of a registry to results and their summaries."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ..errors import ResiDualError, counted
-from ..experiments.bench.registry import PAPER, Registry, read_registry
+from ..experiments.bench.registry import Registry
 from ..experiments.bench.results import Result, latest
 from ..experiments.bench.run import is_of, run_registry
 from ..reporting.bench import write_summaries
-
-Names = Sequence[str] | None
-
-
-def registry_of(
-    path: str | os.PathLike[str] | None = None,
-    models: Names = None,
-    data: Names = None,
-    methods: Names = None,
-    protocols: Names = None,
-) -> Registry:
-    """A registry, or a part of it; the paper's models and data sets when None.
-
-    Raises:
-        ResiDualError: as `read_registry`; a name that it has not.
-    """
-    return read_registry(PAPER if path is None else path).only(models, data, methods, protocols)
 
 
 def run_bench(

@@ -1,7 +1,7 @@
 """From names to what a saved adapter changed: its gains or its class head, on data or one image."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,12 +194,14 @@ def study_adapter(
         chosen = picked.without(loader.skipped, asked.max_bad).as_dict()
         explain = explain_adapter if classifier.head is None else explain_head
         found = explain(classifier, rows)
-    most = () if found is None else tuple(found.strongest(count))
-    single = _single(classifier, paths)
+    most: tuple[Any, ...] = () if found is None else tuple(found.strongest(count))
+    said = () if dictionary is None else describe_components(classifier.model, most, dictionary)
+    explain_one = explain_image if classifier.head is None else explain_head_image
+    single = {path: explain_one(classifier, path) for path in paths}
     return AdapterStudy(
         explanation=found,
         strongest=most,
-        words=tuple(_described(classifier, most, dictionary)),
+        words=tuple(said),
         images=single,
         more_words=_more_words(classifier, found, single.values(), dictionary),
         chosen=chosen,
@@ -226,21 +228,6 @@ def dictionary_of(classifier: ZeroShotClassifier, words: Any = None) -> TextDict
     if not has_text(base) or not classifier.templates:
         return None
     return dictionary_if_any(backbone_of(base), words)
-
-
-def _described(
-    classifier: ZeroShotClassifier, effects: Sequence[Any], dictionary: TextDictionary | None
-) -> list[Explanation]:
-    if dictionary is None:
-        return []
-    return describe_components(classifier.model, effects, dictionary)
-
-
-def _single(
-    classifier: ZeroShotClassifier, images: Iterable[str]
-) -> dict[str, ImageExplanation | HeadImageExplanation]:
-    explain = explain_image if classifier.head is None else explain_head_image
-    return {path: explain(classifier, path) for path in images}
 
 
 def _more_words(

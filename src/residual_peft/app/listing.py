@@ -8,8 +8,9 @@ from datasets import Dataset
 from ..classifiers.evaluation import Evaluation
 from ..data.checking import undecoded
 from ..data.images import UnreadableImage, to_rgb
-from ..data.listing import files_of, short_name, write_listing
+from ..data.listing import files_of, short_name
 from ..data.pictures import thumbnail
+from ..data.skipped import write_listing
 from ..hub.files import PathLike
 from ..reporting.run_record import NamedImage
 

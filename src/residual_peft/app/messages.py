@@ -3,7 +3,6 @@
 import logging
 import sys
 import warnings
-from typing import Any
 
 from ..data.progress import Bar
 from ..errors import ResiDualError, missing_extra, printable
@@ -38,11 +37,6 @@ def _note(text: str) -> None:
     print(printable(f"note: {text}"), file=sys.stderr, flush=True)
 
 
-def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
-    """For `warnings.showwarning`: without the line of code, which is nothing to a user."""
-    _note(str(message))
-
-
 def quiet() -> None:
     """Leave the terminal to this program's own bars and messages; without one, a line per stage."""
     Bar.in_a_log = not sys.stderr.isatty()
@@ -54,7 +48,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     # PEFT asks the Hub for the bundled model's vocabulary, which no method here changes
     warnings.filterwarnings("ignore", message="Could not find a config file")
-    warnings.showwarning = _warned
+    # without the line of code, which is nothing to a user
+    warnings.showwarning = lambda message, *_, **__: _note(str(message))
     ours = logging.getLogger(__package__.partition(".")[0])
     ours.setLevel(logging.INFO)
     ours.addHandler(_NOTES)  # once, however often it is called

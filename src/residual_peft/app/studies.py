@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 
 from ..analysis import (
     AblationCurve,
@@ -186,7 +185,8 @@ def study(
     train, validation, test, skipped = _read(backbone, data, images, seed, progress, options)
     check_skipped(skipped, max_bad, sum(map(len, data.splits.values())), data.source)
     if classifier is None:
-        means = class_means_of(train.readout, _labels_of(train), data.class_names)
+        assert train.labels is not None  # load_data gives every image one
+        means = class_means_of(train.readout, train.labels, data.class_names)
         classifier = ZeroShotClassifier(backbone.model, data.class_names, means)
     embeddings = classifier.class_embeddings
     few = train.rows(_drawn(len(train), OPTIMUM_IMAGES, seed))  # N U² numbers at every step
@@ -237,15 +237,13 @@ def _read(
     options: dict[str, Any],
 ) -> tuple[Contributions, Contributions, Contributions, tuple[SkippedImage, ...]]:
     """What the units wrote for training, validation and test images, and what could not be read."""
-    loaders = [
-        batches(
-            _some(data, split, images, seed),
-            backbone.image_processor,
-            name=f"the split '{split}'",
-            **options,
-        )
-        for split in PARTS
-    ]
+    loaders = []
+    for split in PARTS:
+        rows = data[split]
+        if len(rows) > images:
+            rows = rows.select(_drawn(len(rows), images, seed).tolist())
+        options["name"] = f"the split '{split}'"
+        loaders.append(batches(rows, backbone.image_processor, **options))
     train, validation, test = (
         collect_contributions(backbone.model, loader, progress=progress) for loader in loaders
     )
@@ -267,19 +265,6 @@ def write_study(study: ModelStudy, out: PathLike) -> list[str]:
         for name, draw in drawings.items():
             save_figure(folder / name, draw)
     return [STUDY, *drawings]
-
-
-def _labels_of(contributions: Contributions) -> torch.Tensor:
-    assert contributions.labels is not None  # load_data gives every image one
-    return contributions.labels
-
-
-def _some(data: ImageData, split: str, images: int, seed: int) -> Dataset:
-    """At most so many images of a split, drawn at random."""
-    rows = data[split]
-    if len(rows) <= images:
-        return rows
-    return rows.select(_drawn(len(rows), images, seed).tolist())
 
 
 def _drawn(total: int, count: int, seed: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import Any
 
 from ..analysis import (
@@ -185,7 +185,7 @@ def image_dict(item: ImageExplanation | HeadImageExplanation, count: int = 10) -
 
 def shown(item: ImageExplanation | HeadImageExplanation) -> list[Shown]:
     """The components that are named beside an image: for its class, then against it."""
-    firsts = dict(zip(item.units, _firsts(item.counts), strict=True))
+    firsts = dict(zip(item.units, accumulate(item.counts, initial=0), strict=False))
     seen = item.centred if isinstance(item, HeadImageExplanation) else item.coordinates
     found = []
     for unit, number, *_, effect in item.strongest(len(item.effects)):
@@ -194,10 +194,6 @@ def shown(item: ImageExplanation | HeadImageExplanation) -> list[Shown]:
         found.append(Shown(unit, number, effect, side))
     pro = [one for one in found if one.effect > 0][:SIDE]
     return pro + [one for one in found if one.effect < 0][:SIDE]
-
-
-def _firsts(counts: Sequence[int]) -> list[int]:
-    return [sum(counts[:place]) for place in range(len(counts))]
 
 
 def image_lines(

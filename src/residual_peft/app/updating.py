@@ -41,7 +41,8 @@ class UpdateReport:
     def lines(self) -> list[str]:
         """For people."""
         verb, total = ("taken out", "added")[not self.forgot], sum(self.changed.values())
-        found = [f"{counted(total, 'image')} {verb}: " + self._each()]
+        each = ", ".join(f"{count} {name}" for name, count in self.changed.items()) or "none"
+        found = [f"{counted(total, 'image')} {verb}: {each}"]
         if self.new:
             found.append(
                 f"new {'class' if len(self.new) == 1 else 'classes'}: {', '.join(self.new)}"
@@ -52,9 +53,6 @@ class UpdateReport:
         if self.skipped:
             found.append(f"{counted(len(self.skipped), 'image')} not read")
         return found
-
-    def _each(self) -> str:
-        return ", ".join(f"{count} {name}" for name, count in self.changed.items()) or "none"
 
 
 def update_adapter(

@@ -56,10 +56,12 @@ def bench(
 ) -> None:
     """Run models x data sets x methods, a line of JSON for each, and summarise them."""
     begin("The paper's models and data sets." if registry is None else f"What {registry} says.")
-    from ..app.benching import registry_of, run_bench
+    from ..app.benching import run_bench
     from ..experiments.bench.plan import lines, plan
+    from ..experiments.bench.registry import PAPER, read_registry
 
-    found = registry_of(registry, _split(models), _split(data), _split(methods), _split(protocol))
+    parts = map(_split, (models, data, methods, protocol))
+    found = read_registry(registry or PAPER).only(*parts)
     if dry_run:
         tell(lines(plan(found, images_per_second)))
         return

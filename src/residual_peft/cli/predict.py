@@ -105,9 +105,11 @@ def predict(
         if as_json
         else _as_lines(top)
     )
+    # where the answers go elsewhere, the bar is not between them
+    elsewhere = sys.stderr.isatty() and not sys.stdout.isatty()
     names = _from_input(images) if "-" in images else images
     total = unread = 0
-    for answer in predictor.answers(names, progress=_may_show_bar()):
+    for answer in predictor.answers(names, progress=elsewhere):
         write(answer)
         total += 1
         unread += answer.prediction is None
@@ -128,11 +130,6 @@ def _from_input(images: list[str]) -> Iterator[str]:
             for name in line.rstrip(b"\r\n").split(b"\0"):
                 if name:
                     yield os.fsdecode(name)
-
-
-def _may_show_bar() -> bool:
-    """Where the answers go elsewhere, and the bar would not be between them."""
-    return sys.stderr.isatty() and not sys.stdout.isatty()
 
 
 def _as_lines(top: int) -> "Callable[[Answer], None]":

@@ -47,6 +47,7 @@ __all__ = [
     "processors",
     "progress",
     "provenance",
+    "skipped",
     "stratified_split",
     "survey",
     "write_skipped",

@@ -73,15 +73,16 @@ def from_columns(
     parts = [None] * len(images) if split is None else columns[split]
     rows: dict[str, list[int]] = {}
     for row, part in enumerate(parts):
-        rows.setdefault(_split_of(part, row, name), []).append(row)
+        own = "train" if part is None else CANONICAL_SPLIT[str(part).strip().lower()]
+        rows.setdefault(own, []).append(row)
     found = {}
     for part in (part for part in SPLIT_NAMES if part in rows):
-        own = rows[part]
+        mine = rows[part]
         found[part] = _dataset(
-            [images[row] for row in own], [labels[row] for row in own], shown, name
+            [images[row] for row in mine], [labels[row] for row in mine], shown, name
         )
         if groups is not None:
-            texts = [_text(groups[row]) for row in own]
+            texts = [_text(groups[row]) for row in mine]
             found[part] = found[part].add_column(
                 group_column, texts, feature=datasets.Value("string")
             )
@@ -161,10 +162,6 @@ def _looks_like_paths(values: list[Any]) -> bool:
 def _splits(values: list[Any]) -> bool:
     """Whether a column names splits in every row."""
     return {str(value).strip().lower() for value in values} <= set(CANONICAL_SPLIT)
-
-
-def _split_of(part: Any, row: int, name: str) -> str:
-    return "train" if part is None else CANONICAL_SPLIT[str(part).strip().lower()]
 
 
 def _labels(values: list[Any], column: str, numbers: bool) -> list[Any]:

@@ -1,12 +1,10 @@
-"""Images by name: what some rows of a data set are called, and tables of them."""
+"""Images by name: what some rows of a data set are called."""
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import PurePath
 
 from datasets import Dataset
 
-from ..hub.files import PathLike, atomic_file
 from .checking import undecoded
 from .skipped import as_text
 
@@ -25,17 +23,3 @@ def short_name(file: str) -> str:
     ('cats/1.png', 'row 3 of the test split')
     """
     return "/".join(part for part in PurePath(file).parts[-2:] if part != "/")
-
-
-def write_listing(
-    path: PathLike, headers: Sequence[str], rows: Iterable[Sequence[str | int | float]]
-) -> None:
-    """Write a table of images as CSV, whole or not at all; a path stands there as it is.
-
-    Text stays, a number that is no count has four digits.
-    """
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(headers)
-        for row in rows:
-            writer.writerow([f"{x:.4f}" if isinstance(x, float) else as_text(str(x)) for x in row])

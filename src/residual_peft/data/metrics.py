@@ -163,7 +163,8 @@ def difference_interval(
     total = len(one) + 2
     middle = (better - worse) / total
     error = (better + worse - (better - worse) ** 2 / total) ** 0.5 / total
-    half = _quantile(level) * error
+    _check_level(level)
+    half = NormalDist().inv_cdf((1 + level) / 2) * error  # the z of a two-sided interval
     return float(max(middle - half, -1.0)), float(min(middle + half, 1.0))
 
 
@@ -174,12 +175,6 @@ def classification_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, fl
         "top5_accuracy": top_k_accuracy(scores, labels, 5),
         "mean_per_class_recall": mean_per_class_recall(scores, labels),
     }
-
-
-def _quantile(level: float) -> float:
-    """The z of a two-sided normal interval."""
-    _check_level(level)
-    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _check_level(level: float) -> None:

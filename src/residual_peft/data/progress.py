@@ -47,7 +47,8 @@ def with_progress(
         missed = 0
         for batch in batches:
             yield batch
-            count = _length(batch)
+            first = batch[0] if isinstance(batch, tuple | list) else batch
+            count = len(next(iter(first.values())) if isinstance(first, Mapping) else first)
             if len(skipped) != missed:
                 missed = len(skipped)
                 bar.set_postfix_str(f"{missed} skipped", refresh=False)
@@ -64,9 +65,3 @@ def images_of(batches: Iterable[Any]) -> int | None:
         return len(getattr(batches, "dataset", None)) if count is None else count  # type: ignore[arg-type]
     except TypeError:
         return None
-
-
-def _length(batch: Any) -> int:
-    if isinstance(batch, tuple | list):
-        batch = batch[0]
-    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import printable
@@ -36,10 +36,21 @@ def write_skipped(path: PathLike, skipped: Iterable[SkippedImage]) -> None:
 
     Paths stand there as they are; of one that is not UTF-8 the bytes that are not are written out.
     """
+    write_listing(path, ("file", "reason"), ((image.file, image.reason) for image in skipped))
+
+
+def write_listing(
+    path: PathLike, headers: Sequence[str], rows: Iterable[Sequence[str | int | float]]
+) -> None:
+    """Write a table of images as CSV, whole or not at all; a path stands there as it is.
+
+    Text stays, a number that is no count has four digits.
+    """
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("file", "reason"))
-        writer.writerows((as_text(image.file), image.reason) for image in skipped)
+        writer.writerow(headers)
+        for row in rows:
+            writer.writerow([f"{x:.4f}" if isinstance(x, float) else as_text(str(x)) for x in row])
 
 
 def as_text(path: str) -> str:

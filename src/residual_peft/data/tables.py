@@ -62,7 +62,9 @@ def _text(path: Path) -> str:
 
 
 def _csv(path: Path, text: str, kind: str) -> Columns:
-    delimiter = "\t" if kind == ".tsv" else _delimiter(text)
+    # a comma, or what some spreadsheets write, stands between the names of the columns
+    between = max(",;\t", key=text.partition("\n")[0].count)
+    delimiter = "\t" if kind == ".tsv" else between
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
@@ -79,12 +81,6 @@ def _csv(path: Path, text: str, kind: str) -> Columns:
                 f"{len(names)} ({', '.join(names)}); put what holds '{delimiter}' in quotes."
             )
     return {name: [row[i].strip() or None for row in rest] for i, name in enumerate(names)}
-
-
-def _delimiter(text: str) -> str:
-    """What stands between the names of the columns: a comma, or what some spreadsheets write."""
-    header = text.partition("\n")[0]
-    return max(",;\t", key=header.count)
 
 
 def _json(path: Path, text: str) -> Columns:

@@ -36,6 +36,7 @@ from .world import (
 )
 
 CONTEXT_LENGTH = 32
+WARM_UP = 400  # steps
 
 
 def build_tokenizer(merges: int = 160) -> CLIPTokenizer:
@@ -146,23 +147,6 @@ def loss(
     return total + 2 * torch.stack(terms).mean()
 
 
-def _rate(step: int, steps: int, decay: int, peak: float, warmup: int = 400) -> float:
-    return peak * min(1.0, (step + 1) / warmup, (steps - step) / max(decay, 1))
-
-
-def _save_checkpoint(
-    path: Path, step: int, images: int, model: CLIPModel, optimizer: torch.optim.Optimizer
-) -> None:
-    with atomic_file(path) as temporary:
-        state = {
-            "step": step,
-            "images": images,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        torch.save(state, temporary)
-
-
 def pretrain(
     out: Path,
     *,
@@ -199,7 +183,7 @@ def pretrain(
         scene = sample_scenes(batch, generator)
         value = loss(model, tokenizer, scene, draw(scene, generator), generator)
         for group in optimizer.param_groups:
-            group["lr"] = _rate(step, steps, decay, rate)
+            group["lr"] = rate * min(1.0, (step + 1) / WARM_UP, (steps - step) / max(decay, 1))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -222,7 +206,9 @@ def pretrain(
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
-            _save_checkpoint(checkpoint, step + 1, images, model, optimizer)
+            state = {"step": step + 1, "images": images, "model": model.state_dict()}
+            with atomic_file(checkpoint) as temporary:
+                torch.save(state | {"optimizer": optimizer.state_dict()}, temporary)
     return model
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import Reason, movement
+from ..analysis import ComponentShare, Reason, movement
 from ..analysis.describing import Words
 from ..classifiers.figures import brief, gains_by_place, mean_gain
 from ..data.metrics import Array
@@ -44,13 +44,9 @@ class ComponentView:
 
 
 @dataclass(frozen=True)
-class HeadComponent:
-    """One component, or whole unit, that a class head reads: see `ComponentShare`."""
+class HeadComponent(ComponentShare):
+    """One component, or whole unit, that a class head reads."""
 
-    unit: Unit
-    component: int | None
-    share: float
-    toward_label: float
     words: Words | None
 
 

@@ -66,7 +66,14 @@ def write_contact_sheet(
             lines=lines,
             classes=list(_classes(rows, survey)),
             groups=[
-                (heading, [_strip(rows, group) for group in found[:GROUPS]], len(found))
+                (
+                    heading,
+                    [
+                        Strip("", len(group.places), _pictures(rows, group.places[:IN_GROUP]))
+                        for group in found[:GROUPS]
+                    ],
+                    len(found),
+                )
                 for heading, found in (
                     ("The same image in several splits or classes", copies),
                     ("Nearly the same images", list(near)),
@@ -98,10 +105,6 @@ def _classes(rows: Rows, survey: Survey) -> Iterable[Strip]:
     for name, places in shown[:PICTURES]:
         step = max(1, len(places) // each)
         yield Strip(name, len(places), _pictures(rows, places[::step][:each]))
-
-
-def _strip(rows: Rows, group: Copies) -> Strip:
-    return Strip("", len(group.places), _pictures(rows, group.places[:IN_GROUP]))
 
 
 def _pictures(rows: Rows, places: Iterable[Place]) -> list[Picture]:

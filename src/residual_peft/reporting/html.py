@@ -67,7 +67,7 @@ def report_html(record: RunRecord) -> str:
         ResiDualError: a logit is not finite.
     """
     several = record.labels.ndim == 2
-    own = _of_several(record) if several else _of_one(record)
+    findings = {"several": SeveralFindings.of(record)} if several else _of_one(record)
     views = [] if record.gains is None else unit_views(record.gains)
     pages = environment()
     script = _script(pages)
@@ -92,7 +92,8 @@ def report_html(record: RunRecord) -> str:
             record.facts.strength, record.facts.splits.get("validation", 0)
         ),
         demo_model=DEMO_MODEL,
-        **own,
+        metric_names=METRIC_NAMES,
+        **findings,
     )
 
 
@@ -108,11 +109,6 @@ def _of_one(record: RunRecord) -> dict[str, Any]:
         "heatmaps": _heatmaps(found),
         "brief": max(map(len, record.class_names)) <= BRIEF,
     }
-
-
-def _of_several(record: RunRecord) -> dict[str, Any]:
-    """What is told of images with several labels each."""
-    return {"several": SeveralFindings.of(record), "metric_names": METRIC_NAMES}
 
 
 def _script(pages: Environment) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPConfig, CLIPModel
 
-from residual_peft.app.benching import registry_of, run_bench
+from residual_peft.app.benching import run_bench
 from residual_peft.experiments.bench.entries import DataEntry
 from residual_peft.experiments.bench.images import load_images, load_shifted
 from residual_peft.experiments.bench.plan import plan
@@ -149,7 +149,7 @@ def test_a_registry_runs_to_its_end(
     """All of it but the models' size and most methods: every data set, by name from the Hub."""
     tiny_clip(tmp_path / "tiny")
     serve(served, "openai/clip-vit-base-patch16", tmp_path / "tiny")
-    registry = registry_of(name, ["clip-b16"], None, ["zero-shot", "ridge"], protocols)
+    registry = read_registry(name).only(["clip-b16"], None, ["zero-shot", "ridge"], protocols)
     said: list[str] = []
     results, summaries = run_bench(registry, tmp_path / "out", say=said.append)
     assert not [line for line in said if "left out" in line]

@@ -25,11 +25,7 @@ _SETTINGS, _LOCK, _TRAINER, _TRAINED = "settings.json", "lock", "trainer", "trai
 
 
 class Keeping:
-    """The hidden directory `.OUT.reading` beside an output.
-
-    Args:
-        target: the output.
-    """
+    """The hidden directory `.OUT.reading` beside an output, the target."""
 
     def __init__(self, target: Path) -> None:
         self.target, self.folder = target, reading_place(target)
@@ -42,20 +38,19 @@ class Keeping:
         """
         wanted = json.loads(json.dumps(dict(settings)))
         path = self.folder / _SETTINGS
-        try:
-            there = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            there = None
+        there = _json_in(path)
         if there == wanted:
             return self.holds_images
         if self.holds_images:
-            other = [n for n in wanted if not isinstance(there, dict) or there.get(n) != wanted[n]]
+            other = [n for n in wanted if there is None or there.get(n) != wanted[n]]
             logger.warning(
                 "an interrupted fit to '%s' had read images with other %s: all are read anew",
                 self.target.name,
                 ", ".join(other) or "settings",
             )
-        self._clear()
+        for part in self.folder.iterdir():
+            if part.name != _LOCK:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
         write_json(path, wanted)
         return False
 
@@ -79,7 +74,8 @@ class Keeping:
         found = [
             folder
             for folder in self.checkpoints.glob("checkpoint-*")
-            if folder.name.rpartition("-")[2].isdigit() and _is_json(folder / "trainer_state.json")
+            if folder.name.rpartition("-")[2].isdigit()
+            and _json_in(folder / "trainer_state.json") is not None
         ]
         return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
@@ -91,11 +87,6 @@ class Keeping:
     def remove(self) -> None:
         """Remove all of it."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name != _LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -143,8 +134,9 @@ def _locked(kept: Keeping) -> int:
         os.close(handle)
 
 
-def _is_json(path: Path) -> bool:
+def _json_in(path: Path) -> dict[str, Any] | None:
     try:
-        return isinstance(json.loads(path.read_text("utf-8")), dict)
+        found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return False
+        return None
+    return found if isinstance(found, dict) else None

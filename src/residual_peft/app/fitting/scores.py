@@ -7,7 +7,7 @@ from typing import Any
 from ...classifiers.evaluation import Evaluation, evaluate
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data.labels import ONE_LABEL, check_same
-from ...data.listing import write_listing
+from ...data.skipped import write_listing
 from ...hub.files import PathLike
 from ..listing import MISTAKE_HEADERS, mistakes_of, write_noted
 from .measuring import Measuring, choose_images

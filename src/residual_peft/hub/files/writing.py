@@ -47,7 +47,8 @@ def atomic_file(path: PathLike) -> Iterator[Path]:
     with disk_faults(target), _parents_of(target):
         sweep(target.parent)
         try:
-            yield _new_file(temporary)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            yield temporary
             _open_to_others(temporary)
             _reveal(temporary, target)
         finally:
@@ -118,11 +119,6 @@ def write_json(path: PathLike, value: Any) -> None:
     text = _LONE_HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
     with atomic_file(path) as temporary:
         temporary.write_text(text, "utf-8")
-
-
-def _new_file(path: Path) -> Path:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    return path
 
 
 def _open_to_others(path: Path) -> None:
@@ -226,12 +222,8 @@ def _remove_old(save: Path, target: Path) -> None:
                 file.unlink(missing_ok=True)
         folders = [p for p in place.rglob("*") if p.is_dir()] if place.is_dir() else []
         for folder in [*sorted(folders, reverse=True), place, *reversed(above)]:
-            _remove_empty(folder)
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 def _same_file(source: Path, destination: Path) -> None:

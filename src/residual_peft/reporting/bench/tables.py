@@ -1,6 +1,6 @@
 """The rows of a bench -> tables of texts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
@@ -136,18 +136,14 @@ def shifts(results: Sequence[Result]) -> Table:
     told = [result for result in results if result.shifted]
     kinds = list(dict.fromkeys(kind for result in told for kind in result.shifted))
     rows = []
-    for protocol in names_of(told, lambda result: result.protocol):
-        for method in names_of(told, lambda result: result.method):
-            own = [r for r in told if (r.protocol, r.method) == (protocol, method)]
-            if not own:
-                continue
-            cells = []
-            for kind in kinds:
-                pairs = [(r.accuracy, r.shifted[kind]) for r in own if kind in r.shifted]
-                clean, other = map(mean, zip(*pairs, strict=True)) if pairs else (0.0, None)
-                gap = None if other is None else signed(100 * (other - clean), 1)
-                cells.append(NONE if other is None else f"{_percent(other)} ({gap})")
-            rows.append((f"{protocol}, {method}", _percent(mean(r.accuracy for r in own)), *cells))
+    for protocol, method, own in _by_method(told):
+        cells = []
+        for kind in kinds:
+            pairs = [(r.accuracy, r.shifted[kind]) for r in own if kind in r.shifted]
+            clean, other = map(mean, zip(*pairs, strict=True)) if pairs else (0.0, None)
+            gap = None if other is None else signed(100 * (other - clean), 1)
+            cells.append(NONE if other is None else f"{_percent(other)} ({gap})")
+        rows.append((f"{protocol}, {method}", _percent(mean(r.accuracy for r in own)), *cells))
     title = "Other test images: score, and difference from clean ones of the same runs"
     return Table(title, ("protocol, method", "clean", *kinds), tuple(rows))
 
@@ -189,16 +185,11 @@ def _forgotten(results: Sequence[Result]) -> Table:
     """Zero-shot accuracy on all other tasks, before and after."""
     rows = []
     adapting = [result for result in results if result.forgotten]
-    for protocol in names_of(adapting, lambda result: result.protocol):
-        for method in names_of(adapting, lambda result: result.method):
-            own = [r for r in adapting if (r.protocol, r.method) == (protocol, method)]
-            pairs = [pair for result in own for pair in result.forgotten.values()]
-            if pairs:
-                before, after = (mean(values) for values in zip(*pairs, strict=True))
-                rows.append(
-                    (protocol, method, _percent(before), _percent(after),
-                     signed(100 * (after - before), 1), f"{len(pairs)}")
-                )  # fmt: skip
+    for protocol, method, own in _by_method(adapting):
+        pairs = [pair for result in own for pair in result.forgotten.values()]
+        before, after = (mean(values) for values in zip(*pairs, strict=True))
+        gap = signed(100 * (after - before), 1)
+        rows.append((protocol, method, _percent(before), _percent(after), gap, f"{len(pairs)}"))
     headers = ("protocol", "method", "before", "after", "difference", "task pairs")
     return Table("Zero-shot accuracy on other tasks after adapting", headers, tuple(rows))
 
@@ -208,16 +199,24 @@ def _curves(results: Sequence[Result]) -> Table:
     drawn = [result for result in results if result.curve]
     shares = sorted({share for result in drawn for share in result.curve}, key=float)
     rows = []
-    for protocol in names_of(drawn, lambda result: result.protocol):
-        for method in names_of(drawn, lambda result: result.method):
-            own = [r.curve for r in drawn if (r.protocol, r.method) == (protocol, method)]
-            for place, what in enumerate(("here", "other tasks")):
-                told = [[c[t][place] for c in own if len(c.get(t, ())) > place] for t in shares]
-                cells = (_percent(mean(values)) if values else NONE for values in told)
-                if any(told):
-                    rows.append((f"{protocol}, {method}, {what}", *cells))
+    for protocol, method, own in _by_method(drawn):
+        curves = [result.curve for result in own]
+        for place, what in enumerate(("here", "other tasks")):
+            told = [[c[t][place] for c in curves if len(c.get(t, ())) > place] for t in shares]
+            cells = (_percent(mean(values)) if values else NONE for values in told)
+            if any(told):
+                rows.append((f"{protocol}, {method}, {what}", *cells))
     headers = ("accuracy at t", *shares)
     return Table("Part of the way from zero-shot to the fit", headers, tuple(rows))
+
+
+def _by_method(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]:
+    """Protocol, method and their results, for those that have some."""
+    for protocol in names_of(results, lambda result: result.protocol):
+        for method in names_of(results, lambda result: result.method):
+            own = [r for r in results if (r.protocol, r.method) == (protocol, method)]
+            if own:
+                yield protocol, method, own
 
 
 def over_tasks(results: Sequence[Result], of: Callable[[Result], float] = score) -> float:
