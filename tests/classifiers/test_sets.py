@@ -129,6 +129,11 @@ def test_the_surest_that_there_is_comes_first(headed):
     made.held_out = torch.linspace(0.1, 2, 5)
     assert made.sets(0.8).by == "held-out"
     assert made.sets(0.9).by == "jackknife+"
+    wider = copy.copy(made)
+    wider.class_names, wider.class_embeddings = [*NAMES, "more"], torch.eye(16)[:4]
+    wider.held_out = torch.linspace(0.1, 2, 5)
+    with pytest.raises(ResiDualError, match="got 5 held-out images: bring more"):
+        wider.sets(0.9)  # nothing else is of all its classes
     made.without = None
     assert {p.plausible_by for p in made.predict(new, coverage=0.9)} == {"jackknife"}
     assert made.sets(0.9).told == "by the jackknife of 30 training images"

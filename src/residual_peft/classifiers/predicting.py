@@ -135,9 +135,10 @@ class PredictingClassifier(HeadedClassifier):
         """
         if by not in (None, *WAYS):
             raise ResiDualError(f"wanted sets by {', '.join(WAYS)}, got {by!r}.")
-        held = self.held_out
+        held, head = self.held_out, self.head
         if by is None:
-            alone = self.head is None or self.head.left_out_scores is None
+            ours = None if head is None or head.left_out_scores is None else head.class_count
+            alone = ours != len(self.class_names)  # no head that could say something of all classes
             enough = held is not None and (alone or len(held) >= fewest(coverage))
             by = "held-out" if enough else "jackknife" if self._without is None else "jackknife+"
         if by != "held-out":
