@@ -19,8 +19,9 @@ from pathlib import Path
 from heads_tasks import CLIP_ART, clip_art_folder, on_white, shifted
 from PIL import Image
 
-from residual_peft.app.benching import registry_of, run_bench
+from residual_peft.app.benching import run_bench
 from residual_peft.demo.tasks import handwriting, world_task
+from residual_peft.experiments.bench.registry import read_registry
 
 PLACE = Path(tempfile.gettempdir()) / "residual-peft-bench"
 REGISTRY = Path(__file__).with_suffix(".toml")
@@ -82,7 +83,7 @@ def run(registry: Path, folder: str) -> None:
     if kept.exists() and not rows.exists():
         rows.parent.mkdir(exist_ok=True)
         shutil.copy(kept, rows)
-    run_bench(registry_of(registry), rows.parent, resume=True)
+    run_bench(read_registry(registry), rows.parent, resume=True)
     shutil.copy(rows, kept)
     shutil.copy(rows.with_name("summary.md"), registry.with_suffix(".md"))
 

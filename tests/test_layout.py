@@ -1,10 +1,13 @@
 """The house: thirteen rooms, imports from rooms above only, through the doors a room offers."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
 from tests.house import FILES, ROOMS, ROOT, room_of
+
+TOP = Path(__file__).parents[1]
 
 
 def imports(path: Path, text: str) -> set[tuple[str, str]]:
@@ -67,17 +70,28 @@ def test_rooms_take_from_above_and_through_doors() -> None:
     assert not found
 
 
-def test_what_a_room_offers_is_there() -> None:
+def test_what_rooms_offer_and_scripts_ask_for_is_there() -> None:
     for room in ROOMS[2:]:
         text = (ROOT / room / "__init__.py").read_text()
         for name in offered(room):
             place = ROOT / room / name
             defined = re.search(rf"\b{name}\b", text.partition("__all__ =")[0])
             assert place.is_dir() or place.with_suffix(".py").is_file() or defined, (room, name)
+    for path in (
+        file for name in ("benchmarks", "examples") for file in TOP.glob(f"{name}/**/*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("residual_peft"):
+                for alias in node.names:
+                    found = importlib.import_module(str(node.module))
+                    there = hasattr(found, alias.name) or importlib.util.find_spec(
+                        f"{node.module}.{alias.name}"
+                    )
+                    assert there, (path.name, node.module, alias.name)
 
 
 def test_contributing_names_the_rooms_in_their_order() -> None:
-    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    text = (TOP / "CONTRIBUTING.md").read_text()
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     named = [name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)]
     assert named == list(ROOMS)
