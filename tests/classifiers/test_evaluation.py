@@ -40,8 +40,8 @@ def test_evaluation_is_that_of_one_image_at_a_time():
     )
     assert result.metrics == classification_metrics(result.logits, result.labels)
     assert result.confusion.sum() == len(data.test)
-    assert list(result.recalls) == list(NAMES)
-    mean = sum(result.recalls.values()) / 3
+    assert list(result.per_class) == list(NAMES)
+    mean = sum(found["recall"] for found in result.per_class.values()) / 3
     assert mean == pytest.approx(result.metrics["mean_per_class_recall"])
 
 
@@ -152,7 +152,7 @@ def test_what_is_likely_and_what_has_no_images():
     assert several.metrics["exact_match"] == 1.0
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 0.0, 1.0], [0.0, 1.0, 2.0]])
     one = Evaluation(("a", "b", "c"), logits, torch.tensor([0, 2, 2]))
-    assert one.recalls == {"a": 1.0, "c": 0.5}
+    assert {k: found["recall"] for k, found in one.per_class.items()} == {"a": 1.0, "c": 0.5}
     low, high = accuracy_interval(1, 2)
     told = {"images": 2, "recall": 0.5, "recall_interval": [low, high]}
     assert one.per_class["c"] == told

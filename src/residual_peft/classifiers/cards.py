@@ -11,7 +11,6 @@ from torch import nn
 from ..hub.cards import MARK, adapter_card
 from ..hub.directories import CARD
 from ..hub.facts import Facts
-from ..towers.units import Unit
 from ..tuner import ResiDualConfig, adapter_basis, gains_by_unit
 from .adapters import Adapters, configs_of
 from .figures import gains_figure
@@ -54,7 +53,12 @@ def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
     if ours is not None and placed and importlib.util.find_spec("matplotlib") is not None:
         values = {unit: part.tolist() for unit, part in gains_by_unit(model, name).items()}
         if any(gain != 1 for part in values.values() for gain in part):  # a head leaves them alone
-            gains_figure(values, folder / FIGURE, variance=_variance(model, name, ours))
+            variance = None
+            if ours.granularity != "unit":
+                basis = adapter_basis(model, name)
+                pairs = zip(basis.units, basis.eigenvalues, strict=True)
+                variance = {unit: part.tolist() for unit, part in pairs}
+            gains_figure(values, folder / FIGURE, variance=variance)
             facts = replace(facts, figure=FIGURE)
     (folder / CARD).write_text(adapter_card(facts), encoding="utf-8")
 
@@ -109,16 +113,6 @@ def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str,
             "means": "restored" if config.restore_mean else "dropped",
         },
     }
-
-
-def _variance(
-    model: nn.Module, name: str, config: ResiDualConfig
-) -> dict[Unit, list[float]] | None:
-    """What each gain of an adapter scales; None with one gain per unit."""
-    if config.granularity == "unit":
-        return None
-    basis = adapter_basis(model, name)
-    return {u: part.tolist() for u, part in zip(basis.units, basis.eigenvalues, strict=True)}
 
 
 def _effect_of(config: ResiDualConfig) -> str:

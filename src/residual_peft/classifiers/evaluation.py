@@ -74,11 +74,6 @@ class Evaluation:
         }
 
     @property
-    def recalls(self) -> dict[str, float]:
-        """Recall of each class that has images."""
-        return {name: found["recall"] for name, found in self.per_class.items()}
-
-    @property
     def confusion(self) -> Array:
         """Counts (C, C): row = label, column = prediction."""
         return confusion_matrix(self.logits, self.labels)

@@ -168,14 +168,12 @@ def of_the_old(target: Path, *, record: bool = True) -> list[str]:
 
 def same_adapter(folder: Path, other: Path) -> bool:
     """Whether two folders hold the same adapter and classes, bit for bit."""
-    names = (ADAPTER_TENSORS, CLASSIFIER_TENSORS)
-    return all(_same_content(folder / name, other / name) for name in names)
-
-
-def _same_content(one: Path, other: Path) -> bool:
-    if one.is_file() and other.is_file():
-        return filecmp.cmp(one, other, shallow=False)
-    return one.exists() == other.exists()
+    for name in (ADAPTER_TENSORS, CLASSIFIER_TENSORS):
+        one, two = folder / name, other / name
+        both = one.is_file() and two.is_file()
+        if not (filecmp.cmp(one, two, shallow=False) if both else one.exists() == two.exists()):
+            return False
+    return True
 
 
 def write_fitted_on(folder: Path, target: Path, digests: Sequence[str]) -> None:

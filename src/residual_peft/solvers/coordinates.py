@@ -45,7 +45,7 @@ class Readouts:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self: _Rows, index: Tensor) -> _Rows:
+    def rows(self: _Rows, index: Tensor | slice) -> _Rows:
         """Those of some of the images."""
         return replace(self, **{name: t[index] for name, t in self._tensors().items()})
 

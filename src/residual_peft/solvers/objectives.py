@@ -86,20 +86,17 @@ class Objective:
         if self.class_weights is None:
             return None
         if isinstance(self.class_weights, str):
-            return self._balanced(labels, classes)
+            counts = self.labelling.counts(labels, classes)
+            weights = self.labelling.balanced(counts, len(labels))
+            if not (weights.isfinite() & (weights > 0)).all():
+                raise ResiDualError(
+                    f"class_weights='balanced' needs images of every class, got {counts.tolist()} "
+                    "per class; give the weights as numbers."
+                )
+            return weights
         weights = torch.as_tensor(self.class_weights, dtype=torch.float64)
         if weights.shape != (classes,) or not (weights.isfinite() & (weights > 0)).all():
             raise ResiDualError(f"wanted {classes} class weights above 0, got {weights.tolist()}.")
-        return weights
-
-    def _balanced(self, labels: Tensor, classes: int) -> Tensor:
-        counts = self.labelling.counts(labels, classes)
-        weights = self.labelling.balanced(counts, len(labels))
-        if not (weights.isfinite() & (weights > 0)).all():
-            raise ResiDualError(
-                f"class_weights='balanced' needs images of every class, got {counts.tolist()} per "
-                "class; give the weights as numbers."
-            )
         return weights
 
     def loss_of(
@@ -227,13 +224,7 @@ class GainProblem:
         number = 0
         for rows in self.rows.parts:
             for start in range(0, len(rows), CHUNK):
-                part = slice(start, start + CHUNK)
-                some = replace(
-                    rows,
-                    readout=rows.readout[part],
-                    labels=rows.labels[part],
-                    coordinates=rows.coordinates[part],
-                )
+                some = rows.rows(slice(start, start + CHUNK))
                 factors = self.kind.factors(some.coordinates.to(self.dtype))
                 yield factors, self._base(number, some), some.labels
                 number += 1

@@ -46,7 +46,8 @@ def settled(
     args.remove_unused_columns = False
     if args.label_names is None:
         args.label_names = list(LABELS)
-    refused = [*_unsuited(args), *_unsuited_choices(args, classifier, data)]
+    classifier.labelling.check_smoothing(args.label_smoothing_factor, "label_smoothing_factor")
+    refused = [*_unsuited(args, len(data.train))]
     if evaluates(args):
         refused += _unsuited_evaluation(args, data, patience)
     if args.load_best_model_at_end:
@@ -56,8 +57,8 @@ def settled(
     return args
 
 
-def _unsuited(args: TrainingArguments) -> Iterable[str]:
-    """What no training of images can obey."""
+def _unsuited(args: TrainingArguments, images: int) -> Iterable[str]:
+    """What no training of so many images can obey."""
     for name, nothing in FOR_TEXTS.items():
         value = _plain(getattr(args, name, nothing[0]))
         if value not in nothing:
@@ -74,14 +75,6 @@ def _unsuited(args: TrainingArguments) -> Iterable[str]:
                 f"{name}=True would round the gains themselves, for good: load the model in half "
                 "precision instead (dtype=torch.bfloat16), its gains stay in float32."
             )
-
-
-def _unsuited_choices(
-    args: TrainingArguments, classifier: ZeroShotClassifier, data: ImageData
-) -> Iterable[str]:
-    """What does not suit these classes or images."""
-    classifier.labelling.check_smoothing(args.label_smoothing_factor, "label_smoothing_factor")
-    images = len(data.train)
     if args.dataloader_drop_last and images < args.train_batch_size:
         yield (
             f"dataloader_drop_last=True leaves nothing to train on: {images} images are less than "

@@ -261,7 +261,10 @@ class ResiDualConfig(PeftConfig):
             raise ResiDualError(f"seed: wanted a whole number from 0 up, got {self.seed!r}.")
         check_components(self.components)
         layers = self.layers
-        if layers is not None and not (isinstance(layers, list) and layers and _counted(layers)):
+        named = layers if isinstance(layers, list) else ()
+        if layers is not None and not (
+            named and all(type(layer) is int and layer >= 0 for layer in named)
+        ):
             raise ResiDualError(
                 f"layers_to_transform: wanted None or layers counted from 0, got {layers!r}."
             )
@@ -314,7 +317,3 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         wanted = " or ".join(repr(choice) for choice in choices)
         raise ResiDualError(f"{name}: wanted {wanted}, got {value!r}.")
-
-
-def _counted(layers: list[Any]) -> bool:
-    return all(type(layer) is int and layer >= 0 for layer in layers)

@@ -118,8 +118,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if gains.is_inference():  # loaded by assignment
             gains = nn.Parameter(ordinary(gains), requires_grad=gains.requires_grad)
             self.residual_peft_gains[adapter_name] = gains
-        twin = self._twin(adapter_name)
-        self.adapter_states[adapter_name] = self.derive(adapter_name) if twin is None else twin
+        others = (name for name in self.adapter_states if name != adapter_name)
+        twin = next((name for name in others if self.shares_basis(name, adapter_name)), None)
+        self.adapter_states[adapter_name] = (
+            self.derive(adapter_name) if twin is None else self.adapter_states[twin]
+        )
 
     def state(self, adapter_name: str) -> Any:
         """What one adapter's forward needs; refused while its weights are not there."""
@@ -167,13 +170,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 found: Tensor = other
                 return found
         return tensor
-
-    def _twin(self, adapter_name: str) -> Any:
-        """The state of another adapter with the same settings over the same tensors."""
-        for name, state in self.adapter_states.items():
-            if name != adapter_name and self.shares_basis(name, adapter_name):
-                return state
-        return None
 
     def shares_basis(self, one: str, other: str) -> bool:
         """Say whether two adapters adapt the same in the same tensors."""

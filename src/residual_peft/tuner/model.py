@@ -83,13 +83,10 @@ class ResiDualModel(BaseTuner):
     def _prepare_adapter_config(
         self, peft_config: ResiDualConfig, model_config: dict[str, Any]
     ) -> ResiDualConfig:
-        """Write down where this model computes its readout, or which Linears it adapts."""
-        self._check_mode(peft_config)
-        mode_of(peft_config).prepare(peft_config, self.model, self._fingerprints(peft_config))
-        return peft_config
+        """Write down where this model computes its readout, or which Linears it adapts.
 
-    def _check_mode(self, peft_config: ResiDualConfig) -> None:
-        """Refuse a second mode: readout mode's bases are those of unchanged weights."""
+        A second mode is refused: readout mode's bases are those of unchanged weights.
+        """
         for layer in adapter_layers(self.model):  # the model may be wrapped twice
             if layer.mode != peft_config.mode and layer.adapter_settings:
                 name = next(iter(layer.adapter_settings))
@@ -98,6 +95,8 @@ class ResiDualModel(BaseTuner):
                     f"has, got mode={peft_config.mode!r}: one model cannot have both. Load the "
                     "base model once more for it, or delete the other adapters first."
                 )
+        mode_of(peft_config).prepare(peft_config, self.model, self._fingerprints(peft_config))
+        return peft_config
 
     def _fingerprints(self, peft_config: ResiDualConfig) -> list[dict[str, Any]]:
         """Of what this tower was found to match before."""

@@ -171,7 +171,12 @@ class SavedWeights:
                 "change the model itself or another adapter: the file was changed, or is of "
                 "another kind. Save or download it again."
             )
-        self._check_missing([place for place in wanted if place not in places.values()])
+        if missing := [place for place in wanted if place not in places.values()]:
+            raise ResiDualError(
+                f"{self.what} lack {', '.join(map(_last, missing))}: the file was changed, belongs "
+                "to another adapter, or was written before heads were stored in head space. Save "
+                "or download it again."
+            )
         for name, place in places.items():
             facts, last = self.facts[name], _last(place)
             if facts.shape != wanted[place]:
@@ -213,14 +218,6 @@ class SavedWeights:
                 "changed, or belongs to another adapter. Save or download it again."
             )
         return places
-
-    def _check_missing(self, missing: list[str]) -> None:
-        if missing:
-            raise ResiDualError(
-                f"{self.what} lack {', '.join(map(_last, missing))}: the file was changed, belongs "
-                "to another adapter, or was written before heads were stored in head space. Save "
-                "or download it again."
-            )
 
 
 def _last(name: str) -> str:

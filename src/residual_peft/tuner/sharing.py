@@ -35,14 +35,14 @@ class Loading:
 def note_sharing(layer: "AdapterLayer", destination: dict[str, Any], prefix: str) -> None:
     """Write into a layer's state which adapters share which tensors, if any do."""
     names = sorted(layer.adapter_settings)
-    found = [[_first(layer, kind, names, name) for kind in layer.kinds] for name in names]
+    held = [getattr(layer, kind)._buffers for kind in layer.kinds]
+
+    def first(tensors: dict[str, Tensor], name: str) -> int:
+        return next(row for row, other in enumerate(names) if tensors[other] is tensors[name])
+
+    found = [[first(tensors, name) for tensors in held] for name in names]
     if any(first != row for row, firsts in enumerate(found) for first in firsts):
         destination[prefix + SHARED] = torch.tensor(found, device="cpu")
-
-
-def _first(layer: "AdapterLayer", kind: str, names: Sequence[str], name: str) -> int:
-    tensors = getattr(layer, kind)._buffers
-    return next(row for row, other in enumerate(names) if tensors[other] is tensors[name])
 
 
 def begin_loading(layer: "AdapterLayer", state_dict: dict[str, Any], prefix: str) -> Loading:

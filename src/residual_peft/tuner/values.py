@@ -34,12 +34,12 @@ def check_directions(directions: Iterable[tuple[str, Tensor, Tensor]], what: str
     ]
     if not units:
         return
-    errors = torch.stack([_error(rows, values) for _, rows, values in units]).tolist()
-    worst = max(range(len(units)), key=lambda index: _rank(errors[index]))
+    errors = torch.stack([_error(rows, values) for _, rows, values in units])
+    worst = int(errors.argmax())  # of NaN, too
     if not errors[worst] <= TOLERANCE:
         raise ResiDualError(
             f"{what}: the directions of {units[worst][0]} are not orthonormal (off by "
-            f"{errors[worst]:.1e}, where {TOLERANCE} is allowed): the file "
+            f"{float(errors[worst]):.1e}, where {TOLERANCE} is allowed): the file "
             "was damaged or changed. Save, download or fit it again."
         )
 
@@ -65,7 +65,3 @@ def _error(rows: Tensor, eigenvalues: Tensor) -> Tensor:
     matters = (eigenvalues > NEGLIGIBLE * eigenvalues.amax()).to(gram)
     error = (gram - torch.eye(len(gram)).to(gram)) * matters * matters[:, None]
     return torch.maximum(error.abs().amax(), (gram.diagonal() - 1).amax())
-
-
-def _rank(error: float) -> float:
-    return float("inf") if error != error else error  # NaN is the worst

@@ -48,7 +48,8 @@ class ClassifierGraph(nn.Module):
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Adapters, dropout, gradients and torch's fused paths as the forward wants them."""
-        layers = [] if self.plain else [*_unmerged(self.model)]
+        streams = (m for m in self.model.modules() if isinstance(m, ResiDualStreamLinear))
+        layers = [m for m in streams if not (self.plain or m.merged or m.disable_adapters)]
         fused = torch.backends.mha.get_fastpath_enabled()
         with torch.no_grad(), evaluating(self), ExitStack() as undone:
             for layer in layers:
@@ -66,9 +67,3 @@ def _one_readout_adapter(model: nn.Module) -> bool:
     active = [name for layer in layers for name in layer.active_adapters if layer.has(name)]
     on_images = all(layer.anatomy.side == "image" for layer in layers)
     return on_images and len(active) == 1 and not layers[0].disable_adapters
-
-
-def _unmerged(model: nn.Module) -> Iterator[ResiDualStreamLinear]:
-    """The layers whose active gains are not in the weights yet."""
-    layers = (m for m in model.modules() if isinstance(m, ResiDualStreamLinear))
-    yield from (layer for layer in layers if not (layer.merged or layer.disable_adapters))

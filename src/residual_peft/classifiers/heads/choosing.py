@@ -97,23 +97,12 @@ def _ties(losses: Tensor, share: Tensor, tie: float) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One line of what was tried: features, p, and how it did on images left out."""
-
-    name: str
-    power: float
-    log_loss: float
-    accuracy: float
-    parameter_count: int
-
-
-@dataclass(frozen=True)
 class RidgeChoice:
     """A ridge, and the features and p that it was chosen with."""
 
     name: str  # of the features
     fit: RidgeFit  # on all images
-    tried: tuple[Tried, ...]  # everything it was chosen from
+    tried: tuple[Candidate, ...]  # everything it was chosen from
     images: int  # how many images the choice was made on
 
 
@@ -146,13 +135,11 @@ def choose_ridge(
     part = options if rows is None else _part(options, rows)
     few = labels if rows is None else labels[rows]
     keys = [(name, power) for name in features for power in powers]
-    fits, candidates, tried = [], [], []
+    fits, tried = [], []
     for name, power in keys:
         values = features[name] if rows is None else features[name][rows]
         fit = fit_ridge(values, few, class_count, power=power, **part)
-        left, count = fit.left_out, fit.parameter_count
-        tried.append(Tried(name, power, left.log_loss, left.accuracy, count))
-        candidates.append(Candidate(f"{name}, p = {power:g}", left, count))
+        tried.append(Candidate(f"{name}, p = {power:g}", fit.left_out, fit.parameter_count))
         fits.append(fit)
     weights = options.get("class_weights")
     each = None
@@ -160,7 +147,7 @@ def choose_ridge(
         first = features[keys[0][0]]
         first = first if rows is None else first[rows]
         each = checked(first, few, class_count, class_weights=weights).weights
-    best = fewest_as_good(candidates, each, tie)
+    best = fewest_as_good(tried, each, tie)
     name, power = keys[best]
     fit = fits[best]
     if rows is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .calibrating import calibrate
-from .folds import stratified_folds
+from .folds import FOLDS, stratified_folds
 from .images import Images
 from .left_out import How, LeftOut, leaving_of
 
@@ -89,7 +89,7 @@ def part_of(images: Images, rows: Tensor) -> Images:
 
 
 def folds_of(
-    images: Images, groups: Tensor | None, folds: int
+    images: Images, groups: Tensor | None, folds: int = FOLDS
 ) -> tuple[Tensor | None, Tensor, How]:
     """The fold of each image (N,), None where folds are no use; who is known; what to call it."""
     classes = images.targets.shape[1]

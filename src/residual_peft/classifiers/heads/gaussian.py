@@ -4,13 +4,12 @@ import torch
 from torch import Tensor
 
 from .finishing import across_folds, folds_of
-from .folds import FOLDS
 from .nearest import DEFAULT_TEMPERATURE
 from .rival import LinearScorer, Rival, Shots, on_unit_rows, rival
 
 
 @on_unit_rows
-def fit_gaussian(shots: Shots, *, folds: int = FOLDS) -> Rival:
+def fit_gaussian(shots: Shots) -> Rival:
     """GDA with the paper's precision matrix, K ((N − 1) Σ̂ + tr(Σ̂) I)⁻¹ (T. Kubokawa and M.
     Srivastava, 2008), Σ̂ the covariance about the class means.
 
@@ -18,7 +17,7 @@ def fit_gaussian(shots: Shots, *, folds: int = FOLDS) -> Rival:
     and a temperature have the least log-loss on left-out folds.
     """
     data, unit = shots.data, shots.unit
-    fold, known, how = folds_of(data, shots.groups, folds)
+    fold, known, how = folds_of(data, shots.groups)
     weights, offset = gaussian(unit, data.targets)
     if fold is None:
         left = unit @ weights + offset

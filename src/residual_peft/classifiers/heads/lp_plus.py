@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from .finishing import best_across_folds, folds_of, part_of, text_alone
-from .folds import FOLDS
 from .images import Images
 from .preparing import PrincipalAxes
 from .rival import LinearScorer, Rival, Shots, on_unit_rows, rival
@@ -16,7 +15,7 @@ DEFAULT_STOP = 300
 
 
 @on_unit_rows
-def fit_lp_plus(shots: Shots, *, folds: int = FOLDS) -> Rival:
+def fit_lp_plus(shots: Shots) -> Rival:
     """LP++, fᵀ w_k + α_k z_k, by its block descent, stopped where left-out folds are told best.
 
     The loss is the mean cross-entropy; nothing penalises w, so that stopping is all that keeps it
@@ -24,7 +23,7 @@ def fit_lp_plus(shots: Shots, *, folds: int = FOLDS) -> Rival:
     """
     data = shots.data
     axes = PrincipalAxes.of(shots.unit)
-    fold, known, how = folds_of(data, shots.groups, folds)
+    fold, known, how = folds_of(data, shots.groups)
     best, left = DEFAULT_STOP, None
     if fold is not None:
 

@@ -157,7 +157,15 @@ class HeadStatistics:
 
     def merge(self, other: "HeadStatistics") -> None:
         """Add what another has seen; `other` stays. It must be of the same source and classes."""
-        self._check_same(other)
+        own, its = (
+            (s.source, s.columns, s.class_count, s.class_squares is not None) for s in (self, other)
+        )
+        if own != its:
+            raise ResiDualError(
+                "wanted statistics of the same source, features and classes (source, K, C, "
+                f"per_class), got {own} and {its}: sums of other models or bases mean nothing "
+                "together."
+            )
         if other.rows == 0:
             return
         if self.rows == 0:
@@ -261,14 +269,3 @@ class HeadStatistics:
             for c in targets.any(0).nonzero().flatten().tolist():
                 own = targets[:, c] > 0
                 self.class_squares[c].addmm_(x[own].mT, weighted[own], alpha=sign)
-
-    def _check_same(self, other: "HeadStatistics") -> None:
-        own, its = (
-            (s.source, s.columns, s.class_count, s.class_squares is not None) for s in (self, other)
-        )
-        if own != its:
-            raise ResiDualError(
-                "wanted statistics of the same source, features and classes (source, K, C, "
-                f"per_class), got {own} and {its}: sums of other models or bases mean nothing "
-                "together."
-            )

@@ -1,6 +1,6 @@
 """Tip-Adapter and Tip-Adapter-F (R. Zhang et al., ECCV 2022): a cache of the training images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .finishing import best_across_folds, folds_of, mean_loss, part_of
-from .folds import FOLDS
 from .images import Images
 from .left_out import leaving_of
 from .preparing import UnitRows
@@ -60,11 +59,11 @@ def _untrained(shots: Shots) -> Rival:
     if leaving.parts:
         number = part_numbers(leaving, len(keys))
         inside = number[:, None] == number
-    scores = {
-        (sharpness, weight): _plus_text(weight * votes, data)
-        for sharpness, votes in _votes(cosines, inside, data)
-        for weight in WEIGHTS
-    }
+    text = 0.0 if data.zero_shot is None else data.zero_shot
+    scores = {}
+    for sharpness in SHARPNESSES:
+        votes = (sharpness * (cosines - 1)).exp().masked_fill(inside, 0.0) @ data.targets
+        scores |= {(sharpness, weight): weight * votes + text for weight in WEIGHTS}
     best = (DEFAULT_SHARPNESS, DEFAULT_WEIGHT)
     if leaving.known.any():
         losses = {pair: mean_loss(found, data, leaving.known) for pair, found in scores.items()}
@@ -79,20 +78,8 @@ def _untrained(shots: Shots) -> Rival:
 fit_tip_adapter = on_unit_rows(_untrained)
 
 
-def _votes(cosines: Tensor, inside: Tensor, data: Images) -> Iterator[tuple[float, Tensor]]:
-    for sharpness in SHARPNESSES:
-        affinity = (sharpness * (cosines - 1)).exp().masked_fill(inside, 0.0)
-        yield sharpness, affinity @ data.targets
-
-
-def _plus_text(scores: Tensor, data: Images) -> Tensor:
-    return scores if data.zero_shot is None else scores + data.zero_shot
-
-
 @on_unit_rows
-def fit_tip_adapter_f(
-    shots: Shots, *, folds: int = FOLDS, epochs: int = EPOCHS, rate: float = RATE
-) -> Rival:
+def fit_tip_adapter_f(shots: Shots, *, epochs: int = EPOCHS, rate: float = RATE) -> Rival:
     """Tip-Adapter-F: the keys are trained, then α and β are searched again.
 
     Cross-entropy of all training images, their own keys among the cache's, by AdamW with the
@@ -103,7 +90,7 @@ def fit_tip_adapter_f(
     assert isinstance(start.scorer, Cache)
     cache = start.scorer
     pair = (cache.sharpness, cache.weight)
-    fold, known, how = folds_of(data, shots.groups, folds)
+    fold, known, how = folds_of(data, shots.groups)
 
     def trained(kept: Tensor, stops: Sequence[int]) -> list[Tensor]:
         keys, images = cache.keys[kept], part_of(data, kept)

@@ -66,7 +66,8 @@ class Rows:
         elif copies:
             groups = same
         fold = stratified_folds(data.labels, folds=FOLDS, groups=groups)
-        zero_shot = _text_logits(classifier, data.readout)
+        with torch.no_grad():
+            zero_shot = classifier.logits(data.readout).cpu()
         if means and fold is not None:
             zero_shot = _without_own_fold(classifier, data, fold)
         return cls(
@@ -121,11 +122,6 @@ def columns_of(state: ReadoutState, kinds: tuple[str, ...] = ()) -> Tensor:
     """Which components are of units of some kinds; all when empty."""
     inside = [not kinds or unit.kind in kinds for unit in state.settings.units]
     return torch.tensor(inside).repeat_interleave(torch.tensor(state.counts)).nonzero().flatten()
-
-
-def _text_logits(classifier: ZeroShotClassifier, readout: Tensor) -> Tensor:
-    with torch.no_grad():
-        return classifier.logits(readout).cpu()
 
 
 def _without_own_fold(classifier: ZeroShotClassifier, data: Coordinates, fold: Tensor) -> Tensor:
