@@ -79,10 +79,6 @@ def reading(
         labelled: whether labels are a must.
         progress: True for a bar, or what to call after each batch with its number of images.
         description: what the bar says.
-
-    Raises:
-        ResiDualError: no labels where they are a must, values that are not finite, or units that
-            do not add up.
     """
     if taps and adapters:
         raise ValueError("the units of an adapted model do not add up to its readout")

@@ -46,11 +46,7 @@ class ChangeableClassifier(PredictingClassifier):
         Head and statistics are then those of a fit from scratch without them, as for `update`. What
         was said of left-out images goes, and with it the sets of `sets`. The bases, and class
         embeddings that are means, keep their share of the images: fit anew where that matters.
-
-        Args:
-            images: as for `update`: those very images.
-            labels: that they were added with.
-            batch_size: images per forward pass.
+        Arguments are those of `update`: those very images, and the labels they were added with.
 
         Raises:
             ResiDualError: as `update`; images that cannot have been among those added, as far as
@@ -86,11 +82,11 @@ class ChangeableClassifier(PredictingClassifier):
         *,
         batch_size: int = 64,
     ) -> int:
-        """One more class for the class head, from its images alone; its number.
+        """One more class for the class head, from its images alone, as for `predict`; its number.
 
         Args:
             name: of the class; one that the classifier has by its text alone joins the head.
-            images: of the class, as for `predict`.
+            images: of the class.
             embedding: of the class (d,), such as a row of `embed_classes`. None where classes are
                 means of images (it is that of these), or where the classifier has it.
             batch_size: images per forward pass.

@@ -39,21 +39,19 @@ def solve_gains(
     Draws nothing at random. With `Objective(normalized=False, strength=...)` there is one optimum,
     wherever it starts and whichever machine it runs on. From one adapter and one store of
     coordinates, machines agree to 1e-6; where each encodes the images for itself, its own rounding
-    in float32 comes on top. With loss="sigmoid" the classifier becomes
-    one for several labels per image and gets the `logit_bias` that suits its normalized logits.
+    in float32 comes on top. With loss="sigmoid" the classifier becomes one for several labels per
+    image and gets the `logit_bias` that suits its normalized logits.
 
     Args:
-        classifier: its model has the adapter that the coordinates are of.
+        classifier: as all that is not named here, as for `fit_gains`.
         train: coordinates to fit, in memory or on disk.
         validation: coordinates to report the accuracy on.
         objective: what is minimized; the linear one with a ridge of 1e-3 when None, with the loss
             that the classifier's labels need.
         start: gains to start at; those that change nothing when None.
-        adapter_name: None for the active adapter.
         tolerance: it stops once the gradient's norm is below this.
         max_iterations: at most.
         dtype: of the matrix products; by default float64 for the linear objective, else float32.
-        progress: whether to show a bar.
 
     Raises:
         ResiDualError: as `fit_gains`.

@@ -83,7 +83,7 @@ def strength_path(
     The images are not seen again, and the adapter's gains stay as they are.
 
     Args:
-        classifier: as for `solve_gains`.
+        classifier: as for `solve_gains`, as all that is not named here.
         train: coordinates to fit, in memory or on disk.
         validation: held-out coordinates, likewise; without, `train` is cross-validated.
         objective: what is minimized, but for its strength; the linear one when None, with the loss
@@ -91,9 +91,6 @@ def strength_path(
         strengths: to try.
         folds: of the cross-validation, stratified by class, the same in every run.
         tolerance: of each fit; coarser than the last one's will do.
-        max_iterations: of each fit.
-        adapter_name: None for the active adapter.
-        progress: whether to show a bar.
 
     Raises:
         ResiDualError: as `fit_gains`; no strengths; fewer images of a class than folds.
@@ -148,12 +145,7 @@ def _folds(
 
 
 def few_shot(rows: Any, shots: int, seed: int = 0) -> Any:
-    """So many images of each class, drawn at random, in their old order.
-
-    Args:
-        rows: `Coordinates` or `Readouts`.
-        shots: images per class.
-        seed: of the draw.
+    """So many images of each class, of `Coordinates` or `Readouts`, drawn at random.
 
     Raises:
         ResiDualError: a class has fewer, or images have several labels.

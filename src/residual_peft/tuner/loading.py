@@ -51,8 +51,7 @@ def load_adapter(
         options: passed on to PEFT (`low_cpu_mem_usage`, `autocast_adapter_dtype` ...).
 
     Raises:
-        ResiDualError: not found, of another kind, a file missing or cut short, or it belongs to
-            other weights.
+        ResiDualError: not found, not one whole adapter of ours, or it belongs to other weights.
     """
     patterns = ["adapter_config.json", "adapter_model.*"]
     directory = local_directory(

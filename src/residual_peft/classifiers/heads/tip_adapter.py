@@ -60,7 +60,7 @@ def _untrained(shots: Shots) -> Rival:
         number = part_numbers(leaving, len(keys))
         inside = number[:, None] == number
     text = 0.0 if data.zero_shot is None else data.zero_shot
-    scores = {}
+    scores: dict[tuple[float, float], Tensor] = {}
     for sharpness in SHARPNESSES:
         votes = (sharpness * (cosines - 1)).exp().masked_fill(inside, 0.0) @ data.targets
         scores |= {(sharpness, weight): weight * votes + text for weight in WEIGHTS}

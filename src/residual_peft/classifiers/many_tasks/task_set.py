@@ -133,11 +133,7 @@ class TaskSet:
         return next(self.model.parameters()).device
 
     def class_names(self, name: str) -> tuple[str, ...]:
-        """The names of a task's C classes.
-
-        Raises:
-            ResiDualError: there is no such task.
-        """
+        """The names of a task's C classes; a ResiDualError where there is no such task."""
         return self._task(name).classifier.class_names
 
     def add(
@@ -187,8 +183,7 @@ class TaskSet:
     def remove(self, name: str) -> None:
         """Take a task out, and its adapter out of the model if `add` had put it in.
 
-        Raises:
-            ResiDualError: there is no such task.
+        A ResiDualError says where there is no such task.
         """
         task = self._task(name)
         del self._tasks[name]
@@ -199,14 +194,13 @@ class TaskSet:
     def logits(
         self, pixels: Tensor | Mapping[str, Tensor], adapters: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Logits of each task for one batch, from one forward pass.
+        """Logits of each task for one batch, from one forward pass: name -> (B, C_t).
+
+        In float32 or better, on the model's device.
 
         Args:
             pixels: pixel values (B, C, H, W), or a mapping of what the model takes.
             adapters: names of tasks; None for all.
-
-        Returns:
-            Name -> (B, C_t), in float32 or better, on the model's device.
 
         Raises:
             ResiDualError: no tasks, or names that are not of tasks.
@@ -224,18 +218,9 @@ class TaskSet:
         *,
         batch_size: int = 64,
     ) -> dict[str, Tensor]:
-        """Logits of one or many images for each task, on the CPU.
+        """Logits of one or many images for each task, on the CPU: name -> (N, C_t).
 
-        Args:
-            images: as for `predict`.
-            adapters: names of tasks; None for all.
-            batch_size: images per forward pass.
-
-        Returns:
-            Name -> (N, C_t).
-
-        Raises:
-            ResiDualError: as `predict`.
+        Arguments and errors are those of `predict`.
         """
         parts: dict[str, list[Tensor]] = {name: [] for name in self._chosen(adapters)}
         items, _ = images_of(images)
@@ -283,10 +268,7 @@ class TaskSet:
     ) -> list[Prediction]:
         """Classify each image for a task of its own, whatever tasks share its batch.
 
-        Args:
-            images: as for `predict`.
-            adapters: the name of a task for each image.
-            batch_size: images per forward pass.
+        `adapters` has the name of a task for each image; the rest is as for `predict`.
 
         Raises:
             ResiDualError: as `predict`, or more or fewer names than images.
