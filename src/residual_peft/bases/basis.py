@@ -223,8 +223,13 @@ class SpectralBasis:
         check_components(components)
         chosen = {unit: (by_unit or {}).get(unit, components) for unit in self.units}
         most = max((k for k in chosen.values() if isinstance(k, int)), default=0)
-        if most and self.num_samples is not None:
-            self._check_samples(most)
+        # only where the images ran out: a unit may also have fewer dimensions than was asked for
+        seen = self.num_samples
+        if seen is not None and most >= seen and seen - 1 in self.component_counts:
+            raise ResiDualError(
+                f"too few images: components={most} needs at least {most + 1}, this basis has seen "
+                f"{seen}. Fit it on more images or ask for fewer."
+            )
         kept = []
         for unit in self.units:
             try:
@@ -232,16 +237,6 @@ class SpectralBasis:
             except ResiDualError as error:
                 raise ResiDualError(f"{unit}: {error}") from None
         return self._with(self.units, kept)
-
-    def _check_samples(self, components: int) -> None:
-        # only where the images ran out: a unit may also have fewer dimensions than was asked for
-        assert self.num_samples is not None
-        limited = self.num_samples - 1 in self.component_counts
-        if limited and components >= self.num_samples:
-            raise ResiDualError(
-                f"too few images: components={components} needs at least {components + 1}, this "
-                f"basis has seen {self.num_samples}. Fit it on more images or ask for fewer."
-            )
 
     def select(
         self, units: Iterable[Unit | str], layers: Iterable[int] | None = None

@@ -10,20 +10,14 @@ from typing import Any
 
 from peft import PeftConfig
 
-from ..bases.spectra import check_components
 from ..errors import ResiDualError
 from ..hub.files import quoted, whole_directory
-from ..towers.readouts import READOUTS
-from ..towers.registry import SIDES
 from ..towers.units import UNIT_KINDS
 from .fitted import Fitted
 from .gains import KINDS
-from .modes import MODES, mode_of
-from .patterns import check_pattern
+from .modes import mode_of
+from .options import check_combinations, check_patterns, check_values
 from .saved import check_types, read_config
-
-REMAINDERS = ("keep", "drop")
-GAIN_INITS = ("ones", "normal")
 
 
 class ResiDualType(str, Enum):
@@ -137,9 +131,9 @@ class ResiDualConfig(PeftConfig):
         if self._awaits_weights:
             check_types({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         self._normalize()
-        self._check_values()
-        self._check_patterns()
-        self._check_combinations()
+        check_values(self)
+        check_patterns(self)
+        check_combinations(self)
         mode_of(self).check_options(self)
 
     @classmethod
@@ -236,84 +230,3 @@ class ResiDualConfig(PeftConfig):
             self.target_modules = sorted(self.target_modules)
         if self.basis is not None:
             self.basis = os.fspath(self.basis)
-
-    def _check_values(self) -> None:
-        """Refuse values that no option knows."""
-        unknown = [kind for kind in self.units if kind not in UNIT_KINDS]
-        if unknown or not self.units:
-            raise ResiDualError(
-                f"units: wanted a tuple of {', '.join(UNIT_KINDS)}; got {unknown or 'none'}."
-            )
-        self.units = tuple(kind for kind in UNIT_KINDS if kind in self.units)
-        _check_choice("mode", self.mode, tuple(MODES))
-        if self.side is not None:
-            _check_choice("side", self.side, SIDES)
-        if self.readout is not None:
-            _check_choice("readout", self.readout, READOUTS)
-            self.readout = None if self.readout == "own" else self.readout
-        _check_choice("remainder", self.remainder, REMAINDERS)
-        _check_choice("granularity", self.granularity, tuple(KINDS))
-        _check_choice("gain_init", self.gain_init, GAIN_INITS)
-        for name in ("restore_mean", "save_basis", "init_weights"):
-            if not isinstance(getattr(self, name), bool):
-                raise ResiDualError(f"{name}: wanted True or False, got {getattr(self, name)!r}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ResiDualError(f"seed: wanted a whole number from 0 up, got {self.seed!r}.")
-        check_components(self.components)
-        layers = self.layers
-        named = layers if isinstance(layers, list) else ()
-        if layers is not None and not (
-            named and all(type(layer) is int and layer >= 0 for layer in named)
-        ):
-            raise ResiDualError(
-                f"layers_to_transform: wanted None or layers counted from 0, got {layers!r}."
-            )
-
-    def _check_patterns(self) -> None:
-        """Refuse patterns that are no regex, or that ask for what no unit has."""
-        for name in ("unit_pattern", "component_pattern", "exclude_modules"):
-            value = getattr(self, name)
-            patterns = [value] if isinstance(value, str) else list(value or ())
-            if not all(isinstance(pattern, str) and pattern for pattern in patterns):
-                raise ResiDualError(f"{name}: wanted patterns that are strings, got {value!r}.")
-            for pattern in patterns:
-                check_pattern(pattern, name)
-        if not isinstance(self.component_pattern, dict | None):
-            raise ResiDualError(
-                "component_pattern: wanted a dict such as {'layer3.mlp': 8}, got "
-                f"{self.component_pattern!r}."
-            )
-        for components in (self.component_pattern or {}).values():
-            check_components(components)
-
-    def _check_combinations(self) -> None:
-        """Refuse options that contradict each other."""
-        if "output" in self.units and len(self.units) > 1:
-            raise ResiDualError(
-                f"units={self.units}: 'output' is the sum of all the others, which would be scaled "
-                "twice; name 'output' alone or leave it out."
-            )
-        if self.layers_to_transform is not None and not {"head", "mlp"} & set(self.units):
-            raise ResiDualError(
-                f"layers_to_transform={self.layers_to_transform} with units={self.units}, which "
-                "lie in no layer; drop it, or add 'head' or 'mlp' to the units."
-            )
-        if not KINDS[self.granularity].whole:
-            return
-        if self.components is not None or self.component_pattern:
-            value = self.components or self.component_pattern
-            raise ResiDualError(
-                f"components={value} with granularity={self.granularity!r}, whose gains act on "
-                "whole contributions; drop it, or take granularity='component'."
-            )
-        if self.basis is not None and not self.restore_mean:
-            raise ResiDualError(
-                f"basis={self.basis!r} with granularity={self.granularity!r} and "
-                "restore_mean=False, which use no basis; drop it, or set restore_mean=True."
-            )
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        wanted = " or ".join(repr(choice) for choice in choices)
-        raise ResiDualError(f"{name}: wanted {wanted}, got {value!r}.")

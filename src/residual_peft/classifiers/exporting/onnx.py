@@ -146,13 +146,9 @@ def _in_float32(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
 
 def _check_size(graph: ClassifierGraph) -> None:
     """Before any work that takes long."""
-    projection = graph.anatomy.projection
-    parts = [
-        graph.anatomy.tower,
-        *([projection] if isinstance(projection, torch.nn.Module) else []),
-    ]
-    tensors = {id(p): p for part in parts for p in part.parameters()}.values()
-    total = sum(tensor.numel() * 4 for tensor in tensors)
+    parts = [graph.anatomy.tower, graph.anatomy.projection]
+    modules = torch.nn.ModuleList(part for part in parts if isinstance(part, torch.nn.Module))
+    total = sum(tensor.numel() * 4 for tensor in modules.parameters())
     if total > LARGEST:
         raise ResiDualError(
             f"one ONNX file holds at most 2 GiB, and the weights of the image tower take "

@@ -18,15 +18,7 @@ from ..named_base import load_base
 from ..outputs import pixel_batches
 from ..predictions import Prediction
 from ..zero_shot import ZeroShotClassifier
-from .adding import (
-    NameOrPath,
-    adapter_of,
-    check_processor,
-    configs_in,
-    kind_of,
-    loaded,
-    without,
-)
+from .adding import NameOrPath, adapter_of, check_processor, configs_in, kind_of, loaded, without
 from .answering import Task, answers_of, mixed, run
 
 
@@ -212,11 +204,7 @@ class TaskSet:
         return dict(zip(tasks, answers, strict=True))
 
     def predict_logits(
-        self,
-        images: Images,
-        adapters: Sequence[str] | None = None,
-        *,
-        batch_size: int = 64,
+        self, images: Images, adapters: Sequence[str] | None = None, *, batch_size: int = 64
     ) -> dict[str, Tensor]:
         """Logits of one or many images for each task, on the CPU: name -> (N, C_t).
 
@@ -230,11 +218,7 @@ class TaskSet:
         return {name: torch.cat(logits) for name, logits in parts.items()}
 
     def predict(
-        self,
-        images: Images,
-        adapters: Sequence[str] | None = None,
-        *,
-        batch_size: int = 64,
+        self, images: Images, adapters: Sequence[str] | None = None, *, batch_size: int = 64
     ) -> dict[str, Any]:
         """Classify images for each task, from one forward pass per batch.
 
@@ -260,11 +244,7 @@ class TaskSet:
 
     @torch.no_grad()
     def predict_mixed(
-        self,
-        images: Images,
-        adapters: Sequence[str],
-        *,
-        batch_size: int = 64,
+        self, images: Images, adapters: Sequence[str], *, batch_size: int = 64
     ) -> list[Prediction]:
         """Classify each image for a task of its own, whatever tasks share its batch.
 
