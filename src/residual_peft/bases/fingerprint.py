@@ -13,11 +13,7 @@ from ..hub.files import record_of
 from ..towers.anatomy import TowerAnatomy
 from ..towers.registry import find_tower
 
-PRECISIONS = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

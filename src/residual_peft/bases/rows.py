@@ -83,7 +83,8 @@ class Rows:
         if not self.blocks or not self.blocks[-1].fits(len(part)):
             self.blocks.append(self._new(part))
         elif self.blocks[-1].room.dtype != part.dtype:
-            self._promote(part.dtype)
+            for block in self.blocks:
+                block.room = block.room.to(torch.promote_types(block.room.dtype, part.dtype))
         self.blocks[-1].add(part)
         self.count += len(part)
 
@@ -94,10 +95,6 @@ class Rows:
         if self.expected is not None and self.expected > self.count:
             capacity = max(len(part), self.expected - self.count)
         return _Block(torch.empty((capacity, *part.shape[1:]), dtype=part.dtype), [])
-
-    def _promote(self, dtype: torch.dtype) -> None:
-        for block in self.blocks:
-            block.room = block.room.to(torch.promote_types(block.room.dtype, dtype))
 
     def drained(self) -> Iterator[Tensor]:
         """The parts in their order, as they were added; what has been passed is given back."""

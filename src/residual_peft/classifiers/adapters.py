@@ -234,18 +234,14 @@ def load_adapters(
                 loaded = PeftModel.from_pretrained(model, source, name, is_trainable=is_trainable)
             else:
                 loaded.load_adapter(source, name, is_trainable=is_trainable)
-        _activate(loaded, adapters, is_trainable)
+        chosen = list(adapters.active)
+        if len(chosen) == 1:
+            loaded.set_adapter(chosen[0], inference_mode=not is_trainable)
+        elif chosen:  # PeftModel's own takes one name
+            loaded.base_model.set_adapter(chosen, inference_mode=not is_trainable)
+        else:
+            loaded.base_model.disable_adapter_layers()
     return loaded
-
-
-def _activate(model: Any, adapters: Adapters, is_trainable: bool) -> None:
-    chosen = list(adapters.active)
-    if len(chosen) == 1:
-        model.set_adapter(chosen[0], inference_mode=not is_trainable)
-    elif chosen:  # PeftModel's own takes one name
-        model.base_model.set_adapter(chosen, inference_mode=not is_trainable)
-    else:
-        model.base_model.disable_adapter_layers()
 
 
 def saved_adapters(record: Any, directory: Path) -> Adapters:

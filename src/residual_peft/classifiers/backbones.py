@@ -101,22 +101,19 @@ def _class_of(directory: Path) -> Any:
     return CLIPModel
 
 
-def backbone_of(model: Any, *, token: str | None = None) -> Backbone:
+def backbone_of(model: Any) -> Backbone:
     """A loaded model with what feeds it, from where it was loaded."""
     name = str(model.config._name_or_path)
-    directory = model_directory(name, token=token)
+    directory = model_directory(name)
     tokenizer = _load_tokenizer(directory, name) if has_text(model) else None
     return Backbone(model, tokenizer, load_image_processor(directory), name)
 
 
 def load_image_tower(
     name_or_path: str | os.PathLike[str] = DEMO_MODEL,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
 ) -> CLIPVisionModelWithProjection:
     """Load the image tower alone, in float32 and eval mode, for methods that need no text."""
-    directory = model_directory(name_or_path, revision=revision, token=token)
+    directory = model_directory(name_or_path)
     model = _load(CLIPVisionModelWithProjection, directory, str(name_or_path))
     _rename(model, str(name_or_path))
     return model.eval()

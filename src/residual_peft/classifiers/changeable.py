@@ -75,12 +75,7 @@ class ChangeableClassifier(PredictingClassifier):
 
     @torch.no_grad()
     def add_class(
-        self,
-        name: str,
-        images: Images,
-        embedding: Tensor | None = None,
-        *,
-        batch_size: int = 64,
+        self, name: str, images: Images, embedding: Tensor | None = None, *, batch_size: int = 64
     ) -> int:
         """One more class for the class head, from its images alone, as for `predict`; its number.
 

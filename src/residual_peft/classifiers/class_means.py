@@ -9,19 +9,12 @@ from torch.nn import functional
 
 from ..bases.reading import reading
 from ..data.labels import ONE_LABEL
-from ..data.progress import Progress
 from ..errors import ResiDualError
 
 CHUNK = 4096  # readouts that are taken to float64 at a time
 
 
-def class_means(
-    model: nn.Module,
-    batches: Iterable[Any],
-    class_names: Sequence[str],
-    *,
-    progress: Progress = False,
-) -> Tensor:
+def class_means(model: nn.Module, batches: Iterable[Any], class_names: Sequence[str]) -> Tensor:
     """Normalize the readouts of each class's images, take their mean, normalize it: (C, d).
 
     Summed in float64 and given back in float32 or, for a float64 model, in float64.
@@ -30,22 +23,12 @@ def class_means(
         model: run as it is, adapters included, in eval mode.
         batches: dicts with `pixel_values` and `labels`, or pairs of the two.
         class_names: C names, for messages; labels are their numbers.
-        progress: True for a bar, or what to call after each batch with its number of images.
 
     Raises:
         ResiDualError: batches of another kind, labels that do not suit, or a class without images.
     """
     sums = _Sums(class_names)
-    passed = reading(
-        model,
-        None,
-        batches,
-        adapters=True,
-        labelled=True,
-        progress=progress,
-        description="Class means",
-    )
-    for seen in passed:
+    for seen in reading(model, None, batches, adapters=True, labelled=True):
         assert seen.labels is not None
         sums.add(seen.readout, seen.labels)
     return sums.means(next(model.parameters()).dtype)

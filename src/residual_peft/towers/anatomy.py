@@ -264,8 +264,10 @@ def check_linear(
     """
     inside = isinstance(module, NonDynamicallyQuantizableLinear)
     if not isinstance(module, nn.Linear) or (inside and not fused):
+        kind = type(module).__name__
+        kind = f"{type(module).__module__}.Linear" if kind == "Linear" else kind
         raise ResiDualError(
-            f"{name} is a {_kind(module)}; wanted a plain nn.Linear (neither fused nor "
+            f"{name} is a {kind}; wanted a plain nn.Linear (neither fused nor "
             "quantised): load the model with its plain attention, in float16 or wider."
         )
     weight, shape = module.weight, (out_features or module.out_features, module.in_features)
@@ -274,8 +276,3 @@ def check_linear(
             f"{name} keeps a {tuple(weight.shape)} weight of {weight.dtype}; wanted {shape} in "
             "floating point: load the model without quantisation."
         )
-
-
-def _kind(module: nn.Module) -> str:
-    kind = type(module)
-    return kind.__name__ if kind.__name__ != "Linear" else f"{kind.__module__}.Linear"

@@ -85,7 +85,9 @@ def find_tower(
         )
     anatomy = checked(_bare(describe(model)))
     if readout is None:
-        readout = _adapted_readout(model, anatomy.side)
+        found = (getattr(module, "anatomy", None) for module in model.modules())
+        towers = (a for a in found if isinstance(a, TowerAnatomy) and a.side == anatomy.side)
+        readout = next((adapted.readout.name for adapted in towers), None)
     own = (None, "own", anatomy.readout.name)
     return anatomy if readout in own else _mean_readout(anatomy, readout)
 
@@ -96,13 +98,6 @@ def _describe(model: nn.Module, side: str) -> Describe | None:
     return next(
         (ARCHITECTURES[side][name] for name in classes if name in ARCHITECTURES[side]), None
     )
-
-
-def _adapted_readout(model: nn.Module, side: str) -> str | None:
-    """Which readout of a tower an adapter in the model changes."""
-    found = (getattr(module, "anatomy", None) for module in model.modules())
-    towers = (a for a in found if isinstance(a, TowerAnatomy) and a.side == side)
-    return next((anatomy.readout.name for anatomy in towers), None)
 
 
 def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:

@@ -180,10 +180,7 @@ class _Finish(_Hook):
 
 
 def install_taps(
-    anatomy: TowerAnatomy,
-    *,
-    layers: bool = False,
-    key: str | None = None,
+    anatomy: TowerAnatomy, *, layers: bool = False, key: str | None = None
 ) -> list[RemovableHandle]:
     """Install permanent taps; `capture_of(output of the last module)` then holds the capture.
 

@@ -1,4 +1,12 @@
-"""The mathematics of class heads, and what they are told apart by: tensors in, tensors out."""
+"""The mathematics of class heads, and what they are told apart by: tensors in, tensors out.
+
+One name means the same in all of it: `features` (N, K) of N images; `labels` (N,), class numbers,
+or with several labels per image zeros and ones (N, C); `class_count` C; `zero_shot` z (N, C), the
+text's logits; `class_weights` (C,), how much an image of each class counts; `groups` (N,), what
+images share that are left out together; `folds` of the cross-validation; `power` p of the scales
+std^p, which features are divided by: 0 leaves them, 1 standardizes. Where they do not fit together,
+or are not finite, a ResiDualError says so.
+"""
 
 from .choosing import Candidate, RidgeChoice, choose_ridge, fewest_as_good
 from .compress import LowRankHead, head_from_state, low_rank, within

@@ -40,14 +40,8 @@ def blend(
 
     An image is told by means without it, with one image of every class left out together where
     classes are small, so that no class is the poorer by it. Cosines get the temperature that suits
-    them, whatever β is.
-
-    Args:
-        text: (C, d), or None for the means alone (towers without a text tower).
-        features: embeddings of the images (N, d).
-        labels: (N,), of every class.
-        share: β, in place of a choice.
-        groups: (N,), left out together.
+    them, whatever β is. The text is (C, d), or None for the means alone (towers without a text
+    tower); the share is β, in place of a choice.
     """
     data = checked(features, labels, class_count)
     check_same(ONE_LABEL, data.labelling, "there are no class means of others")

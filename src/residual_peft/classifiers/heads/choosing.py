@@ -116,18 +116,11 @@ def choose_ridge(
     tie: float = TIE,
     **options: Any,
 ) -> RidgeChoice:
-    """Ridge on the features, and with the p, that do best on images left out.
+    """Ridge on the features, by name, and with the p, that do best on images left out.
 
-    Args:
-        features: by name, such as the embedding and coordinates; each (N, K). The first of them
-            and the first power are taken where nothing can be left out.
-        labels: as for `fit_ridge`.
-        class_count: C.
-        powers: p to try.
-        at_most: images the choice is made on, drawn by class where there are more; the fit is
-            then made on all of them.
-        tie: as for `fewest_as_good`.
-        **options: of `fit_ridge`, but for `power` and `scale`.
+    The first features and the first power are taken where nothing can be left out. Of more images
+    than `at_most` the choice is made on a draw by class; the fit is then made on all of them. The
+    options are those of `fit_ridge`, but for `power` and `scale`.
     """
     if not features or not powers:
         raise ResiDualError("wanted features and powers to try, got none.")

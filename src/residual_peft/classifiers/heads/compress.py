@@ -64,17 +64,13 @@ class LowRankHead:
 
 
 def low_rank(head: ClassHead, features: Tensor | None, rank: int) -> LowRankHead:
-    """The head of a given rank whose scores are nearest to its own on the given images.
+    """The head of rank r, or of all there is, whose scores are nearest to its own on given images.
 
     With F (N, C) the centred scores and W their first right singular vectors, V̂ = V W Wᵀ: by
     Eckart and Young no V̂ of that rank comes nearer to F (reduced-rank regression; Mukherjee & Zhu
-    2011). On the images it was fitted on, that is what the fit cares about most.
-
-    Args:
-        head: of any rank.
-        features: of images of all its classes (N, K). None where there are none: features are then
-            taken to be uncorrelated, as those of one unit are, with scales of p = ½.
-        rank: r; more than the scores have is cut to that.
+    2011). On the images it was fitted on, that is what the fit cares about most. Without features
+    of images of all its classes, they are taken to be uncorrelated, as those of one unit are, with
+    scales of p = ½.
     """
     if rank < 1:
         raise ResiDualError(f"wanted a rank of 1 or more, got {rank}.")

@@ -103,17 +103,11 @@ def fit_discriminant(
 
     log p(k | c) = cᵀ Σ⁻¹ μ_k − ½ μ_kᵀ Σ⁻¹ μ_k + log π_k + common terms (R. A. Fisher, 1936).
     Left-out predictions come in closed form from the rank-one change of S, with λ and S's divisor
-    as they are: exact for fixed ρ tr S / K, as the ridge's are for a fixed α.
+    as they are: exact for fixed ρ tr S / K, as the ridge's are for a fixed α. The text's weight a
+    is fitted on them, with τ; class weights multiply the classes' priors.
 
-    Args:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C); its weight a is fitted on the left-out predictions, with τ.
-        shrinkage: ρ; "oas" (Chen, Wiesel, Eldar and Hero, 2010) needs S alone, "ledoit-wolf" (2004)
-            fourth moments, too. A number is taken as it is.
-        power: p of the scales.
-        class_weights: (C,), what the classes' priors are multiplied by.
+    The shrinkage ρ: "oas" (Chen, Wiesel, Eldar and Hero, 2010) needs S alone, "ledoit-wolf" (2004)
+    fourth moments, too. A number is taken as it is.
     """
     data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
     why = "use the ridge or logistic regression, which have one for each class"

@@ -49,7 +49,7 @@ def finish(
 
     Args:
         logits: of each image by a fit without it (N, C).
-        images: N images, with zero-shot logits z where text may count.
+        images: with zero-shot logits z where text may count.
         how: who was left out with whom.
         known: images that can be told right without their own (N,); the others say nothing.
         with_text: False keeps a at 0.

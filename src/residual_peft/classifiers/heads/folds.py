@@ -14,16 +14,11 @@ def stratified_folds(
 ) -> Tensor | None:
     """The fold of every image, (N,) int64 from 0, the same in every run; None where it is no use.
 
-    Every class's images are spread evenly over the folds. A class of fewer images than folds makes
-    fewer folds, down to two, so that no fold holds all images of a class that has two or more. With
-    one image in every class there is nothing to learn from folds, since an image's class has then
-    none left.
-
-    Args:
-        labels: (N,), or zeros and ones (N, C), whose images are spread without regard to them.
-        folds: at most, two or more.
-        groups: (N,), images of the same number stay together (scikit-learn's StratifiedGroupKFold,
-            or by size alone with several labels).
+    Every class's images are spread evenly over the folds, with several labels without regard to
+    them. A class of fewer images than folds makes fewer folds, down to two, so that no fold holds
+    all images of a class that has two or more. With one image in every class there is nothing to
+    learn from folds, since an image's class has then none left. Groups stay together by
+    scikit-learn's StratifiedGroupKFold, or by size alone with several labels.
     """
     if folds < 2:
         raise ResiDualError(f"wanted two or more folds, got {folds}.")
@@ -35,22 +30,17 @@ def stratified_folds(
     folds = min(folds, len(labels) if groups is None else len(groups.unique()))
     if folds < 2:
         return None
+    found = torch.empty(len(labels), dtype=torch.int64)
     if groups is not None:
-        return _grouped(strata, groups, folds)
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        split = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+        parts = split.split(strata.numpy(), strata.numpy(), groups.numpy())
+        for number, (_, outside) in enumerate(parts):
+            found[torch.from_numpy(outside)] = number
+        return found
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     order = order[strata[order].argsort(stable=True)]
-    found = torch.empty(len(labels), dtype=torch.int64)
     # one class after the other, going on where the last one stopped: folds of equal size, too
     found[order] = torch.arange(len(labels)) % folds
-    return found
-
-
-def _grouped(strata: Tensor, groups: Tensor, folds: int) -> Tensor:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    split = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    found = torch.empty(len(strata), dtype=torch.int64)
-    parts = split.split(strata.numpy(), strata.numpy(), groups.numpy())
-    for number, (_, outside) in enumerate(parts):
-        found[torch.from_numpy(outside)] = number
     return found

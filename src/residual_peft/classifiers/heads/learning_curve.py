@@ -52,13 +52,12 @@ def learning_curve(
     """Fit on drawn shares of the images, tell the others, and lay a power law through the errors.
 
     The last point are all images, told left out. The law is that of the greatest posterior: errors
-    are binomial, and the exponent is about .7 until they say otherwise. For one label per image.
+    are binomial, and the exponent is about .7 until they say otherwise. For one label per image, of
+    40 images or more.
 
     Args:
         accuracy_of: rows to fit on (n,) and rows to tell (m,) -> the share told right.
         left_out_accuracy: of the fit on all N images.
-        labels: (N,), 40 or more.
-        class_count: C.
         fractions: of every class's images, with one at least; increasing.
         draws: of each fraction, with fixed seeds.
     """

@@ -74,14 +74,10 @@ def leaving_of(
     groups: Tensor | Sequence[object] | None = None,
     how: How | None = None,
 ) -> Leaving:
-    """Who is left out with whom.
+    """Who is left out with whom: bursts, films or persons, where images have such groups.
 
-    Args:
-        labels: (N,), or with several labels zeros and ones (N, C).
-        class_count: C.
-        groups: (N,), what the images of one burst, film or person share; they go together.
-        how: None for "group" where there are groups, else "block" where the rarest class has
-            fewer than `SMALL_CLASS` images, else "one".
+    `how` is "group" where there are groups when None, else "block" where the rarest class has fewer
+    than `SMALL_CLASS` images, else "one".
     """
     labelling, count = labelling_in(labels), len(labels)
     if groups is not None:

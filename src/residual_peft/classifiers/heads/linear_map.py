@@ -64,16 +64,12 @@ def fit_linear_map(
 
     Args:
         features: x (N, d), of length 1.
-        labels: (N,).
         text: class embeddings (C, d).
         logit_scale: s.
         strength: α, in place of a choice.
         strengths: α to choose from by the log-loss of left-out folds; by default
             `paths.RELATIVE_STRENGTHS` times s² and the images' spread, and two between them.
             Weaker ones are not tried once they get no better.
-        class_weights: (C,), the weight of an image of each class.
-        groups: (N,), left out together.
-        folds: of the cross-validation.
         tolerance: largest entry of the gradient at the end, per image and unit of s.
     """
     text = functional.normalize(text.detach().cpu().double(), dim=1)

@@ -46,13 +46,10 @@ def fit_logistic(
 
     Minimises Σ_i w_i loss_i + ½ α ‖V‖², which is strictly convex in V: softmax cross-entropy with
     one label per image, one sigmoid per class with several. The offset is free. Solved by L-BFGS
-    in the principal axes of the images, outside of which V is 0.
+    in the principal axes of the images, outside of which V is 0. The text's weight a is fitted on
+    left-out folds, with τ.
 
     Args:
-        features: (N, K).
-        labels: (N,) class numbers, or (N, C) zeros and ones.
-        class_count: C.
-        zero_shot: z (N, C) of the same images; its weight a is fitted on left-out folds, with τ.
         start: a ridge's head on the same features: its centre and scales are taken, and the last
             fit starts at its weights. Where the optimum is does not depend on it.
         strength: α, in place of a choice.
@@ -60,9 +57,6 @@ def fit_logistic(
             length of the prepared features, and two between them. Weaker ones are not tried once
             they get no better.
         power: p, where no `start` brings its scales.
-        class_weights: (C,), the weight of an image of each class.
-        groups: (N,), images of one group are left out together.
-        folds: of the cross-validation.
         tolerance: largest entry of the gradient at the end, per image.
     """
     data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from .finishing import finish, mean_loss
-from .images import Images
 from .left_out import leaving_of
 from .preparing import UnitRows
 from .rival import LinearScorer, Rival, Shots, on_unit_rows, part_numbers, rival
@@ -87,20 +86,12 @@ def fit_neighbours(shots: Shots, *, count: int | None = None) -> Rival:
         number = part_numbers(leaving, len(unit))
         cosines[number[:, None] == number] = -torch.inf
     tried = [count] if count else [k for k in NEIGHBOURS if k < len(unit)] or [DEFAULT_NEIGHBOURS]
-    best, left = _best_count(cosines, data, leaving.known, tried)
+    scores = {k: log_votes(cosines, data.targets, k) for k in tried}
+    best = tried[0]  # where nothing can be told
+    if leaving.known.any():
+        finals = {k: finish(s, data, "one", leaving.known)[2].logits for k, s in scores.items()}
+        losses = {k: mean_loss(final, data, leaving.known) for k, final in finals.items()}
+        best = min(losses, key=lambda k: losses[k])
+    left = scores[best]
     scorer = Neighbours(shots.rows, unit, data.targets, best)
     return rival(scorer, left, data, leaving.how, leaving.known, with_text=True, chosen={"k": best})
-
-
-def _best_count(
-    cosines: Tensor, data: Images, known: Tensor, tried: list[int]
-) -> tuple[int, Tensor]:
-    """k and its left-out scores; the fewest where nothing can be told."""
-    found = {k: log_votes(cosines, data.targets, k) for k in tried}
-    if not known.any():
-        return tried[0], found[tried[0]]
-    losses = {}
-    for k, scores in found.items():
-        losses[k] = mean_loss(finish(scores, data, "one", known)[2].logits, data, known)
-    best = min(losses, key=lambda k: losses[k])
-    return best, found[best]

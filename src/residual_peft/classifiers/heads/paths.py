@@ -69,15 +69,9 @@ def choose_strength(
 ) -> Chosen:
     """The strength that was given, or the best of some by what is said of left-out folds.
 
-    Args:
-        problem: what is fitted.
-        level: of a strength, what relative ones are times.
-        strength: in place of a choice.
-        strengths: to choose from; None for `RELATIVE_STRENGTHS`, and two between them.
-        default: relative too, where nothing can be left out.
-        groups: (N,), images of one group are left out together.
-        folds: of the cross-validation.
-        options: of `Path`.
+    Those to choose from are `RELATIVE_STRENGTHS`, and two between them, where there are none.
+    Relative ones, and `default` where nothing can be left out, are times `level`. The options are
+    those of `Path`.
     """
     tried = [strength] if strength is not None else list(strengths or ())
     tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]

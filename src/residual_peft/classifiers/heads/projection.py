@@ -63,15 +63,12 @@ def fit_projection(
 
     Args:
         features: x (N, D): before the projection, or the embedding itself.
-        labels: (N,).
         text: class embeddings (C, d).
         start: P (d, D); None for the identity, the linear map on the embedding.
         offset: b (d,), what the embedding holds beside W x; 0 when None.
         logit_scale: s.
         strength: λ; None for 1 / (images per class), the paper's without a validation set.
         strengths: λ to choose from by the log-loss of left-out folds, in place of `strength`.
-        groups: (N,), left out together.
-        folds: of the cross-validation.
         tolerance: largest entry of the gradient at the end; its square is the least change of the
             objective that is waited for.
     """

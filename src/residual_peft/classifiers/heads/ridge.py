@@ -63,20 +63,14 @@ def fit_ridge(
     One eigendecomposition of the smaller side gives every strength and what a fit without each
     image, without one image of each class or without each group would say of what it leaves out;
     scales and text are held. The strength is that of the least left-out loss, and text weight and
-    temperature are fitted on the same predictions. Draws nothing at random.
+    temperature are fitted on the same predictions. Draws nothing at random. Computed in float64 on
+    the CPU; several labels are fitted by one ridge per class with its own strength.
 
     Args:
-        features: (N, K), of any float dtype; computed in float64 on the CPU.
-        labels: class numbers (N,), or with several labels zeros and ones (N, C), which are fitted
-            by one ridge per class with its own strength.
-        class_count: C.
-        zero_shot: the text's logits z (N, C). They must not have seen the image either: those of
-            class means are to leave it out.
-        power: p; features are divided by std^p. 0 leaves them, 1 standardizes.
+        zero_shot: must not have seen the image either: that of class means is to leave it out.
         alphas: strengths to try, above 0; by default `STRENGTHS` times the mean squared length of
             a centred and scaled row.
-        groups: (N,), images that are left out together: bursts, frames of a film, one person's.
-        class_weights: how much an image of each class counts (C,); see `balanced_weights`.
+        class_weights: see `balanced_weights`.
         scale: (K,) to divide by in place of std^p, such as an earlier fit's.
         criterion: what chooses the strength. "squared" is the error of the one-hot labels, as
             scikit-learn's `RidgeClassifierCV` has it; "log_loss", with text weight and temperature

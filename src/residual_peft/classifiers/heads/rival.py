@@ -108,18 +108,10 @@ class Shots:
 
 
 def on_unit_rows(fit: Callable[..., Rival]) -> Callable[..., Rival]:
-    """Have a rival that is fitted on `Shots` take images, as all of them do.
+    """Have a rival that is fitted on `Shots` take images, as all do, beside its own options.
 
-    It then takes, beside its own options:
-        features: (N, K).
-        labels: (N,).
-        class_count: C.
-        zero_shot: z (N, C), scaled logits; None for no text.
-        power: centre the features and divide them by std^p first; None for embeddings as they are,
-            which the papers of CLIP's rivals take.
-        groups: (N,), left out together.
-
-    It raises a ResiDualError for what does not fit together.
+    `power` None takes embeddings as they are, which the papers of CLIP's rivals do; else features
+    are centred and scaled first.
     """
 
     @wraps(fit)

@@ -57,15 +57,9 @@ def fit_statistics(
 
     Memory and time are of K, whatever N: three K × K matrices and one eigendecomposition.
     Without rows α is chosen by generalised cross-validation (Golub, Heath & Wahba 1979),
-    (RSS / n) / (1 − df / n)², with df the trace of the hat matrix, mean included.
-
-    Args:
-        statistics: of images of every class.
-        power: p of the scales, as for `fit_ridge`.
-        alpha: the strength, or one per class (C,), such as an earlier fit's.
-        alphas: strengths to try; as for `fit_ridge` by default.
-        scale: (K,) in place of std^p, such as an earlier fit's.
-        multi_label: whether images may have several labels, each class then with its own strength.
+    (RSS / n) / (1 − df / n)², with df the trace of the hat matrix, mean included; `alpha` is one
+    in its place, or one per class (C,), such as an earlier fit's, as `scale` (K,) may be. With
+    `multi_label` images may have several labels, each class then with its own strength.
     """
     _check_filled(statistics)
     n, rows = statistics.total, statistics.rows

@@ -83,11 +83,7 @@ def loaded(
     with unchanged_if_refused(model):
         adapter, own = (None, model) if place is None else _put_in(model, name, place)
         classifier = ZeroShotClassifier(
-            own,
-            record.class_names,
-            embeddings,
-            image_processor=processor,
-            **settings_of(record),
+            own, record.class_names, embeddings, image_processor=processor, **settings_of(record)
         )
         classifier.set_head(head, adapter)
         check_basis(classifier, record, source, adapter)

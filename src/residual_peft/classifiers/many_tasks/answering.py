@@ -42,10 +42,7 @@ class Task:
         """What logits (N, C) say, one label per image or several, as the classifier has it."""
         classifier = self.classifier
         return predictions_of(
-            logits,
-            classifier.class_names,
-            classifier.multi_label,
-            thresholds=classifier.thresholds,
+            logits, classifier.class_names, classifier.multi_label, thresholds=classifier.thresholds
         )
 
 

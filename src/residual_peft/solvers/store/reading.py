@@ -71,10 +71,7 @@ class CoordinateStore(InParts):
 
     @classmethod
     def open(
-        cls,
-        directory: str | os.PathLike[str],
-        model: nn.Module,
-        adapter_name: str | None = None,
+        cls, directory: str | os.PathLike[str], model: nn.Module, adapter_name: str | None = None
     ) -> "CoordinateStore":
         """Open a finished store for the adapter that it was written with.
 

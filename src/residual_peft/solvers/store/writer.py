@@ -139,13 +139,7 @@ class Writer:
             return shard not in checked and not checked.add(shard)  # type: ignore[func-returns-value]
 
         passed = reading(
-            self.model,
-            anatomy,
-            loader,
-            taps=True,
-            check=check,
-            labelled=True,
-            progress=bar.update,
+            self.model, anatomy, loader, taps=True, check=check, labelled=True, progress=bar.update
         )
         stream = Stream(passed, loader.skipped)
         for index, rows in shards.items():

@@ -10,12 +10,7 @@ from ...bases.processes import Processes
 from ...data import ProcessedImages, SkippedImage
 from ...errors import ResiDualError
 from ...hub.files import path_of, write_json
-from ...tuner import (
-    active_adapter,
-    readout_config,
-    readout_state,
-    restart_gains,
-)
+from ...tuner import active_adapter, readout_config, readout_state, restart_gains
 from .layout import (
     BATCH,
     DTYPES,

@@ -97,11 +97,7 @@ def _saved_shapes(config: ResiDualConfig, model: nn.Module) -> dict[str, Shape]:
 
 
 def place_stream(
-    config: ResiDualConfig,
-    model: nn.Module,
-    adapter_name: str,
-    target: nn.Module,
-    path: str,
+    config: ResiDualConfig, model: nn.Module, adapter_name: str, target: nn.Module, path: str
 ) -> ResiDualStreamLinear:
     """Put an adapter into a layer, made around `target` where there is none; give the layer."""
     if isinstance(target, ResiDualStreamLinear):
