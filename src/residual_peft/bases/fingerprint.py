@@ -33,10 +33,7 @@ class Fingerprint:
     def of(
         cls, model: nn.Module | TowerAnatomy, precisions: Iterable[str] = tuple(PRECISIONS)
     ) -> "Fingerprint":
-        """Compute the fingerprint of a tower, or of the one that `find_tower` finds in a model.
-
-        Adapters around its layers are left out; the digests are in `precisions`.
-        """
+        """Compute the fingerprint of a tower, or of a model's, adapters left out."""
         anatomy = model if isinstance(model, TowerAnatomy) else find_tower(model)
         name = getattr(getattr(anatomy.model, "config", None), "_name_or_path", "")
         return cls(

@@ -39,10 +39,7 @@ class Processes:
         return found  # type: ignore[return-value]
 
     def check_same(self, mine: Mapping[str, object], remedy: str) -> None:
-        """Refuse, in every process, to go on where they do not all work on the same.
-
-        `mine` is by name what has to be equal, shown as it is, and `remedy` how to mend it.
-        """
+        """Refuse, in every process, to go on where they do not all work on the same, by name."""
         said = self.gathered({key: str(value) for key, value in mine.items()})
         for key, first in said[0].items():
             for rank, theirs in enumerate(said):

@@ -141,10 +141,7 @@ def _write_adapter(model: nn.Module, name: str, config: Any, folder: Path) -> No
 
 
 def check_adapter(folder: Path, *, values: bool = False) -> None:
-    """Refuse all but a whole adapter of ours, or of LoRA as this package's experiments make it.
-
-    With `values` its numbers are looked at, too; loading does so by itself.
-    """
+    """Refuse all but a whole adapter of ours, or of LoRA as the experiments make it."""
     config = read_object(folder / ADAPTER_CONFIG)
     if config.get("peft_type") == "LORA":
         _check_lora(config, folder)
@@ -214,10 +211,7 @@ def _names_only(value: Any) -> bool:
 def load_adapters(
     model: nn.Module, adapters: Adapters, directory: Path, *, is_trainable: bool = False
 ) -> PeftModel:
-    """Put saved adapters into a bare model under their names, and make the same ones active.
-
-    Refused, the model is as it was. `is_trainable` is whether the active gains are trained further.
-    """
+    """Put saved adapters into a bare model, which stays as it was where one is refused."""
     for place in adapters.folders.values():  # all are looked at before the first is put in
         check_adapter(directory / place)
     if isinstance(model, PeftModel) or configs_of(model):

@@ -64,11 +64,7 @@ def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
 
 
 def adapter_facts(model: nn.Module, described: Any, facts: Facts, location: str) -> Facts:
-    """Facts, and beside them what the adapter and its classes know by themselves.
-
-    `described` has class names, templates and labels, as a classifier or its record; `location` is
-    the directory or Hub id that it is loaded from.
-    """
+    """Facts, and beside them what the adapter and its classes know, `described` by their record."""
     (name, kind), (own, config) = origin_of(model), _main_adapter(model)
     adapter: dict[str, Any] = {}
     if config is not None:

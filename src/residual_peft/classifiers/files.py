@@ -145,10 +145,7 @@ def local_classifier(
 
 
 def of_the_old(target: Path, *, record: bool = True) -> list[str]:
-    """What in `target` belongs to the classifier that is about to be replaced; nobody else's files.
-
-    With `record` that of its fit and what was drawn from it, too, beside its adapters' folders.
-    """
+    """What in `target` belongs to the classifier that is replaced, with the `record` of its fit."""
     try:
         described = read_described(target, target)
     except ResiDualError:  # whatever it was, it is none of ours
@@ -177,10 +174,7 @@ def same_adapter(folder: Path, other: Path) -> bool:
 
 
 def write_fitted_on(folder: Path, target: Path, digests: Sequence[str]) -> None:
-    """Write the digests of a fit's images into the folder that takes the place of `target`'s files.
-
-    Those of an adapter that was there before go.
-    """
+    """Write the digests of a fit's images into what takes the place of `target`'s files."""
     if digests or (target / FITTED_ON).exists():
         (folder / FITTED_ON).parent.mkdir(exist_ok=True)
         (folder / FITTED_ON).write_text("".join(f"{digest}\n" for digest in digests), "utf-8")

@@ -78,11 +78,7 @@ def fit_bases(
 def put_basis(
     peft_model: nn.Module, basis: SpectralBasis, adapter_name: str = "default"
 ) -> SpectralBasis:
-    """Give an adapter in readout mode a basis; its gains restart at their initial value.
-
-    Of this model's basis, which has the adapter's units, the part that it uses is put in and
-    returned.
-    """
+    """Give an adapter in readout mode a basis, restart its gains, and return the part it uses."""
     layer, config, _ = _adapter(peft_model, adapter_name)
     return new_basis(layer, config, basis, adapter_name)
 

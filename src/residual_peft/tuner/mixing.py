@@ -21,10 +21,7 @@ BASE = "__base__"  # PEFT's name for no adapter at all, in `adapter_names`
 
 
 def check_names(model: nn.Module, names: Any, known: Mapping[str, Any]) -> None:
-    """Refuse `adapter_names` that PEFT's own tuners would refuse, in words that begin as theirs do.
-
-    `known` are the adapters of the model.
-    """
+    """Refuse `adapter_names` that PEFT's tuners would, in words that begin as theirs do."""
     if model.training:
         raise ResiDualError(
             "Cannot pass `adapter_names` when the model is in training mode: call model.eval(), or "

@@ -57,10 +57,7 @@ class Mode(ABC):
         path: str,
         trusted: list[dict[str, Any]],
     ) -> AdapterLayer:
-        """Put an adapter into a layer, made around `target` where there is none; give the layer.
-
-        A target that cannot be adapted, or a basis that will not do, is refused.
-        """
+        """Put an adapter into a layer, made around `target` where there is none; give the layer."""
 
     @abstractmethod
     def fit(

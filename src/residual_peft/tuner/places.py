@@ -17,10 +17,7 @@ _WRAPPERS = {"original_module", "modules_to_save"}  # what PEFT's own have insid
 def wanted_of(
     model: nn.Module, adapter_name: str, *, basis: bool | None = None
 ) -> tuple[dict[str, Shape], str | None]:
-    """What a file of an adapter holds: name -> shape, and the path of its layer if it has one.
-
-    `basis` is whether the file holds one; None whether the adapter's own does.
-    """
+    """What an adapter's file holds, name -> shape, and the path of its one layer."""
     wanted: dict[str, Shape] = {}
     path = None
     for full, module in model.named_modules():

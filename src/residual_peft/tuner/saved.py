@@ -226,10 +226,7 @@ def _last(name: str) -> str:
 
 
 def check_values(tensor: Tensor, name: str, what: str) -> None:
-    """Refuse values that no training leaves: NaN, infinite, or beyond what float32 can tell apart.
-
-    The name is a tensor's own, such as "residual_peft_gains"; `what` is the file, for messages.
-    """
+    """Refuse values that no training leaves: NaN, infinite, or beyond what float32 tells apart."""
     if tensor.is_meta or not tensor.numel():
         return
     if not bool(tensor.isfinite().all()):

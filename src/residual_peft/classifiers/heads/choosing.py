@@ -36,9 +36,8 @@ def fewest_as_good(
 ) -> int:
     """The place of the candidate of the least left-out log-loss, or of fewer numbers that ties.
 
-    Only images count whose class every candidate knew without them; the first one where there is
-    none. `weights` (N,) are of the images, `tie` the standard errors of the paired difference that
-    count as none.
+    Only images count, weighted by `weights` (N,), whose class every candidate knew without them;
+    the first one where there is none.
     """
     known = _known(candidates)
     if not known.any():
@@ -84,10 +83,7 @@ def _known(candidates: Sequence[Candidate]) -> Tensor:
 
 
 def _ties(losses: Tensor, share: Tensor, tie: float) -> list[int]:
-    """Candidates whose mean loss is the least, or within `tie` standard errors of it.
-
-    Of losses (M, n) by candidate and image, and the images' share in a mean (n,).
-    """
+    """Candidates whose mean of losses (M, n) is within `tie` standard errors of the least."""
     means = losses @ share
     best = int(means.argmin())
     excess = means - means[best]

@@ -101,10 +101,7 @@ def folds_of(
 
 
 def across_folds(fit: Callable[[Tensor], Tensor], fold: Tensor) -> Tensor:
-    """Left-out predictions (N, …), one fit for each number in `fold` (N,).
-
-    `fit` takes the rows inside, (N,) as True and False, and gives predictions of those outside.
-    """
+    """Left-out predictions (N, …): of each fold by `fit`, which gets the rows inside as bool."""
     found: Tensor | None = None
     for number in fold.unique().tolist():
         outside = fold == number

@@ -163,10 +163,7 @@ def duplicate_groups(features: Tensor) -> Tensor:
 
 
 def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
-    """What to tell the user of images that make left-out predictions doubtful.
-
-    `grouped` says whether groups were given, which may hold copies together.
-    """
+    """What to tell the user of images that make left-out predictions doubtful."""
     notes = []
     features, labels = images.features, images.labels
     if bool((features == features[0]).all()) and len(features) > 1:

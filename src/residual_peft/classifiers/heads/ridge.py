@@ -155,10 +155,7 @@ def _checked_scale(scale: Tensor | None, columns: int) -> Tensor | None:
 
 
 def strengths_of(alphas: float | Sequence[float] | Tensor | None, size: float) -> Tensor:
-    """Strengths to try, from strong to weak (A,); None for `STRENGTHS` times `size`.
-
-    The size is the mean squared length of a centred and scaled row.
-    """
+    """Strengths to try, from strong to weak (A,); None for `STRENGTHS` times a row's size."""
     if alphas is None:
         return torch.tensor(STRENGTHS, dtype=torch.float64) * size
     found = torch.as_tensor(alphas, dtype=torch.float64).flatten().sort(descending=True).values

@@ -126,10 +126,7 @@ class Smoother:
 def _without_parts(
     residual: Tensor, gains: Tensor, blocks: list[tuple[Tensor, Tensor, Tensor]]
 ) -> Tensor:
-    """(I − H_BB)⁻¹ times the residuals (N, C) of each part; parts of one size at a time.
-
-    `blocks` are rows (parts, size), their vectors (parts, size, r) and √w / ‖√w‖ (parts, size, 1).
-    """
+    """(I − H_BB)⁻¹ times the residuals (N, C) of each part; parts of one size at a time."""
     found = torch.empty_like(residual)
     for rows, vectors, own in blocks:
         left = torch.eye(rows.shape[1], dtype=gains.dtype) - own @ own.mT

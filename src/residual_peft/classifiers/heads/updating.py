@@ -119,10 +119,7 @@ class RidgeSums:
         return number
 
     def remove_class(self, number: int, features: Tensor | None = None) -> None:
-        """Take a class and its images (n, K) out; later classes move up by one.
-
-        The images are not needed where sums are kept of each class.
-        """
+        """Take a class out, and its images (n, K) where sums are not kept of each class."""
         weights = self.settings.class_weights
         if features is not None and not bool((weights == 1).all()):
             labels = torch.full((len(features),), number)

@@ -36,10 +36,7 @@ NameOrPath = str | os.PathLike[str]
 def adapter_of(
     mine: nn.Module, name: str, classifier: ZeroShotClassifier, adapter_name: str | None
 ) -> tuple[str | None, nn.Module]:
-    """The name of a classifier's adapter, checked, and the model that has it; None: its active one.
-
-    `mine` is the set's model, `name` the task's.
-    """
+    """The name of a classifier's adapter, None for the active one, checked; and its model."""
     theirs = classifier.model
     same = base_model(theirs) is base_model(mine)
     wrapped = isinstance(theirs, PeftModel)

@@ -47,11 +47,7 @@ def nested(model: Any, name: str) -> Any:
 def encoder_tower(
     model: Any, tower: Any, norm: Any, projection: Any, readout: Readout, **options: Any
 ) -> TowerAnatomy:
-    """A tower with CLIP's kind of encoder; `options` where it is not what most have.
-
-    `tower` is the module whose forward runs the stream, `norm` the final one, `projection` what
-    follows the readout, or None.
-    """
+    """A tower with CLIP's kind of encoder; `options` where it is not what most have."""
     return TowerAnatomy(
         architecture=type(model).__name__,
         model=model,
