@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import ResiDualError
-from .finishing import finish, log_losses, part_of
+from .finishing import finish
 from .folds import FOLDS
 from .head import ClassHead, FittedHead
-from .images import Images, checked
-from .minimising import scaled_minimum
+from .images import checked
 from .paths import choose_strength
 from .preparing import PrincipalAxes
+from .problem import Problem
 
 DEFAULT_STRENGTH = 1e-1  # relative too, where one image per class leaves nothing to choose by
 _PATIENCE = 3  # near the identity nothing changes for a while
@@ -79,7 +79,9 @@ def fit_linear_map(
             f"wanted features as wide as the class embeddings, {text.shape[1]}, got "
             f"{data.features.shape[1]}: a linear map reads the embedding."
         )
-    problem = _Problem(data, text, logit_scale)
+    axes, (directions, apart) = PrincipalAxes.of(data.features), _directions(text)
+    start = logit_scale * data.features @ text.mT
+    problem = Problem(data, axes.rows, logit_scale * apart, start)
     spread = data.features - data.weights @ data.features / data.weights.sum()
     level = logit_scale**2 * float(spread.square().sum(1).mean()) or 1.0
     chosen = choose_strength(
@@ -92,12 +94,12 @@ def fit_linear_map(
         folds=folds,
         with_text=False,
         patience=_PATIENCE,
-        tolerance=_COARSE,
+        tolerance=_COARSE * logit_scale,
     )
-    solved, norm = problem.solve(chosen.strength, problem.zeros(), tolerance)
+    solved, norm = problem.solve(chosen.strength, problem.zeros(), tolerance * logit_scale)
     left = problem.scores(solved) if chosen.left is None else chosen.left
     _, temperature, left_out = finish(left, data, chosen.how, chosen.known, with_text=False)
-    change = problem.directions @ (problem.axes.axes @ solved).mT
+    change = directions @ (axes.axes @ solved).mT
     weights = logit_scale * (text + text @ change).mT
     nothing, one = torch.zeros(text.shape[1]), torch.ones(text.shape[1])
     head = ClassHead(
@@ -106,58 +108,9 @@ def fit_linear_map(
     return LinearMapFit(head, left_out, change, chosen.strength, chosen.path, norm)
 
 
-class _Problem:
-    """The loss of some rows, with its gradient, over A (r, q): Δᵀ = Q A Uᵀ.
-
-    Attributes:
-        axes: of the images, Q.
-        directions: of the texts, U (d, q).
-    """
-
-    def __init__(self, data: Images, text: Tensor, scale: float) -> None:
-        self.data = data
-        self.axes = PrincipalAxes.of(data.features)
-        # what all classes share, softmax does not see: nor does the best Δ reach for it
-        left, values, right = torch.linalg.svd((text - text.mean(0)).mT, full_matrices=False)
-        kept = values > _RANK * text.norm()  # none, where all texts are one
-        self.directions = left[:, kept]
-        self.spread = scale * values[kept, None] * right[kept]  # s S Rᵀ (q, C)
-        self.start = scale * data.features @ text.mT
-        self.scale = scale
-
-    def zeros(self) -> Tensor:
-        """A of the identity."""
-        return self.axes.rows.new_zeros(self.axes.rows.shape[1], len(self.spread))
-
-    def scores(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits (N, C) of the images, or some of them."""
-        kept = slice(None) if rows is None else rows
-        return self.start[kept] + self.axes.rows[kept] @ point @ self.spread
-
-    def solve(
-        self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
-    ) -> tuple[Tensor, float]:
-        """A for the rows of `kept`, and the largest entry of its gradient.
-
-        L-BFGS over A √h, with h the curvature of each entry at equal probabilities.
-        """
-        if not start.numel():  # all texts are one
-            return start, 0.0
-        dtype = torch.float64 if kept is None else torch.float32
-        kept = torch.ones(len(self.start), dtype=torch.bool) if kept is None else kept
-        data, rows, begin = part_of(self.data, kept), self.axes.rows[kept], self.start[kept]
-        weights = data.weights[:, None]
-        energy = (weights * rows.square()).sum(0)[:, None]
-        steep = data.labelling.curvature(self.spread.shape[1]) * self.spread.square().sum(1)
-        root = (strength + energy * steep).sqrt()
-        products, spread = rows.to(dtype), self.spread.to(dtype)
-
-        def function(point: Tensor) -> tuple[Tensor, Tensor]:
-            logits = begin + ((products @ point.to(dtype)) @ spread).double()
-            value = data.weights @ log_losses(logits, data)
-            value = value + 0.5 * strength * point.square().sum()
-            slope = weights * (data.labelling.probabilities(logits) - data.targets)
-            gradient = (products.mT @ (slope.to(dtype) @ spread.mT)).double() + strength * point
-            return value, gradient
-
-        return scaled_minimum(function, start, root, tolerance * self.scale * len(rows))
+def _directions(text: Tensor) -> tuple[Tensor, Tensor]:
+    """U (d, q) and S Rᵀ (q, C) of what tells texts apart; q is 0 where all are one."""
+    # what all classes share, softmax does not see: nor does the best Δ reach for it
+    left, values, right = torch.linalg.svd((text - text.mean(0)).mT, full_matrices=False)
+    kept = values > _RANK * text.norm()
+    return left[:, kept], values[kept, None] * right[kept]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .finishing import finish, log_losses, part_of
+from .finishing import finish
 from .folds import FOLDS
 from .head import ClassHead, FittedHead
-from .images import Images, checked
-from .minimising import scaled_minimum
+from .images import checked
 from .paths import choose_strength
 from .preparing import PrincipalAxes, scaling
+from .problem import Problem
 
 DEFAULT_STRENGTH = 1e-2  # relative too, where one image per class leaves nothing to choose by
 
@@ -64,7 +64,8 @@ def fit_logistic(
     mean, scale = mean.double(), scale.double()
     prepared = (data.features - mean) / scale
     axes = PrincipalAxes.of(prepared)
-    problem = _Problem(axes.rows, data)
+    rows = torch.hstack([axes.rows, torch.ones_like(axes.rows[:, :1])])  # the offset is last
+    problem = Problem(data, rows, free=1)
     level = float(prepared.square().sum(1).mean()) or 1.0
     chosen = choose_strength(
         problem,
@@ -84,51 +85,3 @@ def fit_logistic(
     text_weight, temperature, left_out = finish(left, data, chosen.how, chosen.known)
     head = ClassHead(mean, scale, axes.axes @ solved[:-1], solved[-1], text_weight, temperature)
     return LogisticFit(head, left_out, chosen.strength, chosen.path, norm)
-
-
-def with_offset(rows: Tensor) -> Tensor:
-    """Rows (N, r) with a last column of ones, (N, r + 1)."""
-    return torch.hstack([rows, torch.ones_like(rows[:, :1])])
-
-
-class _Problem:
-    """The loss of some rows, with its gradient, over A (r + 1, C); the last row is the offset."""
-
-    def __init__(self, rows: Tensor, data: Images) -> None:
-        self.rows, self.data = with_offset(rows), data
-
-    def zeros(self) -> Tensor:
-        return self.rows.new_zeros(self.rows.shape[1], self.data.targets.shape[1])
-
-    def scores(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
-        return (self.rows if rows is None else self.rows[rows]) @ point
-
-    def solve(
-        self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
-    ) -> tuple[Tensor, float]:
-        """A (r + 1, C) for the rows of `kept`, and the largest entry of its gradient.
-
-        L-BFGS over A √h, with h the curvature of each axis at equal probabilities: the rows'
-        columns are orthogonal, so that h is all there is to know of it. In float64 on all rows.
-        """
-        dtype = torch.float64 if kept is None else torch.float32
-        kept = torch.ones(len(self.rows), dtype=torch.bool) if kept is None else kept
-        rows, data = self.rows[kept], part_of(self.data, kept)
-        weights, classes = data.weights[:, None], data.targets.shape[1]
-        labelling = data.labelling
-        spread = labelling.curvature(classes)
-        penalty = torch.full((rows.shape[1], 1), strength, dtype=torch.float64)
-        penalty[-1] = 0.0
-        root = (penalty + spread * (weights * rows.square()).sum(0)[:, None]).sqrt()
-
-        products = rows.to(dtype)
-
-        def function(point: Tensor) -> tuple[Tensor, Tensor]:
-            logits = (products @ point.to(dtype)).double()
-            value = data.weights @ log_losses(logits, data)
-            value = value + 0.5 * (penalty * point.square()).sum()
-            slope = weights * (labelling.probabilities(logits) - data.targets)
-            gradient = (products.mT @ slope.to(dtype)).double() + penalty * point
-            return value, gradient
-
-        return scaled_minimum(function, start, root, tolerance * len(rows))

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import ResiDualError
 from .finishing import finish, folds_of
-from .images import Images
 from .left_out import How
+from .problem import Problem
 
 RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
 """Times what makes them free of the number of images and of the features' scale."""
@@ -19,30 +19,6 @@ _EQUAL = 1e-2  # of a loss
 COARSE = 1e-5
 """Gradient per image of the fits that are only compared, in float32; at 1e-4 weak ridges stop so
 early, from the last strength's fit on, that they pass for stronger ones."""
-
-
-class Problem(Protocol):
-    """What is fitted at a strength to some of its images.
-
-    Attributes:
-        data: all of them.
-    """
-
-    data: Images
-
-    def zeros(self) -> Tensor:
-        """Where a fit starts by itself."""
-        ...
-
-    def solve(
-        self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
-    ) -> tuple[Tensor, float]:
-        """The fit to the rows of `kept`, and the largest entry of its gradient."""
-        ...
-
-    def scores(self, point: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits of a fit for the images, or for some rows of them."""
-        ...
 
 
 @dataclass(frozen=True)
