@@ -1,7 +1,7 @@
 """A basis as two files, and its card."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,17 +57,10 @@ def write_basis(
         }
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         write_tensors(folder / TENSORS_FILE, tensors, {"format": "pt"})
-        write_json(
-            folder / METADATA_FILE,
-            {
-                "format_version": FORMAT_VERSION,
-                "source": basis.source,
-                "num_samples": basis.num_samples,
-                "fingerprint": basis.fingerprint.to_dict(),
-                "units": [str(unit) for unit in basis.units],
-                "component_counts": basis.component_counts,
-            },
-        )
+        units, counts = tuple(map(str, basis.units)), tuple(basis.component_counts)
+        source: Any = basis.source
+        stored = _Stored(source, basis.num_samples, basis.fingerprint, units, counts)
+        write_json(folder / METADATA_FILE, asdict(stored))
 
 
 def read_basis(folder: Path) -> dict[str, Any]:

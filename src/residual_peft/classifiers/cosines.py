@@ -185,17 +185,16 @@ class CosineClassifier:
 
 def logit_bias_of(*models: nn.Module) -> float:
     """That of the first dual encoder among models that has one, else 0."""
-    for model in models:
-        bias = getattr(base_model(model), "logit_bias", None)
-        if isinstance(bias, Tensor):
-            return float(bias.detach())
-    return 0.0
+    bias = _own("logit_bias", models)
+    return 0.0 if bias is None else float(bias)
 
 
 def logit_scale_of(*models: nn.Module) -> float:
     """That of the first dual encoder among models, else the usual one."""
-    for model in models:
-        scale = getattr(base_model(model), "logit_scale", None)
-        if isinstance(scale, Tensor):
-            return float(scale.detach().double().exp())
-    return USUAL_LOGIT_SCALE
+    scale = _own("logit_scale", models)
+    return USUAL_LOGIT_SCALE if scale is None else float(scale.double().exp())
+
+
+def _own(name: str, models: Sequence[nn.Module]) -> Tensor | None:
+    found = (getattr(base_model(model), name, None) for model in models)
+    return next((value.detach() for value in found if isinstance(value, Tensor)), None)

@@ -67,10 +67,9 @@ def statistics_of(
     with processes.in_step():
         for part in data.parts[processes.rank :: processes.world]:
             for rows in torch.arange(len(part)).split(CHUNK):
-                found = _features(part, rows, features)
                 labels = part.labels[rows]
                 weights = None if class_weights is None else class_weights.double()[labels]
-                sums.add(found if columns is None else found[:, columns], labels, weights)
+                sums.add(_features(part, rows, features, columns), labels, weights)
     return sums.across_processes() if across_processes else sums
 
 
@@ -185,12 +184,15 @@ def _batches(
     rows: Rows, features: Features, columns: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for part in torch.arange(len(rows.labels)).split(CHUNK):
-        found = _features(rows.data, part, features)
-        found = found if columns is None else found[:, columns]
+        found = _features(rows.data, part, features, columns)
         yield found, rows.labels[part], rows.zero_shot[part]
 
 
-def _features(part: Coordinates, rows: Tensor, features: Features) -> Tensor:
+def _features(
+    part: Coordinates, rows: Tensor, features: Features, columns: Tensor | None
+) -> Tensor:
     if features == "embedding":
-        return embedding_features(part.readout[rows])
-    return part.coordinates[rows].float()
+        found = embedding_features(part.readout[rows])
+    else:
+        found = part.coordinates[rows].float()
+    return found if columns is None else found[:, columns]

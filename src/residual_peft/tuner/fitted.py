@@ -9,6 +9,9 @@ from torch import nn
 from ..bases.fingerprint import Fingerprint
 from ..towers.anatomy import TowerAnatomy
 
+Trusted = Sequence[dict[str, Any]]
+"""Fingerprints that a model was found to match before, and is not asked for again."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -55,9 +58,7 @@ class Fitted:
             return one is two
         return Fingerprint.from_dict(one).matches(Fingerprint.from_dict(two))
 
-    def check_weights(
-        self, model: TowerAnatomy | nn.Module, what: str, trusted: Sequence[dict[str, Any]]
-    ) -> None:
+    def check_weights(self, model: TowerAnatomy | nn.Module, what: str, trusted: Trusted) -> None:
         """Refuse a model with other weights; fingerprints that it matched before are `trusted`."""
         if self.fingerprint is not None and self.fingerprint not in trusted:
             Fingerprint.from_dict(self.fingerprint).check(model, what)

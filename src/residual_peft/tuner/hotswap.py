@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ResiDualError
-from ..hub.directories import local_directory
 from ..towers.registry import base_model
 from .config import ResiDualConfig
 from .gains import GAINS
 from .layer import AdapterLayer
-from .loading import SETTINGS, check_directory, setting
+from .loading import SETTINGS, local_adapter, setting
 from .places import wanted_of
 from .saved import SavedWeights
 
@@ -46,11 +45,7 @@ def hotswap_adapter(
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     mine = _config(model, adapter_name)
-    patterns = ["adapter_config.json", "adapter_model.*"]
-    directory = local_directory(
-        name_or_path, what="adapter", allow_patterns=patterns, revision=revision, token=token
-    )
-    check_directory(directory)
+    directory = local_adapter(name_or_path, revision=revision, token=token)
     theirs = ResiDualConfig.from_pretrained(str(directory))
     _check_settings(mine, theirs, adapter_name, directory)
     base = base_model(model)

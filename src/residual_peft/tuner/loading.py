@@ -53,16 +53,7 @@ def load_adapter(
     Raises:
         ResiDualError: not found, not one whole adapter of ours, or it belongs to other weights.
     """
-    patterns = ["adapter_config.json", "adapter_model.*"]
-    directory = local_directory(
-        name_or_path,
-        what="adapter",
-        marker=CONFIG_NAME,
-        allow_patterns=patterns,
-        revision=revision,
-        token=token,
-    )
-    check_directory(directory)
+    directory = local_adapter(name_or_path, revision=revision, token=token)
     _check_in_place(model, directory, adapter_name)
     with unchanged_if_refused(model), one_line(directory):
         if isinstance(model, PeftModel):
@@ -71,6 +62,15 @@ def load_adapter(
         return PeftModel.from_pretrained(
             model, directory, adapter_name, is_trainable=is_trainable, **options
         )
+
+
+def local_adapter(name_or_path: str | os.PathLike[str], **hub_options: Any) -> Path:
+    """The local directory of one whole ResiDual adapter; `hub_options`: revision, token."""
+    files = [CONFIG_NAME, "adapter_model.*"]
+    options = {"what": "adapter", "marker": CONFIG_NAME, "allow_patterns": files, **hub_options}
+    directory = local_directory(name_or_path, **options)
+    check_directory(directory)
+    return directory
 
 
 def setting(config: ResiDualConfig, name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from ..data.progress import Progress
+from .fitted import Trusted
 from .layer import AdapterLayer
 from .state import Settings
 
@@ -30,9 +31,7 @@ class Mode(ABC):
         """Refuse options that contradict the mode."""
 
     @abstractmethod
-    def prepare(
-        self, config: "ResiDualConfig", model: nn.Module, trusted: list[dict[str, Any]]
-    ) -> None:
+    def prepare(self, config: "ResiDualConfig", model: nn.Module, trusted: Trusted) -> None:
         """Write down what is adapted in a model, and check a saved adapter before it is touched.
 
         The config is the adapter's own copy; `trusted` are fingerprints that this base model was
@@ -55,7 +54,7 @@ class Mode(ABC):
         adapter_name: str,
         target: nn.Module,
         path: str,
-        trusted: list[dict[str, Any]],
+        trusted: Trusted,
     ) -> AdapterLayer:
         """Put an adapter into a layer, made around `target` where there is none; give the layer."""
 

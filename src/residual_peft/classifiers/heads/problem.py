@@ -55,7 +55,7 @@ class Problem:
         weights, labelling, products = data.weights[:, None], data.labelling, rows.to(dtype)
         penalty = torch.full((rows.shape[1], 1), strength, dtype=torch.float64)
         penalty[len(penalty) - self.free :] = 0.0
-        steep = labelling.curvature(data.targets.shape[1])
+        steep: Tensor | float = labelling.curvature(data.targets.shape[1])
         if self.spread is not None:
             steep = steep * self.spread.square().sum(1)
         root = (penalty + steep * (weights * rows.square()).sum(0)[:, None]).sqrt()

@@ -140,7 +140,11 @@ class Choosing:
         calibration = Calibration(0.0, 1.0, float(best.mean()))
         if images.zero_shot is not None:
             text = images.zero_shot - images.zero_shot.mean(0)
-            calibration = _yes_or_no(scores * slopes + biases, targets, text)
+            # every label of every image is a choice between 0 and its logit
+            yes = [scores * slopes + biases, text]
+            pairs = [torch.stack([torch.zeros_like(t), t], 2).reshape(-1, 2) for t in yes]
+            labels = targets.flatten().long()
+            calibration = calibrate(pairs[0], labels, torch.ones_like(labels).double(), pairs[1])
             # what was taken off the text goes into the head's own offset
             share = calibration.text_weight / calibration.temperature
             biases = biases - share * images.zero_shot.mean(0)
@@ -155,10 +159,3 @@ def _untried(images: Images, scores: Tensor, prior: float) -> Calibration:
         return Calibration(0.0, DEFAULT_TEMPERATURE, float("nan"))
     alone = calibrate(torch.zeros_like(scores), images.labels, images.weights, images.zero_shot)
     return Calibration(alone.text_weight, DEFAULT_TEMPERATURE, float("nan"))
-
-
-def _yes_or_no(scores: Tensor, targets: Tensor, text: Tensor) -> Calibration:
-    """a and τ for all classes: every label of every image is a choice between 0 and its logit."""
-    labels = targets.flatten().long()
-    pairs = [torch.stack([torch.zeros_like(t), t], 2).reshape(-1, 2) for t in (scores, text)]
-    return calibrate(pairs[0], labels, torch.ones_like(labels).double(), pairs[1])

@@ -41,9 +41,9 @@ class Cache:
 
     def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
         """(M, K) and z (M, C) -> (M, C); without z the cache alone."""
-        cosines = self.rows(features) @ self.keys.mT
-        found = self.weight * (self.sharpness * (cosines - 1)).exp() @ self.targets
-        return found if zero_shot is None else found + zero_shot.to(found)
+        text = None if zero_shot is None else zero_shot.double()
+        pair = (self.sharpness, self.weight)
+        return _scores(self.rows(features), self.keys, self.targets, text, *pair)
 
 
 def _untrained(shots: Shots) -> Rival:

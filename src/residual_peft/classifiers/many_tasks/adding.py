@@ -23,7 +23,7 @@ from ...tuner import (
 )
 from ...tuner.mixing import BASE
 from ...tuner.snapshot import unchanged_if_refused
-from ..adapters import check_adapter, saved_adapters
+from ..adapters import saved_adapters
 from ..files import ClassifierRecord, local_classifier, read_classes, settings_of
 from ..named_base import origin_of
 from ..saving import check_basis
@@ -95,7 +95,6 @@ def _place_of(
     found = []
     for adapter in adapters.active:
         place = directory / adapters.folders[adapter]
-        check_adapter(place)
         check_directory(place)
         config = ResiDualConfig.from_pretrained(str(place))
         check_kind(name, config)

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
@@ -95,16 +95,10 @@ class KeptStatistics:
 
     def save(self, path: Path, head: str) -> None:
         """Write them, bound to the head of a `head_digest`."""
-        said: dict[str, Any] = {
-            "features": self.features,
-            "width": self.width,
-            "basis": self.basis,
-            "head": head,
-        }
-        said["model"] = self.model.to_dict()
+        said = _Said(self.features, self.width, self.basis, head, self.model)
         path.parent.mkdir(exist_ok=True)
         tensors = self.sums.state() | {_COLUMNS: self.columns}
-        write_tensors(path, tensors, {"statistics": json.dumps(said)})
+        write_tensors(path, tensors, {"statistics": json.dumps(asdict(said))})
 
     @classmethod
     def load(cls, path: Path, head: str | None = None) -> "KeptStatistics":

@@ -62,10 +62,8 @@ class Writer:
         self, manifest: dict[str, Any], mine: Sequence[int], processes: Processes
     ) -> None:
         """What the units wrote; then the bases; then coordinates."""
-        anatomy, paths = (
-            adapted_tower(self.model, self.adapter_name),
-            shard_paths(self.folder, manifest),
-        )
+        anatomy = adapted_tower(self.model, self.adapter_name)
+        paths = shard_paths(self.folder, manifest)
         raws = [path.with_name(path.name.replace("shard", "raw")) for path in paths]
         basis_folder = whole_directory(self.folder / BASIS)
         basis_files = [basis_folder / name for name in (METADATA_FILE, TENSORS_FILE)]

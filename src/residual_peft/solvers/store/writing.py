@@ -73,10 +73,8 @@ def write_coordinates(
             in all of them.
     """
     processes = Processes.running() if across_processes else Processes()
-    folder, name = (
-        path_of(directory),
-        active_adapter(model) if adapter_name is None else adapter_name,
-    )
+    folder = path_of(directory)
+    name = active_adapter(model) if adapter_name is None else adapter_name
     with processes.in_step():
         _check_options(dataset, dtype, shard_size, batch_size)
         fit_basis = fit_basis and readout_config(model, name).needs_basis

@@ -13,6 +13,7 @@ from ...towers.anatomy import TowerAnatomy
 from ...towers.registry import find_tower
 from ..choice import check_nothing_inside
 from ..config import ResiDualConfig
+from ..fitted import Trusted
 from ..gains import KINDS
 from ..modes import MODES, Mode
 from .layer import ResiDualReadout, readouts
@@ -36,9 +37,7 @@ class ReadoutMode(Mode):
                 "is no mean to restore; set restore_mean=False, or name a fitted basis with basis=."
             )
 
-    def prepare(
-        self, config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]
-    ) -> None:
+    def prepare(self, config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> None:
         """Find the tower, and write down where it computes its readout."""
         given = config.target_modules
         try:
@@ -97,7 +96,7 @@ class ReadoutMode(Mode):
         adapter_name: str,
         target: nn.Module,
         path: str,
-        trusted: list[dict[str, Any]],
+        trusted: Trusted,
     ) -> ResiDualReadout:
         """Put an adapter at the readout."""
         anatomy = tower_of(config, model)

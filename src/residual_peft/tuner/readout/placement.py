@@ -1,9 +1,7 @@
 """From a config and a model to what an adapter starts with: settings, basis and gains."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from ...towers.anatomy import TowerAnatomy
 from ..choice import chosen_units, fitted_to
 from ..config import ResiDualConfig
 from ..doors import weights_to_come
-from ..fitted import Fitted
+from ..fitted import Fitted, Trusted
 from ..gains import GAINS
 from ..modes import mode_of
 from ..places import shapes_of_modules
@@ -26,9 +24,7 @@ from .layer import BASIS, ResiDualReadout
 from .state import ReadoutSettings
 
 
-def place(
-    config: ResiDualConfig, anatomy: TowerAnatomy, trusted: list[dict[str, Any]]
-) -> Placement:
+def place(config: ResiDualConfig, anatomy: TowerAnatomy, trusted: Trusted) -> Placement:
     """Decide what a new adapter starts with, and write into its config what belongs to it.
 
     A config that was read beside saved weights makes room for them; any other gets its basis from
@@ -185,7 +181,7 @@ def check_saved(
     config: ResiDualConfig,
     anatomy: TowerAnatomy,
     settings: ReadoutSettings,
-    trusted: Sequence[dict[str, Any]],
+    trusted: Trusted,
 ) -> ReadoutSettings:
     """Refuse a saved adapter that is of other weights or not whole, before the model is touched.
 

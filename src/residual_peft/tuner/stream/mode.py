@@ -11,7 +11,7 @@ from ...data.progress import Progress
 from ...errors import ResiDualError
 from ...towers.registry import base_model
 from ..config import ResiDualConfig
-from ..fitted import Fitted
+from ..fitted import Fitted, Trusted
 from ..gains import KINDS
 from ..modes import MODES, Mode
 from .basis import LinearBasis, collect_moments, data_basis
@@ -45,9 +45,7 @@ class StreamMode(Mode):
                     f"and leaves the rest as it is; wanted {wanted}. Or use mode='readout'."
                 )
 
-    def prepare(
-        self, config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]
-    ) -> None:
+    def prepare(self, config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> None:
         """Find the tower's Linears where none are named."""
         if config.target_modules is None:
             config.target_modules = tower_targets(config, model)
@@ -69,7 +67,7 @@ class StreamMode(Mode):
         adapter_name: str,
         target: nn.Module,
         path: str,
-        trusted: list[dict[str, Any]],
+        trusted: Trusted,
     ) -> ResiDualStreamLinear:
         """Put an adapter around a Linear."""
         return place_stream(config, model, adapter_name, target, path)

@@ -14,7 +14,7 @@ from ...towers.anatomy import unwrapped
 from ..choice import components_of
 from ..config import ResiDualConfig
 from ..doors import weights_to_come
-from ..fitted import Fitted
+from ..fitted import Fitted, Trusted
 from ..gains import GAINS
 from ..modes import mode_of
 from ..places import shapes_of_modules
@@ -27,7 +27,7 @@ from .reference import saved_basis
 from .tensors import STREAM_BASIS, StreamSettings, room_for, shapes_for, tensors_of
 
 
-def begin(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
+def begin(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> None:
     """Begin to write down whose basis a new adapter has; `place_stream` adds the counts."""
     weights = None
     if trusted:  # and not the weights as they are now: adapters may be merged
@@ -41,7 +41,7 @@ def begin(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]
     config.fitted = replace(found, component_counts={}, fingerprint=weights)
 
 
-def check_saved(config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]) -> None:
+def check_saved(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> None:
     """Refuse a saved adapter that is of other weights or not whole, before the model is touched."""
     fitted = config.fitted
     if not isinstance(fitted.component_counts, dict):

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -15,7 +14,7 @@ from ...errors import ResiDualError
 from ...hub.directories import local_directory
 from ...hub.files import read_tensors
 from ..config import ResiDualConfig
-from ..fitted import Fitted
+from ..fitted import Fitted, Trusted
 from ..saved import check_config, check_values
 from .linears import tower_or_none
 from .tensors import STREAM_BASIS, check_tensors, room_for
@@ -73,9 +72,7 @@ def _kept(every: Tensor, eigenvalues: Tensor, total: Tensor, components: Compone
     return len(head.truncate(components).components)
 
 
-def saved_basis(
-    config: ResiDualConfig, model: nn.Module, trusted: list[dict[str, Any]]
-) -> SavedBasis:
+def saved_basis(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> SavedBasis:
     """Read the basis that a config names; `trusted` fingerprints the model matched before."""
     name = str(config.basis)
     try:
