@@ -46,14 +46,6 @@ class _Block:
     parts: list[int]
     used: int = 0
 
-    def fits(self, count: int) -> bool:
-        return self.used + count <= len(self.room)
-
-    def add(self, part: Tensor) -> None:
-        self.room[self.used : self.used + len(part)].copy_(part)
-        self.used += len(part)
-        self.parts.append(len(part))
-
 
 class Rows:
     """Rows (N, *S) that come in parts (n, *S), on the CPU.
@@ -80,12 +72,15 @@ class Rows:
     def add(self, part: Tensor) -> None:
         """Copy rows; they must be of the shape of those before, and may be of another dtype."""
         part = part.detach()
-        if not self.blocks or not self.blocks[-1].fits(len(part)):
+        if not self.blocks or self.blocks[-1].used + len(part) > len(self.blocks[-1].room):
             self.blocks.append(self._new(part))
         elif self.blocks[-1].room.dtype != part.dtype:
             for block in self.blocks:
                 block.room = block.room.to(torch.promote_types(block.room.dtype, part.dtype))
-        self.blocks[-1].add(part)
+        block = self.blocks[-1]
+        block.room[block.used : block.used + len(part)].copy_(part)
+        block.used += len(part)
+        block.parts.append(len(part))
         self.count += len(part)
 
     def _new(self, part: Tensor) -> _Block:

@@ -121,10 +121,7 @@ def _by_groups(embedding: Tensor, labels: Tensor, groups: Tensor) -> Tensor | No
 def known_images_from(
     tensors: Mapping[str, Tensor], width: int, classes: int, where: str
 ) -> KnownImages | None:
-    """What was saved for a head of so many classes on d = `width` columns; None where nothing was.
-
-    `where` names the file in messages.
-    """
+    """What was saved for a head of so many classes on `width` columns; None where nothing was."""
     parts = {
         name.removeprefix(PREFIX): tensor.float()
         for name, tensor in tensors.items()

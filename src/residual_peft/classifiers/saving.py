@@ -139,9 +139,8 @@ def load(
     directory = local_classifier(name_or_path, revision, token)
     record, embeddings, head, held_out = read_classes(directory, name_or_path)
     adapters = saved_adapters(record, directory)
-    processor = None
-    if any(directory.glob("*processor_config.json")):
-        processor = load_image_processor(directory)
+    named = any(directory.glob("*processor_config.json"))
+    processor = load_image_processor(directory) if named else None
     if model is None:
         is_local = Path(name_or_path).expanduser().is_dir()
         model = load_base(record, token, is_local=is_local)

@@ -83,10 +83,7 @@ def draw_of(
     by_labels: bool = True,
     groups: Tensor | None = None,
 ) -> Rows:
-    """A draw of so many images, of every class, in memory; options as for `Rows.of`.
-
-    With `balanced` every class counts alike; `groups` are of all images.
-    """
+    """A draw of so many images, of every class, in memory; the options are those of `Rows.of`."""
     index = some_rows(data.labels, len(classifier.class_names), at_most)
     part = data.load() if index is None else data.rows(index)
     weights = None

@@ -101,10 +101,7 @@ def lbfgs(
     max_iterations: int,
     progress: bool,
 ) -> tuple[Tensor, float, list[dict[str, float]]]:
-    """L-BFGS over θ = λ √h, with h an estimate of the curvature; gains, bias and history.
-
-    The bias, where the loss has one, is the last of θ.
-    """
+    """L-BFGS over (λ √h, bias), with h an estimate of the curvature; gains, bias and history."""
     biases, device = len(problem.objective.labelling.parameters), start.device
     root = problem.curvature().sqrt().cpu().numpy()
     last: dict[str, float] = {}

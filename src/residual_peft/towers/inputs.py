@@ -58,10 +58,7 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
 
 
 def check_pixels(pixel_values: Tensor, *, patches: bool = False) -> None:
-    """Refuse pixels that are not a (B, C, H, W) floating point tensor of finite numbers.
-
-    With `patches` wanted cut up, (B, N, C·p·p).
-    """
+    """Refuse pixels that are not finite floats (B, C, H, W), or cut in `patches` (B, N, C·p·p)."""
     kind = "patches, values" if patches else "channels, height, width"
     if (
         not isinstance(pixel_values, Tensor)

@@ -15,10 +15,7 @@ Trusted = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fitted or saved adapter knows of its basis.
-
-    The names are those of the fields in `adapter_config.json`.
-    """
+    """What a fitted or saved adapter knows of its basis, named as in `adapter_config.json`."""
 
     # directions of each unit, in the units' order; in stream mode by module, of each head
     component_counts: Any = None

@@ -67,10 +67,7 @@ class Gains:
         return self.spread(gains.to(dtype) - self.neutral)
 
     def change(self, coordinates: Tensor, gains: Tensor, room: Tensor | None = None) -> Tensor:
-        """Δc (B, K), of one row of gains (n,) or of one per sample (B, ..., n).
-
-        `room` takes it where no gradient is due.
-        """
+        """Δc (B, K), of gains (n,) or a row per sample (B, ..., n); in `room` where no gradient is due."""
         offsets = self.offsets(gains, coordinates.dtype)
         return torch.mul(self.factors(coordinates), offsets, out=room)
 
@@ -81,10 +78,7 @@ class Gains:
         return (self.neutral + factors @ (stack - self.neutral)).to(gains[0].dtype)
 
     def first(self, spread: float = 0.0, seed: int | None = None) -> Tensor:
-        """What they begin with: `start`, or draws from N(start, spread²), (n,), float32.
-
-        Without a seed, by torch's own generator.
-        """
+        """What they begin with, (n,), float32: `start`, or draws from N(start, spread²)."""
         size = self.number
         same = torch.full((size,), self.start, dtype=torch.float32, device="cpu")
         if not spread:

@@ -149,10 +149,7 @@ def add_weighted(
     weights: Sequence[float],
     adapter_name: str,
 ) -> None:
-    """Put in an adapter whose gains are the weighted sum of others' over their one basis.
-
-    Where bases or settings differ in one of the layers, none is changed.
-    """
+    """Put in the weighted sum of adapters over one basis; refused where bases differ."""
     for layer in layers:
         _check_one_basis(layer, adapters)
     first = adapters[0]

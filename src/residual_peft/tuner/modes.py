@@ -32,11 +32,7 @@ class Mode(ABC):
 
     @abstractmethod
     def prepare(self, config: "ResiDualConfig", model: nn.Module, trusted: Trusted) -> None:
-        """Write down what is adapted in a model, and check a saved adapter before it is touched.
-
-        The config is the adapter's own copy; `trusted` are fingerprints that this base model was
-        found to match before.
-        """
+        """Write down what is adapted in a model, and check a saved adapter before it is touched."""
 
     @abstractmethod
     def adapts(self, config: "ResiDualConfig", path: str, matched: Any) -> Any:

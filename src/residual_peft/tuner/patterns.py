@@ -9,7 +9,7 @@ worked out once, so that it takes (parts) · (length of the text)² steps at mos
 import math
 import re
 import warnings
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -64,25 +64,20 @@ class _UnknownError(Exception):
 
 
 class _Part:
-    """A part of a pattern, with an identity to remember its answers by.
-
-    Attributes:
-        size: parts in it, itself included.
-        ways: how often backtracking may try what comes after it, in names of usual length.
-    """
+    """A part of a pattern, with an identity to remember its answers by."""
 
     def __init__(self, kind: str, value: Any = None, inner: "tuple[_Part, ...]" = ()) -> None:
         self.kind, self.value, self.inner = kind, value, inner
-        self.size: int = 1 + sum(part.size for part in inner)
-        self.ways: float = self._ways()
+        self.size: int = 1 + sum(part.size for part in inner)  # parts in it, itself included
 
-    def _ways(self) -> float:
+    @cached_property
+    def ways(self) -> float:
+        """How often backtracking may try what comes after it, in names of usual length."""
         if self.kind == "branch":
             return sum(part.ways for part in self.inner)
         if self.kind != "repeat":
             return math.prod(part.ways for part in self.inner)
-        least, most = self.value
-        inner = self.inner[0]
+        (least, most), inner = self.value, self.inner[0]
         if most <= 1:
             return 1 + inner.ways
         alone = [part.kind for part in inner.inner] == ["plain"]

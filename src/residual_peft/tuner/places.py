@@ -36,10 +36,7 @@ def wanted_of(
 
 
 def shapes_of_modules(model: nn.Module, names: Iterable[str] | None) -> dict[str, Shape]:
-    """Name in the base model -> shape of all that an adapter's `modules_to_save` bring along.
-
-    `names` are endings of the modules' paths, as PEFT takes them.
-    """
+    """Name in the base model -> shape of all that `modules_to_save`, endings of paths, bring."""
     found: dict[str, Shape] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         inside = any(part in _WRAPPERS for part in path.split("."))

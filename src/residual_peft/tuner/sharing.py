@@ -78,7 +78,9 @@ def begin_loading(layer: "AdapterLayer", state_dict: dict[str, Any], prefix: str
                 continue
             loading.followers.append((kind, name, donor))
             loading.bases.add(name)
-            if _is_missed(name, given, before):
+            group = [other for other, tensor in before.items() if tensor is before[name]]
+            # safetensors lets all but one of the tensors be missing that the model itself shares
+            if not given & set(group) and name == min(group):
                 state_dict[f"{prefix}{kind}.{name}"] = state_dict[f"{prefix}{kind}.{donor}"]
                 tensors[name] = tensors[name].clone()
     return loading
@@ -134,12 +136,3 @@ def _only_donor(
             "again, or load each adapter by itself with load_adapter."
         )
     return fitting[0] if fitting else None
-
-
-def _is_missed(name: str, given: set[str], before: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor that is not in the file has to be, for torch and safetensors.
-
-    safetensors lets all but one of the tensors be missing that the model itself shares.
-    """
-    group = [other for other, tensor in before.items() if tensor is before[name]]
-    return not given & set(group) and name == min(group)

@@ -45,27 +45,16 @@ TRIED = 8  # images that the two are compared on; one of them by itself
 
 @dataclass(frozen=True)
 class ExportedOnnx:
-    """What was written, and how near it is to torch.
+    """What was written, and how near it is to torch."""
 
-    Attributes:
-        path: of the file.
-        bytes: it takes.
-        probability_difference: the largest on the images that were tried.
-        logit_difference: likewise, as a share of the largest logit.
-        images: how many were tried.
-        size: height and width of the pixels that it takes.
-        seconds: all of it took.
-        dtype: that the model had; the file computes in float32.
-    """
-
-    path: Path
-    bytes: int
-    probability_difference: float
-    logit_difference: float
-    images: int
-    size: tuple[int, int]
-    seconds: float
-    dtype: str
+    path: Path  # of the file
+    bytes: int  # it takes
+    probability_difference: float  # the largest on the images that were tried
+    logit_difference: float  # likewise, as a share of the largest logit
+    images: int  # how many were tried
+    size: tuple[int, int]  # height and width of the pixels that it takes
+    seconds: float  # all of it took
+    dtype: str  # that the model had; the file computes in float32
 
 
 def export_onnx(
@@ -189,7 +178,7 @@ def _cannot(graph: ClassifierGraph, reason: str) -> ResiDualError:
 def _quiet() -> Iterator[None]:
     """The exporter speaks of torchvision, of constants and of names in torch that will change."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
+    levels = {logger: logger.level for logger in loggers}
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -197,7 +186,7 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 

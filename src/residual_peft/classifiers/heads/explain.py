@@ -25,10 +25,7 @@ def contributions(head: ClassHead, features: Tensor, class_index: int) -> Tensor
 
 
 def contrast(head: ClassHead, features: Tensor, this: int, other: int) -> Tensor:
-    """What each column says for one class rather than another (M, K): the difference of both.
-
-    It sums to the difference of the two logits, but for the constants' and the text's.
-    """
+    """What each column says for one class rather than another (M, K): the difference of both."""
     return contributions(head, features, this) - contributions(head, features, other)
 
 

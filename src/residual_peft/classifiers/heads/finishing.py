@@ -24,10 +24,7 @@ def mean_loss(logits: Tensor, images: Images, known: Tensor) -> float:
 
 
 def text_alone(images: Images) -> float:
-    """a of `a z` by itself: the zero-shot logits as sure as they may be, 0 without any.
-
-    They have not seen the images, so that nothing needs to be left out. For one label per image.
-    """
+    """a of `a z` by itself, as sure as it may be, for one label per image: z has seen no image."""
     if images.zero_shot is None:
         return 0.0
     nothing = torch.zeros_like(images.zero_shot)

@@ -77,11 +77,7 @@ def rival(
     temperature: float = 1.0,
     chosen: Mapping[str, float] | None = None,
 ) -> Rival:
-    """Finish a method that was fitted on all images from its scores of left-out images (N, C).
-
-    `with_text` says whether the text is yet to be added, `chosen` what was chosen on left-out
-    images; the rest is as for `finish`.
-    """
+    """Finish a method, fitted on all images, from its left-out scores (N, C); see `finish`."""
     a, temperature, left_out = finish(
         left, images, how, known, with_text=with_text, temperature=temperature
     )

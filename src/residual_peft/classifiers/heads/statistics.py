@@ -1,7 +1,7 @@
 """Sums that a ridge can be fitted from: added to, taken from, merged; never a row kept."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -185,19 +185,14 @@ class HeadStatistics:
             cross = d[:, None] * self.class_sums[:, None, :]
             own = self.counts[:, None, None] * torch.outer(d, d)
             classes = self.class_squares + cross + cross.mT + own
-        return HeadStatistics(
-            self.columns,
-            self.class_count,
-            self.source,
-            self.per_class,
-            self.rows,
-            self.total,
-            origin.clone(),
-            self.sums + self.total * d,
-            self.squares + outer + outer.mT + self.total * torch.outer(d, d),
-            self.counts.clone(),
-            self.class_sums + torch.outer(self.counts, d),
-            classes,
+        return replace(
+            self,
+            origin=origin.clone(),
+            sums=self.sums + self.total * d,
+            squares=self.squares + outer + outer.mT + self.total * torch.outer(d, d),
+            counts=self.counts.clone(),
+            class_sums=self.class_sums + torch.outer(self.counts, d),
+            class_squares=classes,
         )
 
     def across_processes(

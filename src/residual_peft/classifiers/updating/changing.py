@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 def features_of(
     classifier: "HeadedClassifier", batches: Iterable[Any], **options: Any
 ) -> Iterator[tuple[ReadBatch, Tensor]]:
-    """Batches of images as a classifier's head reads them: (B, K), on the model's device.
-
-    `options` are those of `reading`.
-    """
+    """Batches of images as a classifier's head reads them, (B, K); `options` of `reading`."""
     model = classifier.model
     if head_of(classifier).features == "embedding":
         for seen in reading(model, None, batches, **options):
@@ -79,10 +76,7 @@ def kept_of(classifier: "HeadedClassifier") -> KeptStatistics:
 def change(
     classifier: "HeadedClassifier", read: Read, labels: Tensor, *, forget: bool = False
 ) -> None:
-    """Add images to a classifier's head or take them out; what `update` and `forget` end in.
-
-    Labels are of the head's classes, (n,) or zeros and ones (n, C).
-    """
+    """Add images to a classifier's head or take them out, with labels (n,), or (n, C) 0 and 1."""
     kept = kept_of(classifier)
     features = read.features[:, kept.columns]
     with _naming(classifier):
@@ -93,11 +87,7 @@ def change(
 def add_class(
     classifier: "HeadedClassifier", name: str, read: Read, embedding: Tensor | None = None
 ) -> int:
-    """One more class for the head, from its images; its number.
-
-    A class that the classifier has by its text alone is taken into the head. The embedding (d,) is
-    as for `ZeroShotClassifier.add_class`.
-    """
+    """One more class for the head: `ZeroShotClassifier.add_class` of images read; its number."""
     kept, number = kept_of(classifier), head_of(classifier).class_count
     _check_one_label(classifier)
     names, rows = list(classifier.class_names), classifier.class_embeddings
@@ -132,10 +122,7 @@ def add_class(
 def remove_class(
     classifier: "HeadedClassifier", name: str, reader: Callable[[], Read] | None = None
 ) -> None:
-    """Take a class out of head and classifier.
-
-    `reader` reads all its images; None where the statistics are of each class.
-    """
+    """Take a class out of head and classifier; `reader` gives its images where they are needed."""
     names, rows = classifier.class_names, classifier.class_embeddings
     if name not in names or len(names) < 3:
         raise ResiDualError(

@@ -133,10 +133,7 @@ def of_head(
     left: LeftOut | None = None,
     **more: Any,
 ) -> Outcome:
-    """The outcome of a fitted class head, which reads all that the classifier has of its features.
-
-    `left` is what is compared, in place of what the fit says itself; `more` are of `Outcome`.
-    """
+    """The outcome of a fitted class head; `left` is compared in place of its own left-outs."""
     head, columns = done.head, None
     if features == "coordinates":
         columns = rows.columns(kinds)

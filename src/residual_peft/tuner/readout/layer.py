@@ -89,10 +89,7 @@ class ResiDualReadout(AdapterLayer):
 
     @property
     def reference(self) -> Tensor:
-        """A parameter of the base layer, or of the tower where it has none.
-
-        The base layer may be a whole module that pools, or a norm without parameters.
-        """
+        """A parameter of the base layer, which may be a module that pools, or of the tower."""
         tower = self.anatomy.layers[0].output_projection.weight
         return next(self.base_layer.parameters(), tower)
 

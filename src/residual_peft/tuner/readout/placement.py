@@ -28,8 +28,7 @@ def place(config: ResiDualConfig, anatomy: TowerAnatomy, trusted: Trusted) -> Pl
     """Decide what a new adapter starts with, and write into its config what belongs to it.
 
     A config that was read beside saved weights makes room for them; any other gets its basis from
-    `config.basis` or from the model's weights alone. `trusted` are fingerprints that this model was
-    found to match before.
+    `config.basis` or from the model's weights alone.
     """
     settings = settings_of(config, anatomy)
     if config._awaits_weights:
@@ -183,10 +182,7 @@ def check_saved(
     settings: ReadoutSettings,
     trusted: Trusted,
 ) -> ReadoutSettings:
-    """Refuse a saved adapter that is of other weights or not whole, before the model is touched.
-
-    Returns `settings`, with the directions that the config knows of. `trusted` is as for `place`.
-    """
+    """Refuse a saved adapter of other weights or not whole; its settings, with directions."""
     fitted = config.fitted
     if fitted.fingerprint is None:
         raise ResiDualError(

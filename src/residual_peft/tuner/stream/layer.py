@@ -184,7 +184,12 @@ class ResiDualStreamLinear(AdapterLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if not self.has(name):
                 continue
-            weight, bias = self._with(name)
+            weight, bias = _add(base.weight, self.get_delta_weight(name)), base.bias
+            delta = self.get_delta_bias(name)
+            if delta is not None:
+                bias = delta.to(base.weight.dtype) if bias is None else _add(bias, delta)
+            elif bias is not None:
+                bias = bias.data
             finite = all(bool(t.isfinite().all()) for t in (weight, bias) if t is not None)
             if safe_merge and not finite:
                 raise ValueError(
@@ -202,16 +207,6 @@ class ResiDualStreamLinear(AdapterLayer):
             base.weight.data = weight
             _set_bias(base, bias)
             self.merged_adapters.append(name)
-
-    def _with(self, adapter_name: str) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the base layer as they would be with one more adapter merged."""
-        weight, bias = self.linear.weight, self.linear.bias
-        delta = self.get_delta_bias(adapter_name)
-        if delta is not None:
-            bias = delta.to(weight.dtype) if bias is None else _add(bias, delta)
-        elif bias is not None:
-            bias = bias.data
-        return _add(weight, self.get_delta_weight(adapter_name)), bias
 
     def unmerge(self) -> None:
         """Give the base layer back the very weight and bias that it had."""
