@@ -106,7 +106,8 @@ def reading(
             readout, capture = forward(_sliced(inputs, rows, count), checking)
             checking = checking and check == "all"  # else the first part stands for its batch
             start += len(readout)
-            yield ReadBatch(readout, capture, _rows(labels, rows), _rows(index, rows))
+            own = [None if given is None else given[rows] for given in (labels, index)]
+            yield ReadBatch(readout, capture, *own)
             del readout, capture
 
 
@@ -178,15 +179,8 @@ def parts_of(batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
         labels, index = batch.get("labels"), batch.get("index")
     elif isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
         given, labels = batch
-    return given, _on_cpu(labels), _on_cpu(index)
-
-
-def _on_cpu(values: Any) -> Tensor | None:
-    return None if values is None else torch.as_tensor(values).cpu()
-
-
-def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
-    return None if tensor is None else tensor[rows]
+    labels, index = (None if v is None else torch.as_tensor(v).cpu() for v in (labels, index))
+    return given, labels, index
 
 
 def _sliced(inputs: dict[str, Any], rows: slice, count: int) -> dict[str, Any]:

@@ -137,11 +137,15 @@ def local_classifier(
     if Path(name_or_path).expanduser().is_dir() or not (directory / CLASSIFIER_JSON).is_file():
         return directory
     record = read_described(directory, name_or_path)
-    places = [folder for folder in (record.adapters or {}).values() if folder]
-    if not places:
+    if not (more := _in_folders(record)):
         return directory
-    more = [f"{place}/{file}" for place in places for file in (ADAPTER_CONFIG, ADAPTER_TENSORS)]
     return local_directory(name_or_path, allow_patterns=FILES + more, **options)
+
+
+def _in_folders(record: ClassifierRecord) -> list[str]:
+    """Files of adapters that do not lie in the directory itself."""
+    places = [folder for folder in (record.adapters or {}).values() if folder]
+    return [f"{place}/{file}" for place in places for file in (ADAPTER_CONFIG, ADAPTER_TENSORS)]
 
 
 def of_the_old(target: Path, *, record: bool = True) -> list[str]:
@@ -150,8 +154,7 @@ def of_the_old(target: Path, *, record: bool = True) -> list[str]:
         described = read_described(target, target)
     except ResiDualError:  # whatever it was, it is none of ours
         return []
-    places = [place for place in (described.adapters or {}).values() if place]
-    names = [f"{place}/{file}" for place in places for file in (ADAPTER_CONFIG, ADAPTER_TENSORS)]
+    names = _in_folders(described)
     if record:
         run = Path(RUN_DIRECTORY)
         kinds = ("[0-9]*", "mistake-[0-9]*", "suspicious-[0-9]*")

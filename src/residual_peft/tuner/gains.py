@@ -67,7 +67,7 @@ class Gains:
         return self.spread(gains.to(dtype) - self.neutral)
 
     def change(self, coordinates: Tensor, gains: Tensor, room: Tensor | None = None) -> Tensor:
-        """Δc (B, K), of gains (n,) or a row per sample (B, ..., n); in `room` where no gradient is due."""
+        """Δc (B, K), of gains (n,) or a row per sample (B, ..., n), in `room` if given."""
         offsets = self.offsets(gains, coordinates.dtype)
         return torch.mul(self.factors(coordinates), offsets, out=room)
 

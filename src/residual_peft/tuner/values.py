@@ -1,6 +1,6 @@
 """Numbers that come from outside, looked at once where they enter an adapter."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -49,14 +49,6 @@ def check_basis(basis: SpectralBasis, what: str = "the tensors of the basis") ->
     check_parts(basis.means, torch.cat(basis.eigenvalues), basis.total_variance, what)
     names = map(str, basis.units)
     check_directions(zip(names, basis.components, basis.eigenvalues, strict=True), what)
-
-
-def split_by_unit(
-    names: Sequence[str], rows: Tensor, eigenvalues: Tensor, counts: Sequence[int]
-) -> list[tuple[str, Tensor, Tensor]]:
-    """What `check_directions` takes, of rows (K, n) that lie one unit below the other."""
-    parts = rows.split(list(counts)), eigenvalues.split(list(counts))
-    return list(zip(names, *parts, strict=True))
 
 
 def _error(rows: Tensor, eigenvalues: Tensor) -> Tensor:

@@ -80,10 +80,10 @@ class HeadSpace:
         directions = list(zip(self.units, components, strict=False))
         centres = list(zip(self.units, means.split(1), strict=True))
         return StoredBasis(
-            head_components=self._in_heads(directions),
-            head_means=self._in_heads(centres),
-            components=self._others(directions),
-            means=self._others(centres),
+            head_components=self._stacked(directions, True),
+            head_means=self._stacked(centres, True),
+            components=self._stacked(directions, False),
+            means=self._stacked(centres, False),
             eigenvalues=eigenvalues,
             total_variance=total_variance,
         )
@@ -93,20 +93,12 @@ class HeadSpace:
         directions = self._out(stored.head_components, stored.components, counts)
         return directions, self._out(stored.head_means, stored.means, [1] * len(self.units))
 
-    def _in_heads(self, pairs: Sequence[tuple[Unit, Tensor]]) -> Tensor:
-        """Rows (n, d) of each head -> all below each other (N, e + 1)."""
-        rows = [
-            self.anatomy.float64(tensor) @ self.frames[unit]
-            for unit, tensor in pairs
-            if unit.kind == "head"
-        ]
-        empty = torch.zeros(0, stored_width(self.anatomy), dtype=torch.float64)
-        return torch.cat(rows) if rows else empty
-
-    def _others(self, pairs: Sequence[tuple[Unit, Tensor]]) -> Tensor:
-        rows = [self.anatomy.float64(tensor) for unit, tensor in pairs if unit.kind != "head"]
-        empty = torch.zeros(0, self.anatomy.readout_width, dtype=torch.float64)
-        return torch.cat(rows) if rows else empty
+    def _stacked(self, pairs: Sequence[tuple[Unit, Tensor]], heads: bool) -> Tensor:
+        """Rows (n, d) of heads, as (n, e + 1), or of the others, one below the other."""
+        chosen = [(u, self.anatomy.float64(t)) for u, t in pairs if (u.kind == "head") == heads]
+        rows = [tensor @ self.frames[unit] if heads else tensor for unit, tensor in chosen]
+        width = stored_width(self.anatomy) if heads else self.anatomy.readout_width
+        return torch.cat(rows) if rows else torch.zeros(0, width, dtype=torch.float64)
 
     def _out(self, in_heads: Tensor, others: Tensor, counts: Sequence[int]) -> Tensor:
         float64, rows, taken = self.anatomy.float64, [], [0, 0]

@@ -177,10 +177,7 @@ def _shapes(settings: ReadoutSettings, anatomy: TowerAnatomy) -> dict[str, Shape
 
 
 def check_saved(
-    config: ResiDualConfig,
-    anatomy: TowerAnatomy,
-    settings: ReadoutSettings,
-    trusted: Trusted,
+    config: ResiDualConfig, anatomy: TowerAnatomy, settings: ReadoutSettings, trusted: Trusted
 ) -> ReadoutSettings:
     """Refuse a saved adapter of other weights or not whole; its settings, with directions."""
     fitted = config.fitted

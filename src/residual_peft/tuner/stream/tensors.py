@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...towers.readouts import float64
 from ..readout.head_space import polar_frames
 from ..state import AdapterState, Settings
-from ..values import check_directions, check_parts, split_by_unit
+from ..values import check_directions, check_parts
 from .basis import LinearBasis
 
 STREAM_BASIS = tuple(
@@ -82,7 +82,8 @@ def check_tensors(tensors: Sequence[Tensor], counts: Sequence[int], what: str) -
     directions, input_mean, eigenvalues, total = tensors
     check_parts(input_mean, eigenvalues, total, what)
     names = [f"head {head}" if len(counts) > 1 else "a Linear" for head in range(len(counts))]
-    check_directions(split_by_unit(names, directions, eigenvalues, counts), what)
+    parts = directions.split(list(counts)), eigenvalues.split(list(counts))
+    check_directions(zip(names, *parts, strict=True), what)
 
 
 def frames_of(weight: Tensor, heads: int) -> Tensor | None:
