@@ -86,16 +86,9 @@ class SpectralBasis:
         accumulator = BasisAccumulator(model, units, side=side, readout=readout)
         if isinstance(batches, Tensor | Mapping):
             batches = [batches]
+        told: dict[str, Any] = {"progress": progress, "description": "Fitting bases"}
         with processes.in_step():
-            passed = reading(
-                model,
-                accumulator.tower,
-                batches,
-                taps=True,
-                progress=progress,
-                description="Fitting bases",
-            )
-            for seen in passed:
+            for seen in reading(model, accumulator.tower, batches, taps=True, **told):
                 assert seen.capture is not None
                 accumulator.add(seen.capture)
         if across_processes:
@@ -193,12 +186,8 @@ class SpectralBasis:
         unit = Unit.parse(unit) if isinstance(unit, str) else unit
         self._check_has(unit)
         index = self.units.index(unit)
-        return UnitBasis(
-            self.means[index],
-            self.components[index],
-            self.eigenvalues[index],
-            self.total_variance[index],
-        )
+        parts = (self.means, self.components, self.eigenvalues, self.total_variance)
+        return UnitBasis(*(part[index] for part in parts))
 
     def _check_has(self, name: Unit | str) -> None:
         if not any(_is(unit, name) for unit in self.units):
@@ -290,13 +279,8 @@ class SpectralBasis:
             ResiDualError: not found, a file is missing, cut short or of another kind, or the two
                 files do not belong together.
         """
-        folder = local_directory(
-            name_or_path,
-            what="basis",
-            marker=METADATA_FILE,
-            allow_patterns=[TENSORS_FILE, METADATA_FILE],
-            **hub_options,
-        )
+        hub_options |= {"what": "basis", "allow_patterns": [TENSORS_FILE, METADATA_FILE]}
+        folder = local_directory(name_or_path, marker=METADATA_FILE, **hub_options)
         return cls(**read_basis(folder))
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> Any:

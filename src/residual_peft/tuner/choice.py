@@ -51,11 +51,7 @@ def fitted_to(config: ResiDualConfig, basis: SpectralBasis, units: Iterable[Unit
 
     `component_pattern` comes before `components`, its first match as in PEFT's `rank_pattern`.
     """
-    patterns: Mapping[str, Components] = config.component_pattern or {}
-    chosen: dict[Unit, Components] = {}
-    for unit in units:
-        key = pattern_key(list(patterns), str(unit))
-        chosen[unit] = patterns.get(key, config.components)
+    chosen = {unit: _asked(config, str(unit)) for unit in units}
     selected = basis.select(list(chosen))
     check_basis(selected)
     return selected.truncate(config.components, chosen)
@@ -65,6 +61,10 @@ def components_of(config: ResiDualConfig, name: str) -> Components:
     """How many directions of a unit a config asks for; 0 where `unit_pattern` leaves it out."""
     if config.unit_pattern is not None and not _named(name, config.unit_pattern):
         return 0
+    return _asked(config, name)
+
+
+def _asked(config: ResiDualConfig, name: str) -> Components:
     patterns: Mapping[str, Components] = config.component_pattern or {}
     return patterns.get(pattern_key(list(patterns), name), config.components)
 

@@ -81,7 +81,7 @@ def fit_linear_map(
         )
     axes, (directions, apart) = PrincipalAxes.of(data.features), _directions(text)
     start = logit_scale * data.features @ text.mT
-    problem = Problem(data, axes.rows, logit_scale * apart, start)
+    problem = Problem(data, axes.rows, start, logit_scale * apart)
     spread = data.features - data.weights @ data.features / data.weights.sum()
     level = logit_scale**2 * float(spread.square().sum(1).mean()) or 1.0
     chosen = choose_strength(

@@ -65,7 +65,7 @@ def fit_logistic(
     prepared = (data.features - mean) / scale
     axes = PrincipalAxes.of(prepared)
     rows = torch.hstack([axes.rows, torch.ones_like(axes.rows[:, :1])])  # the offset is last
-    problem = Problem(data, rows, free=1)
+    problem = Problem(data, rows, torch.zeros_like(data.targets), free=1)
     level = float(prepared.square().sum(1).mean()) or 1.0
     chosen = choose_strength(
         problem,

@@ -1,7 +1,7 @@
 """A strength chosen on left-out folds, along a path of fits from strong to weak."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -77,31 +77,17 @@ def _settled(path: Sequence[tuple[float, float]], patience: int) -> bool:
     return len(better) >= patience and not any(better[-patience:])
 
 
+@dataclass
 class Path:
-    """Left-out log-losses of strengths, each fold's fit starting at its last one.
+    """Left-out log-losses of strengths, each fold's fit starting at its last one."""
 
-    Args:
-        problem: what is fitted.
-        fold: of each image (N,).
-        known: images that can be told right without their fold (N,).
-        with_text: whether the zero-shot logits are added, with their weight, to be compared.
-        patience: strengths in a row that are no better, after which no weaker one is tried.
-        tolerance: of the fits that are only compared.
-    """
-
-    def __init__(
-        self,
-        problem: Problem,
-        fold: Tensor,
-        known: Tensor,
-        *,
-        with_text: bool = True,
-        patience: int = 1,
-        tolerance: float = COARSE,
-    ) -> None:
-        self.problem, self.fold, self.known, self.with_text = problem, fold, known, with_text
-        self.patience, self.tolerance = patience, tolerance
-        self.starts: dict[int, Tensor] = {}
+    problem: Problem
+    fold: Tensor  # of each image (N,)
+    known: Tensor  # images that can be told right without their fold (N,)
+    with_text: bool = True  # whether zero-shot logits are added, with their weight, to be compared
+    patience: int = 1  # strengths in a row that are no better, after which no weaker one is tried
+    tolerance: float = COARSE  # of the fits that are only compared
+    starts: dict[int, Tensor] = field(default_factory=dict)  # by fold
 
     def of(
         self, strengths: Sequence[float], refine: bool

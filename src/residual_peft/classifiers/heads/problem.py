@@ -1,5 +1,7 @@
 """What logistic regression and the linear map minimise, by L-BFGS in the images' principal axes."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -8,27 +10,15 @@ from .images import Images
 from .minimising import scaled_minimum
 
 
+@dataclass(frozen=True)
 class Problem:
-    """Σ_i w_i loss_i + ½ α ‖A‖² of logits begin + R A S, over A (r, q).
+    """Σ_i w_i loss_i + ½ α ‖A‖² of logits begin + R A S, over A (r, q)."""
 
-    Args:
-        data: N images.
-        rows: R (N, r), whose columns are orthogonal.
-        spread: S (q, C); None for the identity.
-        begin: (N, C), or 0.
-        free: how many of the last rows of A are not held to 0.
-    """
-
-    def __init__(
-        self,
-        data: Images,
-        rows: Tensor,
-        spread: Tensor | None = None,
-        begin: Tensor | None = None,
-        free: int = 0,
-    ) -> None:
-        self.data, self.rows, self.spread, self.free = data, rows, spread, free
-        self.begin = torch.zeros_like(data.targets) if begin is None else begin
+    data: Images
+    rows: Tensor  # R (N, r), whose columns are orthogonal
+    begin: Tensor  # (N, C)
+    spread: Tensor | None = None  # S (q, C); None for the identity
+    free: int = 0  # how many of the last rows of A are not held to 0
 
     def zeros(self) -> Tensor:
         """Where a fit starts by itself."""

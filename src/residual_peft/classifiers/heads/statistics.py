@@ -31,19 +31,14 @@ class HeadStatistics:
 
     What they reveal: each class's mean and the covariance of all images in the basis. Of a class
     with one image, that image's own coordinates. They hold no pixels, but they are data.
-
-    Args:
-        columns: K.
-        class_count: C.
-        source: whose features these are, such as the basis's fingerprint; statistics of another
-            source are refused. "" where nobody says.
-        per_class: keep Σ_k c cᵀ of each class too, so that a class can be removed without its
-            images.
     """
 
-    columns: int
-    class_count: int
+    columns: int  # K
+    class_count: int  # C
+    # whose features these are, such as the basis's fingerprint, "" where nobody says; statistics of
+    # another source are refused
     source: str = ""
+    # keep Σ_k c cᵀ of each class too, so that a class can be removed without its images
     per_class: bool = False
     rows: int = 0
     total: float = 0.0

@@ -43,12 +43,13 @@ class LinearBasis:
         return [len(head.components) for head in self.heads]
 
     def truncate(self, components: Sequence[Components]) -> "LinearBasis":
-        """Cut each head's directions as `UnitBasis.truncate` does; 0 leaves none."""
-        cut = zip(self.heads, components, strict=True)
-        return LinearBasis(tuple(_cut(head, keep) for head, keep in cut), self.input_mean)
+        """Cut each head's directions."""
+        pairs = zip(self.heads, components, strict=True)
+        return LinearBasis(tuple(cut(*pair) for pair in pairs), self.input_mean)
 
 
-def _cut(head: UnitBasis, components: Components) -> UnitBasis:
+def cut(head: UnitBasis, components: Components) -> UnitBasis:
+    """`UnitBasis.truncate`; 0 leaves no direction."""
     if components == 0:
         return replace(head, components=head.components[:0], eigenvalues=head.eigenvalues[:0])
     return head.truncate(components)

@@ -16,6 +16,7 @@ from ...hub.files import read_tensors
 from ..config import ResiDualConfig
 from ..fitted import Fitted, Trusted
 from ..saved import check_config, check_values
+from .basis import cut
 from .linears import tower_or_none
 from .tensors import STREAM_BASIS, check_tensors, room_for
 
@@ -51,25 +52,16 @@ class SavedBasis:
             self.tensors[path], counts, f"the basis of the adapter '{self.name}' at {path}"
         )
         directions, input_mean, eigenvalues, total = self.tensors[path]
-        rows: list[Tensor] = []
-        start = 0
-        for head, (count, components) in enumerate(zip(counts, asked, strict=True)):
-            every = torch.arange(start, start + count)
-            rows.append(every[: _kept(every, eigenvalues, total[head], components)])
-            start += count
+        rows = []
+        every = torch.arange(len(directions)).split(list(counts))
+        for own, variance, components in zip(every, total, asked, strict=True):
+            head = UnitBasis(torch.zeros(0), own.unsqueeze(1), eigenvalues[own], variance)
+            rows.append(cut(head, components).components.flatten())
         chosen = torch.cat(rows)
         return (
             [directions[chosen], input_mean, eigenvalues[chosen], total],
             tuple(len(found) for found in rows),
         )
-
-
-def _kept(every: Tensor, eigenvalues: Tensor, total: Tensor, components: Components) -> int:
-    """How many of a head's directions `components` asks for."""
-    if components == 0:
-        return 0
-    head = UnitBasis(torch.zeros(0), every.unsqueeze(1), eigenvalues[every], total)
-    return len(head.truncate(components).components)
 
 
 def saved_basis(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> SavedBasis:
