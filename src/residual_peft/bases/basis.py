@@ -122,9 +122,7 @@ class SpectralBasis:
         side: str | None = None,
         readout: str | None = None,
     ) -> "SpectralBasis":
-        """Take bases from the weights alone: SVD of each unit's map to the readout, means 0.
-
-        Arguments as for `fit`.
+        """Take bases from the weights alone, arguments as for `fit`: SVD of each map, means 0.
 
         Raises:
             ResiDualError: an unknown architecture, unknown units or bad `components`.
