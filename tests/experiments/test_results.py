@@ -1,5 +1,7 @@
 """Rows and what they say over seeds."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ ROWS = [
 
 
 def test_a_row_is_what_the_results_file_holds() -> None:
-    assert ROWS[0].as_dict() == {
+    assert asdict(ROWS[0]) == {
         "method": "lora",
         "seed": 0,
         "test_accuracy": 0.5,
@@ -22,7 +24,7 @@ def test_a_row_is_what_the_results_file_holds() -> None:
         "fit_seconds": 3.0,
         "adapter_bytes": 10,
     }
-    assert Row(**ROWS[0].as_dict()) == ROWS[0]
+    assert Row(**asdict(ROWS[0])) == ROWS[0]
 
 
 def test_seeds_are_averaged_per_method_in_order_of_appearance() -> None:

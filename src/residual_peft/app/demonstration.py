@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def run_demo(
                 bar.set_description(method.label)
                 keep = adapter if name == "default" else None
                 rows += run_method(task, method, seeds, report=bar.set_postfix_str, keep=keep)
-        results = {"rows": [row.as_dict() for row in rows], "world": world}
+        results = {"rows": [asdict(row) for row in rows], "world": world}
         write_json(directory / RESULTS, results)
         if adapter.is_dir():
             _write_adapter(adapter, directory, Path(out).name, rows, task, seeds[0])

@@ -1,9 +1,8 @@
 """Rows of a results table, and what they say over seeds."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,10 +15,6 @@ class Row:
     trainable_parameters: int
     fit_seconds: float
     adapter_bytes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row as `results.json` holds it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -170,11 +170,6 @@ def as_code(value: object) -> str:
     return f"{fence}{pad}{line}{pad}{fence}"
 
 
-def as_python(value: str) -> str:
-    """Any text -> a Python literal on one line, in double quotes."""
-    return json.dumps(value)
-
-
 def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("residual_peft.hub", "templates"),
@@ -183,5 +178,5 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"text": as_text, "code": as_code, "quoted": as_python}
+    environment.filters |= {"text": as_text, "code": as_code, "quoted": json.dumps}
     return environment.get_template(template).render(**values, mark=MARK)

@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from ..errors import ResiDualError
 from .files import inside, is_file, is_folder, path_of, quoted, read_object, whole_directory
+from .refusals import why_not_given, why_not_taken
 
 DEMO_MODEL = "residual_peft/demo-clip"
 """The name under which the bundled model goes; it never leaves this machine."""
@@ -39,7 +32,6 @@ SKIPPED = "skipped.csv"
 """The images of a fit that could not be read, by their files' names; never pushed."""
 REPORT = "report.html"
 """The report on a fit, pictures included; pushed when asked for."""
-_LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass token="
 _EXAMPLE = re.compile(
     r"((?:ZeroShotClassifier|SpectralBasis)\.from_pretrained\(|PeftModel\.from_pretrained\(base, |"
     r"ResiDualConfig\(basis=)"
@@ -89,7 +81,7 @@ def local_directory(
     except Exception as error:  # the client raises many kinds, all of which a user must mend
         raise ResiDualError(
             f"could not find the {what} '{name}': it is no directory here, and "
-            f"{_why_not_given(error, revision)}"
+            f"{why_not_given(error, revision)}"
         ) from error
     if marker is not None and not (Path(folder) / marker).is_file():
         raise ResiDualError(
@@ -160,17 +152,9 @@ def push_directory(
     `report.html`) stay here; files that only the repository has stay there. The example in a card
     that this package wrote loads from the repository.
 
-    Args:
-        directory: what `save_pretrained` wrote.
-        repo_id: "owner/name", or a name in the token's own namespace.
-        commit_message: the title of the commit.
-        private: True makes a private repository, and refuses a public one that is there already.
-        revision: the branch to push to, made when missing; None for the main one.
-        token: of an account that may write there; the one that is logged in when None.
-        with_report: whether `report.html` goes along, which shows some of the test images.
-
-    Returns:
-        The client's `CommitInfo`.
+    The id is "owner/name", or a name in the token's own namespace; a branch is made when missing.
+    `private` makes a private repository, and refuses a public one that is there already. Without a
+    token that of who is logged in. Gives the client's `CommitInfo`.
 
     Raises:
         ResiDualError: no files, one that is a link, no report where one was asked for, no right to
@@ -193,7 +177,7 @@ def push_directory(
     except ResiDualError:
         raise
     except Exception as error:  # as above
-        raise ResiDualError(f"could not push to '{repo_id}': {_why_not_taken(error)}") from error
+        raise ResiDualError(f"could not push to '{repo_id}': {why_not_taken(error)}") from error
 
 
 def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
@@ -211,20 +195,16 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
 
 def _addition(path: Path, place: str, repo_id: str) -> CommitOperationAdd:
     if path.name == ADAPTER_CONFIG:  # an adapter of another name lies in a folder of its own
-        return CommitOperationAdd(place, _with_known_base(path))
+        # it names the bundled model, not the place where that lies here
+        config, key = read_object(path), "base_model_name_or_path"
+        if isinstance(name := config.get(key), str) and known_name(name) == DEMO_MODEL:
+            content = json.dumps({**config, key: DEMO_MODEL}, indent=2).encode()
+            return CommitOperationAdd(place, content)
     if place != CARD:
         return CommitOperationAdd(place, path)
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     text = _EXAMPLE.sub(lambda match: match[1] + json.dumps(repo_id), text)
     return CommitOperationAdd(place, text.encode(errors="surrogateescape"))
-
-
-def _with_known_base(path: Path) -> bytes:
-    """An adapter's config that names the bundled model, not the place where it lies here."""
-    config, key = read_object(path), "base_model_name_or_path"
-    if not isinstance(name := config.get(key), str) or known_name(name) != DEMO_MODEL:
-        return path.read_bytes()
-    return json.dumps({**config, key: DEMO_MODEL}, indent=2).encode()
 
 
 def _files_of(root: Path, with_report: bool) -> Iterator[Path]:
@@ -241,83 +221,3 @@ def _files_of(root: Path, with_report: bool) -> Iterator[Path]:
             )
         if path.is_file():
             yield path
-
-
-def _why_not_given(error: Exception, revision: str | None) -> str:
-    """Why a download failed, and what to do."""
-    hub = "the Hugging Face Hub"
-    for cause in _causes(error):
-        if isinstance(cause, HFValidationError):
-            return f"it is no id on {hub} either, such as 'owner/name'. Check the spelling."
-        if isinstance(cause, OfflineModeIsEnabled):
-            return (
-                f"{hub} was not asked, because HF_HUB_OFFLINE is set and no whole copy was "
-                "downloaded before. Unset it, or give a local directory."
-            )
-        if isinstance(cause, RevisionNotFoundError):
-            return (
-                f"the repository of that name on {hub} has no revision '{revision}'. Name one of "
-                "its branches, tags or commits."
-            )
-        if isinstance(cause, GatedRepoError):
-            return (
-                f"its owner asks for consent to terms first. Give it at the repository's page on "
-                f"{hub}, then {_LOG_IN}."
-            )
-        if _is_bad_token(cause):
-            return f"{hub} does not know the token that was sent. To replace it, {_LOG_IN}."
-        if isinstance(cause, RepositoryNotFoundError) or _status(cause) in (401, 404):
-            return (
-                f"{hub} has no repository of that name that you may read. Check the spelling; if "
-                f"it is private, {_LOG_IN}."
-            )
-    return (
-        f"{hub} did not give it ({_one_line(error)}). Check the spelling and the connection, or "
-        "give a local directory."
-    )
-
-
-def _why_not_taken(error: Exception) -> str:
-    """Why an upload failed, and what to do."""
-    for cause in _causes(error):
-        if isinstance(cause, HFValidationError):
-            return "that is no id on the Hugging Face Hub, such as 'owner/name'."
-        if isinstance(cause, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set; unset it to speak to the Hugging Face Hub."
-        if _is_bad_token(cause):
-            return f"the Hugging Face Hub does not know the token. To replace it, {_LOG_IN}."
-        if _status(cause) == 401:
-            return f"no token was sent that the Hugging Face Hub accepts; {_LOG_IN}."
-        if _status(cause) == 403 or isinstance(cause, RepositoryNotFoundError):
-            return (
-                "the token may not write there. Take one with the right to write to that "
-                f"namespace: {_LOG_IN}."
-            )
-        if _status(cause) == 400 or isinstance(cause, ValueError):
-            return f"the Hugging Face Hub refused the content ({_one_line(cause)})."
-    return (
-        f"the upload broke off ({_one_line(error)}). All files go in one commit, so nothing half "
-        "is there; check the connection and push again."
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _status(error: BaseException) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def _is_bad_token(error: BaseException) -> bool:
-    if not isinstance(error, HfHubHTTPError):
-        return False
-    message = error.response.headers.get("X-Error-Message", "")
-    return _status(error) == 401 and "credentials" in message
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or repr(error)
-    return text if len(text) <= 300 else text[:300] + " …"

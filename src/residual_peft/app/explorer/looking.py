@@ -154,7 +154,9 @@ class Looking:
         for knob, value in values:
             where = self._place(rows, knob)
             if head is None:
-                gains[self._gain(rows, knob)] = value
+                settings = rows.state.settings
+                which = settings.units.index(knob.unit) if settings.per_unit else where.start
+                gains[which] = value
             else:
                 mean = head.head.mean.to(features)[where]
                 features[:, where] = mean + value * (features[:, where] - mean)
@@ -205,12 +207,6 @@ class Looking:
         if knob.component is None:
             return slice(start, start + count)
         return slice(start + knob.component, start + knob.component + 1)
-
-    def _gain(self, rows: Coordinates, knob: Knob) -> int:
-        """Which gain a knob is."""
-        if rows.state.settings.per_unit:
-            return rows.state.settings.units.index(knob.unit)
-        return self._place(rows, knob).start
 
     def _said(self, logits: Tensor) -> Said:
         names, found = self.classifier.class_names, self.classifier.labelling.probabilities(logits)

@@ -23,30 +23,20 @@ SPLITS = ("train", "validation", "test", "all")
 
 @dataclass(frozen=True)
 class Measuring:
-    """How the images that an adapter is measured on, or explained, are chosen and read.
+    """How the images that an adapter is measured on, or explained, are chosen and read."""
 
-    Attributes:
-        split: "train", "validation", "test" or "all"; "test" of the data of its fit, and "all" of
-            other data, when None.
-        seed: of the splits; the adapter's own when None.
-        image_column: of the data, found when None.
-        label_column: likewise.
-        max_bad: the share of the images that may be unreadable; they are left out.
-        strict: an unreadable image is an error.
-        batch_size: images per forward pass.
-        num_workers: processes that decode images; None for as many as suit the machine.
-        device: where the model runs; the CPU when None.
-    """
-
+    # "train", "validation", "test" or "all"; "test" of the data of its fit, and "all" of other
+    # data, when None
     split: str | None = None
-    seed: int | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    max_bad: float = 0.05
-    strict: bool = False
-    batch_size: int = 64
+    seed: int | None = None  # of the splits; the adapter's own when None
+    image_column: str | None = None  # of the data, found when None
+    label_column: str | None = None  # likewise
+    max_bad: float = 0.05  # the share of the images that may be unreadable; they are left out
+    strict: bool = False  # an unreadable image is an error
+    batch_size: int = 64  # images per forward pass
+    # processes that decode images; None for as many as suit the machine
     num_workers: int | None = None
-    device: str | None = None
+    device: str | None = None  # where the model runs; the CPU when None
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -18,26 +18,20 @@ FAR = 0.1  # of accuracy: training images this much above test images are worth 
 
 @dataclass(frozen=True)
 class FitReport(FitNumbers):
-    """What a fit gave, beside what it took.
+    """What a fit gave, beside what it took."""
 
-    Attributes:
-        zero_shot: metrics on the test images without the adapter; where classes are the means of
-            their training images, with those.
-        adapted: metrics on them with it.
-        start: "zero-shot" or "class means": what the classes are before the adapter.
-        classes: how many there are.
-        interval: of the adapted accuracy on the test images, 95 %; None with several labels.
-        train: metrics on the training images with the adapter.
-        skipped: images that could not be read.
-    """
-
+    # metrics on the test images without the adapter; where classes are the means of their training
+    # images, with those
     zero_shot: dict[str, float]
-    adapted: dict[str, float]
+    adapted: dict[str, float]  # metrics on them with it
+    # "zero-shot" or "class means": what the classes are before the adapter
     start: str = "zero-shot"
-    classes: int = 0
+    classes: int = 0  # how many there are
+    # of the adapted accuracy on the test images, 95 %; None with several labels
     interval: tuple[float, float] | None = None
+    # metrics on the training images with the adapter
     train: dict[str, float] = field(default_factory=dict)
-    skipped: tuple[SkippedImage, ...] = ()
+    skipped: tuple[SkippedImage, ...] = ()  # images that could not be read
 
     @property
     def labelling(self) -> Labelling:

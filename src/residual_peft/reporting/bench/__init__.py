@@ -1,15 +1,5 @@
 """The rows of a bench -> tables in Markdown and LaTeX, and HTML pages with radars and bars."""
 
-from .forms import latex, leaderboard, markdown, page, write_summaries
-from .tables import Bar, Table, tables
+from .forms import write_summaries
 
-__all__ = [
-    "Bar",
-    "Table",
-    "latex",
-    "leaderboard",
-    "markdown",
-    "page",
-    "tables",
-    "write_summaries",
-]
+__all__ = ["write_summaries"]
