@@ -144,7 +144,7 @@ def test_what_an_adapter_changed(adapter: Path, digits: Path, tmp_path: Path) ->
     written = json.loads(json.dumps(found.as_dict()))
     assert len(written["components"]) == 4
     assert len(written["units"]) == 54
-    assert written["components"][0]["words"][0]["text"] == found.words[0].texts[0]
+    assert written["components"][0]["words"][0]["text"] == found.words[0].texts[0][0]
 
 
 def test_other_classes_are_refused(adapter: Path) -> None:

@@ -69,17 +69,9 @@ def coarse_optimum(
     """Fit one gain per head on `train`; objective and ridge are chosen by accuracy on `validation`.
 
     Of equal accuracies the stronger ridge's is taken, and the convex objective's before the other.
-    L-BFGS, from ones, each fit starting at the last. Memory: N U (U + C) numbers, 3 GB for 5,000
-    images, 384 heads and 10 classes; give some `rows` where there are more images.
-
-    Args:
-        train: labelled contributions to fit.
-        validation: labelled contributions to choose by; not the images that results are told of.
-        class_embeddings: (C, d).
-        units: kinds, names or `Unit`s; None for all.
-        logit_scale: s, the classifier's.
-        strengths: of the ridge, strength / 2 · Σ (g − 1)², beside the mean cross-entropy.
-        max_iterations: of each fit.
+    L-BFGS, from ones, each fit starting at the last. A ridge is strength / 2 · Σ (g − 1)², beside
+    the mean cross-entropy. Memory: N U (U + C) numbers, 3 GB for 5,000 images, 384 heads and 10
+    classes; give some `rows` where there are more images.
 
     Raises:
         ResiDualError: no labels, labels outside the classes, or strengths that are not positive.

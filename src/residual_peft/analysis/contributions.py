@@ -143,12 +143,9 @@ class Contributions:
         return found
 
     def basis(self, model: nn.Module) -> SpectralBasis:
-        """The units' axes as a `SpectralBasis`, which compares, saves and shares them.
+        """The units' axes as a `SpectralBasis` of the model that these were collected from.
 
         Of `rows` it is the same one: their axes are those of all images.
-
-        Args:
-            model: the one that these were collected from.
         """
         return SpectralBasis(
             units=self.units,
@@ -167,9 +164,6 @@ class Contributions:
 
         Exact where the adapter's basis holds all directions of its data; what a truncated one, or
         one from the weights alone, left out is in `rest`.
-
-        Args:
-            rows: in memory or on disk.
 
         Raises:
             ResiDualError: the adapter adapts the output, or fewer than two images.

@@ -47,13 +47,6 @@ class Explanation:
     coefficients: tuple[float, ...] | None = None
     component: int | None = None  # which component, from 0; None for a whole unit
 
-    def with_signs(self) -> tuple[str, ...]:
-        """The texts, each behind its coefficient's sign where there is one."""
-        if self.coefficients is None:
-            return self.texts
-        pairs = zip(self.coefficients, self.texts, strict=True)
-        return tuple(f"{'+' if value > 0 else '−'} {text}" for value, text in pairs)
-
     def __str__(self) -> str:
         """One line.
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..analysis import (
     AdapterExplanation,
-    Explanation,
     HeadExplanation,
     HeadImageExplanation,
     ImageExplanation,
@@ -23,7 +22,6 @@ from ..analysis import (
 from ..analysis.describing import (
     Described,
     Words,
-    describe_components,
     dictionary_if_any,
     words_for,
 )
@@ -58,7 +56,7 @@ class AdapterStudy:
     explanation: AdapterExplanation | HeadExplanation | None
     strongest: tuple[Any, ...] = ()  # the components with the largest shares
     # texts for each of those; empty without a text tower or components
-    words: tuple[Explanation, ...] = ()
+    words: tuple[Words, ...] = ()
     # path -> which components moved it, or made the class head say what it says
     images: dict[str, ImageExplanation | HeadImageExplanation] = field(default_factory=dict)
     # of the components that `lines` names beside classes and images
@@ -73,15 +71,15 @@ class AdapterStudy:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: units, strongest components with their words, classes, and images."""
-        whole: dict[str, Any] = {}
+        whole, texts = {}, telling.texts_of(self.words)
         if self.explanation is not None:
-            whole = telling.explanation_dict(self.explanation, self.strongest, self.words)
+            whole = telling.explanation_dict(self.explanation, self.strongest, texts)
         moved = {path: telling.image_dict(item) for path, item in self.images.items()}
         return {**self.chosen, **whole, "moved": moved}
 
     def cells(self) -> list[list[str]]:
         """For a table: component, gain (of gains alone), share, toward the label, words."""
-        return telling.cells(self.strongest, self.words)
+        return telling.cells(self.strongest, telling.texts_of(self.words))
 
     def lines(self) -> list[str]:
         """For people: what the shares are of, and what moved each of the single images."""
@@ -106,7 +104,7 @@ class RecordedStudy:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: the strongest components with their words, and classes."""
-        effects = [telling.recorded_dict(item) for item in self._effects]
+        effects = telling.component_dicts(self._effects, self._texts)
         classes = [
             {"class": name, "for": telling.reason_dicts(pro), "against": telling.reason_dicts(con)}
             for name, pro, con in self._classes
@@ -115,7 +113,7 @@ class RecordedStudy:
 
     def cells(self) -> list[list[str]]:
         """As `AdapterStudy.cells`."""
-        return telling.recorded_cells(self._effects)
+        return telling.cells(self._effects, self._texts)
 
     def lines(self) -> list[str]:
         """For people: what the shares are of."""
@@ -142,6 +140,10 @@ class RecordedStudy:
         return [] if self.record.head is None else [*head_components(self.record, self.count)]
 
     @property
+    def _texts(self) -> telling.Texts:
+        return {(e.unit, e.component): e.words.texts for e in self._effects if e.words}
+
+    @property
     def _classes(self) -> list[tuple[str, tuple[Reason, ...], tuple[Reason, ...]]]:
         reasons = () if self.record.head is None else self.record.head.reasons
         return [(self.record.class_names[x.class_index], x.pro, x.con) for x in reasons]
@@ -157,20 +159,13 @@ def study_adapter(
     progress: bool = False,
     **options: Any,
 ) -> AdapterStudy | RecordedStudy:
-    """Say which components of a saved adapter did what, and their words.
+    """Say which components of a saved adapter, in readout mode, did what, and their words.
 
     Of an adapter with a class head on coordinates, what the head says of some images; of another,
-    what its gains changed. Without data, single images alone; without these either, what the fit
-    left in `run` beside the adapter says of its test images.
-
-    Args:
-        adapter: the adapter's directory or Hub id, in readout mode.
-        data: what `load_data` takes, with some or all of the adapter's classes; may be None.
-        images: single ones to explain, too.
-        words: as for `dictionary_for`.
-        count: components to describe.
-        progress: whether to show a bar.
-        options: those of `Measuring`: which images, and how they are read.
+    what its gains changed. Without data (what `load_data` takes, with some or all of the adapter's
+    classes), single images alone; without these either, what the fit left in `run` beside the
+    adapter says of its test images. Words are as for `dictionary_for`; options are those of
+    `Measuring`.
 
     Raises:
         ResiDualError: bad data, a class that the adapter does not know, an adapter that is not
@@ -195,13 +190,13 @@ def study_adapter(
         explain = explain_adapter if classifier.head is None else explain_head
         found = explain(classifier, rows)
     most: tuple[Any, ...] = () if found is None else tuple(found.strongest(count))
-    said = () if dictionary is None else describe_components(classifier.model, most, dictionary)
+    said = () if dictionary is None else words_for(classifier.model, most, dictionary)
     explain_one = explain_image if classifier.head is None else explain_head_image
     single = {path: explain_one(classifier, path) for path in paths}
     return AdapterStudy(
         explanation=found,
         strongest=most,
-        words=tuple(said),
+        words=said,
         images=single,
         more_words=_more_words(classifier, found, single.values(), dictionary),
         chosen=chosen,

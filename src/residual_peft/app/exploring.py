@@ -17,14 +17,7 @@ def explore(
     browser: bool = True,
     said: Callable[[str], object] = print,
 ) -> None:
-    """Serve the explorer of a saved adapter until it is interrupted.
-
-    Args:
-        adapter: its directory or Hub id.
-        host: the address to listen at.
-        port: likewise.
-        browser: whether to open the page.
-        said: what is told where the page is.
+    """Serve the explorer of a saved adapter until it is interrupted; says where the page is.
 
     Raises:
         ResiDualError: no such adapter, or the port is taken.

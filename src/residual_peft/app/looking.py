@@ -58,16 +58,8 @@ def look(
 ) -> Look:
     """Say what labelled images are like, whatever cannot be read among them.
 
-    Args:
-        data: what `load_data` takes.
-        model: a name or directory, to find images that are nearly the same with; without, only
-            files that are the same byte for byte are found.
-        alike: the cosine from which two images are nearly the same (`near_copies`).
-        image_column: of the data, found when None.
-        label_column: likewise.
-        batch_size: images per forward pass.
-        num_workers: processes that decode images; None for as many as suit the machine.
-        progress: bars, or a call after each image with 1.
+    With a model, a name or directory, images that are nearly the same are found, from the cosine
+    `alike` on (`near_copies`); without, only files that are the same byte for byte.
 
     Raises:
         ResiDualError: as `load_data` without regard to how many cannot be read; no such model.

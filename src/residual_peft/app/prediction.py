@@ -101,10 +101,8 @@ class FilePredictor:
     def answers(self, names: Iterable[str], *, progress: Progress = False) -> Iterator[Answer]:
         """An answer per file, in the order of the names, each as soon as its batch is done.
 
-        Args:
-            names: of files, folders and patterns (`files_in`). A list is taken at once; of others,
-                such as a pipe, `AT_ONCE` files at a time.
-            progress: a bar per batch, or a call.
+        Names are of files, folders and patterns (`files_in`). A list is taken at once; of others,
+        such as a pipe, `AT_ONCE` files at a time.
         """
         but = None if self.sorting is None else self.sorting.root
         files = files_in(names, but=but)

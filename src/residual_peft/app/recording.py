@@ -61,17 +61,8 @@ def record_run(
 ) -> RunRecord:
     """Gather what a report shows; of the images, only those that changed side are decoded.
 
-    Args:
-        classifier: its model has the fitted adapter.
-        test: the test split, whose order the evaluations have.
-        before: without the adapter.
-        after: with it.
-        facts: see `run_facts`.
-        rows: coordinates of the test images, in memory or on disk; None where there are none
-            (stream mode).
-        dictionary: texts to describe the strongest components with; None for no words.
-        trust: what left-out training images say.
-        suspicious: training images whose label looks wrong.
+    The test split has the order of the evaluations, without the adapter and with it. In stream mode
+    there are no coordinates of the test images, and without a dictionary no words.
 
     Raises:
         ResiDualError: an image cannot be read, or the parts do not belong together.

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 from typing import Any
 
 from ..analysis import (
     AdapterExplanation,
-    Explanation,
     HeadExplanation,
     HeadImageExplanation,
     ImageExplanation,
@@ -52,32 +51,31 @@ def with_signs(texts: Iterable[tuple[str, float]], side: int = 1) -> str:
     return ", ".join(f"{'+' if value * side >= 0 else '−'} {text}" for text, value in texts)
 
 
-def cells(effects: Sequence[Any], words: Sequence[Explanation]) -> list[list[str]]:
+def cells(effects: Iterable[Any], texts: Texts) -> list[list[str]]:
     """Component, gain where it has one, share, toward the label, words."""
-    return [
-        _cells(effect, ", ".join(said.with_signs()) if said else "")
-        for effect, said in zip_longest(effects, words)
-    ]
+    found = []
+    for effect in effects:
+        gain = [f"{effect.gain:.2f}"] if hasattr(effect, "gain") else []
+        numbers = [f"{effect.share:.1%}", f"{effect.toward_label:+.3f}"]
+        words = with_signs(texts.get((effect.unit, effect.component), ()))
+        found.append([named(effect.unit, effect.component), *gain, *numbers, words])
+    return found
 
 
-def _cells(effect: Any, words: str) -> list[str]:
-    gain = [f"{effect.gain:.2f}"] if hasattr(effect, "gain") else []
-    numbers = [f"{effect.share:.1%}", f"{effect.toward_label:+.3f}"]
-    return [named(effect.unit, effect.component), *gain, *numbers, words]
-
-
-def recorded_cells(effects: Sequence[Any]) -> list[list[str]]:
-    """The same of a record's components, which have their words with them."""
-    return [_cells(item, with_signs(item.words.texts) if item.words else "") for item in effects]
+def component_dicts(effects: Iterable[Any], texts: Texts) -> list[dict[str, Any]]:
+    """JSON-able: components with their words."""
+    found = []
+    for effect in effects:
+        said = texts.get((effect.unit, effect.component), ())
+        words = [{"text": text, "coefficient": value} for text, value in said]
+        found.append(plain_of(effect) | {"words": words})
+    return found
 
 
 def explanation_dict(
-    explanation: AdapterExplanation | HeadExplanation,
-    effects: Sequence[Any],
-    words: Sequence[Explanation],
+    explanation: AdapterExplanation | HeadExplanation, effects: Iterable[Any], texts: Texts
 ) -> dict[str, Any]:
     """JSON-able: units, components with their words; of a head its classes, too."""
-    said = [None if item is None else _with_coefficients(item) for item in words]
     whole: dict[str, Any] = {"images": explanation.images}
     if isinstance(explanation, AdapterExplanation):
         whole |= {
@@ -95,28 +93,13 @@ def explanation_dict(
                 for name, (pro, con) in zip(explanation.class_names, reasons, strict=True)
             ],
         }
-    whole["units"] = [plain_of(item) for item in explanation.by_unit()]
-    whole["components"] = [
-        plain_of(item) | {"words": texts or []} for item, texts in zip_longest(effects, said)
-    ]
-    return whole
+    units = [plain_of(item) for item in explanation.by_unit()]
+    return whole | {"units": units, "components": component_dicts(effects, texts)}
 
 
 def reason_dicts(reasons: Iterable[Reason]) -> list[dict[str, Any]]:
     """JSON-able."""
     return [plain_of(reason) for reason in reasons]
-
-
-def recorded_dict(item: Any) -> dict[str, Any]:
-    """JSON-able: a record's component with its words, as `explanation_dict` has them."""
-    texts = () if item.words is None else item.words.texts
-    words = [{"text": text, "coefficient": value} for text, value in texts]
-    return plain_of(item) | {"words": words}
-
-
-def _with_coefficients(said: Explanation) -> list[dict[str, Any]]:
-    pairs = zip(said.texts, said.coefficients or (), strict=True)
-    return [{"text": text, "coefficient": value} for text, value in pairs]
 
 
 def lines_of(explanation: AdapterExplanation | HeadExplanation, texts: Texts) -> list[str]:

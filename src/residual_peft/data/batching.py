@@ -25,10 +25,8 @@ class ProcessedImages(torch.utils.data.Dataset):
     """A split as the model and the Trainer take it: item -> `pixel_values` (3, H, W), `labels`.
 
     Models that take more of an image than its pixels get that, too (`images.model_inputs`).
-
-    `labels` is a class number, or for a column of lists C zeros and ones, uint8.
-
-    A dataset with a transform is refused: it would be ignored.
+    `labels` is a class number, or for a column of lists C zeros and ones, uint8. A dataset with a
+    transform is refused: it would be ignored.
 
     Images are decoded when they are asked for, large ones no larger than the processor needs
     (`images.to_rgb`). One that cannot be read is an UnreadableImage, a ResiDualError with its path

@@ -70,9 +70,8 @@ def standard_columns(
 def check_format(dataset: Any, name: str) -> None:
     """Refuse what is no split, or has a transform, which would be ignored.
 
-    Images are read as they are stored.
-    What is fitted in one pass has seen every image once, so no augmentation could change it; a
-    format such as "torch" is only about how rows are given out, and no matter here.
+    Images are read as they are stored: what is fitted in one pass has seen every image once, so
+    that no augmentation could change it. A format such as "torch" is about how rows are given out.
     """
     if not isinstance(dataset, Dataset):
         raise ResiDualError(

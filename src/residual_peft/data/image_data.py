@@ -100,12 +100,9 @@ class ImageData:
     ) -> "ImageData":
         """The same with the splits that the data are without cut from the training images.
 
-        Args:
-            shares: "validation" and "test" -> share of the training images; 0 for none.
-            seed: of the split.
-            few: train on so many images of each class, and test on the others where the data have
-                no test images. 0 for all but the shares.
-            keep: splits that stay beside such a draw; with others one would learn from more.
+        Shares are of those, 0 for none. With `few` so many images of each class are trained on, and
+        the others tested on where the data have no test images; splits to `keep` stay beside such a
+        draw, as with others one would learn from more.
 
         Raises:
             ResiDualError: shares that leave nothing to train on, too few images, or a seed or
@@ -181,12 +178,8 @@ class ImageData:
     ) -> "ImageData":
         """The same without some rows of a split, such as images that turn out to be unreadable.
 
-        The record of the split stays: what the other images are for does not change.
-
-        Args:
-            split: of the rows.
-            rows: their numbers in that split.
-            skipped: their names and what is wrong with them, to be listed with the others.
+        The record of the split stays: what the other images are for does not change. Names of
+        `skipped` ones and what is wrong with them are listed with the others.
 
         Raises:
             ResiDualError: no such split or row, or no image is left in it.

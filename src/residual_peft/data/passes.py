@@ -30,11 +30,8 @@ class NamedImages(Protocol):
 class ImageFiles(torch.utils.data.Dataset):
     """Files as the model takes them: item -> `pixel_values` (3, H, W), and what else it takes.
 
-    Files are decoded when they are asked for, large ones no larger than the processor needs.
-
-    Args:
-        files: paths; of what is known to be no image, why.
-        image_processor: the model's.
+    They are decoded when they are asked for, large ones no larger than the processor needs. In
+    place of a path there may be why there is no image.
     """
 
     name = "the files"

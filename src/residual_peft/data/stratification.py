@@ -39,21 +39,12 @@ def split_by_content(
     """The labelling's split of the different images there are.
 
     The same images are cut in the same way in whatever order and under whatever names they and
-    their classes come. Copies of one image stay together. An image that has one class here and
-    another there is trained on and never scored: no answer to it would be right.
-
-    Args:
-        labelling: of the labels.
-        labels: class numbers (N,), or zeros and ones (N, C).
-        shares: part -> share of the images.
-        seed: of the order in which images are shared out.
-        digests: name of each image by its content, N.
-        class_names: for messages.
-        title: row -> what to call its image in messages.
-        few: so many images of each class are train in place of a share, and the others "test"; of
-            copies the first alone is in either, and none of an image that has several classes.
-        tested: there are test images, so that `few` need not leave any; "test" may then be empty.
-        groups: of each image, N; those of one group stay together, and with copies of them.
+    their classes come: `digests` name N of them by their content. Copies of one image stay
+    together, and so do those of one group. An image that has one class here and another there is
+    trained on and never scored: no answer to it would be right. With `few` so many images of each
+    class are train in place of a share, and the others "test"; of copies the first alone is in
+    either, and none of an image that has several classes. Where there are test images (`tested`),
+    "test" may then be empty.
 
     Raises:
         ResiDualError: as `stratified_split` and `iterative_split`; too few groups.

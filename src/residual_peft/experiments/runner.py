@@ -64,15 +64,9 @@ def run_method(
     """Fit a method on a task, once per seed, and measure it on the test images: a row per seed.
 
     An adapter is measured by running the adapted model. What a method needs once for all seeds (the
-    passes over the images) counts in full for each of them. Zero-shot has one row, and no seed.
-
-    Args:
-        task: the images and classes.
-        method: one of `METHODS`.
-        seeds: of the gains' or LoRA's start and of the order of the images.
-        report: called with a few words as the work goes on.
-        keep: where to save the first seed's adapter with its classes; nowhere when None.
-        lora: LoRA's settings; its defaults with the method's learning rate when None.
+    passes over the images) counts in full for each of them. Zero-shot has one row, and no seed. The
+    first seed's adapter with its classes is saved where `keep` says; LoRA has the method's learning
+    rate unless it is told.
 
     Raises:
         ResiDualError: an unknown kind of method, or data that the fit refuses.

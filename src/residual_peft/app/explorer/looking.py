@@ -139,14 +139,10 @@ class Looking:
         return explain_row(self.classifier, rows, 0, from_class=other, to_class=this)
 
     def turned(self, rows: Coordinates, values: Sequence[tuple[Knob, float]]) -> Said:
-        """What is said with some knobs at other values.
+        """What is said with some knobs at other values; others stand as fitted.
 
         A gain scales what its component writes to the embedding. Where a class head reads the
         component, it is how far the image is from the mean image along it that is scaled.
-
-        Args:
-            rows: the image's coordinates.
-            values: knobs and where they are turned to; others stand as fitted.
         """
         gains = gains_of(self.classifier.model).detach().cpu().clone()
         features = rows.coordinates.clone()

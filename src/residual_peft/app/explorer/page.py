@@ -31,14 +31,8 @@ HEADERS = ("file", "class", "score", "next", "its score")
 def explorer(classifier: ZeroShotClassifier, title: str = "What an adapter sees") -> gr.Blocks:
     """A page for one classifier: an image and what moved it, and a folder of images.
 
-    The classifier is asked, never changed: a slider changes one answer, not the adapter.
-
-    Args:
-        classifier: with its image processor.
-        title: of the page.
-
-    Returns:
-        Blocks to `launch(**appearance())`.
+    The classifier is asked, never changed: a slider changes one answer, not the adapter. These are
+    Blocks to `launch(**appearance())`.
     """
     looking = Looking(classifier)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:

@@ -16,36 +16,25 @@ from .heads import HeadsOfOneLabel
 
 
 class OneLabel(HeadsOfOneLabel):
-    """Each image is of one class.
+    """Each image is of one class."""
 
-    Attributes:
-        multi_label: whether an image may have several labels, or none.
-        words: how many that is, for messages.
-        most: how many labels an image has at most; None for all classes.
-        loss_name: the loss that suits it, as `Objective` calls it.
-        parameters: what a fit has beside gains.
-        fewest_classes: that there can be a choice among.
-        metric_names: of all metrics, the first told first.
-        metric_words: the first for people.
-        chance_words: what `chance` is the score of, in short and in a sentence.
-        answer_words: what a file answers with, for messages.
-        threshold: the probability from which on a class is a label; None for the largest alone.
-        unmoved_words: why it is not told what moved an image from class to class; "" where it is.
-        differing_words: what becomes of an image whose copies have different labels.
-    """
-
-    multi_label = False
-    words = "one label"
-    most: int | None = 1
+    multi_label = False  # whether an image may have several labels, or none
+    words = "one label"  # how many that is, for messages
+    most: int | None = 1  # how many labels an image has at most; None for all classes
+    # the loss that suits it, as `Objective` calls it
     loss_name: Literal["softmax", "sigmoid"] = "softmax"
-    parameters: tuple[str, ...] = ()
-    fewest_classes = 2
+    parameters: tuple[str, ...] = ()  # what a fit has beside gains
+    fewest_classes = 2  # that there can be a choice among
+    # of all metrics, the first told first
     metric_names: tuple[str, ...] = ("accuracy", "top5_accuracy", "mean_per_class_recall")
-    metric_words = "accuracy"
+    metric_words = "accuracy"  # the first for people
+    # what `chance` is the score of, in short and in a sentence
     chance_words = ("the largest class alone", "always answering with the largest class")
-    answer_words = "probabilities of"
+    answer_words = "probabilities of"  # what a file answers with, for messages
+    # the probability from which on a class is a label; None for the largest alone
     threshold: float | None = None
-    unmoved_words = ""
+    unmoved_words = ""  # why it is not told what moved an image from class to class; "" where it is
+    # what becomes of an image whose copies have different labels
     differing_words = "; trained on, not scored"
 
     def check(self, labels: Tensor, classes: int) -> None:

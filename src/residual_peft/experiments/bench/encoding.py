@@ -192,10 +192,9 @@ class Pair:
     def processed(self, name: str) -> ProcessedImages:
         """The images of a store as the model takes them.
 
-        Args:
-            name: a split; "drawn/" and anything, for the training images that are needed;
-                "corrupted/", a corruption, "/" and a severity, for the test images made worse; or
-                "shifted/" and the name of another data set.
+        Its name is a split; "drawn/" and anything, for the training images that are needed;
+        "corrupted/", a corruption, "/" and a severity, for the test images made worse; or
+        "shifted/" and the name of another data set.
         """
         processor = self.tower.backbone.image_processor
         kind, *rest = name.split("/")

@@ -58,13 +58,9 @@ def run_registry(
     """Run what is not finished yet, one JSON line for each run as soon as it is.
 
     Under `accelerate launch` each process takes every so-many-th pair of model and data set, on an
-    accelerator of its own, and writes a file of its own. Gives all results of the folder.
-
-    Args:
-        registry: what to run.
-        out: the folder of `results.jsonl`; coordinates lie there meanwhile.
-        resume: go on where an earlier call stopped; else there may be no results yet.
-        say: called with a line for what is done and for what is left out.
+    accelerator of its own, and writes a file of its own. Coordinates lie in the folder meanwhile;
+    without `resume` there may be no results in it yet. Gives all results of the folder; `say` is
+    called with a line for what is done and for what is left out.
 
     Raises:
         ResiDualError: there are results already, or the folder cannot be written.
