@@ -94,11 +94,7 @@ def fit_linear(
     validation: Readouts | None = None,
     *,
     learning_rate: float = LINEAR_LEARNING_RATE,
-    batch_size: int = BATCH_SIZE,
-    epochs: int = EPOCHS,
-    patience: int | None = PATIENCE,
-    seed: int = 0,
-    progress: bool = False,
+    **options: Any,
 ) -> Fit:
     """The paper's linear baseline: y' = A y + a, (d, d) and (d,), from the identity.
 
@@ -116,7 +112,7 @@ def fit_linear(
         lambda rows: functional.linear(rows.readout.to(dtype), weight, bias),
         train,
         validation,
-        _Settings(learning_rate, batch_size, epochs, patience, seed, progress),
+        _Settings(learning_rate, **options),
         lambda readout, labels: classifier.loss(readout, labels),
     )
 
@@ -163,11 +159,11 @@ class _Loss:
 @dataclass(frozen=True)
 class _Settings:
     learning_rate: float
-    batch_size: int
-    epochs: int
-    patience: int | None
-    seed: int
-    progress: bool
+    batch_size: int = BATCH_SIZE
+    epochs: int = EPOCHS
+    patience: int | None = PATIENCE
+    seed: int = 0
+    progress: bool = False
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "batch_size", "epochs"):

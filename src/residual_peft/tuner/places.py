@@ -17,7 +17,7 @@ _WRAPPERS = {"original_module", "modules_to_save"}  # what PEFT's own have insid
 def wanted_of(
     model: nn.Module, adapter_name: str, *, basis: bool | None = None
 ) -> tuple[dict[str, Shape], str | None]:
-    """What an adapter's file holds, name -> shape, and the path of its one layer."""
+    """What a file holds, with a basis or not (None: as the adapter), name -> shape; its path."""
     wanted: dict[str, Shape] = {}
     path = None
     for full, module in model.named_modules():

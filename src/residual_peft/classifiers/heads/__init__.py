@@ -8,14 +8,14 @@ std^p, which features are divided by: 0 leaves them, 1 standardizes. Where they 
 or are not finite, a ResiDualError says so.
 """
 
-from .choosing import Candidate, RidgeChoice, choose_ridge, fewest_as_good
+from .choosing import Candidate, choose_ridge, fewest_as_good
 from .compress import LowRankHead, head_from_state, low_rank, within
 from .head import ClassHead, Scorer
 from .images import balanced_weights, duplicate_groups
 from .left_out import LeftOut
 from .ridge import RidgeFit, fit_ridge
 from .statistics import HeadStatistics
-from .streaming import StreamedFit, calibrated, fit_statistics, left_out_errors
+from .streaming import calibrated, fit_statistics, left_out_errors
 from .updating import RidgeSettings, RidgeSums
 
 __all__ = [
@@ -24,12 +24,10 @@ __all__ = [
     "HeadStatistics",
     "LeftOut",
     "LowRankHead",
-    "RidgeChoice",
     "RidgeFit",
     "RidgeSettings",
     "RidgeSums",
     "Scorer",
-    "StreamedFit",
     "balanced_weights",
     "calibrated",
     "choose_ridge",
