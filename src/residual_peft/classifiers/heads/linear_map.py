@@ -79,9 +79,9 @@ def fit_linear_map(
             f"wanted features as wide as the class embeddings, {text.shape[1]}, got "
             f"{data.features.shape[1]}: a linear map reads the embedding."
         )
-    axes, (directions, apart) = PrincipalAxes.of(data.features), _directions(text)
+    axes, (directions, apart) = PrincipalAxes.of(data.features), _directions(text, logit_scale)
     start = logit_scale * data.features @ text.mT
-    problem = Problem(data, axes.rows, start, logit_scale * apart)
+    problem = Problem(data, axes.rows, start, apart)
     spread = data.features - data.weights @ data.features / data.weights.sum()
     level = logit_scale**2 * float(spread.square().sum(1).mean()) or 1.0
     chosen = choose_strength(
@@ -108,9 +108,9 @@ def fit_linear_map(
     return LinearMapFit(head, left_out, change, chosen.strength, chosen.path, norm)
 
 
-def _directions(text: Tensor) -> tuple[Tensor, Tensor]:
-    """U (d, q) and S Rᵀ (q, C) of what tells texts apart; q is 0 where all are one."""
+def _directions(text: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """U (d, q) and s S Rᵀ (q, C) of what tells texts apart; q is 0 where all are one."""
     # what all classes share, softmax does not see: nor does the best Δ reach for it
     left, values, right = torch.linalg.svd((text - text.mean(0)).mT, full_matrices=False)
     kept = values > _RANK * text.norm()
-    return left[:, kept], values[kept, None] * right[kept]
+    return left[:, kept], scale * values[kept, None] * right[kept]

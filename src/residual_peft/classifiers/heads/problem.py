@@ -53,7 +53,7 @@ class Problem:
         def function(point: Tensor) -> tuple[Tensor, Tensor]:
             logits = begin + self._spread(products @ point.to(dtype)).double()
             value = data.weights @ log_losses(logits, data)
-            value = value + 0.5 * (penalty * point.square()).sum()
+            value = value + 0.5 * strength * point[: len(penalty) - self.free].square().sum()
             slope = (weights * (labelling.probabilities(logits) - data.targets)).to(dtype)
             slope = slope if self.spread is None else slope @ self.spread.to(dtype).mT
             return value, (products.mT @ slope).double() + penalty * point
