@@ -95,7 +95,7 @@ def test_what_is_exported_is_loaded_and_told(saved_adapter, shapes, tmp_path, mo
         "onnxruntime and torch differ by 2.0e-07 in a probability at most, on 10 images",
         "the adapter's model is in bfloat16; the file computes in float32",
     ]
-    with pytest.raises(ResiDualError, match="wanted a format among onnx, got 'tflite'"):
+    with pytest.raises(ResiDualError, match="wanted the format onnx, got 'tflite'"):
         export_adapter(saved_adapter, tmp_path / "a", format="tflite")
     with pytest.raises(ResiDualError, match=r"no such file|no file is called so"):
         export_adapter(saved_adapter, tmp_path / "a", images=tmp_path / "none.png")
