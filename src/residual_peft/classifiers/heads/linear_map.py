@@ -23,7 +23,6 @@ from .problem import Problem
 
 DEFAULT_STRENGTH = 1e-1  # relative too, where one image per class leaves nothing to choose by
 _PATIENCE = 3  # near the identity nothing changes for a while
-_COARSE = 1e-4  # gradient of the fits that are only compared
 _RANK = 1e-6  # of a direction that texts differ in, beside their length: below, it is rounding
 
 
@@ -94,7 +93,7 @@ def fit_linear_map(
         folds=folds,
         with_text=False,
         patience=_PATIENCE,
-        tolerance=_COARSE * logit_scale,
+        tolerance=tolerance * logit_scale,  # stopped sooner, fits tie and rounding chooses
     )
     solved, norm = problem.solve(chosen.strength, problem.zeros(), tolerance * logit_scale)
     left = problem.scores(solved) if chosen.left is None else chosen.left
