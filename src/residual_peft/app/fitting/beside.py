@@ -42,8 +42,8 @@ def left_beside(
 
 def _know_its_images(classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None) -> None:
     """Let a class head tell images that are none of its classes, by those that it was fitted on."""
-    head = classifier.head
-    if head is None or classifier.multi_label:
+    head = classifier.labelling.where_one(classifier.head)
+    if head is None:
         return
     index = some_rows(stores.labels, head.class_count, KNOWN)
     index = torch.arange(len(stores.labels)) if index is None else index

@@ -49,7 +49,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     if held_out is not None:
         beside += calibrated(classifier, chosen, held_out, read.images)
     # of several labels none counts more
-    alike = task.recipe.balanced and not classifier.multi_label
+    alike = bool(classifier.labelling.where_one(task.recipe.balanced))
     notes = (*chosen.notes, *_copies(rows), *beside)
     return Done(
         classifier=classifier,

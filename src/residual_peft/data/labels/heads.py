@@ -1,13 +1,15 @@
 """What fitting and reading a class head asks of labels: of one per image, and of several."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import ResiDualError
+
+T = TypeVar("T")
 
 
 class HeadsOfOneLabel:
@@ -56,6 +58,10 @@ class HeadsOfOneLabel:
     def surprise(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """−log p of the right class (N,); None where there is no one right class."""
         return functional.cross_entropy(logits.double(), labels, reduction="none")
+
+    def where_one(self, value: T) -> T | None:
+        """The value, None with several labels per image: for what is there of one label alone."""
+        return value
 
     def beside(self, own: Tensor, texts: Tensor) -> Tensor:
         """Logits (B, C) of all classes, of which a head knows the first: `own` (B, C_h).
@@ -145,6 +151,10 @@ class HeadsOfManyLabels:
 
     def surprise(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """There are many, or none."""
+        return None
+
+    def where_one(self, value: T) -> T | None:
+        """See `HeadsOfOneLabel`."""
         return None
 
     def beside(self, own: Tensor, texts: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method:
             "power": done.power,
             "settings": done.settings,
             "strength": float(done.alpha.median()),
-            "without": None if rows.classifier.multi_label else without,
+            "without": rows.classifier.labelling.where_one(without),
         }
         return of_head(name, rows, features, done, kinds, left, **more)
 
