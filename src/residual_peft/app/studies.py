@@ -156,20 +156,9 @@ def study(
 
     Heads are ranked, described and measured on training images, and scored on test images; the
     coarse optimum is fitted on training images and chosen on validation images. Each image is read
-    once.
-
-    Args:
-        backbone: from `load_backbone` or `backbone_of`.
-        data: with training, validation and test images.
-        templates: prompts with `{}`; the default ones when None.
-        words: as for `dictionary_for`.
-        images: at most so many of each split, drawn at random.
-        seed: of the splits and draws.
-        progress: whether to show bars.
-        max_bad: the share of the images that may be unreadable; they are left out.
-        strict: an unreadable image is an error.
-        batch_size: images per forward pass.
-        num_workers: processes that decode images; None for as many as suit the machine.
+    once, at most `images` of each split, drawn at random. Words are as for `dictionary_for`,
+    templates the default ones when None; a share of `max_bad` of the images may be unreadable and
+    is left out, unless `strict`; `num_workers` as `batches` has it.
 
     Raises:
         ResiDualError: a split that is missing, fewer than three images asked for, images with

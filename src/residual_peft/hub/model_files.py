@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 # transformers' top level wants torchvision for it until 5.20; the PIL processors do not need it
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from ..errors import ResiDualError, short
+from ..errors import ResiDualError, first_line, short
 from .files import Within, file_size, is_folder, quoted, read_header, read_object, read_record
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -236,5 +236,4 @@ def _foreign() -> Iterator[None]:
     except (ResiDualError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ResiDualError(first) from error
+        raise ResiDualError(first_line(error)) from error

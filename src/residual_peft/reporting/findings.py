@@ -120,11 +120,6 @@ class Shown:
     after_score: float  # likewise
     fixed: bool  # whether it is right now
 
-    @property
-    def tiny(self) -> bool:
-        """Whether its pixels are to be seen one by one: `thumbnail` keeps such images as PNG."""
-        return self.image.startswith(b"\x89PNG")
-
 
 class Findings:
     """What N test images say of an adapter.

@@ -144,7 +144,7 @@ def choose_images(classifier: ZeroShotClassifier, data: Any, **options: Any) -> 
         rows = _without(rows, seen, images, part)
     title = "the data" if part == "all" else f"the split '{part}'"
     return Chosen(
-        images=_as_classes(rows, classifier, title, numbers),
+        images=Renumbered(rows, classifier, title, numbers),
         split=part,
         own=own,
         left_out=0 if by_name else len(seen),
@@ -216,24 +216,21 @@ def _without(rows: Dataset, trained_on: Sequence[int], images: ImageData, part: 
 
 
 class Renumbered(ProcessedImages):
-    """Images whose labels are those of data with other class numbers.
+    """Images as a classifier's model takes them, with the numbers of its classes.
 
-    Args:
-        dataset: as for `ProcessedImages`.
-        image_processor: likewise.
-        name: likewise.
-        numbers: of each of the data's classes, its number among the adapter's classes.
-        classes: how many classes the adapter has.
+    `numbers` has that of each of the data's classes; None where they are the same.
     """
 
     def __init__(
-        self, dataset: Dataset, image_processor: Any, name: str, numbers: list[int], classes: int
+        self, dataset: Dataset, classifier: ZeroShotClassifier, name: str, numbers: list[int] | None
     ) -> None:
-        super().__init__(dataset, image_processor, name)
-        self.numbers, self.of_adapter = numbers, classes
+        super().__init__(dataset, classifier.image_processor, name)
+        self.numbers, self.of_adapter = numbers, len(classifier.class_names)
 
     def _read(self, index: int) -> dict[str, Any]:
         item = super()._read(index)
+        if self.numbers is None:
+            return item
         labels = self.labelling.renumbered(item["labels"], self.numbers, self.of_adapter)
         return item | {"labels": labels}
 
@@ -259,16 +256,6 @@ def class_numbers(images: ImageData, classifier: ZeroShotClassifier) -> list[int
             f"{_listed(strange)}, which it does not know; leave those out, or fit with them."
         )
     return [known.index(name) if name in known else -1 for name in images.class_names]
-
-
-def _as_classes(
-    rows: Dataset, classifier: ZeroShotClassifier, name: str, numbers: list[int] | None
-) -> ProcessedImages:
-    """Images as a classifier's model takes them, with the numbers of its classes."""
-    processor = classifier.image_processor
-    if numbers is None:
-        return ProcessedImages(rows, processor, name)
-    return Renumbered(rows, processor, name, numbers, len(classifier.class_names))
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

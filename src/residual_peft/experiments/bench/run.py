@@ -13,7 +13,7 @@ import torch
 
 from ...data import ImageData
 from ...data.metrics import accuracy
-from ...errors import ResiDualError, counted, printable
+from ...errors import ResiDualError, counted, first_line, printable
 from ...hub.machine import versions
 from ...hub.places import check_place
 from .descent import Training
@@ -118,8 +118,7 @@ class _Bench:
         try:
             yield
         except (ResiDualError, RuntimeError, MemoryError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.say(printable(f"left out: {what}: {first}"))
+            self.say(printable(f"left out: {what}: {first_line(error)}"))
 
     def images(self, data: str) -> ImageData:
         """A data set, loaded once; what failed is not tried again.
