@@ -20,6 +20,7 @@ demo: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench_small.py
 	$(BIN)/python benchmarks/bench_shift.py
+	$(BIN)/python benchmarks/bench_clips.py
 
 test: lint
 	$(PYTEST) -m "not slow"
