@@ -117,3 +117,7 @@ def test_tensors_cut_short_are_named(tmp_path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ResiDualError, match=r"x\.safetensors' is not a whole safetensors file"):
         read_tensors(path)
+    for dtype, said in ((torch.float8_e4m3fn, "F8_E4M3"), (torch.complex64, "C64")):
+        write_tensors(path, TENSORS | {"c": torch.ones(2).to(dtype)})
+        with pytest.raises(ResiDualError, match=rf"'c' in '.*x\.safetensors' .*, got {said}:"):
+            read_tensors(path)

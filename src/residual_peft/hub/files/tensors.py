@@ -21,6 +21,7 @@ MAX_HEADER = 16 * 2**20
 """Bytes of a header: names, types and shapes of some 100,000 tensors."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_READ = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16}
 _BITS |= {"I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64}
 
@@ -88,9 +89,16 @@ def read_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file: its tensors, mapped into memory, and its metadata.
 
     Raises:
-        ResiDualError: the file is missing, no regular file, cut short or not safetensors.
+        ResiDualError: the file is missing, no regular file, cut short or not safetensors, or some
+            of its tensors are of a type that nothing here calculates with, such as floats of 8
+            bits or complex numbers.
     """
-    read_header(path)
+    for name, facts in read_header(path).items():
+        if facts.dtype not in _READ:
+            raise ResiDualError(
+                f"wanted {short(name)} in {quoted(path)} as floats of 16 bits or more, whole "
+                f"numbers or truth values, got {facts.dtype}: save or download it again."
+            )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
