@@ -19,7 +19,7 @@ from residual_peft.experiments.bench.backbones import (
     queries_and_values,
     tower_weights,
 )
-from residual_peft.experiments.bench.descent import Training
+from residual_peft.experiments.bench.descent import Training, passes
 from residual_peft.experiments.bench.encoding import Pair
 from residual_peft.experiments.bench.entries import Protocol
 from residual_peft.experiments.bench.images import load_images
@@ -201,6 +201,13 @@ def test_they_are_no_default_and_the_plan_counts_them(registry) -> None:
     assert found["grey"].again == sum(3 * 31 * round(n / 5) + tests for n in runs)
     assert any(
         line.startswith("Methods that train the backbone read ") for line in lines(plan(part))
+    )
+    # at most: of 28, 28, 28, 17, 28 and 28 images a draw of 27 leaves 5 to choose by
+    some = replace(registry.data["grey"], source="not/here", classes=6)
+    some = replace(some, images={"train": 157, "test": 2})
+    few = {"few": Protocol("shots", 27, 27)}
+    assert plan(replace(registry, data={"grey": some}, protocols=few))[0].backwards >= passes(
+        152, 5
     )
     unknown = replace(registry.data["grey"], source="not/here", images={"train": 9, "test": 2})
     there = replace(registry, data={"grey": unknown}, protocols={"few": Protocol("shots", 2)})

@@ -252,15 +252,15 @@ def _passes(
 
 
 def _drawn(protocol: Protocol, images: _Images) -> tuple[int, int] | None:
-    """Images of one draw to train on and to choose by; None where classes are not known."""
+    """Most images of a draw to train on, and to choose by; None where classes are not known."""
     halves = protocol.kind == "base-to-novel"
     if protocol.shots is None:
         return (-(-images.train // 2) if halves else images.train), 0
     if images.classes is None:
         return None
     classes = -(-images.classes // 2) if halves else images.classes
-    train = min(images.train, protocol.shots * classes)
-    return train, min(images.train - train, (protocol.validation_shots or 0) * classes)
+    beside = (protocol.validation_shots or 0) * classes  # classes with few images have fewer
+    return min(images.train, protocol.shots * classes), min(images.train, beside)
 
 
 def _most(values: list[int | None]) -> int | None:
