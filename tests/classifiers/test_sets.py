@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Image as Picture
 from peft import get_peft_model
 
 from residual_peft.classifiers import updating
@@ -157,8 +159,23 @@ def test_images_that_cannot_calibrate_are_refused(tmp_path):
         paths.append(tmp_path / f"{number}.png")
         image.save(paths[-1])
     made.fitted_on = tuple(updating.file_digests(paths[:2]))
-    with pytest.raises(ResiDualError, match="2 images of 3 to calibrate with are among those"):
-        made.calibrate(paths, NAMES)
+    stored = Dataset.from_dict({"image": list(map(str, paths))}).cast_column("image", Picture())
+    for images in (paths, stored, [{"path": str(path), "bytes": None} for path in paths]):
+        with pytest.raises(ResiDualError, match="2 images of 3 to calibrate with are among those"):
+            made.calibrate(images, NAMES)
+    with pytest.raises(ResiDualError, match=r"nope\.png.* no such file"):
+        made.calibrate([tmp_path / "nope.png"], NAMES[:1])
+    logits, labels = torch.randn(5, 3), torch.arange(5) % 3
+    wrong = {
+        r"logits \(5, 3\) for 5 labels .* got \(5, 2\)": (logits[:, :2], labels),
+        r"logits \(4, 3\) for 4 labels .* got \(5, 3\)": (logits, labels[:4]),
+        "labels from 0 to 2, got others": (logits, labels + 1),
+        "with one label each to calibrate with": (logits, labels / 2),
+        "got NaN or infinite ones": (logits / 0, labels),
+    }
+    for said, given in wrong.items():
+        with pytest.raises(ResiDualError, match=said):
+            made.calibrate_by(*given)
     with pytest.raises(ResiDualError, match="these 3 classes, got 'dog'"):
         made.calibrate(paths, ["dog"] * 3)
     with pytest.raises(ResiDualError, match="wanted one label per image, got several"):

@@ -238,6 +238,12 @@ def test_what_cannot_be_done_is_said_before_any_work(monkeypatch):
         made.update(images[:1], ["dog"])
     with pytest.raises(ResiDualError, match=r"3 classes, got 3"):
         made.update(images[0], 3)
+    for label in (0.9, float("nan"), True, None, torch.tensor(1.7), labels[:2]):
+        with pytest.raises(ResiDualError, match=r"by its name or its number, 0 to 2, got "):
+            made.update(images[:1], [label])
+    for given in (None, 1, torch.tensor(1)):
+        with pytest.raises(ResiDualError, match=r"a label for each of 2 images, got (None|1|tens)"):
+            made.update(images[:2], given)
     with pytest.raises(ResiDualError, match="has the class 'class 0' already"):
         made.add_class("class 0", images[:1])
     own = [images[row] for row in range(30) if labels[row] == 1]
@@ -267,6 +273,12 @@ def test_several_labels_are_named_in_lists():
     assert updating.numbers_of(*own, ["class 1"], 1, single=True).tolist() == [[0, 1, 0]]
     zeros = torch.zeros(2, 3)
     assert updating.numbers_of(*own, zeros, 2) is zeros
+    with pytest.raises(ResiDualError, match="wanted a list of labels for each of 2 images"):
+        updating.numbers_of(*own, [0, 1], 2)
+    made.multi_label = False
+    own = made.labelling, made.class_names
+    assert updating.numbers_of(*own, torch.tensor([2.0, 0.0]), 2).tolist() == [2, 0]
+    assert updating.numbers_of(*own, torch.tensor(2), 1, single=True).tolist() == [2]
 
 
 def spoiled_text(text):

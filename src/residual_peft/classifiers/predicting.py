@@ -243,10 +243,26 @@ class PredictingClassifier(HeadedClassifier):
         return len(items)
 
     def calibrate_by(self, logits: Tensor, labels: Tensor) -> None:
-        """As `calibrate`, by logits (n, C) that this classifier gives, and labels (n,)."""
-        scores = kept_scores(logits.detach().cpu(), labels.cpu())
+        """As `calibrate`, by logits (n, C) that this classifier gives, and labels (n,).
+
+        Raises:
+            ResiDualError: no images, several labels of each, other shapes, no class's number, or
+                NaN or infinite logits.
+        """
+        classes = len(self.class_names)
+        if logits.shape != (len(labels), classes):
+            raise ResiDualError(
+                f"wanted logits ({len(labels)}, {classes}) for {len(labels)} labels of {classes} "
+                f"classes, got {tuple(logits.shape)}."
+            )
+        one_each = labels.ndim == 1 and not labels.is_floating_point()
+        if one_each and not bool(((labels >= 0) & (labels < classes)).all()):
+            raise ResiDualError(f"wanted labels from 0 to {classes - 1}, got others.")
+        scores = kept_scores(logits.detach().cpu(), labels.cpu().long()) if one_each else None
         if scores is None:
             raise ResiDualError("wanted images with one label each to calibrate with, got none.")
+        if not bool(scores.isfinite().all()):
+            raise ResiDualError("wanted finite logits to calibrate with, got NaN or infinite ones.")
         self.held_out = scores
 
     def check_none_of_these(self, share: float) -> None:

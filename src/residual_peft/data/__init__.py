@@ -48,6 +48,7 @@ __all__ = [
     "progress",
     "provenance",
     "skipped",
+    "stored",
     "stratified_split",
     "survey",
     "write_skipped",

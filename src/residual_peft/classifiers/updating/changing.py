@@ -3,9 +3,8 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,9 @@ from ...bases.reading import ReadBatch, reading
 from ...data.class_names import check_class_names
 from ...data.labels import ONE_LABEL, Labelling, check_same
 from ...data.provenance import image_digest
-from ...errors import ResiDualError
+from ...data.stored import Unusable, content_of
+from ...errors import ResiDualError, short
+from ...hub.files import path_of
 from ...tuner import adapted_tower, coordinates_of, readout_state
 from ..trained_head import embedding_features
 from .kept import HOW, KeptStatistics, head_of
@@ -154,30 +155,61 @@ def numbers_of(
     one has.
     """
     places = {name: place for place, name in enumerate(names)}
-    given = labels if isinstance(labels, Tensor) else [labels] if single else list(labels)
+    alone = single and not (isinstance(labels, Tensor) and labels.ndim)
+    given = [labels] if alone else labels
+    if not isinstance(given, Iterable) or (isinstance(given, Tensor) and not given.ndim):
+        raise ResiDualError(f"wanted a label for each of {count} images, got {short(labels)}.")
+    given = given if isinstance(given, Tensor) else list(given)
     if len(given) != count:
         raise ResiDualError(f"wanted a label for each of {count} images, got {len(given)}.")
 
     def number(label: Any) -> int:
-        found = places.get(label) if isinstance(label, str) else int(label)
+        found = places.get(label) if isinstance(label, str) else _whole(label)
+        if found is None and not isinstance(label, str):
+            raise ResiDualError(
+                f"wanted a class by its name or its number, 0 to {len(names) - 1}, got "
+                f"{short(label)}."
+            )
         if found is None or not 0 <= found < len(names):
             raise ResiDualError(
-                f"wanted one of these {len(names)} classes, got {label!r}: add_class takes a new "
-                "one."
+                f"wanted one of these {len(names)} classes, got {short(label)}: add_class takes a "
+                "new one."
             )
         return found
 
-    return labelling.numbered(given, number, len(names))
+    try:
+        return labelling.numbered(given, number, len(names))
+    except TypeError:  # with several labels, some image's are no list
+        raise ResiDualError(
+            f"wanted a list of labels for each of {count} images, got {short(given)}."
+        ) from None
 
 
-def file_digests(items: Sequence[Any]) -> list[str]:
-    """The digests of the images among some that are files or bytes."""
+def _whole(label: Any) -> int | None:
+    """A class's number, whatever holds it; None of all else, such as 0.9, NaN or True."""
+    try:
+        plain = label.item() if hasattr(label, "item") else label
+    except (ValueError, RuntimeError):  # of several
+        return None
+    if isinstance(plain, float) and plain.is_integer():  # as tables have them
+        return int(plain)
+    return plain if isinstance(plain, int) and not isinstance(plain, bool) else None
+
+
+def file_digests(items: Iterable[Any]) -> list[str]:
+    """The digests of the images among some that are files or bytes, or as `datasets` stores these.
+
+    Files that cannot be read have none: whoever reads the images says why.
+    """
     found = []
     for item in items:
-        if isinstance(item, str | os.PathLike):
-            found.append(image_digest(Path(item).read_bytes()))
-        elif isinstance(item, Mapping) and item.get("bytes") is not None:
-            found.append(image_digest(item["bytes"]))
+        stored = item if isinstance(item, Mapping) else {"path": item}
+        content, path = stored.get("bytes"), stored.get("path")
+        if content is None and isinstance(path, str | os.PathLike):
+            with suppress(Unusable):
+                content = content_of(path_of(path))
+        if content is not None:
+            found.append(image_digest(content))
     return found
 
 
