@@ -159,9 +159,11 @@ class Program:
 def test_what_answers_otherwise_is_refused_and_not_written(off, tmp_path, monkeypatch) -> None:
     classifier, path = made(*CASES["gains"]), tmp_path / "model.onnx"
     path.write_bytes(b"old")
-    graphs = []
+    graphs, told = [], []
+    classifier.held_out = torch.linspace(0.1, 2, 40)
+    wanted = {str(c): math.exp(-classifier.sets(c, "held-out").threshold) for c in (0.8, 0.9, 0.95)}
     monkeypatch.setattr(exporting, "_traced", lambda graph, _: graphs.append(graph) or Program())
-    monkeypatch.setattr(exporting, "_told", lambda *_: None)
+    monkeypatch.setattr(exporting, "_told", lambda _, facts: told.append(facts))
     monkeypatch.setattr(exporting, "running", lambda _: Off(graphs[-1], *off))
     with pytest.raises(ResiDualError, match=r"wanted a graph that answers as torch.*differ by"):
         export_onnx(classifier, path)
@@ -170,6 +172,8 @@ def test_what_answers_otherwise_is_refused_and_not_written(off, tmp_path, monkey
     monkeypatch.setattr(exporting, "running", lambda _: Off(graphs[-1], 5e-5, 0))
     assert 4e-5 < export_onnx(classifier, path).probability_difference < 6e-5
     assert path.read_bytes() == b"new"
+    # as the classifier says it, though its adapter is away while the graph is traced
+    assert (told[-1]["plausible"], told[-1]["plausible_by"]) == (wanted, "held-out")
 
 
 def test_what_cannot_be_exported_is_said_before_any_work(tmp_path, monkeypatch) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -87,14 +87,16 @@ def export_onnx(
     dtype = str(next(classifier.model.parameters()).dtype).removeprefix("torch.")
     graph = ClassifierGraph(_in_float32(classifier))
     _check_size(graph)
+    # before `ready`, which takes the adapters away: held-out scores are of those that are active
+    height, width = pixels.shape[-2:]
+    facts = metadata_of(classifier, preparation, (height, width))
     with atomic_file(path) as temporary, graph.ready():
         program = _traced(graph, pixels[:1].repeat(2, 1, 1, 1))  # one would be a constant
-        model = _told(program, classifier, preparation, pixels)
+        model = _told(program, facts)
         program.save(str(temporary), external_data=False)
         del program, model
         found = _compared(graph, running(temporary), pixels, tolerance)
         size = temporary.stat().st_size
-    height, width = pixels.shape[-2:]
     seconds = time.perf_counter() - start
     return ExportedOnnx(Path(path), size, *found, len(pixels), (height, width), seconds, dtype)
 
@@ -190,9 +192,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _told(
-    program: Any, classifier: ZeroShotClassifier, preparation: Preparation, pixels: Tensor
-) -> Any:
+def _told(program: Any, facts: Mapping[str, Any]) -> Any:
     """The program's model with our metadata in place of the exporter's.
 
     That names for each node the files of this machine that it comes from.
@@ -208,8 +208,6 @@ def _told(
         for value in (*holder.inputs, *getattr(holder, "initializers", {}).values()):
             value.metadata_props.clear()
     model.metadata_props.clear()
-    height, width = pixels.shape[-2:]
-    facts = metadata_of(classifier, preparation, (height, width))
     model.metadata_props.update({name: json.dumps(fact) for name, fact in facts.items()})
     return model
 
