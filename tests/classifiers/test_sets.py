@@ -122,6 +122,18 @@ def test_whatever_changes_the_answers_asks_for_calibration_anew(headed, tmp_path
     made.calibrate(images, labels)
     small = made.save_pretrained(tmp_path / "a", head_bytes=made.head.bytes - 1)
     assert ZeroShotClassifier.from_pretrained(small, model=clip_model()).held_out is None
+    made = copy.copy(headed[0])  # with rows, which those of a lower rank are not of
+    columns = len(made.head.head.mean)
+    made.save_pretrained(tmp_path / "a")
+    assert (small / ROWS).exists()
+    made.save_pretrained(small, head_bytes=4 * (2 * columns + 5) + columns + 6)
+    lower = ZeroShotClassifier.from_pretrained(small, model=clip_model())
+    assert not (small / ROWS).exists()
+    for by in (None, "jackknife", "jackknife+"):
+        with pytest.raises(ResiDualError, match="rank 1 for 3 classes, and answers otherwise"):
+            lower.sets(0.8, by)
+    lower.calibrate(images, labels)
+    assert lower.sets(0.8).by == "held-out"
 
 
 def test_the_surest_that_there_is_comes_first(headed):

@@ -312,12 +312,15 @@ def test_a_head_is_saved_in_so_many_bytes(budget, said, tmp_path, caplog):
     made = classifier(with_adapter())
     columns = gains_of(made.model).numel()
     budget = budget * columns // 128
-    whole = random_head(columns)
+    numbers = {"left_out_scores": torch.linspace(0.1, 2, 30), "thresholds": torch.ones(CLASSES)}
+    whole = replace(random_head(columns), **numbers)
     assert whole.within(whole.bytes) is whole
     features = torch.randn(50, columns)
     small = whole.within(budget, features)
     assert small.bytes <= budget < whole.bytes
     assert small.described == said
+    for name in numbers:  # those of low rank are of another head
+        assert (getattr(small, name) is None) == ("rank" in said)
     made.head = small
     images = photographs(6)
     expected = made.predict_logits(images)
@@ -335,6 +338,13 @@ def test_a_head_is_saved_in_so_many_bytes(budget, said, tmp_path, caplog):
     again = ZeroShotClassifier.from_pretrained(tmp_path / "c", model=clip_model())
     assert again.head.bytes <= budget
     assert again.head.described == said
+    if "rank" in said:
+        assert "calibrate what is saved" in caplog.text
+        with pytest.raises(ResiDualError, match=r"kept in 8 bits, rank 1 .*: calibrate it with"):
+            again.predict(images, coverage=0.9)
+    else:
+        assert again.sets(0.9).by == "jackknife"
+        torch.testing.assert_close(again.head.thresholds, whole.thresholds)
 
 
 def test_a_large_head_of_few_numbers_is_refused(tmp_path, monkeypatch):

@@ -166,6 +166,12 @@ class PredictingClassifier(HeadedClassifier):
                 "nothing says how sure one may be of the others: leave the coverage out, or "
                 "calibrate with held-out images."
             )
+        if head.low_rank:
+            raise ResiDualError(
+                f"this class head is kept in {head.described}, and answers otherwise than the fits "
+                "that left images out: calibrate it with held-out images, or save it in more bytes "
+                "(head_bytes)."
+            )
         if by == "jackknife+":
             if self.without is None:
                 raise ResiDualError(

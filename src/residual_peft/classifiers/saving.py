@@ -73,6 +73,7 @@ def save(
         write_fitted_on(folder, target, classifier.fitted_on)
         digest = "" if head is None else updating.head_digest(head.tensors())
         sums, rows = classifier.statistics, classifier.without
+        rows = None if head is not None and head.low_rank else rows  # of another ridge by then
         writers = {
             STATISTICS: None if sums is None else sums.save,
             ROWS: None if rows is None else partial(save_rows, rows),
@@ -97,10 +98,13 @@ def _within(head: TrainedHead | None, budget: int | None) -> TrainedHead | None:
     small = head.within(budget)
     logger.warning(
         "the class head of %.0f MB is saved in %.0f MB (%s): measure what is saved, or give "
-        "head_bytes=None",
+        "head_bytes=None%s",
         head.bytes / 1e6,
         small.bytes / 1e6,
         small.described,
+        "; it keeps nothing of left-out images, so calibrate what is saved for sets of classes"
+        if small.low_rank
+        else "",
     )
     return small
 

@@ -69,7 +69,7 @@ class TrainedHead:
         method: how it was fitted, in words.
         left_out_scores: −log p of the right class of training images by fits without them, sorted
             (n,): what sets of classes by the jackknife are made of. None where nothing could be
-            left out, or images have several labels.
+            left out, images have several labels, or the head is of low rank since (`within`).
         known: what tells images that are none of its classes; None where the fit's were too few, or
             images have several labels.
         thresholds: with several labels per image, the logit from which on an image has the class
@@ -121,7 +121,9 @@ class TrainedHead:
     def within(self, budget: int, features: Tensor | None = None) -> "TrainedHead":
         """The same in at most so many bytes: V in fewer bits, or of low rank (`heads.within`).
 
-        It is then in memory what it is on disk, so that it can be measured before it is saved.
+        It is then in memory what it is on disk, so that it can be measured before it is saved. Of
+        low rank it answers otherwise than what left images out (sets by them, asked to hold the
+        right class .9 of the time, were seen to hold it .53): scores and thresholds of those go.
 
         Args:
             budget: bytes of its tensors.
@@ -133,7 +135,13 @@ class TrainedHead:
         if self.bytes <= budget:
             return self
         state = within(self.head, features, budget)
-        return replace(self, head=_head_of(state).to(self.head.mean.device), saved=state)
+        small = replace(self, head=_head_of(state).to(self.head.mean.device), saved=state)
+        return replace(small, left_out_scores=None, thresholds=None) if small.low_rank else small
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether its V is saved as two factors: another head than the one that was fitted."""
+        return self.saved is not None and "right" in self.saved
 
     @property
     def described(self) -> str:

@@ -186,7 +186,8 @@ class ZeroShotClassifier(ChangeableClassifier):
             location: what the card's example loads from; the directory's name when None.
             head_bytes: what a class head may take; a larger one is saved in fewer bits or of low
                 rank, with a warning, since it is another head by that much, and held-out images
-                would have to calibrate it anew. None for no bound.
+                would have to calibrate it anew; of low rank it keeps nothing of left-out ones
+                either. None for no bound.
         """
         return saving.save(self, directory, card, location, head_bytes)
 

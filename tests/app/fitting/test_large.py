@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from residual_peft.app.fitting import evaluate_adapter, fit_adapter, ways
+from residual_peft.classifiers.files import ROWS
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
+from residual_peft.errors import ResiDualError
 from residual_peft.solvers import large
 from residual_peft.tuner import gains_of
 from tests.app.fitting.photos import photos
@@ -56,3 +58,14 @@ def test_a_head_that_takes_too_much_is_saved_in_less(tmp_path, monkeypatch) -> N
     assert loaded.statistics.sums.statistics.rows == len(loaded.fitted_on)
     found = evaluate_adapter(tmp_path / "a", str(data))
     assert found["accuracy"] == report.adapted["accuracy"]
+    columns = len(loaded.head.head.mean)
+    monkeypatch.setattr(ways, "HEAD_BYTES", 4 * (2 * columns + 5) + columns + 6)
+    options["sets"] = "jackknife+"  # which need rows and scores of the head that is saved
+    report = fit_adapter(str(tmp_path / "model"), str(data), tmp_path / "b", **options)
+    (note,) = [finding for finding in report.findings if "is saved in" in finding]
+    assert "rank 1 for 3 classes" in note
+    assert "sets of classes are by held-out images alone" in note
+    assert any("before its low rank" in finding for finding in report.findings)
+    assert not (tmp_path / "b" / ROWS).exists()
+    with pytest.raises(ResiDualError, match="calibrate it with held-out images"):
+        ZeroShotClassifier.from_pretrained(tmp_path / "b").sets(0.9)

@@ -88,6 +88,8 @@ def _keep_statistics(
 
 def _keep_rows(chosen: Outcome, classifier: ZeroShotClassifier) -> tuple[str, ...]:
     """Keep the ridge without each part of its images; what to say of it."""
+    if chosen.head is not None and chosen.head.low_rank:
+        return ("no rows were kept for jackknife+: they are of the head before its low rank.",)
     if chosen.without is None:
         return (
             "no rows were kept for jackknife+: those are of a ridge on images in memory, and here "

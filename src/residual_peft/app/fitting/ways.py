@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...classifiers.evaluation import Evaluation
 from ...classifiers.heads.choosing import some_rows
-from ...classifiers.trained_head import HEAD_BYTES, embedding_features
+from ...classifiers.trained_head import HEAD_BYTES, TrainedHead, embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...errors import counted
 from ...hub.facts import MethodRow
@@ -121,11 +121,20 @@ def _sized(
     note = (
         f"the class head of {head.bytes / 1e6:,.0f} MB is saved in {small.bytes / 1e6:,.0f} MB "
         f"({small.described}): {name.replace('_', ' ')} on test images {before.metrics[name]:.3f} "
-        f"-> {after.metrics[name]:.3f}."
+        f"-> {after.metrics[name]:.3f}.{_forgotten(head, small)}"
     )
     measured[chosen.method] = after
     other = replace(other, notes=(*other.notes, note))
     return [other if one is chosen else one for one in outcomes], other
+
+
+def _forgotten(head: TrainedHead, small: TrainedHead) -> str:
+    """What a head of low rank no longer has, in words."""
+    if not small.low_rank:
+        return ""
+    if head.thresholds is not None:
+        return " It keeps no thresholds of that head: labels are given from one half on."
+    return " It keeps no scores of that head: sets of classes are by held-out images alone."
 
 
 def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:
