@@ -63,6 +63,13 @@ def test_rows_evened_are_the_same_head(fitted: tuple[Any, RidgeFit]) -> None:
     half = head_from_state(even.state(torch.float16))
     difference = half.logits(data.features).double() - head.scores(data.features)
     assert difference.abs().max() < 2e-3 * head.scores(data.features).abs().max()
+    tiny = head.to(torch.float32)  # rows that float32 has no scale for
+    tiny.weights[6:9] = torch.tensor([1e-41, 1e-38, 1e-36])[:, None]
+    scores = tiny.scores(data.features)
+    for state in (evened(tiny).state(torch.float16), eight_bits(tiny)):
+        for again in (state, eight_bits(head_from_state(state))):
+            found = head_from_state(again).logits(data.features)
+            assert (found - scores).abs().max() < 0.01 * scores.abs().max()
 
 
 def test_eight_bits_are_the_nearest_of_255_values(fitted: tuple[Any, RidgeFit]) -> None:

@@ -10,6 +10,8 @@ from ...errors import ResiDualError
 from .head import ClassHead
 
 EIGHT = 127
+_LARGEST_SCALE = 2.0**120
+"""Of an evened row: finite in float32, and so it is times `EIGHT`."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,15 @@ def low_rank(head: ClassHead, features: Tensor | None, rank: int) -> LowRankHead
 def evened(head: ClassHead) -> ClassHead:
     """The same logits with a largest weight of 1 in each row of V: nothing is lost in float16.
 
-    The size of a row goes into its scale; rows of zeros stay.
+    The size of a row goes into its scale; rows of zeros stay. Rows near 0 beside their scale, such
+    as 1e-40, stay below 1: they say nothing, and their scales would be infinite in float32.
     """
     largest = head.weights.abs().amax(1)
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    weights = head.weights / largest.unsqueeze(1)
-    return replace(head, weights=weights, scale=head.scale / largest)
+    size = torch.maximum(largest, head.scale / _LARGEST_SCALE)
+    size = torch.where(largest > 0, size, torch.ones_like(size))
+    # of zeros any scale is right, and that of 1 does not grow when it is saved again
+    scale = torch.where(largest > 0, head.scale / size, torch.ones_like(size))
+    return replace(head, weights=head.weights / size.unsqueeze(1), scale=scale)
 
 
 def eight_bits(head: ClassHead) -> dict[str, Tensor]:
