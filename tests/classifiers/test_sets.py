@@ -120,6 +120,9 @@ def test_whatever_changes_the_answers_asks_for_calibration_anew(headed, tmp_path
     with torch.no_grad():
         gains_of(made.model)[3] -= 0.5  # the fixture's own
     made.calibrate(images, labels)
+    for given in ("20", float("nan"), 1.5):
+        with pytest.raises(ResiDualError, match="wanted head_bytes as a whole number, or None"):
+            made.save_pretrained(tmp_path / "a", head_bytes=given)
     small = made.save_pretrained(tmp_path / "a", head_bytes=made.head.bytes - 1)
     assert ZeroShotClassifier.from_pretrained(small, model=clip_model()).held_out is None
     made = copy.copy(headed[0])  # with rows, which those of a lower rank are not of

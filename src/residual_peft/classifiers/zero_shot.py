@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from copy import copy
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,10 @@ class ZeroShotClassifier(ChangeableClassifier):
                 would have to calibrate it anew; of low rank it keeps nothing of left-out ones
                 either. None for no bound.
         """
+        if not isinstance(head_bytes, Integral | None):
+            raise ResiDualError(
+                f"wanted head_bytes as a whole number, or None for no bound, got {head_bytes!r}."
+            )
         return saving.save(self, directory, card, location, head_bytes)
 
     def push_to_hub(
