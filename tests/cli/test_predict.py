@@ -71,6 +71,12 @@ def test_sets_of_classes_say_what_they_come_from(adapter, shapes, tmp_path, monk
     found = made.predict(shapes, coverage=0.9)
     assert [tuple(said["plausible"]) for said in objects] == [p.plausible for p in found]
     assert {said["plausible_by"] for said in objects} == {"held-out"}
+    assert stop(monkeypatch, *given[:-1], str(tmp_path / "no.png"), "--csv") == 0
+    *rows, unread = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert [row["plausible"] for row in rows] == ["; ".join(p.plausible) for p in found]
+    # an empty set is made by something, and an image that was not read has none
+    assert {row["plausible_by"] for row in rows} == {"held-out"}
+    assert (unread["plausible"], unread["plausible_by"]) == ("", "")
     last = f"{len(shapes)} images classified; plausible classes by 20 held-out images: "
     assert captured.err.splitlines()[-1] == f"{last}at least 90 % on average."
     wrong = {

@@ -157,7 +157,7 @@ def _as_table(top: int, sets: bool, none: bool) -> "Callable[[Answer], None]":
     """Columns file, class and probability by rank, what else was asked for, then error."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     headers = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("label", "score")]
-    more = ["plausible"] * sets + ["none_of_these"] * none
+    more = ["plausible", "plausible_by"] * sets + ["none_of_these"] * none
     writer.writerow(["file", *headers, *more, "error"])
 
     def write(answer: "Answer") -> None:
@@ -166,7 +166,9 @@ def _as_table(top: int, sets: bool, none: bool) -> "Callable[[Answer], None]":
         cells = [cell for name, score in ranked for cell in (name, f"{score:.6f}")]
         cells += [""] * (2 * top - len(cells))
         if sets:
+            # an empty set has an empty cell, and what it is made by beside it
             cells.append("" if found is None else "; ".join(found.plausible or ()))
+            cells.append("" if found is None else found.plausible_by or "")
         if none:
             cells.append("" if found is None else str(found.none_of_these).lower())
         writer.writerow([answer.file, *cells, answer.reason])
