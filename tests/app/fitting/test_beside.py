@@ -1,9 +1,11 @@
 """Sets of classes from a fit on: what is learned from, kept, reported, and given again."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from residual_peft import ZeroShotClassifier, fit
 from residual_peft.classifiers.files import ROWS
@@ -20,23 +22,33 @@ def given(tmp_path_factory):
     save_clip(folder / "model")
     data = photos(folder / "photos", count=30)
     options = {"model": str(folder / "model"), "templates": ["a {}."], "validation": 0.2}
+    later = photos(folder / "later", count=8, seed=1)
+    for path in data.glob("*/00?.png"):  # saved anew: other bytes, and the same pixels
+        with Image.open(path) as image:
+            image.save(later / path.parent.name / f"again {path.name}", compress_level=0)
     return str(data), options
 
 
 @table("method", ["ridge-embedding", "gains", "auto"])
 def test_held_out_images_are_not_learned_from_and_calibrate(given, method, tmp_path) -> None:
     data, options = given
+    options = options | {"validation": str(Path(data).parent / "later"), "test": 0.3}
     fitted = fit(data, out=tmp_path / "a", method=method, sets="held-out", **options)
     made, images = fitted.classifier, fitted.images
-    train, held_out = len(images["train"]), len(images["validation"])
+    learned = {image.tobytes() for image in images["train"]["image"]}
+    pictures = images["validation"]["image"]
+    new = torch.tensor([image.tobytes() not in learned for image in pictures])
+    train, held_out = len(images["train"]), int(new.sum())
+    assert 24 < held_out < len(new)
     assert len(made.fitted_on) == train
     if method == "ridge-embedding":
         assert len(made.head.left_out_scores) == train
-    logits = made.predict_logits(list(images["validation"]["image"])).double()
-    labels = torch.tensor(images["validation"]["label"])
+    logits = made.predict_logits(list(pictures)).double()[new]
+    labels = torch.tensor(images["validation"]["label"])[new]
     scores = (-logits.log_softmax(1)[torch.arange(held_out), labels]).sort().values
     torch.testing.assert_close(made.held_out, scores.float(), rtol=1e-3, atol=1e-4)
     known = f"up to {held_out / (held_out + 1):.3f}"
+    known += f"; {len(new) - held_out} that the fit learned from, too, were left out"
     assert any(known in finding for finding in fitted.summary.findings)
     again = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     assert again.sets(0.9).told == f"by {held_out} held-out images: at least 90 % on average"

@@ -19,6 +19,7 @@ from ...solvers.large import statistics_of
 from ...solvers.methods import Outcome
 from ...solvers.store import CoordinateStore, Stores
 from .checks import PER_CLASS
+from .reading import readouts_of
 from .scoring import scored_by
 from .task import Task
 
@@ -114,18 +115,35 @@ def _keep_rows(chosen: Outcome, classifier: ZeroShotClassifier) -> tuple[str, ..
 
 
 def calibrated(
-    classifier: ZeroShotClassifier, chosen: Outcome, store: CoordinateStore, images: ImageData
+    classifier: ZeroShotClassifier,
+    chosen: Outcome,
+    store: CoordinateStore,
+    seen: Stores,
+    images: ImageData,
 ) -> tuple[str, ...]:
-    """Calibrate by the store of the validation images; what to say of it."""
+    """Calibrate by the store of the validation images; what to say of it.
+
+    Images that were learned from are left out, by the bytes of their files and, as one that was
+    saved anew has others, by what the model reads of them.
+    """
     known = set(images.digests.get("train", ()))
     digests = images.digests.get("validation", (None,) * len(store.labels))
     new = torch.tensor([digest not in known for digest in digests])
+    new &= ~_among(readouts_of(store), seen.readout)
     if not new.any():
         return ("all validation images are training images, too: none of them is held out.",)
     scored = scored_by(chosen, classifier, store)
     classifier.calibrate_by(scored.logits[new], scored.labels[new])
-    count = int(new.sum())
+    count, copies = int(new.sum()), int((~new).sum())
+    were = "was" if copies == 1 else "were"
+    left = f"; {copies:,} that the fit learned from, too, {were} left out" if copies else ""
     return (
         f"{counted(count, 'validation image')} that nothing was fitted to calibrate the sets of "
-        f"classes: enough for a coverage of up to {count / (count + 1):.3f}.",
+        f"classes: enough for a coverage of up to {count / (count + 1):.3f}{left}.",
     )
+
+
+def _among(readout: Tensor, others: Tensor) -> Tensor:
+    """Which rows (M, d) are among others (N, d), as `duplicate_groups` tells copies (M,)."""
+    groups = duplicate_groups(torch.cat([others, readout]))
+    return torch.isin(groups[len(others) :], groups[: len(others)])

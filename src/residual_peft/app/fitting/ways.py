@@ -47,7 +47,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     chosen.put_into(classifier)
     beside = left_beside(task, chosen, classifier, seen, groups)
     if held_out is not None:
-        beside += calibrated(classifier, chosen, held_out, read.images)
+        beside += calibrated(classifier, chosen, held_out, seen, read.images)
     # of several labels none counts more
     alike = bool(classifier.labelling.where_one(task.recipe.balanced))
     notes = (*chosen.notes, *_copies(rows), *beside)
