@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -273,6 +274,10 @@ def test_several_labels_are_named_in_lists():
     assert updating.numbers_of(*own, ["class 1"], 1, single=True).tolist() == [[0, 1, 0]]
     zeros = torch.zeros(2, 3)
     assert updating.numbers_of(*own, zeros, 2) is zeros
+    rows = [[0, 1, 0], [1, 0, 1]]
+    assert updating.numbers_of(*own, np.array(rows), 2).tolist() == rows
+    with pytest.raises(ResiDualError, match="wanted a label for each of 2 images, got tensor"):
+        updating.numbers_of(*own, np.zeros((2, 3, 1)), 2)
     with pytest.raises(ResiDualError, match="wanted a list of labels for each of 2 images"):
         updating.numbers_of(*own, [0, 1], 2)
     made.multi_label = False

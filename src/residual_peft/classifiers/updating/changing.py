@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -155,9 +156,11 @@ def numbers_of(
     one has.
     """
     places = {name: place for place, name in enumerate(names)}
+    if isinstance(labels, np.ndarray) and labels.ndim > 1 and labels.dtype.kind in "biuf":
+        labels = torch.as_tensor(labels)  # whose rows are no lists of numbers
     alone = single and not (isinstance(labels, Tensor) and labels.ndim)
     given = [labels] if alone else labels
-    if not isinstance(given, Iterable) or (isinstance(given, Tensor) and not given.ndim):
+    if not isinstance(given, Iterable) or (isinstance(given, Tensor) and given.ndim not in (1, 2)):
         raise ResiDualError(f"wanted a label for each of {count} images, got {short(labels)}.")
     given = given if isinstance(given, Tensor) else list(given)
     if len(given) != count:
