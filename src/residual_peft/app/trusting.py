@@ -76,6 +76,7 @@ def sets_of(
         "set_size": float(inside.sum(1).double().mean()),
         "sets_by": sets.by,
         "sets_from": sets.images,
+        "sets_grouped": sets.grouped,
     }
 
 

@@ -122,7 +122,8 @@ class PredictingClassifier(HeadedClassifier):
         By images that played no part in the fit where there are enough of them ("held-out": at
         least so often, on average over draws of the images), else by "jackknife+" where the fit
         kept its images' rows, else by the "jackknife" of a class head's left-out predictions, both
-        near the coverage where that was measured. Nothing is certain of one class or one image.
+        near the coverage where that was measured. Nothing is certain of one class or one image,
+        nor of new groups (`group_column`), whose images are not drawn like those of the fit.
 
         Args:
             coverage: between 0 and 1.
@@ -149,7 +150,8 @@ class PredictingClassifier(HeadedClassifier):
                 f"sets by held-out images are of a classifier that was calibrated, and this one "
                 f"{why}: calibrate(images, labels), or fit with sets='held-out'."
             )
-        return PredictionSets.of(held, coverage, by)
+        grouped = self.split is not None and self.split.group_column is not None
+        return PredictionSets.of(held, coverage, by, grouped=grouped)
 
     def _sets_of_head(self, coverage: float, by: By) -> Sets:
         """By what a class head says of the images that it was fitted on, each left out."""

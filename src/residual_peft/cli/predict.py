@@ -60,8 +60,8 @@ def predict(
         str | None,
         typer.Option(
             help="What these come from: held-out (images that nothing was fitted to: at least so "
-            "often), jackknife+ or jackknife (images left out by turns: about so often); if left "
-            "out, the first of them that the adapter can do."
+            "often, if they came in no groups), jackknife+ or jackknife (images left out by turns: "
+            "about so often); if left out, the first of them that the adapter can do."
         ),
     ] = None,
     none_of_these: Annotated[

@@ -26,6 +26,8 @@ def given(tmp_path_factory):
     for path in data.glob("*/00?.png"):  # saved anew: other bytes, and the same pixels
         with Image.open(path) as image:
             image.save(later / path.parent.name / f"again {path.name}", compress_level=0)
+    rows = [f"{path},{path.parent.name},{int(path.stem) // 3}" for path in data.glob("*/*.png")]
+    (folder / "grouped.csv").write_text("\n".join(["image,label,person", *sorted(rows)]) + "\n")
     return str(data), options
 
 
@@ -60,6 +62,19 @@ def test_held_out_images_are_not_learned_from_and_calibrate(given, method, tmp_p
     assert trust.covered == pytest.approx(sum(right) / len(right))
     page = fitted.report(tmp_path / "page.html").read_text()
     assert f"by {held_out} held-out images that nothing was fitted to" in page
+    assert "It is at least what was asked" in page
+    if method != "gains":
+        return
+    # a new person's images are not like those of these persons
+    table = Path(data).parent / "grouped.csv"
+    options |= {"validation": 0.3, "group_column": "person"}
+    grouped = fit(table, out=tmp_path / "a", method=method, sets="held-out", **options)
+    assert any("of new groups nothing is promised" in f for f in grouped.summary.findings)
+    told = ZeroShotClassifier.from_pretrained(tmp_path / "a").sets(0.8).told
+    assert told.endswith("near 80 % of images of their groups, nothing is promised of new ones")
+    assert RunRecord.load(tmp_path / "a").trust.sets_grouped
+    page = grouped.report(tmp_path / "page.html").read_text()
+    assert "It is near what was asked for images of the groups that these are of" in page
 
 
 def test_jackknife_plus_is_kept_where_it_was_asked_for(given, tmp_path) -> None:

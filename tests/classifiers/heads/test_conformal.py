@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def test_sets_hold_the_classes_of_at_most_the_threshold():
             score = -float(new[row].log_softmax(0)[k])
             assert bool(found[row, k]) == (score <= sets.threshold)
     assert sets.told == "by 100 held-out images: at least 80 % on average"
+    assert "at least" not in replace(sets, grouped=True).told
 
 
 def test_split_coverage_over_draws_is_the_beta_binomials():

@@ -137,6 +137,8 @@ def calibrated(
     count, copies = int(new.sum()), int((~new).sum())
     were = "was" if copies == 1 else "were"
     left = f"; {copies:,} that the fit learned from, too, {were} left out" if copies else ""
+    grouped = images.split.group_column is not None
+    left += "; of new groups nothing is promised, as images of one are alike" if grouped else ""
     return (
         f"{counted(count, 'validation image')} that nothing was fitted to calibrate the sets of "
         f"classes: enough for a coverage of up to {count / (count + 1):.3f}{left}.",

@@ -57,9 +57,10 @@ class Recipe:
         sets: what sets of classes (`predict(..., coverage=0.9)`) come from. "jackknife" takes what
             fits without them say of training images, and costs nothing. "held-out" learns nothing
             from validation images and calibrates by them instead (by those that are no copies of
-            training images), whatever is fitted: the only one with a guarantee. "jackknife+" keeps
-            what a ridge reads of every image in `run/jackknife.safetensors`: N × K numbers of 4
-            bytes, data, never pushed.
+            training images), whatever is fitted: the only one with a guarantee, where there is no
+            `group_column` (images of one group are alike, so of new groups nothing is promised).
+            "jackknife+" keeps what a ridge reads of every image in `run/jackknife.safetensors`:
+            N × K numbers of 4 bytes, data, never pushed.
         image_column: of the data, found when None.
         label_column: likewise.
         group_column: images of one value of it, such as one patient's, stay in one split and are

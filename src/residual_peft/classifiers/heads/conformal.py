@@ -10,11 +10,12 @@ calibration images and coverage 1 − α:
 * jackknife: scores of left-out images against the fit on all; nothing for certain, near 1 − α from
   2 images per class on (handwriting, `benchmarks/heads_trust.json`).
 
-None of them promises anything for one class or one image by itself.
+None of them promises anything for one class or one image by itself, nor for images of new groups
+(of new persons) where those of one are alike: they are not drawn like the others.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -49,6 +50,8 @@ class Covering:
     coverage: float  # that was asked for, 1 − α
     by: By  # what stands behind it, see above
     images: int  # n, whose class is known
+    # whether they came in groups, whose images are alike
+    grouped: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.images < (least := fewest(self.coverage)):
@@ -61,8 +64,15 @@ class Covering:
     @property
     def told(self) -> str:
         """What they come from, in words: "by 40 held-out images: at least 90 % on average"."""
-        sure = f": at least {100 * self.coverage:g} % on average" if self.by == "held-out" else ""
-        return f"by {_IMAGES[self.by].format(self.images)}{sure}"
+        said = f"by {_IMAGES[self.by].format(self.images)}"
+        if self.by != "held-out":
+            return said
+        share = f"{100 * self.coverage:g} %"
+        if self.grouped:
+            return (
+                f"{said}: near {share} of images of their groups, nothing is promised of new ones"
+            )
+        return f"{said}: at least {share} on average"
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,11 @@ class PredictionSets(Covering):
     scores: Tensor  # −log p of the images' own classes (n,), by fits that did not see them
 
     @classmethod
-    def of(cls, scores: Tensor, coverage: float, by: By) -> "PredictionSets":
+    def of(
+        cls, scores: Tensor, coverage: float, by: By, *, grouped: bool = False
+    ) -> "PredictionSets":
         """From the scores of left-out or held-out images."""
-        return cls(coverage, by, len(scores), scores)
+        return cls(coverage, by, len(scores), scores, grouped=grouped)
 
     @cached_property
     def threshold(self) -> float:

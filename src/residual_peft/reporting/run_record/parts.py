@@ -94,6 +94,7 @@ class TrustRecord:
     more_points: float | None = None
     sets_by: By = "jackknife"  # what sets come from
     sets_from: int = 0  # of so many images; 0 in records of before that was told
+    sets_grouped: bool = False  # whether held-out images came in groups: nothing holds of new ones
 
     def __post_init__(self) -> None:
         sets = {x is None for x in (self.coverage, self.covered, self.set_size)}
