@@ -135,6 +135,10 @@ def test_whatever_changes_the_answers_asks_for_calibration_anew(headed, tmp_path
     for by in (None, "jackknife", "jackknife+"):
         with pytest.raises(ResiDualError, match="rank 1 for 3 classes, and answers otherwise"):
             lower.sets(0.8, by)
+    lower.multi_label = True  # which nothing calibrates
+    with pytest.raises(ResiDualError, match="fit it on one label per image"):
+        lower.sets(0.8)
+    lower.multi_label = False
     lower.calibrate(images, labels)
     assert lower.sets(0.8).by == "held-out"
 

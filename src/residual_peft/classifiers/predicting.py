@@ -168,7 +168,7 @@ class PredictingClassifier(HeadedClassifier):
                 "nothing says how sure one may be of the others: leave the coverage out, or "
                 "calibrate with held-out images."
             )
-        if head.low_rank:
+        if head.low_rank and not self.multi_label:
             raise ResiDualError(
                 f"this class head is kept in {head.described}, and answers otherwise than the fits "
                 "that left images out: calibrate it with held-out images, or save it in more bytes "
