@@ -9,13 +9,14 @@ import typer
 from ..errors import printable
 from .commands import begin, tell
 
-EXAMPLE = """residual-peft bench coop --dry-run --data dtd --protocol 1-shot --images-per-second 300
+EXAMPLE = """\
+residual-peft bench fusionbench --dry-run --data dtd --protocol full --images-per-second 300
 model            data set                 images  coordinates    hours   runs
-clip-b16         dtd                       1,974      0.13 GB     0.07     81
-1,974 images to read, 81 runs; the largest pair takes 0.13 GB of disk, and of memory.
-Methods that train the backbone read 16,920 images forward and back at most, and 18,189 forward: \
-as much as reading 68,949 once.
-0.07 hours of reading (1 model as stated); downloads, decoding and fits come on top."""
+clip-b16         dtd                       5,640      0.36 GB     0.01     21
+clip-b32         dtd                       5,640      0.36 GB     0.01     21
+clip-l14         dtd                       5,640      1.00 GB     0.01     21
+16,920 images to read, 63 runs; the largest pair takes 1.00 GB of disk, and of memory.
+0.02 hours of reading (3 models as stated); downloads, decoding and fits come on top."""
 _NAMES = "; names with commas between them, all of them if left out."
 
 
