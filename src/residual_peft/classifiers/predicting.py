@@ -168,7 +168,7 @@ class PredictingClassifier(HeadedClassifier):
                 "nothing says how sure one may be of the others: leave the coverage out, or "
                 "calibrate with held-out images."
             )
-        if head.low_rank and not self.multi_label:
+        if self.labelling.where_one(head.low_rank):
             raise ResiDualError(
                 f"this class head is kept in {head.described}, and answers otherwise than the fits "
                 "that left images out: calibrate it with held-out images, or save it in more bytes "
@@ -263,7 +263,7 @@ class PredictingClassifier(HeadedClassifier):
                 f"wanted logits ({len(labels)}, {classes}) for {len(labels)} labels of {classes} "
                 f"classes, got {tuple(logits.shape)}."
             )
-        one_each = labels.ndim == 1 and not labels.is_floating_point()
+        one_each = labels.shape == (len(labels),) and not labels.is_floating_point()
         if one_each and not bool(((labels >= 0) & (labels < classes)).all()):
             raise ResiDualError(f"wanted labels from 0 to {classes - 1}, got others.")
         scores = kept_scores(logits.detach().cpu(), labels.cpu().long()) if one_each else None

@@ -156,7 +156,7 @@ def numbers_of(
     one has.
     """
     places = {name: place for place, name in enumerate(names)}
-    if isinstance(labels, np.ndarray) and labels.ndim > 1 and labels.dtype.kind in "biuf":
+    if isinstance(labels, np.ndarray) and labels.shape[1:] and labels.dtype.kind in "biuf":
         labels = torch.as_tensor(labels)  # whose rows are no lists of numbers
     alone = single and not (isinstance(labels, Tensor) and labels.ndim)
     given = [labels] if alone else labels
