@@ -377,6 +377,8 @@ def test_each_of_several_labels_is_given_from_its_own_threshold_on(tmp_path):
     wanted = logits >= torch.cat([values, torch.zeros(1)])  # a new class has none
     assert not torch.equal(wanted, logits >= 0)
     made.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "counts from a threshold of its own, chosen on left-out images, and" in card
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "saved", model=clip_model())
     tasks = TaskSet(clip_model())
     tasks.add("one", tmp_path / "saved")

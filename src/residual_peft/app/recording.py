@@ -164,7 +164,7 @@ def run_facts(
     """
     weights = None if directory is None else Path(directory) / ADAPTER_TENSORS
     return replace(
-        adapter_facts(classifier.model, classifier, facts, location),
+        adapter_facts(classifier.model, classifier, classifier.head, facts, location),
         adapter_bytes=weights.stat().st_size if weights and weights.is_file() else None,
         machine=machine(classifier.device),
         cores=os.cpu_count(),

@@ -16,6 +16,7 @@ from .adapters import Adapters, configs_of
 from .figures import gains_figure
 from .files import FIGURE
 from .named_base import origin_of
+from .trained_head import TrainedHead
 
 _WRITERS = {
     "embed": "the patch embedding",
@@ -63,8 +64,13 @@ def write_card(model: nn.Module, folder: Path, facts: Facts) -> None:
     (folder / CARD).write_text(adapter_card(facts), encoding="utf-8")
 
 
-def adapter_facts(model: nn.Module, described: Any, facts: Facts, location: str) -> Facts:
-    """Facts, and beside them what the adapter and its classes know, `described` by their record."""
+def adapter_facts(
+    model: nn.Module, described: Any, head: TrainedHead | None, facts: Facts, location: str
+) -> Facts:
+    """Facts, and beside them what the adapter and its classes know, `described` by their record.
+
+    The `head` is the one that is saved.
+    """
     (name, kind), (own, config) = origin_of(model), _main_adapter(model)
     adapter: dict[str, Any] = {}
     if config is not None:
@@ -81,6 +87,7 @@ def adapter_facts(model: nn.Module, described: Any, facts: Facts, location: str)
         templates=described.templates,
         multi_label=described.multi_label,
         logit_bias=described.logit_bias,
+        own_thresholds=head is not None and head.thresholds is not None,
         **adapter,
     )
 

@@ -85,7 +85,7 @@ def save(
                 old.append(name)
         if not there.is_file() or is_ours(there):
             where = location or target.resolve().name
-            facts = adapter_facts(classifier.model, record, card or Facts(), where)
+            facts = adapter_facts(classifier.model, record, head, card or Facts(), where)
             write_card(classifier.model, folder, facts)
         old += of_the_old(target, record=not same_adapter(folder, target))
     return target

@@ -89,6 +89,7 @@ class Facts(FitNumbers):
         templates: prompts; empty when unknown.
         multi_label: whether an image may have several labels.
         logit_bias: of the classes' sigmoids.
+        own_thresholds: whether the classes of a head count from thresholds of their own.
         peft_type: the adapter's; None without an adapter.
         gains: how many it has, for an adapter of ours.
         trained: how many numbers were trained.
@@ -128,6 +129,7 @@ class Facts(FitNumbers):
     templates: Sequence[str] = ()
     multi_label: bool = False
     logit_bias: float = 0.0
+    own_thresholds: bool = False
     peft_type: str | None = None
     gains: int | None = None
     trained: int | None = None
