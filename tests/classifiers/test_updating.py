@@ -280,7 +280,17 @@ def test_several_labels_are_named_in_lists():
         updating.numbers_of(*own, np.zeros((2, 3, 1)), 2)
     with pytest.raises(ResiDualError, match="wanted a list of labels for each of 2 images"):
         updating.numbers_of(*own, [0, 1], 2)
+    of_letters = made.labelling, ("1", "2", "12")
+    for label in ("12", b"12", {"1": 0}):  # which is no list of its letters
+        for given, single in (([[], label], False), (label, True)):
+            with pytest.raises(ResiDualError, match="wanted a list of names for each image, which"):
+                updating.numbers_of(*of_letters, given, 1 if single else 2, single=single)
+    for row in (np.array([0, 1, 1]), torch.tensor([0, 1, 1])):  # zeros and ones, not numbers
+        with pytest.raises(ResiDualError, match="wanted a label for each of 1 images, got 3"):
+            updating.numbers_of(*own, row, 1, single=True)
     made.multi_label = False
+    with pytest.raises(ResiDualError, match="wanted a label for each of 2 images, got '12'"):
+        updating.numbers_of(made.labelling, of_letters[1], "12", 2)
     own = made.labelling, made.class_names
     assert updating.numbers_of(*own, torch.tensor([2.0, 0.0]), 2).tolist() == [2, 0]
     assert updating.numbers_of(*own, torch.tensor(2), 1, single=True).tolist() == [2]

@@ -156,11 +156,13 @@ def numbers_of(
     one has.
     """
     places = {name: place for place, name in enumerate(names)}
-    if isinstance(labels, np.ndarray) and labels.shape[1:] and labels.dtype.kind in "biuf":
+    numbers = isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf"
+    if numbers and labels.shape[1:]:
         labels = torch.as_tensor(labels)  # whose rows are no lists of numbers
-    alone = single and not (isinstance(labels, Tensor) and labels.ndim)
+    alone = single and not ((numbers or isinstance(labels, Tensor)) and labels.ndim)
     given = [labels] if alone else labels
-    if not isinstance(given, Iterable) or (isinstance(given, Tensor) and given.ndim not in (1, 2)):
+    shapeless = not isinstance(given, Iterable) or isinstance(given, str | bytes)  # or of letters
+    if shapeless or (isinstance(given, Tensor) and given.ndim not in (1, 2)):
         raise ResiDualError(f"wanted a label for each of {count} images, got {short(labels)}.")
     given = given if isinstance(given, Tensor) else list(given)
     if len(given) != count:

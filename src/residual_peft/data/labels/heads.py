@@ -1,13 +1,13 @@
 """What fitting and reading a class head asks of labels: of one per image, and of several."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...errors import ResiDualError
+from ...errors import ResiDualError, short
 
 T = TypeVar("T")
 
@@ -169,11 +169,20 @@ class HeadsOfManyLabels:
         """A fit makes it one for several labels."""
 
     def numbered(self, given: Any, number: Callable[[Any], int], classes: int) -> Tensor:
-        """Lists become zeros and ones."""
+        """Lists become zeros and ones.
+
+        Raises:
+            ResiDualError: a name in place of a list, which would be taken apart into letters.
+        """
         if isinstance(given, Tensor) and given.ndim == 2:
             return given.cpu()
         labels = torch.zeros(len(given), classes, dtype=torch.long)
         for row, own in enumerate(given):
+            if isinstance(own, str | bytes | Mapping):
+                raise ResiDualError(
+                    "wanted a list of names for each image, which may have several labels, got "
+                    f"{short(own)}: put a name that is alone into a list."
+                )
             labels[row, [number(label) for label in own]] = 1
         return labels
 
