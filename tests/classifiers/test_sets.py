@@ -123,6 +123,10 @@ def test_whatever_changes_the_answers_asks_for_calibration_anew(headed, tmp_path
     for given in ("20", float("nan"), 1.5):
         with pytest.raises(ResiDualError, match="wanted head_bytes as a whole number, or None"):
             made.save_pretrained(tmp_path / "a", head_bytes=given)
+    alone = gains_alone()
+    alone.calibrate(images, labels)
+    fit_bases(alone.model, [pixels(60, seed=6)])  # leaves gains of 1 as they are
+    assert alone.held_out is None
     small = made.save_pretrained(tmp_path / "a", head_bytes=made.head.bytes - 1)
     assert ZeroShotClassifier.from_pretrained(small, model=clip_model()).held_out is None
     made = copy.copy(headed[0])  # with rows, which those of a lower rank are not of
@@ -136,9 +140,14 @@ def test_whatever_changes_the_answers_asks_for_calibration_anew(headed, tmp_path
         with pytest.raises(ResiDualError, match="rank 1 for 3 classes, and answers otherwise"):
             lower.sets(0.8, by)
     lower.multi_label = True  # which nothing calibrates
+    numbers = torch.arange(12) % 3
+    with pytest.raises(ResiDualError, match="sets of classes hold the one right label"):
+        lower.calibrate_by(torch.randn(12, 3), numbers)
     with pytest.raises(ResiDualError, match="fit it on one label per image"):
         lower.sets(0.8)
     lower.multi_label = False
+    with pytest.raises(ResiDualError, match="wanted images with one label each"):
+        lower.calibrate_by(torch.randn(12, 3), numbers > 0)
     lower.calibrate(images, labels)
     assert lower.sets(0.8).by == "held-out"
 

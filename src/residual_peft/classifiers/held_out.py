@@ -22,13 +22,17 @@ class HeldOut:
 
 
 def answers_digest(classifier: "HeadedClassifier") -> str:
-    """The sha256 of what a classifier's answers hang on: classes, head and active adapters."""
+    """The sha256 of what a classifier's answers hang on: classes, head, active adapters and bases.
+
+    The base model's own weights are taken for granted: nothing here changes them.
+    """
     scale = torch.tensor([classifier.logit_scale, classifier.logit_bias])
     state = {"class_embeddings": classifier.class_embeddings, "scale": scale}
     if classifier.head is not None:
         state |= classifier.head.tensors()
     active = set(Adapters.of(classifier.model).active)
-    for name, parameter in classifier.model.named_parameters():
+    model = classifier.model
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if active.intersection(name.split(".")):
-            state[name] = parameter
+            state[name] = tensor
     return updating.head_digest(state)

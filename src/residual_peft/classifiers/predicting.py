@@ -23,6 +23,8 @@ from .outputs import pixel_batches
 from .predictions import predictions_of
 from .trained_head import embedding_features
 
+SETS_OF_ONE = "sets of classes hold the one right label"
+
 
 class PredictingClassifier(HeadedClassifier):
     """A classifier that predicts; see `ZeroShotClassifier`."""
@@ -236,7 +238,7 @@ class PredictingClassifier(HeadedClassifier):
             ResiDualError: several labels per image, labels that do not suit, or images among those
                 of the fit, as far as files tell.
         """
-        check_same(ONE_LABEL, self.labelling, "sets of classes hold the one right label")
+        check_same(ONE_LABEL, self.labelling, SETS_OF_ONE)
         items, single = images_of(images)
         numbers = updating.numbers_of(
             self.labelling, self.class_names, labels, len(items), single=single
@@ -257,13 +259,15 @@ class PredictingClassifier(HeadedClassifier):
             ResiDualError: no images, several labels of each, other shapes, no class's number, or
                 NaN or infinite logits.
         """
+        check_same(ONE_LABEL, self.labelling, SETS_OF_ONE)
         classes = len(self.class_names)
         if logits.shape != (len(labels), classes):
             raise ResiDualError(
                 f"wanted logits ({len(labels)}, {classes}) for {len(labels)} labels of {classes} "
                 f"classes, got {tuple(logits.shape)}."
             )
-        one_each = labels.shape == (len(labels),) and not labels.is_floating_point()
+        numbers = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        one_each = labels.shape == (len(labels),) and numbers
         if one_each and not bool(((labels >= 0) & (labels < classes)).all()):
             raise ResiDualError(f"wanted labels from 0 to {classes - 1}, got others.")
         scores = kept_scores(logits.detach().cpu(), labels.cpu().long()) if one_each else None

@@ -38,6 +38,9 @@ class FitNumbers:
 
     # split -> how many of its images were used
     splits: Mapping[str, int] = field(default_factory=dict)
+    # images that it was fitted on, of the training and maybe the validation split; None in what was
+    # written before it was kept
+    learned: int | None = None
     # of the pass over the training and validation images, for the Trainer's way over those that fit
     # the bases; None where it was not timed by itself
     encoding_seconds: float | None = None

@@ -88,9 +88,7 @@ def report_html(record: RunRecord) -> str:
         elsewhere=[view for view in views if view.unit.layer is None],
         strongest=[] if record.gains is None else strongest(record),
         spectra=widest_spectra(views),
-        strength_note=strength_note(
-            record.facts.strength, record.facts.splits.get("validation", 0)
-        ),
+        strength_note=strength_note(record.facts.strength, record.facts.learned or 0),
         demo_model=DEMO_MODEL,
         metric_names=METRIC_NAMES,
         **findings,

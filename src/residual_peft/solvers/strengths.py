@@ -43,17 +43,17 @@ class StrengthPath:
         return self.strengths[max(range(len(scores)), key=scores.__getitem__)]
 
 
-def strength_note(strength: float | None, validation: int) -> str | None:
+def strength_note(strength: float | None, images: int) -> str | None:
     """What to say where the chosen strength is the first or last of the path; None where nothing.
 
-    Fewer validation images than `ENOUGH` tell two strengths apart by chance alone, so that nothing
-    follows from which end won.
+    It is chosen on folds of so many images that were fitted on. Fewer than `ENOUGH` tell two
+    strengths apart by chance alone, so that nothing follows from which end won.
     """
-    if strength not in (max(STRENGTHS), min(STRENGTHS)) or validation < ENOUGH:
+    if strength not in (max(STRENGTHS), min(STRENGTHS)) or images < ENOUGH:
         return None
     which = "strongest" if strength == max(STRENGTHS) else "weakest"
     return (
-        f"of the forces tried that hold the gains near 1, the {which} did best on {validation:,} "
+        f"of the forces tried that hold the gains near 1, the {which} did best on {images:,} "
         f"left-out images, enough to tell: a {which[:-3] + 'er'} one may do better still (in "
         "Python, strength_path(..., strengths=...) tries others)."
     )

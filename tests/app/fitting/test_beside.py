@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from residual_peft import ZeroShotClassifier, fit
+from residual_peft.app.fitting import beside
 from residual_peft.classifiers.files import ROWS
+from residual_peft.classifiers.heads.jackknife_plus import RidgeWithout
 from residual_peft.errors import ResiDualError
 from residual_peft.reporting.run_record import RunRecord
 from tests.app.fitting.photos import NAMES, photos
@@ -77,7 +79,7 @@ def test_held_out_images_are_not_learned_from_and_calibrate(given, method, tmp_p
     assert "It is near what was asked for images of the groups that these are of" in page
 
 
-def test_jackknife_plus_is_kept_where_it_was_asked_for(given, tmp_path) -> None:
+def test_jackknife_plus_is_kept_where_it_was_asked_for(given, tmp_path, monkeypatch) -> None:
     data, options = given
     fitted = fit(data, out=tmp_path / "a", method="ridge-heads", sets="jackknife+", **options)
     count = len(fitted.images["train"]) + len(fitted.images["validation"])
@@ -90,6 +92,13 @@ def test_jackknife_plus_is_kept_where_it_was_asked_for(given, tmp_path) -> None:
     assert (trust.sets_by, trust.sets_from) == ("jackknife+", count)
     assert trust.set_size == pytest.approx(sum(len(p.plausible) for p in found) / len(found))
     assert len(again.without.scores) == count
+    size = (tmp_path / "a" / ROWS).stat().st_size
+    monkeypatch.setattr(beside, "MOST_BYTES", size // 2)  # before they are worked out
+    monkeypatch.setattr(RidgeWithout, "of", None)
+    large = fit(data, method="ridge-heads", sets="jackknife+", **options)
+    assert any(
+        "rows were kept for jackknife+: 0.0 GB are more" in f for f in large.summary.findings
+    )
     fit(data, out=tmp_path / "a", method="gains", **options)
     assert not (tmp_path / "a" / ROWS).exists()
 

@@ -40,10 +40,11 @@ def said(before: int, after: int, train: float = 0.9, largest: float = 0.6) -> s
     return " ".join(found)
 
 
-def told(strength: float | None, validation: int) -> list[str]:
+def told(strength: float | None, learned: int) -> list[str]:
     scores = {"accuracy": 0.5}
-    splits = {"train": validation - 60, "validation": 60, "test": 200}
+    splits = {"train": learned, "validation": 60, "test": 200}  # which was held out from the fit
     took = {"encoding_seconds": 2.0, "fitting_seconds": 0.3, "strength": strength}
+    took["learned"] = learned
     return FitReport(scores, scores, splits=splits, train=scores, **took).lines()
 
 

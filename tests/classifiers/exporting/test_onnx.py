@@ -174,6 +174,9 @@ def test_what_answers_otherwise_is_refused_and_not_written(off, tmp_path, monkey
     assert path.read_bytes() == b"new"
     # as the classifier says it, though its adapter is away while the graph is traced
     assert (told[-1]["plausible"], told[-1]["plausible_by"]) == (wanted, "held-out")
+    classifier.held_out = None
+    export_onnx(classifier, path)
+    assert (told[-1]["plausible"], told[-1]["plausible_by"]) == ({}, None)
 
 
 def test_what_cannot_be_exported_is_said_before_any_work(tmp_path, monkeypatch) -> None:

@@ -24,8 +24,8 @@ from .scoring import scored_by
 from .task import Task
 
 KNOWN = 20_000  # images that tell how far others may lie
-MOST_NUMBERS = 2**28
-"""Of the rows that jackknife+ keeps: 1 GB on disk, twice as much in memory."""
+MOST_BYTES = 2**30
+"""Of the rows that jackknife+ keeps, on disk and about as much again in memory."""
 
 
 def left_beside(
@@ -38,7 +38,9 @@ def left_beside(
     """Put beside a class head what tells strangers, sums and rows; what to say of these."""
     _know_its_images(classifier, stores, groups)
     notes = _keep_statistics(task, chosen, classifier, stores)
-    return (*notes, *(_keep_rows(chosen, classifier) if task.recipe.sets == "jackknife+" else ()))
+    if task.recipe.sets == "jackknife+":
+        notes += _keep_rows(chosen, classifier, len(stores.labels))
+    return notes
 
 
 def _know_its_images(classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None) -> None:
@@ -87,30 +89,33 @@ def _keep_statistics(
     )
 
 
-def _keep_rows(chosen: Outcome, classifier: ZeroShotClassifier) -> tuple[str, ...]:
+def _keep_rows(chosen: Outcome, classifier: ZeroShotClassifier, images: int) -> tuple[str, ...]:
     """Keep the ridge without each part of its images; what to say of it."""
     if chosen.head is not None and chosen.head.low_rank:
         return ("no rows were kept for jackknife+: they are of the head before its low rank.",)
-    if chosen.without is None:
+    if chosen.head is None or chosen.without is None:
         return (
             "no rows were kept for jackknife+: those are of a ridge on images in memory, and here "
             f"{chosen.method} was fitted otherwise: sets are by the jackknife. Fit with "
             "method='ridge', or fewer components per unit.",
         )
+    width = len(chosen.head.head.mean) if chosen.columns is None else len(chosen.columns)
+    size = images * (4 * width + 16 * chosen.head.class_count)
+    if size > MOST_BYTES:
+        return (
+            f"no rows were kept for jackknife+: {size / 1e9:,.1f} GB are more than "
+            f"{MOST_BYTES / 1e9:,.1f}. Fewer components per unit make them fewer.",
+        )
     try:
         rows = chosen.without()
     except ResiDualError as error:  # nothing could be left out
         return (f"no rows were kept for jackknife+: {error}",)
-    if rows.features.numel() > MOST_NUMBERS:
-        return (
-            f"no rows were kept for jackknife+: {rows.features.numel():,} numbers are more than "
-            f"{MOST_NUMBERS:,}. Fewer components per unit make them fewer.",
-        )
     classifier.without = rows
-    size = sum(tensor.numel() * tensor.element_size() for tensor in rows.state().values()) / 1e6
+    size = sum(tensor.numel() * tensor.element_size() for tensor in rows.state().values())
     return (
         f"what the head reads of each of its {len(rows.scores):,} images, for jackknife+, lies in "
-        f"{ROWS} ({size:,.1f} MB): no pixels, but data as the images are. It is never pushed.",
+        f"{ROWS} ({size / 1e6:,.1f} MB): no pixels, but data as the images are. It is never "
+        "pushed.",
     )
 
 

@@ -76,8 +76,7 @@ class FitReport(FitNumbers):
             read, fit = self.encoding_seconds, self.fitting_seconds
             found.append(f"{read:.1f} s to read the images, {fit:.1f} s to fit")
         found += [*self.table(), *self.notes()]
-        images = self.splits.get("train", 0) + self.splits.get("validation", 0)
-        note = strength_note(self.strength, images)
+        note = strength_note(self.strength, self.learned or 0)
         return found if note is None else [*found, f"Note: {note}"]
 
     def table(self) -> list[str]:

@@ -245,6 +245,7 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
         encoding_seconds=done.encoding_seconds,
         fitting_seconds=done.fitting_seconds,
         strength=done.strength,
+        learned=len(done.train_labels),
         start=start,
         splits={split: len(rows) for split, rows in images.splits.items()},
         classes=len(images.class_names),

@@ -24,8 +24,10 @@ def metadata_of(
     labels, one for all or a list of one for each; `plausible`,
     for each coverage the probability from which a class is in the set that holds the right one so
     often (as `Prediction.plausible`), where the classifier knows; `plausible_by`, "held-out" or
-    "jackknife": what says so.
+    "jackknife": what says so, None where nothing does. Sets by jackknife+ are no one threshold.
     """
+    by: By = "jackknife" if classifier.held_out is None else "held-out"
+    plausible = _plausible(classifier, by)
     return {
         "made_by": f"residual-peft {version('residual-peft')}",
         "class_names": list(classifier.class_names),
@@ -33,8 +35,8 @@ def metadata_of(
         "size": list(size),
         "several_labels": classifier.multi_label,
         "threshold": _threshold(classifier),
-        "plausible": _plausible(classifier),
-        "plausible_by": _plausible_by(classifier),
+        "plausible": plausible,
+        "plausible_by": by if plausible else None,
     }
 
 
@@ -44,16 +46,11 @@ def _threshold(classifier: ZeroShotClassifier) -> float | list[float] | None:
     return [float(value) for value in classifier.thresholds.double().sigmoid()]
 
 
-def _plausible_by(classifier: ZeroShotClassifier) -> By:
-    """The sets that are one threshold, which jackknife+ sets are not."""
-    return "jackknife" if classifier.held_out is None else "held-out"
-
-
-def _plausible(classifier: ZeroShotClassifier) -> Mapping[str, float]:
+def _plausible(classifier: ZeroShotClassifier, by: By) -> Mapping[str, float]:
     found = {}
     for coverage in COVERAGES:
         with suppress(ResiDualError):  # too few images for it, or none that the fit did not see
-            sets = classifier.sets(coverage, _plausible_by(classifier))
+            sets = classifier.sets(coverage, by)
             assert isinstance(sets, PredictionSets)
             found[str(coverage)] = math.exp(-sets.threshold)
     return found
