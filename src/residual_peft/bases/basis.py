@@ -1,6 +1,5 @@
 """`SpectralBasis`: mean, directions and eigenvalues of each unit; fit, cut, save, load, share."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from .accumulator import BasisAccumulator
 from .fingerprint import Fingerprint
 from .processes import Processes
 from .reading import reading
-from .saved import METADATA_FILE, TENSORS_FILE, card_of, read_basis, write_basis
+from .saved import METADATA_FILE, TENSORS_FILE, card_of, digest_of, read_basis, write_basis
 from .spectra import Components, UnitBasis, check_components, weight_spectra
 
 
@@ -173,12 +172,7 @@ class SpectralBasis:
 
         Equal however precisely the basis was stored.
         """
-        digest = hashlib.sha256(" ".join(map(str, self.units)).encode())
-        for tensor in (self.means, *self.components):
-            digest.update(f"{tuple(tensor.shape)}".encode())
-            values = tensor.detach().to("cpu", torch.float32).contiguous()
-            digest.update(values.numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self)
 
     def __getitem__(self, unit: Unit | str) -> UnitBasis:
         unit = Unit.parse(unit) if isinstance(unit, str) else unit
@@ -253,7 +247,11 @@ class SpectralBasis:
         return self._with(kept, [self[unit] for unit in kept])
 
     def check_belongs_to(self, model: nn.Module | TowerAnatomy) -> None:
-        """Refuse a model with other weights or another width, whatever its precision."""
+        """Refuse a model with other weights or another width, whatever its precision.
+
+        Raises:
+            ResiDualError: with the names of both models.
+        """
         self.fingerprint.check(model, "the basis")
 
     def save_pretrained(

@@ -46,7 +46,11 @@ class ChangeableClassifier(PredictingClassifier):
         Head and statistics are then those of a fit from scratch without them, as for `update`. What
         was said of left-out images goes, and with it the sets of `sets`. The bases, and class
         embeddings that are means, keep their share of the images: fit anew where that matters.
-        Arguments are those of `update`: those very images, and the labels they were added with.
+
+        Args:
+            images: as for `update`: those very images.
+            labels: that they were added with.
+            batch_size: images per forward pass.
 
         Raises:
             ResiDualError: as `update`; images that cannot have been among those added, as far as

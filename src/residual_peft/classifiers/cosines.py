@@ -165,8 +165,11 @@ class CosineClassifier:
     def fit_bias(self, outputs: Any, labels: Tensor) -> float:
         """Set the bias that suits labelled images best, the model as it is; returns it.
 
-        For a classifier with `multi_label` before it is trained or used without a fit. Outputs of
-        all images are as for `logits`, labels (N, C) zeros and ones.
+        For a classifier with `multi_label` before it is trained or used without a fit.
+
+        Args:
+            outputs: of all images, as for `logits`.
+            labels: (N, C) zeros and ones.
 
         Raises:
             ResiDualError: a classifier for one label per image, or labels that do not suit it.

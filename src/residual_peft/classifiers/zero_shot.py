@@ -2,8 +2,9 @@
 
 A `ZeroShotClassifier` is a model with W_text (C, d) beside it. Names, templates and embeddings are
 stored in the adapter's directory, so that one call brings all of it back. What it does lies in
-modules of its own: logits and loss (`cosines`), the class head and predictions (`headed`), another
-head without the old images (`changeable`, `updating`), files (`saving`).
+modules of its own: logits and loss (`cosines`), the class head (`headed`), predictions and sets of
+classes (`predicting`), another head without the old images (`changeable`, `updating`), files
+(`saving`).
 """
 
 import os
@@ -57,6 +58,12 @@ class ZeroShotClassifier(ChangeableClassifier):
             under `run/`, too; see `KeptStatistics` for their size and what they reveal.
         head: a class head, which decides between the first of the classes; None where texts and
             gains do alone. `logits` and `loss` are without it, since they train the gains.
+        thresholds: with several labels per image, the logit from which on one has a class (C,);
+            None where that is 0, a probability of one half, for all.
+        without: the ridge's fits without each part of its images, which `sets` by "jackknife+" ask;
+            None where the fit kept none. Saved under `run/`, too.
+        held_out: −log p of the right class of the images of `calibrate`, sorted (n,); None without
+            any, and where head, classes or gains have changed since.
     """
 
     @classmethod
@@ -189,6 +196,13 @@ class ZeroShotClassifier(ChangeableClassifier):
                 rank, with a warning, since it is another head by that much, and held-out images
                 would have to calibrate it anew; of low rank it keeps nothing of left-out ones
                 either. None for no bound.
+
+        Returns:
+            Where it lies: `directory` as a path, with `~` as the user's home.
+
+        Raises:
+            ResiDualError: `head_bytes` that is no whole number, or fewer than the head takes at
+                rank 1; a file in the directory's place, or a disk that does not take it.
         """
         if not isinstance(head_bytes, Integral | None):
             raise ResiDualError(

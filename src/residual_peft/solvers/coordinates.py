@@ -159,8 +159,13 @@ def collect_with_basis(
 
     What `fit_bases` and then `collect_coordinates` give, for one forward per image: what the heads
     and MLPs wrote is kept as it is, (2 L + 2) D numbers per image at most, until the basis is
-    known. The units of every batch are checked to add up. Arguments are those of
-    `collect_coordinates`, for an adapter in readout mode.
+    known. The units of every batch are checked to add up.
+
+    Args:
+        model: a model with a ResiDual adapter in readout mode.
+        batches: as for `collect_readouts`.
+        adapter_name: None for the active adapter.
+        progress: as for `collect_readouts`.
 
     Raises:
         ResiDualError: as `fit_bases` and `collect_coordinates`.

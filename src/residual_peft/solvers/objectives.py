@@ -77,12 +77,22 @@ class Objective:
         return labelling_of_loss(self.loss)
 
     def check_labels(self, labels: Tensor, classifier: ZeroShotClassifier) -> None:
-        """Refuse labels, or a classifier, that do not suit the loss."""
+        """Refuse labels, or a classifier, that do not suit the loss.
+
+        Raises:
+            ResiDualError: class numbers outside the classes, or for "sigmoid" anything but a row of
+                C zeros and ones per image; a classifier for several labels with "softmax".
+        """
         self.labelling.check_loss_for(classifier)
         self.labelling.check(labels, len(classifier.class_names))
 
     def weights_of(self, labels: Tensor, classes: int) -> Tensor | None:
-        """The weight of each class, (C,), for these labels."""
+        """The weight of each class, (C,), for these labels.
+
+        Raises:
+            ResiDualError: not one positive, finite number per class, or "balanced" where a class
+                has no image (or, with "sigmoid", is on every image).
+        """
         if self.class_weights is None:
             return None
         if isinstance(self.class_weights, str):

@@ -122,7 +122,11 @@ class TowerAnatomy:
         return self.pools * (self.head_dim + 1)
 
     def units(self, kinds: Iterable[str] = ("embed", "head", "mlp", "pooler")) -> list[Unit]:
-        """List the units of the given kinds: embed, each layer's heads and MLP, pooler, output."""
+        """List the units of the given kinds: embed, each layer's heads and MLP, pooler, output.
+
+        Raises:
+            ResiDualError: a kind is unknown.
+        """
         kinds = tuple(kinds)
         if unknown := [kind for kind in kinds if kind not in UNIT_KINDS]:
             raise ResiDualError(

@@ -177,7 +177,11 @@ class ResiDualConfig(PeftConfig):
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
-        """Read and check adapter_config.json, before PEFT makes a config of it."""
+        """Read and check adapter_config.json, before PEFT makes a config of it.
+
+        Raises:
+            ResiDualError: it is of another method, or a field is unknown or of another type.
+        """
         return read_config(path_json_file)
 
     def fresh(self) -> "ResiDualConfig":

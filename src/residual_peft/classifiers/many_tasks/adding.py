@@ -1,6 +1,7 @@
 """Tasks that come and go: their adapters in the model, and what one set cannot hold."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,31 @@ from ..zero_shot import ZeroShotClassifier
 from .answering import Task
 
 NameOrPath = str | os.PathLike[str]
+
+
+def by_name(
+    given: Iterable[NameOrPath] | Mapping[str, NameOrPath],
+) -> list[tuple[str, NameOrPath]]:
+    """Tasks' names and where each lies; what has no name is called after the end of its path.
+
+    Raises:
+        ResiDualError: none given, or names that occur twice.
+    """
+    if isinstance(given, str | os.PathLike):
+        given = [given]
+    if isinstance(given, Mapping):
+        wanted = list(given.items())
+    else:
+        wanted = [(Path(path).name, path) for path in given]
+    if not wanted:
+        raise ResiDualError("wanted at least one saved classifier, got none.")
+    names = [name for name, _ in wanted]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ResiDualError(
+            f"several of the tasks would be called {', '.join(map(repr, twice))}; name them: "
+            "TaskSet.from_pretrained({'one name': path, 'another': path})."
+        )
+    return wanted
 
 
 def adapter_of(
@@ -161,6 +187,17 @@ def kind_of(config: Any) -> str:
     """What an adapter is, in words."""
     kind = getattr(config.peft_type, "value", config.peft_type)
     return f"mode={config.mode!r}" if isinstance(config, ResiDualConfig) else f"of type {kind}"
+
+
+def check_modes(model: nn.Module) -> None:
+    """Refuse a backbone with adapters that change what every task reads."""
+    for name, config in configs_in(model).items():
+        if not isinstance(config, ResiDualConfig) or config.mode != "readout":
+            raise ResiDualError(
+                f"wanted a model with ResiDual adapters in readout mode or none, got one with "
+                f"{name!r}, {kind_of(config)}, which changes the weights or the stream that "
+                "every task shares: load the base model afresh."
+            )
 
 
 def check_kind(name: str, config: Any) -> None:

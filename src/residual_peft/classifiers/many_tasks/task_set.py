@@ -1,6 +1,5 @@
 """Tasks over one backbone, by name."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from ...data.inputs import Images, images_of
 from ...errors import ResiDualError
 from ...towers.registry import find_tower
 from ...towers.running import evaluating
-from ...tuner import ResiDualConfig
 from ..files import local_classifier, read_described
 from ..named_base import load_base
 from ..outputs import pixel_batches
 from ..predictions import Prediction
 from ..zero_shot import ZeroShotClassifier
-from .adding import NameOrPath, adapter_of, check_processor, configs_in, kind_of, loaded, without
+from .adding import NameOrPath, adapter_of, by_name, check_modes, check_processor, loaded, without
 from .answering import Task, answers_of, mixed, run
 
 
@@ -54,13 +52,7 @@ class TaskSet:
             ResiDualError: an unknown architecture, or a model with adapters of another kind.
         """
         find_tower(model)
-        for name, config in configs_in(model).items():
-            if not isinstance(config, ResiDualConfig) or config.mode != "readout":
-                raise ResiDualError(
-                    f"wanted a model with ResiDual adapters in readout mode or none, got one with "
-                    f"{name!r}, {kind_of(config)}, which changes the weights or the stream that "
-                    "every task shares: load the base model afresh."
-                )
+        check_modes(model)
         self.model: Any = model
         self.image_processor = image_processor
         self._tasks: dict[str, Task] = {}
@@ -86,20 +78,7 @@ class TaskSet:
         Raises:
             ResiDualError: none given, names that occur twice, or as `add`.
         """
-        if isinstance(names_or_paths, str | os.PathLike):
-            names_or_paths = [names_or_paths]
-        if isinstance(names_or_paths, Mapping):
-            wanted = list(names_or_paths.items())
-        else:
-            wanted = [(Path(path).name, path) for path in names_or_paths]
-        if not wanted:
-            raise ResiDualError("wanted at least one saved classifier, got none.")
-        names = [name for name, _ in wanted]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ResiDualError(
-                f"several of the tasks would be called {', '.join(map(repr, twice))}; name them: "
-                "TaskSet.from_pretrained({'one name': path, 'another': path})."
-            )
+        wanted = by_name(names_or_paths)
         if model is None:
             path = wanted[0][1]
             record = read_described(local_classifier(path, None, token), path)
@@ -125,7 +104,11 @@ class TaskSet:
         return next(self.model.parameters()).device
 
     def class_names(self, name: str) -> tuple[str, ...]:
-        """The names of a task's C classes; a ResiDualError where there is no such task."""
+        """The names of a task's C classes.
+
+        Raises:
+            ResiDualError: there is no such task.
+        """
         return self._task(name).classifier.class_names
 
     def add(
@@ -175,7 +158,8 @@ class TaskSet:
     def remove(self, name: str) -> None:
         """Take a task out, and its adapter out of the model if `add` had put it in.
 
-        A ResiDualError says where there is no such task.
+        Raises:
+            ResiDualError: there is no such task.
         """
         task = self._task(name)
         del self._tasks[name]
@@ -186,13 +170,14 @@ class TaskSet:
     def logits(
         self, pixels: Tensor | Mapping[str, Tensor], adapters: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Logits of each task for one batch, from one forward pass: name -> (B, C_t).
-
-        In float32 or better, on the model's device.
+        """Logits of each task for one batch, from one forward pass.
 
         Args:
             pixels: pixel values (B, C, H, W), or a mapping of what the model takes.
             adapters: names of tasks; None for all.
+
+        Returns:
+            Name -> (B, C_t), in float32 or better, on the model's device.
 
         Raises:
             ResiDualError: no tasks, or names that are not of tasks.
@@ -206,9 +191,18 @@ class TaskSet:
     def predict_logits(
         self, images: Images, adapters: Sequence[str] | None = None, *, batch_size: int = 64
     ) -> dict[str, Tensor]:
-        """Logits of one or many images for each task, on the CPU: name -> (N, C_t).
+        """Logits of one or many images for each task, on the CPU.
 
-        Arguments and errors are those of `predict`.
+        Args:
+            images: as for `predict`.
+            adapters: names of tasks; None for all.
+            batch_size: images per forward pass.
+
+        Returns:
+            Name -> (N, C_t).
+
+        Raises:
+            ResiDualError: as `predict`.
         """
         parts: dict[str, list[Tensor]] = {name: [] for name in self._chosen(adapters)}
         items, _ = images_of(images)
@@ -248,7 +242,10 @@ class TaskSet:
     ) -> list[Prediction]:
         """Classify each image for a task of its own, whatever tasks share its batch.
 
-        `adapters` has the name of a task for each image; the rest is as for `predict`.
+        Args:
+            images: as for `predict`.
+            adapters: the name of a task for each image.
+            batch_size: images per forward pass.
 
         Raises:
             ResiDualError: as `predict`, or more or fewer names than images.
