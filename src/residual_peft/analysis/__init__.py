@@ -21,8 +21,9 @@ from .dimension import (
     participation_ratio,
 )
 from .explanation import Explanation, explain_components, explain_units
-from .head import ComponentShare, HeadExplanation, Reason, explain_head, explained_head
+from .head import ComponentShare, HeadExplanation, Reason, explain_head
 from .head_image import HeadImageExplanation, explain_head_image, explain_head_row
+from .head_read import explained_head
 from .jaccard import OverlapMatrix, overlap
 from .matching import spectral_cosine
 from .neighbours import TwoNN, two_nn

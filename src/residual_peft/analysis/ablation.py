@@ -25,28 +25,47 @@ Cumulative = Literal[False, "from_first", "from_last"]
 
 @dataclass(frozen=True)
 class AblationPoint:
-    """Accuracy without some units."""
+    """Accuracy without some units.
 
-    name: str  # "layer 3", "layers 3-5" or a unit's name
-    units: int  # how many were ablated
-    accuracy: float  # without them
-    low: float  # of Wilson's 95 % interval of it
-    high: float  # of the same
-    drop: float  # accuracy with all minus this; below zero where the model is better off without
-    drop_low: float  # of the 95 % interval of the drop, on the same images
-    drop_high: float  # of the same
+    Attributes:
+        name: "layer 3", "layers 3-5" or a unit's name.
+        units: how many were ablated.
+        accuracy: without them.
+        low: of Wilson's 95 % interval of it.
+        high: of the same.
+        drop: accuracy with all minus this; below zero where the model is better off without.
+        drop_low: of the 95 % interval of the drop, on the same images.
+        drop_high: of the same.
+    """
+
+    name: str
+    units: int
+    accuracy: float
+    low: float
+    high: float
+    drop: float
+    drop_low: float
+    drop_high: float
 
 
 @dataclass(frozen=True)
 class AblationCurve:
-    """Accuracies without one set of units after the other."""
+    """Accuracies without one set of units after the other.
 
-    ablation: str  # "zero" or "mean"
-    kinds: tuple[str, ...]  # kinds of the units that were ablated
-    cumulative: str | bool  # False, "from_first" or "from_last"
-    images: int  # how many images were scored
-    baseline: float  # accuracy with nothing ablated
-    # by layer in the order in which they go, or by unit in the order of the tower
+    Attributes:
+        ablation: "zero" or "mean".
+        kinds: kinds of the units that were ablated.
+        cumulative: False, "from_first" or "from_last".
+        images: how many images were scored.
+        baseline: accuracy with nothing ablated.
+        points: by layer in the order in which they go, or by unit in the order of the tower.
+    """
+
+    ablation: str
+    kinds: tuple[str, ...]
+    cumulative: str | bool
+    images: int
+    baseline: float
     points: tuple[AblationPoint, ...]
 
     def rows(self) -> list[dict[str, Any]]:

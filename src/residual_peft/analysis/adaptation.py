@@ -27,27 +27,43 @@ from .movement import (
 
 @dataclass(frozen=True)
 class ComponentEffect:
-    """One component of an adapter and what its gain did."""
+    """One component of an adapter and what its gain did.
 
-    unit: Unit  # whose component
-    # its number within the unit, 0 the one with the most variance; None for a whole unit, of an
-    # adapter with one gain per unit
+    Attributes:
+        unit: whose component.
+        component: its number within the unit, 0 the one with the most variance; None for a whole
+            unit, of an adapter with one gain per unit.
+        gain: λ.
+        variance: mean square of its coordinate over the images.
+        share: of the squared change of all logits; negative where it worked against the change.
+        toward_label: mean change of the label's logit against the mean of all classes.
+    """
+
+    unit: Unit
     component: int | None
-    gain: float  # λ
-    variance: float  # mean square of its coordinate over the images
-    share: float  # of the squared change of all logits; negative where it worked against the change
-    toward_label: float  # mean change of the label's logit against the mean of all classes
+    gain: float
+    variance: float
+    share: float
+    toward_label: float
 
 
 @dataclass(frozen=True)
 class UnitEffect:
-    """The sums over a unit's components: see `ComponentEffect`."""
+    """The sums over a unit's components: see `ComponentEffect`.
 
-    unit: Unit  # which
-    components: int  # how many it has
-    mean_gain: float  # over its components, weighted by their variance in the basis
-    share: float  # of the squared change of all logits
-    toward_label: float  # mean change of the label's logit against the mean of all classes
+    Attributes:
+        unit: which.
+        components: how many it has.
+        mean_gain: over its components, weighted by their variance in the basis.
+        share: of the squared change of all logits.
+        toward_label: mean change of the label's logit against the mean of all classes.
+    """
+
+    unit: Unit
+    components: int
+    mean_gain: float
+    share: float
+    toward_label: float
 
 
 @dataclass(frozen=True)
@@ -57,24 +73,37 @@ class AdapterExplanation:
     Logits count from their mean over the classes, which no decision depends on. D (N, C) is their
     change; the share of a part D_k of it is ⟨D_k, D⟩ / ⟨D, D⟩, so that all shares, those of the
     rescaling and the settings included, add up to 1; where nothing changed they are all 0.
+
+    Attributes:
+        units: the adapted units.
+        counts: components of each.
+        gains: λ (K,), float64; where a unit has one gain, it stands at each of its components.
+        variance: (K,), mean square of each coordinate.
+        share: (K,), of the squared change.
+        toward_label: (K,), mean change of the label's logit.
+        rescaling_share: of the change of the readouts' length.
+        settings_share: of what the adapter's settings drop whatever the gains; 0 for the default.
+        rescaling_toward_label: as `toward_label`.
+        settings_toward_label: as `toward_label`.
+        change: root mean square of D, in units of a logit.
+        images: N.
+        per_unit: whether the adapter has one gain per unit, and no components of its own.
+        eigenvalues: variance along each component in the basis (K,); None with `per_unit`.
     """
 
-    units: tuple[Unit, ...]  # the adapted units
-    counts: tuple[int, ...]  # components of each
-    gains: Tensor  # λ (K,), float64; where a unit has one gain, it stands at each of its components
-    variance: Tensor  # (K,), mean square of each coordinate
-    share: Tensor  # (K,), of the squared change
-    toward_label: Tensor  # (K,), mean change of the label's logit
-    rescaling_share: float  # of the change of the readouts' length
-    # of what the adapter's settings drop whatever the gains; 0 for the default
+    units: tuple[Unit, ...]
+    counts: tuple[int, ...]
+    gains: Tensor
+    variance: Tensor
+    share: Tensor
+    toward_label: Tensor
+    rescaling_share: float
     settings_share: float
-    rescaling_toward_label: float  # as `toward_label`
-    settings_toward_label: float  # as `toward_label`
-    change: float  # root mean square of D, in units of a logit
-    images: int  # N
-    # whether the adapter has one gain per unit, and no components of its own
+    rescaling_toward_label: float
+    settings_toward_label: float
+    change: float
+    images: int
     per_unit: bool = False
-    # variance along each component in the basis (K,); None with `per_unit`
     eigenvalues: Tensor | None = None
 
     def component(self, index: int) -> ComponentEffect:

@@ -48,14 +48,23 @@ def variance_explained(coordinates: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GainSense:
-    """Whether an adapter amplifies what varies with its attribute."""
+    """Whether an adapter amplifies what varies with its attribute.
 
-    correlation: float  # Spearman's, of the gains with the share of variance explained
-    p_value: float  # of no correlation
-    amplified: float  # mean share explained over the tenth of the components with the largest gains
-    silenced: float  # over the tenth with the smallest gains
-    all: float  # over all components
-    components: int  # how many there are
+    Attributes:
+        correlation: Spearman's, of the gains with the share of variance explained.
+        p_value: of no correlation.
+        amplified: mean share explained over the tenth of the components with the largest gains.
+        silenced: over the tenth with the smallest gains.
+        all: over all components.
+        components: how many there are.
+    """
+
+    correlation: float
+    p_value: float
+    amplified: float
+    silenced: float
+    all: float
+    components: int
 
 
 def gain_sense(gains: Tensor, explained: Tensor, variance: Tensor | None = None) -> GainSense:

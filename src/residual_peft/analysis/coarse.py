@@ -32,14 +32,23 @@ _TINY = 1e-12  # of the squared length of a readout, below which its direction i
 
 @dataclass(frozen=True)
 class CoarseOptimum:
-    """One gain per unit."""
+    """One gain per unit.
 
-    units: tuple[Unit, ...]  # U units, in the order of the tower
-    gains: Tensor  # (U,) float64
-    objective: str  # "linear" or "normalized", whichever held-out images preferred
-    strength: float  # of the ridge
-    validation_accuracy: float  # by which the two were chosen
-    gradient_norm: float  # of the objective at the gains: how far from its optimum they may be
+    Attributes:
+        units: U units, in the order of the tower.
+        gains: (U,) float64.
+        objective: "linear" or "normalized", whichever held-out images preferred.
+        strength: of the ridge.
+        validation_accuracy: by which the two were chosen.
+        gradient_norm: of the objective at the gains: how far from its optimum they may be.
+    """
+
+    units: tuple[Unit, ...]
+    gains: Tensor
+    objective: str
+    strength: float
+    validation_accuracy: float
+    gradient_norm: float
 
     def correct(self, test: Contributions, class_embeddings: Tensor) -> Tensor:
         """Which images are right with these gains, (N,) bool."""

@@ -27,13 +27,21 @@ from ..towers.units import Unit
 
 @dataclass(frozen=True)
 class UnitContribution:
-    """One unit's contributions to N readouts: `x = mean + coordinates @ components`."""
+    """One unit's contributions to N readouts: `x = mean + coordinates @ components`.
 
-    unit: Unit  # whose
-    mean: Tensor  # μ (d,), over the images, float64
-    components: Tensor  # Φ (k, d), orthonormal rows by decreasing variance, float64
-    coordinates: Tensor  # c (N, k), mean zero, uncorrelated, float32 unless collected otherwise
-    eigenvalues: Tensor  # their variances (k,), float64, with N − 1 in the denominator
+    Attributes:
+        unit: whose.
+        mean: μ (d,), over the images, float64.
+        components: Φ (k, d), orthonormal rows by decreasing variance, float64.
+        coordinates: c (N, k), mean zero, uncorrelated, float32 unless collected otherwise.
+        eigenvalues: their variances (k,), float64, with N − 1 in the denominator.
+    """
+
+    unit: Unit
+    mean: Tensor
+    components: Tensor
+    coordinates: Tensor
+    eigenvalues: Tensor
 
     def full(self) -> Tensor:
         """x (N, d), the mean included, in the dtype of the coordinates."""
@@ -51,13 +59,20 @@ class Contributions:
     seen.select(["head"], layers=[10, 11])               # fewer units
     seen.scores(classifier.class_embeddings)             # (N, U, C): what each says of each class
     ```
+
+    Attributes:
+        units: in the order of the tower.
+        parts: one `UnitContribution` per unit.
+        readout: y (N, d) of the unadapted model, float32.
+        labels: (N,), or None where the batches had none.
+        collected: how many images the axes and eigenvalues are of; more than N after `rows`.
     """
 
-    units: tuple[Unit, ...]  # in the order of the tower
-    parts: tuple[UnitContribution, ...]  # one `UnitContribution` per unit
-    readout: Tensor  # y (N, d) of the unadapted model, float32
-    labels: Tensor | None  # (N,), or None where the batches had none
-    collected: int = 0  # how many images the axes and eigenvalues are of; more than N after `rows`
+    units: tuple[Unit, ...]
+    parts: tuple[UnitContribution, ...]
+    readout: Tensor
+    labels: Tensor | None
+    collected: int = 0
 
     def __post_init__(self) -> None:
         if not self.collected:

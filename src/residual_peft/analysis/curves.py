@@ -21,37 +21,62 @@ DEFAULT_BUDGETS: tuple[int | float, ...] = (1, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracy with so many units."""
+    """Accuracy with so many units.
 
-    budget: int | float  # as asked for, a number (int) or a share (float)
-    units: int  # how many that is
-    accuracy: float  # of the test images; of several draws the mean
-    low: float  # of its 95 % interval: Wilson's, or of the mean over images and draws
-    high: float  # of the same
-    spread: float | None  # standard deviation over draws; None for a single ranking
+    Attributes:
+        budget: as asked for, a number (int) or a share (float).
+        units: how many that is.
+        accuracy: of the test images; of several draws the mean.
+        low: of its 95 % interval: Wilson's, or of the mean over images and draws.
+        high: of the same.
+        spread: standard deviation over draws; None for a single ranking.
+    """
+
+    budget: int | float
+    units: int
+    accuracy: float
+    low: float
+    high: float
+    spread: float | None
 
 
 @dataclass(frozen=True)
 class Margin:
-    """How much better one curve is than another at a budget, on the same images."""
+    """How much better one curve is than another at a budget, on the same images.
 
-    budget: int | float  # as asked for
-    units: int  # how many units that is
-    difference: float  # of accuracies
-    low: float  # of its 95 % interval
-    high: float  # of the same
+    Attributes:
+        budget: as asked for.
+        units: how many units that is.
+        difference: of accuracies.
+        low: of its 95 % interval.
+        high: of the same.
+    """
+
+    budget: int | float
+    units: int
+    difference: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class SelectionCurve:
-    """Accuracy by the number of units that are kept."""
+    """Accuracy by the number of units that are kept.
 
-    method: str  # how the units were ranked, one of `LETTERS`
-    ablation: str  # "zero" or "mean"
-    others: str  # "ablate" or "keep"
-    images: int  # how many images were scored
-    points: tuple[CurvePoint, ...]  # one per budget
-    # (draws, budgets, N) bool: which images were right, for paired differences
+    Attributes:
+        method: how the units were ranked, one of `LETTERS`.
+        ablation: "zero" or "mean".
+        others: "ablate" or "keep".
+        images: how many images were scored.
+        points: one per budget.
+        right: (draws, budgets, N) bool: which images were right, for paired differences.
+    """
+
+    method: str
+    ablation: str
+    others: str
+    images: int
+    points: tuple[CurvePoint, ...]
     right: Tensor = field(repr=False, compare=False)
 
     @property

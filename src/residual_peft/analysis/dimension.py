@@ -84,19 +84,30 @@ class LayerDimension:
 
 @dataclass(frozen=True)
 class DimensionProfile:
-    """The dimensions of U units."""
+    """The dimensions of U units.
 
-    units: tuple[Unit, ...]  # in the order of the source
-    share: float  # of the variance that `linear` reaches
-    linear: Tensor  # fewest directions that reach it, (U,) int64
-    first_share: Tensor  # share of the variance along the first direction, (U,)
-    participation: Tensor  # (Σλ)² / Σλ² over the directions held, (U,)
-    # TwoNN by the fit, (U,); NaN where it was not asked for, or where a unit writes fewer than
-    # three different things
+    Attributes:
+        units: in the order of the source.
+        share: of the variance that `linear` reaches.
+        linear: fewest directions that reach it, (U,) int64.
+        first_share: share of the variance along the first direction, (U,).
+        participation: (Σλ)² / Σλ² over the directions held, (U,).
+        two_nn: TwoNN by the fit, (U,); NaN where it was not asked for, or where a unit writes fewer
+            than three different things.
+        likelihood: TwoNN by maximum likelihood, (U,).
+        duplicates: images that TwoNN left out as copies, (U,) int64.
+        images: how many TwoNN was given; 0 where it was not asked for.
+    """
+
+    units: tuple[Unit, ...]
+    share: float
+    linear: Tensor
+    first_share: Tensor
+    participation: Tensor
     two_nn: Tensor
-    likelihood: Tensor  # TwoNN by maximum likelihood, (U,)
-    duplicates: Tensor  # images that TwoNN left out as copies, (U,) int64
-    images: int  # how many TwoNN was given; 0 where it was not asked for
+    likelihood: Tensor
+    duplicates: Tensor
+    images: int
 
     @property
     def ratio(self) -> Tensor:

@@ -27,25 +27,32 @@ Units = Iterable[Unit | str] | Unit | str | None
 
 @dataclass(frozen=True)
 class Explanation:
-    """The texts chosen for a unit, or for one of its components, most telling first."""
+    """The texts chosen for a unit, or for one of its components, most telling first.
 
-    unit: Unit  # whose
-    method: str  # "somp", "textspan" or "omp"
-    # s texts; fewer than were asked for once nothing was left to explain, none for a unit that
-    # writes the same to every image
+    Attributes:
+        unit: whose.
+        method: "somp", "textspan" or "omp".
+        texts: s texts; fewer than were asked for once nothing was left to explain, none for a unit
+            that writes the same to every image.
+        indices: their places in the dictionary.
+        explained: s shares, each counting all texts up to there. For a unit, of its total variance:
+            what lies in the span of the chosen embeddings (for TextSpan, of their parts in the span
+            of the unit: by that count ten random directions explain nine tenths of a small head, so
+            compare shares of one method only). For a component, of its squared length.
+        coefficients: for a component, how its direction is made of the texts: text i has
+            coefficients[i]. A component's sign is arbitrary: read the signs against each other, and
+            against the coordinates, which have the same ("red +, blue −": an image with a positive
+            coordinate gets more of red and less of blue). None for a unit.
+        component: which component, from 0; None for a whole unit.
+    """
+
+    unit: Unit
+    method: str
     texts: tuple[str, ...]
-    indices: tuple[int, ...]  # their places in the dictionary
-    # s shares, each counting all texts up to there. For a unit, of its total variance: what lies in
-    # the span of the chosen embeddings (for TextSpan, of their parts in the span of the unit: by
-    # that count ten random directions explain nine tenths of a small head, so compare shares of one
-    # method only). For a component, of its squared length
+    indices: tuple[int, ...]
     explained: tuple[float, ...]
-    # for a component, how its direction is made of the texts: text i has coefficients[i]. A
-    # component's sign is arbitrary: read the signs against each other, and against the coordinates,
-    # which have the same ("red +, blue −": an image with a positive coordinate gets more of red and
-    # less of blue). None for a unit
     coefficients: tuple[float, ...] | None = None
-    component: int | None = None  # which component, from 0; None for a whole unit
+    component: int | None = None
 
     def __str__(self) -> str:
         """One line.

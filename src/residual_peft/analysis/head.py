@@ -14,7 +14,6 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..classifiers.heads.explain import by_unit, class_portrait, strongest
 from ..classifiers.heads.head import ClassHead
@@ -25,32 +24,42 @@ from ..hub.files import Count, Within
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
-from ..tuner import gains_of
+from .head_read import check_rows, explained_head, text_of
 from .movement import chunks, place_of
 
 
 @dataclass(frozen=True)
 class ComponentShare:
-    """One component, or one unit as a whole, and what a class head makes of it."""
+    """One component, or one unit as a whole, and what a class head makes of it.
 
-    unit: Unit  # whose component
-    # its number within the unit, 0 the one with the most variance; None for the unit
+    Attributes:
+        unit: whose component.
+        component: its number within the unit, 0 the one with the most variance; None for the unit.
+        share: of how the logits vary over the images; negative where it worked against the rest.
+        toward_label: mean of what it adds to the label's logit against the mean of all classes.
+    """
+
+    unit: Unit
     component: int | None
-    # of how the logits vary over the images; negative where it worked against the rest
     share: float
-    toward_label: float  # mean of what it adds to the label's logit against the mean of all classes
+    toward_label: float
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A component that speaks for a class, or against it, in images of that class."""
+    """A component that speaks for a class, or against it, in images of that class.
 
-    unit: Unit  # whose component
-    component: Count | None  # its number within the unit; None for the unit as a whole
-    # mean of what it adds to the class's logit there, against the mean of all classes
+    Attributes:
+        unit: whose component.
+        component: its number within the unit; None for the unit as a whole.
+        effect: mean of what it adds to the class's logit there, against the mean of all classes.
+        side: 1 where these images lie along the component's direction, seen from the mean training
+            image, −1 where they lie against it; 0 for a whole unit.
+    """
+
+    unit: Unit
+    component: Count | None
     effect: float
-    # 1 where these images lie along the component's direction, seen from the mean training image,
-    # −1 where they lie against it; 0 for a whole unit
     side: Annotated[int, Within(-1, 1)]
 
 
@@ -61,23 +70,37 @@ class HeadExplanation:
     D (N, C) are the logits, less their mean over the classes and over the images; the share of a
     part D_j is ⟨D_j, D⟩ / ⟨D, D⟩: cov(part, logit) / var(logit), averaged over the classes, each of
     which weighs as its logit varies. All shares, the texts' included, add up to 1.
+
+    Attributes:
+        class_names: of the C classes that the head was fitted on.
+        units: the adapted units.
+        counts: components of each.
+        share: (K,).
+        toward_label: (K,), mean of what each adds to the label's logit.
+        portrait: what each adds to the logit of a class in the images of that class (K, C), on
+            average; NaN for a class without images.
+        sides: where these images lie along each component, −1, 0 or 1 (K, C), int8.
+        text_share: of the texts.
+        text_toward_label: as `toward_label`.
+        constant_toward_label: the same for what is said of every image.
+        spread: root mean square of D, in units of a logit.
+        images: N.
+        per_unit: whether the adapter keeps no components of its own.
     """
 
-    class_names: tuple[str, ...]  # of the C classes that the head was fitted on
-    units: tuple[Unit, ...]  # the adapted units
-    counts: tuple[int, ...]  # components of each
-    share: Tensor  # (K,)
-    toward_label: Tensor  # (K,), mean of what each adds to the label's logit
-    # what each adds to the logit of a class in the images of that class (K, C), on average; NaN for
-    # a class without images
+    class_names: tuple[str, ...]
+    units: tuple[Unit, ...]
+    counts: tuple[int, ...]
+    share: Tensor
+    toward_label: Tensor
     portrait: Tensor
-    sides: Tensor  # where these images lie along each component, −1, 0 or 1 (K, C), int8
-    text_share: float  # of the texts
-    text_toward_label: float  # as `toward_label`
-    constant_toward_label: float  # the same for what is said of every image
-    spread: float  # root mean square of D, in units of a logit
-    images: int  # N
-    per_unit: bool = False  # whether the adapter keeps no components of its own
+    sides: Tensor
+    text_share: float
+    text_toward_label: float
+    constant_toward_label: float
+    spread: float
+    images: int
+    per_unit: bool = False
 
     def by_unit(self) -> list[ComponentShare]:
         """What is made of every unit, in the order of the tower."""
@@ -157,53 +180,6 @@ def explain_head(
             f"{sums.images}: a logit does not vary over one."
         )
     return sums.explanation(classifier, head, rows)
-
-
-def explained_head(classifier: ZeroShotClassifier) -> ClassHead:
-    """The class head, in float64 on the CPU.
-
-    Raises:
-        ResiDualError: there is none, or it reads the embedding, which is no sum over components.
-    """
-    trained = classifier.head
-    if trained is None:
-        raise ResiDualError(
-            "wanted a classifier with a class head, got one of texts and gains: `explain_adapter` "
-            "says what gains did."
-        )
-    if trained.features != "coordinates":
-        raise ResiDualError(
-            "the class head reads the embedding as a whole, so what it says does not divide among "
-            "heads and MLPs; fit one on the coordinates (method='ridge') to see where it looks."
-        )
-    return trained.head.to("cpu").to(torch.float64)
-
-
-def text_of(classifier: ZeroShotClassifier, part: Coordinates, head: ClassHead) -> Tensor:
-    """a z, what the texts add to the logits (n, C), float64; zeros where they have no weight."""
-    if not head.text_weight:
-        return torch.zeros(len(part), head.class_count, dtype=torch.float64)
-    exact = replace(
-        part,
-        readout=part.readout.double(),
-        coordinates=part.coordinates.double(),
-        state=part.state.map(lambda t: t.double() if t.is_floating_point() else t),
-    )
-    with torch.no_grad():
-        adapted = exact.adapted(gains_of(classifier.model).detach().cpu().double())
-        weights = classifier.class_embeddings[: head.class_count].cpu().double()
-        z = classifier.logit_scale * functional.normalize(adapted, dim=1) @ weights.mT
-    return head.text_weight * z
-
-
-def check_rows(rows: Coordinates | CoordinateStore, head: ClassHead) -> None:
-    """Raise a ResiDualError where coordinates are not what a head reads."""
-    columns = sum(rows.state.counts)
-    if columns != len(head.mean):
-        raise ResiDualError(
-            f"the class head reads {len(head.mean)} coordinates, these are {columns} of another "
-            "basis or other units; collect them anew with collect_coordinates."
-        )
 
 
 @dataclass

@@ -12,7 +12,7 @@ from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
-from .head import check_rows, explained_head, text_of
+from .head_read import check_rows, explained_head, text_of
 from .movement import coordinates_of_image, strongest_of
 from .one_image import class_number
 
@@ -23,18 +23,30 @@ class HeadImageExplanation:
 
     The margin is the logit of `this_class` minus that of `other_class`: the sum of `effects`,
     `constant` and `text`.
+
+    Attributes:
+        this_class: the likeliest of the head's classes, unless another was asked for.
+        other_class: the next one.
+        margin: see above.
+        effects: (K,), of each component.
+        constant: what is said of every image.
+        text: of the texts.
+        units: the adapted units.
+        counts: components of each.
+        centred: c (K,) of the image, less the mean of the images of the fit.
+        per_unit: whether the adapter keeps no components of its own.
     """
 
-    this_class: str  # the likeliest of the head's classes, unless another was asked for
-    other_class: str  # the next one
-    margin: float  # see above
-    effects: Tensor  # (K,), of each component
-    constant: float  # what is said of every image
-    text: float  # of the texts
-    units: tuple[Unit, ...]  # the adapted units
-    counts: tuple[int, ...]  # components of each
-    centred: Tensor  # c (K,) of the image, less the mean of the images of the fit
-    per_unit: bool = False  # whether the adapter keeps no components of its own
+    this_class: str
+    other_class: str
+    margin: float
+    effects: Tensor
+    constant: float
+    text: float
+    units: tuple[Unit, ...]
+    counts: tuple[int, ...]
+    centred: Tensor
+    per_unit: bool = False
 
     def by_unit(self) -> list[tuple[Unit, float]]:
         """The effect of every unit, in the order of the tower."""

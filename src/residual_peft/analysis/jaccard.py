@@ -12,12 +12,17 @@ from ..towers.units import Unit
 
 @dataclass(frozen=True)
 class OverlapMatrix:
-    """Jaccard overlaps |A ∩ B| / |A ∪ B| of sets of units."""
+    """Jaccard overlaps |A ∩ B| / |A ∪ B| of sets of units.
 
-    names: tuple[str, ...]  # T names, of tasks, for instance
-    values: tuple[tuple[float, ...], ...]  # (T, T), symmetric, ones on the diagonal
-    # (T, T) what two random sets of these sizes share on average; None where the number of
-    # candidates was not given
+    Attributes:
+        names: T names, of tasks, for instance.
+        values: (T, T), symmetric, ones on the diagonal.
+        chance: (T, T) what two random sets of these sizes share on average; None where the number
+            of candidates was not given.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
     chance: tuple[tuple[float, ...], ...] | None = None
 
     def rows(self) -> list[dict[str, Any]]:

@@ -27,20 +27,33 @@ class ImageExplanation:
 
     The margin is the logit of `to_class` minus that of `from_class`; its change is the sum of
     `effects`, `rescaling` and `settings`.
+
+    Attributes:
+        from_class: the class that the unadapted model chose, unless another was asked for.
+        to_class: the class that the adapted model chose, or its next one where that is the same.
+        margin_before: of the unadapted model.
+        margin_after: of the adapted model.
+        effects: (K,), of each component.
+        rescaling: of the change of the readout's length.
+        settings: of what the adapter's settings drop whatever the gains.
+        units: the adapted units.
+        counts: components of each.
+        gains: λ (K,).
+        coordinates: c (K,) of the image.
+        per_unit: whether the adapter has one gain per unit, and no components of its own.
     """
 
-    from_class: str  # the class that the unadapted model chose, unless another was asked for
-    to_class: str  # the class that the adapted model chose, or its next one where that is the same
-    margin_before: float  # of the unadapted model
-    margin_after: float  # of the adapted model
-    effects: Tensor  # (K,), of each component
-    rescaling: float  # of the change of the readout's length
-    settings: float  # of what the adapter's settings drop whatever the gains
-    units: tuple[Unit, ...]  # the adapted units
-    counts: tuple[int, ...]  # components of each
-    gains: Tensor  # λ (K,)
-    coordinates: Tensor  # c (K,) of the image
-    # whether the adapter has one gain per unit, and no components of its own
+    from_class: str
+    to_class: str
+    margin_before: float
+    margin_after: float
+    effects: Tensor
+    rescaling: float
+    settings: float
+    units: tuple[Unit, ...]
+    counts: tuple[int, ...]
+    gains: Tensor
+    coordinates: Tensor
     per_unit: bool = False
 
     def strongest(self, count: int = 10) -> list[tuple[Unit, int | None, float, float]]:

@@ -27,14 +27,18 @@ _CHUNK = 1 << 24  # numbers in the largest scratch tensor
 
 @dataclass(frozen=True, eq=False)
 class Pursuit:
-    """Atoms in the order in which they were chosen."""
+    """Atoms in the order in which they were chosen.
 
-    indices: Tensor  # (s,), or (B, s) of B directions, −1 where choosing had ended
-    # of the same shape, float64: the share of Σ_n |X_n|² that lies in the span of the atoms chosen
-    # so far (for TextSpan, of their parts in the span of X)
+    Attributes:
+        indices: (s,), or (B, s) of B directions, −1 where choosing had ended.
+        explained: of the same shape, float64: the share of Σ_n |X_n|² that lies in the span of the
+            atoms chosen so far (for TextSpan, of their parts in the span of X).
+        coefficients: how the atoms are added up, in the fit on all of them: (N, s) for SOMP, the
+            shape of `indices` for OMP, None for TextSpan, which fits none.
+    """
+
+    indices: Tensor
     explained: Tensor
-    # how the atoms are added up, in the fit on all of them: (N, s) for SOMP, the shape of `indices`
-    # for OMP, None for TextSpan, which fits none
     coefficients: Tensor | None = None
 
 

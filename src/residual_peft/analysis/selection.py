@@ -27,21 +27,34 @@ DEFAULT_METHODS: tuple[Method, ...] = ("supervised", "unsupervised", "unsupervis
 
 @dataclass(frozen=True)
 class ReferenceLine:
-    """What curves are held against: H, B or O."""
+    """What curves are held against: H, B or O.
 
-    letter: str  # "H" all candidates, "B" the whole model, "O" the coarse optimum
-    accuracy: float  # of the test images
-    low: float  # of Wilson's 95 % interval
-    high: float  # of the same
+    Attributes:
+        letter: "H" all candidates, "B" the whole model, "O" the coarse optimum.
+        accuracy: of the test images.
+        low: of Wilson's 95 % interval.
+        high: of the same.
+    """
+
+    letter: str
+    accuracy: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class SelectionStudy:
-    """All curves and lines of one task."""
+    """All curves and lines of one task.
 
-    rankings: tuple[Ranking, ...]  # of `DEFAULT_METHODS`, or those asked for
-    curves: tuple[SelectionCurve, ...]  # one per ranking, and the random one
-    lines: tuple[ReferenceLine, ...]  # H, B, and O where an optimum was given
+    Attributes:
+        rankings: of `DEFAULT_METHODS`, or those asked for.
+        curves: one per ranking, and the random one.
+        lines: H, B, and O where an optimum was given.
+    """
+
+    rankings: tuple[Ranking, ...]
+    curves: tuple[SelectionCurve, ...]
+    lines: tuple[ReferenceLine, ...]
 
     def curve(self, method: str) -> SelectionCurve:
         """The curve of a method, by its name or letter."""

@@ -30,13 +30,21 @@ class LayerSimilarity:
 
 @dataclass(frozen=True)
 class SimilarityMatrix:
-    """How alike two sets of units are, or one set within itself."""
+    """How alike two sets of units are, or one set within itself.
 
-    units: tuple[Unit, ...]  # of the rows
-    others: tuple[Unit, ...]  # of the columns
-    values: Tensor  # (U, V) float64, larger for more alike, NaN where a unit has no direction
-    measure: str  # what was measured, in words
-    within: bool  # both are the same units of the same source, so that the diagonal says nothing
+    Attributes:
+        units: of the rows.
+        others: of the columns.
+        values: (U, V) float64, larger for more alike, NaN where a unit has no direction.
+        measure: what was measured, in words.
+        within: both are the same units of the same source, so that the diagonal says nothing.
+    """
+
+    units: tuple[Unit, ...]
+    others: tuple[Unit, ...]
+    values: Tensor
+    measure: str
+    within: bool
 
     def between(self, unit: Unit | str, other: Unit | str) -> float:
         """The value of one pair.
@@ -126,12 +134,19 @@ def spectral_similarity(
 
 @dataclass(frozen=True)
 class SameUnitSimilarity:
-    """How alike each unit is to itself from one dataset to another."""
+    """How alike each unit is to itself from one dataset to another.
 
-    names: tuple[str, ...]  # the S datasets
-    units: tuple[Unit, ...]  # the U units
-    values: Tensor  # (U, S, S) float64, symmetric, 1 on the diagonals
-    measure: str  # what was measured, in words
+    Attributes:
+        names: the S datasets.
+        units: the U units.
+        values: (U, S, S) float64, symmetric, 1 on the diagonals.
+        measure: what was measured, in words.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[Unit, ...]
+    values: Tensor
+    measure: str
 
     def by_layer(self, kind: str = "head") -> dict[int, Tensor]:
         """Per layer the mean over its units of one kind, (S, S).

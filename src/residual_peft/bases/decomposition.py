@@ -18,12 +18,19 @@ from .exactness import Streams, check_exact
 
 @dataclass(frozen=True)
 class Decomposition:
-    """`contributions.sum(1) + bias == readout`, each unit's share in what the model said."""
+    """`contributions.sum(1) + bias == readout`, each unit's share in what the model said.
+
+    Attributes:
+        units: U of them, in the order of the tower.
+        contributions: (B, U, d).
+        bias: (d,).
+        readout: (B, d).
+    """
 
     units: list[Unit]
-    contributions: Tensor  # (B, U, d)
-    bias: Tensor  # (d,)
-    readout: Tensor  # (B, d)
+    contributions: Tensor
+    bias: Tensor
+    readout: Tensor
 
 
 def decompose(

@@ -22,14 +22,22 @@ class Evaluation:
 
     With several labels per image, `labels` are zeros and ones (N, C); `confusion` is for one
     label per image.
+
+    Attributes:
+        class_names: of the C classes.
+        logits: (N, C).
+        labels: (N,), or (N, C).
+        index: the images' rows in their split (N,); None: all, in order.
+        skipped: row, file and reason of unreadable images.
+        thresholds: of several labels (C,); None for 0 (`TrainedHead`).
     """
 
     class_names: tuple[str, ...]
-    logits: Tensor  # (N, C)
-    labels: Tensor  # (N,), or (N, C)
-    index: Tensor | None = None  # the images' rows in their split (N,); None: all, in order
-    skipped: tuple[tuple[int, str, str], ...] = ()  # row, file and reason of unreadable images
-    thresholds: Tensor | None = None  # of several labels (C,); None for 0 (`TrainedHead`)
+    logits: Tensor
+    labels: Tensor
+    index: Tensor | None = None
+    skipped: tuple[tuple[int, str, str], ...] = ()
+    thresholds: Tensor | None = None
 
     @property
     def labelling(self) -> Labelling:

@@ -17,22 +17,36 @@ class Prediction:
     With several labels per image, each class's probability is a sigmoid of its own, and `label` is
     the most likely class whether or not it is among the labels.
 
+    Attributes:
+        label: the most likely class.
+        index: its number.
+        score: the label's probability.
+        probabilities: of every class, in the order of the class names.
+        labels: several: from the class's threshold on, maybe none; one: (label,).
+        class_names: of all C classes.
+        file: of the image, where it came as a path.
+        several: whether an image may have several labels.
+        plausible: classes that hold the right one as often as asked.
+        alike: share of the fit's images, left out, as far from their classes.
+        none_of_these: whether that is too small a share; None where not asked.
+        plausible_by: what says so: "held-out", "jackknife+" or "jackknife".
+
     >>> print(Prediction("dog", 1, 0.75, (0.25, 0.75), ("dog",), ("cat", "dog"), "a.png"))
     a.png: dog 0.750, cat 0.250
     """
 
     label: str
     index: int
-    score: float  # the label's probability
-    probabilities: tuple[float, ...]  # of every class, in the order of the class names
-    labels: tuple[str, ...]  # several: from the class's threshold on, maybe none; one: (label,)
+    score: float
+    probabilities: tuple[float, ...]
+    labels: tuple[str, ...]
     class_names: tuple[str, ...] = field(default=(), repr=False)
-    file: str | None = None  # of the image, where it came as a path
-    several: bool = field(default=False, repr=False)  # whether an image may have several labels
-    plausible: tuple[str, ...] | None = None  # classes that hold the right one as often as asked
-    alike: float | None = None  # share of the fit's images, left out, as far from their classes
-    none_of_these: bool | None = None  # whether that is too small a share; None where not asked
-    plausible_by: str | None = None  # what says so: "held-out", "jackknife+" or "jackknife"
+    file: str | None = None
+    several: bool = field(default=False, repr=False)
+    plausible: tuple[str, ...] | None = None
+    alike: float | None = None
+    none_of_these: bool | None = None
+    plausible_by: str | None = None
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The k most likely classes (all, where there are fewer) and their probabilities."""

@@ -15,22 +15,29 @@ Seed = Annotated[int, Within(0, 2**32 - 1)]
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """How the images of a fit were shared out: whoever evaluates uses the same test images."""
+    """How the images of a fit were shared out: whoever evaluates uses the same test images.
 
-    # of the data as a whole (`digest_of`): equal where the images, their classes and the splits
-    # that they came in are equal, whatever the files are called
+    Attributes:
+        digest: of the data as a whole (`digest_of`): equal where the images, their classes and the
+            splits that they came in are equal, whatever the files are called.
+        seed: of the splits that were cut.
+        shares: part -> its share of the images, for the parts that were cut from the training
+            images ("validation", "test"); a part that the data came with is not among them.
+        images: split -> how many images it has.
+        few: images of each class that were drawn to train on; 0 where no such draw was made.
+        group_column: of the data, whose equal values stayed together; None where there was none.
+        tested: one digest of all test images; "" in records of before it was kept.
+        updated: whether the classifier learned from more images since, of which the test images may
+            be some.
+    """
+
     digest: str
-    seed: Seed = 0  # of the splits that were cut
-    # part -> its share of the images, for the parts that were cut from the training images
-    # ("validation", "test"); a part that the data came with is not among them
+    seed: Seed = 0
     shares: dict[str, float] = field(default_factory=dict)
-    images: dict[str, int] = field(default_factory=dict)  # split -> how many images it has
-    # images of each class that were drawn to train on; 0 where no such draw was made
+    images: dict[str, int] = field(default_factory=dict)
     few: Annotated[int, Within(0)] = 0
-    # of the data, whose equal values stayed together; None where there was none
     group_column: str | None = None
-    tested: str = ""  # one digest of all test images; "" in records of before it was kept
-    # whether the classifier learned from more images since, of which the test images may be some
+    tested: str = ""
     updated: bool = False
 
 

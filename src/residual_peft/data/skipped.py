@@ -13,10 +13,15 @@ _ROW = re.compile(r"(row|image) \d+( of .*)?")  # instead of a path
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """An image that was left out."""
+    """An image that was left out.
 
-    file: str  # its path, whatever is in it; of an image without one, its split and row
-    reason: str  # why, in a few words that may be printed
+    Attributes:
+        file: its path, whatever is in it; of an image without one, its split and row.
+        reason: why, in a few words that may be printed.
+    """
+
+    file: str
+    reason: str
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", printable(self.reason))

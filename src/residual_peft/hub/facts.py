@@ -9,50 +9,68 @@ from ..errors import ResiDualError
 
 @dataclass(frozen=True)
 class MethodRow:
-    """What one method gave in a comparison."""
+    """What one method gave in a comparison.
 
-    name: str  # of the method
-    title: str  # in words
-    score: float  # accuracy on the test images; with several labels the mean average precision
-    low: float | None  # of the score's 95 % interval; None where there is none
-    high: float | None  # likewise
-    # the share of labels right of training images that each fit did not see; None where nothing
-    # could be left out
+    Attributes:
+        name: of the method.
+        title: in words.
+        score: accuracy on the test images; with several labels the mean average precision.
+        low: of the score's 95 % interval; None where there is none.
+        high: likewise.
+        left_out: the share of labels right of training images that each fit did not see; None where
+            nothing could be left out.
+        log_loss: of those predictions, by which methods are chosen.
+        trained: how many numbers were trained.
+        seconds: of the fit, choices included.
+        chosen: whether this one was.
+        bytes: on disk, of what was fitted: a head or gains and what goes with them; the basis that
+            coordinates are taken in aside. None where it was not noted.
+        recall: mean per-class recall of the left-out images, by which methods are chosen where
+            every class counts alike; None where it does not.
+        test_recall: the same of the test images.
+    """
+
+    name: str
+    title: str
+    score: float
+    low: float | None
+    high: float | None
     left_out: float | None
-    log_loss: float | None  # of those predictions, by which methods are chosen
-    trained: int  # how many numbers were trained
-    seconds: float  # of the fit, choices included
-    chosen: bool = False  # whether this one was
-    # on disk, of what was fitted: a head or gains and what goes with them; the basis that
-    # coordinates are taken in aside. None where it was not noted
+    log_loss: float | None
+    trained: int
+    seconds: float
+    chosen: bool = False
     bytes: int | None = None
-    # mean per-class recall of the left-out images, by which methods are chosen where every class
-    # counts alike; None where it does not
     recall: float | None = None
-    test_recall: float | None = None  # the same of the test images
+    test_recall: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitNumbers:
-    """What a fit took and came to: what its report and its sheet of facts both say."""
+    """What a fit took and came to: what its report and its sheet of facts both say.
 
-    # split -> how many of its images were used
+    Attributes:
+        splits: split -> how many of its images were used.
+        learned: images that it was fitted on, of the training and maybe the validation split; None
+            in what was written before it was kept.
+        encoding_seconds: of the pass over the training and validation images, for the Trainer's way
+            over those that fit the bases; None where it was not timed by itself.
+        fitting_seconds: of all that came after.
+        strength: of the ridge of gains, chosen on left-out images; None without one.
+        largest_class: what the first of the metrics is by chance (`OneLabel.chance`).
+        repeated: test images that were trained on as well, and were left out of the score.
+        findings: what the numbers say against the fit, a sentence each.
+        methods: what was compared, the chosen one among them; empty where nothing was.
+    """
+
     splits: Mapping[str, int] = field(default_factory=dict)
-    # images that it was fitted on, of the training and maybe the validation split; None in what was
-    # written before it was kept
     learned: int | None = None
-    # of the pass over the training and validation images, for the Trainer's way over those that fit
-    # the bases; None where it was not timed by itself
     encoding_seconds: float | None = None
-    fitting_seconds: float | None = None  # of all that came after
-    # of the ridge of gains, chosen on left-out images; None without one
+    fitting_seconds: float | None = None
     strength: float | None = None
-    # what the first of the metrics is by chance (`OneLabel.chance`)
     largest_class: float | None = None
-    # test images that were trained on as well, and were left out of the score
     repeated: int | None = None
-    findings: tuple[str, ...] = ()  # what the numbers say against the fit, a sentence each
-    # what was compared, the chosen one among them; empty where nothing was
+    findings: tuple[str, ...] = ()
     methods: tuple[MethodRow, ...] = ()
 
     def numbers(self) -> dict[str, Any]:

@@ -15,21 +15,27 @@ from .store import CoordinateStore, Stores
 
 @dataclass(frozen=True)
 class Fit:
-    """What training left."""
+    """What training left.
 
-    # the fitted tensors: `gains`, or `weight` (d, d) and `bias` (d,); with loss="sigmoid"
-    # `logit_bias` (), too: that of the objective's own logits
+    Attributes:
+        parameters: the fitted tensors: `gains`, or `weight` (d, d) and `bias` (d,); with
+            loss="sigmoid" `logit_bias` (), too: that of the objective's own logits.
+        history: per epoch (AdamW) `epoch`, `loss` (mean over its steps) and, with validation data,
+            `accuracy`; per iteration (L-BFGS) `epoch`, `loss` and `gradient_norm`.
+        best_epoch: whose parameters these are, counted from 1; 0 where the start was never
+            bettered.
+        accuracy: on the validation data at that epoch; None without. With loss="sigmoid" the mean
+            over classes of the average precision.
+        seconds: how long it took.
+        gradient_norm: the certificate: the Euclidean norm of the objective's gradient at the gains;
+            None for AdamW.
+    """
+
     parameters: dict[str, Tensor]
-    # per epoch (AdamW) `epoch`, `loss` (mean over its steps) and, with validation data, `accuracy`;
-    # per iteration (L-BFGS) `epoch`, `loss` and `gradient_norm`
     history: list[dict[str, float]]
-    # whose parameters these are, counted from 1; 0 where the start was never bettered
     best_epoch: int
-    # on the validation data at that epoch; None without. With loss="sigmoid" the mean over classes
-    # of the average precision.
     accuracy: float | None
-    seconds: float  # how long it took
-    # the certificate: the Euclidean norm of the objective's gradient at the gains; None for AdamW
+    seconds: float
     gradient_norm: float | None = None
 
     @property

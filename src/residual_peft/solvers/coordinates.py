@@ -60,9 +60,16 @@ class Readouts:
 
 @dataclass(frozen=True)
 class Coordinates(Readouts):
-    """The same for one adapter, with the coordinates that its gains scale."""
+    """The same for one adapter, with the coordinates that its gains scale.
 
-    coordinates: Tensor  # c (N, K)
+    Attributes:
+        readout: y (N, d) of the unadapted model.
+        labels: (N,), or with several per image zeros and ones (N, C).
+        coordinates: c (N, K).
+        state: what of the adapter they are of, its gains aside.
+    """
+
+    coordinates: Tensor
     state: ReadoutState
 
     def to(self, device: torch.device | str) -> "Coordinates":

@@ -29,11 +29,17 @@ The accuracy on fewer is off by two points and more by chance alone (a standard 
 
 @dataclass(frozen=True)
 class StrengthPath:
-    """Held-out accuracy and loss along strengths of the ridge."""
+    """Held-out accuracy and loss along strengths of the ridge.
 
-    strengths: tuple[float, ...]  # from strong to weak (S,)
-    accuracy: Tensor  # by fold (F, S); for loss="sigmoid" the mean average precision
-    loss: Tensor  # the objective's loss on the held-out images, without the ridge (F, S)
+    Attributes:
+        strengths: from strong to weak (S,).
+        accuracy: by fold (F, S); for loss="sigmoid" the mean average precision.
+        loss: the objective's loss on the held-out images, without the ridge (F, S).
+    """
+
+    strengths: tuple[float, ...]
+    accuracy: Tensor
+    loss: Tensor
 
     @property
     def best(self) -> float:

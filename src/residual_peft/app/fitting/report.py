@@ -18,20 +18,26 @@ FAR = 0.1  # of accuracy: training images this much above test images are worth 
 
 @dataclass(frozen=True)
 class FitReport(FitNumbers):
-    """What a fit gave, beside what it took."""
+    """What a fit gave, beside what it took.
 
-    # metrics on the test images without the adapter; where classes are the means of their training
-    # images, with those
+    Attributes:
+        zero_shot: metrics on the test images without the adapter; where classes are the means of
+            their training images, with those.
+        adapted: metrics on them with it.
+        start: "zero-shot" or "class means": what the classes are before the adapter.
+        classes: how many there are.
+        interval: of the adapted accuracy on the test images, 95 %; None with several labels.
+        train: metrics on the training images with the adapter.
+        skipped: images that could not be read.
+    """
+
     zero_shot: dict[str, float]
-    adapted: dict[str, float]  # metrics on them with it
-    # "zero-shot" or "class means": what the classes are before the adapter
+    adapted: dict[str, float]
     start: str = "zero-shot"
-    classes: int = 0  # how many there are
-    # of the adapted accuracy on the test images, 95 %; None with several labels
+    classes: int = 0
     interval: tuple[float, float] | None = None
-    # metrics on the training images with the adapter
     train: dict[str, float] = field(default_factory=dict)
-    skipped: tuple[SkippedImage, ...] = ()  # images that could not be read
+    skipped: tuple[SkippedImage, ...] = ()
 
     @property
     def labelling(self) -> Labelling:

@@ -45,16 +45,27 @@ TRIED = 8  # images that the two are compared on; one of them by itself
 
 @dataclass(frozen=True)
 class ExportedOnnx:
-    """What was written, and how near it is to torch."""
+    """What was written, and how near it is to torch.
 
-    path: Path  # of the file
-    bytes: int  # it takes
-    probability_difference: float  # the largest on the images that were tried
-    logit_difference: float  # likewise, as a share of the largest logit
-    images: int  # how many were tried
-    size: tuple[int, int]  # height and width of the pixels that it takes
-    seconds: float  # all of it took
-    dtype: str  # that the model had; the file computes in float32
+    Attributes:
+        path: of the file.
+        bytes: it takes.
+        probability_difference: the largest on the images that were tried.
+        logit_difference: likewise, as a share of the largest logit.
+        images: how many were tried.
+        size: height and width of the pixels that it takes.
+        seconds: all of it took.
+        dtype: that the model had; the file computes in float32.
+    """
+
+    path: Path
+    bytes: int
+    probability_difference: float
+    logit_difference: float
+    images: int
+    size: tuple[int, int]
+    seconds: float
+    dtype: str
 
 
 def export_onnx(

@@ -77,9 +77,17 @@ class Covering:
 
 @dataclass(frozen=True)
 class PredictionSets(Covering):
-    """Sets of the classes whose −log p is at most a threshold."""
+    """Sets of the classes whose −log p is at most a threshold.
 
-    scores: Tensor  # −log p of the images' own classes (n,), by fits that did not see them
+    Attributes:
+        coverage: that was asked for, 1 − α.
+        by: what stands behind it, "held-out" or "jackknife".
+        images: n, how many scores it comes from.
+        grouped: whether they came in groups, whose images are alike.
+        scores: −log p of the images' own classes (n,), by fits that did not see them.
+    """
+
+    scores: Tensor
 
     @classmethod
     def of(

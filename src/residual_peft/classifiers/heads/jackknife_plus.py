@@ -165,7 +165,15 @@ def _sides(values: Tensor) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PlusSets(Covering):
-    """Jackknife+ sets, CV+ where parts hold several images (R. Barber et al., 2021)."""
+    """Jackknife+ sets, CV+ where parts hold several images (R. Barber et al., 2021).
+
+    Attributes:
+        coverage: that was asked for, 1 − α.
+        by: "jackknife+".
+        images: N, the training images that were left out in turn.
+        grouped: False; where images come in groups, each part is a whole one.
+        without: the ridge's fits without each part.
+    """
 
     without: RidgeWithout
 

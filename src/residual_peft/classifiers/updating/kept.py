@@ -45,14 +45,22 @@ class KeptStatistics:
     they lie in `run/`, which is never pushed. Size: K (K + 1) / 2 + (C + 6) K numbers of 8 bytes,
     K what the head reads (embedding of 512: 1 MB; 2,304 coordinates: 21 MB; 15,504: 1 GB), and
     C K (K + 1) / 2 more where they are kept of each class.
+
+    Attributes:
+        sums: of the images, and the fit's settings.
+        columns: which of the head's features are summed (K',); the others weigh nothing.
+        features: what the head reads.
+        width: K of all its features.
+        basis: the digest of the basis of its coordinates; None on the embedding.
+        model: whose features they are.
     """
 
-    sums: RidgeSums  # of the images, and the fit's settings
-    columns: Tensor  # which of the head's features are summed (K',); the others weigh nothing
-    features: Features  # what the head reads
-    width: int  # K of all its features
-    basis: str | None  # the digest of the basis of its coordinates; None on the embedding
-    model: Fingerprint  # whose features they are
+    sums: RidgeSums
+    columns: Tensor
+    features: Features
+    width: int
+    basis: str | None
+    model: Fingerprint
 
     @classmethod
     def of(

@@ -57,11 +57,17 @@ class InParts:
 
 @dataclass(frozen=True)
 class CoordinateStore(InParts):
-    """A finished store, for the solvers as `Coordinates` are, its shards mapped into memory."""
+    """A finished store, for the solvers as `Coordinates` are, its shards mapped into memory.
 
-    directory: Path  # where it lies
-    manifest: dict[str, Any]  # what it belongs to
-    state: ReadoutState  # of the adapter that the coordinates are of
+    Attributes:
+        directory: where it lies.
+        manifest: what it belongs to.
+        state: of the adapter that the coordinates are of.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    state: ReadoutState
 
     @classmethod
     def open(
