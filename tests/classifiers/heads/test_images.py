@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from residual_peft.classifiers.heads import balanced_weights, duplicate_groups, fit_ridge
+from residual_peft.classifiers.heads import balanced_weights, duplicate_groups, fit_ridge, images
 from residual_peft.errors import ResiDualError
 from tests.pairs import table
 
@@ -34,6 +36,56 @@ def test_copies_share_a_number_and_near_pictures_do_not(drawn: Any) -> None:
     assert int(groups[16]) == int(groups[1])
     assert int(groups[17]) == int(groups[4])
     assert len(groups.unique()) == 17
+    strangers_between_copies()
+    thousands_of_one_picture()
+
+
+def strangers_between_copies() -> None:
+    """As all pairs have it: parts of the graph of those that are near, most with others between."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(rows: Tensor, size: float) -> Tensor:
+        drawn = torch.randn(rows.shape, generator=generator)
+        return rows + size * rows.norm(dim=1, keepdim=True) * drawn / rows.shape[1] ** 0.5
+
+    for width, spread, least in ((64, 0.05, 1e-7), (64, 0.8, 1e-6), (6, 0.1, 3e-6)):
+        whole = 1 + spread * torch.randn(1500, width, generator=generator)
+        whole[:4] = 0
+        again = noise(whole[:500], least)
+        link = 0.9e-5 * whole[500:520].norm(dim=1, keepdim=True) * torch.eye(width)[0]
+        chain = torch.cat([whole[500:520] + link, whole[500:520] + 2 * link])
+        features = torch.cat([whole, again, noise(whole[:50], least), chain])
+        features = features[torch.randperm(len(features), generator=generator)]
+        apart = cdist(features.double(), features.double())
+        near = apart <= 1e-5 * features.double().norm(dim=1).numpy()
+        wanted = connected_components(near)[1]
+        assert first_of_each(duplicate_groups(features)) == first_of_each(wanted)
+
+
+def first_of_each(groups: Any) -> list[int]:
+    """The first row of the group of each."""
+    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    return list(first[number])
+
+
+def thousands_of_one_picture() -> None:
+    """Are not compared each with each."""
+    generator = torch.Generator().manual_seed(1)
+    strangers = torch.randn(500, 32, generator=generator)
+    noise = 4e-6 * torch.randn(5000, 32, generator=generator) / 32**0.5
+    one = strangers[:1] + strangers[:1].norm() * noise
+    compared, distances = 0, images._distances
+
+    def counted(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        nonlocal compared
+        compared += len(one)
+        return distances(rows, one, other)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_distances", counted)
+        groups = duplicate_groups(torch.cat([strangers, one]))
+    assert groups.tolist() == [*range(500), *[0] * 5000]
+    assert compared <= 6000
 
 
 def test_balanced_weights_are_scikit_learns() -> None:

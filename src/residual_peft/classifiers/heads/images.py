@@ -3,13 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ...data.labels import ONE_LABEL, Labelling, check_same, labelling_in
 from ...errors import ResiDualError, counted
 
 ADVICE = "fit the head on the classes that have images; others are told by their text alone."
+ROUNDING = 1e-5
+"""How far copies may differ, as a share of their length."""
+PROJECTIONS = 3
+AT_ONCE = 2**14  # pairs that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -145,21 +152,75 @@ def duplicate_groups(features: Tensor) -> Tensor:
     """A number per image (N,) that equal rows of features share; each other image has its own.
 
     Rows are compared in float32: copies of one picture that were encoded in two batches may differ
-    by rounding, 1e-5 of their length here.
+    by rounding, `ROUNDING` of their length here. Copies of copies are copies, too. Only rows that
+    some random projections cannot tell apart are compared: a distance is no less along any line.
     """
     rows = features.detach().cpu().float()
+    if len(rows) < 2:
+        return torch.arange(len(rows))
+    margins = ROUNDING * rows.norm(dim=1) + 1e-12
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(rows.shape[1], generator=generator)
-    keys = rows @ (probe / probe.norm())
-    order = keys.argsort()
-    margins = 1e-5 * rows.norm(dim=1)[order[:-1]] + 1e-12
-    near = (keys[order[1:]] - keys[order[:-1]] <= margins).nonzero().flatten()
-    group = torch.arange(len(rows))
-    for place in near.tolist():
-        before, this = order[place], order[place + 1]
-        if float((rows[this] - rows[before]).norm()) <= float(margins[place]):
-            group[this] = group[before]
-    return group
+    probes = torch.randn(rows.shape[1], PROJECTIONS, generator=generator)
+    keys = rows @ (probes / probes.norm(dim=0))
+    first, radius = _stand_ins(rows, keys, margins)
+    one, other = _near_pairs(rows, keys, margins, first, radius)
+    ends = torch.cat([torch.arange(len(rows)), one]), torch.cat([first, other])
+    graph = coo_array((np.ones(len(ends[0])), ends), shape=(len(rows), len(rows)))
+    found = connected_components(graph, directed=False)[1]
+    _, lowest, number = np.unique(found, return_index=True, return_inverse=True)
+    return torch.from_numpy(lowest[number])
+
+
+def _stand_ins(rows: Tensor, keys: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of each row that stands for it, or itself (N,); how far off those are at most (N,).
+
+    Thousands of copies of one picture would be millions of pairs: most share a cell of a grid over
+    the projections, and the first row in it stands for those that are indeed near.
+    """
+    cells = (keys / (margins / 2).unsqueeze(1)).floor().long().numpy()
+    mixed = cells @ np.array([1, 0x9E3779B97F4A7C1, 0x2545F4914F6CDD1], dtype=np.int64)
+    _, lowest, number = np.unique(mixed, return_index=True, return_inverse=True)
+    first, own = torch.from_numpy(lowest[number]), torch.arange(len(rows))
+    others = (first != own).nonzero().flatten()
+    apart = _distances(rows, first[others], others)
+    near = apart <= margins[first[others]]
+    first[others[~near]] = others[~near]
+    radius = torch.zeros(len(rows))
+    return first, radius.scatter_reduce_(0, first[others[near]], apart[near], "amax")
+
+
+def _near_pairs(
+    rows: Tensor, keys: Tensor, margins: Tensor, first: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both of all pairs (P,) of rows that stand for themselves which copies may join.
+
+    A stranger may lie between two copies along a projection: pairs are looked at as far apart in
+    the order as the projection allows. Rows that others lie about by a radius are nearer by it.
+    """
+    kept = (first == torch.arange(len(rows))).nonzero().flatten()
+    order = kept[keys[kept, 0].argsort()]
+    ordered = keys[order]
+    # a tenth more, as projections are rounded themselves
+    reach = 1.1 * margins[order] * (1 + 2 * (radius / margins).nan_to_num().max())
+    ones, others = [torch.arange(0)], [torch.arange(0)]
+    place, step = torch.arange(len(order)), 0
+    while len(place):
+        step += 1
+        place = place[place < len(order) - step]
+        place = place[ordered[place + step, 0] - ordered[place, 0] <= reach[place]]
+        gaps = (ordered[place + step, 1:] - ordered[place, 1:]).abs()
+        able = place[(gaps <= reach[place].unsqueeze(1)).all(1)]
+        one, other = order[able], order[able + step]
+        near = _distances(rows, one, other) <= margins[one] + radius[one] + radius[other]
+        ones.append(one[near])
+        others.append(other[near])
+    return torch.cat(ones), torch.cat(others)
+
+
+def _distances(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Between rows by their numbers (P,), some at a time."""
+    parts = zip(one.split(AT_ONCE), other.split(AT_ONCE), strict=True)
+    return torch.cat([(rows[a] - rows[b]).norm(dim=1) for a, b in parts])
 
 
 def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
