@@ -16,12 +16,12 @@ from ..classifiers.heads import (
     left_out_errors,
 )
 from ..classifiers.heads.choosing import some_rows
-from ..classifiers.heads.head import spread
+from ..classifiers.heads.head import FittedHead
 from ..classifiers.trained_head import Features, embedding_features
 from ..classifiers.zero_shot import ZeroShotClassifier
 from .coordinates import Coordinates
 from .methods import METHODS, Outcome, Rows, columns_of, with_gains
-from .methods.method import trained as kept_head
+from .methods.method import of_head
 from .objectives import Objective
 from .store import CoordinateStore, Stores
 
@@ -137,7 +137,7 @@ def fit_all(
         width = data.readout.shape[1] if columns is None else len(columns)
         if width <= MOST_COLUMNS:
             second = draw_of(rows.classifier, data, min(SECOND, fitting), means=means)
-            return _ridge_from_sums(outcome, features, columns, second, data)
+            return _ridge_from_sums(outcome, features, kinds, second, data)
     options: dict[str, Any] = {"means": means, "balanced": balanced, "groups": groups}
     more = draw_of(rows.classifier, data, fitting, **options)
     done = method.run(more)
@@ -150,31 +150,26 @@ def fit_all(
 
 
 def _ridge_from_sums(
-    drawn: Outcome, features: Features, columns: Tensor | None, second: Rows, data: Stores
+    drawn: Outcome, features: Features, kinds: tuple[str, ...], second: Rows, data: Stores
 ) -> Outcome:
+    columns = second.columns(kinds) if features == "coordinates" else None
     sums = statistics_of(data, second.class_count, features=features, columns=columns)
     fit = fit_statistics(sums, power=drawn.power)
     errors = left_out_errors(fit, _batches(second, features, columns))
     best = int(errors.sum(1).argmin())
     fit = fit.at(float(fit.alphas[best]))
     head, left = calibrated(fit, _batches(second, features, columns))
-    trained = head
-    if columns is not None:
-        trained = spread(head, columns, len(data.state.shift))
-    return Outcome(
-        drawn.method,
-        left,
-        head.parameter_count,
-        head=kept_head(trained, features, drawn.method, left),
-        strength=float(fit.alpha[0]),
-        notes=(
-            f"fitted on all {len(data):,} images from their sums; strength and calibration are of "
-            f"{len(second.labels):,} of them, each left out by itself.",
-        ),
-        power=drawn.power,
-        settings=RidgeSettings.of(fit.alpha, head.scale),
-        columns=columns,
+    note = (
+        f"fitted on all {len(data):,} images from their sums; strength and calibration are of "
+        f"{len(second.labels):,} of them, each left out by itself."
     )
+    more: dict[str, Any] = {
+        "notes": (note,),
+        "power": drawn.power,
+        "settings": RidgeSettings.of(fit.alpha, head.scale),
+        "strength": float(fit.alpha[0]),
+    }
+    return of_head(drawn.method, second, features, FittedHead(head, left), kinds, **more)
 
 
 def _batches(

@@ -138,12 +138,12 @@ def of_head(
     if features == "coordinates":
         columns = rows.columns(kinds)
         head = spread(head, columns, rows.data.coordinates.shape[1])
-    own = trained(head, features, name, done.left_out)
+    own = _trained(head, features, name, done.left_out)
     left = done.left_out if left is None else left
     return Outcome(name, left, done.parameter_count, head=own, columns=columns, **more)
 
 
-def trained(head: ClassHead, features: Features, name: str, left_out: LeftOut) -> TrainedHead:
+def _trained(head: ClassHead, features: Features, name: str, left_out: LeftOut) -> TrainedHead:
     """A fitted head as a classifier carries it."""
     return TrainedHead(
         head.to(torch.float32),
