@@ -63,6 +63,11 @@ def test_it_says_what_left_out_predictions_say(fitted) -> None:
     assert abs(plus["covered"] - record.covered) < 0.06
     assert record.more_images == 80
     assert 0 < record.more_points < 0.2
+    # what more images would add is told by what the head reads
+    heads, whole = METHODS["ridge-heads"].run(rows), METHODS["ridge"].run(rows)
+    same = (heads, replace(whole, columns=heads.columns), whole)
+    points = [trust_of(rows, each, data, {}).record.more_points for each in same]
+    assert points[0] == points[1] != points[2]
     planted = {(split, row) for split, row in (("train", 5), ("train", 40), ("train", 100))}
     planted.add(("validation", 0))
     named = {(item.file.split(" ")[-2], item.row) for item in found.suspicious}

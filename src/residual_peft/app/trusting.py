@@ -30,16 +30,6 @@ COVERAGE = 0.9
 AT_MOST = 2000
 """Training images up to which a ridge by itself is asked: beyond, it takes as long as the fit."""
 _PARTS = ("train", "validation")  # whose images a fit has seen, in this order
-_READ: dict[str, tuple[Features, tuple[str, ...]]] = {
-    "ridge-heads": ("coordinates", ("head",)),
-    "ridge": ("coordinates", ()),
-    "logistic": ("coordinates", ()),
-    "map-embedding": ("embedding", ()),
-    "ridge-embedding": ("embedding", ()),
-    "logistic-embedding": ("embedding", ()),
-    "discriminant": ("embedding", ()),
-}
-"""What a method that fits a class head reads."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +89,11 @@ def trust_of(
     known = left.known
     before = reliability(rows.zero_shot[known], rows.labels[known]).error
     after = reliability(left.logits[known], left.labels[known]).error
-    ridge = _ridge(rows, "coordinates", ())
+    ridge = _ridge(rows, rows.features("coordinates"))
     suspicious, count = _suspicious(left if ridge is None else ridge.left_out, images)
     more, points = None, None
-    if not means and outcome.method in _READ:
-        more, points = _more(rows, *_READ[outcome.method], ridge)
+    if not means and outcome.head is not None:
+        more, points = _more(rows, outcome.head.features, outcome.columns, ridge)
     record = TrustRecord(
         images=int(known.sum()),
         accuracy=left.accuracy,
@@ -117,15 +107,16 @@ def trust_of(
     return Trusted(record, suspicious)
 
 
-def _ridge(rows: Rows, features: Features, kinds: tuple[str, ...]) -> RidgeFit | None:
-    """A ridge for the questions of which it knows more than other methods: see `_suspicious`.
+def _ridge(rows: Rows, values: Tensor) -> RidgeFit | None:
+    """A ridge on what is read of the images (N, K).
 
-    None where there are more images than it takes in seconds.
+    For the questions of which it knows more than other methods: see `_suspicious`. None where there
+    are more images than it takes in seconds.
     """
     if len(rows.labels) > AT_MOST:
         return None
     return fit_ridge(
-        rows.features(features, kinds),
+        values,
         rows.labels,
         rows.class_count,
         zero_shot=rows.zero_shot,
@@ -163,19 +154,24 @@ def _place(images: ImageData, row: int) -> tuple[Dataset, int, str]:
 
 
 def _more(
-    rows: Rows, features: Features, kinds: tuple[str, ...], ridge: RidgeFit | None
+    rows: Rows, features: Features, columns: Tensor | None, ridge: RidgeFit | None
 ) -> tuple[int | None, float | None]:
     """About half as many images more, and the points of accuracy that they would add.
 
-    By ridges on what the method reads, of which a fit takes a tenth of a second, whichever the
-    method; `ridge` is that of all coordinates and images.
+    By ridges on what the method's head reads, of which a fit takes a tenth of a second, whichever
+    the method: `features`, and which columns of these (None for all). `ridge` is that of all
+    coordinates and images.
     """
-    if ridge is not None and (features == "embedding" or kinds):
-        ridge = _ridge(rows, features, kinds)
     if ridge is None:
         return None, None
-    left, values = ridge.left_out, rows.features(features, kinds)
-    if len(rows.labels) < FEWEST_IMAGES or left.how == "none" or rows.groups is not None:
+    values = rows.features(features)
+    some = columns is not None and len(columns) < values.shape[1]
+    values = values[:, columns] if some else values
+    own = _ridge(rows, values) if some or features == "embedding" else ridge
+    if own is None or len(rows.labels) < FEWEST_IMAGES or rows.groups is not None:
+        return None, None
+    left = own.left_out
+    if left.how == "none":
         return None, None
 
     def accuracy_of(inside: Tensor, outside: Tensor) -> float:
