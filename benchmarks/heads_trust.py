@@ -23,6 +23,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from heads_coverage import coverage_interval
 from heads_tasks import Rows, handwriting_rows, joined, some_of, stranger_rows
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -32,7 +33,6 @@ from residual_peft.classifiers.heads.conformal import (
     WAYS,
     By,
     PredictionSets,
-    coverage_interval,
     kept_scores,
     scores_of,
 )

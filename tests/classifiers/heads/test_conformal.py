@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.heads_coverage import coverage_interval
 from residual_peft.classifiers.heads.conformal import (
     MOST_SCORES,
     PredictionSets,
-    coverage_interval,
     fewest,
     kept_scores,
     scores_of,
