@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from residual_peft.experiments.bench import encoding
+from residual_peft.experiments.bench.descent import EPOCHS, HELD_OUT_SHARE, RATES, Training
 from residual_peft.experiments.bench.entries import DataEntry, ModelEntry, Protocol
+from residual_peft.experiments.bench.fits import Fitted
 from residual_peft.experiments.bench.images import load_images
+from residual_peft.experiments.bench.methods import METHODS, Method
 from residual_peft.experiments.bench.plan import lines, plan
 from residual_peft.experiments.bench.protocols import most_needed, needed
 from residual_peft.experiments.bench.registry import Registry
@@ -32,15 +35,16 @@ def registry(tmp_path: Path) -> Registry:
         "few": Protocol("shots", 2, seeds=(0, 1), corruptions=("jpeg",), severities=(1, 2)),
         "one": Protocol("shots", 1, seeds=(1,)),
         "halves": Protocol("base-to-novel", 2),
-        "own": Protocol("shots", 1, basis="own"),
+        "own": Protocol("shots", 1, basis="own", without=("lora",)),
     }
     models = {**found.models, "far": ModelEntry(FAR, coordinates=100, width=10)}
     return replace(found, models=models, data=data, protocols=protocols, aside=("dusk",))
 
 
 def test_what_lies_here_is_counted_as_it_is_read(registry, tmp_path, monkeypatch) -> None:
-    here = registry.only(models=["tiny"])
+    here = replace(registry.only(models=["tiny"]), methods=("zero-shot", "lora"))
     read: dict[str, int] = {}
+    again = counts_what_it_encodes(monkeypatch)
 
     def counted(model, images, folder, **options):
         name = Path(folder).relative_to(tmp_path / "out" / "coordinates" / "tiny").parts[0]
@@ -54,12 +58,37 @@ def test_what_lies_here_is_counted_as_it_is_read(registry, tmp_path, monkeypatch
     assert {name: each.images for name, each in planned.items()} == read
     for each in planned.values():
         assert each.measured
-        assert each.hours == pytest.approx(each.images / each.rate / 3600)
+        read_at_most = each.images + 3 * each.backwards + each.again
+        assert each.hours == pytest.approx(read_at_most / each.rate / 3600)
         assert each.bytes > 0
+        assert each.again >= again[each.data] > 0
+    assert planned["grey"].again == again["grey"]  # the other has too few classes to halve
     said = lines(list(planned.values()))
     assert sum(read.values()) == int(said[3].split()[0])
     assert "(tiny: " in said[-1]
     assert "images a second here); downloads" in said[-1]
+
+
+def counts_what_it_encodes(monkeypatch) -> dict[str, int]:
+    """A method as those that train the backbone, which does not: what it reads of each data set."""
+    again = {"grey": 0, "other": 0}
+
+    def fit(training: Training) -> Fitted:
+        classifier = training.rows.classifier
+        data = "grey" if {"black", "white", "dark"} & set(classifier.class_names) else "other"
+        again[data] += RATES * (EPOCHS + 1) * round(len(training.rows.labels) * HELD_OUT_SHARE)
+
+        def encode(images) -> torch.Tensor:
+            again[data] += len(images)
+            return torch.ones(len(images), classifier.class_embeddings.shape[1])
+
+        def logits(rows) -> torch.Tensor:
+            return classifier.logits(rows.readout)
+
+        return Fitted(logits, 1, 4, lambda rows: rows.readout, encode=encode)
+
+    monkeypatch.setitem(METHODS, "lora", Method(fit, backwards=True))
+    return again
 
 
 def test_hours_are_never_made_up(registry) -> None:

@@ -19,7 +19,7 @@ from .images import load_images, load_shifted
 from .methods import METHODS
 from .protocols import most_needed, needed
 from .rates import reading_rate
-from .registry import OWN, Registry
+from .registry import OWN, WEIGHTS, Registry
 from .run import Run, runs_of
 
 UNKNOWN = "?"
@@ -72,11 +72,12 @@ def plan(registry: Registry, images_per_second: float | None = None) -> list[Pla
     for run in runs_of(registry):
         runs.setdefault(run[:2], []).append(run)
     asked = [each.test if (each := images[name]) else None for name in registry.tasks]
+    shifted = {name: _shifted(registry, name) for name in registry.tasks}
     found = []
     for (model, data), own in runs.items():
-        read = [_read(part, data, images) for part in registry.by_basis()]
+        read = [_read(part, data, images, shifted[data]) for part in registry.by_basis()]
         through = [
-            _passes(registry.protocols[name], images[data], asked)
+            _passes(registry, registry.protocols[name], images[data], asked, shifted[data])
             for _, _, name, _, method in own
             if METHODS[method].backwards
         ]
@@ -210,8 +211,10 @@ def _images(entry: DataEntry) -> _Images | None:
     return _Images(len(found.train), len(found.test), len(found.class_names), labels)
 
 
-def _read(part: Registry, data: str, images: "dict[str, _Images | None]") -> int | None:
-    """Images of a data set that are read in the protocols of one basis."""
+def _read(
+    part: Registry, data: str, images: "dict[str, _Images | None]", shifted: int | None
+) -> int | None:
+    """Images of a data set, and `shifted` ones, that are read in the protocols of one basis."""
     own, protocols = images[data], part.protocols.values()
     if own is None:
         return None
@@ -222,13 +225,24 @@ def _read(part: Registry, data: str, images: "dict[str, _Images | None]") -> int
     else:
         train = most_needed(protocols, own.train, own.classes)
     worse = {(name, level) for p in protocols for name in p.corruptions for level in p.severities}
-    asked = any(protocol.kind != "base-to-novel" for protocol in protocols)
-    others = [part.data[name] for name in part.data[data].shifted] if asked else []
-    shifted = [_shifted(entry, part.data[data]) for entry in others]
-    return _sum([train, own.test * (1 + len(worse)), *shifted])
+    asked = any(map(_asks_beside, protocols))
+    return _sum([train, own.test * (1 + len(worse)), shifted if asked else 0])
 
 
-def _shifted(entry: DataEntry, own: DataEntry) -> int | None:
+def _asks_beside(protocol: Protocol) -> bool:
+    """Whether it asks for shifted images."""
+    return protocol.kind != "base-to-novel"
+
+
+def _shifted(registry: Registry, data: str) -> int | None:
+    """Images of other data sets that a task is asked for, too, as far as a protocol asks."""
+    if not any(map(_asks_beside, registry.protocols.values())):
+        return 0
+    own = registry.data[data]
+    return _sum([_shifted_of(registry.data[name], own) for name in own.shifted])
+
+
+def _shifted_of(entry: DataEntry, own: DataEntry) -> int | None:
     """Test images of another data set, without those that a task trains on."""
     if entry.images is not None:
         return entry.images.get("test", 0)
@@ -238,17 +252,26 @@ def _shifted(entry: DataEntry, own: DataEntry) -> int | None:
 
 
 def _passes(
-    protocol: Protocol, images: _Images | None, asked: list[int | None]
+    registry: Registry,
+    protocol: Protocol,
+    images: _Images | None,
+    asked: list[int | None],
+    shifted: int | None,
 ) -> tuple[int | None, int | None]:
     """Images that one run through the backbone reads forward and back, and forward alone.
 
-    Such a run tells what is forgotten, on the test images of every data set: `asked`.
+    Such a run tells what is forgotten, on the test images of every data set: `asked`. It changes
+    what is seen of corrupted and of `shifted` images, too; and stream mode fits bases anew.
     """
     if images is None or (drawn := _drawn(protocol, images)) is None:
         return None, None
     train, validation = drawn
     held = validation or round(train * HELD_OUT_SHARE)
-    return passes(train, validation), _sum([RATES * (EPOCHS + 1) * held, *asked])
+    forward = [RATES * (EPOCHS + 1) * held, *asked]
+    forward.append(images.test * len(protocol.corruptions) * len(protocol.severities))
+    forward.append(shifted if _asks_beside(protocol) else 0)
+    forward.append(0 if (protocol.basis or registry.basis) == WEIGHTS else train)
+    return passes(train, validation), _sum(forward)
 
 
 def _drawn(protocol: Protocol, images: _Images) -> tuple[int, int] | None:
