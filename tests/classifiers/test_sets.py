@@ -18,6 +18,7 @@ from residual_peft.classifiers.heads.jackknife_plus import RidgeWithout
 from residual_peft.classifiers.outputs import pixel_batches
 from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
+from residual_peft.data.provenance import file_digests
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import read_tensors, write_tensors
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
@@ -186,7 +187,7 @@ def test_images_that_cannot_calibrate_are_refused(tmp_path):
     for number, image in enumerate(photographs(3)):
         paths.append(tmp_path / f"{number}.png")
         image.save(paths[-1])
-    made.fitted_on = tuple(updating.file_digests(paths[:2]))
+    made.fitted_on = tuple(file_digests(paths[:2]))
     stored = Dataset.from_dict({"image": list(map(str, paths))}).cast_column("image", Picture())
     for images in (paths, stored, [{"path": str(path), "bytes": None} for path in paths]):
         with pytest.raises(ResiDualError, match="2 images of 3 to calibrate with are among those"):

@@ -4,19 +4,19 @@ import copy
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
 
 from residual_peft.classifiers import updating
+from residual_peft.classifiers.files import STATISTICS
 from residual_peft.classifiers.heads import HeadStatistics, RidgeSums, fit_ridge
 from residual_peft.classifiers.heads.head import spread
 from residual_peft.classifiers.none_of_these import KnownImages
 from residual_peft.classifiers.outputs import pixel_batches
 from residual_peft.classifiers.trained_head import TrainedHead
-from residual_peft.classifiers.updating import STATISTICS, KeptStatistics
+from residual_peft.classifiers.updating import KeptStatistics
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import read_tensors, write_tensors
@@ -263,37 +263,6 @@ def test_what_cannot_be_done_is_said_before_any_work(monkeypatch):
     several.multi_label = True
     with pytest.raises(ResiDualError, match="fit anew"):
         several.add_class("new", images[:1])
-
-
-def test_several_labels_are_named_in_lists():
-    made, *_ = fitted()
-    made.multi_label = True
-    own = made.labelling, made.class_names
-    found = updating.numbers_of(*own, [["class 2", 0], []], 2)
-    assert found.tolist() == [[1, 0, 1], [0, 0, 0]]
-    assert updating.numbers_of(*own, ["class 1"], 1, single=True).tolist() == [[0, 1, 0]]
-    zeros = torch.zeros(2, 3)
-    assert updating.numbers_of(*own, zeros, 2) is zeros
-    rows = [[0, 1, 0], [1, 0, 1]]
-    assert updating.numbers_of(*own, np.array(rows), 2).tolist() == rows
-    with pytest.raises(ResiDualError, match="wanted a label for each of 2 images, got tensor"):
-        updating.numbers_of(*own, np.zeros((2, 3, 1)), 2)
-    with pytest.raises(ResiDualError, match="wanted a list of labels for each of 2 images"):
-        updating.numbers_of(*own, [0, 1], 2)
-    of_letters = made.labelling, ("1", "2", "12")
-    for label in ("12", b"12", {"1": 0}):  # which is no list of its letters
-        for given, single in (([[], label], False), (label, True)):
-            with pytest.raises(ResiDualError, match="wanted a list of names for each image, which"):
-                updating.numbers_of(*of_letters, given, 1 if single else 2, single=single)
-    for row in (np.array([0, 1, 1]), torch.tensor([0, 1, 1])):  # zeros and ones, not numbers
-        with pytest.raises(ResiDualError, match="wanted a label for each of 1 images, got 3"):
-            updating.numbers_of(*own, row, 1, single=True)
-    made.multi_label = False
-    with pytest.raises(ResiDualError, match="wanted a label for each of 2 images, got '12'"):
-        updating.numbers_of(made.labelling, of_letters[1], "12", 2)
-    own = made.labelling, made.class_names
-    assert updating.numbers_of(*own, torch.tensor([2.0, 0.0]), 2).tolist() == [2, 0]
-    assert updating.numbers_of(*own, torch.tensor(2), 1, single=True).tolist() == [2]
 
 
 def spoiled_text(text):

@@ -16,6 +16,7 @@ from residual_peft.data.labels import (
     labelling_of,
     labelling_of_column,
     labelling_of_loss,
+    numbers_of,
 )
 from residual_peft.errors import ResiDualError
 
@@ -233,3 +234,32 @@ def test_labels_as_somebody_gives_them_and_is_told_them(labelling):
     said = labelling.told(["c", "a"], "c 0.9, a 0.8")
     assert said == ("c 0.9, a 0.8" if labelling is ONE_LABEL else "c, a (c 0.9, a 0.8)")
     assert MANY_LABELS.told([], "c 0.1") == "no label (c 0.1)"
+
+
+def test_several_labels_are_named_in_lists():
+    names = ("class 0", "class 1", "class 2")
+    own = MANY_LABELS, names
+    found = numbers_of(*own, [["class 2", 0], []], 2)
+    assert found.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert numbers_of(*own, ["class 1"], 1, single=True).tolist() == [[0, 1, 0]]
+    zeros = torch.zeros(2, 3)
+    assert numbers_of(*own, zeros, 2) is zeros
+    rows = [[0, 1, 0], [1, 0, 1]]
+    assert numbers_of(*own, np.array(rows), 2).tolist() == rows
+    with pytest.raises(ResiDualError, match="wanted a label for each of 2 images, got tensor"):
+        numbers_of(*own, np.zeros((2, 3, 1)), 2)
+    with pytest.raises(ResiDualError, match="wanted a list of labels for each of 2 images"):
+        numbers_of(*own, [0, 1], 2)
+    of_letters = MANY_LABELS, ("1", "2", "12")
+    for label in ("12", b"12", {"1": 0}):  # which is no list of its letters
+        for given, single in (([[], label], False), (label, True)):
+            with pytest.raises(ResiDualError, match="wanted a list of names for each image, which"):
+                numbers_of(*of_letters, given, 1 if single else 2, single=single)
+    for row in (np.array([0, 1, 1]), torch.tensor([0, 1, 1])):  # zeros and ones, not numbers
+        with pytest.raises(ResiDualError, match="wanted a label for each of 1 images, got 3"):
+            numbers_of(*own, row, 1, single=True)
+    with pytest.raises(ResiDualError, match="wanted a label for each of 2 images, got '12'"):
+        numbers_of(ONE_LABEL, of_letters[1], "12", 2)
+    own = ONE_LABEL, names
+    assert numbers_of(*own, torch.tensor([2.0, 0.0]), 2).tolist() == [2, 0]
+    assert numbers_of(*own, torch.tensor(2), 1, single=True).tolist() == [2]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..data.images import ImageLike
 from ..data.inputs import Images, images_of
+from ..data.labels import numbers_of
+from ..data.provenance import file_digests
 from . import updating
 from .outputs import pixel_batches
 from .predicting import PredictingClassifier
@@ -62,10 +64,10 @@ class ChangeableClassifier(PredictingClassifier):
         updating.kept_of(self)  # says before any work what is amiss
         items, single = images_of(images)
         names = self.class_names[: updating.head_of(self).class_count]
-        numbers = updating.numbers_of(self.labelling, names, labels, len(items), single=single)
+        numbers = numbers_of(self.labelling, names, labels, len(items), single=single)
         read = self._read(items, batch_size)
         updating.change(self, read, numbers, forget=forget)
-        digests = updating.file_digests(items)
+        digests = file_digests(items)
         if forget:
             self.fitted_on = tuple(d for d in self.fitted_on if d not in set(digests))
         else:
@@ -97,7 +99,7 @@ class ChangeableClassifier(PredictingClassifier):
         updating.kept_of(self)
         items, _ = images_of(images)
         number = updating.add_class(self, name, self._read(items, batch_size), embedding)
-        self.learned_from(updating.file_digests(items))
+        self.learned_from(file_digests(items))
         return number
 
     @torch.no_grad()
@@ -120,7 +122,7 @@ class ChangeableClassifier(PredictingClassifier):
             return
         items, _ = images_of(images)
         updating.remove_class(self, name, lambda: self._read(items, batch_size))
-        gone = set(updating.file_digests(items))
+        gone = set(file_digests(items))
         self.fitted_on = tuple(digest for digest in self.fitted_on if digest not in gone)
 
     def _read(self, items: Sequence[ImageLike], batch_size: int) -> updating.Read:

@@ -11,9 +11,9 @@ from ..bases.reading import ReadBatch
 from ..bases.rows import Rows
 from ..data.images import ImageLike
 from ..data.inputs import Images, images_of
-from ..data.labels import ONE_LABEL, check_same
+from ..data.labels import ONE_LABEL, check_same, numbers_of
+from ..data.provenance import file_digests
 from ..errors import ResiDualError, counted
-from . import updating
 from .headed import HeadedClassifier
 from .heads.conformal import WAYS, By, PredictionSets, fewest, kept_scores
 from .heads.jackknife_plus import PlusSets, Sets
@@ -240,10 +240,8 @@ class PredictingClassifier(HeadedClassifier):
         """
         check_same(ONE_LABEL, self.labelling, SETS_OF_ONE)
         items, single = images_of(images)
-        numbers = updating.numbers_of(
-            self.labelling, self.class_names, labels, len(items), single=single
-        )
-        known = set(self.fitted_on).intersection(updating.file_digests(items))
+        numbers = numbers_of(self.labelling, self.class_names, labels, len(items), single=single)
+        known = set(self.fitted_on).intersection(file_digests(items))
         if known:
             raise ResiDualError(
                 f"{counted(len(known), 'image')} of {len(items)} to calibrate with are among those "

@@ -1,13 +1,16 @@
 """Which images a classifier was fitted on, and how they were shared out: saved with it."""
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
 
-from ..hub.files import Within, record_of
+from ..hub.files import Within, path_of, record_of
+from .stored import Unusable, content_of
 
 Seed = Annotated[int, Within(0, 2**32 - 1)]
 """What numpy, scikit-learn and the Trainer all take."""
@@ -57,6 +60,23 @@ def drawn(seed: Any, few: Any) -> tuple[int, int]:
 def image_digest(content: bytes) -> str:
     """The name of an image by its content: the first 32 hex digits of the SHA-256 of its file."""
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+def file_digests(items: Iterable[Any]) -> list[str]:
+    """The digests of the images among some that are files or bytes, or as `datasets` stores these.
+
+    Files that cannot be read have none: whoever reads the images says why.
+    """
+    found = []
+    for item in items:
+        stored = item if isinstance(item, Mapping) else {"path": item}
+        content, path = stored.get("bytes"), stored.get("path")
+        if content is None and isinstance(path, str | os.PathLike):
+            with suppress(Unusable):
+                content = content_of(path_of(path))
+        if content is not None:
+            found.append(image_digest(content))
+    return found
 
 
 def digest_of_part(digests: Iterable[str]) -> str:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...classifiers.files import ROWS
+from ...classifiers.files import ROWS, STATISTICS
 from ...classifiers.heads import RidgeSums
 from ...classifiers.heads.choosing import some_rows
 from ...classifiers.heads.images import duplicate_groups
 from ...classifiers.none_of_these import known_images
 from ...classifiers.trained_head import embedding_features
-from ...classifiers.updating import STATISTICS, KeptStatistics
+from ...classifiers.updating import KeptStatistics
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData
 from ...errors import ResiDualError, counted

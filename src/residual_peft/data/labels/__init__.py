@@ -7,6 +7,7 @@ to know which. Labels are class numbers (N,), or with several per image zeros an
 from typing import Any
 
 from ...errors import ResiDualError
+from .given import numbers_of
 from .many import ManyLabels
 from .one import OneLabel
 
@@ -27,6 +28,7 @@ __all__ = [
     "labelling_of",
     "labelling_of_column",
     "labelling_of_loss",
+    "numbers_of",
     "other_than",
 ]
 
