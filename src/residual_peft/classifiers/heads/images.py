@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ...data.labels import ONE_LABEL, Labelling, check_same, labelling_in
@@ -155,6 +153,10 @@ def duplicate_groups(features: Tensor) -> Tensor:
     by rounding, `ROUNDING` of their length here. Copies of copies are copies, too. Only rows that
     some random projections cannot tell apart are compared: a distance is no less along any line.
     """
+    # not needed to load and run an adapter, so not at the module's top
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     rows = features.detach().cpu().float()
     if len(rows) < 2:
         return torch.arange(len(rows))
