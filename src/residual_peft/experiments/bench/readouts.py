@@ -17,12 +17,13 @@ from torch.nn import functional
 
 from ...bases.basis import SpectralBasis
 from ...bases.spectra import spectrum
+from ...classifiers.heads.calibrating import calibrate
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import METHODS, Outcome, Rows
 from ...towers.units import Unit
 from ...tuner import ResiDualConfig, adapter_basis, gains_of
-from .descent import Training, log_loss, train
+from .descent import Training, train
 from .fits import BYTES, Fitted, bytes_of, text_logits
 from .others import another_adapter
 
@@ -191,22 +192,30 @@ def text_aligned(training: Training) -> Fitted:
 def interpolated(training: Training) -> Fitted:
     """Our default's gains on the line from 1 to where they were fitted, 1 + t (λ − 1).
 
-    As WiSE-FT does with weights (Wortsman et al., 2022); t by what gains that were fitted without
-    the held-out images say of them.
+    As WiSE-FT does with weights (Wortsman et al., 2022); t, and how sure the logits are there, by
+    what gains that were fitted without the held-out images say of them. Other points of the curve
+    are as sure as the whole fit.
     """
     method, share, notes = METHODS["gains"], 1.0, ("t 1: not chosen, as none was held out.",)
     rows, held = training.rows, training.held_out()
     outcome = method.run(rows)
+    scale = outcome.logit_scale
     if held is not None:
         without, data = outcome, training.learned.data.rows(held.outside)
         if len(held.inside) < len(rows.labels):
             without = method.run(replace(rows.some(held.inside), classifier=held.classifier))
-        said = {t: _at(without, t).logits(held.classifier, data) for t in LINE}
-        share = min(LINE, key=lambda t: log_loss(said[t], data.labels))
+        ones = torch.ones(len(data.labels), dtype=torch.float64)
+        said = {
+            t: calibrate(_at(without, t).logits(held.classifier, data).double(), data.labels, ones)
+            for t in LINE
+        }
+        share = min(LINE, key=lambda t: said[t].loss)
+        if without.logit_scale is not None:
+            scale = without.logit_scale * said[share].temperature
         notes = (f"t {share:g}: {held.chosen}.",)
 
-    def fitted(t: float, **more: Any) -> Fitted:
-        at = _at(outcome, t)
+    def fitted(t: float, logit_scale: float | None, **more: Any) -> Fitted:
+        at = replace(_at(outcome, t), logit_scale=logit_scale)
         gains = at.gains
         assert gains is not None
         return Fitted(
@@ -217,7 +226,8 @@ def interpolated(training: Training) -> Fitted:
             **more,
         )
 
-    return fitted(share, notes=(*outcome.notes, *notes), curve={t: fitted(t) for t in LINE})
+    curve = {t: fitted(t, outcome.logit_scale) for t in LINE}
+    return fitted(share, scale, notes=(*outcome.notes, *notes), curve=curve)
 
 
 def _at(outcome: Outcome, t: float) -> Outcome:
