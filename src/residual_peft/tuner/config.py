@@ -16,7 +16,7 @@ from ..towers.units import UNIT_KINDS
 from .fitted import Fitted
 from .gains import KINDS
 from .modes import mode_of
-from .options import check_combinations, check_patterns, check_values
+from .options import check_combinations, check_fields, check_patterns
 from .saved import check_types, read_config
 
 
@@ -131,7 +131,7 @@ class ResiDualConfig(PeftConfig):
         if self._awaits_weights:
             check_types({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         self._normalize()
-        check_values(self)
+        check_fields(self)
         check_patterns(self)
         check_combinations(self)
         mode_of(self).check_options(self)

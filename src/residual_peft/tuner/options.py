@@ -18,7 +18,7 @@ REMAINDERS = ("keep", "drop")
 GAIN_INITS = ("ones", "normal")
 
 
-def check_values(config: "ResiDualConfig") -> None:
+def check_fields(config: "ResiDualConfig") -> None:
     """Refuse values that no option knows."""
     unknown = [kind for kind in config.units if kind not in UNIT_KINDS]
     if unknown or not config.units:

@@ -134,7 +134,9 @@ def _forgotten(head: TrainedHead, small: TrainedHead) -> str:
         return ""
     if head.thresholds is not None:
         return " It keeps no thresholds of that head: labels are given from one half on."
-    return " It keeps no scores of that head: sets of classes are by held-out images alone."
+    if head.left_out_scores is not None:
+        return " It keeps no scores of that head: sets of classes are by held-out images alone."
+    return ""
 
 
 def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:

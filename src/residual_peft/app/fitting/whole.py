@@ -48,8 +48,8 @@ def fit(
     The pass gives bases (of the training images) and coordinates; then everything that may be
     fitted on them takes seconds, so that all of it is tried (`solvers.choice`): gains, class heads
     on coordinates, linear probes on the embedding. What does best on training and validation images
-    that it did not see is kept. Data with several labels per image are fitted with a sigmoid per
-    class.
+    that it did not see is kept; with `sets="held-out"` validation images tell the sets of classes
+    alone. Data with several labels per image are fitted with a sigmoid per class.
 
     How the images were shared out is saved with the adapter (`classifier.split`), and which it was
     fitted on (`classifier.fitted_on`, never pushed): `evaluate_adapter` takes it from there.

@@ -56,20 +56,22 @@ class Training:
         """The training images as pictures."""
         return self.learned.images.some(torch.arange(len(self.rows.labels)))
 
-    def held_out(self) -> "HeldOut | None":
+    def held_out(self) -> "ChoosingImages | None":
         """What is chosen by; None where there is nothing."""
         count, every = len(self.rows.labels), torch.arange(len(self.learned.data.labels))
         if len(every) > count:
-            return HeldOut(every[:count], every[count:], self.rows.classifier, "validation image")
+            return ChoosingImages(
+                every[:count], every[count:], self.rows.classifier, "validation image"
+            )
         if self.rows.fold is None:
             return None
         held = self.rows.fold == HELD_OUT
         classifier = self.rows.classifier_without(HELD_OUT)
-        return HeldOut(every[~held], every[held], classifier, "held-out training image")
+        return ChoosingImages(every[~held], every[held], classifier, "held-out training image")
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ChoosingImages:
     """What choices are made by.
 
     Attributes:
@@ -114,7 +116,7 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class RateChoice:
     """What was chosen."""
 
     rate: float  # of the optimizer
@@ -130,13 +132,13 @@ class Choice:
 
 def train(
     learner: Learner, training: Training, rates: Sequence[float], epochs: int = EPOCHS
-) -> Choice:
+) -> RateChoice:
     """Choose rate and epochs on images that are held out, then train on all training images so.
 
     Without anything to choose by, the middle of the three increasing rates and all epochs are
     taken. The learner is left as trained on all training images.
     """
-    choice = Choice(rates[len(rates) // 2], epochs)
+    choice = RateChoice(rates[len(rates) // 2], epochs)
     count, held = len(training.rows.labels), training.held_out()
     if held is not None:
         labels = training.learned.data.labels[held.outside]
@@ -197,7 +199,7 @@ class _Run:
         self.learner.epoch(self.places[order], self.size)
 
 
-def _tried(run: _Run, held: HeldOut, labels: Tensor, rate: float) -> Choice:
+def _tried(run: _Run, held: ChoosingImages, labels: Tensor, rate: float) -> RateChoice:
     """One rate, and its best epoch by images of some labels; the start counts as one."""
     run.begin(rate)
     best, least = 0, log_loss(run.learner.logits(held.outside), labels)
@@ -207,7 +209,7 @@ def _tried(run: _Run, held: HeldOut, labels: Tensor, rate: float) -> Choice:
             best, least = epoch, loss
         elif epoch - best >= PATIENCE:
             break
-    return Choice(rate, best, held.chosen, least)
+    return RateChoice(rate, best, held.chosen, least)
 
 
 def log_loss(logits: Tensor, labels: Tensor) -> float:
