@@ -13,7 +13,11 @@ import torch
 
 from ...hub.machine import processor
 
-PACKAGES = ("residual-peft", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
+# Pillow: releases decode and enlarge alike, and shrink pictures differently (docs/log.md)
+PACKAGES = (
+    *("residual-peft", "torch", "transformers", "peft"),
+    *("numpy", "scipy", "scikit-learn", "pillow"),
+)
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
