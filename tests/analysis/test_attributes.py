@@ -41,8 +41,9 @@ def test_what_means_nothing_explains_nothing_on_average() -> None:
 
 def test_all_of_it_and_none_of_it() -> None:
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    coordinates = torch.stack([labels * 2.0 - 1, torch.zeros(6)], 1)
-    assert variance_explained(coordinates, labels).tolist() == [1.0, 0.0]
+    constant = torch.full((6,), 0.1).double()  # whose mean is rounded
+    coordinates = torch.stack([labels * 2.0 - 1, torch.zeros(6), constant, 1e5 * constant], 1)
+    assert variance_explained(coordinates, labels).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_of_several_labels_each_class_is_an_attribute() -> None:

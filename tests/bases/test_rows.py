@@ -41,10 +41,12 @@ def test_what_was_added_may_change_afterwards():
 
 
 def test_numbers_of_several_kinds_take_the_one_that_holds_all():
-    for first, second in ((torch.int32, torch.int64), (torch.int64, torch.int32)):
-        rows = Rows()
-        rows.add(torch.tensor([1], dtype=first))
-        rows.add(torch.tensor([2], dtype=second))
-        assert rows.joined().dtype == torch.int64
+    for first, second in ((torch.uint8, torch.int64), (torch.int64, torch.uint8)):
+        for block in (2**26, 1):  # in one block, and in two
+            rows = Rows(block=block)
+            rows.add(torch.tensor([200 if first == torch.uint8 else 300], dtype=first))
+            rows.add(torch.tensor([200 if second == torch.uint8 else 300], dtype=second))
+            found = rows.joined()
+            assert (found.dtype, int(found.sum())) == (torch.int64, 500)
     with pytest.raises(ValueError, match="there are no rows"):
         Rows().joined()

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..errors import ResiDualError
 
+_ROUNDING = 1e-14  # of a mean in float64, as a share of its terms
+
 
 def variance_explained(coordinates: Tensor, labels: Tensor) -> Tensor:
     """The share of each component's variance that lies between the values of an attribute, (K,).
@@ -36,6 +38,8 @@ def variance_explained(coordinates: Tensor, labels: Tensor) -> Tensor:
             f"wanted at least two values of an attribute and more images than values, got {kinds} "
             f"values on {count} images."
         )
+    # what is left of a constant is the rounding of its mean, which all values have alike
+    floor = count * (_ROUNDING * c.abs().amax(0)).square()
     c = c - c.mean(0)
     sums = c.new_zeros(kinds, c.shape[1]).index_add(0, place, c)
     sizes = torch.bincount(place, minlength=kinds).double()
@@ -43,7 +47,7 @@ def variance_explained(coordinates: Tensor, labels: Tensor) -> Tensor:
     whole = c.square().sum(0)
     ratio = between / whole.clamp_min(torch.finfo(whole.dtype).tiny)
     adjusted = 1 - (1 - ratio) * (count - 1) / (count - kinds)
-    return torch.where(whole > 0, adjusted, torch.zeros_like(whole))
+    return torch.where(whole > floor, adjusted, torch.zeros_like(whole))
 
 
 @dataclass(frozen=True)

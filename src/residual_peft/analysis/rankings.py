@@ -194,9 +194,17 @@ def _readout_axes(readout: Tensor) -> Tensor:
 
 def _class_axes(class_embeddings: Tensor) -> Tensor:
     """Q of the class embeddings (r, d), without columns that its predecessors span."""
-    frame, triangle = torch.linalg.qr(class_embeddings.detach().cpu().double().T)
-    size = triangle.diagonal().abs()
-    return frame[:, : len(size)][:, size > 1e-6 * size.max()].T
+    columns = class_embeddings.detach().cpu().double()
+    least = 1e-6 * float(columns.norm(dim=1).max())
+    axes = columns[:0]
+    for rest in columns:
+        # not one QR of all: in place of what is spanned it has an axis that means nothing, which
+        # later columns then lack
+        for _ in range(2):  # once more for what rounding left
+            rest = rest - (axes @ rest) @ axes
+        if float(rest.norm()) > least:
+            axes = torch.cat([axes, rest[None] / rest.norm()])
+    return axes
 
 
 def _correlations(contributions: Contributions, axes: Tensor) -> Tensor:

@@ -89,7 +89,10 @@ class Rows:
         capacity = max(len(part), self.block // bytes_each)
         if self.expected is not None and self.expected > self.count:
             capacity = max(len(part), self.expected - self.count)
-        return _Block(torch.empty((capacity, *part.shape[1:]), dtype=part.dtype), [])
+        # `joined` takes the dtype of the last block, which is to hold what is in the others
+        dtype = self.blocks[-1].room.dtype if self.blocks else part.dtype
+        dtype = torch.promote_types(dtype, part.dtype)
+        return _Block(torch.empty((capacity, *part.shape[1:]), dtype=dtype), [])
 
     def drained(self) -> Iterator[Tensor]:
         """The parts in their order, as they were added; what has been passed is given back."""

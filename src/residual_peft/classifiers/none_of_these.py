@@ -94,7 +94,7 @@ def known_images(
     left_out: Tensor | None = _as_of_new(model.squared, labels, counts).amin(1)
     if groups is not None and len(groups.unique()) < len(groups):
         left_out = _by_groups(embedding, labels, groups)
-    if left_out is None or not bool(left_out.isfinite().all()) or float(left_out.max()) == 0:
+    if left_out is None or not bool(left_out.isfinite().all()) or model.covariance.is_alike:
         return None
     known = KnownImages.of(model, left_out)
     # images all but equal within their classes have no distance that float32 could hold

@@ -169,7 +169,9 @@ class Mean(Readout):
             return tokens[:, self.first :].mean(1)
         inside = self._inside(tokens, where)
         zeroed = tokens.masked_fill(~inside[:, :, None], 0)
-        return zeroed.sum(1) / inside.sum(1, keepdim=True).to(tokens.dtype)
+        # a sum of float16 may be beyond what float16 holds, where the mean is not
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        return (zeroed.sum(1, dtype=wide) / inside.sum(1, keepdim=True)).to(tokens.dtype)
 
     def write(self, tokens: Tensor, base: Tensor, adapted: Tensor, where: Where) -> Tensor:
         """Each token moves by what the mean is to move by."""

@@ -59,6 +59,8 @@ def test_what_misleads_has_next_to_no_say() -> None:
     labels = torch.arange(40) % 4
     one_hot, ones = torch.eye(4).double()[labels], torch.ones(40).double()
     assert calibrate(-one_hot, labels, ones).temperature == LEAST_TEMPERATURE
+    # as little of large scores, a discriminant's, as of small ones
+    assert calibrate(-1e6 * one_hot, labels, ones).loss == pytest.approx(np.log(4), abs=0.01)
     assert calibrate(one_hot, labels, ones, -one_hot).text_weight == 0
     both = calibrate(-one_hot, labels, ones, one_hot)
     assert both.temperature == LEAST_TEMPERATURE

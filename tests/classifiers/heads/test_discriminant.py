@@ -97,6 +97,10 @@ def test_one_image_per_class_is_the_nearest_mean():
     rows = (new - fit.head.mean) / fit.head.scale
     nearest = torch.cdist(rows, fit.model.centres).argmin(1)
     assert (fit.logits(new).argmax(1) == nearest).all()
+    # so it is with three copies of each, whose mean is rounded: no distance within a class is told
+    three = fit_discriminant(features.repeat(3, 1), labels.repeat(3), 5)
+    assert three.model.covariance.level == pytest.approx(fit.model.covariance.level)
+    np.testing.assert_allclose(three.head.scores(new), fit.head.scores(new), rtol=1e-6, atol=1e-6)
 
 
 def test_class_weights_move_the_priors():
@@ -111,6 +115,8 @@ def test_what_has_no_inverse_is_one_line():
     features, labels = some_images(12, 40)
     with pytest.raises(ResiDualError, match="wanted a covariance with an inverse, got one of 12"):
         fit_discriminant(features, labels, 3, shrinkage=0.0)
+    with pytest.raises(ResiDualError, match="without any one of 12 images, too, got one with a"):
+        fit_discriminant(features[:, :9], labels, 3, shrinkage=0.0)
     with pytest.raises(ResiDualError, match="wanted 'oas', 'ledoit-wolf' or a number"):
         fit_discriminant(features, labels, 3, shrinkage="lw")
     with pytest.raises(ResiDualError, match=r"wanted a shrinkage from 0 to 1, got 2"):

@@ -50,6 +50,9 @@ def test_one_image_per_class_is_the_nearest_mean(task):
     fit = fit_gaussian(features, labels, 4)
     assert fit.left_out.how == "none"
     assert (fit.logits(features).argmax(1) == labels).all()
+    # and with copies, whose mean is rounded
+    three = fit_gaussian(features.repeat(3, 1), labels.repeat(3), 4)
+    np.testing.assert_allclose(three.scorer.weights, fit.scorer.weights, rtol=1e-9)
 
 
 def test_centred_and_scaled_features(task):

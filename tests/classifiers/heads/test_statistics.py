@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from residual_peft.classifiers.heads import HeadStatistics
+from residual_peft.classifiers.heads import HeadStatistics, fit_statistics
 from residual_peft.errors import ResiDualError
 from tests.launch import launch
 from tests.pairs import table
@@ -220,3 +220,14 @@ def test_weighted_images_are_forgotten_not_their_class(drawn: Any) -> None:
     statistics.add(data.features, data.labels, torch.full((17,), 2.0))
     with pytest.raises(ResiDualError, match="images of weight 1 to take a class out"):
         statistics.remove_class(1)
+    # 0.1 + 0.2 + … less each of them is no 0: a class must not live on by rounding
+    each = torch.rand(40, 17, generator=torch.Generator().manual_seed(3)).double() + 0.1
+    for weights in each:
+        statistics = HeadStatistics(6, 3, per_class=True)
+        statistics.add(data.features, data.labels, weights)
+        for row in (data.labels == 1).nonzero().flatten().split(1):
+            statistics.forget(data.features[row], data.labels[row], weights[row])
+        assert float(statistics.counts[1]) == float(statistics.class_sums[1].abs().max()) == 0
+        assert statistics.class_means()[1].isnan().all()
+        with pytest.raises(ResiDualError, match="got 12 and none of class 1"):
+            fit_statistics(statistics)

@@ -142,6 +142,14 @@ def test_what_a_second_pass_cannot_do(drawn: Any) -> None:
         calibrated(fit, [(x, labels, text), (x, labels)])
     with pytest.raises(ResiDualError, match="one label per image to calibrate on"):
         calibrated(fit, [(x, torch.ones(34, 3))])
+    # one image of each class: nobody is known without it, as in a fit on rows
+    few = torch.tensor([int((labels == k).nonzero()[0]) for k in range(3)])
+    single = fit_statistics(summed(x[few], labels[few], 3))
+    head, left_out = calibrated(single, [(x[few], labels[few], text[few])])
+    rows = fit_ridge(x[few], labels[few], 3, zero_shot=text[few], residual=False)
+    assert not left_out.known.any()
+    assert head.temperature == rows.head.temperature
+    assert head.text_weight == pytest.approx(rows.head.text_weight)
     weighted = fit_statistics(summed(x, labels, 3, 1 + labels.double()))
     with pytest.raises(ResiDualError, match="images of weight 1 to say what a fit without"):
         left_out_errors(weighted, [(x, labels)])

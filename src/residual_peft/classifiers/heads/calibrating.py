@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 LEAST_TEMPERATURE = 1e-3
-"""Where left-out predictions say less than nothing, only the order of the classes is kept."""
+"""Where left-out predictions say less than nothing, only the order of the classes is kept.
+
+Of scores larger than 1 it is so much smaller.
+"""
 _STEPS = 60
 _STEEPEST = 1e4  # of a slope: scores that part the classes for certain
 
@@ -35,8 +38,10 @@ def calibrate(
     if zero_shot is not None and text < 0:
         text = 0.0
         temperature = float(_newton(scores.unsqueeze(0), labels, weights)[0])
-    if temperature < LEAST_TEMPERATURE:
-        temperature = LEAST_TEMPERATURE
+    size = float((scores - scores.mean(1, keepdim=True)).square().mean().sqrt())
+    least = LEAST_TEMPERATURE / max(1.0, size)
+    if temperature < least:
+        temperature = least
         if zero_shot is not None:
             fixed = temperature * scores
             text = max(0.0, float(_newton(zero_shot.unsqueeze(0), labels, weights, fixed)[0]))

@@ -10,7 +10,7 @@ from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError
 from .finishing import finish
 from .head import ClassHead, FittedHead
-from .images import Images, checked
+from .images import ROUNDING, Images, checked
 from .nearest import DEFAULT_TEMPERATURE
 from .preparing import scaling
 
@@ -52,11 +52,16 @@ class Covariance:
         """λ I (K, K)."""
         return cls(level, torch.zeros(0, columns).double(), torch.zeros(0, 0).double())
 
+    @property
+    def is_alike(self) -> bool:
+        """Whether it is `alike`: nothing was told of how images of a class differ."""
+        return self.factor is not None and not len(self.factor)
+
     def solve(self, rows: Tensor) -> Tensor:
         """Σ⁻¹ x for every row x, (M, K) -> (M, K)."""
         if self.factor is None:
             return torch.cholesky_solve(rows.mT, self.root).mT
-        if not len(self.factor):
+        if self.is_alike:
             return rows / self.level
         inner = torch.cholesky_solve(self.factor @ rows.mT, self.root)
         return (rows - inner.mT @ self.factor) / self.level
@@ -118,10 +123,10 @@ def fit_discriminant(
     centres = data.targets.mT @ rows / counts[:, None]
     residuals = rows - centres[data.labels]
     share = shrinkage_of(residuals, shrinkage)
-    if residuals.any():
+    if float(residuals.norm()) > ROUNDING * float(rows.norm()):
         covariance = Covariance.of(residuals, share)
     else:
-        # one image per class: all directions alike, and about as sure as cosines are
+        # one image per class, or copies of one: all directions alike, about as sure as cosines are
         level = float(rows.square().sum(1).mean()) or 1.0
         covariance = Covariance.alike(level / DEFAULT_TEMPERATURE, rows.shape[1])
     each = torch.ones(class_count).double().index_put_((data.labels,), data.weights)
@@ -198,6 +203,12 @@ def _left_out_squared(
     ratio = torch.where(size > 1, size / (size - 1).clamp(min=1), 0.0)
     change = (1 - shrinkage) / len(rows) * ratio
     left = 1 - change * own
+    if float(left.min()) <= 1e-9:
+        raise ResiDualError(
+            f"wanted a covariance that has an inverse without any one of {len(rows)} images, too, "
+            f"got one with a shrinkage of {shrinkage:g} that has none: give more of it, or leave "
+            "the choice to 'oas'."
+        )
     across = (solved * rows).sum(1, keepdim=True) - solved @ centres.mT  # uᵀ Σ⁻¹ (x − μ_k)
     squared = squared + (change / left)[:, None] * across.square()
     squared[torch.arange(len(rows)), labels] = torch.where(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .finishing import across_folds, folds_of
+from .images import ROUNDING
 from .nearest import DEFAULT_TEMPERATURE
 from .rival import LinearScorer, Rival, Shots, on_unit_rows, rival
 
@@ -42,8 +43,9 @@ def gaussian(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     means = targets.mT @ rows / counts.clamp(min=1)[:, None]
     away = rows - targets @ means
     trace = float(away.square().sum()) / max(count - 1, 1)
-    if trace == 0:
-        solved = DEFAULT_TEMPERATURE * means  # one image per class: all directions alike
+    if float(away.norm()) <= ROUNDING * float(rows.norm()):
+        # one image per class, or copies of one: all directions alike
+        solved = DEFAULT_TEMPERATURE * means
     elif columns <= count:
         gram = away.mT @ away + trace * torch.eye(columns, dtype=rows.dtype)
         solved = columns * torch.linalg.solve(gram, means.mT).mT

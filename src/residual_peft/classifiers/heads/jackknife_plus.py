@@ -59,11 +59,17 @@ class RidgeWithout:
                 "wanted a fit that left images out, for jackknife+, got one of single images: give "
                 "two or more images of each class."
             )
+        if (left.how == "group") != (groups is not None):
+            raise ResiDualError(
+                f"wanted the groups that the fit left out together, for jackknife+, got "
+                f"{'none' if groups is None else 'some'}: give what `fit_ridge` was given."
+            )
         images = checked(
             features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights
         )
         part = torch.empty(len(labels), dtype=torch.long)
-        for number, rows in enumerate(leaving_of(images.labels, class_count, groups).parts):
+        leaving = leaving_of(images.labels, class_count, groups, left.how)
+        for number, rows in enumerate(leaving.parts):
             part[rows] = number
         said = left.logits.double()
         if head.text_weight and images.zero_shot is not None:

@@ -99,6 +99,10 @@ class HeadStatistics:
             self.__post_init__()  # rounding would leave what is no 0
         else:
             self._change(x, targets, w, -1)
+            gone = self.counts.abs() <= _TOLERANCE * self.total  # rounding, where weights are not 1
+            self.counts[gone], self.class_sums[gone] = 0.0, 0.0
+            if self.class_squares is not None:
+                self.class_squares[gone] = 0.0
 
     def add_class(self) -> int:
         """One more class, without images yet; its number."""

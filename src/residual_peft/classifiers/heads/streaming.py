@@ -132,10 +132,15 @@ def calibrated(fit: StreamedFit, batches: Iterable[Batch]) -> tuple[ClassHead, L
     zero_shot = torch.cat(texts) if texts else None
     # the sums hold n ȳ images of each class: with one, none is left without it
     known = (fit.head.offset * fit.rows)[found] > 1.5
-    ones = torch.ones(int(known.sum())).double()
-    seen = None if zero_shot is None else zero_shot[known]
-    numbers = calibrate(joined[known], found[known], ones, seen)
-    head = replace(fit.head, text_weight=numbers.text_weight, temperature=numbers.temperature)
+    ones = torch.ones(len(found)).double()
+    text_weight, temperature = 0.0, DEFAULT_TEMPERATURE
+    if known.any():
+        seen = None if zero_shot is None else zero_shot[known]
+        numbers = calibrate(joined[known], found[known], ones[known], seen)
+        text_weight, temperature = numbers.text_weight, numbers.temperature
+    elif zero_shot is not None:  # weighed by itself, as it has seen no image
+        text_weight = calibrate(0 * joined, found, ones, zero_shot).text_weight
+    head = replace(fit.head, text_weight=text_weight, temperature=temperature)
     return head, LeftOut(head.with_text(joined, zero_shot), found, "one", known)
 
 
