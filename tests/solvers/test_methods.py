@@ -134,6 +134,10 @@ def test_where_nothing_can_be_left_out_the_ridge_is_taken(material):
     choice = choose(rows)
     assert choice.chosen.method == "ridge"
     assert choice.chosen.head.left_out_scores is None
+    # nor of copies, which have folds and nobody who is known without the own one
+    thrice = Rows.of(classifier, seen.rows(torch.tensor([0, 1, 2] * 3)))
+    assert thrice.fold is not None
+    assert choose(thrice).chosen.method == "ridge"
 
 
 def test_class_means_leave_the_images_own_fold_out(material):

@@ -80,17 +80,20 @@ def _losses(text: Tensor, rows: Tensor, sums: Tensor, labels: Tensor, leaving: L
     means = functional.normalize(sums, dim=1)
     by_mean = rows @ means.mT
     across = (text * means).sum(1).expand_as(by_text).clone()
+    held = torch.ones_like(by_text)  # |m|²: 0 of a class that has no image but those left out
     for part in leaving.parts:
         touched, own = labels[part].unique(return_inverse=True)
         without = functional.normalize(sums[touched].index_add(0, own, rows[part], alpha=-1.0))
         by_mean[part[:, None], touched] = rows[part] @ without.mT
         across[part[:, None], touched] = (without * text[touched]).sum(1).expand(len(part), -1)
+        held[part[:, None], touched] = without.square().sum(1).expand(len(part), -1)
     known = leaving.known
     ones = torch.ones(int(known.sum()), dtype=torch.float64)
     found = []
     for share in SHARES:
         rest = 1 - share
-        length = (rest**2 + share**2 + 2 * rest * share * across).clamp(min=1e-12).sqrt()
+        square = rest**2 + share**2 * held + 2 * rest * share * across
+        length = square.clamp(min=1e-12).sqrt()
         cosines = (rest * by_text + share * by_mean) / length
         found.append(calibrate(cosines[known], labels[known], ones).loss)
     return torch.tensor(found, dtype=torch.float64)
