@@ -1,5 +1,7 @@
 """Tables and pictures of results."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,6 +54,9 @@ def test_a_mean_is_weighted_by_what_the_gains_scale():
     np.testing.assert_allclose(gains_by_place(gains)[0], [[-49.0, 4.0]])
     # rounding may leave an eigenvalue below 0, which weighs nothing
     assert mean_gain([2.0, 7.0], [1.0, -1e-9]) == 2.0
+    with warnings.catch_warnings():  # a head whose weights are 0 has no component
+        warnings.simplefilter("error")
+        assert np.isnan([mean_gain([], []), mean_gain([])]).all()
 
 
 def test_a_number_for_a_small_cell_is_short():

@@ -1,5 +1,6 @@
 """Numbers -> pictures, drawn without pyplot; matplotlib is imported once one is drawn."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,15 @@ def mean_gain(gains: Sequence[float] | Any, variance: Sequence[float] | Any | No
 
     The variance along a component says how much of what the unit writes a gain scales. Most
     components write next to nothing: their gains may go anywhere without any effect, and a plain
-    mean would be theirs; it is taken where the variance (k,) is not known, or all 0.
+    mean would be theirs; it is taken where the variance (k,) is not known, or all 0. NaN without
+    components.
 
     >>> mean_gain([2.0, -100.0], [0.99, 0.01]), mean_gain([2.0, -100.0])
     (0.98, -49.0)
     """
     values = np.asarray(gains, float)
+    if not values.size:
+        return math.nan  # of a unit that writes nothing
     if variance is None:
         return float(values.mean())
     weights = np.asarray(variance, float).clip(0)

@@ -17,6 +17,7 @@ from ..classifiers.heads import (
 )
 from ..classifiers.heads.choosing import some_rows
 from ..classifiers.heads.head import FittedHead
+from ..classifiers.heads.images import duplicate_groups
 from ..classifiers.trained_head import Features, embedding_features
 from ..classifiers.zero_shot import ZeroShotClassifier
 from .coordinates import Coordinates
@@ -106,9 +107,10 @@ def fit_all(
     """Fit on all images what was chosen on `rows`, a draw of them.
 
     Gains are solved for from the store, and a ridge from K × K sums of it, its strength, text
-    weight and temperature from exact left-out predictions of up to `SECOND` images. What needs the
-    rows themselves, and a ridge of more than `MOST_COLUMNS` columns, with class weights, groups or
-    several labels, is fitted on as many as may be in memory; a note says how many.
+    weight and temperature from exact left-out predictions of up to `SECOND` images, copies of
+    others aside. What needs the rows themselves, and a ridge of more than `MOST_COLUMNS` columns,
+    with class weights, groups, several labels or copies for the most part, is fitted on as many as
+    may be in memory; a note says how many.
 
     Args:
         outcome: of the draw.
@@ -136,8 +138,11 @@ def fit_all(
         columns = columns_of(data.state, kinds) if features == "coordinates" else None
         width = data.readout.shape[1] if columns is None else len(columns)
         if width <= MOST_COLUMNS:
-            second = draw_of(rows.classifier, data, min(SECOND, fitting), means=means)
-            return _ridge_from_sums(outcome, features, kinds, second, data)
+            at_most = min(SECOND, fitting)
+            alone = _without_copies(data, rows.class_count, at_most)
+            second = draw_of(rows.classifier, data, at_most, means=means)
+            if 2 * len(alone) > len(second.labels):
+                return _ridge_from_sums(outcome, features, kinds, (second, alone), data)
     options: dict[str, Any] = {"means": means, "balanced": balanced, "groups": groups}
     more = draw_of(rows.classifier, data, fitting, **options)
     done = method.run(more)
@@ -149,19 +154,38 @@ def fit_all(
     return replace(done, notes=(*done.notes, note))
 
 
+def _without_copies(data: Stores, class_count: int, at_most: int) -> Tensor:
+    """Which rows of `draw_of` so many have no copy among all images (n,).
+
+    Of an image that is left out by itself its copies stay in: what is said of it is too good.
+    """
+    _, number, copies = duplicate_groups(data.readout).unique(
+        return_inverse=True, return_counts=True
+    )
+    index = some_rows(data.labels, class_count, at_most)
+    alone = copies[number] == 1
+    return (alone if index is None else alone[index]).nonzero().flatten()
+
+
 def _ridge_from_sums(
-    drawn: Outcome, features: Features, kinds: tuple[str, ...], second: Rows, data: Stores
+    drawn: Outcome,
+    features: Features,
+    kinds: tuple[str, ...],
+    draw: tuple[Rows, Tensor],
+    data: Stores,
 ) -> Outcome:
+    """`draw` is of images that are left out, and which of its rows are."""
+    second, alone = draw
     columns = second.columns(kinds) if features == "coordinates" else None
     sums = statistics_of(data, second.class_count, features=features, columns=columns)
     fit = fit_statistics(sums, power=drawn.power)
-    errors = left_out_errors(fit, _batches(second, features, columns))
+    errors = left_out_errors(fit, _batches(second, alone, features, columns))
     best = int(errors.sum(1).argmin())
     fit = fit.at(float(fit.alphas[best]))
-    head, left = calibrated(fit, _batches(second, features, columns))
+    head, left = calibrated(fit, _batches(second, alone, features, columns))
     note = (
         f"fitted on all {len(data):,} images from their sums; strength and calibration are of "
-        f"{len(second.labels):,} of them, each left out by itself."
+        f"{len(alone):,} of them, each left out by itself."
     )
     more: dict[str, Any] = {
         "notes": (note,),
@@ -173,9 +197,9 @@ def _ridge_from_sums(
 
 
 def _batches(
-    rows: Rows, features: Features, columns: Tensor | None
+    rows: Rows, index: Tensor, features: Features, columns: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for part in torch.arange(len(rows.labels)).split(CHUNK):
+    for part in index.split(CHUNK):
         found = _features(rows.data, part, features, columns)
         yield found, rows.labels[part], rows.zero_shot[part]
 

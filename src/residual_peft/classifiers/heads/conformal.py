@@ -142,7 +142,9 @@ def kept_scores(logits: Tensor, labels: Tensor) -> Tensor | None:
     if len(scores) > MOST_SCORES:
         places = torch.arange(1, MOST_SCORES + 1) * len(scores) - 1  # in whole numbers
         scores = scores[places // MOST_SCORES]
-    return scores.float()
+    kept = scores.float()
+    # up again: else a new image just like one of these, if right, is not in its set by rounding
+    return torch.where(kept < scores, kept.nextafter(torch.tensor(torch.inf)), kept)
 
 
 def scores_of(left_out: LeftOut) -> Tensor | None:
