@@ -53,7 +53,11 @@ def moved():
 def test_readouts_labels_and_rows_are_those_of_plain_calls():
     model = moved()
     for adapters in (False, True):
-        seen = list(reading(model, None, labelled(), adapters=adapters))
+        batches = labelled()
+        for batch, kind in zip(batches, (torch.int64, torch.uint8, torch.int32), strict=True):
+            batch["labels"] = batch["labels"].to(kind)
+        seen = list(reading(model, None, batches, adapters=adapters))
+        assert {part.labels.dtype for part in seen} == {torch.int64}
         assert [len(part) for part in seen] == [3, 3, 1]
         assert torch.cat([part.labels for part in seen]).tolist() == [0, 1, 2, 0, 1, 2, 0]
         assert torch.cat([part.index for part in seen]).tolist() == list(range(7))

@@ -84,6 +84,10 @@ def test_the_loss_and_its_normalizer_are_a_loop(labelling, weighted):
         for z, y in zip(logits, labels, strict=True)
     ]
     torch.testing.assert_close(labelling.losses(logits, labels), torch.stack(alone))
+    for kind in (torch.int32, torch.uint8):  # class numbers in fewer bytes are no mask
+        small = labels.to(kind)
+        torch.testing.assert_close(labelling.loss(logits, small, weights, bias), mean)
+        assert labelling.normalizer(small, weights, C) == pytest.approx(count)
 
 
 @BOTH

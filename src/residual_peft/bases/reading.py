@@ -34,6 +34,7 @@ Place = tuple[str, int | None, str, tuple[int, ...]]
 HELD = {"cpu": 2**28}
 """Bytes that all tokens of all layers may take, where a readout is pooled, by kind of device."""
 HELD_ELSEWHERE = 2**31
+SMALL = (torch.uint8, torch.int8, torch.int16, torch.int32)  # class numbers in fewer bytes
 FIRST = 4  # images that are run first, to see how many tokens there are
 
 
@@ -180,6 +181,8 @@ def parts_of(batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
     elif isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
         given, labels = batch
     labels, index = (None if v is None else torch.as_tensor(v).cpu() for v in (labels, index))
+    if labels is not None and labels.ndim == 1 and labels.dtype in SMALL:
+        labels = labels.long()  # uint8 would pick rows as a mask does, where numbers index them
     return given, labels, index
 
 

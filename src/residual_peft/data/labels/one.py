@@ -77,12 +77,12 @@ class OneLabel(HeadsOfOneLabel):
         `labels`, "sum" or "none".
         """
         return functional.cross_entropy(
-            logits, labels, weights, reduction=reduction, label_smoothing=smoothing
+            logits, labels.long(), weights, reduction=reduction, label_smoothing=smoothing
         )
 
     def normalizer(self, labels: Tensor, weights: Tensor | None, classes: int) -> float:
         """What the sum of losses is divided by, so that it is torch's own mean."""
-        return float(len(labels) if weights is None else weights[labels.cpu()].sum())
+        return float(len(labels) if weights is None else weights[labels.cpu().long()].sum())
 
     def best_bias(
         self, logits: Tensor, labels: Tensor, limit: float, weights: Tensor | None = None
