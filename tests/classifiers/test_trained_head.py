@@ -379,6 +379,8 @@ def test_each_of_several_labels_is_given_from_its_own_threshold_on(tmp_path):
     made.save_pretrained(tmp_path / "saved")
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "counts from a threshold of its own, chosen on left-out images, and" in card
+    count = gains_of(made.model).numel()
+    assert f"a linear map from {count:,} coordinates, each along one principal component of" in card
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "saved", model=clip_model())
     tasks = TaskSet(clip_model())
     tasks.add("one", tmp_path / "saved")

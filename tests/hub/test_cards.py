@@ -110,6 +110,11 @@ def test_people_read_what_was_meant():
     assert "accuracy 0.250 0.875 mean per-class recall – 0.500" in cells
     assert ("img", "gains.png") in page.tags
     assert ("a", "https://huggingface.co/me/clip") in page.tags
+    for moved in (False, True):  # a head leaves gains at 1, unless they were fitted before
+        beside = page_of(adapter_card(adapter(head="9 coordinates", moved=moved)))
+        whole = "\n".join(beside.texts)
+        assert "A class head for me/clip: a linear map from 9 coordinates to the classes." in whole
+        assert ("1,578 gains for" in whole, "all stand at 1" in whole) == (moved, not moved)
 
 
 def test_what_is_not_known_is_not_said():

@@ -88,6 +88,7 @@ def adapter_facts(
         multi_label=described.multi_label,
         logit_bias=described.logit_bias,
         own_thresholds=head is not None and head.thresholds is not None,
+        head=None if head is None else _read_by(head, config),
         **adapter,
     )
 
@@ -101,10 +102,12 @@ def _main_adapter(model: nn.Module) -> tuple[str, Any]:
 def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str, Any]:
     """What an adapter of ours adapts, for people."""
     suffix = f"residual_peft_gains.{name}"
+    gains = [part for path, part in model.named_parameters() if path.endswith(suffix)]
     kept = config.components
     share = f"the fewest with {kept:.0%} of the variance" if isinstance(kept, float) else ""
     return {
-        "gains": sum(p.numel() for path, p in model.named_parameters() if path.endswith(suffix)),
+        "gains": sum(part.numel() for part in gains),
+        "moved": any(bool((part != 1).any()) for part in gains),
         "effect": _effect_of(config),
         "basis": config.fitted.described,
         "settings": {
@@ -118,8 +121,16 @@ def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str,
     }
 
 
-def _effect_of(config: ResiDualConfig) -> str:
-    part = "one principal component of " if config.granularity == "component" else ""
+def _read_by(head: TrainedHead, config: Any) -> str:
+    if head.features == "embedding" or not isinstance(config, ResiDualConfig):
+        return "the image embedding as it comes"
+    along = _effect_of(config, "component")
+    return f"{len(head.head.mean):,} coordinates, each along {along},"
+
+
+def _effect_of(config: ResiDualConfig, granularity: str | None = None) -> str:
+    each = (granularity or config.granularity) == "component"
+    part = "one principal component of " if each else ""
     if config.mode == "stream":
         return f"{part}what one head of an adapted Linear writes to the residual stream"
     if "output" in config.units:

@@ -113,6 +113,8 @@ class Facts(FitNumbers):
         own_thresholds: whether the classes of a head count from thresholds of their own.
         peft_type: the adapter's; None without an adapter.
         gains: how many it has, for an adapter of ours.
+        moved: whether any of them is not 1; a class head leaves them there.
+        head: what its class head reads, in words; None without one.
         trained: how many numbers were trained.
         effect: what each gain scales, in words.
         settings: of the adapter's config, name -> value in words.
@@ -153,6 +155,8 @@ class Facts(FitNumbers):
     own_thresholds: bool = False
     peft_type: str | None = None
     gains: int | None = None
+    moved: bool = True
+    head: str | None = None
     trained: int | None = None
     effect: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
