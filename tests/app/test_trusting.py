@@ -9,7 +9,7 @@ from datasets import DatasetDict
 from peft import get_peft_model
 
 from residual_peft import ResiDualConfig, ZeroShotClassifier, collect_with_basis, load_data
-from residual_peft.app.trusting import COVERAGE, sets_of, trust_of
+from residual_peft.app.trusting import COVERAGE, contradicting, sets_of, trust_of
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.evaluation import Evaluation
 from residual_peft.classifiers.heads.trust import reliability
@@ -77,6 +77,13 @@ def test_it_says_what_left_out_predictions_say(fitted) -> None:
     for item in found.suspicious:
         place = item.row + (130 if "validation" in item.file else 0)
         assert item.label == int(rows.labels[place])
+    assert contradicting(rows, data) == ""
+    readout, labels = rows.data.readout.clone(), rows.labels.clone()
+    readout[[20, 140]], labels[[5, 20, 140]] = readout[5].clone(), torch.tensor([3, 3, 4])
+    copied = replace(rows, data=replace(rows.data, readout=readout, labels=labels))
+    wanted = "'row 5 of the train split' and 'row 10 of the validation split'"
+    assert contradicting(copied, data) == wanted
+    assert contradicting(copied, data, at_most=0) == "..."
 
 
 def test_it_says_nothing_where_nothing_was_left_out(fitted) -> None:

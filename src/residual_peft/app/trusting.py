@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..classifiers.evaluation import Evaluation
 from ..classifiers.heads.conformal import PredictionSets, scores_of
+from ..classifiers.heads.images import duplicate_groups
 from ..classifiers.heads.learning_curve import FEWEST_IMAGES, learning_curve
 from ..classifiers.heads.left_out import LeftOut
 from ..classifiers.heads.ridge import RidgeFit, fit_ridge
@@ -17,7 +18,7 @@ from ..classifiers.heads.trust import reliability, suspicious_labels
 from ..classifiers.trained_head import Features
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData
-from ..data.listing import files_of
+from ..data.listing import files_of, short_name
 from ..errors import ResiDualError
 from ..reporting.run_record import TrustRecord
 from ..solvers.coordinates import Coordinates
@@ -39,6 +40,21 @@ class Trusted:
     record: TrustRecord  # the numbers
     # training and validation images whose label looks wrong, the surest first
     suspicious: tuple[Noted, ...] = ()
+
+
+def contradicting(rows: Rows, images: ImageData, at_most: int = 5) -> str:
+    """Pairs of equal images of a fit whose labels differ, by name; empty where there are none.
+
+    Rows are of the training images first, then of validation images.
+    """
+    first, labels = duplicate_groups(rows.data.readout), rows.labels.reshape(len(rows.labels), -1)
+    pairs = ((labels != labels[first]).any(1)).nonzero().flatten()
+    named = []
+    for row in pairs[:at_most].tolist():
+        both = [_place(images, place) for place in (int(first[row]), row)]
+        files = [files_of(dataset, [place], title)[0] for dataset, place, title in both]
+        named.append(" and ".join(f"'{short_name(file)}'" for file in files))
+    return "; ".join([*named, "..."] if len(pairs) > at_most else named)
 
 
 def sets_of(

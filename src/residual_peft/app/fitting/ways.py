@@ -9,12 +9,14 @@ from ...classifiers.evaluation import Evaluation
 from ...classifiers.heads.choosing import some_rows
 from ...classifiers.trained_head import HEAD_BYTES, TrainedHead, embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data import ImageData
 from ...errors import counted
 from ...hub.facts import MethodRow
 from ...solvers import large
 from ...solvers.choice import AT_MOST, AUTO, choose, run_methods
 from ...solvers.methods import Outcome, Rows
 from ...solvers.store import CoordinateStore, Stores
+from ..trusting import contradicting
 from .beside import calibrated, left_beside
 from .reading import Pass
 from .scoring import scored_by
@@ -50,7 +52,7 @@ def from_coordinates(task: Task, read: Pass) -> Done:
         beside += calibrated(classifier, chosen, held_out, seen, read.images)
     # of several labels none counts more
     alike = bool(classifier.labelling.where_one(task.recipe.balanced))
-    notes = (*chosen.notes, *_copies(rows), *beside)
+    notes = (*chosen.notes, *_copies(rows, read.images), *beside)
     return Done(
         classifier=classifier,
         before=measured["zero-shot"],
@@ -73,12 +75,14 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     )
 
 
-def _copies(rows: Rows | None) -> tuple[str, ...]:
+def _copies(rows: Rows | None, images: ImageData) -> tuple[str, ...]:
     if rows is None or not rows.copies:
         return ()
+    named = contradicting(rows, images)
     return (
         f"{rows.copies:,} of {counted(len(rows.labels), 'image')} to learn from are copies of "
-        "others: where images were left out to choose by, copies went together.",
+        "others: where images were left out to choose by, copies went together."
+        + (f" With different labels: {named}." if named else ""),
     )
 
 
