@@ -21,6 +21,7 @@ from residual_peft.analysis import (
     participation_ratio,
     two_nn,
 )
+from residual_peft.data.progress import Bar
 from tests.analysis.cases import orthonormal, random_basis, random_contributions
 from tests.models import clip_model, pixels
 from tests.pairs import table
@@ -192,9 +193,11 @@ def test_participation_ratio() -> None:
     assert math.isnan(participation_ratio(torch.zeros(2)))
 
 
-def test_profile_of_contributions() -> None:
+def test_profile_of_contributions(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(Bar, "in_a_log", True)
     seen = random_contributions([4, 9, 2, 7, 5, 3, 4, 6, 8, 12, 11], 20, 150)
-    found = dimension_profile(seen, share=0.9, two_nn_images=100, seed=4, block=31)
+    found = dimension_profile(seen, share=0.9, two_nn_images=100, seed=4, block=31, progress=True)
+    assert capsys.readouterr().err.startswith("TwoNN: 11 units in ")  # one line, in a log
     chosen = torch.randperm(150, generator=torch.Generator().manual_seed(4))[:100]
     for index, part in enumerate(seen):
         full = part.full().double()  # (N, d): the readout's own distances and spectrum

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..bases.basis import SpectralBasis
+from ..data.progress import Bar
 from ..errors import ResiDualError
 from ..towers.units import Unit
 from .contributions import Contributions
@@ -192,7 +192,7 @@ def dimension_profile(
         images = min(two_nn_images, len(source))
         chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
         chosen = chosen[:images].sort().values
-        parts = tqdm(source.parts, desc="TwoNN", unit="unit", disable=not progress)
+        parts = Bar(source.parts, desc="TwoNN", unit="unit", disable=not progress)
         for index, part in enumerate(parts):
             points = part.coordinates[chosen].to(device or part.coordinates.device)
             if points.shape[1]:

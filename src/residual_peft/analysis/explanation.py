@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from ..bases.basis import SpectralBasis
+from ..data.progress import Bar
 from ..errors import ResiDualError
 from ..towers.units import Unit
 from .contributions import Contributions, UnitContribution
@@ -106,7 +106,7 @@ def explain_units(
     chosen = _choose(contributions, dictionary, units)
     atoms = dictionary.embeddings
     found = []
-    for unit in tqdm(chosen, "Explaining units", unit="unit", disable=not progress):
+    for unit in Bar(chosen, "Explaining units", unit="unit", disable=not progress):
         c, frame = _centred(contributions[unit])
         if method == "somp":
             pursuit = somp(c, atoms, steps, frame=frame)

@@ -87,7 +87,8 @@ class RidgeSums:
             number = int(emptied.int().argmax())
             raise ResiDualError(
                 f"wanted images of every class to be left, got none of class {number}: a ridge "
-                "cannot tell a class that it has no image of. Remove the class instead."
+                "cannot tell a class that it has no image of. Remove the class instead: "
+                "ZeroShotClassifier.remove_class, in Python."
             )
         self.statistics.forget(x, labels, weights)
 
