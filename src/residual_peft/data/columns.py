@@ -155,8 +155,10 @@ def with_class_labels(
         given = own if class_names is None else list(class_names)
         if given is not None and (strange := sorted(set(texts) - set(given))):
             known = "class names given" if class_names is not None else "classes of its first split"
+            split = next(s for s, part in parts.items() if strange[0] in _texts({s: part}))
             raise ResiDualError(
-                f"{name} has the label '{strange[0]}', which is none of the {known}."
+                f"{name}, split {split}, has the label '{strange[0]}', which is none of the "
+                f"{known} ({some(given)})."
             )
         own = texts if given is None else given
     if own is None and class_names is None:

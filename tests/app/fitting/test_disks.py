@@ -178,3 +178,16 @@ def test_an_unknown_place_is_told_before_the_data_are_looked_at(tmp_path: Path) 
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ResiDualError, match=r"'.*file' is a file; name another output"):
         fit_adapter("nobody/nothing", "nowhere", tmp_path / "file" / "out")
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "photos" / "cats" / "1.png").write_text("no image")
+    (tmp_path / "link").symlink_to("photos")
+    before = content(tmp_path)
+    for data, out in (("photos", "link"), ("link", "photos/cats"), ("photos", "photos/cats/..")):
+        for given in ((tmp_path / data, {}), ("nowhere", {"test": str(tmp_path / data)})):
+            with pytest.raises(ResiDualError, match=r"for the adapter alone, got .*ther output"):
+                fit_adapter("nobody/nothing", given[0], tmp_path / out, **given[1])
+    (tmp_path / "photos" / "empty").mkdir()
+    for out in ("photos/new", "photos/cats/new", "photos/empty"):  # apart from them
+        with pytest.raises(ResiDualError, match="wanted at least two classes"):
+            fit_adapter("nobody/nothing", tmp_path / "photos", tmp_path / out)
+    assert content(tmp_path) == before

@@ -1,9 +1,14 @@
 """What a fit cannot be asked for: told before any work."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 from ...classifiers.heads.conformal import By
 from ...data import ImageData
 from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError
+from ...hub.directories import ADAPTER_CONFIG
 from ...solvers.choice import AUTO
 from ...solvers.methods import METHODS
 from ...tuner import ResiDualConfig
@@ -47,6 +52,28 @@ def check_sets_of(sets: By, images: ImageData) -> None:
             "sets by held-out images are calibrated by the validation images, and there are none: "
             "bring some as validation=DATA, or a share of the others, which few leaves none of."
         )
+
+
+def check_apart(target: Path, *sources: Any) -> None:
+    """Raise a ResiDualError where an adapter would lie among the images that it is fitted to.
+
+    Sources that are no folders are apart from it, and so is a folder of its own below theirs, which
+    readers of images pass by.
+    """
+    if not target.is_dir():
+        return
+    there, own = target.resolve(), not os.listdir(target) or (target / ADAPTER_CONFIG).is_file()
+    for source in sources:
+        folder = Path(source).expanduser() if isinstance(source, str | os.PathLike) else None
+        if folder is None or not folder.is_dir():
+            continue
+        folder = folder.resolve()
+        if there == folder or (folder in there.parents and not own):
+            raise ResiDualError(
+                f"wanted a folder for the adapter alone, got '{target}', where images of "
+                f"'{source}' are: its files would lie among them, and its small pictures would "
+                "count as images of a class. Name another output."
+            )
 
 
 def check_way(

@@ -23,7 +23,7 @@ from ...hub.directories import DEMO_MODEL
 from ...hub.places import check_place
 from ...solvers.choice import AUTO, check_methods
 from ...tuner import ResiDualConfig
-from .checks import check_sets_of
+from .checks import check_apart, check_sets_of
 from .keeping import Keeping, keeping
 from .reading import Pass, digest_of_json
 from .recipe import Recipe
@@ -70,9 +70,9 @@ def fit(
         options: whatever a `Recipe` has, such as `method="ridge"`, `seed=1` or `templates=[...]`.
 
     Raises:
-        ResiDualError: a place that cannot be written (tried before anything is read), bad data, too
-            many unreadable images, a model that is not there, an option that there is not, or a
-            config in stream mode without `trainer`.
+        ResiDualError: a place that cannot be written or holds the images (tried before anything is
+            read), bad data, too many unreadable images, a model that is not there, an option that
+            there is not, or a config in stream mode without `trainer`.
         KeyboardInterrupt: says what was kept.
     """
     with ExitStack() as stack:
@@ -81,6 +81,7 @@ def fit(
         else:
             target = check_place(out)
         recipe = Recipe.of(options)
+        check_apart(target, data, recipe.validation, recipe.test)
         recipe.check_model(model)
         kept = stack.enter_context(keeping(target))
         try:
