@@ -29,6 +29,8 @@ def prepare(file, recipe):
     return ((pixels - recipe["mean"]) / recipe["std"]).astype(np.float32).transpose(2, 0, 1)
 
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 model, *files = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 said = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
