@@ -10,8 +10,10 @@ from residual_peft.analysis import explain_head
 from residual_peft.app.fitting import fit_adapter
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data import batches, load_data
+from residual_peft.reporting import write_report
 from residual_peft.reporting.run_record import RunRecord
 from residual_peft.solvers.coordinates import collect_coordinates
+from residual_peft.tuner.gains import KINDS, Gains
 from tests.app.fitting.photos import photos
 from tests.training_case import save_clip
 
@@ -24,10 +26,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit(root: Path, out: Path, method: str) -> RunRecord:
-    fit_adapter(
-        str(root / "model"), str(root / "photos"), out, templates=["a {}."], method=method, words=[]
-    )
+class Shifts(Gains):
+    """A kind of gain that scales nothing."""
+
+    start, scales = 0.0, False
+
+    def factors(self, coordinates: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(coordinates)
+
+
+def fit(root: Path, out: Path, method: str, **options) -> RunRecord:
+    model, data = str(root / "model"), str(root / "photos")
+    fit_adapter(model, data, out, templates=["a {}."], method=method, words=[], **options)
     return RunRecord.load(out)
 
 
@@ -53,9 +63,16 @@ def test_a_class_heads_shares_are_those_of_the_test_images(root: Path, tmp_path:
     assert (tmp_path / "a" / "run" / "suspicious.csv").is_file()
 
 
-def test_a_head_on_the_embedding_and_gains_say_what_they_are(root: Path, tmp_path: Path) -> None:
+def test_a_head_on_the_embedding_and_gains_say_what_they_are(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = fit(root, tmp_path / "a", "ridge-embedding")
     assert (record.head.features, record.head.units, record.gains) == ("embedding", (), None)
     record = fit(root, tmp_path / "a", "gains")
     assert record.head is None
     assert record.gains is not None
+    monkeypatch.setitem(KINDS, "shift", Shifts)
+    record = fit(root, tmp_path / "a", "gains", config={"granularity": "shift"})
+    assert (record.head, record.gains, record.words) == (None, None, ())
+    write_report(record, tmp_path / "page.html")
+    assert "Where in the model" not in (tmp_path / "page.html").read_text()

@@ -102,6 +102,8 @@ def _inside(
     trained = classifier.head
     if rows is None:
         return None, None, []
+    if trained is None and not rows.state.gains.scales:  # of another kind, nothing is told
+        return None, None, []
     if trained is None:
         explained = explain_adapter(classifier, rows)
         return _gains(explained), None, [*explained.strongest(DESCRIBED)]
