@@ -33,6 +33,10 @@ def test_value_and_gradient_are_those_of_the_formula(normalized: bool) -> None:
     assert value == pytest.approx(expected.item(), rel=1e-5)
     np.testing.assert_allclose(gradient, gains.grad.numpy(), rtol=1e-3, atol=1e-5)
     assert float(gains.grad.norm()) > 0.1
+    if normalized:  # gains near 0 are no way out: a readout of no length has its direction still
+        small = problem(1e-8 * gains.detach().numpy(), 0.0, True)[0]
+        assert small == pytest.approx(loss.item(), rel=1e-5)
+        assert np.isfinite(problem(0 * gains.detach().numpy(), STRENGTH, True)[1]).all()
 
 
 def test_blocks_of_images_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

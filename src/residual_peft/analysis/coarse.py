@@ -27,7 +27,7 @@ from .subsets import check_classes, score_blocks
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
 _BLOCK = 1024  # images at once
-_TINY = 1e-12  # of the squared length of a readout, below which its direction is rounding
+_TINY = 1e-12  # of a readout's squared length at such gains: below, its direction is rounding
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,13 @@ class _Problem:
     def __call__(self, gains: Any, strength: float, normalized: bool) -> tuple[float, Any]:
         free = torch.from_numpy(gains).requires_grad_()
         total = 0.0
+        # beside what gains of this size make of it: gains near 0 would be a way out to equal logits
+        size = self.mean_length**2 * max(float(gains @ gains) / len(gains), 1e-30)
         for scores, products, labels in self.parts:
             logits = self.logit_scale * (free @ scores.double())
             if normalized:
                 square = (free * (products.double() @ free)).sum(-1, keepdim=True)
-                logits = logits / square.clamp_min(_TINY * self.mean_length**2).sqrt()
+                logits = logits / square.clamp_min(_TINY * size).sqrt()
             else:
                 logits = logits / self.mean_length
             loss = functional.cross_entropy(logits, labels, reduction="sum") / self.images
