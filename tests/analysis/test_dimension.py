@@ -175,6 +175,7 @@ def test_linear_dimension_is_the_fewest() -> None:
             count += 1
         assert linear_dimension(values, share=share) == count
         assert linear_dimension(values.float(), share=share) == count
+        assert abs(linear_dimension(values.bfloat16(), share=share) - count) <= 1
     assert linear_dimension(values[:5], total=values.sum(), share=0.2) < 5
     assert linear_dimension(torch.tensor([0.5, 0.4, 0.1]), share=0.9) == 2
     assert linear_dimension(torch.zeros(3)) == 0

@@ -313,17 +313,25 @@ def changed(basis: SpectralBasis) -> SpectralBasis:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_what_is_saved_is_loaded(basis: SpectralBasis, tmp_path: Path, dtype: torch.dtype) -> None:
-    saved = changed(basis.truncate(5) if dtype == torch.float32 else basis)
+    # in half precision shares of variance are told as before
+    basis.save_pretrained(tmp_path / "whole", dtype)
+    whole = SpectralBasis.from_pretrained(tmp_path / "whole")
+    for share in (0.9, 0.999, 1.0, 100):
+        wanted = basis.truncate(share).component_counts
+        assert whole.truncate(share).component_counts == wanted
+    saved = changed(basis.truncate(5) if dtype == torch.bfloat16 else basis)
     saved.save_pretrained(tmp_path / "new" / "basis", dtype)
     loaded = SpectralBasis.from_pretrained(tmp_path / "new" / "basis")
     for field in ("units", "num_samples", "source", "fingerprint", "component_counts"):
         assert getattr(loaded, field) == getattr(saved, field)
     assert loaded.means.dtype == dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    kinds = {"mean": dtype, "components": dtype, "eigenvalues": wide, "total_variance": wide}
     for unit in saved.units:
-        for field in ("mean", "components", "eigenvalues", "total_variance"):
-            assert torch.equal(getattr(loaded[unit], field), getattr(saved[unit], field).to(dtype))
+        for field, kind in kinds.items():
+            assert torch.equal(getattr(loaded[unit], field), getattr(saved[unit], field).to(kind))
     loaded.check_belongs_to(clip_model())
     assert sorted(path.name for path in (tmp_path / "new" / "basis").iterdir()) == [
         METADATA,

@@ -41,8 +41,10 @@ def linear_dimension(
     if whole <= 0:
         return 0
     reached = values.cumsum(0) / whole
-    # float32 eigenvalues, or a total summed in another order, miss a share of 1 by a rounding
-    wanted = share - 4 * torch.finfo(eigenvalues.dtype).eps * max(len(values), 1)
+    # float32 eigenvalues, or a total summed in another order, miss a share of 1 by a rounding; that
+    # of half precision is no share to give away
+    eps = min(torch.finfo(kind).eps for kind in (eigenvalues.dtype, torch.float32))
+    wanted = share - 4 * eps * max(len(values), 1)
     dimension = int((reached < wanted).sum()) + 1
     if dimension > len(values):
         held = float(reached[-1]) if len(values) else 0.0

@@ -261,7 +261,8 @@ class SpectralBasis:
 
         Args:
             directory: made if missing.
-            dtype: of the stored tensors; torch.float64 keeps every digit.
+            dtype: of the stored means and components, and where it is wider than float32 of the
+                variances; torch.float64 keeps every digit.
         """
         write_basis(self, directory, dtype)
 

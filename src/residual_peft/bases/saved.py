@@ -66,7 +66,10 @@ def write_basis(
             "eigenvalues": torch.cat(basis.eigenvalues),
             "total_variance": basis.total_variance,
         }
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        # shares of variance are told from few numbers, which half precision would not tell
+        wide = torch.promote_types(dtype, torch.float32)
+        kinds = {"eigenvalues": wide, "total_variance": wide}
+        tensors = {name: tensor.to(kinds.get(name, dtype)) for name, tensor in tensors.items()}
         write_tensors(folder / TENSORS_FILE, tensors, {"format": "pt"})
         units, counts = tuple(map(str, basis.units)), tuple(basis.component_counts)
         source: Any = basis.source
