@@ -183,6 +183,8 @@ def test_a_weight_of_two_is_the_image_twice(drawn: Any) -> None:
         class_weights=weights,
         leave="none",
     )
+    # nothing is left out to choose by: of more strengths it is the nearest to the usual one
+    assert fit_ridge(features, labels, 2, alphas=[1e9, 3.0, 1e-9], leave="none").alpha[0] == 3
     torch.testing.assert_close(weighted.head.scale, copies.head.scale, **CLOSE)
     torch.testing.assert_close(weighted.head.weights, copies.head.weights, **CLOSE)
     torch.testing.assert_close(weighted.head.offset, copies.head.offset, **CLOSE)

@@ -104,7 +104,8 @@ def _groups(groups: Tensor | Sequence[object], count: int) -> tuple[Tensor, ...]
     if len(parts) < 2:
         raise ResiDualError(
             "wanted at least two groups of images, got one: nothing would be left to fit on "
-            "without it. Leave the groups out, or give finer ones."
+            "without it. Copies are of one group, and join those that they are in: give finer "
+            "groups, or pictures that differ."
         )
     return parts
 

@@ -94,8 +94,9 @@ class Choosing:
         targets, classes = beside_text(images, prior), images.targets.shape[1]
         ones, zeros = torch.ones(classes).double(), torch.zeros(classes).double()
         if not known.any():
-            given = len(self.strengths) == 1
-            alpha = float(self.strengths[0]) if given else DEFAULT_STRENGTH * smoother.size
+            # of those given the one that is nearest to what does well in general
+            apart = (self.strengths / (DEFAULT_STRENGTH * smoother.size)).log().abs()
+            alpha = float(self.strengths[apart.argmin()])
             scores = smoother.fitted(targets, alpha)
             calibration = _untried(images, scores, prior)
             return Chosen(
