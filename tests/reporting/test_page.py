@@ -130,10 +130,23 @@ class Visit:
         self.context.close()
 
 
-def test_it_is_small_opens_quietly_and_alone_and_keeps_its_width(browser, page_file) -> None:  # noqa: F811
+def test_it_is_small_opens_quietly_and_alone_and_keeps_its_width(
+    browser,  # noqa: F811
+    page_file,
+    tmp_path,
+) -> None:
     assert page_file.stat().st_size < 2_000_000
     for scheme in ("light", "dark"):
         _opens(browser, page_file, scheme)
+    for count in (14, 50):  # tables of confusions, which on paper do not scroll
+        names = tuple(f"one of the classes, {number}" for number in range(count))
+        write_report(record(names, 2 * count), tmp_path / "many.html")
+        with Visit(
+            browser, tmp_path / "many.html", viewport={"width": 680, "height": 900}
+        ) as visit:
+            visit.page.emulate_media(media="print")  # A4 less its margins
+            assert visit.page.locator("table.heat.dense").count() == 2
+            assert visit.page.evaluate("document.documentElement.scrollWidth") == 680
 
 
 def _opens(browser, page_file, scheme) -> None:  # noqa: F811
