@@ -277,8 +277,11 @@ def test_an_unlabelled_split_says_so():
 
 
 def test_missing_and_impossible_labels_are_refused():
-    with pytest.raises(ResiDualError, match="row 4 of the dataset, split train, has no label"):
+    with pytest.raises(ResiDualError, match="row 4 of the dataset, split train, has no label; rem"):
         load_data(unlabelled(None), class_names=("a", "b", "c"))
+    pairs = [(image(), name) for name in ("a", None, "b", None, None)]
+    with pytest.raises(ResiDualError, match=r"row 1 .* has no label, nor have 2 after it; remove"):
+        load_data(pairs)
     features = Features({"image": ImageFeature(), "label": Sequence(Value("int64"))})
     many = Dataset.from_dict({"image": [image()], "label": [[1, 2]]}, features=features)
     with pytest.raises(ResiDualError, match="bare numbers; say what they mean with class_names"):

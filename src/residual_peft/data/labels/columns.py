@@ -77,8 +77,10 @@ def class_labels(dataset: Dataset, names: tuple[str, ...], split: str, name: str
     feature = dataset.features["label"]
     labels = labels_in(dataset)
     if None in labels:
+        others = labels.count(None) - 1
         raise ResiDualError(
-            f"row {labels.index(None)} of {name}, split {split}, has no label; remove it."
+            f"row {labels.index(None)} of {name}, split {split}, has no label"
+            + (f", nor have {others:,} after it; remove them." if others else "; remove it.")
         )
     if isinstance(labels[0], str):
         number_of = {label: number for number, label in enumerate(names)}
