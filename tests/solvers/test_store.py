@@ -198,6 +198,9 @@ def test_what_changed_is_named_and_nothing_is_written(tmp_path):
         write_coordinates(
             classifier.model, ProcessedImages(edited, data.image_processor), folder, **SIZES
         )
+    classifier.model.get_base_model().config._name_or_path = "/moved/elsewhere"  # the same weights
+    write_coordinates(classifier.model, data, folder, **SIZES)
+    assert files(folder) | {"manifest.json": b""} == before | {"manifest.json": b""}
 
 
 def test_bad_options_are_refused(tmp_path):
