@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas
 import pytest
 from PIL import Image
@@ -123,12 +124,17 @@ def test_several_labels_in_lists_or_between_marks(digits) -> None:
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
     joined = [(path, "|".join(labels)) for path, labels in paired]
     path = table(folder / "t.csv", joined, ("file_name", "labels"))
-    for source in (folder / "t.jsonl", path):
+    frame = pandas.DataFrame({"file": [str(folder / p) for p, _ in rows], "labels": several})
+    frame["labels"] = frame["labels"].map(np.array)  # as pandas reads them of a parquet file
+    for source in (folder / "t.jsonl", path, frame):
         data = whole(source)
         assert data.multi_label
         assert data.class_names == ("even", "one", "two", "zero")
         shown = [{data.class_names[n] for n in row} for row in data.train["label"]]
         assert shown == [set(labels) for labels in several]
+    frame["labels"] = [np.array([n % 2, 1 - n % 2]) for n in range(len(rows))]
+    with pytest.raises(ResiDualError, match="column 'labels' are a 0 or 1 per class"):
+        load_data(frame)
 
 
 def test_numbers_are_names_unless_somebody_says_what_they_mean(digits) -> None:
@@ -137,10 +143,17 @@ def test_numbers_are_names_unless_somebody_says_what_they_mean(digits) -> None:
     numbered = [(path, words.index(word)) for path, word in rows]
     path = table(folder / "t.csv", numbered)
     assert whole(path).class_names == ("0", "1", "2")
-    for source in (path, [(folder / p, n) for p, n in numbered]):
+    floats = table(folder / "f.csv", [(p, float(n)) for p, n in numbered])  # as pandas writes them
+    pairs = [(folder / p, n) for p, n in numbered]
+    for source in (path, floats, pairs, [(p, np.int64(n)) for p, n in pairs]):
         data = whole(source, class_names=words)
         assert data.class_names == words
         assert pairs_of(data) == set(rows)
+    several = whole([(p, [n]) for p, n in pairs], class_names=words)
+    assert several.train["label"] == [[n] for _, n in pairs]
+    pairs[3] = (pairs[3][0], None)
+    with pytest.raises(ResiDualError, match="row 3 of the data, split train, has no label"):
+        whole(pairs, class_names=words)
 
 
 def test_paths_are_found_where_they_are_meant_to_begin(

@@ -180,6 +180,9 @@ def test_f1_and_exact_matches_are_those_of_scikit_learn():
     assert found["micro_f1"] == pytest.approx(micro)
     assert found["macro_f1"] == pytest.approx(macro)
     assert found["exact_match"] == pytest.approx((labels == named).all(1).mean())
+    alone = metrics.multi_label_metrics(logits[:, :1], labels[:, :1])  # one class, which may be no
+    f1 = pytest.approx(sklearn.metrics.f1_score(labels[:, 0], named[:, 0]))
+    assert (alone["micro_f1"], alone["macro_f1"]) == (f1, f1)
     precision = sklearn.metrics.average_precision_score(
         labels[:, there], logits[:, there], average="macro"
     )

@@ -39,6 +39,8 @@ def test_what_spreadsheets_call_unicode_text(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes("file_name,label\na.png,Ente\n".encode("utf-16"))
     assert read_table(path) == {"file_name": ["a.png"], "label": ["Ente"]}
+    (tmp_path / "t.jsonl").write_text('{"label": "a\u2028b"}\r\n{"label": "c\x85d"}', "utf-8")
+    assert read_table(tmp_path / "t.jsonl") == {"label": ["a\u2028b", "c\x85d"]}
 
 
 def test_nothing_is_none_in_csv(tmp_path: Path) -> None:
@@ -103,6 +105,10 @@ def test_frames_and_pairs_are_columns() -> None:
     assert [type(value) for value in (columns_of(counts) or {})["n"]] == [int, int]
     pairs = [("a.png", "cat"), ["b.png", "dog"]]
     assert columns_of(pairs) == {"image": ["a.png", "b.png"], "label": ["cat", "dog"]}
+    with pytest.raises(ResiDualError, match="with a row per image, got no rows"):
+        columns_of(frame[:0])
+    with pytest.raises(ResiDualError, match="several columns 'label'"):
+        columns_of(frame[["path", "label", "label"]])
     assert columns_of("photos") is None
     assert columns_of({"image": []}) is None
 

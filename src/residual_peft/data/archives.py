@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 
@@ -105,9 +105,7 @@ def _unpack(path: Path, target: Path, allowed: int) -> None:
             continue
         if written + member.size > min(allowed, room):
             raise _too_large(path, allowed, room)
-        place = target.joinpath(*parts)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with member.open() as source, open(place, "xb") as copy:
+        with member.open() as source, _new_file(target.joinpath(*parts), member.name, path) as copy:
             for piece in iter(lambda: source.read(_PIECE), b""):
                 written += len(piece)
                 if written > min(allowed, room):  # what a header says of the size may be a lie
@@ -115,6 +113,17 @@ def _unpack(path: Path, target: Path, allowed: int) -> None:
                 copy.write(piece)
     if left:
         logger.info("%s of '%s' left out: no images or tables", counted(left, "file"), path.name)
+
+
+def _new_file(place: Path, name: str, path: Path) -> BinaryIO:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return open(place, "xb")
+    except (FileExistsError, NotADirectoryError):
+        raise ResiDualError(
+            f"the archive {quoted(path)} holds '{name}' twice, or as a file and a folder, and "
+            "which of them is meant is not to be told: unpack it yourself, and name the folder."
+        ) from None
 
 
 def _too_large(path: Path, allowed: int, room: int) -> ResiDualError:
@@ -145,6 +154,9 @@ def _members(path: Path) -> Iterator[_Member]:
                 raise _no_links(member.name, path)
             if member.isreg():
                 yield _Member(member.name, member.size, partial(archive.extractfile, member))
+        # at its end a block of zeros was read, which tarfile itself does not miss
+        if archive.fileobj is None or archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("no end of the archive")
 
 
 def _no_links(name: str, path: Path) -> ResiDualError:

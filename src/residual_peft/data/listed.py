@@ -20,6 +20,7 @@ from ..errors import ResiDualError, counted, first_line, printable, short
 from .columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .labels import labelling_of
+from .labels.written import each_of, folded, labels_of, text_of
 from .tables import Columns
 from .trees import tree_of
 
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 PATH_COLUMNS = ("file_name", "filename", "file", "path", "filepath", "file_path", "image_path")
 MORE_LABELS = ("category", "class_name", "species", "tags")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")
-_SEVERAL = ("labels", "tags")  # whose text may hold several, between these:
-_BETWEEN = "|;"
 _TRIED = 50  # paths, to see where they begin
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -57,7 +56,7 @@ def from_columns(
     if image is None:
         raise _no_column(columns, name, "file names or images", "image_column", IMAGE_COLUMNS)
     others = {column: values for column, values in columns.items() if column != image}
-    split = next((c for c in others if _folded(c) in SPLIT_COLUMNS and _splits(others[c])), None)
+    split = next((c for c in others if folded(c) in SPLIT_COLUMNS and _splits(others[c])), None)
     others.pop(split or "", None)
     label = _chosen(others, label_column, (*LABEL_COLUMNS, *MORE_LABELS), lambda _: False)
     alone = [column for column in others if column != group_column]
@@ -69,7 +68,7 @@ def from_columns(
     _check_groups(group_column, (image, label), shown, name)
     groups = others.get(group_column or "")
     images = _images_of(columns[image], base, name)
-    labels = _labels(others[label], label, numbers)
+    labels = labels_of(others[label], label, numbers)
     parts = [None] * len(images) if split is None else columns[split]
     rows: dict[str, list[int]] = {}
     for row, part in enumerate(parts):
@@ -82,7 +81,7 @@ def from_columns(
             [images[row] for row in mine], [labels[row] for row in mine], shown, name
         )
         if groups is not None:
-            texts = [_text(groups[row]) for row in mine]
+            texts = [text_of(groups[row]) for row in mine]
             found[part] = found[part].add_column(
                 group_column, texts, feature=datasets.Value("string")
             )
@@ -109,10 +108,6 @@ def _check_groups(
             )
 
 
-def _folded(column: str) -> str:
-    return column.strip().lower().replace(" ", "_").replace("-", "_")
-
-
 def _chosen(
     columns: Columns,
     asked: str | None,
@@ -122,7 +117,7 @@ def _chosen(
     """The column that is asked for; else one of these names, else the only one that looks so."""
     if asked is not None:
         return asked if asked in columns else None
-    named = {_folded(column): column for column in reversed(columns)}
+    named = {folded(column): column for column in reversed(columns)}
     for name in names:
         if name in named:
             return named[name]
@@ -162,32 +157,6 @@ def _looks_like_paths(values: list[Any]) -> bool:
 def _splits(values: list[Any]) -> bool:
     """Whether a column names splits in every row."""
     return {str(value).strip().lower() for value in values} <= set(CANONICAL_SPLIT)
-
-
-def _labels(values: list[Any], column: str, numbers: bool) -> list[Any]:
-    """Labels as text, or lists of it; numbers where they stay."""
-    texts = [value for value in values if isinstance(value, str)]
-    if _folded(column) in _SEVERAL and any(mark in text for text in texts for mark in _BETWEEN):
-        mark = max(_BETWEEN, key=lambda mark: sum(mark in text for text in texts))
-        values = [[] if v is None else [t for t in str(v).split(mark) if t.strip()] for v in values]
-    if numbers and all(_is_number(value) for value in values):
-        return [int(value) for value in values]
-    return [_text(value) for value in values]
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return False
-    return str(value).strip().removesuffix(".0").removeprefix("-").isdecimal()
-
-
-def _text(value: Any) -> Any:
-    """A label as text; whole numbers without a point, lists item by item."""
-    if value is None or isinstance(value, list | tuple | set):
-        return value if value is None else [_text(each) for each in value]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
 
 
 def _images_of(values: list[Any], base: Path, name: str) -> list[Any]:
@@ -273,7 +242,8 @@ def _longest_known(text: str, known: dict[str, str | None]) -> str | None:
 def _dataset(images: list[Any], labels: list[Any], columns: tuple[str, str], name: str) -> Dataset:
     value = next((label for label in labels if label is not None), "")
     labelling = labelling_of(isinstance(value, list))
-    kind: Any = datasets.Value("int64" if isinstance(value, int) else "string")
+    first = next((each for label in labels for each in each_of(label)), "")
+    kind: Any = datasets.Value("int64" if isinstance(first, int) else "string")
     features = Features({columns[0]: datasets.Image(), columns[1]: labelling.feature(kind)})
     try:
         return Dataset.from_dict({columns[0]: images, columns[1]: labels}, features=features)

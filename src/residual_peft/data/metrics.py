@@ -5,6 +5,7 @@ several labels per image take zeros and ones (N, C). Intervals take what was rig
 True or False per image.
 """
 
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -95,11 +96,13 @@ def multi_label_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float
     from sklearn.metrics import f1_score
 
     named = values >= 0
-    by_class = f1_score(real, named, average=None, zero_division=0)
+    # a single column is "binary" to scikit-learn, which has its zeros for a class as well
+    classes = range(real.shape[1]) if real.shape[1] > 1 else [1]
+    score = partial(f1_score, real, named, labels=classes, zero_division=0)
     return {
         "mean_average_precision": mean_average_precision(values, real),
-        "micro_f1": float(f1_score(real, named, average="micro", zero_division=0)),
-        "macro_f1": float(by_class[real.any(axis=0)].mean()),
+        "micro_f1": float(score(average="micro")),
+        "macro_f1": float(score(average=None)[real.any(axis=0)].mean()),
         "exact_match": float((named == real).all(axis=1).mean()),
     }
 

@@ -132,9 +132,10 @@ def stratified_split(
             for name, row in zip(parts, rows, strict=False):
                 parts[name].append(np.array([row]))
             continue
-        for name, share in shares.items():
+        whole = len(rows)
+        for place, (name, share) in enumerate(shares.items()):
             # what is left must still give every later part and train one row
-            count = min(max(1, round(share * len(labels[labels == label]))), len(rows) - 1)
+            count = min(max(1, round(share * whole)), len(rows) - (len(shares) - place))
             parts[name].append(rows[:count])
             rows = rows[count:]
         parts["train"].append(rows)

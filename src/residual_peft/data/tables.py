@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,14 @@ def _csv(path: Path, text: str, kind: str) -> Columns:
 
 def _json(path: Path, text: str) -> Columns:
     """Objects, one a line or in a list."""
-    lines = [(n, line) for n, line in enumerate(text.splitlines()) if line.strip()]
+    # not `splitlines`, which parts lines at what may stand in a JSON text, too, such as U+2028
+    lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
     try:
         if path.suffix.lower() == ".json":
             found = json.loads(text)
             rows = found if isinstance(found, list) else [found]
         else:
-            rows = [json.loads(line) for _, line in lines]
+            rows = [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise ResiDualError(
             f"could not read the table {quoted(path)} as JSON ({error}); wanted an object such as "
@@ -132,11 +134,17 @@ def columns_of(source: Any) -> Columns | None:
     """The columns of a pandas DataFrame, or of pairs of an image and its label; None for others.
 
     Raises:
-        ResiDualError: a list that holds something else, or nothing.
+        ResiDualError: a list that holds something else, or nothing; a DataFrame without rows, or
+            with two columns of one name.
     """
     if type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "to_dict"):
         if not hasattr(source, "columns"):
             raise ResiDualError("wanted a DataFrame of images and labels, got one column of it.")
+        names = list(map(str, source.columns))
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ResiDualError(f"the DataFrame has several columns '{twice[0]}'.")
+        if not len(source):
+            raise ResiDualError("wanted a DataFrame with a row per image, got no rows.")
         columns = {str(name): source[name].astype(object) for name in source.columns}
         # NaN, NaT and NA are None from here on
         return {
