@@ -120,6 +120,11 @@ def read_classes(
 def read_described(directory: Path, name: object) -> ClassifierRecord:
     """The record alone, of a directory that the user calls `name`."""
     path = directory / CLASSIFIER_JSON
+    if not path.is_file() and not (directory / ADAPTER_CONFIG).is_file():
+        raise ResiDualError(
+            f"'{name}' holds no adapter: it has neither {CLASSIFIER_JSON} nor {ADAPTER_CONFIG}. "
+            "Name what fit or save_pretrained wrote."
+        )
     if not path.is_file():
         raise ResiDualError(
             f"'{name}' has no {CLASSIFIER_JSON}: it holds no classes. Load the adapter with "
