@@ -298,5 +298,5 @@ def test_an_unknown_directory_says_what_could_not_be_reached(tmp_path):
     with pytest.raises(ResiDualError, match="could not find the adapter 'nobody/nothing'"):
         ZeroShotClassifier.from_pretrained("nobody/nothing")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(ResiDualError, match=r"photos' holds no adapter: it has neither .* Name a"):
+    with pytest.raises(ResiDualError, match=r"photos' holds no adapter: it has neither .* Name"):
         ZeroShotClassifier.from_pretrained(tmp_path / "photos")
