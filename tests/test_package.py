@@ -104,27 +104,32 @@ def test_peft_knows_the_method_in_every_order(before: str, saved: str) -> None:
     assert run(f"import sys\n{before}\n{KNOWN}", saved) == "ResiDualModel"
 
 
-BY_TRANSFORMERS = """
+# transformers imports it by itself in some releases
+NOT_BY_TRANSFORMERS = """
 import sys
+import transformers.models.auto.auto_factory
+own = {"sklearn"} - {*sys.modules}
+"""
+
+BY_TRANSFORMERS = """
 import residual_peft
 from tests.models import clip_model
 model = clip_model()
 assert "peft" not in sys.modules
 model.load_adapter(sys.argv[1])
-unwanted = ("datasets", "matplotlib", "sklearn")
+unwanted = ("datasets", "matplotlib", *own)
 print(model.active_adapters(), [name for name in unwanted if name in sys.modules])
 """
 
 
 def test_transformers_own_loading_needs_the_import_alone(saved: str) -> None:
-    assert run(BY_TRANSFORMERS, saved) == "['default'] []"
+    assert run(NOT_BY_TRANSFORMERS + BY_TRANSFORMERS, saved) == "['default'] []"
 
 
 CLASSIFIER = """
-import sys
 from residual_peft import ZeroShotClassifier
 ZeroShotClassifier.from_pretrained(sys.argv[1])
-unwanted = ("datasets", "matplotlib", "sklearn", "gradio", "onnxruntime")
+unwanted = ("datasets", "matplotlib", "gradio", "onnxruntime", *own)
 print([name for name in unwanted if name in sys.modules])
 """
 
@@ -147,7 +152,7 @@ def saved_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_loading_a_classifier_imports_no_data_plots_or_scores(saved_classifier: Path) -> None:
-    assert run(CLASSIFIER, str(saved_classifier)) == "[]"
+    assert run(NOT_BY_TRANSFORMERS + CLASSIFIER, str(saved_classifier)) == "[]"
 
 
 # a file, as multiprocessing imports the main module again in its workers

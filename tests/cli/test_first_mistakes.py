@@ -165,7 +165,7 @@ def test_a_mistake_is_answered_by_what_to_do(
         (["train"], "No such command 'train'"),
         (["fit", "--data", "photos"], "Missing option '--out'"),
         (["predict", "my-adapter"], "Missing argument 'IMAGES'"),
-        (["look", "photos", "--outt", "x"], "No such option: --outt"),
+        (["look", "photos", "--outt", "x"], "--outt"),
         (["fit", "--data", "photos", "--out", "a", "--few", "0"], "Invalid value for '--few'"),
         (
             ["fit", "--data", "photos", "--out", "a", "--batch-size", "0"],

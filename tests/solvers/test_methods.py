@@ -311,7 +311,7 @@ def test_no_method_has_seen_anything_of_an_image_that_was_left_out_with_its_grou
     together, singly = Rows.of(classifier, drawn, groups=scene), Rows.of(classifier, drawn)
     assert not together.copies
     for name, method in METHODS.items():
-        assert method.run(together).left_out.accuracy < 0.6, name
+        assert method.run(together).left_out.accuracy < 0.7, name
         if name != "zero-shot":
             assert method.run(singly).left_out.accuracy > 0.9, name
 
