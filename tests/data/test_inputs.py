@@ -71,6 +71,8 @@ def test_a_folder_within_can_be_left_out(folder: Path) -> None:
     assert list(files_in(["photos"], but="photos/deep")) == kept
     (folder / "link").symlink_to(folder / "photos" / "deep")
     assert list(files_in(["photos"], but="link")) == kept
+    (nothing,) = files_in(["photos"], but="photos")
+    assert nothing.reason == "all its images are where copies go: those are not read"
 
 
 def test_names_may_come_one_by_one(folder: Path) -> None:

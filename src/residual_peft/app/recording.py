@@ -21,6 +21,7 @@ from ..analysis.describing import Described, Words, words_for
 from ..classifiers.adapters import ADAPTER_TENSORS
 from ..classifiers.cards import adapter_facts
 from ..classifiers.evaluation import Evaluation
+from ..classifiers.files import CLASSIFIER_TENSORS
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checking import undecoded
 from ..data.images import to_rgb
@@ -164,10 +165,10 @@ def run_facts(
 
     The directory is None where it was not saved; `location` is what loads it.
     """
-    weights = None if directory is None else Path(directory) / ADAPTER_TENSORS
+    parts = [Path(directory or "") / name for name in (ADAPTER_TENSORS, CLASSIFIER_TENSORS)]
     return replace(
         adapter_facts(classifier.model, classifier, classifier.head, facts, location),
-        adapter_bytes=weights.stat().st_size if weights and weights.is_file() else None,
+        adapter_bytes=None if directory is None else sum(part.stat().st_size for part in parts),
         machine=machine(classifier.device),
         cores=os.cpu_count(),
         versions=versions(_PACKAGES),

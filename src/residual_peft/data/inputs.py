@@ -89,7 +89,9 @@ def _in_folder(path: str, but: str | os.PathLike[str] | None) -> Iterator[str | 
         found = [file for file in found if not inside(file, but)]
     yield from found
     yield from tree.skipped
-    if not found and not tree.skipped:
+    if not found and tree.images:
+        yield SkippedImage(path, "all its images are where copies go: those are not read")
+    elif not found and not tree.skipped:
         yield SkippedImage(path, f"a folder without images{tree.instead()}")
     elif left_out := ", ".join(tree.unread_pictures()):
         logger.warning("%s: left out %s", printable(path), left_out)

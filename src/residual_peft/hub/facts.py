@@ -120,7 +120,7 @@ class Facts(FitNumbers):
         settings: of the adapter's config, name -> value in words.
         basis: what the basis was fitted on, as the adapter's config has it.
         figure: the picture of the gains, relative to the card.
-        adapter_bytes: the size of the adapter's weights on disk.
+        adapter_bytes: what adapter and classes, with a head that there is, take on disk.
         machine: the processor.
         cores: how many of it.
         versions: package -> its version.
