@@ -313,6 +313,12 @@ def test_zero_shot_classifiers_are_tasks_too(tmp_path):
     expected = made.predict(photographs())
     assert agree(tasks.predict(photographs())["plain"], expected)
     assert agree(tasks.predict_mixed(photographs(), ["plain"] * 5), expected)
+    adapted = type(base).from_pretrained(tmp_path / "base")
+    text = get_peft_model(adapted, ResiDualConfig(side="text"))
+    tasks = TaskSet(text.eval())  # an adapter of the texts changes no image
+    own = ZeroShotClassifier(text, made.class_names, made.class_embeddings)
+    tasks.add("text", own)
+    assert relative(tasks.logits(pixels())["text"], own.logits(run_tower(base, pixels()))) < 1e-6
     save(tmp_path / "more")
     with pytest.raises(ResiDualError, match="has no adapter and belongs to"):
         TaskSet.from_pretrained([tmp_path / "more" / "digits", tmp_path / "plain"])

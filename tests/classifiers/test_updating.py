@@ -198,6 +198,13 @@ def test_files_are_known_by_their_content(tmp_path):
     assert len(made.fitted_on) == 1
     made.add_class("new", paths[:2])
     assert len(made.fitted_on) == 3
+    made.update(paths[:2], [0, 1])  # the same files, of other classes
+    made.remove_class("new", paths[:2])
+    made.forget(paths[:1], [0])
+    assert len(made.fitted_on) == 2
+    made.calibrate(paths[:1], [0])
+    with pytest.raises(ResiDualError, match="2 images of 3 to calibrate with"):
+        made.calibrate(paths, [0, 1, 2])
 
 
 def test_statistics_of_another_head_model_or_basis_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -252,7 +253,8 @@ def test_the_sum_of_one_is_that_one_and_saves_by_itself(tmp_path) -> None:
 def test_a_sum_costs_gains_alone_and_goes_again() -> None:
     model = several()
     layer = next(m for m in model.modules() if isinstance(m, ResiDualReadout))
-    model.add_weighted_adapter(["default", "same basis"], [0.3, 0.7], "sum")
+    weights = [np.float32(0.3), torch.tensor(0.7)]  # as other libraries have numbers
+    model.add_weighted_adapter(["default", "same basis"], weights, "sum")
     for mine, theirs in zip(
         layer.stored("sum").tensors, layer.stored("default").tensors, strict=True
     ):

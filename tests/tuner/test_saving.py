@@ -448,10 +448,37 @@ def test_another_readout_is_refused(saved: Path, base) -> None:
         PeftModel.from_pretrained(base(), saved)
 
 
-def test_weights_of_another_basis_do_not_go_into_an_adapter(saved: Path) -> None:
+def test_only_the_same_adapter_goes_into_an_adapter_and_says_what_it_is(
+    saved: Path, tmp_path: Path
+) -> None:
+    """PEFT loads the tensors, and keeps the config of the adapter that was there."""
     model = adapted(ResiDualConfig(components=2))
     with pytest.raises(ResiDualError, match=r"its basis is another one.*or fit the same basis"):
         model.load_adapter(saved, "default")
+    output, vit = {"units": ("output",)}, EVERY["ViTModel"]
+    data = adapted(ResiDualConfig(**output))
+    data.save_pretrained(tmp_path / "data")
+    get_peft_model(vit(), ResiDualConfig(readout="mean")).save_pretrained(tmp_path / "mean")
+    told, images = data.peft_config["default"].fitted, pixels()
+    assert told.from_data
+    for load in (load_adapter, PeftModel.load_adapter):
+        model = get_peft_model(clip_model(), ResiDualConfig(**output))
+        load(model, tmp_path / "data", "default")
+        assert model.peft_config["default"].fitted == told
+        assert relative(run_tower(model, images), run_tower(data, images)) < 1e-6
+        others = get_peft_model(clip_model(seed=1), ResiDualConfig(**output)), tmp_path / "data"
+        own_readout = get_peft_model(vit(), ResiDualConfig()), tmp_path / "mean"
+        for strange, directory in (others, own_readout):
+            before = gains_of(strange).clone()
+            with pytest.raises(ResiDualError, match="other weights, another side or another read"):
+                load(strange, directory, "default")
+            assert torch.equal(gains_of(strange), before)
+    adapter_basis(data).save_pretrained(tmp_path / "basis")
+    named = {**output, "basis": str(tmp_path / "basis"), "save_basis": False}
+    get_peft_model(clip_model(), ResiDualConfig(**named)).save_pretrained(tmp_path / "gains")
+    alone = get_peft_model(clip_model(), ResiDualConfig(**output, save_basis=False))
+    with pytest.raises(ResiDualError, match="gains alone, and they belong to another basis"):
+        load_adapter(alone, tmp_path / "gains", "default")
 
 
 def test_a_config_without_its_weights_says_so(saved: Path, tmp_path: Path) -> None:

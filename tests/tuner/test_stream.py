@@ -345,6 +345,17 @@ def test_autocast() -> None:
         found = output("CLIPModel", model)
     assert relative(found, wanted) < 0.1
     assert relative(found, wanted) > 0
+    layer = layers_of(model)[0]
+    torch.manual_seed(0)
+    inputs = 20 + torch.randn(50, layer.in_features)
+    for mean, spread in ((0.0, 1e-3), (20.0, 1e-3), (20.0, 0.5)):  # gains near 1, inputs far from 0
+        layer.residual_peft_input_mean["default"].fill_(mean)
+        layer.refresh("default")
+        gains = layer.residual_peft_gains["default"]
+        gains.data = 1 + spread * torch.randn(gains.shape)
+        exact = layer.get_delta_weight("default").double() @ (inputs.double() - mean).T
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert relative(layer.delta(inputs, "default"), exact.T) < 0.02
 
 
 def test_input_casting_can_be_turned_off() -> None:

@@ -1,5 +1,6 @@
 """A class head with more images, fewer, or another class, from the sums that were kept of them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -69,7 +70,7 @@ class ChangeableClassifier(PredictingClassifier):
         updating.change(self, read, numbers, forget=forget)
         digests = file_digests(items)
         if forget:
-            self.fitted_on = tuple(d for d in self.fitted_on if d not in set(digests))
+            self.fitted_on = _less(self.fitted_on, digests)
         else:
             self.learned_from(digests)
         return len(items)
@@ -122,8 +123,19 @@ class ChangeableClassifier(PredictingClassifier):
             return
         items, _ = images_of(images)
         updating.remove_class(self, name, lambda: self._read(items, batch_size))
-        gone = set(file_digests(items))
-        self.fitted_on = tuple(digest for digest in self.fitted_on if digest not in gone)
+        self.fitted_on = _less(self.fitted_on, file_digests(items))
 
     def _read(self, items: Sequence[ImageLike], batch_size: int) -> updating.Read:
         return updating.Read.of(self, pixel_batches(items, self.image_processor, batch_size))
+
+
+def _less(digests: Sequence[str], gone: Sequence[str]) -> tuple[str, ...]:
+    """Some digests without others: of an image that was added twice, one copy may stay."""
+    left = Counter(gone)
+    kept = []
+    for digest in digests:
+        if left[digest]:
+            left[digest] -= 1
+        else:
+            kept.append(digest)
+    return tuple(kept)

@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.integrations.peft import PeftAdapterMixin
 
 from .config import ResiDualConfig
@@ -37,6 +37,15 @@ def weights_to_come(config: ResiDualConfig) -> SavedWeights | None:
     if directory.is_dir():
         return SavedWeights.in_directory(directory)
     return _on_hub(source, options)
+
+
+def config_to_come() -> ResiDualConfig | None:
+    """The config of the adapter that is being loaded, where it lies on this machine."""
+    source, _, options = _under_way()
+    directory = Path(source or "") / (options.get("subfolder") or "")
+    if source is None or not (directory / CONFIG_NAME).is_file():
+        return None
+    return ResiDualConfig.from_pretrained(str(directory))
 
 
 def _under_way() -> tuple[str | None, Mapping[str, Any] | None, dict[str, Any]]:

@@ -63,8 +63,12 @@ class Gains:
         return coordinates
 
     def offsets(self, gains: Tensor, dtype: torch.dtype) -> Tensor:
-        """`spread(p − neutral)`, (..., K)."""
-        return self.spread(gains.to(dtype) - self.neutral)
+        """`spread(p − neutral)`, (..., K), rounded to `dtype` once the difference is taken.
+
+        Before, a gain within 2⁻⁹ of 1 would be 1 in bfloat16, as autocast has coordinates.
+        """
+        exact = gains.to(torch.promote_types(gains.dtype, dtype)) - self.neutral
+        return self.spread(exact.to(dtype))
 
     def change(self, coordinates: Tensor, gains: Tensor, room: Tensor | None = None) -> Tensor:
         """Δc (B, K), of gains (n,) or a row per sample (B, ..., n), in `room` if given."""

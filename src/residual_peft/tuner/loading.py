@@ -81,15 +81,30 @@ def setting(config: ResiDualConfig, name: str) -> Any:
 def _check_in_place(model: nn.Module, directory: Path, adapter_name: str) -> None:
     """Where an adapter of that name is there, PEFT loads the tensors and keeps its settings."""
     there = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
-    if not isinstance(there, ResiDualConfig):
-        return
-    given = ResiDualConfig.from_pretrained(str(directory))
+    if isinstance(there, ResiDualConfig):
+        check_fits(there, ResiDualConfig.from_pretrained(str(directory)), adapter_name)
+
+
+def check_fits(there: ResiDualConfig, given: ResiDualConfig, adapter_name: str) -> None:
+    """Refuse a saved adapter in place of one that is there and means something else by it."""
+    what = f"the adapter in '{given._directory}'"
+    mend = f"the adapter {adapter_name!r}, which is there already"
     for name in (*SETTINGS, "component_counts"):
         if setting(there, name) != setting(given, name):
             raise ResiDualError(
-                f"the adapter in '{directory}' has another {name} than the adapter "
-                f"{adapter_name!r}, which is there already: load it under another name."
+                f"{what} has another {name} than {mend}: load it under another name."
             )
+    if not there.fitted.same_weights(given.fitted):
+        raise ResiDualError(
+            f"{what} belongs to other weights, another side or another readout than {mend}: load "
+            "it onto the model that it was made with."
+        )
+    alone = given.needs_basis and not given.save_basis
+    if alone and not there.fitted.same_basis(given.fitted):
+        raise ResiDualError(
+            f"{what} holds its gains alone, and they belong to another basis than {mend}: load it "
+            "under another name."
+        )
 
 
 @contextmanager

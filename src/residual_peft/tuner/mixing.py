@@ -1,9 +1,11 @@
 """Several adapters at once: one per sample of a batch, or a weighted sum of some as a new one."""
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -182,6 +184,7 @@ def _check_one_basis(layer: AdapterLayer, adapters: Sequence[str]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
-        return False
-    return bool(torch.as_tensor(value, dtype=torch.float64).isfinite().all())
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    # numpy's scalars are Real as well
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from .config import ResiDualConfig
+from .doors import config_to_come
 from .gains import GAINS, PREFIX
 from .images_only import accept_images_alone, restore_forward
 from .inference import ordinary_tensors
 from .layer import AdapterLayer, adapter_layers
+from .loading import check_fits
 from .mixing import add_weighted, check_names, check_weighted, giving_names
 from .modes import mode_of
 from .patterns import fullmatch
@@ -252,6 +254,10 @@ class ResiDualModel(BaseTuner):
         wanted, path = wanted_of(model, adapter_name)
         what = f"the weights for the adapter {adapter_name!r}"
         SavedWeights.of(state_dict, what).check(wanted, path)
+        # over an adapter that is there, PEFT loads the tensors and leaves its config as it was
+        come = None if config._awaits_weights else config_to_come()
+        if come is not None:
+            check_fits(config, come, adapter_name)
         if path is not None:
             prefix = PEFT_PREFIX if any(key.startswith(PEFT_PREFIX) for key in state_dict) else ""
             state_dict = at_path(state_dict, f"{prefix}{path}")
@@ -263,6 +269,8 @@ class ResiDualModel(BaseTuner):
                 found = {kind: mapped[key] for kind, key in keys.items() if key in mapped}
                 layer.check_values(adapter_name, **found)
         config._awaits_weights = False
+        if come is not None:
+            config.fitted, config.basis = come.fitted, come.basis
         return mapped
 
 

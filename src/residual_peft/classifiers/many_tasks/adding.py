@@ -18,6 +18,7 @@ from ...tuner import (
     PREFIX,
     ResiDualConfig,
     active_adapter,
+    adapted_tower,
     check_directory,
     load_adapter,
     readout_state,
@@ -80,6 +81,8 @@ def adapter_of(
     if adapter in theirs.peft_config:
         check_kind(name, theirs.peft_config[adapter])
     readout_state(theirs, adapter)  # refuses one that is not there, or without its weights
+    if adapted_tower(theirs, adapter).side != find_tower(mine).side:
+        return None, theirs  # a text adapter changes no image
     return adapter, theirs
 
 

@@ -123,8 +123,8 @@ class ResiDualStreamLinear(AdapterLayer):
         gains = self.residual_peft_gains[adapter_name] if gains is None else gains
         cast: Any = self._cast_input_dtype
         x = cast(x, state.directions.dtype).unflatten(-1, (len(state.maps), -1))
-        shift = torch.einsum("he,hke->hk", state.mean, state.maps)
-        coordinates = (torch.einsum("...he,hke->...hk", x, state.maps) - shift).flatten(-2)
+        x = x - state.mean.to(x.dtype)  # before autocast rounds, or a large mean takes the digits
+        coordinates = torch.einsum("...he,hke->...hk", x, state.maps).flatten(-2)
         if coordinates.shape[-1] != len(state.directions):  # heads of fewer directions were padded
             coordinates = coordinates.index_select(-1, state.order)
         return state.gains.change(coordinates, gains) @ state.directions
