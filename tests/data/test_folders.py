@@ -411,3 +411,7 @@ def test_pictures_that_are_no_images_are_said(tmp_path: Path, caplog) -> None:
     )
     assert said in caplog.text
     assert ".txt" not in caplog.text
+    (tmp_path / "metadata.csv").write_text("file_name,kind\na/0.png,x\nb/1.png,y\nb/3.png,x\n")
+    described = load_data(tmp_path, label_column="kind", validation=0, test=0)
+    assert described.left_out[0] == "1 image that no metadata name, such as 'a/2.png'"
+    assert described.left_out[1] in said

@@ -177,6 +177,13 @@ def test_who_is_in_two_splits_or_in_no_group_is_said(table, tmp_path, caplog) ->
         caplog.clear()
         load_data(table[:13], group_column="person", test=test, validation=0)
         assert "10 groups of train in test of the data as well, with 11 of its 11" in caplog.text
+    numbered = table.assign(person=[n % 7 for n in range(len(table))]).rename(
+        columns={"file": "image", "species": "label"}
+    )
+    floats = Dataset.from_pandas(numbered[:20].astype({"person": float}))  # 1.0, as pandas has them
+    caplog.clear()
+    load_data(floats, group_column="person", test=numbered[20:], validation=0)
+    assert "7 groups of train in test of the data" in caplog.text
 
 
 def test_what_was_cut_is_cut_otherwise_by_nobody(table) -> None:

@@ -173,6 +173,7 @@ def test_the_leaderboard_counts_who_is_behind(results) -> None:
     alone = [replace(one, data="d") for one in level if one.method == "ridge" and one.data == "c"]
     table = standing([*level, *alone])
     rows = {cells[0]: cells[1:4] for cells in table.cells}
+    assert [cells[3].endswith(" (2 of 3 tasks)") for cells in table.cells] == [False, True, True]
     assert rows["ridge"] == ("100.0 %", "2 of 2", number(100 * (0.8 + 0.75 + 0.75) / 3, 1))
     assert rows["logistic-embedding"][:2] == (f"{100 * (0.5 + 0.25) / 2:.1f} %", "0 of 2")
     assert rows["zero-shot"][:2] == (f"{100 * (0 + 0.25) / 2:.1f} %", "0 of 2")
@@ -205,6 +206,10 @@ def test_other_forms_are_escaped_and_whole(results, tmp_path) -> None:
     assert r"$<$c\&d$>$\_1\%" in tex
     assert latex(odd, "one\ntwo\r\nthree").startswith("% one two three\n\n% ")
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
+    named = {"[1] a|b": Published("clip", "s", {"4-shot": {"<c&d>_1%": 9}})}
+    # neither a column of its own nor an option of the end of the row above
+    assert "\n{}[1] a|b (published)" in latex(odd, "T", named)
+    assert "\n| [1] a\\|b (published) |" in markdown(odd, "T", named)
     rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert rows
     assert all(r"\pm" in row or "±" not in row for row in rows)

@@ -21,7 +21,7 @@ import datasets
 from datasets import ClassLabel, Dataset, Features
 
 from ..errors import ResiDualError, counted, printable, some
-from .metadata import has_labels, paths_in, read_metadata
+from .metadata import has_labels, paths_in, read_metadata, unnamed
 from .trees import Parts, Tree
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ def from_folder(tree: Tree, label_column: str | None = None) -> dict[str, Datase
     if described:
         found = {s: read_metadata(tree.base, files, s) for s, files in described.items()}
         if reading.classes < 2 or has_labels(next(iter(found.values())), label_column):
+            _say_left_out(tree, [*unnamed(tree, found.values()), *tree.unread_pictures()])
             return _shared_out(tree.base, found)
         logger.warning(
             "%s: the metadata have no labels, so classes are folders", printable(tree.root)

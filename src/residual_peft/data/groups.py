@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ..errors import ResiDualError, counted, printable
 from .labels import labelling_in
+from .labels.written import text_of
 from .stratification import Labels, Rows
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def group_names(
     """
     found, empty = {}, 0
     for split, rows in parts.items():
-        texts = ["" if v in (None, "") or v != v else str(v).strip() for v in rows["group"]]
+        # 1.0 is 1, as of a table, where a value is missing in another split
+        texts = ["" if v in (None, "") or v != v else str(text_of(v)) for v in rows["group"]]
         empty += texts.count("")
         found[split] = tuple(
             text or f"image\x1f{digest}" for text, digest in zip(texts, digests[split], strict=True)

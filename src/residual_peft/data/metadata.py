@@ -1,7 +1,7 @@
 """Tables beside images that say what these are, read by the imagefolder of datasets itself."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from datasets import ClassLabel, Dataset
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from ..errors import ResiDualError, first_line
+from ..errors import ResiDualError, counted, first_line
 from .checking import undecoded
 from .columns import LABEL_COLUMNS
 from .labels import label_item
-from .trees import Parts
+from .trees import Parts, Tree
 
 
 def read_metadata(root: Path, files: Sequence[Parts], split: str) -> Dataset:
@@ -55,6 +55,14 @@ def paths_in(dataset: Dataset) -> list[str | None]:
     """Path of the first image of every row."""
     column = next(c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image))
     return [image and image["path"] for image in undecoded(dataset, column)[:][column]]
+
+
+def unnamed(tree: Tree, found: Iterable[Dataset]) -> list[str]:
+    """How many images of a folder its metadata do not name, in words; nothing for none."""
+    named = {path for rows in found for path in paths_in(rows)}
+    left = [path for path in tree.images if str(tree.base.joinpath(*path)) not in named]
+    example = f", such as '{'/'.join(left[0])}'" if left else ""
+    return [f"{counted(len(left), 'image')} that no metadata name{example}"] if left else []
 
 
 @contextmanager

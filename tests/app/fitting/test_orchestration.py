@@ -146,6 +146,7 @@ def test_test_images_change_scores_and_nothing_else(
     assert [(r.name, r.log_loss, r.chosen) for r in first.methods] == [
         (r.name, r.log_loss, r.chosen) for r in second.methods
     ]
+    assert RunRecord.load(tmp_path / "a").facts.seed is None  # nothing was drawn
     one, two = (ZeroShotClassifier.from_pretrained(tmp_path / name) for name in "ab")
     assert torch.equal(gains_of(one.model), gains_of(two.model))
     assert (one.head is None) == (two.head is None)
@@ -231,7 +232,8 @@ def test_zero_shot_scores_of_several_labels_have_the_bias_of_before(
 
 
 def test_explain_reads_the_images_that_eval_scores(root: Path, tmp_path: Path) -> None:
-    fit(root, tmp_path / "a", seed=4)
+    fit(root, tmp_path / "a", load_data(str(root / "photos"), seed=4))
+    assert RunRecord.load(tmp_path / "a").facts.seed == 4  # which the images were cut with
     study = explaining.study_adapter(tmp_path / "a", str(root / "photos"), words=[])
     classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     data = load_data(str(root / "photos"), seed=4)

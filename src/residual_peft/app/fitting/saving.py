@@ -121,6 +121,8 @@ def digests_of(images: ImageData, split: str) -> tuple[str, ...]:
 
 def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recipe: Recipe) -> Facts:
     """What is known of a fit; of a path only the end, which is all that others can use."""
+    # what the splits were cut by, which an `ImageData` was before; the Trainer draws its order
+    drawn = images.split.seed if images.split.shares or images.split.few else None
     on_disk = not isinstance(data, str) or Path(data).expanduser().exists()
     metrics = dict(summary.adapted)
     if len(images.class_names) <= 5:  # then every class is among the top five
@@ -130,7 +132,7 @@ def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recip
         dataset_id=None if on_disk else data,
         metrics=metrics,
         metrics_before=summary.zero_shot,
-        seed=recipe.seed,
+        seed=recipe.seed if drawn is None and recipe.trainer else drawn,
         license=recipe.license,
         method=done.method,
         images_read=done.images_read,

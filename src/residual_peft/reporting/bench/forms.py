@@ -134,4 +134,6 @@ def _escaped(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "°": r"$^\circ$", "−": "$-$", "–": "--"}
     special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
     special |= {"<": "$<$", ">": "$>$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(sign, sign) for sign in " ".join(text.splitlines()))
+    found = "".join(special.get(sign, sign) for sign in " ".join(text.splitlines()))
+    # a row that begins with a bracket would be an option of the end of the row above
+    return "{}" * found.startswith(("[", "*")) + found

@@ -6,7 +6,7 @@ from statistics import mean
 from ...experiments.bench.results import Result
 from ..html import number
 from ..paired import score
-from .tables import NONE, Bar, Table, names_of, of_method, over_tasks
+from .tables import NONE, Bar, Table, names_of, of_method, score_of
 
 Task = tuple[str, str, str]
 
@@ -19,18 +19,19 @@ def standing(results: Sequence[Result]) -> Table:
     """
     shares = _ahead(results)
     protocols = names_of(results, lambda result: result.protocol)
+    tasks = {p: len({r.task for r in results if r.protocol == p}) for p in protocols}
     rows = []
     for method in names_of(results, lambda result: result.method):
         own = of_method(results, method)
         mine = [found[method] for found in shares.values() if method in found]
         if not mine:  # alone everywhere: there is nothing to be ahead of
             continue
-        told = [[r for r in own if r.protocol == protocol] for protocol in protocols]
+        told = {p: [r for r in own if r.protocol == p] for p in protocols}
         cells = (
             method,
             f"{number(100 * mean(mine), 1)} %",
             f"{sum(share == 1 for share in mine)} of {len(mine)}",
-            *(number(100 * over_tasks(part), 1) if part else NONE for part in told),
+            *(score_of(part, tasks[p]) if part else NONE for p, part in told.items()),
             f"{round(mean(r.trained for r in own)):,}",
             number(mean(r.fitting_seconds for r in own), 2),
         )

@@ -77,7 +77,7 @@ def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
         cells = (
             method,
             # a mean over some tasks is no rank among means over all
-            _percent(over_tasks(own)) + (f" ({ran} of {tasks} tasks)" if ran < tasks else ""),
+            score_of(own, tasks),
             *(_text(difference(own, one)) if own != one else NONE for one in others.values()),
             _percent(over_tasks(own, lambda r: r.mean_per_class_recall)),
             _percent(over_tasks(own, lambda r: r.calibration_error)),
@@ -225,6 +225,12 @@ def over_tasks(results: Sequence[Result], of: Callable[[Result], float] = score)
     for result in results:
         tasks.setdefault((result.model, result.data), []).append(of(result))
     return mean(map(mean, tasks.values()))
+
+
+def score_of(results: Sequence[Result], tasks: int) -> str:
+    """The score over tasks, and over how many of all where that is not the same."""
+    ran = len({result.task for result in results})
+    return _percent(over_tasks(results)) + (f" ({ran} of {tasks} tasks)" if ran < tasks else "")
 
 
 def names_of(results: Iterable[Result], of: Callable[[Result], str]) -> list[str]:
