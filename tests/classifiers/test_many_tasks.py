@@ -297,6 +297,9 @@ def test_loading_leaves_the_models_own_adapters_and_modes(tmp_path):
     assert model.active_adapter == "digits"
     assert all(module.training for module in model.modules())
     assert torch.equal(run_tower(model, pixels()), expected)
+    tasks.add("eval", tmp_path / "digits")  # a name that torch takes for no tensor
+    assert tasks._tasks["eval"].adapter == "task 1"
+    tasks.remove("eval")
     tasks.remove("digits")
     assert list(model.peft_config) == ["digits"]
     assert torch.equal(run_tower(model, pixels()), expected)

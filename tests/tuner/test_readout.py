@@ -447,12 +447,18 @@ def test_fitting_refuses_what_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("mode", ["readout", "stream"])
-def test_a_name_with_a_dot_is_refused_and_leaves_no_trace(mode: str) -> None:
+def test_a_name_that_torch_does_not_take_is_refused_and_leaves_no_trace(mode: str) -> None:
     model = clip_model()
     before = sorted(model.state_dict())
-    with pytest.raises(ResiDualError, match=r"name without a dot, got 'v1\.2': call it 'v1_2'"):
-        get_peft_model(model, ResiDualConfig(mode=mode), adapter_name="v1.2")
-    assert sorted(model.state_dict()) == before
+    for name, other in (("v1.2", "v1_2"), ("copy", "copy_1"), ("", "_1")):
+        message = rf"name without a dot.*, got '{name}': call it '{other}'"
+        with pytest.raises(ResiDualError, match=message):
+            get_peft_model(model, ResiDualConfig(mode=mode), adapter_name=name)
+        assert sorted(model.state_dict()) == before
+        one = get_peft_model(clip_model(), ResiDualConfig(mode=mode))
+        with pytest.raises(ResiDualError, match=message):
+            one.add_weighted_adapter(["default"], [1], name)
+        one.double()  # as all of one adapter
 
 
 def test_layers_that_are_not_there_are_refused() -> None:

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -20,6 +21,24 @@ from .readout.state import ReadoutState, base_of, compose, coordinates_of
 from .state import Placement
 
 BASE = "__base__"  # PEFT's name for no adapter at all, in `adapter_names`
+
+
+def takes_name(adapter_name: str) -> bool:
+    """Whether torch takes an adapter's name for that of a tensor."""
+    own = nn.ParameterDict(), BufferDict(persistent=True)  # whose methods, "copy", are no names
+    plain = bool(adapter_name) and "." not in adapter_name
+    return plain and not any(hasattr(held, adapter_name) for held in own)
+
+
+def check_name(adapter_name: str) -> None:
+    """Refuse an adapter's name that torch would refuse once half of the adapter is there."""
+    if not takes_name(adapter_name):
+        mended = adapter_name.replace(".", "_")
+        raise ResiDualError(
+            "wanted an adapter's name without a dot, and none that torch's modules have for "
+            f"something else, got {adapter_name!r}: call it "
+            f"{mended if takes_name(mended) else f'{mended}_1'!r}."
+        )
 
 
 def check_names(model: nn.Module, names: Any, known: Mapping[str, Any]) -> None:
@@ -136,6 +155,7 @@ def check_weighted(
             f"the model has an adapter {adapter_name!r} already: give the sum another name, or "
             "delete_adapter() that one first."
         )
+    check_name(adapter_name)
     if bad := [weight for weight in weights if not _is_number(weight)]:
         raise ResiDualError(f"weights: wanted finite numbers, got {bad}.")
     if extra := [name for name in adapters if getattr(known[name], "modules_to_save", None)]:

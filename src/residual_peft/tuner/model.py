@@ -16,7 +16,14 @@ from .images_only import accept_images_alone, restore_forward
 from .inference import ordinary_tensors
 from .layer import AdapterLayer, adapter_layers
 from .loading import check_fits
-from .mixing import add_weighted, check_names, check_weighted, giving_names
+from .mixing import (
+    add_weighted,
+    check_name,
+    check_names,
+    check_weighted,
+    giving_names,
+    takes_name,
+)
 from .modes import mode_of
 from .patterns import fullmatch
 from .places import at_path, wanted_of
@@ -63,12 +70,9 @@ class ResiDualModel(BaseTuner):
 
         But a config that was given to `PeftModel.from_pretrained` is used itself, as PEFT promises.
         """
-        if "." in adapter_name:  # torch takes no such name for a tensor
+        if not takes_name(adapter_name):
             self.peft_config.pop(adapter_name, None)
-            raise ResiDualError(
-                f"wanted an adapter's name without a dot, got {adapter_name!r}: call it "
-                f"{adapter_name.replace('.', '_')!r}."
-            )
+            check_name(adapter_name)
         config = self.peft_config[adapter_name]
         if not config.inference_mode:
             self.peft_config[adapter_name] = copy.copy(config)

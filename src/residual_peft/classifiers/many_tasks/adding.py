@@ -23,7 +23,7 @@ from ...tuner import (
     load_adapter,
     readout_state,
 )
-from ...tuner.mixing import BASE
+from ...tuner.mixing import BASE, takes_name
 from ...tuner.snapshot import unchanged_if_refused
 from ..adapters import saved_adapters
 from ..files import ClassifierRecord, local_classifier, read_classes, settings_of
@@ -148,7 +148,7 @@ def _put_in(model: nn.Module, name: str, directory: Path) -> tuple[str, nn.Modul
     """Load an adapter beside those of the model, under the task's name where PEFT takes it."""
     taken = configs_in(model)
     adapter, number = name, 0
-    while adapter in taken or adapter == BASE or "." in adapter or adapter in PREFIX:
+    while adapter in taken or adapter == BASE or not takes_name(adapter) or adapter in PREFIX:
         adapter, number = f"task {number}", number + 1
     training = {module: module.training for module in model.modules()}
     mode, own = model.training, model
