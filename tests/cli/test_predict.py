@@ -58,6 +58,13 @@ def test_json_and_csv_say_the_same(adapter, shapes, tmp_path, monkeypatch, capsy
             assert float(row[f"score_{rank}"]) == pytest.approx(each["score"], abs=1e-6)
     assert objects[1] == {"file": given[3], "error": "no such file"}
     assert (len(objects[0]["top"]), rows[0]["label_4"]) == (3, "")
+    several = ZeroShotClassifier.from_pretrained(adapter)
+    several.multi_label, several.logit_bias = True, -several.logit_scale * 0.2
+    there = str(several.save_pretrained(tmp_path / "several"))
+    assert stop(monkeypatch, "predict", there, *given[3:-2], "--csv") == 0
+    unread, *rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert [row["labels"] for row in rows] == ["; ".join(x.labels) for x in several.predict(shapes)]
+    assert (unread["labels"], "labels" in objects[0]) == ("", True)
 
 
 def test_sets_of_classes_say_what_they_come_from(adapter, shapes, tmp_path, monkeypatch, capsys):

@@ -99,7 +99,9 @@ def predict(
         device=device,
     )
     write = (
-        _as_table(top, coverage is not None, none_of_these is not None)
+        _as_table(
+            top, predictor.classifier.multi_label, coverage is not None, none_of_these is not None
+        )
         if as_csv
         else _as_objects(top)
         if as_json
@@ -153,11 +155,14 @@ def _as_objects(top: int) -> "Callable[[Answer], None]":
     return write
 
 
-def _as_table(top: int, sets: bool, none: bool) -> "Callable[[Answer], None]":
-    """Columns file, class and probability by rank, what else was asked for, then error."""
+def _as_table(top: int, several: bool, sets: bool, none: bool) -> "Callable[[Answer], None]":
+    """Columns file, class and probability by rank, what else there is or was asked for, error.
+
+    With several labels per image one of these: which of the classes it has, maybe none.
+    """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     headers = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("label", "score")]
-    more = ["plausible", "plausible_by"] * sets + ["none_of_these"] * none
+    more = ["labels"] * several + ["plausible", "plausible_by"] * sets + ["none_of_these"] * none
     writer.writerow(["file", *headers, *more, "error"])
 
     def write(answer: "Answer") -> None:
@@ -165,6 +170,8 @@ def _as_table(top: int, sets: bool, none: bool) -> "Callable[[Answer], None]":
         ranked = [] if found is None else found.top(top)
         cells = [cell for name, score in ranked for cell in (name, f"{score:.6f}")]
         cells += [""] * (2 * top - len(cells))
+        if several:  # by thresholds of their own, which the probabilities do not tell
+            cells.append("" if found is None else "; ".join(found.labels))
         if sets:
             # an empty set has an empty cell, and what it is made by beside it
             cells.append("" if found is None else "; ".join(found.plausible or ()))

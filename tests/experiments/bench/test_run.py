@@ -206,7 +206,9 @@ def test_new_classes_and_other_tasks_are_those_by_hand(registry, ran, by_hand: B
     assert 0 <= after <= 1
 
 
-def test_it_refuses_results_that_are_there_and_goes_on_when_told_to(registry, ran) -> None:
+def test_it_refuses_results_that_are_there_and_goes_on_when_told_to(
+    registry, ran, tmp_path
+) -> None:
     results, _, folder = ran
     before = (folder / "results.jsonl").read_bytes()
     with pytest.raises(ResiDualError, match=r"holds results already: go on with --resume"):
@@ -224,6 +226,13 @@ def test_it_refuses_results_that_are_there_and_goes_on_when_told_to(registry, ra
     assert [r for r in latest(again) if r.templates == ("no {}.",)] == again[-3:]
     old = [r for r in results if r.data != "grey" or r.protocol == "halves"]
     assert [r for r in latest(again) if r not in again[-3:]] == old
+    # runs of other images than there are now are done again beside one that is missing
+    for row in again[-3:-1]:
+        append(tmp_path / "results.jsonl", replace(row, split="another"))
+    anew = run_registry(other, tmp_path, resume=True, say=said.append)
+    assert "2 runs again: tiny on grey, of other images than there are now." in said
+    assert {(r.key, r.right) for r in latest(anew)} == {(r.key, r.right) for r in again[-3:]}
+    assert {r.split for r in anew} == {again[-1].split}
     # whoever goes back to the entry as it was has its rows again, which are not the last
     back, _ = run_bench(part, folder, resume=True, say=said.append)
     assert sorted(back, key=repr) == sorted(results, key=repr)

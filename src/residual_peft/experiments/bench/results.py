@@ -106,6 +106,7 @@ def read_results(folder: Path) -> list[Result]:
         for number, line in enumerate(content.split(b"\n")[:-1], 1):
             what = f"{quoted(path)}, line {number}"
             result = record_of(parse_json(line, what), Result, what, unknown="ignore")
+            found.pop(result.key, None)  # what was run again is as late as it was
             found[result.key] = result
     return list(found.values())
 

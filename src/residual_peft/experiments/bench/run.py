@@ -25,7 +25,7 @@ from .machine import PACKAGES, machine, watched_memory
 from .methods import METHODS
 from .protocols import draw
 from .registry import OWN, WEIGHTS, Registry
-from .results import FILES, Result, append, drop_half_line, read_results
+from .results import FILES, Key, Result, append, drop_half_line, read_results
 
 Say = Callable[[str], object]
 Run = tuple[str, str, str, int, str]
@@ -81,8 +81,8 @@ def run_registry(
         )
     if drop_half_line(file):
         say("A killed run left half a line, which was dropped.")
-    done = {result.key for result in read_results(folder)}
-    bench = _Bench(registry, file, folder / f"coordinates{own}", say)
+    done = {result.key: result.split for result in read_results(folder)}
+    bench = _Bench(registry, file, folder / f"coordinates{own}", say, done)
     pairs = [(model, data) for model in registry.models for data in registry.tasks]
     mine = set(pairs[rank::world])
     todo = [
@@ -110,6 +110,7 @@ class _Bench:
     file: Path
     place: Path
     say: Say
+    done: dict[Key, str]  # of finished runs the digest of their images
     loaded: dict[str, ImageData | ResiDualError] = field(default_factory=dict)
 
     @contextmanager
@@ -146,9 +147,26 @@ class _Bench:
         for data in dict.fromkeys(run[1] for run in todo):
             with self.spared(f"{model} on {data}"):
                 pair = self.pair(tower, model, data, pairs)
-                self.run_pair(pair, [run for run in todo if run[1] == data], pairs)
+                old = self.outdated(pair, model, data)
+                self.run_pair(pair, [*(run for run in todo if run[1] == data), *old], pairs)
                 pair.forget()
         shutil.rmtree(folder, ignore_errors=True)
+
+    def outdated(self, pair: Pair, model: str, data: str) -> list[Run]:
+        """Finished runs of a pair that is loaded, on other images than it has now: to do again.
+
+        Else what is run now would stand alone, as no table compares methods on different images.
+        """
+        split, found = split_digest(pair.images), []
+        for run in runs_of(self.registry):
+            _, _, protocol, seed, method = run
+            key = model, data, protocol, method, seed, self.registry.digest(model, data, protocol)
+            if run[:2] == (model, data) and self.done.get(key, split) != split:
+                found.append(run)
+        if found:
+            what = f"{model} on {data}, of other images than there are now"
+            self.say(printable(f"{counted(len(found), 'run')} again: {what}."))
+        return found
 
     def pair(self, tower: Tower, model: str, data: str, pairs: dict[str, Pair]) -> Pair:
         """A pair, made once; what was read for other entries lies elsewhere."""
