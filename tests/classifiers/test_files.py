@@ -10,7 +10,7 @@ from PIL import Image
 
 from residual_peft import ResiDualConfig, ZeroShotClassifier, gains_of
 from residual_peft.classifiers.backbones import load_backbone
-from residual_peft.classifiers.cards import _effect_of
+from residual_peft.classifiers.cards import _effect_of, _kept
 from residual_peft.data.provenance import SplitRecord, image_digest
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.cards import CardFacts
@@ -63,7 +63,11 @@ def test_the_example_of_the_card_runs(backbone, tmp_path, monkeypatch, capsys):
     [
         (ResiDualConfig.paper("rd_y"), "one principal component of the image embedding.", False),
         (ResiDualConfig.paper("coarse"), "scales what one attention head writes to", True),
-        (ResiDualConfig(units=("embed", "mlp")), "the patch embedding or one MLP writes", True),
+        (
+            ResiDualConfig(units=("embed", "mlp"), side="text", component_pattern={"mlp": 0.995}),
+            "the token embedding or one MLP writes to the text embedding",
+            True,
+        ),
         (None, "which is not adapted", False),
     ],
     ids=["rd_y", "coarse", "embed and mlp", "no adapter"],
@@ -78,6 +82,8 @@ def test_the_card_says_what_was_adapted(backbone, tmp_path, config, words, pictu
         unloaded(made)
     assert words in (tmp_path / "x" / "README.md").read_text()
     assert (tmp_path / "x" / "gains.png").is_file() == picture
+    kept = "the fewest with 99.5% of the variance of mlp; all of the others"
+    assert config is None or _kept(config) == (kept if config.component_pattern else "all")
 
 
 def test_our_card_is_renewed_and_yours_is_kept(backbone, tmp_path):

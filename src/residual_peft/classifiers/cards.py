@@ -103,8 +103,6 @@ def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str,
     """What an adapter of ours adapts, for people."""
     suffix = f"residual_peft_gains.{name}"
     gains = [part for path, part in model.named_parameters() if path.endswith(suffix)]
-    kept = config.components
-    share = f"the fewest with {kept:.0%} of the variance" if isinstance(kept, float) else ""
     return {
         "gains": sum(part.numel() for part in gains),
         "moved": any(bool((part != 1).any()) for part in gains),
@@ -113,12 +111,24 @@ def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str,
         "settings": {
             "mode": config.mode,
             "units": ", ".join(config.units),
-            "components": "all" if kept is None else share or f"the first {kept}",
+            "components": _kept(config),
             "gains": f"one per {config.granularity}",
             "remainder": config.remainder,
             "means": "restored" if config.restore_mean else "dropped",
         },
     }
+
+
+def _kept(config: ResiDualConfig) -> str:
+    """Which components there are a gain for, in words."""
+
+    def said(kept: float | None) -> str:
+        if isinstance(kept, float):
+            return f"the fewest with {100 * kept:.6g}% of the variance"
+        return "all" if kept is None else f"the first {kept}"
+
+    own = [f"{said(kept)} of {unit}" for unit, kept in (config.component_pattern or {}).items()]
+    return "; ".join([*own, said(config.components) + (" of the others" if own else "")])
 
 
 def _read_by(head: TrainedHead, config: Any) -> str:
@@ -131,9 +141,11 @@ def _read_by(head: TrainedHead, config: Any) -> str:
 def _effect_of(config: ResiDualConfig, granularity: str | None = None) -> str:
     each = (granularity or config.granularity) == "component"
     part = "one principal component of " if each else ""
+    side = config.side or "image"
     if config.mode == "stream":
         return f"{part}what one head of an adapted Linear writes to the residual stream"
     if "output" in config.units:
-        return f"{part}the image embedding"
+        return f"{part}the {side} embedding"
     writers = " or ".join(_WRITERS[kind] for kind in config.units)
-    return f"{part}what {writers} writes to the image embedding"
+    writers = writers.replace("patch", "patch" if side == "image" else "token")
+    return f"{part}what {writers} writes to the {side} embedding"
