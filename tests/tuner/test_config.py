@@ -99,7 +99,8 @@ def test_units_and_layers_are_put_in_order() -> None:
 
 @table("components", [None, 3, 0.9, 1.0])
 def test_json_round_trip(tmp_path: Path, components: int | float | None) -> None:
-    config = ResiDualConfig(units=("head", "embed"), components=components, seed=4)
+    named = {"unit_pattern": ("head0", "embed"), "exclude_modules": {"b.proj", "a.proj"}}
+    config = ResiDualConfig(units=("head", "embed"), components=components, seed=4, **named)
     config.save_pretrained(str(tmp_path))
     for loader in (ResiDualConfig, PeftConfig):
         loaded = loader.from_pretrained(str(tmp_path))

@@ -80,10 +80,11 @@ def test_with_or_without_the_basis_in_the_file(
 
 
 def test_bases_from_the_weights(tmp_path: Path) -> None:
-    model = adapted(fit=False)
+    chosen = {"unit_pattern": ("head0", "mlp")}  # a list in the file
+    model = adapted(ResiDualConfig(**chosen), fit=False)
     wanted = run_tower(model, pixels())
     model.save_pretrained(tmp_path)
-    fresh = get_peft_model(clip_model(), ResiDualConfig())
+    fresh = get_peft_model(clip_model(), ResiDualConfig(**chosen))
     hotswap_adapter(fresh, tmp_path)
     assert torch.equal(run_tower(fresh.eval(), pixels()), wanted)
 

@@ -232,5 +232,10 @@ class ResiDualConfig(PeftConfig):
             self.layers_to_transform = sorted(set(layers))  # one by itself stays as it was given
         if self.target_modules is not None and not isinstance(self.target_modules, str):
             self.target_modules = sorted(self.target_modules)
+        for name in ("unit_pattern", "exclude_modules"):  # as the file will have them
+            value = getattr(self, name)
+            if isinstance(value, set | frozenset):
+                value = sorted(value, key=str)
+            setattr(self, name, list(value) if isinstance(value, tuple) else value)
         if self.basis is not None:
             self.basis = os.fspath(self.basis)
