@@ -85,6 +85,9 @@ def test_columns_are_found_or_named(digits, header, options) -> None:
     headless = header[0] == rows[0][0]
     path = table(folder / "t.csv", rows[1:] if headless else rows, header)
     assert pairs_of(whole(path, **options)) == set(rows)
+    if headless:  # nor where classes come first
+        path = table(folder / "t.csv", [row[::-1] for row in rows[1:]], header[::-1])
+        assert pairs_of(whole(path)) == set(rows)
 
 
 def test_more_columns_are_no_hindrance_where_names_say_which(digits) -> None:
@@ -113,6 +116,10 @@ def test_a_column_of_splits_is_obeyed(digits) -> None:
         {"train": 9, "validation": 9, "test": 6}
     )
     assert data.split.shares == {}
+    for other, said in (("holdout", "'holdout'"), ("", "None")):
+        more[2] = (*rows[2], other)
+        with pytest.raises(ResiDualError, match=f"row 2 of .* has {said} in the column 'split', w"):
+            load_data(table(folder / "t.csv", more, ("file_name", "label", "split")))
 
 
 def test_several_labels_in_lists_or_between_marks(digits) -> None:
@@ -132,6 +139,11 @@ def test_several_labels_in_lists_or_between_marks(digits) -> None:
         assert data.class_names == ("even", "one", "two", "zero")
         shown = [{data.class_names[n] for n in row} for row in data.train["label"]]
         assert shown == [set(labels) for labels in several]
+    mixed = [(folder / p, own[0] if len(own) == 1 else own) for p, own in paired]
+    assert whole(mixed).train["label"] == data.train["label"]
+    as_text = [(p, str(own).replace(",", " ")) for p, own in paired]  # as pandas writes them
+    with pytest.raises(ResiDualError, match=r"row 0 has the label '\[\]' in the column 'labels'; w"):
+        whole(table(folder / "l.csv", as_text, ("file_name", "labels")))
     frame["labels"] = [np.array([n % 2, 1 - n % 2]) for n in range(len(rows))]
     with pytest.raises(ResiDualError, match="column 'labels' are a 0 or 1 per class"):
         load_data(frame)
@@ -151,9 +163,10 @@ def test_numbers_are_names_unless_somebody_says_what_they_mean(digits) -> None:
         assert pairs_of(data) == set(rows)
     several = whole([(p, [n]) for p, n in pairs], class_names=words)
     assert several.train["label"] == [[n] for _, n in pairs]
-    pairs[3] = (pairs[3][0], None)
-    with pytest.raises(ResiDualError, match="row 3 of the data, split train, has no label"):
-        whole(pairs, class_names=words)
+    for nothing in (None, float("nan")):
+        pairs[3] = (pairs[3][0], nothing)
+        with pytest.raises(ResiDualError, match="row 3 of the data, split train, has no label"):
+            whole(pairs, class_names=words)
 
 
 def test_paths_are_found_where_they_are_meant_to_begin(
@@ -231,6 +244,11 @@ def test_images_beside_each_other_are_listed_by_the_one_table_there_is(digits) -
 def test_class_folders_come_before_a_table_beside_them(tmp_path: Path, draw_digits) -> None:
     rows = draw_digits(tmp_path, by_class=True)
     table(tmp_path / "labels.csv", [(path, "other") for path, _ in rows])
+    assert whole(tmp_path).class_names == ("one", "two", "zero")
+    for n, path in enumerate(sorted(tmp_path.rglob("*.png"))):  # one folder further down
+        path.parent.joinpath("ab"[n % 2]).mkdir(exist_ok=True)
+        path.rename(path.parent / "ab"[n % 2] / path.name)
+    pandas.DataFrame({"x": [1]}).to_parquet(tmp_path / "notes.parquet")  # of no images
     assert whole(tmp_path).class_names == ("one", "two", "zero")
 
 

@@ -57,6 +57,8 @@ def from_columns(
         raise _no_column(columns, name, "file names or images", "image_column", IMAGE_COLUMNS)
     others = {column: values for column, values in columns.items() if column != image}
     split = next((c for c in others if folded(c) in SPLIT_COLUMNS and _splits(others[c])), None)
+    if split is None:
+        _check_splits(others, name)
     others.pop(split or "", None)
     label = _chosen(others, label_column, (*LABEL_COLUMNS, *MORE_LABELS), lambda _: False)
     alone = [column for column in others if column != group_column]
@@ -137,13 +139,12 @@ def _no_column(
 def _with_header(columns: Columns) -> Columns:
     """The columns; where the first row was taken for their names, it is put back."""
     names = list(columns)
-    if len(names) != 2 or not names[0].lower().endswith(_ENDINGS):
+    paths = [name for name in names if name.lower().endswith(_ENDINGS)]
+    if len(names) != 2 or len(paths) != 1:
         return columns
     logger.warning("the first row is taken for an image: the table has no names of columns")
-    return {
-        "file_name": [names[0], *columns[names[0]]],
-        "label": [names[1], *columns[names[1]]],
-    }
+    label = next(name for name in names if name != paths[0])
+    return {"file_name": [paths[0], *columns[paths[0]]], "label": [label, *columns[label]]}
 
 
 def _looks_like_paths(values: list[Any]) -> bool:
@@ -152,6 +153,19 @@ def _looks_like_paths(values: list[Any]) -> bool:
         or isinstance(value, Image.Image | os.PathLike)
         for value in values[:_TRIED]
     )
+
+
+def _check_splits(columns: Columns, name: str) -> None:
+    """Raise a ResiDualError where a column names splits in some rows, and in others does not."""
+    for column in (c for c in columns if folded(c) in SPLIT_COLUMNS):
+        known = [_splits([value]) for value in columns[column]]
+        if any(known):
+            row = known.index(False)
+            raise ResiDualError(
+                f"row {row} of {name} has {short(columns[column][row])} in the column '{column}', "
+                f"which names splits in others; wanted {', '.join(SPLIT_NAMES)} in each: remove "
+                "the rows, or call the column otherwise for images to be shared out anew."
+            )
 
 
 def _splits(values: list[Any]) -> bool:

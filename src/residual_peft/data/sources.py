@@ -15,7 +15,7 @@ from .class_list import CLASSES, ClassList, class_list_in
 from .folders import from_folder
 from .listed import from_columns
 from .skipped import SkippedImage
-from .tables import Columns, columns_of, is_sheet, is_table, read_table
+from .tables import Columns, columns_of, is_sheet, is_table, is_table_of_images, read_table
 from .trees import METADATA, tree_of
 
 
@@ -117,7 +117,9 @@ def _from_folder(path: Path, asked: Asked) -> Source:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _from_disk(path)
     tree = tree_of(path)
-    if tree.parquet:  # a copy of a Hub repository
+    parquet = (tree.base.joinpath(*parts) for parts in tree.parquet)
+    if tree.parquet and (not tree.images or any(map(is_table_of_images, parquet))):
+        # a copy of a Hub repository
         return Source(str(path), _from_hub(str(path), replace(asked, revision=None, token=None)))
     try:
         parts = from_folder(tree, asked.label_column)
@@ -132,7 +134,7 @@ def _from_folder(path: Path, asked: Asked) -> Source:
 
 
 def _may_list(path: Path) -> bool:
-    ending = path.suffix.lower() in (".csv", ".tsv", ".jsonl")
+    ending = path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet")
     return ending and path.name not in (CLASSES, *METADATA) and is_file(path)
 
 

@@ -130,6 +130,20 @@ def _holds_images(kind: Any) -> bool:
     return type(kind).__name__ == "Image" or (isinstance(kind, dict) and "bytes" in kind)
 
 
+def is_table_of_images(path: Path) -> bool:
+    """Whether a parquet file has images in it; of one that cannot be read whoever reads it says.
+
+    Raises:
+        ResiDualError: no regular file.
+    """
+    file_size(path)  # a pipe would hold up whoever opens it
+    try:
+        features = Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+    except Exception:  # arrow's, of many kinds
+        return True
+    return any(map(_holds_images, features.values()))
+
+
 def columns_of(source: Any) -> Columns | None:
     """The columns of a pandas DataFrame, or of pairs of an image and its label; None for others.
 

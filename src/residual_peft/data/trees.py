@@ -34,7 +34,7 @@ class Tree:
     images: list[Parts] = field(default_factory=list)
     metadata: list[Parts] = field(default_factory=list)  # files named as imagefolder's metadata
     folders: list[Parts] = field(default_factory=list)  # all of them, the root left out
-    parquet: bool = False  # whether there are tables that are no metadata
+    parquet: list[Parts] = field(default_factory=list)  # such tables that are no metadata
     # ending -> how many files have it that is not that of an image
     others: Counter[str] = field(default_factory=Counter)
     # those of them that people take for pictures (`PICTURES`)
@@ -140,7 +140,8 @@ def _walk(
         else:
             tree.others[ending] += 1
             tree.pictures += [here] if ending in PICTURES else []
-        tree.parquet |= name.endswith(".parquet") and name not in METADATA
+        if name.endswith(".parquet") and name not in METADATA:
+            tree.parquet.append(here)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ...errors import ResiDualError
+from ...errors import ResiDualError, short
 
 _SEVERAL = ("labels", "tags")  # columns whose text may hold several, between these:
 _BETWEEN = "|;"
@@ -16,17 +16,29 @@ def folded(column: str) -> str:
 
 
 def labels_of(values: list[Any], column: str, numbers: bool) -> list[Any]:
-    """Labels as text, or lists of it; numbers where they stay.
+    """Labels as text, or lists of it; numbers where they stay. Where some are lists, all are.
 
     Raises:
-        ResiDualError: lists that are a 0 or 1 per class.
+        ResiDualError: lists that are a 0 or 1 per class, or were written as text; objects.
     """
     # numpy's and torch's as Python's: pandas reads lists of a parquet file as arrays
     values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
+    # nor is NaN a class
+    values = [None if isinstance(v, float) and v != v else v for v in values]
     texts = [value for value in values if isinstance(value, str)]
     if folded(column) in _SEVERAL and any(mark in text for text in texts for mark in _BETWEEN):
         mark = max(_BETWEEN, key=lambda mark: sum(mark in text for text in texts))
         values = [[] if v is None else [t for t in str(v).split(mark) if t.strip()] for v in values]
+    lists_as_text = all(text[:1] + text[-1:] == "[]" for text in texts)
+    for row, value in enumerate(values):
+        if isinstance(value, dict) or (isinstance(value, str) and lists_as_text):
+            raise ResiDualError(
+                f"row {row} has the label {short(value)} in the column '{column}'; wanted a name, "
+                "or names: a list of them in JSON lines or parquet, in CSV a column 'labels' of "
+                "such as 'cat|dog'."
+            )
+    if any(isinstance(value, _LISTS) for value in values):
+        values = [v if v is None or isinstance(v, _LISTS) else [v] for v in values]
     widths = {len(value) if isinstance(value, list | tuple) else 0 for value in values}
     alike = len(widths) == 1 and max(widths) > 1
     if alike and all(each in (0, 1) for value in values for each in value):
