@@ -40,6 +40,11 @@ def test_a_sheet_shows_some_of_each_class_and_asks_for_nothing(folder: Path, tmp
     assert "default-src 'none'" in text
     assert str(tmp_path) not in text
     assert "<title>photos</title>" in text
+    cut = load_data(folder)  # parts of one split are shown as what they were cut from
+    again = write_contact_sheet(tmp_path / "again.html", cut, survey(cut)).read_text()
+    shown = [set(re.findall(r'src="data:([^"]+)"', page)) for page in (text, again)]
+    assert len(shown[0]) == 40
+    assert shown[0] == shown[1]
 
 
 def test_copies_come_first_with_their_classes(folder: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Place:
     """Where an image stands in the data."""
 
     split: str  # train, validation or test
-    row: int  # of the split
+    row: int  # of the split; where `load_data` cut it, of its parts one after the other
     file: str  # its path (below the folder of the data, where it lies in one), or split and row
     classes: tuple[str, ...]  # the names of its classes
 
@@ -189,8 +189,9 @@ def survey(data: ImageData) -> Survey:
     formats: Counter[str] = Counter()
     places: list[Place] = []
     labelling = labelling_of(data.multi_label)
+    seen: Counter[str] = Counter()  # images of each split so far
     for split, rows in data.splits.items():
-        came_in = "train" if split in data.split.shares else split
+        came_in = came_in_of(data, split)
         labels = labels_in(rows)
         names = [tuple(data.class_names[n] for n in labelling.each([own])) for own in labels]
         for row, ((content, path), classes) in enumerate(
@@ -200,7 +201,8 @@ def survey(data: ImageData) -> Survey:
             formats[kind] += 1
             sizes += [size] if size else []
             file = below(path, data.source) if path else f"row {row} of the split {split}"
-            places.append(Place(came_in, row, file, classes))
+            places.append(Place(came_in, seen[came_in] + row, file, classes))
+        seen[came_in] += len(rows)
     counts = Counter(name for place in places for name in place.classes)
     digests = [digest for split in data.splits for digest in data.digests.get(split, ())]
     return Survey(
@@ -215,6 +217,11 @@ def survey(data: ImageData) -> Survey:
         copies=groups_of(digests, places) if len(digests) == len(places) else (),
         left_out=data.left_out,
     )
+
+
+def came_in_of(data: ImageData, split: str) -> str:
+    """The split that a part came in: the training images where it was cut from these."""
+    return "train" if split in data.split.shares else split
 
 
 def groups_of(marks: Sequence[Any], places: Sequence[Place]) -> tuple[Copies, ...]:

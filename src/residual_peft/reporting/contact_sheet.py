@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from ..data import ImageData
 from ..data.checking import undecoded
 from ..data.images import to_rgb
 from ..data.pictures import thumbnail
-from ..data.survey import Copies, Place, Survey
+from ..data.survey import Copies, Place, Survey, came_in_of
 from ..errors import ResiDualError
 from ..hub.files import PathLike, atomic_file, path_of
 from .html import environment
@@ -56,7 +56,7 @@ def write_contact_sheet(
     It is there whole or not at all; `near` are groups that are nearly the same, and `lines` what is
     said of the data.
     """
-    target, rows = path_of(path), {split: undecoded(part) for split, part in data.splits.items()}
+    target, rows = path_of(path), _rows_of(data)
     copies = [group for group in survey.copies if group.across_splits or group.across_classes]
     text = (
         environment()
@@ -86,6 +86,14 @@ def write_contact_sheet(
         # a class name may hold what UTF-8 has no bytes for
         temporary.write_text(text, encoding="utf-8", errors="replace")
     return target
+
+
+def _rows_of(data: ImageData) -> Rows:
+    """The images as a survey counts them."""
+    found: dict[str, list[Dataset]] = {}
+    for split, part in data.splits.items():
+        found.setdefault(came_in_of(data, split), []).append(undecoded(part))
+    return {split: concatenate_datasets(parts) for split, parts in found.items()}
 
 
 def _heading(source: str) -> str:

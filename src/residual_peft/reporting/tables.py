@@ -9,14 +9,14 @@ def readable_bytes(size: int) -> str:
     """A file size for people.
 
     Examples:
-        >>> readable_bytes(0), readable_bytes(999), readable_bytes(5_530), readable_bytes(2_500_000)
-        ('–', '999 B', '5.5 kB', '2.5 MB')
+        >>> readable_bytes(0), readable_bytes(999), readable_bytes(5_530), readable_bytes(999_999)
+        ('–', '999 B', '5.5 kB', '1.0 MB')
     """
     if size == 0:
         return "–"
     if size < 1000:
         return f"{size} B"
-    return f"{size / 1000:.1f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"
+    return f"{size / 1000:.1f} kB" if size < 999_950 else f"{size / 1_000_000:.1f} MB"
 
 
 HEADERS = ("method", "test accuracy", "trained", "seconds", "adapter")  # fits 80 columns
