@@ -120,7 +120,7 @@ class _Keep:
     thread: int
     capture: Capture | None = None
 
-    def __call__(self, module: Any, args: Any, output: Any) -> None:
+    def __call__(self, module: Any, args: Any, output: Any = None) -> None:
         if threading.get_ident() == self.thread:
             self.capture = module.capture(args[0], output)
 
@@ -128,7 +128,11 @@ class _Keep:
 @contextmanager
 def _keeping(layer: ResiDualReadout) -> Iterator[_Keep]:
     keep = _Keep(threading.get_ident())
-    handle = layer.register_forward_hook(keep)
+    anatomy = layer.anatomy
+    if anatomy.projection is None or anatomy.whole:  # it travels with what comes out
+        handle = layer.register_forward_hook(keep)
+    else:  # with what goes in, or it waits for the layer, which drops what no adapter wants
+        handle = layer.register_forward_pre_hook(keep)
     try:
         yield keep
     finally:
