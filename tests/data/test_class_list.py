@@ -104,3 +104,6 @@ def test_numbers_with_names_are_renamed_and_bare_ones_left() -> None:
     assert found.applied({"train": part})["train"]["label"][:] == ["a cat", "a dog", None]
     bare = datasets.Dataset.from_dict({"label": [1, 0]})
     assert found.applied({"train": bare})["train"]["label"][:] == [1, 0]
+    part = datasets.Dataset.from_dict({"label": [1, -1]}, features=kinds)  # which is not the last
+    with pytest.raises(ResiDualError, match="row 1 of the data, split train, has the label -1; w"):
+        found.applied({"train": part})

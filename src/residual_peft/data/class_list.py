@@ -3,16 +3,18 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import ClassLabel, Dataset
 
 from ..errors import ResiDualError, printable, some
 from ..hub.files import quoted
 from .labels import label_item, labelling_of_column
-from .labels.columns import labels_in
+from .labels.columns import check_range, labels_in
 from .tables import Columns, read_table
 
 logger = logging.getLogger(__name__)
@@ -81,9 +83,12 @@ class ClassList:
         """The data with these names for their labels; classes of one name become one.
 
         Labels that are numbers without names stay as they are.
+
+        Raises:
+            ResiDualError: a number that is no class, such as -1 of what is unlabelled.
         """
         seen: set[str] = set()
-        renamed = {part: self._renamed(dataset, seen) for part, dataset in parts.items()}
+        renamed = {part: self._renamed(dataset, part, seen) for part, dataset in parts.items()}
         known = {_folded(label) for label in seen}
         idle = [said for key, said in self.words.items() if key not in known]
         used = {said for key, said in self.words.items() if key in known}
@@ -92,24 +97,29 @@ class ClassList:
             logger.warning("%s: no image is of %s", printable(self.file), printable(names))
         return renamed
 
-    def _renamed(self, dataset: Dataset, used: set[str]) -> Dataset:
+    def _renamed(self, dataset: Dataset, part: str, used: set[str]) -> Dataset:
         feature = dataset.features["label"]
         labelling, item = labelling_of_column(feature), label_item(feature)
         if isinstance(item, ClassLabel):
-            names = item.names
+            names = tuple(item.names)
         elif str(getattr(item, "dtype", "")).endswith("string"):
             names = None
         else:
             return dataset  # bare numbers, whose meaning is asked for later
 
-        def text(label: Any) -> Any:
+        def text(label: Any, row: int) -> Any:
             if label is None:
                 return None
+            if names is not None and not 0 <= label < len(names):
+                check_range(np.array([label]), names, part, "the data", row)
             own = label if names is None else names[label]
             used.add(own)
             return self.named(own)
 
-        found = [labelling.mapped(label, text) for label in labels_in(dataset)]
+        found = [
+            labelling.mapped(label, partial(text, row=row))
+            for row, label in enumerate(labels_in(dataset))
+        ]
         kind = labelling.feature(datasets.Value("string"))
         return dataset.remove_columns("label").add_column("label", found, feature=kind)
 

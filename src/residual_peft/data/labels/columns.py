@@ -107,7 +107,8 @@ def check_range(
     """Raise a ResiDualError that names the first row, counted from `first`, with no such class."""
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(outside):
-        every = " (as all of that split: it is unlabelled)" if (labels == -1).all() else ""
+        alike = len(labels) > 1 and (labels == -1).all()  # one alone says nothing of the others
+        every = " (as all of that split: it is unlabelled)" if alike else ""
         raise ResiDualError(
             f"row {first + outside[0]} of {name}, split {split}, has the label "
             f"{labels[outside[0]]}{every}; wanted 0 to {len(names) - 1} ({len(names)} classes). "
