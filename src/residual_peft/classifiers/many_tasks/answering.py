@@ -121,8 +121,11 @@ class _Keep:
     capture: Capture | None = None
 
     def __call__(self, module: Any, args: Any, output: Any = None) -> None:
-        if threading.get_ident() == self.thread:
-            self.capture = module.capture(args[0], output)
+        y = output[0] if isinstance(output, tuple) else output
+        # BLIP calls its norm once more, on a token: as the layer itself, look at all tokens alone
+        elsewhere = y is not None and not module.anatomy.readout.holds(y)
+        if threading.get_ident() == self.thread and not elsewhere:
+            self.capture = module.capture(args[0], y)
 
 
 @contextmanager
