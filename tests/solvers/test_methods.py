@@ -240,7 +240,10 @@ def test_gains_are_as_sure_as_left_out_images_say(material, monkeypatch):
 
 def test_embeddings_of_texts_and_images_are_blended_as_said(material):
     classifier, seen = material
-    found = classifier.with_images(seen.readout, seen.labels, share=0.25)
+    biased = copy(classifier)
+    biased.logit_bias = -3.0  # a softmax cancels it
+    found = biased.with_images(seen.readout, seen.labels, share=0.25)
+    assert (found.logit_bias, found.head) == (0, None)
     unit = torch.nn.functional.normalize(seen.readout.double(), dim=1)
     means = torch.stack([unit[seen.labels == k].mean(0) for k in range(CLASSES)])
     means = torch.nn.functional.normalize(means, dim=1)

@@ -167,7 +167,7 @@ class ZeroShotClassifier(ChangeableClassifier):
         """
         found = blend(self.class_embeddings, readout, labels, len(self.class_names), share=share)
         other = copy(self)
-        other._head = None
+        other._head, other.logit_bias = None, 0.0
         other.class_embeddings = ordinary(found.embeddings.to(self.class_embeddings))
         return other
 
