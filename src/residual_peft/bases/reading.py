@@ -181,7 +181,7 @@ def parts_of(batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
     elif isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
         given, labels = batch
     labels, index = (None if v is None else torch.as_tensor(v).cpu() for v in (labels, index))
-    if labels is not None and labels.ndim == 1 and labels.dtype in SMALL:
+    if labels is not None and labels.dtype in SMALL:
         labels = labels.long()  # uint8 would pick rows as a mask does, where numbers index them
     return given, labels, index
 

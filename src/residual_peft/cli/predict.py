@@ -18,6 +18,7 @@ from .options import AdapterName, BatchSize, Device, NumWorkers
 if TYPE_CHECKING:
     from ..app.prediction import Answer, FilePredictor
     from ..classifiers.heads.conformal import By
+    from ..classifiers.predictions import Prediction
 
 EXAMPLE = """residual-peft predict my-adapter photo.png 'photos/one/1*.png' notes.txt
 photo.png: two 1.000, one 0.000, zero 0.000
@@ -155,6 +156,16 @@ def _as_objects(top: int) -> "Callable[[Answer], None]":
     return write
 
 
+_CELLS: "dict[str, Callable[[Prediction], str]]" = {
+    # by thresholds of their own, which the probabilities do not tell
+    "labels": lambda found: "; ".join(found.labels),
+    # an empty set has an empty cell, and what it is made by beside it
+    "plausible": lambda found: "; ".join(found.plausible or ()),
+    "plausible_by": lambda found: found.plausible_by or "",
+    "none_of_these": lambda found: str(found.none_of_these).lower(),
+}
+
+
 def _as_table(top: int, several: bool, sets: bool, none: bool) -> "Callable[[Answer], None]":
     """Columns file, class and probability by rank, what else there is or was asked for, error.
 
@@ -170,14 +181,7 @@ def _as_table(top: int, several: bool, sets: bool, none: bool) -> "Callable[[Ans
         ranked = [] if found is None else found.top(top)
         cells = [cell for name, score in ranked for cell in (name, f"{score:.6f}")]
         cells += [""] * (2 * top - len(cells))
-        if several:  # by thresholds of their own, which the probabilities do not tell
-            cells.append("" if found is None else "; ".join(found.labels))
-        if sets:
-            # an empty set has an empty cell, and what it is made by beside it
-            cells.append("" if found is None else "; ".join(found.plausible or ()))
-            cells.append("" if found is None else found.plausible_by or "")
-        if none:
-            cells.append("" if found is None else str(found.none_of_these).lower())
+        cells += ["" if found is None else _CELLS[name](found) for name in more]
         writer.writerow([answer.file, *cells, answer.reason])
         sys.stdout.flush()
 
