@@ -192,6 +192,20 @@ def test_regional_compilation_compiles_the_blocks(
             compiled_calls.clear()
             torch.testing.assert_close(run(compiled), expected)
             assert len(compiled_calls) >= 3  # both blocks and what reads them
+    graphs: list[int] = []
+    for layers in (3, 10):  # no block for its number: from the ninth on it would not be compiled
+        deep = moved(make(clip_model(Size(layers=layers)), ResiDualConfig(mode=mode)))
+        torch._dynamo.reset()
+        seen: list[nn.Module] = []
+
+        def counting(graph: nn.Module, _: Any, seen: list[nn.Module] = seen) -> nn.Module:
+            seen.append(graph)
+            return graph
+
+        with torch.no_grad():
+            images(compile_regions(deep, backend=counting))
+        graphs.append(len(seen))
+    assert graphs[0] == graphs[1] >= 3
 
 
 # --- accelerate

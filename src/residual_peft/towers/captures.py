@@ -40,6 +40,8 @@ class Capture:
     where: Where = None  # where the readout was read
     normed: Tensor | None = None  # (B, D): the final norm's output, where the projection slices it
     foreign: bool = False  # whether others had hooks in the tower that may have changed something
+    # what was read of layers while the tower runs: tap, tensor and what was there before
+    waiting: tuple[Any, Tensor, Any] | None = None
 
     def of(self, unit: Unit) -> Tensor:
         """What was seen of a unit: of a head its whole layer, of `output` the whole stream."""

@@ -109,7 +109,8 @@ class _TapAttention(_Hook):
 
     def __call__(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if (capture := _frames.open.get(self.key)) is not None:
-            capture.heads[self.layer] = heads_at(module, capture.where, *args, **kwargs)
+            value = heads_at(module, capture.where, *args, **kwargs)
+            capture.waiting = (self, value, capture.waiting)
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,23 @@ class _Tap(_Hook):
         if (capture := _frames.open.get(self.key)) is None:
             return
         if self.slot in ("heads", "mlps", "layers"):
-            tensor = self.read(args if self.before else output, capture)
-            getattr(capture, self.slot)[self.layer] = tensor
+            value = self.read(args if self.before else output, capture)
+            capture.waiting = (self, value, capture.waiting)
         elif self.slot != "stream" or capture.stream is None:  # the final norm may run once more
             setattr(capture, self.slot, self.read(args if self.before else output, capture))
+
+
+def _put(capture: Capture) -> None:
+    """Put what taps read of the layers where it belongs; of what ran twice the last counts.
+
+    Not as it is read: torch.compile, region by region, would compile each layer for its number.
+    """
+    parts = []
+    while capture.waiting is not None:
+        tap, value, capture.waiting = capture.waiting
+        parts.append((tap, value))
+    for tap, value in reversed(parts):
+        getattr(capture, tap.slot)[tap.layer] = value
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,7 @@ class _Finish(_Hook):
             return
         if (capture.pooled if self.readout.weighted else capture.stream) is not None:
             return  # it runs once more, for a token that is not the readout
+        _put(capture)
         if self.readout.weighted:
             with torch.autocast(output.device.type, enabled=False):  # weights are not rounded
                 self._pool(module, capture, args, kwargs)
