@@ -116,6 +116,16 @@ def test_a_column_of_splits_is_obeyed(digits) -> None:
         {"train": 9, "validation": 9, "test": 6}
     )
     assert data.split.shares == {}
+    # as CoOp's split_zhou_*.json, beside a folder that the paths are below
+    coop: dict[str, list] = {split: [] for split in ("train", "val", "test")}
+    for (path, word), split in zip(rows, (row[2] for row in more), strict=True):
+        coop[{"Val": "val", "testing": "test"}.get(split, split)].append([path, 7, word])
+    (folder.parent / "split_zhou_Digits.json").write_text(json.dumps(coop))
+    again = load_data(folder.parent / "split_zhou_Digits.json")
+    assert {split: sorted(digests) for split, digests in again.digests.items()} == {
+        split: sorted(digests) for split, digests in data.digests.items()
+    }
+    assert pairs_of(again) == pairs_of(data)
     for other, said in (("holdout", "'holdout'"), ("", "None")):
         more[2] = (*rows[2], other)
         with pytest.raises(ResiDualError, match=f"row 2 of .* has {said} in the column 'split', w"):

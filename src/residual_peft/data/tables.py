@@ -1,4 +1,4 @@
-"""A CSV, TSV, JSON-lines or parquet file -> columns, every value as it stands there."""
+"""A CSV, TSV, JSON or parquet file -> columns, every value as it stands there."""
 
 import csv
 import io
@@ -85,12 +85,14 @@ def _csv(path: Path, text: str, kind: str) -> Columns:
 
 
 def _json(path: Path, text: str) -> Columns:
-    """Objects, one a line or in a list."""
+    """Objects, one a line or in a list; or splits as CoOp writes them."""
     # not `splitlines`, which parts lines at what may stand in a JSON text, too, such as U+2028
     lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
     try:
         if path.suffix.lower() == ".json":
             found = json.loads(text)
+            if _is_coop(found):
+                return _of_splits(found)
             rows = found if isinstance(found, list) else [found]
         else:
             rows = [json.loads(line) for line in lines]
@@ -107,6 +109,31 @@ def _json(path: Path, text: str) -> Columns:
             )
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _is_coop(found: Any) -> bool:
+    """Whether it is a file such as split_zhou_Caltech101.json.
+
+    For each split a list of [path, number of the class, its name] (KaiyangZhou/CoOp, DATASETS.md).
+    """
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(isinstance(rows, list) for rows in found.values())
+        and all(
+            isinstance(row, list) and [type(value) for value in row] == [str, int, str]
+            for rows in found.values()
+            for row in rows
+        )
+    )
+
+
+def _of_splits(found: dict[str, list[Any]]) -> Columns:
+    rows = [(path, name, split) for split, part in found.items() for path, _, name in part]
+    return {
+        column: [row[place] for row in rows]
+        for place, column in enumerate(("image", "label", "split"))
+    }
 
 
 def _parquet(path: Path) -> Columns | Dataset:
