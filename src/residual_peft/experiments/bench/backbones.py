@@ -23,8 +23,8 @@ from ...tuner import ResiDualConfig, adapter_basis, fit_bases
 from ..lora import LoraSettings, adapter_bytes
 from .descent import Training, train
 from .fits import BYTES, Fitted, text_logits
+from .machine import on_accelerator
 from .pixels import Images
-from .placing import on_accelerator
 
 RATES: dict[str, tuple[float, float, float]] = {
     "lora": (1e-3, 3e-3, 1e-2),

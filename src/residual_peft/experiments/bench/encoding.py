@@ -26,8 +26,8 @@ from ...tuner import ResiDualConfig
 from .corruptions import CorruptingProcessor
 from .entries import DataEntry, ModelEntry, Protocol
 from .images import subgroups_of
+from .machine import on_accelerator
 from .pixels import Images, Pixels, Room
-from .placing import on_accelerator
 from .protocols import needed
 from .registry import OWN, WEIGHTS, Registry
 

@@ -3,21 +3,32 @@
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from peft import PeftModel
+from PIL import Image
 
+from ...classifiers.backbones import Backbone
+from ...data import batches
 from ...hub.machine import processor
+from ...solvers.coordinates import collect_coordinates
 
 # Pillow: releases decode and enlarge alike, and shrink pictures differently (docs/log.md)
 PACKAGES = (
     *("residual-peft", "torch", "transformers", "peft"),
     *("numpy", "scipy", "scikit-learn", "pillow"),
 )
+SECONDS = 1.0  # of reading that are measured at least
+SIDE = 256  # pixels of the pictures that are read
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -28,6 +39,41 @@ def machine() -> str:
     if torch.cuda.is_available():
         found.append(torch.cuda.get_device_name())
     return ", ".join(filter(None, found))
+
+
+@contextmanager
+def on_accelerator(model: torch.nn.Module) -> Iterator[None]:
+    """The model on this process's accelerator, where there is one, for as long as it reads."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
+    try:
+        yield
+    finally:
+        model.to("cpu")
+
+
+def reading_rate(backbone: Backbone, model: PeftModel, batch_size: int) -> float:
+    """Images per second: prepared, through the model, and to coordinates; decoding comes on top.
+
+    `batch_size` images per pass on an accelerator; four on a processor, where more would only take
+    longer.
+    """
+    count = batch_size if torch.cuda.is_available() else 4
+    pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    values = {"image": [Image.fromarray(pixels)] * count, "label": [0] * count}
+    images = Dataset.from_dict(values, features=features)
+    one = batches(images, backbone.image_processor, batch_size=count, num_workers=0)
+    read = 0
+    with on_accelerator(model):
+        collect_coordinates(model, one)  # the first takes longer
+        started = time.perf_counter()
+        while (passed := time.perf_counter() - started) < SECONDS:
+            collect_coordinates(model, one)
+            read += count
+    return read / passed
 
 
 @dataclass

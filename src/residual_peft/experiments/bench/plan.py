@@ -16,9 +16,9 @@ from ...tuner import ResiDualConfig, readout_state
 from .descent import EPOCHS, HELD_OUT_SHARE, RATES, passes
 from .entries import DataEntry, ModelEntry, Protocol
 from .images import load_images, load_shifted
+from .machine import reading_rate
 from .methods import METHODS
 from .protocols import most_needed, needed
-from .rates import reading_rate
 from .registry import OWN, WEIGHTS, Registry
 from .run import Run, runs_of
 
