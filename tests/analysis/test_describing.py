@@ -12,19 +12,20 @@ from residual_peft import (
     ZeroShotClassifier,
     collect_with_basis,
 )
-from residual_peft.analysis import TextDictionary, explain_adapter, explain_components
-from residual_peft.analysis.describing import (
-    describe_components,
-    dictionary_for,
-    dictionary_if_any,
-    words_for,
+from residual_peft.analysis import (
+    ComponentEffect,
+    TextDictionary,
+    explain_adapter,
+    explain_components,
 )
+from residual_peft.analysis.describing import dictionary_for, dictionary_if_any, words_for
 from residual_peft.analysis.dictionary import read_texts
 from residual_peft.classifiers.backbones import Backbone, load_backbone
 from residual_peft.data import batches
 from residual_peft.demo.tasks import world_task
 from residual_peft.demo.world import attribute_texts
 from residual_peft.hub import DEMO_MODEL, local_directory
+from residual_peft.towers.units import Unit
 from residual_peft.tuner import adapter_basis, gains_of
 
 
@@ -92,4 +93,5 @@ def test_what_nobody_asked_for_may_be_missing(
 
 def test_whole_units_have_no_components_to_describe(clip: Backbone) -> None:
     model = get_peft_model(load_backbone().model, ResiDualConfig.paper("coarse"))
-    assert describe_components(model, [], dictionary_for(clip)) == []
+    unit = ComponentEffect(Unit("head", 0, 0), 0, 1.0, 1.0, 1.0, 1.0)
+    assert words_for(model, [unit], dictionary_for(clip)) == ()

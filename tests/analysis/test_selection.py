@@ -10,8 +10,7 @@ import torch
 from residual_peft import ResiDualError
 from residual_peft.analysis.coarse import coarse_optimum
 from residual_peft.analysis.curves import DEFAULT_BUDGETS, selection_curve
-from residual_peft.analysis.jaccard import overlap
-from residual_peft.analysis.rankings import random_rankings, rank_units, unit_count
+from residual_peft.analysis.rankings import overlap, random_rankings, rank_units, unit_count
 from residual_peft.analysis.selection import compare_selections
 from residual_peft.data.metrics import accuracy_interval, difference_interval
 from residual_peft.towers.units import Unit

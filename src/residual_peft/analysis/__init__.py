@@ -21,15 +21,13 @@ from .dimension import (
     participation_ratio,
 )
 from .explanation import Explanation, explain_components, explain_units
-from .head import ComponentShare, HeadExplanation, Reason, explain_head
+from .head import ComponentShare, HeadExplanation, Reason, explain_head, explained_head
 from .head_image import HeadImageExplanation, explain_head_image, explain_head_row
-from .head_read import explained_head
-from .jaccard import OverlapMatrix, overlap
 from .matching import spectral_cosine
 from .neighbours import TwoNN, two_nn
 from .one_image import ImageExplanation, explain_image, explain_row
 from .pursuit import Pursuit, omp, somp, text_span
-from .rankings import Ranking, random_rankings, rank_units
+from .rankings import OverlapMatrix, Ranking, overlap, random_rankings, rank_units
 from .selection import ReferenceLine, SelectionStudy, compare_selections
 from .similarity import (
     LayerSimilarity,

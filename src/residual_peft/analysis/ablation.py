@@ -112,11 +112,15 @@ def layer_ablation(
         raise ResiDualError(
             f"wanted cumulative=False, 'from_first' or 'from_last', got {cumulative!r}."
         )
-    pool = test.select(kinds)
-    groups = _layer_groups(pool.units, cumulative)
-    kept = torch.ones(len(groups), len(pool.units), dtype=torch.bool)
-    for row, (_, gone) in zip(kept, groups, strict=True):
-        row[gone] = False
+    pool, names = test.select(kinds), []
+    layers = sorted({unit.layer for unit in pool.units if unit.layer is not None})
+    if cumulative == "from_last":
+        layers.reverse()
+    kept = torch.ones(len(layers), len(pool.units), dtype=torch.bool)
+    for step, layer in enumerate(layers):
+        gone = [layer] if cumulative is False else sorted(layers[: step + 1])
+        names.append(f"layer {layer}" if len(gone) == 1 else f"layers {gone[0]}-{gone[-1]}")
+        kept[step] = torch.tensor([unit.layer not in gone for unit in pool.units])
     right = correct_with(
         pool,
         class_embeddings,
@@ -126,9 +130,9 @@ def layer_ablation(
         reference=reference,
         block=block,
     )
-    sizes = [(name, len(gone)) for name, gone in groups]
+    sizes = (~kept).sum(1).tolist()
     whole = correct_whole(pool, class_embeddings, block)
-    return _curve(ablation, kinds, cumulative, whole, right, sizes)
+    return AblationCurve(ablation, kinds, cumulative, *_told(whole, right, names, sizes))
 
 
 @torch.no_grad()
@@ -157,34 +161,16 @@ def unit_ablation(
         right[:, part.rows] = (without.argmax(-1) == part.labels[:, None]).T
     kinds = tuple(dict.fromkeys(unit.kind for unit in pool.units))
     whole = correct_whole(pool, class_embeddings, block)
-    sizes = [(str(unit), 1) for unit in pool.units]
-    return _curve(ablation, kinds, False, whole, right, sizes)
+    names, sizes = list(map(str, pool.units)), [1] * len(pool.units)
+    return AblationCurve(ablation, kinds, False, *_told(whole, right, names, sizes))
 
 
-def _layer_groups(units: tuple[Unit, ...], cumulative: Cumulative) -> list[tuple[str, list[int]]]:
-    """What goes at each step: a name and the indices of units."""
-    layers = sorted({unit.layer for unit in units if unit.layer is not None})
-    if cumulative == "from_last":
-        layers.reverse()
-    groups = []
-    for step, layer in enumerate(layers):
-        gone = [layer] if cumulative is False else sorted(layers[: step + 1])
-        name = f"layer {layer}" if len(gone) == 1 else f"layers {gone[0]}-{gone[-1]}"
-        groups.append((name, [i for i, unit in enumerate(units) if unit.layer in gone]))
-    return groups
-
-
-def _curve(
-    ablation: str,
-    kinds: tuple[str, ...],
-    cumulative: str | bool,
-    whole: Tensor,
-    right: Tensor,
-    sizes: list[tuple[str, int]],
-) -> AblationCurve:
-    """Who was right, with all (N,) and without each set (K, N) -> the curve."""
+def _told(
+    whole: Tensor, right: Tensor, names: list[str], sizes: list[int]
+) -> tuple[int, float, tuple[AblationPoint, ...]]:
+    """Who was right, with all (N,) and without each set (K, N) -> images, baseline and points."""
     images, points = len(whole), []
-    for (name, size), row in zip(sizes, right, strict=True):
+    for name, size, row in zip(names, sizes, right, strict=True):
         correct = int(row.sum())
         low, high = accuracy_interval(correct, images)
         drop_low, drop_high = difference_interval(whole, row)
@@ -192,5 +178,4 @@ def _curve(
         points.append(
             AblationPoint(name, size, correct / images, low, high, drop, drop_low, drop_high)
         )
-    baseline = int(whole.sum()) / images
-    return AblationCurve(ablation, kinds, cumulative, images, baseline, tuple(points))
+    return images, int(whole.sum()) / images, tuple(points)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..classifiers.figures import mean_gain
+from ..classifiers.heads.explain import by_unit
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.labels import ONE_LABEL
 from ..solvers.coordinates import Coordinates
@@ -21,7 +22,7 @@ from .movement import (
     chunks,
     exact_state,
     gains_per_component,
-    place_of,
+    strongest_of,
 )
 
 
@@ -106,29 +107,22 @@ class AdapterExplanation:
     per_unit: bool = False
     eigenvalues: Tensor | None = None
 
-    def component(self, index: int) -> ComponentEffect:
-        """The effect of one of the K components."""
-        place, number = place_of(index, self.counts)
-        return ComponentEffect(
-            unit=self.units[place],
-            component=number,
-            gain=float(self.gains[index]),
-            variance=float(self.variance[index]),
-            share=float(self.share[index]),
-            toward_label=float(self.toward_label[index]),
-        )
-
     def strongest(self, count: int = 10) -> list[ComponentEffect]:
         """The components, or whole units, with the largest shares, whatever their sign."""
         if self.per_unit:
-            sums = [part.sum() for part in self.variance.split(list(self.counts))]
+            sums = by_unit(self.variance, self.counts).tolist()
             found = [
-                ComponentEffect(e.unit, None, e.mean_gain, float(v), e.share, e.toward_label)
-                for e, v in zip(self.by_unit(), sums, strict=True)
+                ComponentEffect(e.unit, None, e.mean_gain, variance, e.share, e.toward_label)
+                for e, variance in zip(self.by_unit(), sums, strict=True)
             ]
             return sorted(found, key=lambda effect: -abs(effect.share))[:count]
-        order = self.share.abs().argsort(descending=True, stable=True)
-        return [self.component(int(index)) for index in order[:count]]
+        columns = (self.gains, self.variance, self.share, self.toward_label)
+        return [
+            ComponentEffect(unit, number, *(float(values[column]) for values in columns))
+            for unit, number, column, _ in strongest_of(
+                self.share, self.units, self.counts, False, count
+            )
+        ]
 
     def by_unit(self) -> list[UnitEffect]:
         """The effect of every unit, in the order of the tower."""

@@ -12,6 +12,7 @@ the same images in the same order.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,7 +45,10 @@ def mean_cosine(
         functional.normalize(torch.stack([part.mean for part in c.parts]).double(), dim=1)
         for c in (contributions, right)
     )
-    return _matrix(contributions, other, mine @ theirs.T, "cosine of means")
+    measure = "cosine of means"
+    return SimilarityMatrix(
+        contributions.units, right.units, mine @ theirs.T, measure, other is None
+    )
 
 
 def image_cosine(
@@ -61,14 +65,11 @@ def image_cosine(
         check_widths(contributions.width, other.width)
 
     def rows(part: UnitContribution) -> Rows:
-        return lambda index: functional.normalize(_written(part, index), dim=1)
+        return lambda index: functional.normalize(
+            replace(part, coordinates=_wide(part.coordinates[index])).full(), dim=1
+        )
 
-    return _matrix(
-        contributions,
-        other,
-        _mean_products(contributions, other, rows, contributions.width),
-        "cosine per image",
-    )
+    return _compared(contributions, other, rows, contributions.width, "cosine per image")
 
 
 def correlation(
@@ -97,8 +98,8 @@ def correlation(
         kind = torch.promote_types(part.coordinates.dtype, torch.float32)
         return lambda index: ((part.coordinates[index].double() - middle) @ scaled).to(kind)
 
-    values = _mean_products(contributions, other, rows, contributions.width) / contributions.width
-    return _matrix(contributions, other, values, "correlation over images")
+    width = contributions.width
+    return _compared(contributions, other, rows, width, "correlation over images", among=width)
 
 
 def relative_similarity(
@@ -130,10 +131,8 @@ def relative_similarity(
 
         return relative
 
-    values = _mean_products(contributions, other, rows, len(chosen))
-    return _matrix(
-        contributions, other, values, f"cosine of relative representations, {len(chosen)} anchors"
-    )
+    measure = f"cosine of relative representations, {len(chosen)} anchors"
+    return _compared(contributions, other, rows, len(chosen), measure)
 
 
 def _anchors(anchors: int | Tensor, images: int, seed: int) -> Tensor:
@@ -153,13 +152,15 @@ def _anchors(anchors: int | Tensor, images: int, seed: int) -> Tensor:
     return anchors
 
 
-def _mean_products(
+def _compared(
     contributions: Contributions,
     other: Contributions | None,
     rows: Callable[[UnitContribution], Rows],
     width: int,
-) -> Tensor:
-    """Mean over images of the products r_u(n) · r_v(n) of all pairs of units, (U, V), float64."""
+    measure: str,
+    among: int = 1,
+) -> SimilarityMatrix:
+    """Mean over images, and `among` so many, of the products r_u(n) · r_v(n) of pairs of units."""
     right = contributions if other is None else other
     if len(contributions) != len(right):
         raise ResiDualError(
@@ -172,29 +173,14 @@ def _mean_products(
     block = max(1, _NUMBERS // (width * max(len(mine), len(theirs))))
     for index in torch.arange(len(contributions)).split(block):
         left = torch.stack([rows_of(index) for rows_of in mine]).flatten(1)
-        same = (
-            left
-            if other is None
-            else torch.stack([rows_of(index) for rows_of in theirs]).flatten(1)
-        )
+        same = left
+        if other is not None:
+            same = torch.stack([rows_of(index) for rows_of in theirs]).flatten(1)
         total += (left @ same.to(left.dtype).T).double()
-    return total / len(contributions)
-
-
-def _written(part: UnitContribution, index: Tensor) -> Tensor:
-    """x (n, d) of some of the images, the mean included."""
-    coordinates = _wide(part.coordinates[index])
-    dtype = coordinates.dtype
-    return coordinates @ part.components.to(dtype) + part.mean.to(dtype)
+    values = total / len(contributions) / among
+    return SimilarityMatrix(contributions.units, right.units, values, measure, other is None)
 
 
 def _wide(tensor: Tensor) -> Tensor:
     """In float32 at least: half precision neither sums nor holds what products add up to."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _matrix(
-    contributions: Contributions, other: Contributions | None, values: Tensor, measure: str
-) -> SimilarityMatrix:
-    columns = contributions.units if other is None else other.units
-    return SimilarityMatrix(contributions.units, columns, values, measure, within=other is None)

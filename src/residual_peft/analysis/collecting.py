@@ -1,6 +1,6 @@
 """One pass of the unadapted model over some images -> `Contributions`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def collect_contributions(
             "images."
         )
     known = labels.joined() if len(labels) else None
-    return Contributions(tuple(chosen), collector.finish(), readouts.joined(), known)
+    return Contributions(tuple(chosen), tuple(collector.finish()), readouts.joined(), known)
 
 
 class _Collector:
@@ -100,13 +100,10 @@ class _Collector:
             for index, unit in enumerate(others):
                 self.seen[unit].add(written[:, index])
 
-    def finish(self) -> tuple[UnitContribution, ...]:
-        found = []
+    def finish(self) -> Iterator[UnitContribution]:
         for unit in self.units:
             frame = None
             if unit.kind == "head":
                 assert unit.layer is not None
                 frame = self.frames[unit.layer][unit.head].T.cpu()  # (r, d)
-            inside = self.seen.pop(unit).joined()
-            found.append(in_principal_axes(unit, inside, frame, None))
-        return tuple(found)
+            yield in_principal_axes(unit, self.seen.pop(unit).joined(), frame)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..bases.basis import SpectralBasis
 from ..bases.fingerprint import Fingerprint
-from ..bases.spectra import UnitBasis, spectrum
+from ..bases.spectra import spectrum
 from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
@@ -183,20 +183,16 @@ class Contributions:
         Raises:
             ResiDualError: the adapter adapts the output, or fewer than two images.
         """
-        whole = rows.load() if isinstance(rows, CoordinateStore) else rows
+        whole = (rows.load() if isinstance(rows, CoordinateStore) else rows).to("cpu")
         state = whole.state
         check_count(len(whole))
         if any(unit.kind == "output" for unit in state.settings.units):
             raise ResiDualError("the output is no unit of its own: wanted heads or MLPs.")
-        parts = []
         columns = whole.coordinates.split(list(state.counts), dim=1)
-        directions = state.directions.double().cpu().split(list(state.counts))
-        for unit, mean, block, c in zip(
-            state.settings.units, state.means.double().cpu(), directions, columns, strict=True
-        ):
-            parts.append(in_principal_axes(unit, c.cpu(), block, mean))
-        labels = whole.labels.cpu()
-        return cls(state.settings.units, tuple(parts), whole.readout.float().cpu(), labels)
+        directions = state.directions.double().split(list(state.counts))
+        told = (state.settings.units, columns, directions, state.means.double())
+        parts = tuple(in_principal_axes(*of_unit) for of_unit in zip(*told, strict=True))
+        return cls(state.settings.units, parts, whole.readout.float(), whole.labels)
 
 
 def check_count(count: int) -> None:
@@ -206,22 +202,16 @@ def check_count(count: int) -> None:
 
 
 def in_principal_axes(
-    unit: Unit, inside: Tensor, frame: Tensor | None, offset: Tensor | None
+    unit: Unit, inside: Tensor, frame: Tensor | None = None, offset: Tensor | float = 0.0
 ) -> UnitContribution:
     """x = offset + inside @ frame, (N, r) in orthonormal rows (r, d) -> mean and principal axes."""
     exact = inside.double()
     middle = exact.mean(0)
     exact = exact - middle
     covariance = exact.T @ exact / (len(exact) - 1)
-    found: UnitBasis = spectrum(middle, covariance, None, len(exact))
+    found = spectrum(middle, covariance, None, len(exact))
     coordinates = (exact @ found.components.T).to(inside.dtype)
     mean, components = middle, found.components
     if frame is not None:
         mean, components = middle @ frame, found.components @ frame
-    return UnitContribution(
-        unit=unit,
-        mean=mean if offset is None else mean + offset,
-        components=components,
-        coordinates=coordinates,
-        eigenvalues=found.eigenvalues,
-    )
+    return UnitContribution(unit, mean + offset, components, coordinates, found.eigenvalues)

@@ -14,7 +14,7 @@ from ..hub.directories import model_directory
 from ..hub.files import Count
 from ..towers.units import Unit
 from ..tuner import adapter_basis, readout_state
-from . import Explanation, TextDictionary, explain_components
+from . import TextDictionary, explain_components
 
 WORDS_FILE = "words.txt"
 
@@ -99,27 +99,6 @@ def dictionary_if_any(
         return None
 
 
-def describe_components(
-    model: nn.Module,
-    effects: Iterable[Described],
-    dictionary: TextDictionary,
-    *,
-    steps: int = 3,
-    adapter_name: str | None = None,
-) -> list[Explanation]:
-    """Texts that an adapter's components are made of, `steps` each at most, by OMP, in their order.
-
-    Raises:
-        ResiDualError: the adapter's basis has no such component.
-    """
-    if readout_state(model, adapter_name).settings.per_unit:
-        return []  # whole units, which keep no directions
-    basis, steps = adapter_basis(model, adapter_name), min(steps, len(dictionary))
-    return [
-        explain_components(basis, dictionary, [effect.unit], [effect.component], steps)[0]
-        for effect in effects
-        if effect.component is not None
-    ]
 
 
 def words_for(
@@ -129,9 +108,22 @@ def words_for(
     *,
     steps: int = 3,
 ) -> tuple[Words, ...]:
-    """For a report: texts of components, each once, in the order given."""
-    named = {(effect.unit, effect.component): effect for effect in effects}
-    found = describe_components(model, named.values(), dictionary, steps=steps)
+    """Texts that an adapter's components are made of, `steps` each at most, by OMP.
+
+    Each component once, in the order given; of whole units, which keep no directions, none.
+
+    Raises:
+        ResiDualError: the adapter's basis has no such component.
+    """
+    if readout_state(model).settings.per_unit:
+        return ()
+    basis, steps = adapter_basis(model), min(steps, len(dictionary))
+    named = dict.fromkeys((effect.unit, effect.component) for effect in effects)
+    found = [
+        explain_components(basis, dictionary, [unit], [component], steps)[0]
+        for unit, component in named
+        if component is not None
+    ]
     return tuple(
         Words(
             unit=item.unit,

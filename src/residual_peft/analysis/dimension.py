@@ -118,18 +118,12 @@ class DimensionProfile:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary of plain numbers per unit, None for what is missing: for tables, JSON."""
+        names = ("linear", "two_nn", "ratio", "likelihood")
+        names += ("first_share", "participation", "duplicates")
+        columns = [getattr(self, name).tolist() for name in names]
         return [
-            {
-                "unit": str(unit),
-                "linear": int(self.linear[index]),
-                "two_nn": _plain(self.two_nn[index]),
-                "ratio": _plain(self.ratio[index]),
-                "likelihood": _plain(self.likelihood[index]),
-                "first_share": _plain(self.first_share[index]),
-                "participation": _plain(self.participation[index]),
-                "duplicates": int(self.duplicates[index]),
-            }
-            for index, unit in enumerate(self.units)
+            {"unit": str(unit)} | dict(zip(names, map(plain, values), strict=True))
+            for unit, *values in zip(self.units, *columns, strict=True)
         ]
 
     def by_layer(self) -> list[LayerDimension]:
@@ -138,16 +132,13 @@ class DimensionProfile:
         for index, unit in enumerate(self.units):
             if unit.layer is not None:
                 groups.setdefault((unit.layer, unit.kind), []).append(index)
+        columns = (self.linear, self.first_share, self.participation, self.two_nn, self.ratio)
         return [
             LayerDimension(
-                layer=layer,
-                kind=kind,
-                units=len(rows),
-                linear=float(self.linear[rows].double().mean()),
-                first_share=float(self.first_share[rows].nanmean()),
-                participation=float(self.participation[rows].nanmean()),
-                two_nn=float(self.two_nn[rows].nanmean()),
-                ratio=float(self.ratio[rows].nanmean()),
+                layer,
+                kind,
+                len(rows),
+                *(float(values[rows].double().nanmean()) for values in columns),
             )
             for (layer, kind), rows in sorted(groups.items())
         ]
@@ -187,7 +178,11 @@ def dimension_profile(
         raise ResiDualError(
             f"wanted at least 3 images for TwoNN or 0 for none, got two_nn_images={two_nn_images}."
         )
-    spectra = _spectra(source)
+    # eigenvalues and total variance of every unit
+    if isinstance(source, SpectralBasis):
+        spectra = [*zip(source.eigenvalues, source.total_variance.tolist(), strict=True)]
+    else:
+        spectra = [(part.eigenvalues, float(part.eigenvalues.sum())) for part in source.parts]
     clouds: list[TwoNN | None] = [None] * len(spectra)
     images = 0
     if isinstance(source, Contributions) and two_nn_images:
@@ -213,14 +208,6 @@ def dimension_profile(
     )
 
 
-def _spectra(source: Contributions | SpectralBasis) -> list[tuple[Tensor, float]]:
-    """Eigenvalues and total variance of every unit."""
-    if isinstance(source, SpectralBasis):
-        totals = source.total_variance.tolist()
-        return [(values, total) for values, total in zip(source.eigenvalues, totals, strict=True)]
-    return [(part.eigenvalues, float(part.eigenvalues.sum())) for part in source.parts]
-
-
 def _doubles(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
@@ -232,5 +219,6 @@ def _ratio(over: float, under: float) -> float:
     return over / under
 
 
-def _plain(value: Tensor) -> float | None:
-    return float(value) if bool(value.isfinite()) else None
+def plain(value: float) -> float | None:
+    """A number as JSON has it."""
+    return value if math.isfinite(value) else None

@@ -10,10 +10,12 @@ As no decision depends on what all classes gain alike, all of it counts from its
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..classifiers.heads.explain import by_unit, class_portrait, strongest
 from ..classifiers.heads.head import ClassHead
@@ -24,8 +26,8 @@ from ..hub.files import Count, Within
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
-from .head_read import check_rows, explained_head, text_of
-from .movement import chunks, place_of
+from ..tuner import gains_of
+from .movement import chunks, place_of, strongest_of
 
 
 @dataclass(frozen=True)
@@ -104,22 +106,21 @@ class HeadExplanation:
 
     def by_unit(self) -> list[ComponentShare]:
         """What is made of every unit, in the order of the tower."""
-        share, toward = (
-            self._summed(values).tolist() for values in (self.share, self.toward_label)
-        )
+        numbers = (by_unit(part, self.counts).tolist() for part in (self.share, self.toward_label))
         return [
-            ComponentShare(unit, None, *numbers)
-            for unit, *numbers in zip(self.units, share, toward, strict=True)
+            ComponentShare(unit, None, *own)
+            for unit, *own in zip(self.units, *numbers, strict=True)
         ]
 
     def strongest(self, count: int = 10) -> list[ComponentShare]:
         """The components, or whole units, with the largest shares, whatever their sign."""
         if self.per_unit:
             return sorted(self.by_unit(), key=lambda item: -abs(item.share))[:count]
-        order = self.share.abs().argsort(descending=True, stable=True)[:count].tolist()
         return [
-            ComponentShare(*_named(self, j), float(self.share[j]), float(self.toward_label[j]))
-            for j in order
+            ComponentShare(unit, number, share, float(self.toward_label[column]))
+            for unit, number, column, share in strongest_of(
+                self.share, self.units, self.counts, False, count
+            )
         ]
 
     def reasons(self, class_index: int, count: int = 3) -> tuple[list[Reason], list[Reason]]:
@@ -136,21 +137,15 @@ class HeadExplanation:
             )
         values = self.portrait[:, class_index].nan_to_num()
         if self.per_unit:
-            sums = self._summed(values)
-            found = [
-                [Reason(self.units[j], None, float(sums[j]), 0) for j in end.tolist()]
-                for end in strongest(sums, count)
-            ]
-        else:
-            side = self.sides[:, class_index]
-            found = [
-                [Reason(*_named(self, j), float(values[j]), int(side[j])) for j in end.tolist()]
-                for end in strongest(values, count)
-            ]
-        return found[0], found[1]
+            values = by_unit(values, self.counts)
 
-    def _summed(self, values: Tensor) -> Tensor:
-        return by_unit(values, self.counts)
+        def reason(index: int) -> Reason:
+            place, number = (index, None) if self.per_unit else place_of(index, self.counts)
+            side = 0 if self.per_unit else int(self.sides[index, class_index])
+            return Reason(self.units[place], number, float(values[index]), side)
+
+        pro, con = strongest(values, count)
+        return [reason(index) for index in pro.tolist()], [reason(index) for index in con.tolist()]
 
 
 def explain_head(
@@ -167,10 +162,13 @@ def explain_head(
         ResiDualError: no head, one that reads no coordinates, coordinates of another adapter,
             labels outside the classes, or fewer than two images of the head's classes.
     """
-    head = _centred(explained_head(classifier))
+    head = explained_head(classifier)
+    # less what all classes have alike
+    weights = head.weights - head.weights.mean(1, keepdim=True)
+    head = replace(head, weights=weights, offset=head.offset - head.offset.mean())
     check_rows(rows, head)
     ONE_LABEL.check(rows.labels, len(classifier.class_names))
-    sums = _Sums.of(head)
+    sums = _Sums(head)
     for part in chunks(rows):
         part = part.rows((part.labels < head.class_count).nonzero().flatten())
         sums.add(head, part, text_of(classifier, part, head))
@@ -182,26 +180,21 @@ def explain_head(
     return sums.explanation(classifier, head, rows)
 
 
-@dataclass
 class _Sums:
     """Sums over images, from which shares and means follow; all float64."""
 
-    products: Tensor  # Σ x_j D_k (K, C), x the centred and scaled coordinates
-    features: Tensor  # Σ x_j (K,)
-    logits: Tensor  # Σ D_k (C,)
-    squares: float  # Σ D²
-    text: Tensor  # Σ a z_k (C,)
-    text_products: float  # Σ a z D
-    own: Tensor  # Σ x_j over the images of each class (K, C)
-    own_text: float  # Σ a z of the label
-    labels: Tensor  # images of each class (C,)
-
-    @classmethod
-    def of(cls, head: ClassHead) -> "_Sums":
+    def __init__(self, head: ClassHead) -> None:
         k, c = head.weights.shape
-        zeros = [torch.zeros(size, dtype=torch.float64) for size in ((k, c), (k,), (c,), (c,))]
-        own, labels = torch.zeros_like(zeros[0]), torch.zeros(c, dtype=torch.float64)
-        return cls(zeros[0], zeros[1], zeros[2], 0.0, zeros[3], 0.0, own, 0.0, labels)
+        zeros = partial(torch.zeros, dtype=torch.float64)
+        self.products = zeros(k, c)  # Σ x_j D_k, x the centred and scaled coordinates
+        self.features = zeros(k)  # Σ x_j
+        self.logits = zeros(c)  # Σ D_k
+        self.squares = 0.0  # Σ D²
+        self.text = zeros(c)  # Σ a z_k
+        self.text_products = 0.0  # Σ a z D
+        self.own = zeros(k, c)  # Σ x_j over the images of each class
+        self.own_text = 0.0  # Σ a z of the label
+        self.labels = zeros(c)  # images of each class
 
     @property
     def images(self) -> int:
@@ -250,12 +243,48 @@ class _Sums:
         )
 
 
-def _centred(head: ClassHead) -> ClassHead:
-    """The same less what all classes have alike."""
-    weights = head.weights - head.weights.mean(1, keepdim=True)
-    return replace(head, weights=weights, offset=head.offset - head.offset.mean())
+def explained_head(classifier: ZeroShotClassifier) -> ClassHead:
+    """The class head, in float64 on the CPU.
+
+    Raises:
+        ResiDualError: there is none, or it reads the embedding, which is no sum over components.
+    """
+    trained = classifier.head
+    if trained is None:
+        raise ResiDualError(
+            "wanted a classifier with a class head, got one of texts and gains: `explain_adapter` "
+            "says what gains did."
+        )
+    if trained.features != "coordinates":
+        raise ResiDualError(
+            "the class head reads the embedding as a whole, so what it says does not divide among "
+            "heads and MLPs; fit one on the coordinates (method='ridge') to see where it looks."
+        )
+    return trained.head.to("cpu").to(torch.float64)
 
 
-def _named(explanation: HeadExplanation, index: int) -> tuple[Unit, int]:
-    place, number = place_of(index, explanation.counts)
-    return explanation.units[place], number
+def text_of(classifier: ZeroShotClassifier, part: Coordinates, head: ClassHead) -> Tensor:
+    """a z, what the texts add to the logits (n, C), float64; zeros where they have no weight."""
+    if not head.text_weight:
+        return torch.zeros(len(part), head.class_count, dtype=torch.float64)
+    exact = replace(
+        part,
+        readout=part.readout.double(),
+        coordinates=part.coordinates.double(),
+        state=part.state.map(lambda t: t.double() if t.is_floating_point() else t),
+    )
+    with torch.no_grad():
+        adapted = exact.adapted(gains_of(classifier.model).detach().cpu().double())
+        weights = classifier.class_embeddings[: head.class_count].cpu().double()
+        z = classifier.logit_scale * functional.normalize(adapted, dim=1) @ weights.mT
+    return head.text_weight * z
+
+
+def check_rows(rows: Coordinates | CoordinateStore, head: ClassHead) -> None:
+    """Raise a ResiDualError where coordinates are not what a head reads."""
+    columns = sum(rows.state.counts)
+    if columns != len(head.mean):
+        raise ResiDualError(
+            f"the class head reads {len(head.mean)} coordinates, these are {columns} of another "
+            "basis or other units; collect them anew with collect_coordinates."
+        )

@@ -12,7 +12,7 @@ from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
-from .head_read import check_rows, explained_head, text_of
+from .head import check_rows, explained_head, text_of
 from .movement import coordinates_of_image, strongest_of
 from .one_image import class_number
 

@@ -13,6 +13,7 @@ readout; that is one more term, and nothing is approximated:
                           + s w·(y¹ − y) / ‖y'‖                       the settings
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -82,7 +83,7 @@ def place_of(index: int, counts: Sequence[int]) -> tuple[int, int]:
     (1, 2)
     """
     ends = list(accumulate(counts))
-    unit = next(i for i, end in enumerate(ends) if index < end)
+    unit = bisect_right(ends, index)
     return unit, index - (ends[unit] - counts[unit])
 
 
@@ -94,14 +95,12 @@ def strongest_of(
     Where the adapter keeps no components (`per_unit`), the component is None, the effect the
     unit's, and the column its first.
     """
+    values = by_unit(effects, counts) if per_unit else effects
     found: list[tuple[Unit, int | None, int, float]] = []
-    if per_unit:
-        firsts, sums = accumulate(counts, initial=0), by_unit(effects, counts).tolist()
-        found += [(u, None, k, e) for u, k, e in zip(units, firsts, sums, strict=False)]
-        return sorted(found, key=lambda item: -abs(item[3]))[:count]
-    for index in effects.abs().argsort(descending=True, stable=True)[:count].tolist():
-        place, number = place_of(index, counts)
-        found.append((units[place], number, index, float(effects[index])))
+    for index in values.abs().argsort(descending=True, stable=True)[:count].tolist():
+        place, number = (index, None) if per_unit else place_of(index, counts)
+        column = sum(counts[:index]) if per_unit else index
+        found.append((units[place], number, column, float(values[index])))
     return found
 
 

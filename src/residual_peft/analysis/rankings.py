@@ -1,4 +1,4 @@
-"""Units in the order in which they are chosen for a task.
+"""Units in the order in which they are chosen for a task, and what choices for several share.
 
 | method | letter | by | needs |
 |---|---|---|---|
@@ -10,14 +10,17 @@
 Source: the paper's unit selection (`method.md`, section 6).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
+from scipy.stats import hypergeom
 from torch import Tensor
 
 from ..errors import ResiDualError
+from ..hub.files import plain_of
 from ..towers.units import Unit
 from .contributions import Contributions, UnitContribution
 from .subsets import Ablation, Stand, check_classes, score_blocks
@@ -169,6 +172,69 @@ def random_rankings(units: Sequence[Unit], draws: int = 10, seed: int = 0) -> tu
     ordered = sorted(units, key=str)
     orders = [torch.randperm(len(units), generator=generator).tolist() for _ in range(draws)]
     return tuple(Ranking("random", tuple(ordered[i] for i in order)) for order in orders)
+
+
+@dataclass(frozen=True)
+class OverlapMatrix:
+    """Jaccard overlaps |A ∩ B| / |A ∪ B| of sets of units.
+
+    Attributes:
+        names: T names, of tasks, for instance.
+        values: (T, T), symmetric, ones on the diagonal.
+        chance: (T, T) what two random sets of these sizes share on average; None where the number
+            of candidates was not given.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    chance: tuple[tuple[float, ...], ...] | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per pair of names: `first`, `second`, `jaccard` and `chance`."""
+        return [
+            {
+                "first": self.names[i],
+                "second": self.names[j],
+                "jaccard": self.values[i][j],
+                "chance": None if self.chance is None else self.chance[i][j],
+            }
+            for i, j in combinations(range(len(self.names)), 2)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: `names`, `values`, `chance`."""
+        found: dict[str, Any] = plain_of(self)
+        return found
+
+
+def overlap(chosen: Mapping[str, Sequence[Unit]], total: int | None = None) -> OverlapMatrix:
+    """Jaccard overlap of the units chosen for several tasks, such as `ranking.top(0.1)` of each.
+
+    With `total`, how many candidates there were, `chance` says what random choices share.
+
+    Raises:
+        ResiDualError: a set without units, or with more than there are.
+    """
+    sets = [frozenset(units) for units in chosen.values()]
+    for name, units in zip(chosen, sets, strict=True):
+        if not units or (total is not None and len(units) > total):
+            raise ResiDualError(
+                f"wanted at least one unit{'' if total is None else f' and at most {total}'} for "
+                f"'{name}' to compare, got {len(units)}."
+            )
+    values = tuple(tuple(len(a & b) / len(a | b) for b in sets) for a in sets)
+    if total is None:
+        return OverlapMatrix(tuple(chosen), values)
+
+    def by_chance(first: int, second: int) -> float:
+        shared = hypergeom(total, first, second)  # of two independent random sets
+        return float(shared.expect(lambda k: k / (first + second - k)))
+
+    chance = tuple(
+        tuple(1.0 if i == j else by_chance(len(a), len(b)) for j, b in enumerate(sets))
+        for i, a in enumerate(sets)
+    )
+    return OverlapMatrix(tuple(chosen), values, chance)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from ..bases.basis import SpectralBasis
 from ..bases.spectra import Components
 from ..errors import ResiDualError
 from ..towers.units import Unit
+from .dimension import plain
 from .matching import Side, check_widths
 
 
@@ -68,8 +69,9 @@ class SimilarityMatrix:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per pair, each pair once and no unit with itself: for tables and JSON."""
+        values = self.values.tolist()
         return [
-            {"unit": str(unit), "other": str(other), "value": _plain(self.values[i, j])}
+            {"unit": str(unit), "other": str(other), "value": plain(values[i][j])}
             for i, unit in enumerate(self.units)
             for j, other in enumerate(self.others)
             if not self.within or i < j
@@ -160,8 +162,8 @@ class SameUnitSimilarity:
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per unit and pair of datasets, each pair once: for tables and JSON."""
         return [
-            {"unit": str(unit), "dataset": name, "other": other, "value": _plain(value[i, j])}
-            for unit, value in zip(self.units, self.values, strict=True)
+            {"unit": str(unit), "dataset": name, "other": other, "value": plain(values[i][j])}
+            for unit, values in zip(self.units, self.values.tolist(), strict=True)
             for i, name in enumerate(self.names)
             for j, other in enumerate(self.names)
             if i < j
@@ -245,7 +247,3 @@ def _by_layer(units: tuple[Unit, ...], kind: str) -> dict[int, list[int]]:
         kinds = sorted({unit.kind for unit in units})
         raise ResiDualError(f"wanted units of kind {kind!r} in layers; these are {kinds}.")
     return dict(sorted(found.items()))
-
-
-def _plain(value: Tensor) -> float | None:
-    return float(value) if bool(value.isfinite()) else None

@@ -158,7 +158,6 @@ def correct_whole(
     contributions: Contributions, class_embeddings: Tensor, block: int | None = None
 ) -> Tensor:
     """Which images are right with nothing ablated, (N,) bool."""
-    check_classes(contributions, class_embeddings)
     everything = torch.ones(1, len(contributions.units), dtype=torch.bool)
     return correct_with(contributions, class_embeddings, everything, others="keep", block=block)[0]
 
