@@ -32,8 +32,7 @@ from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.data import batches
 from residual_peft.data.metrics import accuracy
 from residual_peft.demo.drawing import draw
-from residual_peft.demo.measuring import pixels
-from residual_peft.demo.tasks import world_images, world_task
+from residual_peft.demo.tasks import pixels, world_images, world_task
 from residual_peft.demo.world import ATTRIBUTES, TEMPLATES, Scene, sample_scenes
 from residual_peft.hub.files import write_json
 

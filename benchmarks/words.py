@@ -38,7 +38,7 @@ from residual_peft.analysis import (
 )
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.demo.drawing import draw
-from residual_peft.demo.measuring import pixels
+from residual_peft.demo.tasks import pixels
 from residual_peft.demo.world import (
     ATTRIBUTES,
     TEMPLATES,

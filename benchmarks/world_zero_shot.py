@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPModel
 
-from residual_peft.demo.measuring import zero_shot_accuracy
+from residual_peft.demo.tasks import zero_shot_accuracy
 from residual_peft.hub.directories import DEMO_MODEL, local_directory
 from residual_peft.hub.files import write_json
 

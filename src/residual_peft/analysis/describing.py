@@ -99,8 +99,6 @@ def dictionary_if_any(
         return None
 
 
-
-
 def words_for(
     model: nn.Module,
     effects: Sequence[Described],

@@ -16,8 +16,7 @@ from ..classifiers.backbones import Backbone, load_backbone
 from ..classifiers.evaluation import Evaluation
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import batches
-from ..demo.measuring import zero_shot_accuracy
-from ..demo.tasks import HANDWRITING_TEMPLATES, handwriting, world_images
+from ..demo.tasks import HANDWRITING_TEMPLATES, handwriting, world_images, zero_shot_accuracy
 from ..demo.world import TEMPLATES
 from ..experiments import METHODS, Row, Task, run_method
 from ..hub.directories import REPORT, RUN_DIRECTORY

@@ -1,3 +1,3 @@
 """The bundled small CLIP, the world that it was trained on, and the demo."""
 
-__all__ = ["measuring", "tasks", "world"]
+__all__ = ["tasks", "world"]

@@ -31,55 +31,48 @@ FONTS = (
 _CELL = 64  # pixels per side of one stored distance field; the object fills the inner half
 _SHAPES = ATTRIBUTES["shape"]
 _GLYPHS = ATTRIBUTES["digit"] + ATTRIBUTES["letter"]
+_DOWN, _ACROSS = torch.meshgrid(*[torch.arange(IMAGE_SIZE) + 0.5] * 2, indexing="ij")
 
 
-def _polygon(points: list[tuple[float, float]], size: int) -> Image.Image:
-    image = Image.new("L", (size, size))
-    ImageDraw.Draw(image).polygon([(x * size, y * size) for x, y in points], fill=255)
-    return image
+_DISCS = {  # x, y, radius and colour of each
+    "circle": [(0.5, 0.5, 0.5, 255)],
+    "ring": [(0.5, 0.5, 0.5, 255), (0.5, 0.5, 0.27, 0)],
+    "crescent": [(0.5, 0.5, 0.5, 255), (0.74, 0.5, 0.42, 0)],
+}
+_POLYGONS = {
+    "square": [(0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)],
+    "triangle": [(0.5, 0.04), (1, 0.94), (0, 0.94)],
+    "cross": [(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67), (0.67, 1),
+              (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)],
+    "arrow": [(0, 0.34), (0.5, 0.34), (0.5, 0.05), (1, 0.5), (0.5, 0.95), (0.5, 0.66), (0, 0.66)],
+    "diamond": [(0.5, 0), (0.86, 0.5), (0.5, 1), (0.14, 0.5)],
+}  # fmt: skip
 
 
-def _turned(count: int, radii: tuple[float, ...], start: float) -> list[tuple[float, float]]:
-    angles = np.deg2rad(start) + np.arange(count) * 2 * np.pi / count
-    return [
-        (0.5 + radii[i % len(radii)] * np.cos(a) / 2, 0.5 + radii[i % len(radii)] * np.sin(a) / 2)
-        for i, a in enumerate(angles)
-    ]
-
-
-def _discs(size: int, *discs: tuple[float, float, float, int]) -> Image.Image:
-    image = Image.new("L", (size, size))
-    draw = ImageDraw.Draw(image)
-    for x, y, radius, fill in discs:
-        box = [(x - radius) * size, (y - radius) * size, (x + radius) * size, (y + radius) * size]
-        draw.ellipse(box, fill=fill)
-    return image
-
-
-def _heart(size: int) -> Image.Image:
-    t = np.linspace(0, 2 * np.pi, 200)
-    x = 16 * np.sin(t) ** 3
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return _polygon(list(zip(0.5 + x / 34, 0.47 - y / 34, strict=True)), size)
+def _outline(name: str) -> list[tuple[float, float]]:
+    if name == "star":
+        angles = np.deg2rad(-90) + np.arange(10) * 2 * np.pi / 10
+        radii = np.tile([1.0, 0.42], 5)
+        return list(
+            zip(0.5 + radii * np.cos(angles) / 2, 0.5 + radii * np.sin(angles) / 2, strict=True)
+        )
+    if name == "heart":
+        t = np.linspace(0, 2 * np.pi, 200)
+        x = 16 * np.sin(t) ** 3
+        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        return list(zip(0.5 + x / 34, 0.47 - y / 34, strict=True))
+    return _POLYGONS[name]
 
 
 def _shape(name: str, size: int = 256) -> Image.Image:
-    third = [(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67), (0.67, 1),
-             (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)]  # fmt: skip
-    arrow = [(0, 0.34), (0.5, 0.34), (0.5, 0.05), (1, 0.5), (0.5, 0.95), (0.5, 0.66), (0, 0.66)]
-    drawings = {
-        "circle": lambda: _discs(size, (0.5, 0.5, 0.5, 255)),
-        "square": lambda: _polygon([(0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)], size),
-        "triangle": lambda: _polygon([(0.5, 0.04), (1, 0.94), (0, 0.94)], size),
-        "star": lambda: _polygon(_turned(10, (1.0, 0.42), -90), size),
-        "heart": lambda: _heart(size),
-        "cross": lambda: _polygon(third, size),
-        "ring": lambda: _discs(size, (0.5, 0.5, 0.5, 255), (0.5, 0.5, 0.27, 0)),
-        "crescent": lambda: _discs(size, (0.5, 0.5, 0.5, 255), (0.74, 0.5, 0.42, 0)),
-        "arrow": lambda: _polygon(arrow, size),
-        "diamond": lambda: _polygon([(0.5, 0), (0.86, 0.5), (0.5, 1), (0.14, 0.5)], size),
-    }
-    return drawings[name]()
+    image = Image.new("L", (size, size))
+    pen = ImageDraw.Draw(image)
+    if name not in _DISCS:
+        pen.polygon([(x * size, y * size) for x, y in _outline(name)], fill=255)
+    for x, y, radius, fill in _DISCS.get(name, ()):
+        box = [(x - radius) * size, (y - radius) * size, (x + radius) * size, (y + radius) * size]
+        pen.ellipse(box, fill=fill)
+    return image
 
 
 def _glyph(character: str, font: str) -> Image.Image:
@@ -114,21 +107,6 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
-def _pixel_grid() -> tuple[Tensor, Tensor]:
-    line = torch.arange(IMAGE_SIZE) + 0.5
-    return line[None, :].expand(IMAGE_SIZE, -1), line[:, None].expand(-1, IMAGE_SIZE)
-
-
-def _fields(scene: Scene, generator: torch.Generator) -> Tensor:
-    shapes, glyphs = _atlas()
-    font = torch.randint(len(FONTS), (len(scene),), generator=generator)
-    digit, letter = scene.values["digit"], scene.values["letter"]
-    glyph = torch.where(digit >= 0, digit, 10 + letter).clamp(min=0)
-    shape = scene.values["shape"]
-    chosen = torch.where((shape >= 0)[:, None, None], shapes[shape], glyphs[glyph, font])
-    return chosen[:, None]
-
-
 def _centers(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Object sizes (B,) and centres (B, 3, 2) in pixels; the second and third are for counts."""
     size, position, several = (scene.values[k] for k in ("size", "position", "count"))
@@ -149,9 +127,13 @@ def _centers(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def _silhouettes(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Coverage (B, H, W) of the objects in [0, 1], and their sizes in pixels (B,)."""
-    batch, fields = len(scene), _fields(scene, generator)
+    batch, (shapes, glyphs) = len(scene), _atlas()
+    font = torch.randint(len(FONTS), (batch,), generator=generator)
+    shape, digit, letter = (scene.values[name] for name in ("shape", "digit", "letter"))
+    character = torch.where(digit >= 0, digit, 10 + letter).clamp(min=0)
+    glyph = shape < 0
+    fields = torch.where(glyph[:, None, None], glyphs[character, font], shapes[shape])[:, None]
     side, centers = _centers(scene, generator)
-    glyph = scene.values["shape"] < 0
     angle = _uniform((batch,), -0.16, 0.16, generator)
     shear = _uniform((batch,), -0.25, 0.25, generator) * glyph
     aspect = 1 + _uniform((batch,), -0.15, 0.15, generator) * glyph
@@ -159,13 +141,12 @@ def _silhouettes(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tens
     warp = torch.randn(batch, 2, 4, 4, generator=generator) * 0.035 * glyph[:, None, None, None]
     warp = F.interpolate(warp, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=True)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    across, down = _pixel_grid()
     result = torch.zeros(batch, IMAGE_SIZE, IMAGE_SIZE)
     for index in range(3):
         rows = (scene.values["count"] >= index).nonzero()[:, 0]
         scale = side[rows, None, None]
-        x = (across - centers[rows, index, 0, None, None]) / scale
-        y = (down - centers[rows, index, 1, None, None]) / scale
+        x = (_ACROSS - centers[rows, index, 0, None, None]) / scale
+        y = (_DOWN - centers[rows, index, 1, None, None]) / scale
         c, s = cos[rows], sin[rows]
         u = (c * x + s * y) * aspect[rows, None, None]
         v = (c * y - s * x) / aspect[rows, None, None]
@@ -183,12 +164,11 @@ def _silhouettes(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tens
 def _pattern(scene: Scene, generator: torch.Generator) -> Tensor:
     """Which pixels show the second tone (B, H, W), 0 or 1, smoothed at its edges."""
     batch = len(scene)
-    across, down = _pixel_grid()
     angle = _uniform((batch, 1, 1), -0.5, 0.5, generator)
     shift = _uniform((batch, 2, 1, 1), 0, 6, generator)
     period = _uniform((batch, 1, 1), 5.0, 6.0, generator)
-    u = (angle.cos() * across + angle.sin() * down + shift[:, 0]) * (2 * torch.pi / period)
-    v = (angle.cos() * down - angle.sin() * across + shift[:, 1]) * (2 * torch.pi / period)
+    u = (angle.cos() * _ACROSS + angle.sin() * _DOWN + shift[:, 0]) * (2 * torch.pi / period)
+    v = (angle.cos() * _DOWN - angle.sin() * _ACROSS + shift[:, 1]) * (2 * torch.pi / period)
     waves = torch.stack(
         [
             torch.full_like(u, -1.0),
@@ -204,13 +184,12 @@ def _pattern(scene: Scene, generator: torch.Generator) -> Tensor:
 
 def _backgrounds(scene: Scene, generator: torch.Generator) -> Tensor:
     batch = len(scene)
-    across, down = _pixel_grid()
     noise = torch.rand(batch, 1, IMAGE_SIZE // 2, IMAGE_SIZE // 2, generator=generator)
     noise = F.interpolate(noise, scale_factor=2.0, mode="nearest")[:, 0]
     turn = _uniform((batch, 1, 1), 0, 2 * torch.pi, generator)
-    ramp = (turn.cos() * (across - 20) + turn.sin() * (down - 20)) / 50
+    ramp = (turn.cos() * (_ACROSS - 20) + turn.sin() * (_DOWN - 20)) / 50
     shift = torch.randint(8, (batch, 2, 1, 1), generator=generator)
-    grid = ((across.long() + shift[:, 0]) % 8 == 0) | ((down.long() + shift[:, 1]) % 8 == 0)
+    grid = ((_ACROSS.long() + shift[:, 0]) % 8 == 0) | ((_DOWN.long() + shift[:, 1]) % 8 == 0)
     plain = _uniform((batch, 1, 1), -0.03, 0.03, generator).expand(-1, IMAGE_SIZE, IMAGE_SIZE)
     looks = torch.stack(
         [

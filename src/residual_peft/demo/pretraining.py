@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 from ..hub.files import atomic_directory, atomic_file, read_json, write_json
 from .drawing import IMAGE_SIZE, draw
-from .measuring import image_embeddings, text_embeddings, zero_shot_accuracy
+from .tasks import image_embeddings, text_embeddings, zero_shot_accuracy
 from .world import (
     ATTRIBUTES,
     TEMPLATES,

@@ -1,14 +1,19 @@
-"""Tasks for the bundled model: its own world's attributes, and real handwriting."""
+"""Tasks for the bundled model: attributes of its own world, with its accuracy, and handwriting."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PillowImage
 from sklearn.datasets import load_digits
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
 
 from ..errors import ResiDualError
 from .drawing import draw
-from .world import ATTRIBUTES, TEMPLATES, sample_scenes
+from .world import ATTRIBUTES, TEMPLATES, Scene, prompts, sample_scenes
 
 HANDWRITING_TEMPLATES = TEMPLATES["digit"]
 """Prompts for handwriting: the ones that the world uses for printed digits."""
@@ -23,8 +28,11 @@ def _dataset(images: list[PillowImage.Image], labels: list[int], names: list[str
 _HELD_OUT = 2 * 10**9
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_HELD_OUT + seed)
+def _drawn(size: int, seed: int, only: str | None) -> tuple[Scene, list[PillowImage.Image]]:
+    generator = torch.Generator().manual_seed(_HELD_OUT + seed)
+    scene = sample_scenes(size, generator, only=only)
+    arrays = draw(scene, generator).permute(0, 2, 3, 1).numpy()
+    return scene, [PillowImage.fromarray(array) for array in arrays]
 
 
 def world_task(attribute: str, size: int = 1000, *, seed: int = 0) -> Dataset:
@@ -48,18 +56,13 @@ def world_task(attribute: str, size: int = 1000, *, seed: int = 0) -> Dataset:
     """
     if size < 1:
         raise ResiDualError(f"wanted at least one image, got size={size}.")
-    generator = _generator(seed)
-    scene = sample_scenes(size, generator, only=attribute)
-    arrays = draw(scene, generator).permute(0, 2, 3, 1).numpy()
-    images = [PillowImage.fromarray(array) for array in arrays]
+    scene, images = _drawn(size, seed, attribute)
     return _dataset(images, scene.values[attribute].tolist(), list(ATTRIBUTES[attribute]))
 
 
 def world_images(size: int = 2000, *, seed: int = 0) -> Dataset:
     """Unlabelled images of the whole world, to fit a basis on (column `image`)."""
-    generator = _generator(seed)
-    arrays = draw(sample_scenes(size, generator), generator).permute(0, 2, 3, 1).numpy()
-    images = [PillowImage.fromarray(array) for array in arrays]
+    _, images = _drawn(size, seed, None)
     return Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
 
 
@@ -84,3 +87,49 @@ def handwriting(*, seed: int = 0) -> DatasetDict:
     rest = whole.train_test_split(360, stratify_by_column="label", seed=seed)
     fit = rest["train"].train_test_split(360, stratify_by_column="label", seed=seed)
     return DatasetDict(train=fit["train"], validation=fit["test"], test=rest["test"])
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W) -> pixel values in [-1, 1], as the image processor gives."""
+    return images.float() / 127.5 - 1
+
+
+def image_embeddings(model: CLIPModel, images: Tensor) -> Tensor:
+    """Unit-norm readouts (B, d) of uint8 images."""
+    readout = model.get_image_features(pixel_values=pixels(images)).pooler_output
+    return F.normalize(readout, dim=-1)
+
+
+def text_embeddings(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Unit-norm embeddings (M, d) of texts."""
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    return F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+
+
+@torch.no_grad()
+def zero_shot_accuracy(
+    model: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    *,
+    images_per_task: int = 1000,
+    seed: int = 10**9,
+    report: Callable[[str], object] = lambda name: None,
+) -> dict[str, float]:
+    """Zero-shot accuracy per attribute on held-out images, with the ensemble of its templates.
+
+    Pretraining draws with small seeds; `report` is called with each attribute's name when it is
+    done.
+    """
+    model.eval()
+    result = {}
+    for index, (name, templates) in enumerate(TEMPLATES.items()):
+        generator = torch.Generator().manual_seed(seed + index)
+        scene = sample_scenes(images_per_task, generator, only=name)
+        drawn = draw(scene, generator)
+        image = torch.cat([image_embeddings(model, part) for part in drawn.split(500)])
+        each = [text_embeddings(model, tokenizer, prompts(name, t)) for t in templates]
+        text = torch.stack(each).mean(0)
+        found = (image @ F.normalize(text, dim=-1).T).argmax(1)
+        result[name] = (found == scene.values[name]).float().mean().item()
+        report(name)
+    return result

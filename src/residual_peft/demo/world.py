@@ -85,10 +85,6 @@ class Scene:
         return torch.stack([self.values[name] for name in ATTRIBUTES], dim=1)
 
 
-def _draw(size: int, generator: torch.Generator, high: int) -> Tensor:
-    return torch.randint(high, (size,), generator=generator)
-
-
 def sample_scenes(size: int, generator: torch.Generator, *, only: str | None = None) -> Scene:
     """Draw what `size` images show; an attribute may have to apply to all (for its task).
 
@@ -97,8 +93,10 @@ def sample_scenes(size: int, generator: torch.Generator, *, only: str | None = N
     """
     if only is not None and only not in ATTRIBUTES:
         raise ResiDualError(f"wanted one of the attributes {', '.join(ATTRIBUTES)}; got '{only}'.")
-    counts = {name: len(values) for name, values in ATTRIBUTES.items()}
-    values = {name: _draw(size, generator, counts[name]) for name in ATTRIBUTES}
+    values = {
+        name: torch.randint(len(known), (size,), generator=generator)
+        for name, known in ATTRIBUTES.items()
+    }
     kind = torch.rand(size, generator=generator)  # 45 % shapes, 33 % digits, 22 % letters
     if only in ("shape", "texture"):
         kind = kind * 0.45
@@ -122,7 +120,7 @@ def sample_scenes(size: int, generator: torch.Generator, *, only: str | None = N
         values[name] = torch.where(several, -1, values[name])
     for color, background in _UNSEEN:
         clash = (values["color"] == color) & (values["background"] == background)
-        other = _draw(size, generator, 8)
+        other = torch.randint(8, (size,), generator=generator)
         values["color"] = torch.where(clash, other, values["color"])
     return Scene(values)
 
@@ -158,9 +156,10 @@ def captions(scene: Scene, named: Tensor, generator: torch.Generator) -> list[st
     `named` (B, number of attributes) says which, where they apply; the generator chooses between
     ways to say it.
     """
-    matrix, styles = scene.matrix(), _draw(len(scene), generator, 12).tolist()
+    styles = torch.randint(12, (len(scene),), generator=generator)
+    told = (scene.matrix().tolist(), named.tolist(), styles.tolist())
     result = []
-    for row, mask, style in zip(matrix.tolist(), named.tolist(), styles, strict=True):
+    for row, mask, style in zip(*told, strict=True):
         words = {
             name: ATTRIBUTES[name][value]
             for name, value, keep in zip(ATTRIBUTES, row, mask, strict=True)
@@ -221,10 +220,7 @@ def in_good_english(text: str) -> str:
 def vocabulary_text() -> Sequence[str]:
     """All the words that captions and prompts are made of, to train the tokenizer on."""
     lines = [
-        template.format(value)
-        for name, templates in TEMPLATES.items()
-        for template in templates
-        for value in ATTRIBUTES[name]
+        text for name, every in TEMPLATES.items() for one in every for text in prompts(name, one)
     ]
     lines += [f"{name} {name}s" for name in ATTRIBUTES["shape"]]
     lines += [f"the digit {word}, the number {word}" for word in DIGIT_WORDS]
