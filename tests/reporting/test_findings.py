@@ -23,7 +23,7 @@ from residual_peft.reporting.components import (
     widest_spectra,
 )
 from residual_peft.reporting.findings import Findings
-from residual_peft.reporting.html import is_tiny
+from residual_peft.reporting.html import environment
 from residual_peft.reporting.run_record import Example, GainRecord, RunRecord
 from residual_peft.towers.units import Unit
 from tests.records import FACTS, record
@@ -101,6 +101,7 @@ def test_examples_say_what_they_were_taken_for(found: Findings) -> None:
     )
     certain = math.exp(10) / (math.exp(10) + 3)
     assert (fixed.before_score, fixed.after_score) == pytest.approx((certain, certain))
+    is_tiny = environment().filters["tiny"]
     assert (is_tiny(fixed.image), is_tiny(broken.image)) == (True, False)
 
 

@@ -118,8 +118,8 @@ class DimensionProfile:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary of plain numbers per unit, None for what is missing: for tables, JSON."""
-        names = ("linear", "two_nn", "ratio", "likelihood")
-        names += ("first_share", "participation", "duplicates")
+        names = ["linear", "two_nn", "ratio", "likelihood"]
+        names += ["first_share", "participation", "duplicates"]
         columns = [getattr(self, name).tolist() for name in names]
         return [
             {"unit": str(unit)} | dict(zip(names, map(plain, values), strict=True))

@@ -22,7 +22,7 @@ class UnitView:
     gains: Array  # λ (k,)
     share: Array  # of the change of the logits, by component (k,)
     toward_label: Array  # (k,)
-    eigenvalues: Array | None  # (k,), or None
+    eigenvalues: Array | None = None  # (k,), or None
 
     @property
     def mean_gain(self) -> float:
@@ -98,19 +98,13 @@ class UnitMap:
 
 def unit_views(gains: GainRecord) -> list[UnitView]:
     """What is known of each unit, in the order of the tower."""
-    columns = {name: tensor.double().numpy() for name, tensor in gains.tensors().items()}
-    ends = list(accumulate(gains.counts))
+    ends = list(accumulate(gains.counts))[:-1]
+    columns = {
+        name: np.split(tensor.double().numpy(), ends) for name, tensor in gains.tensors().items()
+    }
     return [
-        UnitView(
-            unit,
-            gains=columns["gains"][end - count : end],
-            share=columns["share"][end - count : end],
-            toward_label=columns["toward_label"][end - count : end],
-            eigenvalues=columns["eigenvalues"][end - count : end]
-            if "eigenvalues" in columns
-            else None,
-        )
-        for unit, count, end in zip(gains.units, gains.counts, ends, strict=True)
+        UnitView(unit, **{name: parts[place] for name, parts in columns.items()})
+        for place, unit in enumerate(gains.units)
     ]
 
 
@@ -136,16 +130,13 @@ def head_maps(head: HeadShares) -> tuple[UnitMap | None, UnitMap | None]:
 
 def head_components(record: RunRecord, count: int = 12) -> list[HeadComponent]:
     """The components that account for most of what a class head says, whatever their sign."""
-    head = record.head
+    head, found = record.head, []
     assert head is not None
     words = {(item.unit, item.component): item for item in record.words}
-    order = head.share.abs().argsort(descending=True, stable=True)[:count].tolist()
-    found = []
-    for index in order:
-        place, number = movement.place_of(index, head.counts)
-        unit, named = head.units[place], None if head.whole else number
-        numbers = float(head.share[index]), float(head.toward_label[index])
-        found.append(HeadComponent(unit, named, *numbers, words.get((unit, named))))
+    most = movement.strongest_of(head.share, head.units, head.counts, False, count)
+    for unit, number, column, share in most:
+        named, toward = None if head.whole else number, float(head.toward_label[column])
+        found.append(HeadComponent(unit, named, share, toward, words.get((unit, named))))
     return found
 
 
@@ -186,8 +177,11 @@ def strongest(record: RunRecord, count: int = 12) -> list[ComponentView]:
 
 def widest_spectra(views: list[UnitView], count: int = 4) -> list[UnitView]:
     """The units that account for most of the change, of those with a spectrum to show."""
-    known = [v for v in views if v.eigenvalues is not None and len(v.gains) > 1]
-    known = [v for v in known if v.eigenvalues is not None and v.eigenvalues.max() > 0]
+    known = [
+        view
+        for view in views
+        if view.eigenvalues is not None and len(view.gains) > 1 and view.eigenvalues.max() > 0
+    ]
     return sorted(known, key=lambda view: -abs(float(view.share.sum())))[:count]
 
 

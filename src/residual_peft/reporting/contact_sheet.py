@@ -56,13 +56,14 @@ def write_contact_sheet(
     It is there whole or not at all; `near` are groups that are nearly the same, and `lines` what is
     said of the data.
     """
-    target, rows = path_of(path), _rows_of(data)
+    target, source, rows = path_of(path), path_of(survey.source), _rows_of(data)
     copies = [group for group in survey.copies if group.across_splits or group.across_classes]
     text = (
         environment()
         .get_template("contact_sheet.html.jinja")
         .render(
-            heading=_heading(survey.source),
+            # of a folder its name, and not where it lies on this machine
+            heading=source.resolve().name if source.exists() else survey.source,
             lines=lines,
             classes=list(_classes(rows, survey)),
             groups=[
@@ -94,12 +95,6 @@ def _rows_of(data: ImageData) -> Rows:
     for split, part in data.splits.items():
         found.setdefault(came_in_of(data, split), []).append(undecoded(part))
     return {split: concatenate_datasets(parts) for split, parts in found.items()}
-
-
-def _heading(source: str) -> str:
-    """What the data are called: of a folder its name, and not where it lies on this machine."""
-    path = path_of(source)
-    return path.resolve().name if path.exists() else source
 
 
 def _classes(rows: Rows, survey: Survey) -> Iterable[Strip]:

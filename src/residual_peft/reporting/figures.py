@@ -69,8 +69,7 @@ def draw_dimension(
                 label=f"{MEASURES[measure]}, {name}" if len(measures) > 1 else name,
             )
             style = (style + 1) % len(COLORS)
-    axis.set_xlabel("layer")
-    axis.set_ylabel(MEASURES[measures[0]] if len(measures) == 1 else "dimension")
+    axis.set(xlabel="layer", ylabel=MEASURES[measures[0]] if len(measures) == 1 else "dimension")
     axis.set_xticks(sorted({row.layer for row in layers}))
     axis.legend(frameon=False)
 
@@ -101,8 +100,7 @@ def draw_similarity(matrix: SimilarityMatrix, axis: Axis, *, label_units: bool =
     if label_units:
         axis.tick_params(axis="x", rotation=90)
     else:
-        axis.set_xlabel("layer")
-        axis.set_ylabel("layer")
+        axis.set(xlabel="layer", ylabel="layer")
     axis.set_title(matrix.measure)
     return image
 
@@ -151,9 +149,7 @@ def draw_selection(study: SelectionStudy, axis: Axis) -> None:
     kept = sorted({point.units for curve in study.curves for point in curve.points})
     axis.set_xticks(kept, [str(count) for count in kept])
     axis.set_xticks([], minor=True)
-    axis.set_xlabel("heads kept")
-    axis.set_ylabel("accuracy on test images")
-    axis.set_ylim(0, 1.02)
+    axis.set(xlabel="heads kept", ylabel="accuracy on test images", ylim=(0, 1.02))
     axis.legend(fontsize=7, ncols=2, loc="upper left", framealpha=0.9, edgecolor="none")
 
 
@@ -176,9 +172,8 @@ def draw_ablation(curve: AblationCurve, axis: Axis) -> None:
     axis.axhline(curve.baseline, color="0.35", linestyle="--", linewidth=1, label="nothing ablated")
     names = [point.name.removeprefix("layers ").removeprefix("layer ") for point in points]
     axis.set_xticks(range(len(points)), names, rotation=45 if len(points) > 12 else 0)
-    axis.set_xlabel("layers ablated" if curve.cumulative else "layer ablated")
-    axis.set_ylabel("accuracy on test images")
-    axis.set_ylim(0, 1.02)
+    what = "layers ablated" if curve.cumulative else "layer ablated"
+    axis.set(xlabel=what, ylabel="accuracy on test images", ylim=(0, 1.02))
     axis.legend(frameon=False)
 
 

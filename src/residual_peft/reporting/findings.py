@@ -11,7 +11,6 @@ from ..data.metrics import (
     Array,
     accuracy_interval,
     classification_metrics,
-    confusion_matrix,
     difference_interval,
 )
 from .run_record import RunRecord
@@ -150,16 +149,6 @@ class Findings:
             Counter(zip(labels.tolist(), found.tolist(), strict=True)) for found in self.predicted
         )
 
-    @cached_property
-    def confusion_before(self) -> Array:
-        """Counts (C, C), row = label, column = prediction, for few classes."""
-        return confusion_matrix(self.record.before, self.record.labels)
-
-    @cached_property
-    def confusion_after(self) -> Array:
-        """The same with the adapter."""
-        return confusion_matrix(self.record.after, self.record.labels)
-
     @property
     def worse(self) -> list[Change]:
         """Classes of which fewer images are recognised than before, the worst first."""
@@ -168,14 +157,14 @@ class Findings:
     @cached_property
     def measures(self) -> list[tuple[str, float, float, bool]]:
         """(name, before, after, whether more is better) of some measures beside the accuracy."""
-        record, found = self.record, []
-        scores = [classification_metrics(x, record.labels) for x in (record.before, record.after)]
-        if len(record.class_names) > 5:
-            found.append(("label among the five highest scores", "top5_accuracy"))
-        found.append(("mean over the classes of their recall", "mean_per_class_recall"))
-        rows = [(name, scores[0][key], scores[1][key], True) for name, key in found]
-        errors = [reliability(x, record.labels).error for x in (record.before, record.after)]
-        return [*rows, ("calibration error of the scores", errors[0], errors[1], False)]
+        labels, sides = self.record.labels, (self.record.before, self.record.after)
+        scores = [classification_metrics(logits, labels) for logits in sides]
+        told = {"mean over the classes of their recall": "mean_per_class_recall"}
+        if len(self.record.class_names) > 5:
+            told = {"label among the five highest scores": "top5_accuracy"} | told
+        rows = [(name, scores[0][key], scores[1][key], True) for name, key in told.items()]
+        before, after = (reliability(logits, labels).error for logits in sides)
+        return [*rows, ("calibration error of the scores", before, after, False)]
 
     def confusions(self, count: int = 10) -> list[Confusion]:
         """Pairs of classes that are mistaken most often now."""

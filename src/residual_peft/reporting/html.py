@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ..classifiers.figures import brief
+from ..data.metrics import confusion_matrix
 from ..data.pictures import PICTURE_SUFFIXES, picture_suffix
 from ..hub.cards import METRIC_NAMES
 from ..hub.directories import DEMO_MODEL
@@ -70,7 +71,9 @@ def report_html(record: RunRecord) -> str:
     findings = {"several": SeveralFindings.of(record)} if several else _of_one(record)
     views = [] if record.gains is None else unit_views(record.gains)
     pages = environment()
-    script = _script(pages)
+    assert pages.loader is not None
+    # the page's only code, as it stands between its tags: a browser knows it by its hash
+    script = pages.loader.get_source(pages, "report.js")[0]
     return pages.get_template("several.html.jinja" if several else "report.html.jinja").render(
         record=record,
         facts=record.facts,
@@ -104,15 +107,9 @@ def _of_one(record: RunRecord) -> dict[str, Any]:
         "change": found.change,
         "rows": found.classes if few else found.classes[:CHANGED_CLASSES],
         "last_rows": [] if few else found.classes[-CHANGED_CLASSES:],
-        "heatmaps": _heatmaps(found),
+        "heatmaps": _heatmaps(record) if len(record.class_names) <= HEATMAP_CLASSES else [],
         "brief": max(map(len, record.class_names)) <= BRIEF,
     }
-
-
-def _script(pages: Environment) -> str:
-    """The page's only code, as it stands between its tags: a browser knows it by its hash."""
-    assert pages.loader is not None
-    return pages.loader.get_source(pages, "report.js")[0]
 
 
 def _heading(record: RunRecord) -> str:
@@ -122,21 +119,14 @@ def _heading(record: RunRecord) -> str:
     return record.facts.title or f"{name}, before and after adapting CLIP"
 
 
-def _heatmaps(findings: Findings) -> list[tuple[str, list[list[tuple[int, str]]]]]:
-    """(title, rows of (count, colour)) before and after; none where there are too many classes."""
-    if len(findings.record.class_names) > HEATMAP_CLASSES:
-        return []
-    maps = (("Before", findings.confusion_before), ("After", findings.confusion_after))
-    return [
-        (
-            title,
-            [
-                [(int(n), charts.sequential(float(n), float(row.sum()))) for n in row]
-                for row in counts
-            ],
-        )
-        for title, counts in maps
-    ]
+def _heatmaps(record: RunRecord) -> list[tuple[str, list[list[tuple[int, str]]]]]:
+    """(title, rows of (count, colour)) before and after: labels down, predictions across."""
+    found = []
+    for title, logits in (("Before", record.before), ("After", record.after)):
+        counts = confusion_matrix(logits, record.labels).tolist()
+        rows = [[(n, charts.sequential(n, sum(row))) for n in row] for row in counts]
+        found.append((title, rows))
+    return found
 
 
 def environment() -> Environment:
@@ -149,21 +139,14 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters |= {
-        "percent": percent,
-        "points": points,
-        "number": number,
-        "brief": brief,
-        "score": score,
-        "signed": signed,
-        "short": short,
-        "breakable": breakable,
+    own = (percent, points, number, brief, score, signed, short, breakable, seconds)
+    pages.filters |= {each.__name__: each for each in own} | {
         "count": lambda value: f"{value:,}",
-        "seconds": seconds,
         "bytes": readable_bytes,
         "unit": unit_name,
         "picture": data_uri,
-        "tiny": is_tiny,
+        # a picture whose pixels are to be seen one by one: `thumbnail` keeps such as PNG
+        "tiny": lambda content: content.startswith(b"\x89PNG"),
         "quoted": json.dumps,
     }
     pages.globals["charts"] = charts
@@ -262,11 +245,6 @@ def unit_name(unit: Unit) -> str:
         return f"layer {unit.layer} · MLP"
     names = {"embed": "patch embedding", "pooler": "pooling MLP", "output": "image embedding"}
     return names[unit.kind]
-
-
-def is_tiny(content: bytes) -> bool:
-    """Whether a picture's pixels are to be seen one by one: `thumbnail` keeps such as PNG."""
-    return content.startswith(b"\x89PNG")
 
 
 def data_uri(content: bytes) -> str:

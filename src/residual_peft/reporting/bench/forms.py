@@ -63,18 +63,6 @@ def latex(
     return "\n\n".join(parts) + "\n"
 
 
-def page(
-    results: Sequence[Result], title: str, published: Mapping[str, Published] | None = None
-) -> str:
-    """One HTML page that asks nothing of the network, with a radar of each model and protocol."""
-    return _html(results, title, tables(results, published), NOTE, published or {})
-
-
-def leaderboard(results: Sequence[Result], title: str) -> str:
-    """A page with one table of all protocols."""
-    return _html(results, title, [standing(results)], PLACES, {})
-
-
 def write_summaries(
     results: Sequence[Result],
     folder: PathLike,
@@ -85,8 +73,8 @@ def write_summaries(
     texts = {
         "summary.md": markdown(results, title, published),
         "summary.tex": latex(results, title, published),
-        "summary.html": page(results, title, published),
-        "leaderboard.html": leaderboard(results, title),
+        "summary.html": page(results, title, tables(results, published), NOTE, published),
+        "leaderboard.html": page(results, title, [standing(results)], PLACES),
     }
     for name, text in texts.items():
         with atomic_file(Path(folder) / name) as temporary:
@@ -94,18 +82,19 @@ def write_summaries(
     return list(texts)
 
 
-def _html(
+def page(
     results: Sequence[Result],
     title: str,
     found: Sequence[Table],
     note: str,
-    published: Mapping[str, Published],
+    published: Mapping[str, Published] | None = None,
 ) -> str:
+    """Tables as an HTML page that asks nothing of the network, with a radar for each model."""
     pictures = {}
     for table in found:
         if table.of is not None:
             own = [r for r in results if (r.protocol, r.model) == table.of]
-            pictures[table.title] = radars(own, published, *table.of)
+            pictures[table.title] = radars(own, published or {}, *table.of)
     template = environment().get_template("bench.html.jinja")
     return template.render(
         title=title, note=note, made=_made(results), tables=found, bar=bar, radars=pictures

@@ -14,7 +14,7 @@ from ...experiments.bench.entries import Published
 from ...experiments.bench.results import LORA, PROBE, ZERO_SHOT, Result
 from ..figures import COLORS, draw_radar
 from ..paired import score
-from .tables import names_of, of_method, over_tasks, published_of
+from .tables import grouped, over_tasks, published_of
 
 LEAST, MOST = 3, len(COLORS)
 """Data sets that a radar takes, and lines that can be told apart in it."""
@@ -33,7 +33,7 @@ def radars(
     Drawn are zero-shot, the probe, LoRA, the best others, and the best published rows as far as
     there is room; all of them where they have a figure of every data set.
     """
-    data = names_of(results, lambda result: result.data)
+    data = list(grouped(results, "data"))
     if len(data) < LEAST or importlib.util.find_spec("matplotlib") is None:
         return None
     lines = _lines(results, data)
@@ -56,13 +56,12 @@ def radars(
 
 def _lines(results: Sequence[Result], data: Sequence[str]) -> dict[str, dict[str, float]]:
     """Method -> data set -> mean score, of the methods to draw."""
-    whole = {}
-    for method in names_of(results, lambda result: result.method):
-        own = of_method(results, method)
-        told = {name: [score(r) for r in own if r.data == name] for name in data}
-        if all(told.values()):
-            whole[method] = {name: mean(values) for name, values in told.items()}
-    ranked = sorted(whole, key=lambda method: -over_tasks(of_method(results, method)))
+    whole, methods = {}, grouped(results)
+    for method, own in methods.items():
+        told = grouped(own, "data")
+        if {*told} == {*data}:
+            whole[method] = {name: mean(map(score, told[name])) for name in data}
+    ranked = sorted(whole, key=lambda method: -over_tasks(methods[method]))
     fixed = [method for method in (ZERO_SHOT, PROBE, LORA) if method in whole]
     best = [method for method in ranked if method not in fixed][:BEST]
     return {method: whole[method] for method in (*fixed, *best)}

@@ -6,7 +6,7 @@ from statistics import mean
 from ...experiments.bench.results import Result
 from ..html import number
 from ..paired import score
-from .tables import NONE, Bar, Table, names_of, of_method, score_of
+from .tables import NONE, Bar, Table, grouped, score_of
 
 Task = tuple[str, str, str]
 
@@ -18,20 +18,19 @@ def standing(results: Sequence[Result]) -> Table:
     that tasks on which few methods ran count as much as others; and the mean of it over tasks.
     """
     shares = _ahead(results)
-    protocols = names_of(results, lambda result: result.protocol)
-    tasks = {p: len({r.task for r in results if r.protocol == p}) for p in protocols}
+    protocols = grouped(results, "protocol")
+    tasks = {p: len({r.task for r in part}) for p, part in protocols.items()}
     rows = []
-    for method in names_of(results, lambda result: result.method):
-        own = of_method(results, method)
+    for method, own in grouped(results).items():
         mine = [found[method] for found in shares.values() if method in found]
         if not mine:  # alone everywhere: there is nothing to be ahead of
             continue
-        told = {p: [r for r in own if r.protocol == p] for p in protocols}
+        told = grouped(own, "protocol")
         cells = (
             method,
             f"{number(100 * mean(mine), 1)} %",
             f"{sum(share == 1 for share in mine)} of {len(mine)}",
-            *(score_of(part, tasks[p]) if part else NONE for p, part in told.items()),
+            *(score_of(told[p], tasks[p]) if p in told else NONE for p in protocols),
             f"{round(mean(r.trained for r in own)):,}",
             number(mean(r.fitting_seconds for r in own), 2),
         )

@@ -44,12 +44,10 @@ def tables(
     What others have published stands below ours.
     """
     found = []
-    for protocol in names_of(results, lambda result: result.protocol):
-        own = [result for result in results if result.protocol == protocol]
+    for protocol, own in grouped(results, "protocol").items():
         found.append(_leaderboard(own, protocol))
-        for model in names_of(own, lambda result: result.model):
+        for model, mine in grouped(own, "model").items():
             theirs = published_of(published or {}, protocol, model)
-            mine = [result for result in own if result.model == model]
             found.append(_scores_of(mine, theirs, protocol, model))
     more = (shifts(results), worst_groups(results), _curves(results), _forgotten(results))
     return [*found, *(table for table in more if table.cells)]
@@ -67,12 +65,11 @@ def published_of(
 
 
 def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
-    beside = {"zero-shot": ZERO_SHOT, "probe": PROBE, "LoRA": LORA}
-    others = {title: of_method(results, name) for title, name in beside.items()}
+    beside, methods = {"zero-shot": ZERO_SHOT, "probe": PROBE, "LoRA": LORA}, grouped(results)
+    others = {title: methods.get(name, []) for title, name in beside.items()}
     others = {title: own for title, own in others.items() if own or title != "LoRA"}
     tasks, rows = len({result.task for result in results}), []
-    for method in names_of(results, lambda result: result.method):
-        own = of_method(results, method)
+    for method, own in methods.items():
         ran = len({result.task for result in own})
         cells = (
             method,
@@ -100,12 +97,10 @@ def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
 def _scores_of(
     results: Sequence[Result], published: Mapping[str, Published], protocol: str, model: str
 ) -> Table:
-    data = names_of(results, lambda result: result.data)
-    rows, bars = [], []
-    for method in names_of(results, lambda result: result.method):
-        own = of_method(results, method)
+    data, rows, bars = grouped(results, "data"), [], []
+    for method, own in grouped(results).items():
         whole = {result.data for result in own} == {*data}
-        cells = [_cell(results, method, name) for name in data]
+        cells = [_cell(grouped(here), method) for here in data.values()]
         rows.append((method, *cells, _percent(over_tasks(own)) if whole else NONE))
         bars += [Bar(method, over_tasks(own))] if whole else []
     notes = []
@@ -154,8 +149,7 @@ def worst_groups(results: Sequence[Result]) -> Table:
     rows = []
     for protocol, data in dict.fromkeys((result.protocol, result.data) for result in told):
         here = [result for result in told if (result.protocol, result.data) == (protocol, data)]
-        for method in names_of(here, lambda result: result.method):
-            own = of_method(here, method)
+        for method, own in grouped(here).items():
             worst = [r.worst_group_accuracy or 0.0 for r in own]
             names = [r.worst_group or "" for r in own]
             error = f" ± {number(100 * stdev(worst) / sqrt(len(worst)), 1)}" if worst[1:] else ""
@@ -167,14 +161,12 @@ def worst_groups(results: Sequence[Result]) -> Table:
     return Table("Worst groups", headers, tuple(rows))
 
 
-def _cell(results: Sequence[Result], method: str, data: str) -> str:
-    here = [result for result in results if result.data == data]
-    own = of_method(here, method)
-    if not own:
+def _cell(methods: Mapping[str, Sequence[Result]], method: str) -> str:
+    if method not in methods:
         return NONE
-    found = [score(result) for result in own]
+    found = [score(result) for result in methods[method]]
     error = f" ± {number(100 * stdev(found) / sqrt(len(found)), 1)}" if len(found) > 1 else ""
-    gap = difference(own, of_method(here, PROBE))
+    gap = difference(methods[method], methods.get(PROBE, ()))
     mark = ""
     if gap is not None and gap.p is not None and gap.p < LEVEL:
         mark = "*" if gap.mean > 0 else "°"
@@ -212,11 +204,10 @@ def _curves(results: Sequence[Result]) -> Table:
 
 def _by_method(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]:
     """Protocol, method and their results, for those that have some."""
-    for protocol in names_of(results, lambda result: result.protocol):
-        for method in names_of(results, lambda result: result.method):
-            own = [r for r in results if (r.protocol, r.method) == (protocol, method)]
-            if own:
-                yield protocol, method, own
+    methods = grouped(results)
+    for protocol, mine in grouped(results, "protocol").items():
+        own = grouped(mine)
+        yield from ((protocol, method, own[method]) for method in methods if method in own)
 
 
 def over_tasks(results: Sequence[Result], of: Callable[[Result], float] = score) -> float:
@@ -233,14 +224,12 @@ def score_of(results: Sequence[Result], tasks: int) -> str:
     return _percent(over_tasks(results)) + (f" ({ran} of {tasks} tasks)" if ran < tasks else "")
 
 
-def names_of(results: Iterable[Result], of: Callable[[Result], str]) -> list[str]:
-    """What results are of, each once."""
-    return list(dict.fromkeys(map(of, results)))
-
-
-def of_method(results: Iterable[Result], method: str) -> list[Result]:
-    """Those of one method."""
-    return [result for result in results if result.method == method]
+def grouped(results: Iterable[Result], name: str = "method") -> dict[str, list[Result]]:
+    """Results by what they are of, each in the order of its first."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(getattr(result, name), []).append(result)
+    return found
 
 
 def _percent(share: float) -> str:

@@ -29,14 +29,18 @@ from ...hub.files import (
     write_json,
     write_tensors,
 )
-from .parts import Example, GainRecord, HeadShares, NamedImage, TrustRecord
-from .stored import (
+from .parts import (
     FORMAT_VERSION,
+    Example,
+    GainRecord,
+    HeadShares,
+    NamedImage,
     StoredExample,
     StoredGains,
     StoredHead,
     StoredImage,
     StoredRun,
+    TrustRecord,
     stored_part,
 )
 
