@@ -172,6 +172,6 @@ def test_an_example_says_what_it_promises_and_nothing_else(output: Path, name: s
 
 
 @table("name", [*CHECKS, *ELSEWHERE])
-def test_a_docstring_shows_how_to_run_it_and_readme_names_it(name: str) -> None:
+def test_a_docstring_shows_how_to_run_it_and_the_list_names_it(name: str) -> None:
     assert f"    python examples/{name}" in (FOLDER / name).read_text().split('"""')[1]
-    assert f"examples/{name}" in (FOLDER.parent / "README.md").read_text()
+    assert f"`examples/{name}`: " in (FOLDER / "README.md").read_text()

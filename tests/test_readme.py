@@ -1,4 +1,4 @@
-"""README is followed word by word in an empty folder; its numbers are what the benchmarks wrote."""
+"""README and docs/ are followed word by word in an empty folder; their numbers were measured."""
 
 import ast
 import builtins
@@ -21,9 +21,24 @@ from residual_peft.reporting import HEADERS, markdown_table, table_cells
 from tests.commands import says
 from tests.hub_client import hub  # noqa: F401  a fixture
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README.read_text(), re.DOTALL)
-EXAMPLES = [text for kind, text in BLOCKS if kind == "python"]
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+# the pages as they are read after README, in the folder that its blocks leave
+PAGES = ("README", "commands", "peft", "coordinates", "analysis", "sharing", "results", "bench")
+# pages whose blocks need more than that folder -> where they are run
+ELSEWHERE = {"large_runs": "solvers/test_large_runs.py", "towers": "towers/test_towers.py"}
+
+
+def page(name: str) -> str:
+    return (README if name == "README" else ROOT / "docs" / f"{name}.md").read_text()
+
+
+def blocks_of(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+
+
+BLOCKS = {name: blocks_of(page(name)) for name in PAGES}
+EXAMPLES = [text for blocks in BLOCKS.values() for kind, text in blocks if kind == "python"]
 # what makes the environment that this runs in, what asks for a password, what goes on until stopped
 BEFORE = ("make demo ", "pip install ", "hf auth login", "residual-peft explore ")
 # no network here: the bundled model in place of one on the Hub
@@ -74,30 +89,31 @@ def test_all_blocks_run_in_order(hub, tmp_path, monkeypatch, capfd):  # noqa: F8
     folder.mkdir()
     photos(folder)
     monkeypatch.chdir(folder)
-    for kind, text in BLOCKS:
-        assert kind in ("python", "sh", "text"), text
-        if kind == "python":
-            run(text)
-        if kind != "sh":
-            continue
-        for line in text.strip().splitlines():
-            if not line.startswith(BEFORE):
-                command(line, monkeypatch)
+    for name, blocks in BLOCKS.items():
+        for kind, text in blocks:
+            assert kind in ("python", "sh", "text"), text
+            if kind == "python":
+                run(text)
+            if kind != "sh":
+                continue
+            for line in text.strip().splitlines():
+                if not line.startswith(BEFORE):
+                    command(line, monkeypatch)
+        if name == "README":
+            made = {path.name for path in folder.iterdir()}
+            assert {"my-adapter", "peft-adapter", "trained-adapter", "study"} <= made
+            (folder / "page.html").unlink()  # docs/commands.md writes it again
     made = {path.name for path in folder.iterdir()}
-    assert {"my-adapter", "trained-adapter", "coordinates", "study", "my-clip"} <= made
+    assert {"my-adapter.onnx", "coordinates", "my-clip", "page.html"} <= made
     assert (folder / "my-adapter" / "report.html").is_file()
     assert "me/my-adapter" in hub.repositories
-    inline = re.search(r"`(write_report\(RunRecord.+?\))`", README.read_text())[1]
-    names = "from residual_peft.reporting import write_report\n"
-    run(names + "from residual_peft.reporting.run_record import RunRecord\n" + inline)
-    assert (folder / "page.html").is_file()
 
 
 def test_what_the_first_commands_say(tmp_path: Path, monkeypatch, capsys) -> None:
     """The session at the top, line by line."""
     photos(tmp_path)
     monkeypatch.chdir(tmp_path)
-    (session,) = [text for kind, text in BLOCKS if text.startswith("$ residual-peft")]
+    (session,) = [text for _, text in BLOCKS["README"] if text.startswith("$ residual")]
     told = re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]
     assert [part.split()[1] for part in told] == ["look", "fit", "predict", "report"]
     for part in told:
@@ -105,6 +121,37 @@ def test_what_the_first_commands_say(tmp_path: Path, monkeypatch, capsys) -> Non
         command(typed, monkeypatch)
         says(shown, capsys.readouterr().out)
     assert "</html>" in (tmp_path / "page.html").read_text()
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_readme_is_short_and_leads_to_all_pages() -> None:
+    """Links and their anchors lead somewhere; a number of README's summary has its page."""
+    text = page("README")
+    assert len(text.splitlines()) <= 300
+    assert len(text.split()) <= 2600
+    files = [README, ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in files:
+        said = path.read_text()
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", said):
+            target, _, anchor = link.partition("#")
+            there = (path.parent / target) if target else path
+            assert there.exists(), (path, link)
+            assert not anchor or anchor in anchors(there.read_text()), (path, link)
+        if path.parent.name == "docs":
+            assert f"(docs/{path.name})" in text
+            run_here = path.stem in PAGES or not blocks_of(said)
+            assert run_here or path.name in (ROOT / "tests" / ELSEWHERE[path.stem]).read_text()
+        if path.stem in (*PAGES, *ELSEWHERE):
+            assert [x for x in said.splitlines() if len(x) > 130 and x[0] != "|"] == []
+    (summary,) = re.findall(r"\n\n(- \*\*Ridge.*?)\n\n", text, re.DOTALL)
+    assert summary.count("\n- ") <= 5
+    numbers = [set(re.findall(r"[\d.,]*\d", x)) for x in (summary, page("results"))]
+    assert numbers[0] <= numbers[1], numbers[0] - numbers[1]
 
 
 def test_the_blocks_need_no_names_from_elsewhere() -> None:
@@ -119,15 +166,6 @@ def test_the_blocks_need_no_names_from_elsewhere() -> None:
                 made.add(node.id)
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert used <= made, text
-
-
-def test_the_table_is_what_the_benchmark_wrote() -> None:
-    results = json.loads((README.parent / "benchmarks" / "handwriting.json").read_text())
-    cells = table_cells(
-        [Row(**row) for row in results["rows"]],
-        {name: method.label for name, method in METHODS.items()},
-    )
-    assert markdown_table(HEADERS, cells) in README.read_text()
 
 
 def test_the_stream_example_leaves_a_plain_model(tmp_path, monkeypatch):
@@ -153,11 +191,11 @@ def test_the_first_example_runs_and_has_nothing_to_warn_of(tmp_path, monkeypatch
 
 
 def results(name: str) -> dict:
-    return json.loads((README.parent / "benchmarks" / f"{name}.json").read_text())
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
 
 
 def test_what_is_said_of_heads_gains_and_words_was_measured() -> None:
-    text = " ".join(README.read_text().split())
+    text = " ".join(page("analysis").split())
     mean = results("selection")["summary"]["mean"]
     left = [f"{mean[letter]['share_of_H']['0.1']:.0%}".replace("%", " %") for letter in "SR"]
     assert (
@@ -189,18 +227,17 @@ def test_what_is_said_of_heads_gains_and_words_was_measured() -> None:
 def test_the_epoch_is_chosen_by_what_the_benchmark_found_best() -> None:
     found = results("choosing")["mean"]
     right = f"{found['loss']:.2f} of other images right instead of {found['accuracy']:.2f}"
-    assert right in " ".join(README.read_text().split())
+    assert right in " ".join(page("peft").split())
     assert found["loss"] >= found["accuracy, then loss"]
 
 
 def test_the_table_of_speed_is_what_the_benchmark_wrote() -> None:
     found = results("speed")
     headers = ("what", "against", "asked", "reached", "holds")
-    text = README.read_text()
-    assert markdown_table(headers, found["table"]) in text
-    assert found["machine"]["processor"].split(",")[0] in text
+    assert markdown_table(headers, found["table"]) in page("results")
+    assert found["machine"]["processor"].split(",")[0] in page("results")
     assert len(found["table"]) == len(found["rows"])
-    seconds, text = results("first_line")["seconds"], " ".join(text.split())
+    seconds, text = results("first_line")["seconds"], " ".join(page("commands").split())
     base = seconds.pop("importing torch, transformers, peft")
     first = [row["first"] for row in seconds.values()]
     said = f"after {min(first):.2f} to {max(first):.2f} s, where importing torch, transformers and"
@@ -246,12 +283,22 @@ def heads_table() -> str:
     return "\n".join(lines)
 
 
-def test_the_first_table_is_what_the_benchmark_wrote() -> None:
-    assert heads_table() in README.read_text()
+def test_the_tables_of_methods_are_what_the_benchmarks_wrote() -> None:
+    """README's first, what `fit` shows above it, and the demo's."""
+    tables = [text for text in page("README").split("\n\n") if text.startswith("| method |")]
+    assert tables == [heads_table()]
+    *fits, chosen = (ROOT / "benchmarks" / "compare_digits.txt").read_text().splitlines()
+    assert chosen.startswith("(* chosen by")
+    assert "```text\n" + "\n".join(fits) + "\n```" in page("README")
+    cells = table_cells(
+        [Row(**row) for row in results("handwriting")["rows"]],
+        {name: method.label for name, method in METHODS.items()},
+    )
+    assert markdown_table(HEADERS, cells) in page("results")
 
 
 def test_what_is_said_of_export_was_measured() -> None:
-    found, text = results("export_onnx"), README.read_text()
+    found, text = results("export_onnx"), page("commands")
     lines = [
         "| model | file | largest difference | 1 image | 8 images |",
         "|---|---:|---:|---:|---:|",
