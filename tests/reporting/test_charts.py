@@ -6,7 +6,7 @@ import numpy as np
 
 from residual_peft.reporting.charts import accuracy_bar, dumbbell, spectrum
 from residual_peft.reporting.components import UnitView
-from residual_peft.reporting.findings import Accuracy, Change
+from residual_peft.reporting.findings import Accuracy
 from residual_peft.towers.units import Unit
 
 
@@ -27,8 +27,7 @@ def test_a_bar_ends_at_the_accuracy_and_its_whisker_at_the_interval() -> None:
 
 
 def test_a_ring_is_before_and_a_dot_after() -> None:
-    before, after = np.array([True, False, False, False]), np.array([True, True, True, False])
-    better, worse = dumbbell(Change(before, after)), dumbbell(Change(after, before))
+    better, worse = dumbbell(0.25, 0.75), dumbbell(0.75, 0.25)
     assert [mark["cx"] for mark in marks(better, "ring")] == ["25.00%"]
     assert [mark["cx"] for mark in marks(better, "dot better")] == ["75.00%"]
     assert [mark["cx"] for mark in marks(worse, "dot worse")] == ["25.00%"]

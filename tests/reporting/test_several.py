@@ -46,13 +46,13 @@ def test_each_label_is_told_as_the_slow_twin_has_it() -> None:
         own = [bool(value) for value in record.labels[:, number]]
         logits = record.after[:, number].tolist()
         assert row.images == sum(own)
-        assert row.now.value == pytest.approx(average_precision(own, logits))
+        assert row.now == pytest.approx(average_precision(own, logits))
         before = average_precision(own, record.before[:, number].tolist())
-        assert row.difference == pytest.approx(row.now.value - before)
+        assert row.difference == pytest.approx(row.now - before)
         told = [has for has, value in zip(own, logits, strict=True) if value >= 0]
         assert row.found == pytest.approx(sum(told) / sum(own))
         assert row.right == pytest.approx(np.mean(told))
-    assert found.now.value == pytest.approx(np.mean([row.now.value for row in found.labels]))
+    assert found.now == pytest.approx(np.mean([row.now for row in found.labels]))
     assert found.without_labels == int((record.labels.sum(1) == 0).sum())
 
 

@@ -25,12 +25,10 @@ class Described(Protocol):
     @property
     def unit(self) -> Unit:
         """Whose component."""
-        ...
 
     @property
     def component(self) -> int | None:
         """Its number within the unit; None for the unit."""
-        ...
 
 
 @dataclass(frozen=True)

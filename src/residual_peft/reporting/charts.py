@@ -63,9 +63,8 @@ def sides_bar(change: Change) -> Markup:
     return _svg("bar sides", 22, label, parts)
 
 
-def dumbbell(change: Change) -> Markup:
+def dumbbell(was: float, now: float) -> Markup:
     """A ring for before, a dot for after, and the way between them."""
-    was, now = change.was.value, change.now.value
     way = "worse" if now < was else "better"
     parts = [_line(at, 0, at, 20, "grid") for at in (0.0, 0.5, 1.0)]
     parts += [

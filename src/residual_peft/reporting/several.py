@@ -11,13 +11,6 @@ from .run_record import RunRecord
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share that is drawn without an interval."""
-
-    value: float
-
-
-@dataclass(frozen=True)
 class LabelChange:
     """One label before and after the adapter."""
 
@@ -25,8 +18,8 @@ class LabelChange:
     images: int  # that have it
     # average precision without the adapter: how far up these images stand when all are put in the
     # order of their scores
-    was: Share
-    now: Share  # the same with it
+    was: float
+    now: float  # the same with it
     found: float  # the share of its images that are given the label
     # the share of the images that are given the label which have it; NaN where none is
     right: float
@@ -34,15 +27,15 @@ class LabelChange:
     @property
     def difference(self) -> float:
         """Of the two average precisions."""
-        return self.now.value - self.was.value
+        return self.now - self.was
 
 
 @dataclass(frozen=True)
 class SeveralFindings:
     """What is told of a run whose images have several labels each."""
 
-    was: Share  # the first of the metrics without the adapter
-    now: Share  # with it
+    was: float  # the first of the metrics without the adapter
+    now: float  # with it
     labels: list[LabelChange]  # those that test images have, the most improved first
     measures: list[tuple[str, float, float]]  # name of a metric, before and after
     images: int  # how many there are
@@ -56,8 +49,8 @@ class SeveralFindings:
         first = MANY_LABELS.metric_names[0]
         rows = [_label(record, labels, number) for number in np.flatnonzero(labels.any(0)).tolist()]
         return cls(
-            Share(before[first]),
-            Share(after[first]),
+            before[first],
+            after[first],
             sorted(rows, key=lambda row: -row.difference),
             [(name, before[name], after[name]) for name in MANY_LABELS.metric_names],
             len(labels),
@@ -67,7 +60,7 @@ class SeveralFindings:
     @property
     def difference(self) -> float:
         """Of the first of the metrics."""
-        return self.now.value - self.was.value
+        return self.now - self.was
 
 
 def _label(record: RunRecord, labels: Array, number: int) -> LabelChange:
@@ -78,8 +71,8 @@ def _label(record: RunRecord, labels: Array, number: int) -> LabelChange:
     return LabelChange(
         record.class_names[number],
         int(own.sum()),
-        Share(float(average_precision_score(own, record.before.numpy()[:, number]))),
-        Share(float(average_precision_score(own, logits))),
+        float(average_precision_score(own, record.before.numpy()[:, number])),
+        float(average_precision_score(own, logits)),
         float(recall_score(own, given)),
         float(precision_score(own, given, zero_division=np.nan)),
     )

@@ -186,7 +186,10 @@ def collect_with_basis(
     accumulator = BasisAccumulator(
         model, config.units, side=anatomy.side, readout=anatomy.readout.name
     )
-    kept, raw = _Kept(images_of(batches)), Captures(_fields(accumulator))
+    kinds = {unit.kind for unit in accumulator.units}
+    asked = {"heads": "head", "mlps": "mlp", "embed": "embed"}
+    needed = [name for name, kind in asked.items() if kind in kinds]
+    kept, raw = _Kept(images_of(batches)), Captures([*needed, *SHARED])
     for seen in reading(model, anatomy, batches, taps=True, labelled=True, progress=progress):
         assert seen.capture is not None
         accumulator.add(seen.capture)
@@ -200,13 +203,6 @@ def collect_with_basis(
     for capture in raw.drained():
         found.add(coordinates_of(state, capture))
     return Coordinates(readout.to(state.directions.dtype), labels, found.joined(), state)
-
-
-def _fields(accumulator: BasisAccumulator) -> list[str]:
-    """What of a capture the coordinates of some units are made of."""
-    kinds = {unit.kind for unit in accumulator.units}
-    asked = {"heads": "head", "mlps": "mlp", "embed": "embed"}
-    return [name for name, kind in asked.items() if kind in kinds] + list(SHARED)
 
 
 class _Kept:

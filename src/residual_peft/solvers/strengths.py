@@ -44,9 +44,8 @@ class StrengthPath:
     @property
     def best(self) -> float:
         """The strength with the best mean accuracy; of equals the one with the lowest loss."""
-        order = zip(self.accuracy.mean(0).tolist(), (-self.loss.mean(0)).tolist(), strict=True)
-        scores = list(order)
-        return self.strengths[max(range(len(scores)), key=scores.__getitem__)]
+        accuracy, loss = self.accuracy.mean(0).tolist(), self.loss.mean(0).tolist()
+        return self.strengths[max(range(len(loss)), key=lambda i: (accuracy[i], -loss[i]))]
 
 
 def strength_note(strength: float | None, images: int) -> str | None:

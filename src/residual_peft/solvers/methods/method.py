@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...classifiers.heads import ClassHead, LeftOut, RidgeSettings
+from ...classifiers.heads import LeftOut, RidgeSettings
 from ...classifiers.heads.conformal import scores_of
 from ...classifiers.heads.finishing import finish
 from ...classifiers.heads.head import FittedHead, spread
@@ -138,17 +138,12 @@ def of_head(
     if features == "coordinates":
         columns = rows.columns(kinds)
         head = spread(head, columns, rows.data.coordinates.shape[1])
-    own = _trained(head, features, name, done.left_out)
-    left = done.left_out if left is None else left
-    return Outcome(name, left, done.parameter_count, head=own, columns=columns, **more)
-
-
-def _trained(head: ClassHead, features: Features, name: str, left_out: LeftOut) -> TrainedHead:
-    """A fitted head as a classifier carries it."""
-    return TrainedHead(
+    own = TrainedHead(
         head.to(torch.float32),
         features,
         name,
-        scores_of(left_out),
-        thresholds=thresholds_of(left_out),
+        scores_of(done.left_out),
+        thresholds=thresholds_of(done.left_out),
     )
+    left = done.left_out if left is None else left
+    return Outcome(name, left, done.parameter_count, head=own, columns=columns, **more)

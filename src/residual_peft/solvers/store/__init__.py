@@ -12,8 +12,7 @@ Until the bases of such a pass are known, `raw-*.safetensors` hold what the unit
 """
 
 from .layout import adapter_digest, coordinate_bytes, data_digest, processor_digest
-from .reading import CoordinateStore
-from .several import Stores
+from .reading import CoordinateStore, Stores
 from .writing import write_coordinates
 
 __all__ = [

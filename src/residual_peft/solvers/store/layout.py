@@ -146,13 +146,6 @@ def begin_together(folder: Path, manifest: dict[str, Any], processes: Processes)
             )
 
 
-def _known_by(key: str, value: Any) -> Any:
-    """What tells one from another: of a model its weights, wherever it lies by now."""
-    if key == "model" and isinstance(value, dict):
-        return {name: part for name, part in value.items() if name != "name"}
-    return value
-
-
 def _begin(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, or refuse one that says something else."""
     if not (folder / MANIFEST).is_file():
@@ -163,8 +156,11 @@ def _begin(folder: Path, manifest: dict[str, Any]) -> None:
     for key, value in manifest.items():
         if key == "adapter" and manifest["fits_basis"]:
             continue  # known only when the basis is
-        if _known_by(key, there.get(key)) != _known_by(key, value):
-            what = _WORDS.get(key, f"{key} {there.get(key)}, not {value}")
+        found = there.get(key)
+        if key == "model":  # known by its weights, wherever it lies by now
+            found, value = ({**part, "name": None} for part in (found or {}, value))
+        if found != value:
+            what = _WORDS.get(key, f"{key} {found}, not {value}")
             raise ResiDualError(
                 f"'{folder}' holds coordinates with {what}: use what they were begun with, or name "
                 "another directory."

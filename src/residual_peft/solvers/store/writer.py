@@ -26,10 +26,9 @@ from ...tuner import (
     readout_config,
     readout_state,
 )
-from .layout import BASIS, rows_of_shard, shard_paths
-from .raws import FIELDS, cut, read_raw, write_raw
+from .layout import BASIS, DTYPES, rows_of_shard, shard_paths
 from .reading import skipped_images
-from .shards import Shard, Stream
+from .shards import FIELDS, Shard, Stream, cut, read_raw, write_raw
 
 
 @dataclass(frozen=True)
@@ -40,38 +39,35 @@ class Writer:
     adapter_name: str
     dataset: ProcessedImages
     folder: Path
-    dtype: torch.dtype
-    batch_size: int
+    manifest: dict[str, Any]
     num_workers: int | None
     skip: bool
     progress: bool
 
-    def without_basis(self, manifest: dict[str, Any], mine: Iterable[int]) -> None:
+    def without_basis(self, mine: Iterable[int]) -> None:
         """Coordinates of each shard that is not there."""
         state = readout_state(self.model, self.adapter_name)
-        paths = shard_paths(self.folder, manifest)
-        with self._bar(manifest, mine, paths) as bar:
+        paths = shard_paths(self.folder, self.manifest)
+        with self._bar(mine, paths) as bar:
             missing = [index for index in mine if not paths[index].is_file()]
-            for shard in self._shards(manifest, missing, bar):
+            for shard in self._shards(missing, bar):
                 found = Rows(len(shard.rows))
                 for seen in shard:
                     found.add(self._stored(coordinates_of(state, seen)))
                 self._write(paths[shard.index], shard.rows, found, state, *shard.others())
 
-    def with_basis(
-        self, manifest: dict[str, Any], mine: Sequence[int], processes: Processes
-    ) -> None:
+    def with_basis(self, mine: Sequence[int], processes: Processes) -> None:
         """What the units wrote; then the bases; then coordinates."""
         anatomy = adapted_tower(self.model, self.adapter_name)
-        paths = shard_paths(self.folder, manifest)
+        paths = shard_paths(self.folder, self.manifest)
         raws = [path.with_name(path.name.replace("shard", "raw")) for path in paths]
         basis_folder = whole_directory(self.folder / BASIS)
         basis_files = [basis_folder / name for name in (METADATA_FILE, TENSORS_FILE)]
         # one process looks for all
         if not processes.gathered(all(path.is_file() for path in basis_files))[0]:
-            with processes.in_step(), self._bar(manifest, mine, raws) as bar:
+            with processes.in_step(), self._bar(mine, raws) as bar:
                 missing = [index for index in mine if not raws[index].is_file()]
-                for shard in self._shards(manifest, missing, bar):
+                for shard in self._shards(missing, bar):
                     captures = Captures(FIELDS, len(shard.rows))
                     for capture in shard:
                         captures.add(capture)
@@ -89,8 +85,8 @@ class Writer:
                 if not paths[index].is_file():
                     capture, others, metadata = read_raw(raws[index], anatomy)
                     count = len(others["labels"])
-                    found, rows = Rows(count), rows_of_shard(manifest, index)
-                    for part in cut(capture, count, self.batch_size):
+                    found, rows = Rows(count), rows_of_shard(self.manifest, index)
+                    for part in cut(capture, count, self.manifest["batch_size"]):
                         found.add(self._stored(coordinates_of(state, part)))
                     self._write(paths[index], rows, found, state, others, metadata)
                 raws[index].unlink(missing_ok=True)
@@ -104,15 +100,13 @@ class Writer:
         with processes.in_step():
             for path in raws:
                 capture, others, _ = read_raw(path, anatomy)
-                for part in cut(capture, len(others["labels"]), self.batch_size):
+                for part in cut(capture, len(others["labels"]), self.manifest["batch_size"]):
                     accumulator.add(part)
         if processes.world > 1:
             accumulator = accumulator.across_processes()
         return SpectralBasis.from_accumulator(accumulator, config.most_components)
 
-    def _shards(
-        self, manifest: dict[str, Any], missing: Sequence[int], bar: Bar
-    ) -> Iterator[Shard]:
+    def _shards(self, missing: Sequence[int], bar: Bar) -> Iterator[Shard]:
         """Read shards in one pass, so that images of the next are decoded while one is written.
 
         A batch never crosses the border of a shard. The first of each shard is checked.
@@ -120,10 +114,10 @@ class Writer:
         if not missing:
             return
         anatomy = adapted_tower(self.model, self.adapter_name)
-        shards = {index: rows_of_shard(manifest, index) for index in missing}
+        shards = {index: rows_of_shard(self.manifest, index) for index in missing}
         loader = Batches(
             self.dataset,
-            self.batch_size,
+            self.manifest["batch_size"],
             self.num_workers,
             self.skip,
             list(shards.values()),
@@ -133,7 +127,7 @@ class Writer:
 
         def check(index: Tensor | None) -> bool:
             assert index is not None
-            shard = int(index[0]) // manifest["shard_size"]
+            shard = int(index[0]) // self.manifest["shard_size"]
             return shard not in checked and not checked.add(shard)  # type: ignore[func-returns-value]
 
         passed = reading(
@@ -147,8 +141,8 @@ class Writer:
             bar.update(sum(row in rows for row, _, _ in loader.skipped))
         next(passed, None)  # counts the last batch
 
-    def _bar(self, manifest: dict[str, Any], mine: Iterable[int], paths: list[Path]) -> Bar:
-        sizes = {index: len(rows_of_shard(manifest, index)) for index in mine}
+    def _bar(self, mine: Iterable[int], paths: list[Path]) -> Bar:
+        sizes = {index: len(rows_of_shard(self.manifest, index)) for index in mine}
         done = sum(size for index, size in sizes.items() if paths[index].is_file())
         return Bar(
             total=sum(sizes.values()),
@@ -159,11 +153,11 @@ class Writer:
         )
 
     def _stored(self, coordinates: Tensor) -> Tensor:
-        stored = coordinates.to(self.dtype)
+        stored = coordinates.to(DTYPES[self.manifest["dtype"]])
         if not stored.isfinite().all():
             raise ResiDualError(
                 f"coordinates up to {float(coordinates.abs().max()):.0e} do not fit into "
-                f"{str(self.dtype).split('.')[-1]}; use dtype='bfloat16' or 'float32'."
+                f"{self.manifest['dtype']}; use dtype='bfloat16' or 'float32'."
             )
         return stored
 
@@ -176,7 +170,7 @@ class Writer:
         others: dict[str, Tensor],
         metadata: dict[str, str],
     ) -> None:
-        none = torch.zeros(0, len(state.shift), dtype=self.dtype)
+        none = torch.zeros(0, len(state.shift), dtype=DTYPES[self.manifest["dtype"]])
         coordinates = kept.joined() if len(kept) else none
         skipped = {row for row, _, _ in skipped_images(path, metadata)}
         ids = torch.tensor([row for row in rows if row not in skipped], dtype=torch.int64)

@@ -93,15 +93,13 @@ def write_coordinates(
             "batch_size": batch_size,
         }
     begin_together(folder, manifest, processes)
-    writer = Writer(
-        model, name, dataset, folder, DTYPES[dtype], batch_size, num_workers, skip, progress
-    )
+    writer = Writer(model, name, dataset, folder, manifest, num_workers, skip, progress)
     mine = range(processes.rank, len(shard_paths(folder, manifest)), processes.world)
     if fit_basis:
-        writer.with_basis(manifest, mine, processes)
+        writer.with_basis(mine, processes)
     else:
         with processes.in_step():
-            writer.without_basis(manifest, mine)
+            writer.without_basis(mine)
     state = readout_state(model, name).map(Tensor.cpu)
     finished = {**manifest, "adapter": adapter_digest(state), "complete": True}
     with processes.in_step():
