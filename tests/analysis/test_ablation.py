@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from torch import Tensor
 
 from residual_peft import ResiDualError
-from residual_peft.analysis import collect_contributions
+from residual_peft.analysis import Contributions, collect_contributions
 from residual_peft.analysis.ablation import layer_ablation, unit_ablation
-from residual_peft.analysis.subsets import correct_whole, correct_with
+from residual_peft.analysis.subsets import Stand, correct_whole, correct_with
 from residual_peft.data.metrics import accuracy, accuracy_interval, difference_interval
 from tests.analysis.selection_case import CLASSES, SIZE, case, classes, naive_right, planted
 from tests.models import clip_model, pixels
@@ -22,15 +23,9 @@ def test_every_subset_is_that_of_a_loop(ablation: str, others: str, block: int |
     test, reference = case(0), case(1, 41)
     heads, generator = test.index(), torch.Generator().manual_seed(3)
     kept = torch.rand(4, len(heads), generator=generator) < torch.tensor([[0.1], [0.4], [0.9], [1]])
-    right = correct_with(
-        test.seen.select(["head"]),
-        classes(),
-        kept,
-        ablation=ablation,
-        others=others,
-        reference=reference.seen,
-        block=block,
-    )
+    pool = test.seen.select(["head"])
+    stand = Stand(pool, classes(), ablation, others, reference.seen)
+    right = correct_with(pool, classes(), kept, stand, block)
     for row, mine in zip(kept, right, strict=True):
         inside = {heads[i] for i in row.nonzero().flatten().tolist()}
         slow = naive_right(
@@ -55,10 +50,14 @@ def test_means_are_those_of_the_reference_images_alone() -> None:
     alone = collect_contributions(clip_model(SIZE), [{"pixel_values": images}])
     heads = test.seen.select(["head"])
     kept = torch.eye(len(heads.units), dtype=torch.bool)
-    options = {"class_embeddings": classes(), "kept": kept, "ablation": "mean"}
-    some = correct_with(heads, reference=all_images.rows(index), **options)
-    assert some.equal(correct_with(heads, reference=alone, **options))
-    assert not some.equal(correct_with(heads, reference=all_images, **options))
+
+    def right(reference: Contributions) -> Tensor:
+        stand = Stand(heads, classes(), "mean", reference=reference)
+        return correct_with(heads, classes(), kept, stand)
+
+    some = right(all_images.rows(index))
+    assert some.equal(right(alone))
+    assert not some.equal(right(all_images))
 
 
 @table("kinds", [("head",), ("mlp",), ("head", "mlp")])

@@ -22,10 +22,16 @@ from .dimension import (
 )
 from .explanation import Explanation, explain_components, explain_units
 from .head import ComponentShare, HeadExplanation, Reason, explain_head, explained_head
-from .head_image import HeadImageExplanation, explain_head_image, explain_head_row
 from .matching import spectral_cosine
 from .neighbours import TwoNN, two_nn
-from .one_image import ImageExplanation, explain_image, explain_row
+from .one_image import (
+    HeadImageExplanation,
+    ImageExplanation,
+    explain_head_image,
+    explain_head_row,
+    explain_image,
+    explain_row,
+)
 from .pursuit import Pursuit, omp, somp, text_span
 from .rankings import OverlapMatrix, Ranking, overlap, random_rankings, rank_units
 from .selection import ReferenceLine, SelectionStudy, compare_selections

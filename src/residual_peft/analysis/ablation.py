@@ -121,15 +121,8 @@ def layer_ablation(
         gone = [layer] if cumulative is False else sorted(layers[: step + 1])
         names.append(f"layer {layer}" if len(gone) == 1 else f"layers {gone[0]}-{gone[-1]}")
         kept[step] = torch.tensor([unit.layer not in gone for unit in pool.units])
-    right = correct_with(
-        pool,
-        class_embeddings,
-        kept,
-        ablation=ablation,
-        others="keep",
-        reference=reference,
-        block=block,
-    )
+    stand = Stand(pool, class_embeddings, ablation, "keep", reference)
+    right = correct_with(pool, class_embeddings, kept, stand, block)
     sizes = (~kept).sum(1).tolist()
     whole = correct_whole(pool, class_embeddings, block)
     return AblationCurve(ablation, kinds, cumulative, *_told(whole, right, names, sizes))
@@ -153,7 +146,7 @@ def unit_ablation(
         ResiDualError: unknown options, no such unit, no labels, no reference where one is needed.
     """
     pool = test.select(units)
-    stand = Stand.of(pool, class_embeddings, ablation, "keep", reference)
+    stand = Stand(pool, class_embeddings, ablation, "keep", reference)
     right = torch.empty(len(pool.units), len(pool), dtype=torch.bool)
     for part in score_blocks(pool, class_embeddings, block, wide=len(pool.units)):
         total = (part.scores.sum(1) + part.rest)[:, None]

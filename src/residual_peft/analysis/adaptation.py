@@ -169,7 +169,7 @@ def explain_adapter(
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("rescaling", "settings")}
     total = 0.0
     for part in chunks(rows):
-        seen = Moved.of(part, gains, state)
+        seen = Moved(part, gains, state)
         change = (seen.after - seen.before) @ weights.T  # D (n, C)
         own = weights[part.labels]
         c = part.coordinates.double()

@@ -13,7 +13,7 @@ from ..errors import ResiDualError
 from ..hub.files import plain_of
 from .contributions import Contributions
 from .rankings import LETTERS, Ranking, unit_count
-from .subsets import Ablation, Others, correct_with
+from .subsets import Ablation, Others, Stand, correct_with
 
 DEFAULT_BUDGETS: tuple[int | float, ...] = (1, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75)
 """The paper's: the top head, then shares of the heads."""
@@ -167,15 +167,9 @@ def selection_curve(
     for draw, one in zip(kept, rankings, strict=True):
         for row, count in zip(draw, counts, strict=True):
             row[[place[unit] for unit in one.units[:count]]] = True
-    right = correct_with(
-        pool,
-        class_embeddings,
-        kept.flatten(0, 1),
-        ablation=ablation,
-        others=others,
-        reference=reference,
-        block=block,
-    ).unflatten(0, kept.shape[:2])
+    stand = Stand(pool, class_embeddings, ablation, others, reference)
+    right = correct_with(pool, class_embeddings, kept.flatten(0, 1), stand, block)
+    right = right.unflatten(0, kept.shape[:2])
     points = [
         _point(budget, count, right[:, i])
         for i, (budget, count) in enumerate(zip(budgets, counts, strict=True))

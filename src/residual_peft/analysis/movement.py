@@ -15,7 +15,7 @@ readout; that is one more term, and nothing is approximated:
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -29,43 +29,28 @@ from ..errors import ResiDualError
 from ..solvers.coordinates import Coordinates, collect_coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
-from ..tuner import Gains, ReadoutState, compose, gains_of
+from ..tuner import Gains, ReadoutState, base_of, compose, gains_of
 
 CHUNK = 1024  # images per product
 
 
-@dataclass(frozen=True)
 class Moved:
-    """The parts of the way from y/‖y‖ to y'/‖y'‖ of n images, (n, d) each, float64."""
+    """The parts of the way from y/‖y‖ to y'/‖y'‖ of n images, (n, d) each, float64.
 
-    before: Tensor  # y/‖y‖
-    after: Tensor  # y'/‖y'‖
-    rescaling: Tensor  # y (1/‖y'‖ − 1/‖y‖)
-    settings: Tensor  # (y¹ − y)/‖y'‖
-    length: Tensor  # ‖y'‖ (n, 1)
+    At gains that stand at each component, (K,); `state` is `exact_state` of the rows'.
+    """
 
-    @classmethod
-    def of(cls, rows: Coordinates, gains: Tensor, state: ReadoutState) -> "Moved":
-        """At gains that stand at each component, (K,); `state` is `exact_state` of the rows'."""
-        whole = replace(
-            rows,
-            readout=rows.readout.double(),
-            coordinates=rows.coordinates.double(),
-            state=state,
-        )
+    def __init__(self, rows: Coordinates, gains: Tensor, state: ReadoutState) -> None:
+        y, c = rows.readout.double(), rows.coordinates.double()
         # the settings of the adapter itself: `constant` was derived with them
-        base, y = whole.base, whole.readout
-        moved = compose(state, base, whole.coordinates, gains)
-        at_one = compose(state, base, whole.coordinates, torch.ones_like(gains))
-        length = moved.norm(dim=1, keepdim=True)
-        own = y.norm(dim=1, keepdim=True)
-        return cls(
-            before=y / own,
-            after=moved / length,
-            rescaling=y / length - y / own,
-            settings=(at_one - y) / length,
-            length=length,
-        )
+        base = base_of(state, y)
+        moved = compose(state, base, c, gains)
+        at_one = compose(state, base, c, torch.ones_like(gains))
+        self.length = moved.norm(dim=1, keepdim=True)  # ‖y'‖ (n, 1)
+        self.before = y / y.norm(dim=1, keepdim=True)
+        self.after = moved / self.length
+        self.rescaling = y / self.length - self.before  # y (1/‖y'‖ − 1/‖y‖)
+        self.settings = (at_one - y) / self.length  # (y¹ − y)/‖y'‖
 
 
 def chunks(rows: Coordinates | CoordinateStore) -> Iterator[Coordinates]:

@@ -1,16 +1,18 @@
-"""Which components moved one image from one class to another."""
+"""Which components moved one image to another class, or made a class head say its class."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..classifiers.heads.explain import by_unit, contrast
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import ImageLike
 from ..errors import ResiDualError, some
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
+from .head import check_rows, explained_head, text_of
 from .movement import (
     Moved,
     centred_classes,
@@ -93,7 +95,7 @@ def explain_row(
     gains = gains_per_component(classifier, rows, adapter_name)
     one = rows.rows(torch.tensor([index])).to("cpu")
     state = exact_state(one.state)
-    seen, weights = Moved.of(one, gains, state), centred_classes(classifier)
+    seen, weights = Moved(one, gains, state), centred_classes(classifier)
     before, after = (seen.before @ weights.T)[0], (seen.after @ weights.T)[0]
     names = classifier.class_names
     start = int(before.argmax()) if from_class is None else class_number(names, from_class)
@@ -142,6 +144,117 @@ def explain_image(
         to_class=to_class,
         adapter_name=adapter_name,
     )
+
+
+@dataclass(frozen=True)
+class HeadImageExplanation:
+    """What made a class head say one class of an image rather than another.
+
+    The margin is the logit of `this_class` minus that of `other_class`: the sum of `effects`,
+    `constant` and `text`.
+
+    Attributes:
+        this_class: the likeliest of the head's classes, unless another was asked for.
+        other_class: the next one.
+        margin: see above.
+        effects: (K,), of each component.
+        constant: what is said of every image.
+        text: of the texts.
+        units: the adapted units.
+        counts: components of each.
+        centred: c (K,) of the image, less the mean of the images of the fit.
+        per_unit: whether the adapter keeps no components of its own.
+    """
+
+    this_class: str
+    other_class: str
+    margin: float
+    effects: Tensor
+    constant: float
+    text: float
+    units: tuple[Unit, ...]
+    counts: tuple[int, ...]
+    centred: Tensor
+    per_unit: bool = False
+
+    def by_unit(self) -> list[tuple[Unit, float]]:
+        """The effect of every unit, in the order of the tower."""
+        sums = by_unit(self.effects, self.counts).tolist()
+        return list(zip(self.units, sums, strict=True))
+
+    def strongest(self, count: int = 10) -> list[tuple[Unit, int | None, float]]:
+        """(unit, component, effect) of those with the largest effects, whatever their sign.
+
+        Where the adapter keeps no components, the component is None and the effect the unit's.
+        """
+        found = strongest_of(self.effects, self.units, self.counts, self.per_unit, count)
+        return [(unit, number, effect) for unit, number, _, effect in found]
+
+
+def explain_head_row(
+    classifier: ZeroShotClassifier,
+    rows: Coordinates | CoordinateStore,
+    index: int,
+    *,
+    this_class: str | None = None,
+    other_class: str | None = None,
+) -> HeadImageExplanation:
+    """Say which components made a class head say one class of an image rather than another.
+
+    These are the likeliest of the head's classes, unless others are named; the head reads the
+    coordinates of the classifier's active adapter.
+
+    Raises:
+        ResiDualError: no such image or class, one class twice, a head of one class or one that
+            reads no coordinates, or coordinates of another adapter.
+    """
+    if not 0 <= index < len(rows):
+        raise ResiDualError(f"wanted an image from 0 to {len(rows) - 1}, got {index}.")
+    head = explained_head(classifier)
+    check_rows(rows, head)
+    names = classifier.class_names[: head.class_count]
+    one = rows.rows(torch.tensor([index])).to("cpu")
+    features, text = one.coordinates.double(), text_of(classifier, one, head)
+    logits = (head.temperature * head.scores(features) + text)[0]
+    order = logits.argsort(descending=True, stable=True).tolist()
+    other = None if other_class is None else class_number(names, other_class)
+    free = [k for k in order if k != other]
+    if not free or (this_class is None and other is None and len(free) < 2):
+        raise ResiDualError(f"wanted two classes to compare, the class head knows {len(names)}.")
+    this = free[0] if this_class is None else class_number(names, this_class)
+    if other is None:
+        other = next((k for k in order if k != this), this)
+    if this == other:
+        raise ResiDualError(f"wanted two classes to compare, got {names[this]!r} twice.")
+    return HeadImageExplanation(
+        this_class=names[this],
+        other_class=names[other],
+        margin=float(logits[this] - logits[other]),
+        effects=contrast(head, features, this, other)[0],
+        constant=head.temperature * float(head.offset[this] - head.offset[other]),
+        text=float(text[0, this] - text[0, other]),
+        units=one.state.settings.units,
+        counts=tuple(one.state.counts),
+        centred=features[0] - head.mean,
+        per_unit=one.state.settings.per_unit,
+    )
+
+
+def explain_head_image(
+    classifier: ZeroShotClassifier,
+    image: ImageLike,
+    *,
+    this_class: str | None = None,
+    other_class: str | None = None,
+) -> HeadImageExplanation:
+    """`explain_head_row` for an image: a PIL image, a path, an array or a tensor.
+
+    Raises:
+        ResiDualError: as `explain_head_row`, or an image that cannot be read.
+    """
+    explained_head(classifier)  # says before any work what is amiss
+    rows = coordinates_of_image(classifier, image)
+    return explain_head_row(classifier, rows, 0, this_class=this_class, other_class=other_class)
 
 
 def class_number(names: tuple[str, ...], name: str) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import ResiDualError
 from ..hub.files import plain_of
 from ..towers.units import Unit
-from .contributions import Contributions, UnitContribution
+from .contributions import Contributions
 from .subsets import Ablation, Stand, check_classes, score_blocks
 
 Method = Literal["supervised", "unsupervised", "unsupervised_given_task", "random"]
@@ -141,7 +141,10 @@ def rank_units(
     if method != "unsupervised" and class_embeddings is None:
         raise ResiDualError(f"wanted class_embeddings (C, d) to rank by {method!r}, got none.")
     if method == "unsupervised":
-        scores = _correlations(candidates, _readout_axes(contributions.readout))
+        centred = contributions.readout.double() - contributions.readout.double().mean(0)
+        values, vectors = torch.linalg.eigh(centred.T @ centred)
+        axes = vectors[:, values > _READOUT_FLOOR * values.sum()].T  # what holds more than rounding
+        scores = _correlations(candidates, axes)
     else:
         assert class_embeddings is not None
         check_classes(contributions, class_embeddings)
@@ -242,20 +245,13 @@ def _alone(
     contributions: Contributions, class_embeddings: Tensor, ablation: Ablation, block: int | None
 ) -> Tensor:
     """Accuracy of each unit alone, (U,) float64."""
-    stand = Stand.of(contributions, class_embeddings, ablation, "ablate", contributions)
+    stand = Stand(contributions, class_embeddings, ablation, "ablate", contributions)
     assert stand.rest is not None
     fixed = stand.units.sum(0) - stand.units + stand.rest  # (U, C)
     right = torch.zeros(len(contributions.units), dtype=torch.long)
     for part in score_blocks(contributions, class_embeddings, block):
         right += ((part.scores + fixed).argmax(-1) == part.labels[:, None]).sum(0)
     return right.double() / len(contributions)
-
-
-def _readout_axes(readout: Tensor) -> Tensor:
-    """Principal axes of the centred readouts (r, d), those that hold more than rounding."""
-    centred = readout.double() - readout.double().mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred)
-    return vectors[:, values > _READOUT_FLOOR * values.sum()].T
 
 
 def _class_axes(class_embeddings: Tensor) -> Tensor:
@@ -280,14 +276,13 @@ def _correlations(contributions: Contributions, axes: Tensor) -> Tensor:
     along = readout @ axes.T  # (N, r)
     power = along.square().sum(0)
     power = torch.where(power > _READOUT_FLOOR * readout.square().sum(), power, torch.inf)
-    return torch.stack([_correlation(part, along, power, axes).mean() for part in contributions])
-
-
-def _correlation(part: UnitContribution, along: Tensor, power: Tensor, axes: Tensor) -> Tensor:
-    """Pearson correlations (r,) from second moments in the unit's own axes: (k, r), not (N, d)."""
-    c = part.coordinates.double()
-    c = c - c.mean(0)  # of some `rows` the mean is not zero
-    inside, gram = part.components @ axes.T, c.T @ c
-    own = (inside * (gram @ inside)).sum(0)
-    own = torch.where(own > _UNIT_FLOOR * gram.trace(), own, torch.inf)
-    return (inside * (c.T @ along)).sum(0) / (own * power).sqrt()
+    found = []
+    for part in contributions:
+        # from second moments in the unit's own axes: (k, r), not (N, d)
+        c = part.coordinates.double()
+        c = c - c.mean(0)  # of some `rows` the mean is not zero
+        inside, gram = part.components @ axes.T, c.T @ c
+        own = (inside * (gram @ inside)).sum(0)
+        own = torch.where(own > _UNIT_FLOOR * gram.trace(), own, torch.inf)
+        found.append(((inside * (c.T @ along)).sum(0) / (own * power).sqrt()).mean())
+    return torch.stack(found)

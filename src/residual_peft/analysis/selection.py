@@ -20,7 +20,7 @@ from .coarse import CoarseOptimum
 from .contributions import Contributions
 from .curves import DEFAULT_BUDGETS, SelectionCurve, selection_curve
 from .rankings import Method, Ranking, random_rankings, rank_units
-from .subsets import Ablation, Others, correct_whole, correct_with
+from .subsets import Ablation, Others, Stand, correct_whole, correct_with
 
 DEFAULT_METHODS: tuple[Method, ...] = ("supervised", "unsupervised", "unsupervised_given_task")
 
@@ -134,17 +134,18 @@ def compare_selections(
         rank_units(candidates, class_embeddings, method, units=None, ablation=ablation, block=block)
         for method in methods
     )
+    choices: list[Any] = [*rankings, random_rankings(candidates.units, draws, seed)]
     setting: dict[str, Any] = {
         "ablation": ablation, "others": others, "reference": validation, "block": block,
     }  # fmt: skip
-    choices: list[Any] = [*rankings, random_rankings(candidates.units, draws, seed)]
     curves = tuple(
         selection_curve(choice, test, class_embeddings, budgets, **setting) for choice in choices
     )
     everything = torch.ones(1, len(candidates.units), dtype=torch.bool)
     pool = test.select(candidates.units)
+    stand = Stand(pool, class_embeddings, ablation, others, validation)
     right = {
-        "H": correct_with(pool, class_embeddings, everything, **setting)[0],
+        "H": correct_with(pool, class_embeddings, everything, stand, block)[0],
         "B": correct_whole(pool, class_embeddings, block),
     }
     if optimum is not None:

@@ -216,8 +216,7 @@ def same_unit_similarity(
 def _chosen(
     basis: SpectralBasis, units: Iterable[Unit | str] | None, components: Components
 ) -> SpectralBasis:
-    basis = basis if units is None else basis.select(units)
-    return basis if components is None else basis.truncate(components)
+    return (basis if units is None else basis.select(units)).truncate(components)
 
 
 def _sorted(basis: SpectralBasis, weighted: bool) -> tuple[list[int], Side]:

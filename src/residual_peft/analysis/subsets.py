@@ -72,27 +72,23 @@ def score_blocks(
         yield ScoreBlock(rows, scores, rest, labels[rows])
 
 
-@dataclass(frozen=True)
 class Stand:
-    """What stands in an ablated unit's place, as class scores."""
+    """What stands in an ablated unit's place, as class scores.
 
-    units: Tensor  # (U, C) per unit: zeros, or the score of its mean over the reference images
-    rest: Tensor | None  # (C,) the same of what is in no unit; None where that is kept as it is
+    Means are of the units of `contributions` over the images of `reference`.
 
-    @classmethod
-    def of(
-        cls,
+    Raises:
+        ResiDualError: unknown options, or mean ablation without a reference that has the units.
+    """
+
+    def __init__(
+        self,
         contributions: Contributions,
         class_embeddings: Tensor,
-        ablation: Ablation,
-        others: Others,
-        reference: Contributions | None,
-    ) -> "Stand":
-        """Take the means of the units of `contributions` over the images of `reference`.
-
-        Raises:
-            ResiDualError: unknown options, or mean ablation without a reference that has the units.
-        """
+        ablation: Ablation = "zero",
+        others: Others = "ablate",
+        reference: Contributions | None = None,
+    ) -> None:
         if ablation not in ("zero", "mean") or others not in ("ablate", "keep"):
             raise ResiDualError(
                 "wanted ablation='zero' or 'mean' and others='ablate' or 'keep', got "
@@ -117,7 +113,10 @@ class Stand:
             )
             units = means @ weights.T
             rest = reference.readout.double().mean(0) @ weights.T - units.sum(0)
-        return cls(units.float(), None if others == "keep" else rest.float())
+        # (U, C) per unit: zeros, or the score of its mean over the reference images
+        self.units = units.float()
+        # (C,) the same of what is in no unit; None where that is kept as it is
+        self.rest = None if others == "keep" else rest.float()
 
 
 @torch.no_grad()
@@ -125,22 +124,16 @@ def correct_with(
     contributions: Contributions,
     class_embeddings: Tensor,
     kept: Tensor,
-    *,
-    ablation: Ablation = "zero",
-    others: Others = "ablate",
-    reference: Contributions | None = None,
+    stand: Stand,
     block: int | None = None,
 ) -> Tensor:
     """Which images are right with each of K subsets of the units, (K, N) bool.
 
-    Subsets `kept` are (K, U) bool, in the order of `contributions.units`. What is outside of one is
-    nothing, or its mean in `reference` (`ablation`); what none of the U units wrote is ablated as
-    these, or kept (`others`).
+    Subsets `kept` are (K, U) bool, in the order of `contributions.units`; `stand` is of the same.
 
     Raises:
-        ResiDualError: as `score_blocks` and `Stand.of`.
+        ResiDualError: as `score_blocks`.
     """
-    stand = Stand.of(contributions, class_embeddings, ablation, others, reference)
     inside = kept.float()
     fixed = (1 - inside) @ stand.units  # (K, C)
     if stand.rest is not None:
@@ -159,7 +152,8 @@ def correct_whole(
 ) -> Tensor:
     """Which images are right with nothing ablated, (N,) bool."""
     everything = torch.ones(1, len(contributions.units), dtype=torch.bool)
-    return correct_with(contributions, class_embeddings, everything, others="keep", block=block)[0]
+    stand = Stand(contributions, class_embeddings, others="keep")
+    return correct_with(contributions, class_embeddings, everything, stand, block)[0]
 
 
 def check_classes(contributions: Contributions, class_embeddings: Tensor) -> None:

@@ -3,10 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from ..classifiers.heads.trust import reliability
+from ..data.labels import MANY_LABELS
 from ..data.metrics import (
     Array,
     accuracy_interval,
@@ -36,54 +38,28 @@ class Accuracy:
         return accuracy_interval(self.correct, self.total, LEVEL)
 
 
-@dataclass(frozen=True)
 class Change:
-    """The same images before and after, with Agresti and Min's interval of the difference."""
+    """The same images before and after, with Agresti and Min's interval of the difference.
 
-    before: Array  # True for each image that was recognised without the adapter, (n,)
-    after: Array  # True for each that is recognised with it
-    index: int | None = None  # the class of all of them; None for all classes
-    name: str = ""  # its name
+    Args:
+        before: True for each image that was recognised without the adapter, (n,).
+        after: True for each that is recognised with it.
+        index: the class of all of them; None for all classes.
+        name: its name.
+    """
 
-    @property
-    def images(self) -> int:
-        """How many images."""
-        return len(self.before)
-
-    @property
-    def was(self) -> Accuracy:
-        """Without the adapter."""
-        return Accuracy(int(self.before.sum()), self.images)
-
-    @property
-    def now(self) -> Accuracy:
-        """With it."""
-        return Accuracy(int(self.after.sum()), self.images)
-
-    @property
-    def fixed(self) -> int:
-        """Images that were wrong and are right."""
-        return int((self.after & ~self.before).sum())
-
-    @property
-    def broken(self) -> int:
-        """Images that were right and are wrong."""
-        return int((self.before & ~self.after).sum())
-
-    @property
-    def right(self) -> int:
-        """Images that are right both times."""
-        return int((self.before & self.after).sum())
-
-    @property
-    def wrong(self) -> int:
-        """Images that are wrong both times."""
-        return self.images - self.right - self.fixed - self.broken
-
-    @property
-    def difference(self) -> float:
-        """Of the two accuracies."""
-        return (self.fixed - self.broken) / self.images
+    def __init__(
+        self, before: Array, after: Array, index: int | None = None, name: str = ""
+    ) -> None:
+        self.before, self.after, self.index, self.name = before, after, index, name
+        self.images = len(before)
+        self.was = Accuracy(int(before.sum()), self.images)
+        self.now = Accuracy(int(after.sum()), self.images)
+        self.fixed = int((after & ~before).sum())  # images that were wrong and are right
+        self.broken = int((before & ~after).sum())  # that were right and are wrong
+        self.right = int((before & after).sum())  # that are right both times
+        self.wrong = self.images - self.right - self.fixed - self.broken  # wrong both times
+        self.difference = (self.fixed - self.broken) / self.images  # of the two accuracies
 
     @cached_property
     def interval(self) -> tuple[float, float]:
@@ -207,3 +183,61 @@ class Findings:
                 )
             )
         return found
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """One label before and after the adapter."""
+
+    name: str  # of the class
+    images: int  # that have it
+    # average precision without the adapter: how far up these images stand when all are put in the
+    # order of their scores
+    was: float
+    now: float  # the same with it
+    found: float  # the share of its images that are given the label
+    # the share of the images that are given the label which have it; NaN where none is
+    right: float
+
+    @property
+    def difference(self) -> float:
+        """Of the two average precisions."""
+        return self.now - self.was
+
+
+class SeveralFindings:
+    """What is told of a run whose images have several labels each: labels (N, C)."""
+
+    def __init__(self, record: RunRecord) -> None:
+        labels = record.labels.numpy()
+        before, after = (MANY_LABELS.metrics(x, labels) for x in (record.before, record.after))
+        names = MANY_LABELS.metric_names
+        # the first of the metrics without the adapter, and with it
+        self.was, self.now = before[names[0]], after[names[0]]
+        rows = [_label(record, labels, number) for number in np.flatnonzero(labels.any(0)).tolist()]
+        # those that test images have, the most improved first
+        self.labels = sorted(rows, key=lambda row: -row.difference)
+        # name of a metric, before and after
+        self.measures = [(name, before[name], after[name]) for name in names]
+        self.images = len(labels)
+        self.without_labels = int((~labels.any(1)).sum())  # images that have none
+
+    @property
+    def difference(self) -> float:
+        """Of the first of the metrics."""
+        return self.now - self.was
+
+
+def _label(record: RunRecord, labels: Array, number: int) -> LabelChange:
+    from sklearn.metrics import average_precision_score, precision_score, recall_score
+
+    own, logits = labels[:, number] > 0, record.after.numpy()[:, number]
+    given: Any = MANY_LABELS.predicted(record.after)[:, number].numpy()
+    return LabelChange(
+        record.class_names[number],
+        int(own.sum()),
+        float(average_precision_score(own, record.before.numpy()[:, number])),
+        float(average_precision_score(own, logits)),
+        float(recall_score(own, given)),
+        float(precision_score(own, given, zero_division=np.nan)),
+    )

@@ -29,9 +29,8 @@ from .components import (
     unit_views,
     widest_spectra,
 )
-from .findings import Findings
+from .findings import Findings, SeveralFindings
 from .run_record import RunRecord
-from .several import SeveralFindings
 from .tables import readable_bytes
 
 ALL_CLASSES = 40  # up to here every class has its row in the chart
@@ -68,7 +67,7 @@ def report_html(record: RunRecord) -> str:
         ResiDualError: a logit is not finite.
     """
     several = record.labels.ndim == 2
-    findings = {"several": SeveralFindings.of(record)} if several else _of_one(record)
+    findings = {"several": SeveralFindings(record)} if several else _of_one(record)
     views = [] if record.gains is None else unit_views(record.gains)
     pages = environment()
     assert pages.loader is not None

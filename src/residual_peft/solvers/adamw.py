@@ -192,8 +192,17 @@ def _fit(
         best_accuracy = _accuracy(classifier, adapted, validation)
     epochs = range(1, settings.epochs + 1)
     for epoch in tqdm(epochs, "Fitting", unit="epoch", disable=not settings.progress):
-        loss = _epoch(loss_of, adapted, train, optimizer, settings.batch_size, generator)
-        record = {"epoch": float(epoch), "loss": loss}
+        optimizer.train()
+        order = torch.randperm(len(train), generator=generator).split(settings.batch_size)
+        total = 0.0
+        for index in order:
+            rows = train.rows(index.to(train.labels.device))
+            loss = loss_of(adapted(rows), rows.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        record = {"epoch": float(epoch), "loss": total / len(order)}
         history.append(record)
         optimizer.eval()  # the averaged parameters are what is measured and kept
         if validation is not None:
@@ -221,24 +230,3 @@ def _accuracy(
     classifier: ZeroShotClassifier, adapted: Callable[[Any], Tensor], rows: Readouts
 ) -> float:
     return labelling_in(rows.labels).score(classifier.scaled_cosines(adapted(rows)), rows.labels)
-
-
-def _epoch(
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    adapted: Callable[[Any], Tensor],
-    train: Readouts | CoordinateStore,
-    optimizer: AdamWScheduleFree,
-    batch_size: int,
-    generator: torch.Generator,
-) -> float:
-    """One pass over the rows in random order; the mean loss of its steps."""
-    optimizer.train()
-    total, steps = 0.0, 0
-    for index in torch.randperm(len(train), generator=generator).split(batch_size):
-        rows = train.rows(index.to(train.labels.device))
-        loss = loss_of(adapted(rows), rows.labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total, steps = total + loss.item(), steps + 1
-    return total / steps
