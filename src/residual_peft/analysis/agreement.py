@@ -141,11 +141,7 @@ def _anchors(anchors: int | Tensor, images: int, seed: int) -> Tensor:
             raise ResiDualError(f"wanted at least one anchor image, got anchors={anchors}.")
         order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
         return order[:anchors]
-    if (
-        anchors.ndim != 1
-        or not len(anchors)
-        or not bool(((anchors >= 0) & (anchors < images)).all())
-    ):
+    if anchors.ndim != 1 or not len(anchors) or ((anchors < 0) | (anchors >= images)).any():
         raise ResiDualError(
             f"wanted anchors as indices of the {images} images, got {anchors.tolist()}."
         )

@@ -8,7 +8,7 @@ normalised logits s · normalize(y') · W_textᵀ, the objective that the gains 
 Both for a few strengths of the ridge; held-out images choose between them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,10 +70,8 @@ def coarse_optimum(
     validation: Contributions,
     class_embeddings: Tensor,
     *,
-    units: Iterable[Unit | str] | None = ("head",),
     logit_scale: float = USUAL_LOGIT_SCALE,
     strengths: Sequence[float] = STRENGTHS,
-    max_iterations: int = 200,
 ) -> CoarseOptimum:
     """Fit one gain per head on `train`; objective and ridge are chosen by accuracy on `validation`.
 
@@ -90,7 +88,7 @@ def coarse_optimum(
             "wanted strengths of the ridge above 0 (where gains alone can tell all classes apart "
             f"there is no optimum without), got {tuple(strengths)}."
         )
-    inside, outside = train.select(units), validation.select(units)
+    inside, outside = train.select(["head"]), validation.select(["head"])
     problem = _Problem(inside, class_embeddings, logit_scale)
     start = np.ones(len(inside.units))
     best: CoarseOptimum | None = None
@@ -103,7 +101,7 @@ def coarse_optimum(
                     args=(strength, normalized),
                     jac=True,
                     method="L-BFGS-B",
-                    options={"maxiter": max_iterations, "ftol": 1e-10, "gtol": 1e-5},
+                    options={"maxiter": 200, "ftol": 1e-10, "gtol": 1e-5},
                 ).x
             start = start if normalized else found
             gains = torch.from_numpy(found)

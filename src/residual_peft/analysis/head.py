@@ -225,14 +225,13 @@ class _Sums:
         along = self.products - self.features[:, None] * mean
         means = self.own / self.labels  # NaN for a class without images
         plain = replace(head, mean=0 * head.mean, scale=torch.ones_like(head.scale))
-        portrait = class_portrait(plain, means.mT)  # of x, which is centred and scaled
         return HeadExplanation(
             class_names=classifier.class_names[: head.class_count],
             units=rows.state.settings.units,
             counts=tuple(rows.state.counts),
             share=tau * (along * head.weights).sum(1) / scale,
             toward_label=tau * (self.own * head.weights).sum(1) / count,
-            portrait=portrait,
+            portrait=class_portrait(plain, means.mT),  # of x, which is centred and scaled
             sides=means.nan_to_num().sign().to(torch.int8),
             text_share=(self.text_products - float(self.text @ mean)) / scale,
             text_toward_label=self.own_text / count,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -49,9 +50,7 @@ class Side:
 
     def __init__(self, directions: list[Tensor], weights: list[Tensor], weighted: bool) -> None:
         self.counts = [len(block) for block in directions]
-        self.starts = [0]
-        for count in self.counts:
-            self.starts.append(self.starts[-1] + count)
+        self.starts = list(accumulate(self.counts, initial=0))
         self.stack = torch.cat(directions).double()
         # the score is that of proportional weights: by the largest, so that nothing underflows
         self.weights = [

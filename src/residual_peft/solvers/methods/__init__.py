@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from .class_heads import DISCRIMINANT, LINEAR_MAP, logistic, ridge
 from .gains import GAINS, with_gains
-from .method import Method, Outcome, finished
+from .method import Method, Outcome, tempered
 from .rows import Rows, columns_of
 
 METHODS: dict[str, Method] = {
     "zero-shot": Method(
         "texts (or class means) alone",
-        lambda rows: Outcome("zero-shot", finished(rows, rows.zero_shot), 0),
+        lambda rows: Outcome("zero-shot", tempered(rows, rows.zero_shot)[1], 0),
     ),
     "gains": GAINS,
     "map-embedding": LINEAR_MAP,

@@ -14,7 +14,7 @@ from ..objectives import GainProblem, Objective
 from ..quasi_newton import lbfgs, solve_gains
 from ..store import CoordinateStore, Stores
 from ..strengths import STRENGTHS
-from .method import Method, Outcome, finished, tempered
+from .method import Method, Outcome, tempered
 from .rows import Rows
 
 SHARED = (
@@ -92,7 +92,7 @@ def _share_of_images(rows: Rows) -> float:
 def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, float, LeftOut]:
     """The strength of the least left-out log-loss; temperature and left-out predictions there."""
     if rows.fold is None:
-        return STRENGTHS[0], 1.0, finished(rows, rows.zero_shot)
+        return STRENGTHS[0], 1.0, tempered(rows, rows.zero_shot)[1]
     pairs, starts = [], []
     ones = torch.ones_like(gains_of(rows.classifier.model).detach().cpu())
     for number in rows.fold.unique().tolist():

@@ -101,11 +101,6 @@ class Method:
         return replace(outcome, seconds=time.perf_counter() - started)
 
 
-def finished(rows: Rows, logits: Tensor) -> LeftOut:
-    """Left-out logits as those of the other methods: with a temperature of their own."""
-    return tempered(rows, logits)[1]
-
-
 def tempered(rows: Rows, logits: Tensor) -> tuple[float, LeftOut]:
     """The temperature, and the left-out logits (N, C) times it."""
     data = checked(
