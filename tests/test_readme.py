@@ -1,8 +1,7 @@
-"""README and docs/ are followed word by word in an empty folder; their numbers were measured."""
+"""README and docs/ are followed word by word in an empty folder, and lead where they say."""
 
 import ast
 import builtins
-import json
 import re
 import shlex
 import warnings
@@ -15,27 +14,10 @@ from transformers.utils import logging as transformers_logging
 
 from residual_peft import cli
 from residual_peft.demo.tasks import handwriting
-from residual_peft.experiments import METHODS, Row
 from residual_peft.hub.directories import DEMO_MODEL
-from residual_peft.reporting import HEADERS, markdown_table, table_cells
 from tests.commands import says
 from tests.hub_client import hub  # noqa: F401  a fixture
-
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-# the pages as they are read after README, in the folder that its blocks leave
-PAGES = ("README", "commands", "peft", "coordinates", "analysis", "sharing", "results", "bench")
-# pages whose blocks need more than that folder -> where they are run
-ELSEWHERE = {"large_runs": "solvers/test_large_runs.py", "towers": "towers/test_towers.py"}
-
-
-def page(name: str) -> str:
-    return (README if name == "README" else ROOT / "docs" / f"{name}.md").read_text()
-
-
-def blocks_of(text: str) -> list[tuple[str, str]]:
-    return re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
-
+from tests.pages import ELSEWHERE, PAGES, README, ROOT, blocks_of, page
 
 BLOCKS = {name: blocks_of(page(name)) for name in PAGES}
 EXAMPLES = [text for blocks in BLOCKS.values() for kind, text in blocks if kind == "python"]
@@ -130,7 +112,7 @@ def anchors(text: str) -> set[str]:
 
 
 def test_readme_is_short_and_leads_to_all_pages() -> None:
-    """Links and their anchors lead somewhere; a number of README's summary has its page."""
+    """Links and their anchors lead somewhere, and blocks of all pages are run."""
     text = page("README")
     assert len(text.splitlines()) <= 300
     assert len(text.split()) <= 2600
@@ -148,10 +130,6 @@ def test_readme_is_short_and_leads_to_all_pages() -> None:
             assert run_here or path.name in (ROOT / "tests" / ELSEWHERE[path.stem]).read_text()
         if path.stem in (*PAGES, *ELSEWHERE):
             assert [x for x in said.splitlines() if len(x) > 130 and x[0] != "|"] == []
-    (summary,) = re.findall(r"\n\n(- \*\*Ridge.*?)\n\n", text, re.DOTALL)
-    assert summary.count("\n- ") <= 5
-    numbers = [set(re.findall(r"[\d.,]*\d", x)) for x in (summary, page("results"))]
-    assert numbers[0] <= numbers[1], numbers[0] - numbers[1]
 
 
 def test_the_blocks_need_no_names_from_elsewhere() -> None:
@@ -188,128 +166,3 @@ def test_the_first_example_runs_and_has_nothing_to_warn_of(tmp_path, monkeypatch
     assert (tmp_path / "peft-adapter" / "adapter_model.safetensors").is_file()
     saved = names["model"].state_dict()
     assert any("gains" in name and torch.isfinite(value).all() for name, value in saved.items())
-
-
-def results(name: str) -> dict:
-    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
-
-
-def test_what_is_said_of_heads_gains_and_words_was_measured() -> None:
-    text = " ".join(page("analysis").split())
-    mean = results("selection")["summary"]["mean"]
-    left = [f"{mean[letter]['share_of_H']['0.1']:.0%}".replace("%", " %") for letter in "SR"]
-    assert (
-        f"{left[0]} of the accuracy of all heads is left; a random tenth leaves {left[1]}" in text
-    )
-    given = f"{mean['U|T']['share_of_H']['0.1']:.0%}".replace("%", " %")
-    assert f"without labels, it is {given}" in text
-    assert f"on {len(mean['U']['does_not_hold'])} of 30 counts" in text
-    drops = [
-        drop
-        for task in results("selection")["tasks"].values()
-        for ablation in ("zero", "mean")
-        for drop in task[ablation]["largest drop by one head"].values()
-    ]
-    assert f"no single head is needed: the best cost {100 * max(drops):.0f} points" in text
-    gains = results("gain_sense")["summary"]
-    fixed = gains["fixed_ridge"]
-    assert len(fixed["own_attribute_correlates_most"]) == 8
-    assert "letter" not in fixed["own_attribute_correlates_most"]
-    own = fixed["own_correlation"].values()
-    assert f"Spearman {min(own):.2f} to {max(own):.2f}" in text
-    assert len(gains["chosen_ridge"]["own_attribute_correlates_most"]) == 5
-    hits = results("words")["dictionaries"]["centred"]["somp_hits"]["by_the_first_component"]
-    hit = hits["share_from_0.3"]
-    share, chance = hit["hit_rate"], hit["dealt_at_random"]
-    assert f"in {100 * share:.0f} % of the cases, by chance {100 * chance:.0f} %" in text
-
-
-def test_the_epoch_is_chosen_by_what_the_benchmark_found_best() -> None:
-    found = results("choosing")["mean"]
-    right = f"{found['loss']:.2f} of other images right instead of {found['accuracy']:.2f}"
-    assert right in " ".join(page("peft").split())
-    assert found["loss"] >= found["accuracy, then loss"]
-
-
-def test_the_table_of_speed_is_what_the_benchmark_wrote() -> None:
-    found = results("speed")
-    headers = ("what", "against", "asked", "reached", "holds")
-    assert markdown_table(headers, found["table"]) in page("results")
-    assert found["machine"]["processor"].split(",")[0] in page("results")
-    assert len(found["table"]) == len(found["rows"])
-    seconds, text = results("first_line")["seconds"], " ".join(page("commands").split())
-    base = seconds.pop("importing torch, transformers, peft")
-    first = [row["first"] for row in seconds.values()]
-    said = f"after {min(first):.2f} to {max(first):.2f} s, where importing torch, transformers and"
-    assert f"{said} PEFT takes {base['first']:.1f} s" in text
-    assert f"complete after {seconds['look']['end']:.1f} s, a whole `fit` after" in text
-    assert f"`fit` after {seconds['fit']['end']:.0f} s." in text
-
-
-HEADS_ROWS = (
-    "gains",
-    "class means, embedding",
-    "Tip-Adapter-F, embedding",
-    "ProKeR, embedding",
-    "GDA, embedding",
-    "logistic regression, embedding",
-    "ridge, embedding",
-    "discriminant analysis, embedding",
-    "ridge, heads",
-    "ridge, heads and MLPs",
-)
-SHOTS = ("1", "4", "8", "16", "all")
-
-
-def heads_table() -> str:
-    """README's first table, from the benchmark's output."""
-    found = results("heads")["handwriting"]
-    rows = found["images_per_class"]
-    best = {shots: max(rows[shots][name]["accuracy"] for name in HEADS_ROWS) for shots in SHOTS}
-    lines = ["| method | " + " | ".join(SHOTS) + " |", "|---|" + "---:|" * len(SHOTS)]
-    lines.append(f"| zero-shot | {found['zero_shot']:.3f} " + "| " * (len(SHOTS) - 1) + "|")
-    for name in HEADS_ROWS:
-        cells = [rows[shots][name]["accuracy"] for shots in SHOTS]
-        shown = [
-            f"**{cell:.3f}**" if cell == best[shots] else f"{cell:.3f}"
-            for cell, shots in zip(cells, SHOTS, strict=True)
-        ]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    lora = results("heads")["lora"]["images_per_class"]
-    for place, rank in enumerate((8, 16)):
-        name = f"LoRA r={rank}"
-        cells = [f"{lora[s][name]['accuracy']:.3f}" if s in lora else "" for s in SHOTS]
-        lines.insert(4 + place, f"| {name} on q, v | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def test_the_tables_of_methods_are_what_the_benchmarks_wrote() -> None:
-    """README's first, what `fit` shows above it, and the demo's."""
-    tables = [text for text in page("README").split("\n\n") if text.startswith("| method |")]
-    assert tables == [heads_table()]
-    *fits, chosen = (ROOT / "benchmarks" / "compare_digits.txt").read_text().splitlines()
-    assert chosen.startswith("(* chosen by")
-    assert "```text\n" + "\n".join(fits) + "\n```" in page("README")
-    cells = table_cells(
-        [Row(**row) for row in results("handwriting")["rows"]],
-        {name: method.label for name, method in METHODS.items()},
-    )
-    assert markdown_table(HEADERS, cells) in page("results")
-
-
-def test_what_is_said_of_export_was_measured() -> None:
-    found, text = results("export_onnx"), page("commands")
-    lines = [
-        "| model | file | largest difference | 1 image | 8 images |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, row in found["rows"].items():
-        speeds = [f"{row[f'batch_{count}']['onnxruntime_to_torch']:.2f}" for count in (1, 8)]
-        cells = [name, f"{row['megabytes']:.1f} MB", f"{row['probability_difference']:.1e}"]
-        lines.append("| " + " | ".join([*cells, *speeds]) + " |")
-    assert "\n".join(lines) in text
-    sizes = {name: item["megabytes"] for name, item in found["installed"].items()}
-    text = " ".join(text.split())
-    assert f"{sizes['to answer with onnxruntime']:,} MB in place of" in text
-    assert f"in place of {sizes['to answer with torch']:,} MB" in text
-    assert f"the extra is {sizes['to export, on top']:,} MB" in text
