@@ -9,7 +9,7 @@ from datasets import Dataset
 from datasets import Image as Picture
 from peft import get_peft_model
 
-from residual_peft.classifiers import updating
+from residual_peft.classifiers.changeable import Read
 from residual_peft.classifiers.files import ROWS
 from residual_peft.classifiers.heads import fit_ridge
 from residual_peft.classifiers.heads.conformal import scores_of
@@ -41,7 +41,7 @@ def reading(made, images):
     if made.head is None:
         blank = fit_ridge(torch.randn(6, len(gains_of(made.model))), torch.arange(6) % 3, 3)
         made.head = TrainedHead(blank.head)
-    read = updating.Read.of(made, pixel_batches(images, made.image_processor, 8))
+    read = Read.of(made, pixel_batches(images, made.image_processor, 8))
     return read.features, 7.0 * read.readout @ made.class_embeddings.T
 
 

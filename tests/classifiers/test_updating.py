@@ -9,14 +9,14 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 
-from residual_peft.classifiers import updating
+from residual_peft.classifiers.changeable import Read
 from residual_peft.classifiers.files import STATISTICS
 from residual_peft.classifiers.heads import HeadStatistics, RidgeSums, fit_ridge
 from residual_peft.classifiers.heads.head import spread
+from residual_peft.classifiers.kept import KeptStatistics
 from residual_peft.classifiers.none_of_these import KnownImages
 from residual_peft.classifiers.outputs import pixel_batches
 from residual_peft.classifiers.trained_head import TrainedHead
-from residual_peft.classifiers.updating import KeptStatistics
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import read_tensors, write_tensors
@@ -30,7 +30,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def rows_of(made, images):
-    return updating.Read.of(made, batches_of(made, images)).features
+    return Read.of(made, batches_of(made, images)).features
 
 
 def batches_of(made, images):
@@ -114,7 +114,7 @@ def test_a_class_comes_and_goes_with_its_images():
     every, own = [*images, *new], torch.cat([labels, torch.full((5,), CLASSES)])
     check(made, fit, every, own)
     assert made.class_names == ("class 0", "class 1", "class 2", "new")
-    unit = updating.Read.of(made, batches_of(made, new)).readout.mean(0)
+    unit = Read.of(made, batches_of(made, new)).readout.mean(0)
     torch.testing.assert_close(made.class_embeddings[3], unit / unit.norm())
     assert made.predict(new[0]).label in made.class_names
     made.remove_class("class 1", [images[row] for row in range(30) if labels[row] == 1])

@@ -217,7 +217,7 @@ def test_the_base_model_keeps_its_hub_name(tmp_path, monkeypatch):
     base.config._name_or_path = "me/clip"
     classifier(lora(base)).save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr(
-        "residual_peft.classifiers.named_base.model_directory",
+        "residual_peft.classifiers.backbones.model_directory",
         lambda name, **options: tmp_path / "base" if name == "me/clip" else name,
     )
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter")

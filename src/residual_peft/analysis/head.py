@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..classifiers.heads.explain import by_unit, class_portrait, strongest
-from ..classifiers.heads.head import ClassHead
+from ..classifiers.heads.head import ClassHead, by_unit, class_portrait, strongest
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.labels import ONE_LABEL
 from ..errors import ResiDualError

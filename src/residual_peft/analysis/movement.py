@@ -21,7 +21,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..classifiers.heads.explain import by_unit
+from ..classifiers.heads.head import by_unit
 from ..classifiers.outputs import pixel_batches
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import ImageLike

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from ..classifiers import updating
-from ..classifiers.backbones import load_backbone
-from ..classifiers.named_base import origin_of
+from ..classifiers.backbones import load_backbone, origin_of
+from ..classifiers.changeable import Read
 from ..classifiers.prompts import embed_classes
 from ..classifiers.trained_head import embedding_features
-from ..classifiers.updating import Read
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
 from ..data.checking import check_skipped
@@ -84,7 +82,7 @@ def update_adapter(
     """
     target = whole_directory(path_of(adapter))
     classifier = ZeroShotClassifier.from_pretrained(target)
-    updating.kept_of(classifier)  # before images are read
+    classifier.checked_statistics()  # before images are read
     images = load_data(
         data,
         image_column=image_column,
@@ -164,7 +162,7 @@ def _read(
     """Features of all images, their labels as the data count them, and their rows."""
     found, readout, labels, index = [], [], [], []
     options = {"labelled": True, "progress": True}
-    for seen, features in updating.features_of(classifier, loader, **options):
+    for seen, features in classifier.head_features(loader, **options):
         assert seen.labels is not None
         assert seen.index is not None
         found.append(features.detach().cpu())
@@ -197,10 +195,10 @@ def _change(
     old = labelling.of_classes(labels, [number >= 0 for number in numbers])
     if old.any():
         own = [labelling.renumbered(row, numbers, len(trained)) for row in labels[old]]
-        updating.change(classifier, read.some(old), torch.stack(own), forget=forget)
+        classifier.change_by(read.some(old), torch.stack(own), forget=forget)
     for name, embedding in zip(new, _embeddings(classifier, new), strict=True):
         mine = labels == names.index(name)
-        updating.add_class(classifier, name, read.some(mine), embedding)
+        classifier.add_class_by(name, read.some(mine), embedding)
     return changed, new
 
 

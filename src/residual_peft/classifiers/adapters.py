@@ -26,6 +26,7 @@ from ..tuner.snapshot import unchanged_if_refused
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_WORDS = re.compile(r"[\w.]*")
 _TAKEN = {"run"}  # folders of a classifier's directory that hold something else
 _LORA_TENSOR = re.compile(
     r"base_model\.model\.[\w.]+\.lora_(A\.weight|B\.weight|magnitude_vector(\.weight)?)"
@@ -65,9 +66,8 @@ class Adapters:
         configs = configs_of(model)
         if not configs:
             return cls({}, ())
-        main = "default" if "default" in configs else None
         active = _active(model, list(configs))
-        main = main or next(iter(active or configs))
+        main = "default" if "default" in configs else next(iter(active or configs))
         folders, taken = {main: ""}, {""}
         for number, name in enumerate(configs):
             if name == main:
@@ -117,27 +117,22 @@ def _active(model: nn.Module, names: list[str]) -> tuple[str, ...]:
 
 def write_adapters(model: nn.Module, adapters: Adapters, folder: Path) -> None:
     """Write config and tensors of each adapter, as PEFT does, and refuse what none would load."""
-    configs = configs_of(model)
-    for name, place in adapters.folders.items():
-        (folder / place).mkdir(exist_ok=True)
-        _write_adapter(model, name, configs[name], folder / place)
-        check_adapter(folder / place, values=True)
-
-
-def _write_adapter(model: nn.Module, name: str, config: Any, folder: Path) -> None:
     base: Any = base_model(model)
-    written = copy.copy(config)
-    written.inference_mode = True
-    if written.base_model_name_or_path is None:
-        written.base_model_name_or_path = base.__dict__.get("name_or_path") or None
     mapping = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
-    # no vocabulary is adapted, and looking for one asks the Hub
-    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    prefixed = {f"{PEFT_PREFIX}{k.removeprefix(PEFT_PREFIX)}": t for k, t in tensors.items()}
-    write_tensors(folder / ADAPTER_TENSORS, prefixed, {"format": "pt"})
-    written.save_pretrained(
-        str(folder), auto_mapping_dict=None if config.task_type is not None else mapping
-    )
+    configs = configs_of(model)
+    for name, folder_name in adapters.folders.items():
+        place, config = folder / folder_name, copy.copy(configs[name])
+        place.mkdir(exist_ok=True)
+        config.inference_mode = True
+        if config.base_model_name_or_path is None:
+            config.base_model_name_or_path = base.__dict__.get("name_or_path") or None
+        # no vocabulary is adapted, and looking for one asks the Hub
+        tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        prefixed = {f"{PEFT_PREFIX}{k.removeprefix(PEFT_PREFIX)}": t for k, t in tensors.items()}
+        write_tensors(place / ADAPTER_TENSORS, prefixed, {"format": "pt"})
+        own = None if config.task_type is not None else mapping
+        config.save_pretrained(str(place), auto_mapping_dict=own)
+        check_adapter(place, values=True)
 
 
 def check_adapter(folder: Path, *, values: bool = False) -> None:
@@ -184,7 +179,9 @@ def _check_lora(config: dict[str, Any], folder: Path) -> None:
     usual = LoraConfig(target_modules=[]).to_dict()
     for name, value in config.items():
         odd = name not in plain and value and value != usual.get(name)
-        if odd or (name in ("rank_pattern", "alpha_pattern") and not _names_only(value)):
+        if name in ("rank_pattern", "alpha_pattern"):  # of plain names alone
+            odd = not isinstance(value, dict) or not all(_WORDS.fullmatch(str(k)) for k in value)
+        if odd:
             raise ResiDualError(
                 f"{quoted(path)} is of type LORA with {short(name)}={short(value)}, which this "
                 "package does not load. Load it with PEFT, where you trust it."
@@ -202,10 +199,6 @@ def _check_lora(config: dict[str, Any], folder: Path) -> None:
                 f"{quoted(folder / ADAPTER_TENSORS)} holds NaN, infinite or whole numbers in "
                 f"{short(name)}: save it again."
             )
-
-
-def _names_only(value: Any) -> bool:
-    return isinstance(value, dict) and all(re.fullmatch(r"[\w.]*", str(key)) for key in value)
 
 
 def load_adapters(

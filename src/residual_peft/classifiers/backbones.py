@@ -1,6 +1,10 @@
-"""A name or a path -> a model with its tokenizer and image processor, in float32 and frozen."""
+"""A name or a path -> a model with its tokenizer and image processor, in float32 and frozen.
+
+And the base model of a saved classifier: its name, and how it is loaded again.
+"""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,14 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from ..data.processors import load_image_processor
 from ..errors import ResiDualError
-from ..hub.directories import DEMO_MODEL, model_directory
+from ..hub.directories import DEMO_MODEL, known_name, model_directory
 from ..hub.files import read_object, read_record
 from ..hub.model_files import load_model, load_tokenizer
 from ..towers.registry import ARCHITECTURES, base_model
+from .files import ClassifierRecord
 
 DTYPES = ("float32", "bfloat16", "float16")
+_SAVED_DTYPES = (*DTYPES, "float64")
 TEXT_PARTS = ("get_text_features", "encode_text", "text_projection", "text_proj")
 
 
@@ -117,6 +123,47 @@ def load_image_tower(
     model = _load(CLIPVisionModelWithProjection, directory, str(name_or_path))
     _rename(model, str(name_or_path))
     return model.eval()
+
+
+def origin_of(model: nn.Module) -> tuple[str | None, str]:
+    """Name and class of the base model, as other machines know them."""
+    base: Any = base_model(model)
+    name = getattr(getattr(base, "config", None), "_name_or_path", "") or None
+    return name and known_name(name), type(base).__name__
+
+
+def load_base(record: ClassifierRecord, token: str | None, *, is_local: bool = True) -> nn.Module:
+    """Load the base model that a record, which may come from anybody, names, in its dtype.
+
+    `is_local` is whether the record lies on this machine, where a path may mean something; one from
+    the Hub can only name a model there.
+    """
+    name, kind = record.base_model, record.base_class
+    cls = getattr(transformers, kind, None) if kind.isidentifier() else None
+    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if not name or not known or record.dtype not in _SAVED_DTYPES:
+        raise ResiDualError(
+            f"the adapter does not say which base model to load (name {name!r}, class {kind!r}, "
+            f"dtype {record.dtype!r}); pass it: from_pretrained(directory, model=...)."
+        )
+    # `save_pretrained` writes ids of the Hub and whole paths; "../x" means another place in every
+    # working directory
+    named = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+    if not (is_local if os.path.isabs(name) else named):
+        raise ResiDualError(
+            f"the adapter names its base model by {name!r}, a place on the machine where it was "
+            "made; load the model from wherever you have it, and pass it: "
+            "from_pretrained(directory, model=...)."
+        )
+    directory = model_directory(name, what="base model", token=token)
+    try:
+        model, _ = load_model(cls, directory, getattr(torch, record.dtype))
+    except ResiDualError as error:
+        raise ResiDualError(
+            f"could not load the base model '{name}' as {kind} ({str(error).rstrip('.')})."
+        ) from error
+    _rename(model, name)
+    return model
 
 
 def _load_tokenizer(directory: Path, name: str) -> Any:

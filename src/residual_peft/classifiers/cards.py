@@ -13,9 +13,9 @@ from ..hub.directories import CARD
 from ..hub.facts import Facts
 from ..tuner import ResiDualConfig, adapter_basis, gains_by_unit
 from .adapters import Adapters, configs_of
+from .backbones import origin_of
 from .figures import gains_figure
 from .files import FIGURE
-from .named_base import origin_of
 from .trained_head import TrainedHead
 
 _WRITERS = {
@@ -32,15 +32,13 @@ def is_ours(card: Path) -> bool:
     PEFT's own `save_pretrained` leaves a form behind, which names the base model by its directory.
     """
     text = card.read_text(encoding="utf-8", errors="replace")
-    return MARK in text or _is_blank(text)
-
-
-def _is_blank(card: str) -> bool:
-    """Whether all that a card says is the Hub's form for one, with PEFT's version at its end."""
+    if MARK in text:
+        return True
     try:
-        filled, form = ModelCard(card).text, ModelCard.from_template(ModelCardData()).text
+        filled, form = ModelCard(text).text, ModelCard.from_template(ModelCardData()).text
     except (ValueError, TypeError):
         return False
+    # of the blank form, with PEFT's version at its end
     added = ("### Framework versions", "- PEFT ")
     left = [line for line in filled.splitlines() if line and not line.startswith(added)]
     return left == [line for line in form.splitlines() if line]
@@ -73,6 +71,10 @@ def adapter_facts(
     """
     (name, kind), (own, config) = origin_of(model), _main_adapter(model)
     adapter: dict[str, Any] = {}
+    read = None if head is None else "the image embedding as it comes"
+    if head is not None and head.features != "embedding" and isinstance(config, ResiDualConfig):
+        along = _effect_of(config, "component")
+        read = f"{len(head.head.mean):,} coordinates, each along {along},"
     if config is not None:
         adapter = {"peft_type": getattr(config.peft_type, "value", config.peft_type)}
     if isinstance(config, ResiDualConfig):
@@ -88,7 +90,7 @@ def adapter_facts(
         multi_label=described.multi_label,
         logit_bias=described.logit_bias,
         own_thresholds=head is not None and head.thresholds is not None,
-        head=None if head is None else _read_by(head, config),
+        head=read,
         **adapter,
     )
 
@@ -129,13 +131,6 @@ def _kept(config: ResiDualConfig) -> str:
 
     own = [f"{said(kept)} of {unit}" for unit, kept in (config.component_pattern or {}).items()]
     return "; ".join([*own, said(config.components) + (" of the others" if own else "")])
-
-
-def _read_by(head: TrainedHead, config: Any) -> str:
-    if head.features == "embedding" or not isinstance(config, ResiDualConfig):
-        return "the image embedding as it comes"
-    along = _effect_of(config, "component")
-    return f"{len(head.head.mean):,} coordinates, each along {along},"
 
 
 def _effect_of(config: ResiDualConfig, granularity: str | None = None) -> str:

@@ -27,47 +27,40 @@ def class_means(model: nn.Module, batches: Iterable[Any], class_names: Sequence[
     Raises:
         ResiDualError: batches of another kind, labels that do not suit, or a class without images.
     """
-    sums = _Sums(class_names)
-    for seen in reading(model, None, batches, adapters=True, labelled=True):
-        assert seen.labels is not None
-        sums.add(seen.readout, seen.labels)
-    return sums.means(next(model.parameters()).dtype)
+    parts = (
+        (seen.readout, seen.labels)
+        for seen in reading(model, None, batches, adapters=True, labelled=True)
+    )
+    return _means(parts, next(model.parameters()).dtype, class_names)
 
 
 def class_means_of(readouts: Tensor, labels: Tensor, class_names: Sequence[str]) -> Tensor:
     """The same from readouts (N, d) and labels (N,) that were collected already."""
-    sums = _Sums(class_names)
-    for part, numbers in zip(readouts.split(CHUNK), labels.split(CHUNK), strict=True):
-        sums.add(part, numbers)
-    return sums.means(readouts.dtype)
+    parts = zip(readouts.split(CHUNK), labels.split(CHUNK), strict=True)
+    return _means(parts, readouts.dtype, class_names)
 
 
-class _Sums:
-    """Unit-norm readouts summed by class."""
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = class_names
-        self.sums: Tensor | None = None  # (C, d)
-        self.images = torch.zeros(len(class_names), dtype=torch.int64)
-
-    @torch.no_grad()
-    def add(self, readout: Tensor, labels: Tensor) -> None:
-        ONE_LABEL.check(labels, len(self.class_names))
+@torch.no_grad()
+def _means(
+    parts: Iterable[tuple[Tensor, Tensor | None]], dtype: torch.dtype, class_names: Sequence[str]
+) -> Tensor:
+    """Of readouts and labels in parts, in float32 or, where `dtype` is more, in that."""
+    classes = len(class_names)
+    sums, images = torch.zeros(0), torch.zeros(classes, dtype=torch.int64)
+    for readout, labels in parts:
+        assert labels is not None
+        ONE_LABEL.check(labels, classes)
         exact, labels = readout.detach().cpu().double(), labels.cpu()
-        if self.sums is None:
-            self.sums = exact.new_zeros(len(self.class_names), exact.shape[1])
-        self.sums.index_add_(0, labels, functional.normalize(exact, dim=-1))
-        self.images += labels.bincount(minlength=len(self.class_names))
-
-    def means(self, dtype: torch.dtype) -> Tensor:
-        """Means in float32 or better."""
-        if self.sums is None or not self.images.all():
-            seen = zip(self.class_names, self.images.tolist(), strict=True)
-            missing = [name for name, count in seen if not count]
-            raise ResiDualError(
-                f"wanted images of all {len(self.class_names)} classes, got none of "
-                f"{', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}: give more "
-                "images, or leave those classes out of class_names."
-            )
-        means = functional.normalize(self.sums / self.images[:, None], dim=-1)
-        return means.to(torch.promote_types(dtype, torch.float32))
+        if not len(sums):
+            sums = exact.new_zeros(classes, exact.shape[1])
+        sums.index_add_(0, labels, functional.normalize(exact, dim=-1))
+        images += labels.bincount(minlength=classes)
+    if not images.all():
+        missing = [class_names[number] for number in (images == 0).nonzero().flatten().tolist()]
+        raise ResiDualError(
+            f"wanted images of all {classes} classes, got none of "
+            f"{', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}: give more "
+            "images, or leave those classes out of class_names."
+        )
+    means = functional.normalize(sums / images[:, None], dim=-1)
+    return means.to(torch.promote_types(dtype, torch.float32))

@@ -21,8 +21,8 @@ from ..tuner import (
 )
 from .cosines import CosineClassifier
 from .heads.jackknife_plus import RidgeWithout
-from .trained_head import TrainedHead, check_head, embedding_features
-from .updating import KeptStatistics
+from .kept import KeptStatistics, head_of
+from .trained_head import TrainedHead, embedding_features
 
 
 class HeadedClassifier(CosineClassifier):
@@ -60,7 +60,13 @@ class HeadedClassifier(CosineClassifier):
                 another basis, or the model has no such adapter.
         """
         if head is not None:
-            check_head(head, len(self.class_names))
+            if not isinstance(head, TrainedHead):
+                raise ResiDualError(f"wanted a TrainedHead, got {type(head).__name__}.")
+            if head.class_count > (count := len(self.class_names)):
+                raise ResiDualError(
+                    f"the class head is of {head.class_count} classes, the classifier of {count}: "
+                    "the head's classes are the classifier's first ones."
+                )
             columns = self.class_embeddings.shape[1]
             if head.features == "coordinates":
                 columns = len(readout_state(self.model, adapter_name).directions)
@@ -137,6 +143,19 @@ class HeadedClassifier(CosineClassifier):
             options |= {"adapters": head is None}
         for seen in reading(self.model, tower, batches, **options):
             yield seen, self.answer_to(seen.readout, seen.capture)
+
+    def head_features(
+        self, batches: Iterable[Any], **options: Any
+    ) -> Iterator[tuple[ReadBatch, Tensor]]:
+        """Batches of images as the class head reads them, (B, K); `options` of `reading`."""
+        if head_of(self).features == "embedding":
+            for seen in reading(self.model, None, batches, **options):
+                yield seen, embedding_features(seen.readout)
+            return
+        state, tower = readout_state(self.model), adapted_tower(self.model)
+        for seen in reading(self.model, tower, batches, taps=True, check="first", **options):
+            assert seen.capture is not None
+            yield seen, coordinates_of(state, seen.capture)
 
     def answer_to(self, readout: Tensor, capture: Capture | None = None) -> Tensor:
         """Logits (B, C) from one run of the tower.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import ResiDualError
 from .heads.discriminant import Discriminant, fit_discriminant
-from .heads.folds import FOLDS, stratified_folds
+from .heads.left_out import FOLDS, stratified_folds
 
 MOST = 10_000  # distances that are kept; of more, as many quantiles
 LARGEST = 1e9  # that a saved number may be; its square, summed, still has room in float64
@@ -40,7 +40,10 @@ class KnownImages:
         root = torch.linalg.cholesky((precision + precision.mT) / 2)
         whitening = root.mT / model.scale
         centres = model.centres @ root + whitening @ model.mean
-        return cls(whitening.float(), centres.float(), _thinned(left_out.sort().values))
+        ascending = left_out.sort().values
+        if len(ascending) > MOST:  # rounded down, so that nothing is called known by it
+            ascending = ascending[torch.arange(MOST) * len(ascending) // MOST]
+        return cls(whitening.float(), centres.float(), ascending.float())
 
     def distances(self, embedding: Tensor) -> Tensor:
         """Squared distance of each image to the nearest class, (M, d) -> (M,)."""
@@ -158,11 +161,3 @@ def known_images_from(
     if not len(left_out) or bool((left_out < 0).any() | (left_out.diff() < 0).any()):
         raise ResiDualError(f"wanted ascending distances in {where}, {PREFIX}left_out, got others.")
     return KnownImages(**{name: tensor.clone() for name, tensor in parts.items()})
-
-
-def _thinned(ascending: Tensor) -> Tensor:
-    """At most `MOST` of them, rounded down, so that nothing is called known by it."""
-    if len(ascending) > MOST:
-        ranks = torch.arange(MOST) * len(ascending) // MOST
-        ascending = ascending[ranks]
-    return ascending.float()

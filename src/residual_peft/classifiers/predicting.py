@@ -17,8 +17,7 @@ from ..errors import ResiDualError, counted
 from .headed import HeadedClassifier
 from .heads.conformal import WAYS, By, PredictionSets, fewest, kept_scores
 from .heads.jackknife_plus import PlusSets, Sets
-from .held_out import HeldOut, answers_digest
-from .kept_rows import HOW
+from .kept import HOW_ROWS, HeldOut, answers_digest
 from .outputs import pixel_batches
 from .predictions import predictions_of
 from .trained_head import embedding_features
@@ -180,7 +179,7 @@ class PredictingClassifier(HeadedClassifier):
             if self.without is None:
                 raise ResiDualError(
                     "jackknife+ needs what the head read of each image of its fit, which was not "
-                    f"kept: {HOW}, or take the jackknife."
+                    f"kept: {HOW_ROWS}, or take the jackknife."
                 )
             return PlusSets.of(self.without, coverage)
         if head.left_out_scores is None:

@@ -1,6 +1,7 @@
 """Class names and prompt templates -> class embeddings W_text, the ensemble rule of CLIP."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -50,7 +51,10 @@ def embed_classes(
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     tokens = [list(ids) for ids in tokenizer(prompts)["input_ids"]]
     config = getattr(model.config, "text_config", model.config)
-    readout, context = _readout(model), _context(model, config)
+    readout: Readout | None = None
+    with suppress(ResiDualError):  # where only the model knows how it is read
+        readout = find_tower(model, "text").readout
+    context = _context(model, config)
     _check_tokens(
         tokens, prompts, names, context, config.vocab_size, getattr(readout, "token_id", None)
     )
@@ -67,14 +71,6 @@ def embed_classes(
                 _text_features(model, ids.to(device), None if whole else mask.to(device))
             )
     return _ensembled(torch.cat(features), len(names))
-
-
-def _readout(model: Any) -> Readout | None:
-    """How a text tower is read, or None where only the model knows."""
-    try:
-        return find_tower(model, "text").readout
-    except ResiDualError:
-        return None
 
 
 def _ensembled(features: Tensor, classes: int) -> Tensor:

@@ -18,9 +18,8 @@ from ..hub.files import atomic_directory, path_of
 from ..towers.registry import base_model
 from ..tuner import basis_digest
 from ..tuner.snapshot import unchanged_if_refused
-from . import updating
 from .adapters import Adapters, load_adapters, saved_adapters, write_adapters
-from .backbones import device_of
+from .backbones import device_of, load_base, origin_of
 from .cards import adapter_facts, is_ours, write_card
 from .files import (
     ROWS,
@@ -35,10 +34,8 @@ from .files import (
     write_classes,
     write_fitted_on,
 )
-from .kept_rows import load_rows, save_rows
-from .named_base import load_base, origin_of
+from .kept import KeptStatistics, head_digest, load_rows, save_rows
 from .trained_head import TrainedHead
-from .updating import KeptStatistics
 
 if TYPE_CHECKING:
     from .zero_shot import ZeroShotClassifier
@@ -71,7 +68,7 @@ def save(
         held_out = classifier.held_out if same else None
         write_classes(folder, record, classifier.class_embeddings, head, held_out)
         write_fitted_on(folder, target, classifier.fitted_on)
-        digest = "" if head is None else updating.head_digest(head.tensors())
+        digest = "" if head is None else head_digest(head.tensors())
         sums, rows = classifier.statistics, classifier.without
         rows = None if head is not None and head.low_rank else rows  # of another ridge by then
         writers = {
@@ -160,14 +157,13 @@ def load(
         )
         classifier.head = head
         check_basis(classifier, record, name_or_path)
-        kept = [directory / name for name in (STATISTICS, ROWS)]
-        if head is not None and any(path.is_file() for path in kept):
-            digest = updating.head_digest(head.tensors())
-            sums, rows = kept
-            sides = len(head.head.mean), head.class_count
+        sums, rows = directory / STATISTICS, directory / ROWS
+        if head is not None and (sums.is_file() or rows.is_file()):
+            digest = head_digest(head.tensors())
             if sums.is_file():
                 classifier._statistics = partial(KeptStatistics.load, sums, digest)
             if rows.is_file():
+                sides = len(head.head.mean), head.class_count
                 classifier._without = partial(load_rows, rows, digest, *sides)
         if held_out is not None:
             classifier.held_out = held_out

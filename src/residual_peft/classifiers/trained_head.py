@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -166,11 +166,10 @@ class TrainedHead:
         """What is said of it.
 
         Args:
-            basis: the digest of the adapter's basis.
+            basis: the digest of the basis of its coordinates; None on the embedding.
         """
         columns = len(self.head.mean)
-        own = basis if self.features == "coordinates" else None
-        return HeadRecord(self.features, self.class_count, columns, own, self.method)
+        return HeadRecord(self.features, self.class_count, columns, basis, self.method)
 
 
 def head_from(
@@ -263,14 +262,3 @@ def embedding_features(readout: Tensor) -> Tensor:
     return functional.normalize(
         readout.to(torch.promote_types(readout.dtype, torch.float32)), dim=-1
     )
-
-
-def check_head(head: Any, class_count: int) -> None:
-    """Raise a ResiDualError unless a head suits a classifier of so many classes."""
-    if not isinstance(head, TrainedHead):
-        raise ResiDualError(f"wanted a TrainedHead, got {type(head).__name__}.")
-    if head.class_count > class_count:
-        raise ResiDualError(
-            f"the class head is of {head.class_count} classes, the classifier of {class_count}: "
-            "the head's classes are the classifier's first ones."
-        )

@@ -3,7 +3,7 @@
 A `ZeroShotClassifier` is a model with W_text (C, d) beside it. Names, templates and embeddings are
 stored in the adapter's directory, so that one call brings all of it back. What it does lies in
 modules of its own: logits and loss (`cosines`), the class head (`headed`), predictions and sets of
-classes (`predicting`), another head without the old images (`changeable`, `updating`), files
+classes (`predicting`), another head without the old images (`changeable`), files
 (`saving`).
 """
 

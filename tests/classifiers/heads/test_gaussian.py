@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from residual_peft.classifiers.heads.folds import stratified_folds
 from residual_peft.classifiers.heads.gaussian import fit_gaussian
+from residual_peft.classifiers.heads.left_out import stratified_folds
 
 
 def unit(rows):

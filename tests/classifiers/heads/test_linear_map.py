@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from residual_peft.classifiers.heads.folds import stratified_folds
+from residual_peft.classifiers.heads.left_out import stratified_folds
 from residual_peft.classifiers.heads.linear_map import fit_linear_map
 from residual_peft.errors import ResiDualError
 from tests.pairs import table

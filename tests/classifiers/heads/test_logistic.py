@@ -3,8 +3,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from residual_peft.classifiers.heads.folds import stratified_folds
 from residual_peft.classifiers.heads.head import ClassHead
+from residual_peft.classifiers.heads.left_out import stratified_folds
 from residual_peft.classifiers.heads.logistic import fit_logistic
 from residual_peft.errors import ResiDualError
 

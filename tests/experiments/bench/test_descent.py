@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from residual_peft.classifiers.heads.calibrating import calibrate
-from residual_peft.classifiers.heads.folds import stratified_folds
+from residual_peft.classifiers.heads.left_out import stratified_folds
 from residual_peft.experiments.bench.descent import (
     HELD_OUT,
     PATIENCE,

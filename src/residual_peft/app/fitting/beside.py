@@ -9,9 +9,9 @@ from ...classifiers.files import ROWS, STATISTICS
 from ...classifiers.heads import RidgeSums
 from ...classifiers.heads.choosing import some_rows
 from ...classifiers.heads.images import duplicate_groups
+from ...classifiers.kept import KeptStatistics
 from ...classifiers.none_of_these import known_images
 from ...classifiers.trained_head import embedding_features
-from ...classifiers.updating import KeptStatistics
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData
 from ...errors import ResiDualError, counted

@@ -7,13 +7,15 @@ are in the file's metadata, each as JSON.
 
 import json
 import logging
+import math
 import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,16 @@ from ...data.processors import pixel_values
 from ...errors import ResiDualError
 from ...hub.files import PathLike, atomic_file
 from ...towers.registry import find_tower
+from ..heads.conformal import By, PredictionSets
 from ..zero_shot import ZeroShotClassifier
 from .graph import ClassifierGraph
-from .metadata import metadata_of
 
 INPUT, OUTPUTS = "pixels", ("probabilities", "logits")
 TOLERANCE = 1e-4  # of a probability; of a logit, times the largest there is
 OPSET = 18  # known to onnxruntime from 1.14 on
 LARGEST = 2**31 - 2**24
 """Bytes of weights: one file of protobuf holds 2 GiB, of which names and shapes take a little."""
+COVERAGES = (0.8, 0.9, 0.95, 0.99)  # of the sets of classes whose thresholds a file says
 TRIED = 8  # images that the two are compared on; one of them by itself
 
 
@@ -93,14 +96,22 @@ def export_onnx(
             graph that answers otherwise than torch.
     """
     start = time.perf_counter()
-    preparation = _preparation(classifier)
+    if classifier.image_processor is None:
+        raise no_processor()
+    anatomy = find_tower(classifier.model)
+    if "spatial_shapes" in anatomy.inputs:
+        raise ResiDualError(
+            f"wanted a tower that takes images (N, 3, H, W), got {anatomy.architecture}, which "
+            "takes patches of images of any shape: its readout cannot be one file for one size."
+        )
+    preparation = Preparation.of(classifier.image_processor)
     pixels = pixel_values(classifier.image_processor, images or _drawn()).float()
     dtype = str(next(classifier.model.parameters()).dtype).removeprefix("torch.")
     graph = ClassifierGraph(_in_float32(classifier))
     _check_size(graph)
     # before `ready`, which takes the adapters away: held-out scores are of those that are active
     height, width = pixels.shape[-2:]
-    facts = metadata_of(classifier, preparation, (height, width))
+    facts = _metadata_of(classifier, preparation, (height, width))
     with atomic_file(path) as temporary, graph.ready():
         program = _traced(graph, pixels[:1].repeat(2, 1, 1, 1))  # one would be a constant
         model = _told(program, facts)
@@ -112,16 +123,38 @@ def export_onnx(
     return ExportedOnnx(Path(path), size, *found, len(pixels), (height, width), seconds, dtype)
 
 
-def _preparation(classifier: ZeroShotClassifier) -> Preparation:
-    if classifier.image_processor is None:
-        raise no_processor()
-    anatomy = find_tower(classifier.model)
-    if "spatial_shapes" in anatomy.inputs:
-        raise ResiDualError(
-            f"wanted a tower that takes images (N, 3, H, W), got {anatomy.architecture}, which "
-            "takes patches of images of any shape: its readout cannot be one file for one size."
-        )
-    return Preparation.of(classifier.image_processor)
+def _metadata_of(
+    classifier: ZeroShotClassifier, preparation: Preparation, size: tuple[int, int]
+) -> dict[str, Any]:
+    """What a file says beside its graph, JSON-able.
+
+    `class_names`; `preprocessing`, a `Preparation`; `size`, height and width of the pixels;
+    `several_labels`, and then the `threshold`, the probability from which a class is among the
+    labels, one for all or a list of one for each; `plausible`,
+    for each coverage the probability from which a class is in the set that holds the right one so
+    often (as `Prediction.plausible`), where the classifier knows; `plausible_by`, "held-out" or
+    "jackknife": what says so, None where nothing does. Sets by jackknife+ are no one threshold.
+    """
+    by: By = "jackknife" if classifier.held_out is None else "held-out"
+    plausible = {}
+    for coverage in COVERAGES:
+        with suppress(ResiDualError):  # too few images for it, or none that the fit did not see
+            sets = classifier.sets(coverage, by)
+            assert isinstance(sets, PredictionSets)
+            plausible[str(coverage)] = math.exp(-sets.threshold)
+    threshold: float | list[float] | None = classifier.labelling.threshold
+    if classifier.thresholds is not None:
+        threshold = classifier.thresholds.double().sigmoid().tolist()
+    return {
+        "made_by": f"residual-peft {version('residual-peft')}",
+        "class_names": list(classifier.class_names),
+        "preprocessing": preparation.as_dict(),
+        "size": list(size),
+        "several_labels": classifier.multi_label,
+        "threshold": threshold,
+        "plausible": plausible,
+        "plausible_by": by if plausible else None,
+    }
 
 
 def _drawn() -> list[Image.Image]:

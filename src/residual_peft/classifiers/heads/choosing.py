@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...data.labels import ONE_LABEL, labelling_in
 from ...errors import ResiDualError
-from .images import checked
 from .left_out import LeftOut
 from .ridge import RidgeFit, fit_ridge
 
@@ -131,12 +130,9 @@ def choose_ridge(
         tried.append(Candidate(f"{name}, p = {power:g}", fit.left_out, fit.parameter_count))
         fits.append(fit)
     weights = options.get("class_weights")
-    each = None
     if weights is not None:
-        first = features[keys[0][0]]
-        first = first if rows is None else first[rows]
-        each = checked(first, few, class_count, class_weights=weights).weights
-    best = fewest_as_good(tried, each, tie)
+        weights = torch.as_tensor(weights, dtype=torch.float64).cpu()[few.cpu().long()]
+    best = fewest_as_good(tried, weights, tie)
     name, power = keys[best]
     fit = fits[best]
     if rows is not None:

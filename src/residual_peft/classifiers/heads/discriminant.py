@@ -10,7 +10,8 @@ from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError
 from .finishing import finish
 from .head import ClassHead, FittedHead
-from .images import ROUNDING, Images, checked
+from .images import ROUNDING, checked
+from .left_out import How
 from .nearest import DEFAULT_TEMPERATURE
 from .preparing import scaling
 
@@ -134,8 +135,13 @@ def fit_discriminant(
     squared = _left_out_squared(rows, centres, data.labels, counts, covariance, share)
     directions = covariance.solve(centres)
     offset = priors.log() - 0.5 * (directions * centres).sum(1)
-    own = rows @ directions.mT + offset
-    how, known, left = _left_out(squared, priors, data, own)
+    known, left = (counts > 1)[data.labels], rows @ directions.mT + offset
+    how: How = "one" if known.any() else "none"
+    if known.any():
+        logits = priors.log() - 0.5 * squared
+        # an image that was its class's only one cannot be told right; finite, and below all others
+        least = torch.where(logits.isfinite(), logits, torch.inf).amin(1, keepdim=True)
+        left = torch.where(logits.isfinite(), logits, least - 1.0)
     text_weight, temperature, left_out = finish(left, data, how, known)
     head = ClassHead(mean, scale, directions.mT.contiguous(), offset, text_weight, temperature)
     model = Discriminant(mean, scale, centres, priors, covariance, share, squared)
@@ -157,21 +163,14 @@ def shrinkage_of(residuals: Tensor, shrinkage: Shrinkage) -> float:
     gram = small @ small.mT / count
     trace, squares = float(gram.trace()), float(gram.square().sum())
     if shrinkage == "oas":
-        return oas(trace, squares, count, columns)
+        # Chen et al., eq. 23, as scikit-learn has it: without the terms of order 1 / K
+        mean, spread = trace / columns, squares / columns**2
+        below = (count + 1) * (spread - mean**2 / columns)
+        return 1.0 if below <= 0 else min((spread + mean**2) / below, 1.0)
     fourth = float(residuals.square().sum(1).square().sum()) / count
     apart = squares - trace**2 / columns  # ‖S − (tr S / K) I‖²
     error = (fourth - squares) / count
     return 1.0 if apart <= 0 else min(max(error, 0.0), apart) / apart
-
-
-def oas(trace: float, squares: float, count: float, columns: int) -> float:
-    """Oracle approximating shrinkage from tr S, tr S², N and K (Chen et al., 2010, eq. 23).
-
-    As scikit-learn has it: without the terms of order 1 / K.
-    """
-    mean, spread = trace / columns, squares / columns**2
-    below = (count + 1) * (spread - mean**2 / columns)
-    return 1.0 if below <= 0 else min((spread + mean**2) / below, 1.0)
 
 
 def _squared(rows: Tensor, centres: Tensor, covariance: Covariance) -> Tensor:
@@ -215,17 +214,3 @@ def _left_out_squared(
         size > 1, ratio.square() * own / left, torch.inf
     )
     return squared
-
-
-def _left_out(
-    squared: Tensor, priors: Tensor, data: Images, own: Tensor
-) -> tuple[Literal["one", "none"], Tensor, Tensor]:
-    """Who was left out, who is known without, and the logits (N, C)."""
-    counts = data.targets.sum(0)
-    known = (counts > 1)[data.labels]
-    if not known.any():
-        return "none", known, own
-    logits = priors.log() - 0.5 * squared
-    # an image that was its class's only one cannot be told right; finite, and below all others
-    least = torch.where(torch.isfinite(logits), logits, torch.inf).amin(1, keepdim=True)
-    return "one", known, torch.where(torch.isfinite(logits), logits, least - 1.0)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from .calibrating import calibrate
-from .folds import FOLDS, stratified_folds
 from .images import Images
-from .left_out import How, LeftOut, leaving_of
+from .left_out import FOLDS, How, LeftOut, leaving_of, stratified_folds
 
 
 def log_losses(logits: Tensor, images: Images) -> Tensor:
@@ -55,22 +54,16 @@ def finish(
     text = images.zero_shot if with_text else None
     if images.labelling.multi_label:
         return 0.0, 1.0, LeftOut(logits, images.labels, how, known)
-    if not known.any():
-        weight = text_alone(images) if with_text else 0.0
-        final = temperature * logits
-        if text is not None:
-            final = final + weight * text
-        return weight, temperature, LeftOut(final, images.labels, how, known)
-    found = calibrate(
-        logits[known],
-        images.labels[known],
-        images.weights[known],
-        None if text is None else text[known],
-    )
-    final = found.temperature * logits
+    if known.any():
+        seen = None if text is None else text[known]
+        found = calibrate(logits[known], images.labels[known], images.weights[known], seen)
+        text_weight, temperature = found.text_weight, found.temperature
+    else:
+        text_weight = text_alone(images) if with_text else 0.0
+    final = temperature * logits
     if text is not None:
-        final = final + found.text_weight * text
-    return found.text_weight, found.temperature, LeftOut(final, images.labels, how, known)
+        final = final + text_weight * text
+    return text_weight, temperature, LeftOut(final, images.labels, how, known)
 
 
 def part_of(images: Images, rows: Tensor) -> Images:

@@ -53,10 +53,18 @@ def checked(
             f"wanted features (N, K) of the images with K at least 1, got {tuple(features.shape)}: "
             "a basis without components has none."
         )
-    labels = labels.detach().cpu()
-    _check_labels(labels, len(features), class_count)
+    labels, count = labels.detach().cpu(), len(features)
+    if labels.ndim not in (1, 2) or len(labels) != count or count == 0:
+        raise ResiDualError(
+            f"wanted a label for each of {count} images and at least one image, got labels "
+            f"{tuple(labels.shape)}."
+        )
+    labelling = labelling_in(labels)
+    labelling.check(labels, class_count)
+    if class_count < labelling.fewest_classes:
+        raise ResiDualError(f"wanted at least two classes to tell apart, got {class_count}.")
     labels = labels.long()
-    targets = labelling_in(labels).targets(labels, class_count)
+    targets = labelling.targets(labels, class_count)
     absent = (targets.sum(0) == 0).nonzero().flatten().tolist()
     if absent:
         names = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
@@ -74,17 +82,6 @@ def checked(
         zero_shot = _finite(zero_shot, "zero-shot logits")
     weights = _weights(class_weights, labels, class_count)
     return Images(features, labels, targets, weights, zero_shot)
-
-
-def _check_labels(labels: Tensor, count: int, class_count: int) -> None:
-    if labels.ndim not in (1, 2) or len(labels) != count or count == 0:
-        raise ResiDualError(
-            f"wanted a label for each of {count} images and at least one image, got labels "
-            f"{tuple(labels.shape)}."
-        )
-    labelling_in(labels).check(labels, class_count)
-    if class_count < labelling_in(labels).fewest_classes:
-        raise ResiDualError(f"wanted at least two classes to tell apart, got {class_count}.")
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

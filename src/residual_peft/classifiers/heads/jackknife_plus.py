@@ -67,10 +67,7 @@ class RidgeWithout:
         images = checked(
             features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights
         )
-        part = torch.empty(len(labels), dtype=torch.long)
         leaving = leaving_of(images.labels, class_count, groups, left.how)
-        for number, rows in enumerate(leaving.parts):
-            part[rows] = number
         said = left.logits.double()
         if head.text_weight and images.zero_shot is not None:
             said = said - head.text_weight * images.zero_shot
@@ -84,7 +81,7 @@ class RidgeWithout:
             targets,
             targets - said / head.temperature,
             left.losses,
-            part,
+            leaving.numbers,
             torch.tensor([fit.alpha[0], head.text_weight, head.temperature], dtype=torch.float64),
         )
 
@@ -102,15 +99,6 @@ class RidgeWithout:
             )
         return rows, root
 
-    def _pull(self, new: Tensor) -> Tensor:
-        """h of new rows c̃ and each image (M, N)."""
-        rows, root = self._factor
-        if len(root) == rows.shape[1]:
-            found = torch.cholesky_solve(new.mT, root).mT @ rows.mT
-        else:
-            found = torch.cholesky_solve(rows @ new.mT, root).mT
-        return found * self.weights.sqrt() + self.weights / self.weights.sum()
-
     def _centred(self, features: Tensor) -> Tensor:
         return (features.detach().cpu().double() - self.mean) / self.scale
 
@@ -119,7 +107,13 @@ class RidgeWithout:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Each part's rows, and the logits (M, C) of new images by the fit without it."""
         _, text_weight, temperature = self.numbers.tolist()
-        pull = self._pull(self._centred(features[:, self.columns.to(features.device)]))
+        new = self._centred(features[:, self.columns.to(features.device)])
+        rows, root = self._factor
+        if len(root) == rows.shape[1]:
+            pull = torch.cholesky_solve(new.mT, root).mT @ rows.mT
+        else:
+            pull = torch.cholesky_solve(rows @ new.mT, root).mT
+        pull = pull * self.weights.sqrt() + self.weights / self.weights.sum()  # h(x, i) (M, N)
         whole = temperature * (pull @ self.targets)
         if text_weight and zero_shot is not None:
             whole = whole + text_weight * zero_shot.detach().cpu().double()

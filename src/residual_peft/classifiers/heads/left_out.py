@@ -13,6 +13,7 @@ from ...data.metrics import mean_per_class_recall
 from ...errors import ResiDualError
 
 How = Literal["one", "block", "group", "fold", "none"]
+FOLDS = 5
 SMALL_CLASS = 32
 """Images of the rarest class from which on one image is left out at a time.
 
@@ -65,6 +66,7 @@ class Leaving:
     how: How  # as in `LeftOut`
     # rows that are left out together, disjoint; one row each where `how` is "one"
     parts: tuple[Tensor, ...]
+    numbers: Tensor  # of the part that each image is of (N,); its own row's with "none"
     known: Tensor  # as in `LeftOut`
 
 
@@ -80,43 +82,43 @@ def leaving_of(
     than `SMALL_CLASS` images, else "one".
     """
     labelling, count = labelling_in(labels), len(labels)
+    numbers = torch.arange(count)
     if groups is not None:
-        parts = _groups(groups, count)
-        return Leaving("group", parts, _known(labels, class_count, parts))
-    sizes = labelling.counts(labels, class_count)
-    if how is None:
-        how = "block" if labelling.leaves_blocks(sizes, SMALL_CLASS) else "one"
-    if how == "none" or count == 1 or not labelling.may_leave_out(sizes):
-        return Leaving("none", (), torch.zeros(count, dtype=torch.bool))
-    if how == "block":
-        check_same(ONE_LABEL, labelling, "leave out one image at a time, not one of every class")
-    single = tuple(torch.arange(count).unsqueeze(1))
-    parts = _blocks(labels, sizes) if how == "block" else single
-    return Leaving(how, parts, _known(labels, class_count, parts))
+        how, numbers = "group", _group_numbers(groups, count)
+    else:
+        sizes = labelling.counts(labels, class_count)
+        if how is None:
+            how = "block" if labelling.leaves_blocks(sizes, SMALL_CLASS) else "one"
+        if how == "none" or count == 1 or not labelling.may_leave_out(sizes):
+            return Leaving("none", (), numbers, torch.zeros(count, dtype=torch.bool))
+        if how == "block":
+            why = "leave out one image at a time, not one of every class"
+            check_same(ONE_LABEL, labelling, why)
+            # one image of every class that has any left, in the order they stand in
+            order = labels.argsort(stable=True)
+            starts = sizes.cumsum(0) - sizes
+            numbers[order] = torch.arange(count) - starts[labels[order]]
+    parts = parts_of(numbers)
+    one_hot = labelling.targets(labels, class_count)
+    inside = torch.zeros(len(parts), class_count, dtype=one_hot.dtype)
+    inside.index_add_(0, numbers, one_hot)
+    # whether no image outside the part has a class (with several labels, one of the image's)
+    missing = inside == one_hot.sum(0)
+    return Leaving(how, parts, numbers, ~(missing[numbers] & (one_hot > 0)).any(1))
 
 
-def _groups(groups: Tensor | Sequence[object], count: int) -> tuple[Tensor, ...]:
+def _group_numbers(groups: Tensor | Sequence[object], count: int) -> Tensor:
     values = groups.tolist() if isinstance(groups, Tensor) else [str(name) for name in groups]
     if len(values) != count:
         raise ResiDualError(f"wanted one group for each of {count} images, got {len(values)}.")
-    _, numbers = np.unique(np.asarray(values), return_inverse=True)
-    parts = parts_of(torch.from_numpy(numbers))
-    if len(parts) < 2:
+    different, numbers = np.unique(np.asarray(values), return_inverse=True)
+    if len(different) < 2:
         raise ResiDualError(
             "wanted at least two groups of images, got one: nothing would be left to fit on "
             "without it. Copies are of one group, and join those that they are in: give finer "
             "groups, or pictures that differ."
         )
-    return parts
-
-
-def _blocks(labels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-    """One image of every class that has any left, in the order they stand in."""
-    order = labels.argsort(stable=True)
-    starts = sizes.cumsum(0) - sizes
-    place = torch.empty_like(labels)
-    place[order] = torch.arange(len(labels)) - starts[labels[order]]
-    return parts_of(place)
+    return torch.from_numpy(numbers)
 
 
 def parts_of(numbers: Tensor) -> tuple[Tensor, ...]:
@@ -125,13 +127,38 @@ def parts_of(numbers: Tensor) -> tuple[Tensor, ...]:
     return order.split(torch.bincount(numbers).tolist())
 
 
-def _known(labels: Tensor, class_count: int, parts: Sequence[Tensor]) -> Tensor:
-    """Whether the images outside an image's part have its class (with several labels, all)."""
-    one_hot = labelling_in(labels).targets(labels, class_count)
-    part_of = torch.empty(len(labels), dtype=torch.long)
-    for number, rows in enumerate(parts):
-        part_of[rows] = number
-    inside = torch.zeros(len(parts), class_count, dtype=one_hot.dtype)
-    inside.index_add_(0, part_of, one_hot)
-    missing = inside == one_hot.sum(0)
-    return ~(missing[part_of] & (one_hot > 0)).any(1)
+def stratified_folds(
+    labels: Tensor, *, folds: int = FOLDS, groups: Tensor | None = None
+) -> Tensor | None:
+    """The fold of every image, (N,) int64 from 0, the same in every run; None where it is no use.
+
+    Every class's images are spread evenly over the folds, with several labels without regard to
+    them. A class of fewer images than folds makes fewer folds, down to two, so that no fold holds
+    all images of a class that has two or more. With one image in every class there is nothing to
+    learn from folds, since an image's class has then none left. Groups stay together by
+    scikit-learn's StratifiedGroupKFold, or by size alone with several labels.
+    """
+    if folds < 2:
+        raise ResiDualError(f"wanted two or more folds, got {folds}.")
+    strata = labelling_in(labels).strata(labels)
+    sizes = strata.bincount()
+    if not (sizes > 1).any():
+        return None
+    folds = min(folds, int(sizes[sizes > 1].min()))
+    folds = min(folds, len(labels) if groups is None else len(groups.unique()))
+    if folds < 2:
+        return None
+    found = torch.empty(len(labels), dtype=torch.int64)
+    if groups is not None:
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        split = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+        parts = split.split(strata.numpy(), strata.numpy(), groups.numpy())
+        for number, (_, outside) in enumerate(parts):
+            found[torch.from_numpy(outside)] = number
+        return found
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = order[strata[order].argsort(stable=True)]
+    # one class after the other, going on where the last one stopped: folds of equal size, too
+    found[order] = torch.arange(len(labels)) % folds
+    return found

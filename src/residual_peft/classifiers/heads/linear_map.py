@@ -14,12 +14,11 @@ from torch.nn import functional
 
 from ...errors import ResiDualError
 from .finishing import finish
-from .folds import FOLDS
 from .head import ClassHead, FittedHead
 from .images import checked
-from .paths import choose_strength
+from .left_out import FOLDS
+from .paths import Problem, choose_strength
 from .preparing import PrincipalAxes
-from .problem import Problem
 
 DEFAULT_STRENGTH = 1e-1  # relative too, where one image per class leaves nothing to choose by
 _PATIENCE = 3  # near the identity nothing changes for a while

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from .finishing import finish
-from .folds import FOLDS
 from .head import ClassHead, FittedHead
 from .images import checked
-from .paths import choose_strength
+from .left_out import FOLDS
+from .paths import Problem, choose_strength
 from .preparing import PrincipalAxes, scaling
-from .problem import Problem
 
 DEFAULT_STRENGTH = 1e-2  # relative too, where one image per class leaves nothing to choose by
 

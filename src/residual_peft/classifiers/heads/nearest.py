@@ -9,7 +9,7 @@ from torch.nn import functional
 from .finishing import finish, mean_loss
 from .left_out import leaving_of
 from .preparing import UnitRows
-from .rival import LinearScorer, Rival, Shots, on_unit_rows, part_numbers, rival
+from .rival import LinearScorer, Rival, Shots, on_unit_rows, rival
 
 NEIGHBOURS = (1, 2, 3, 5, 10, 20, 50)
 NEIGHBOUR_TEMPERATURE = 0.07
@@ -83,8 +83,7 @@ def fit_neighbours(shots: Shots, *, count: int | None = None) -> Rival:
     leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
     cosines = unit @ unit.mT
     if leaving.parts:
-        number = part_numbers(leaving, len(unit))
-        cosines[number[:, None] == number] = -torch.inf
+        cosines[leaving.numbers[:, None] == leaving.numbers] = -torch.inf
     tried = [count] if count else [k for k in NEIGHBOURS if k < len(unit)] or [DEFAULT_NEIGHBOURS]
     scores = {k: log_votes(cosines, data.targets, k) for k in tried}
     best = tried[0]  # where nothing can be told

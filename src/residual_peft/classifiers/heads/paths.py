@@ -1,4 +1,7 @@
-"""A strength chosen on left-out folds, along a path of fits from strong to weak."""
+"""What logistic regression and the linear map minimise, and how strong its penalty is to be.
+
+The strength is chosen on left-out folds, along a path of fits from strong to weak.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ...errors import ResiDualError
-from .finishing import finish, folds_of
+from .finishing import finish, folds_of, log_losses, part_of
+from .images import Images
 from .left_out import How
-from .problem import Problem
+from .minimising import scaled_minimum
 
 RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
 """Times what makes them free of the number of images and of the features' scale."""
@@ -19,6 +23,60 @@ _EQUAL = 1e-2  # of a loss
 COARSE = 1e-5
 """Gradient per image of the fits that are only compared, in float32; at 1e-4 weak ridges stop so
 early, from the last strength's fit on, that they pass for stronger ones."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Σ_i w_i loss_i + ½ α ‖A‖² of logits begin + R A S, over A (r, q)."""
+
+    data: Images
+    rows: Tensor  # R (N, r), whose columns are orthogonal
+    begin: Tensor  # (N, C)
+    spread: Tensor | None = None  # S (q, C); None for the identity
+    free: int = 0  # how many of the last rows of A are not held to 0
+
+    def zeros(self) -> Tensor:
+        """Where a fit starts by itself."""
+        width = self.data.targets.shape[1] if self.spread is None else len(self.spread)
+        return self.rows.new_zeros(self.rows.shape[1], width)
+
+    def scores(self, point: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Logits (N, C) of a fit for the images, or for some of them."""
+        return self.begin[rows] + self._spread(self.rows[rows] @ point)
+
+    def solve(
+        self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
+    ) -> tuple[Tensor, float]:
+        """A for the rows of `kept`, in float32, or all; and the largest entry of its gradient.
+
+        L-BFGS over A √h, with h the curvature of each entry at equal probabilities: as the rows'
+        columns are orthogonal, that is all there is to know of it. The tolerance is per image.
+        """
+        if not start.numel():
+            return start, 0.0
+        dtype = torch.float64 if kept is None else torch.float32
+        kept = torch.ones(len(self.rows), dtype=torch.bool) if kept is None else kept
+        data, rows, begin = part_of(self.data, kept), self.rows[kept], self.begin[kept]
+        weights, labelling, products = data.weights[:, None], data.labelling, rows.to(dtype)
+        penalty = torch.full((rows.shape[1], 1), strength, dtype=torch.float64)
+        penalty[len(penalty) - self.free :] = 0.0
+        steep: Tensor | float = labelling.curvature(data.targets.shape[1])
+        if self.spread is not None:
+            steep = steep * self.spread.square().sum(1)
+        root = (penalty + steep * (weights * rows.square()).sum(0)[:, None]).sqrt()
+
+        def function(point: Tensor) -> tuple[Tensor, Tensor]:
+            logits = begin + self._spread(products @ point.to(dtype)).double()
+            value = data.weights @ log_losses(logits, data)
+            value = value + 0.5 * strength * point[: len(penalty) - self.free].square().sum()
+            slope = (weights * (labelling.probabilities(logits) - data.targets)).to(dtype)
+            slope = slope if self.spread is None else slope @ self.spread.to(dtype).mT
+            return value, (products.mT @ slope).double() + penalty * point
+
+        return scaled_minimum(function, start, root, tolerance * len(rows))
+
+    def _spread(self, inner: Tensor) -> Tensor:
+        return inner if self.spread is None else inner @ self.spread.to(inner)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from ...errors import ResiDualError
 from .finishing import best_across_folds, folds_of, log_losses, part_of
-from .folds import FOLDS
 from .images import Images
+from .left_out import FOLDS
 from .minimising import scaled_minimum
 from .preparing import PrincipalAxes
 from .rival import Rival, one_label, rival
@@ -93,7 +93,11 @@ def fit_projection(
     if fold is not None:
 
         def outside(kept: Tensor) -> Tensor:
-            return torch.stack(problem.path(kept, tried, _COARSE), 1)
+            change, found = None, []
+            for strength in tried:  # each from the last one's on
+                change = problem.change(kept, strength, change, _COARSE)
+                found.append(problem.scores(~kept, change))
+            return torch.stack(found, 1)
 
         number, left = best_across_folds(outside, fold, data, known)
         best = tried[number]
@@ -143,14 +147,6 @@ class _Problem:
             start = torch.zeros(self.start.matrix.shape[0], len(energy), dtype=torch.float64)
         options = {"change": tolerance**2, "max_iterations": 300}
         return scaled_minimum(function, start, root, tolerance, **options)[0]
-
-    def path(self, kept: Tensor, strengths: Sequence[float], tolerance: float) -> list[Tensor]:
-        """Logits of the rows outside `kept`, for each strength from the last one's Δ on."""
-        change, found = None, []
-        for strength in strengths:
-            change = self.change(kept, strength, change, tolerance)
-            found.append(self.scores(~kept, change))
-        return found
 
     def solve(self, strength: float, tolerance: float) -> Projection:
         """On all rows."""

@@ -54,11 +54,9 @@ def fit_proker(shots: Shots) -> Rival:
     leaving = leaving_of(data.labels, data.targets.shape[1], shots.groups)
     prior = data.targets.mean(0, keepdim=True)
     text_weight = text_alone(data)
-    base = (
-        prior
-        if not text_weight
-        else (text_weight * text_of(data.targets, data.zero_shot)).softmax(1)
-    )
+    base = prior
+    if text_weight:
+        base = (text_weight * text_of(data.targets, data.zero_shot)).softmax(1)
     residual = data.targets - base
     cosines = unit @ unit.mT
     best, left = _choose(cosines, residual, data, leaving)

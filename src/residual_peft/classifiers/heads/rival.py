@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...data.labels import ONE_LABEL, check_same, labelling_in
@@ -13,7 +12,7 @@ from ...errors import ResiDualError
 from .finishing import finish
 from .head import Scorer
 from .images import Images, checked
-from .left_out import How, Leaving, LeftOut
+from .left_out import How, LeftOut
 from .preparing import UnitRows
 
 
@@ -137,11 +136,3 @@ def text_of(scores: Tensor, zero_shot: Tensor | None) -> Tensor:
             f"with, got {got}."
         )
     return zero_shot.to(scores)
-
-
-def part_numbers(leaving: Leaving, count: int) -> Tensor:
-    """The number of the part that each image is left out with, (N,); its own row's with "none"."""
-    found = torch.arange(count)
-    for number, rows in enumerate(leaving.parts):
-        found[rows] = number
-    return found

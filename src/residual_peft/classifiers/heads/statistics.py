@@ -9,9 +9,9 @@ from torch import Tensor
 from ...bases import processes
 from ...errors import ResiDualError
 from .images import checked_batch
-from .packing import checked_sums, half, whole
 
 _TOLERANCE = 1e-9  # of a sum of squares, for what rounding makes of an exact 0
+_NAMES = ("totals", "origin", "sums", "counts", "class_sums", "squares")
 
 
 def _zeros(*shape: int) -> Tensor:
@@ -218,34 +218,19 @@ class HeadStatistics:
 
     def state(self) -> dict[str, Tensor]:
         """Plain tensors in float64, of each symmetric matrix one half."""
-        whole = torch.tensor([self.rows, self.total], dtype=torch.float64)
-        state = {"totals": whole, "origin": self.origin, "sums": self.sums}
-        state |= {"counts": self.counts, "class_sums": self.class_sums}
-        state["squares"] = half(self.squares)
-        if self.class_squares is not None:
-            state["class_squares"] = half(self.class_squares)
-        return state
+        totals = torch.tensor([self.rows, self.total], dtype=torch.float64)
+        sums = {name: getattr(self, name) for name in self._sums()}
+        halves = {name: _half(sums[name]) for name in sums if name.endswith("squares")}
+        return {"totals": totals, "origin": self.origin} | sums | halves
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], source: str = "") -> "HeadStatistics":
         """The statistics that `state` was taken of; their source is saved beside them."""
-        doubles = checked_sums(state)
-        k, c = len(doubles["origin"]), len(doubles["counts"])
-        classes = doubles.get("class_squares")
-        return cls(
-            k,
-            c,
-            source,
-            classes is not None,
-            round(float(doubles["totals"][0])),
-            float(doubles["totals"][1]),
-            doubles["origin"],
-            doubles["sums"],
-            whole(doubles["squares"], k),
-            doubles["counts"],
-            doubles["class_sums"],
-            None if classes is None else whole(classes, k),
-        )
+        sums = _checked_sums(state)
+        rows, total = sums.pop("totals").tolist()
+        k, c, per_class = len(sums["origin"]), len(sums["counts"]), "class_squares" in sums
+        sums |= {name: _whole(sums[name], k) for name in sums if name.endswith("squares")}
+        return cls(k, c, source, per_class, round(rows), total, **sums)
 
     def _sums(self) -> list[str]:
         names = ["sums", "squares", "counts", "class_sums"]
@@ -263,3 +248,38 @@ class HeadStatistics:
             for c in targets.any(0).nonzero().flatten().tolist():
                 own = targets[:, c] > 0
                 self.class_squares[c].addmm_(x[own].mT, weighted[own], alpha=sign)
+
+
+def _half(square: Tensor) -> Tensor:
+    """The lower triangle (..., K (K + 1) / 2) of symmetric matrices (..., K, K)."""
+    rows, columns = torch.tril_indices(square.shape[-1], square.shape[-1])
+    return square[..., rows, columns].contiguous()
+
+
+def _whole(triangle: Tensor, columns: int) -> Tensor:
+    """The symmetric matrices that `_half` was taken of."""
+    rows, places = torch.tril_indices(columns, columns)
+    square = torch.zeros(*triangle.shape[:-1], columns, columns, dtype=triangle.dtype)
+    square[..., rows, places] = triangle
+    square[..., places, rows] = triangle
+    return square
+
+
+def _checked_sums(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Saved statistics in float64, refused where one is missing, of a wrong shape or not finite."""
+    missing = set(_NAMES) - set(state)
+    if missing:
+        raise ResiDualError(
+            f"wanted a class head's statistics, got none of {', '.join(sorted(missing))}."
+        )
+    k, c = state["origin"].numel(), state["counts"].numel()
+    triangle = k * (k + 1) // 2
+    shapes = {"totals": (2,), "origin": (k,), "sums": (k,), "counts": (c,), "class_sums": (c, k)}
+    shapes |= {"squares": (triangle,), "class_squares": (c, triangle)}
+    for name, tensor in state.items():
+        if tuple(tensor.shape) != shapes.get(name) or not torch.isfinite(tensor).all():
+            raise ResiDualError(
+                f"wanted finite {name} {shapes.get(name, '(none)')} in statistics of {k} features "
+                f"and {c} classes, got {tuple(tensor.shape)}: they are damaged, or no statistics."
+            )
+    return {name: tensor.double() for name, tensor in state.items()}

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ...data.labels import labelling_of
 from ...errors import ResiDualError
-from .calibrating import calibrate
+from .finishing import finish
 from .head import ClassHead
-from .images import ADVICE, checked_batch
+from .images import ADVICE, Images, checked_batch
 from .left_out import LeftOut
 from .ridge import strengths_of
 from .smoother import scales_of
@@ -61,8 +61,14 @@ def fit_statistics(
     in its place, or one per class (C,), such as an earlier fit's, as `scale` (K,) may be. With
     `multi_label` images may have several labels, each class then with its own strength.
     """
-    _check_filled(statistics)
     n, rows = statistics.total, statistics.rows
+    absent = (statistics.counts <= 0).nonzero().flatten().tolist()
+    if absent or rows < 2:
+        names = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
+        raise ResiDualError(
+            f"wanted images of each of {statistics.class_count} classes, two at least, got "
+            f"{rows} and none of class {names or '–'}: {ADVICE}"
+        )
     # images' weights are of mean 1 in a fit on rows
     size = rows / n
     centre = statistics.sums / n
@@ -130,18 +136,15 @@ def calibrated(fit: StreamedFit, batches: Iterable[Batch]) -> tuple[ClassHead, L
         )
     joined, found = torch.cat(scores), torch.cat(labels)
     zero_shot = torch.cat(texts) if texts else None
+    # what is left to be chosen hangs on the scores alone
+    images = Images(joined, found, joined, torch.ones(len(found)).double(), zero_shot)
     # the sums hold n ȳ images of each class: with one, none is left without it
     known = (fit.head.offset * fit.rows)[found] > 1.5
-    ones = torch.ones(len(found)).double()
-    text_weight, temperature = 0.0, DEFAULT_TEMPERATURE
-    if known.any():
-        seen = None if zero_shot is None else zero_shot[known]
-        numbers = calibrate(joined[known], found[known], ones[known], seen)
-        text_weight, temperature = numbers.text_weight, numbers.temperature
-    elif zero_shot is not None:  # weighed by itself, as it has seen no image
-        text_weight = calibrate(0 * joined, found, ones, zero_shot).text_weight
+    text_weight, temperature, left_out = finish(
+        joined, images, "one", known, temperature=DEFAULT_TEMPERATURE
+    )
     head = replace(fit.head, text_weight=text_weight, temperature=temperature)
-    return head, LeftOut(head.with_text(joined, zero_shot), found, "one", known)
+    return head, left_out
 
 
 def _left_out(fit: StreamedFit, inner: Tensor, targets: Tensor, alpha: Tensor) -> Tensor:
@@ -178,13 +181,3 @@ def _generalised(
     freedom = (eigenvalues * shrunk).sum(1, keepdim=True) + 1
     residual = (variance - explained).clamp_min(0) / rows
     return residual / (1 - freedom / rows).clamp_min(1e-12).square()
-
-
-def _check_filled(statistics: HeadStatistics) -> None:
-    absent = (statistics.counts <= 0).nonzero().flatten().tolist()
-    if absent or statistics.rows < 2:
-        names = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
-        raise ResiDualError(
-            f"wanted images of each of {statistics.class_count} classes, two at least, got "
-            f"{statistics.rows} and none of class {names or '–'}: {ADVICE}"
-        )

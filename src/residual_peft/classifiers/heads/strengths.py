@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ...errors import ResiDualError
 from .calibrating import Calibration, calibrate, platt
+from .finishing import log_losses, text_alone
 from .images import Images
 from .left_out import Leaving
 from .smoother import Smoother
@@ -65,10 +65,8 @@ class Choosing:
         """The strength, with a and τ, of the least loss on images that are left out so."""
         if self.images.labelling.multi_label:
             return self._several_labels(leaving)
-        images, prior = self.images, 0.0
-        if images.zero_shot is not None and self.residual is not False:
-            none = torch.zeros_like(images.targets)
-            prior = calibrate(none, images.labels, images.weights, images.zero_shot).text_weight
+        images = self.images
+        prior = 0.0 if self.residual is False else text_alone(images)
         if prior == 0:
             return self._one_label(leaving, 0.0)
         beneath = self._one_label(leaving, prior)
@@ -84,9 +82,9 @@ class Choosing:
     def _losses(self, chosen: Chosen, leaving: Leaving) -> Tensor:
         """Left-out log-loss of each image whose class is known without it."""
         assert self.images.zero_shot is not None
-        numbers, known = chosen.calibration, leaving.known
+        numbers = chosen.calibration
         logits = numbers.text_weight * self.images.zero_shot + numbers.temperature * chosen.scores
-        return functional.cross_entropy(logits[known], self.images.labels[known], reduction="none")
+        return log_losses(logits, self.images)[leaving.known]
 
     def _one_label(self, leaving: Leaving, prior: float) -> Chosen:
         """One strength for all classes, with a and τ of its left-out predictions."""
@@ -98,7 +96,9 @@ class Choosing:
             apart = (self.strengths / (DEFAULT_STRENGTH * smoother.size)).log().abs()
             alpha = float(self.strengths[apart.argmin()])
             scores = smoother.fitted(targets, alpha)
-            calibration = _untried(images, scores, prior)
+            # the text is weighed by itself, as it has seen none of the images
+            temperature = CORRECTING_TEMPERATURE if prior else DEFAULT_TEMPERATURE
+            calibration = Calibration(prior or text_alone(images), temperature, float("nan"))
             return Chosen(
                 ones * alpha, torch.zeros(0).double(), scores, calibration, ones, zeros, prior
             )
@@ -150,13 +150,3 @@ class Choosing:
             share = calibration.text_weight / calibration.temperature
             biases = biases - share * images.zero_shot.mean(0)
         return Chosen(chosen, torch.stack(losses), scores, calibration, slopes, biases)
-
-
-def _untried(images: Images, scores: Tensor, prior: float) -> Calibration:
-    """With one image of each class: the text is weighed by itself, as it has seen none of them."""
-    if prior:
-        return Calibration(prior, CORRECTING_TEMPERATURE, float("nan"))
-    if images.zero_shot is None:
-        return Calibration(0.0, DEFAULT_TEMPERATURE, float("nan"))
-    alone = calibrate(torch.zeros_like(scores), images.labels, images.weights, images.zero_shot)
-    return Calibration(alone.text_weight, DEFAULT_TEMPERATURE, float("nan"))

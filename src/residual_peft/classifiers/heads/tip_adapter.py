@@ -11,7 +11,7 @@ from .finishing import best_across_folds, folds_of, mean_loss, part_of
 from .images import Images
 from .left_out import leaving_of
 from .preparing import UnitRows
-from .rival import Rival, Shots, on_unit_rows, part_numbers, rival
+from .rival import Rival, Shots, on_unit_rows, rival
 
 SHARPNESSES = (0.5, 1.0, 2.0, 5.5, 11.0, 22.0, 45.0, 90.0)  # β
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # α
@@ -32,7 +32,6 @@ class Cache:
     targets: Tensor  # Y (N, C)
     sharpness: float  # β
     weight: float  # α
-    trained: bool = False  # whether F was trained
 
     @property
     def parameter_count(self) -> int:
@@ -57,8 +56,7 @@ def _untrained(shots: Shots) -> Rival:
     cosines = keys @ keys.mT
     inside = torch.zeros(len(keys), len(keys), dtype=torch.bool)
     if leaving.parts:
-        number = part_numbers(leaving, len(keys))
-        inside = number[:, None] == number
+        inside = leaving.numbers[:, None] == leaving.numbers
     text = 0.0 if data.zero_shot is None else data.zero_shot
     scores: dict[tuple[float, float], Tensor] = {}
     for sharpness in SHARPNESSES:
@@ -100,7 +98,7 @@ def fit_tip_adapter_f(shots: Shots, *, epochs: int = EPOCHS, rate: float = RATE)
     if fold is None:
         (keys,) = trained(everything, [epochs])
         left = _scores(cache.keys, keys, data.targets, data.zero_shot, *pair)
-        scorer = Cache(cache.rows, keys, data.targets, *pair, trained=True)
+        scorer = Cache(cache.rows, keys, data.targets, *pair)
         return rival(scorer, left, data, how, known, with_text=False, chosen={"epoch": epochs})
     tried = [pair, *product(SHARPNESSES, WEIGHTS)]
     stops = [stop for stop in STOPS if stop < epochs] + [epochs]
@@ -115,7 +113,7 @@ def fit_tip_adapter_f(shots: Shots, *, epochs: int = EPOCHS, rate: float = RATE)
     best, left = best_across_folds(outside, fold, data, known)
     epoch, two = stops[best // len(tried)], tried[best % len(tried)]
     (keys,) = trained(everything, [epoch])
-    scorer = Cache(cache.rows, keys, data.targets, *two, trained=True)
+    scorer = Cache(cache.rows, keys, data.targets, *two)
     chosen = {"epoch": epoch, "sharpness": two[0], "weight": two[1]}
     return rival(scorer, left, data, how, known, with_text=False, chosen=chosen)
 

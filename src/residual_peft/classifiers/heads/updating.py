@@ -40,14 +40,11 @@ class RidgeSettings:
             raise ResiDualError("wanted finite numbers above 0 as a ridge's settings, got others.")
 
     @classmethod
-    def of(
-        cls, alpha: Tensor, scale: Tensor, class_weights: Tensor | None = None
-    ) -> "RidgeSettings":
-        """Of one label per image, without lines through the scores."""
+    def of(cls, alpha: Tensor, scale: Tensor) -> "RidgeSettings":
+        """Of one label per image, all of weight 1: without lines through the scores."""
         alpha = torch.as_tensor(alpha, dtype=torch.float64)
         ones = torch.ones_like(alpha)
-        weights = ones if class_weights is None else torch.as_tensor(class_weights).to(alpha)
-        return cls(alpha, scale.double(), ones, torch.zeros_like(alpha), weights)
+        return cls(alpha, scale.double(), ones, torch.zeros_like(alpha), ones)
 
 
 @dataclass

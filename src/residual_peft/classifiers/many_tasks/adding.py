@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ...data.processors import load_image_processor, pixel_values
 from ...errors import ResiDualError
@@ -26,8 +26,8 @@ from ...tuner import (
 from ...tuner.mixing import BASE, takes_name
 from ...tuner.snapshot import unchanged_if_refused
 from ..adapters import saved_adapters
+from ..backbones import origin_of
 from ..files import ClassifierRecord, local_classifier, read_classes, settings_of
-from ..named_base import origin_of
 from ..saving import check_basis
 from ..zero_shot import ZeroShotClassifier
 from .answering import Task
@@ -172,7 +172,9 @@ def check_processor(mine: Any, name: str, processor: Any) -> None:
     """Refuse a task that sees images otherwise than the others do."""
     if mine is None or processor is None or mine is processor:
         return
-    one, other = (_probe(each) for each in (mine, processor))
+    # by what they make of one image: settings that change nothing do not count
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 61, 3), np.uint8))
+    one, other = (pixel_values(each, [noise]) for each in (mine, processor))
     if one.shape != other.shape or not torch.allclose(one, other, atol=1e-5):
         raise ResiDualError(
             f"the image processor of the task {name!r} gives other pixels than this set's: one "
@@ -216,9 +218,3 @@ def check_kind(name: str, config: Any) -> None:
             f"the adapter of the task {name!r} has modules_to_save, whole modules of its own, so "
             "that its task needs a forward pass of its own; predict with ZeroShotClassifier."
         )
-
-
-def _probe(processor: Any) -> Tensor:
-    """What an image processor makes of one image: settings that change nothing do not count."""
-    noise = np.random.default_rng(0).integers(0, 256, (97, 61, 3), np.uint8)
-    return pixel_values(processor, [Image.fromarray(noise)])

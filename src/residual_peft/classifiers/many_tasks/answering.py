@@ -61,9 +61,9 @@ def run(model: nn.Module, pixels: Tensor | Mapping[str, Tensor]) -> Pass:
     layer = next((found for found in readouts(model) if found.anatomy.side == side), None)
     if layer is None:
         return Pass(run_tower(model, inputs), None)
-    with giving_names(model, [BASE] * batch_size(inputs)), _keeping(layer) as keep:
+    with giving_names(model, [BASE] * batch_size(inputs)), _keeping(layer) as kept:
         readout = run_tower(model, inputs)
-    return Pass(readout, keep.capture)
+    return Pass(readout, kept[0] if kept else None)
 
 
 def answers_of(model: nn.Module, tasks: list[Task], passed: Pass) -> list[Tensor]:
@@ -113,30 +113,24 @@ def mixed(model: nn.Module, own: list[Task], passed: Pass) -> list[Tensor]:
     return answers
 
 
-@dataclass
-class _Keep:
-    """A hook that keeps what the taps saw, of one thread's call."""
+@contextmanager
+def _keeping(layer: ResiDualReadout) -> Iterator[list[Capture]]:
+    """What the layer's taps see last of this thread's calls, once there is something."""
+    thread, kept = threading.get_ident(), list[Capture]()
 
-    thread: int
-    capture: Capture | None = None
-
-    def __call__(self, module: Any, args: Any, output: Any = None) -> None:
+    def keep(module: Any, args: Any, output: Any = None) -> None:
         y = output[0] if isinstance(output, tuple) else output
         # BLIP calls its norm once more, on a token: as the layer itself, look at all tokens alone
         elsewhere = y is not None and not module.anatomy.readout.holds(y)
-        if threading.get_ident() == self.thread and not elsewhere:
-            self.capture = module.capture(args[0], y)
+        if threading.get_ident() == thread and not elsewhere:
+            kept[:] = [module.capture(args[0], y)]
 
-
-@contextmanager
-def _keeping(layer: ResiDualReadout) -> Iterator[_Keep]:
-    keep = _Keep(threading.get_ident())
     anatomy = layer.anatomy
     if anatomy.projection is None or anatomy.whole:  # it travels with what comes out
         handle = layer.register_forward_hook(keep)
     else:  # with what goes in, or it waits for the layer, which drops what no adapter wants
         handle = layer.register_forward_pre_hook(keep)
     try:
-        yield keep
+        yield kept
     finally:
         handle.remove()

@@ -11,8 +11,8 @@ from ...data.inputs import Images, images_of
 from ...errors import ResiDualError
 from ...towers.registry import find_tower
 from ...towers.running import evaluating
+from ..backbones import load_base
 from ..files import local_classifier, read_described
-from ..named_base import load_base
 from ..outputs import pixel_batches
 from ..predictions import Prediction
 from ..zero_shot import ZeroShotClassifier
@@ -269,13 +269,7 @@ class TaskSet:
         return predictions
 
     def _task(self, name: str) -> Task:
-        if name not in self._tasks:
-            raise self._unknown([name])
-        return self._tasks[name]
-
-    def _unknown(self, names: Sequence[Any]) -> ResiDualError:
-        known = f"the set has {', '.join(self._tasks)}" if self._tasks else "add() some first"
-        return ResiDualError(f"there are no tasks {', '.join(map(repr, names))}; {known}.")
+        return self._chosen([name])[name]
 
     def _chosen(self, adapters: Sequence[str] | None) -> dict[str, Task]:
         tasks = dict(self._tasks)
@@ -283,7 +277,8 @@ class TaskSet:
             raise ResiDualError(f"adapters: wanted a list of tasks' names, got {adapters!r}.")
         names = list(tasks) if adapters is None else list(dict.fromkeys(adapters))
         if unknown := [name for name in names if name not in tasks]:
-            raise self._unknown(unknown)
+            known = f"the set has {', '.join(tasks)}" if tasks else "add() some first"
+            raise ResiDualError(f"there are no tasks {', '.join(map(repr, unknown))}; {known}.")
         if not names:
             raise ResiDualError("wanted at least one task, got none; add(name, classifier).")
         return {name: tasks[name] for name in names}

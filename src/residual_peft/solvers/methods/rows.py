@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...classifiers.class_means import class_means_of
-from ...classifiers.heads.folds import stratified_folds
 from ...classifiers.heads.images import duplicate_groups
+from ...classifiers.heads.left_out import stratified_folds
 from ...classifiers.trained_head import Features, embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data.groups import linked_groups

@@ -1,4 +1,8 @@
-"""The sums that a class head can be changed by, and what they belong to, in memory and on disk."""
+"""What is kept of images beside a class head: sums, rows and held-out scores, and whose they are.
+
+Sums let a head be changed; rows let jackknife+ leave each image out. Either lies in `run/` on disk,
+which is never pushed: no pixels, but data as the images are.
+"""
 
 import hashlib
 import json
@@ -10,19 +14,22 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from torch import Tensor
 
-from ...bases.fingerprint import Fingerprint
-from ...errors import ResiDualError
-from ...hub.files import Within, parse_json, quoted, read_tensors, record_of, write_tensors
-from ...tuner import basis_digest
-from ..heads import RidgeSums
-from ..heads.head import spread
-from ..trained_head import PREFIX, SCORES, Features, TrainedHead
+from ..bases.fingerprint import Fingerprint
+from ..errors import ResiDualError
+from ..hub.files import Within, parse_json, quoted, read_tensors, record_of, write_tensors
+from ..tuner import basis_digest
+from .adapters import Adapters
+from .heads import RidgeSums
+from .heads.head import spread
+from .heads.jackknife_plus import RidgeWithout
+from .trained_head import PREFIX, SCORES, Features, TrainedHead
 
 if TYPE_CHECKING:
-    from ..headed import HeadedClassifier
+    from .headed import HeadedClassifier
 
 _COLUMNS = "columns"
 HOW = "fit with keep_statistics=True (on the command line: fit --method ridge --keep-statistics)"
+HOW_ROWS = "fit a ridge with sets='jackknife+'"
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class KeptStatistics:
     ) -> "KeptStatistics":
         """Those of a classifier's own head, whose basis is saved with it."""
         head = head_of(classifier)
-        basis = None if head.features == "embedding" else basis_digest(classifier.model)
+        basis = classifier.basis_of_head()
         if head.features == "coordinates" and basis is None:
             raise ResiDualError(
                 "wanted an adapter that is saved with its basis, which statistics belong to, got "
@@ -151,3 +158,51 @@ def head_of(classifier: "HeadedClassifier") -> TrainedHead:
             f"{HOW}."
         )
     return classifier.head
+
+
+def save_rows(without: RidgeWithout, path: Path, head: str) -> None:
+    """Write N × (K + 4 C) numbers of 4 bytes, bound to a head by its `head_digest`."""
+    path.parent.mkdir(exist_ok=True)
+    write_tensors(path, without.state(), {"head": head})
+
+
+def load_rows(path: Path, head: str, columns: int, classes: int) -> RidgeWithout:
+    """Read what `save_rows` wrote, for the head of a digest on K columns for C classes."""
+    tensors, metadata = read_tensors(path)
+    where = quoted(path)
+    if metadata.get("head") != head:
+        raise ResiDualError(
+            f"{where} belongs to another class head than lies beside it: {HOW_ROWS}."
+        )
+    try:
+        found = RidgeWithout.from_state(tensors)
+    except ResiDualError as error:
+        raise ResiDualError(f"{where}: {error}") from error
+    if int(found.columns.max()) >= columns or found.targets.shape[1] != classes:
+        raise ResiDualError(f"{where} is of other features or classes than the head's: {HOW_ROWS}.")
+    return found
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What sets of classes are calibrated by."""
+
+    scores: Tensor  # −log p of the right class of images that no fit saw, sorted (n,)
+    digest: str  # `answers_digest` of the classifier that said so
+
+
+def answers_digest(classifier: "HeadedClassifier") -> str:
+    """The sha256 of what a classifier's answers hang on: classes, head, active adapters and bases.
+
+    The base model's own weights are taken for granted: nothing here changes them.
+    """
+    scale = torch.tensor([classifier.logit_scale, classifier.logit_bias])
+    state = {"class_embeddings": classifier.class_embeddings, "scale": scale}
+    if classifier.head is not None:
+        state |= classifier.head.tensors()
+    active = set(Adapters.of(classifier.model).active)
+    model = classifier.model
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if active.intersection(name.split(".")):
+            state[name] = tensor
+    return head_digest(state)
