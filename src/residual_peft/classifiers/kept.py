@@ -129,7 +129,7 @@ class KeptStatistics:
             )
         columns = tensors.pop(_COLUMNS)
         try:
-            sums = RidgeSums.from_state(tensors, said.basis or "")
+            sums = RidgeSums.from_state(tensors)
         except ResiDualError as error:
             raise ResiDualError(f"{where}: {error}") from error
         whole = columns.shape == (sums.statistics.columns,) and not columns.is_floating_point()

@@ -65,12 +65,8 @@ def blend(
         if leaving.known.any():
             losses = _losses(text, rows, sums, data.labels, leaving)
             share = SHARES[int(losses.argmin())]
-    return Blend(mixed(text, means, share), share, losses)
-
-
-def mixed(text: Tensor, means: Tensor, share: float) -> Tensor:
-    """normalize((1 − β) text + β means), of unit-norm rows (…, d)."""
-    return functional.normalize((1 - share) * text + share * means, dim=-1)
+    mixed = functional.normalize((1 - share) * text + share * means, dim=-1)
+    return Blend(mixed, share, losses)
 
 
 def _losses(text: Tensor, rows: Tensor, sums: Tensor, labels: Tensor, leaving: Leaving) -> Tensor:

@@ -108,7 +108,6 @@ def choose_ridge(
     *,
     powers: Sequence[float] = POWERS,
     at_most: int = 2000,
-    tie: float = TIE,
     **options: Any,
 ) -> RidgeChoice:
     """Ridge on the features, by name, and with the p, that do best on images left out.
@@ -132,7 +131,7 @@ def choose_ridge(
     weights = options.get("class_weights")
     if weights is not None:
         weights = torch.as_tensor(weights, dtype=torch.float64).cpu()[few.cpu().long()]
-    best = fewest_as_good(tried, weights, tie)
+    best = fewest_as_good(tried, weights)
     name, power = keys[best]
     fit = fits[best]
     if rows is not None:

@@ -39,10 +39,8 @@ class LowRankHead:
 
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """What is saved: the factors in `dtype`, the rest in float32."""
-        state = self.head.state()
-        state["weights"] = state["weights"].to(dtype)
-        state["right"] = self.right.detach().cpu().to(dtype)
-        return state | {"offset": self.offset.detach().float().cpu()}
+        right, offset = self.right.detach().cpu(), self.offset.detach().cpu()
+        return self.head.state(dtype) | {"right": right.to(dtype), "offset": offset.float()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "LowRankHead":

@@ -4,7 +4,7 @@ The strength is chosen on left-out folds, along a path of fits from strong to we
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ def choose_strength(
 
     Those to choose from are `RELATIVE_STRENGTHS`, and two between them, where there are none.
     Relative ones, and `default` where nothing can be left out, are times `level`. The options are
-    those of `Path`.
+    those of `_path`.
     """
     tried = [strength] if strength is not None else list(strengths or ())
     tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
@@ -117,7 +117,8 @@ def choose_strength(
             strength = max(strengths) if strengths else default * level
         return Chosen(strength, (), None, known, how)
     refine = strength is None and strengths is None
-    path, left = Path(problem, fold, known, **options).of(sorted(tried, reverse=True), refine)
+    tried.sort(reverse=True)
+    path, left = _path(problem, fold, known, tried, refine=refine, **options)
     return Chosen(best_of(path), tuple(path), left, known, how)
 
 
@@ -135,57 +136,53 @@ def _settled(path: Sequence[tuple[float, float]], patience: int) -> bool:
     return len(better) >= patience and not any(better[-patience:])
 
 
-@dataclass
-class Path:
-    """Left-out log-losses of strengths, each fold's fit starting at its last one."""
+def _path(
+    problem: Problem,
+    fold: Tensor,
+    known: Tensor,
+    strengths: Sequence[float],
+    *,
+    refine: bool,
+    with_text: bool = True,
+    patience: int = 1,
+    tolerance: float = COARSE,
+) -> tuple[list[tuple[float, float]], Tensor]:
+    """Left-out log-loss of the strengths tried, and the left-out logits (N, C) of the best.
 
-    problem: Problem
-    fold: Tensor  # of each image (N,)
-    known: Tensor  # images that can be told right without their fold (N,)
-    with_text: bool = True  # whether zero-shot logits are added, with their weight, to be compared
-    patience: int = 1  # strengths in a row that are no better, after which no weaker one is tried
-    tolerance: float = COARSE  # of the fits that are only compared
-    starts: dict[int, Tensor] = field(default_factory=dict)  # by fold
+    From strong to weak until `patience` of them in a row are no better; then, to `refine`, between
+    the best one and its neighbours. Where images are many, one fold of them is enough to choose by.
+    The zero-shot logits are added, with their weight, to be compared, unless not `with_text`;
+    `tolerance` is of the fits that are only compared.
+    """
+    count = int(fold.max()) + 1
+    numbers = range(1 if len(fold) >= ENOUGH else count)
+    told = known & (fold < len(numbers))
+    starts: dict[int, Tensor] = {}  # each fold's last fit, at which its next one begins
+    path: list[tuple[float, float]] = []
+    found: dict[float, Tensor] = {}
 
-    def of(
-        self, strengths: Sequence[float], refine: bool
-    ) -> tuple[list[tuple[float, float]], Tensor]:
-        """Left-out log-loss of the strengths tried, and the left-out logits (N, C) of the best.
-
-        From strong to weak until it gets no better; then between the best one and its neighbours.
-        Where images are many, one fold of them is enough to choose by.
-        """
-        count = int(self.fold.max()) + 1
-        numbers = range(1 if len(self.fold) >= ENOUGH else count)
-        told = self.known & (self.fold < len(numbers))
-        path: list[tuple[float, float]] = []
-        found: dict[float, Tensor] = {}
-
-        def tried(strength: float) -> None:
-            found[strength] = self.left_out(strength, numbers)
-            _, _, left_out = finish(
-                found[strength], self.problem.data, "fold", told, with_text=self.with_text
-            )
-            path.append((strength, left_out.log_loss))
-
-        for strength in strengths:
-            tried(strength)
-            if _settled(path, self.patience):
-                break
-        if refine and len(path) > 1:
-            best = best_of(path)
-            for strength in (best * 10**0.5, best / 10**0.5):
-                tried(strength)
-            path.sort(reverse=True)
-        best = best_of(path)
-        return path, found[best] + self.left_out(best, range(len(numbers), count))
-
-    def left_out(self, strength: float, numbers: Iterable[int]) -> Tensor:
-        """Logits (N, C) of the images of some folds by fits without their fold; 0 for others."""
-        logits = torch.zeros_like(self.problem.data.targets)
+    def left_out(strength: float, numbers: Iterable[int]) -> Tensor:
+        logits = torch.zeros_like(problem.data.targets)  # 0 for images of other folds
         for number in numbers:
-            outside = self.fold == number
-            first = self.starts.get(number, self.problem.zeros())
-            self.starts[number], _ = self.problem.solve(strength, first, self.tolerance, ~outside)
-            logits[outside] = self.problem.scores(self.starts[number], outside)
+            outside = fold == number
+            first = starts.get(number, problem.zeros())
+            starts[number], _ = problem.solve(strength, first, tolerance, ~outside)
+            logits[outside] = problem.scores(starts[number], outside)
         return logits
+
+    def tried(strength: float) -> None:
+        found[strength] = left_out(strength, numbers)
+        _, _, said = finish(found[strength], problem.data, "fold", told, with_text=with_text)
+        path.append((strength, said.log_loss))
+
+    for strength in strengths:
+        tried(strength)
+        if _settled(path, patience):
+            break
+    if refine and len(path) > 1:
+        best = best_of(path)
+        for strength in (best * 10**0.5, best / 10**0.5):
+            tried(strength)
+        path.sort(reverse=True)
+    best = best_of(path)
+    return path, found[best] + left_out(best, range(len(numbers), count))

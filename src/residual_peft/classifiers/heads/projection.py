@@ -101,7 +101,9 @@ def fit_projection(
 
         number, left = best_across_folds(outside, fold, data, known)
         best = tried[number]
-    scorer = problem.solve(best, tolerance)
+    change = problem.change(torch.ones(len(data.labels)).bool(), best, None, tolerance)
+    matrix = start + change @ problem.axes.axes.mT
+    scorer = Projection(matrix, problem.start.offset, text, logit_scale)
     left = scorer.logits(data.features) if left is None else left
     return rival(scorer, left, data, how, known, with_text=False, chosen={"strength": best})
 
@@ -147,10 +149,3 @@ class _Problem:
             start = torch.zeros(self.start.matrix.shape[0], len(energy), dtype=torch.float64)
         options = {"change": tolerance**2, "max_iterations": 300}
         return scaled_minimum(function, start, root, tolerance, **options)[0]
-
-    def solve(self, strength: float, tolerance: float) -> Projection:
-        """On all rows."""
-        every = torch.ones(len(self.data.labels), dtype=torch.bool)
-        change = self.change(every, strength, None, tolerance)
-        matrix = self.start.matrix + change @ self.axes.axes.mT
-        return Projection(matrix, self.start.offset, self.start.text, self.start.logit_scale)

@@ -11,7 +11,7 @@ from .head import ClassHead, FittedHead
 from .images import Images, checked, oddities
 from .left_out import How, Leaving, LeftOut, leaving_of
 from .smoother import Smoother
-from .strengths import Choosing, Chosen, Criterion, beside_text
+from .strengths import Choosing, Chosen, beside_text
 from .updating import RidgeSettings
 
 STRENGTHS = tuple(10 ** (step / 2) for step in range(4, -9, -1))
@@ -52,7 +52,6 @@ def fit_ridge(
     groups: Tensor | Sequence[object] | None = None,
     class_weights: Tensor | Sequence[float] | None = None,
     scale: Tensor | None = None,
-    criterion: Criterion = "squared",
     leave: How | None = None,
     primal: bool | None = None,
     folds: Tensor | None = None,
@@ -62,8 +61,9 @@ def fit_ridge(
 
     One eigendecomposition of the smaller side gives every strength and what a fit without each
     image, without one image of each class or without each group would say of what it leaves out;
-    scales and text are held. The strength is that of the least left-out loss, and text weight and
-    temperature are fitted on the same predictions. Draws nothing at random. Computed in float64 on
+    scales and text are held. The strength is that of the least left-out squared error of the
+    one-hot labels, as scikit-learn's `RidgeClassifierCV` has it, and text weight and temperature
+    are fitted on the same predictions. Draws nothing at random. Computed in float64 on
     the CPU; several labels are fitted by one ridge per class with its own strength.
 
     Args:
@@ -72,10 +72,6 @@ def fit_ridge(
             a centred and scaled row.
         class_weights: see `balanced_weights`.
         scale: (K,) to divide by in place of std^p, such as an earlier fit's.
-        criterion: what chooses the strength. "squared" is the error of the one-hot labels, as
-            scikit-learn's `RidgeClassifierCV` has it; "log_loss", with text weight and temperature
-            fitted for each strength, runs to the strongest with few images (2 of each class of
-            handwriting: .821 right on test images, against .831) and is elsewhere the same.
         leave: what is left out with an image, see `leaving_of`; None for what suits.
         primal: which side is decomposed; None for the smaller one.
         folds: (N,), a second way to leave images out, for `RidgeFit.by_folds`.
@@ -92,7 +88,7 @@ def fit_ridge(
     smoother = Smoother.of(images, power, scale, primal)
     strengths = strengths_of(alphas, smoother.size)
     notes = oddities(images, groups is not None)
-    choose = Choosing(images, smoother, strengths, criterion, residual)
+    choose = Choosing(images, smoother, strengths, residual)
     chosen = choose.among(leaving)
     centred, offset = smoother.centred(beside_text(images, chosen.prior))
     weights = smoother.weights(centred, chosen.alpha)

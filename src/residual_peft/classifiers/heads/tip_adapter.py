@@ -19,7 +19,7 @@ DEFAULT_SHARPNESS, DEFAULT_WEIGHT = 5.5, 1.0
 """The paper's; kept where one image per class leaves nothing to choose by."""
 EPOCHS, RATE, BATCH = 20, 1e-3, 256
 """The paper's training of the keys: AdamW with a cosine from this rate to 0."""
-STOPS = (1, 2, 5, 10)  # epochs after which the training may stop, beside the last
+STOPS = (1, 2, 5, 10, EPOCHS)  # epochs after which the training may stop
 _EPSILON = 1e-4  # of AdamW, as in the paper
 
 
@@ -77,7 +77,7 @@ fit_tip_adapter = on_unit_rows(_untrained)
 
 
 @on_unit_rows
-def fit_tip_adapter_f(shots: Shots, *, epochs: int = EPOCHS, rate: float = RATE) -> Rival:
+def fit_tip_adapter_f(shots: Shots, *, rate: float = RATE) -> Rival:
     """Tip-Adapter-F: the keys are trained, then α and β are searched again.
 
     Cross-entropy of all training images, their own keys among the cache's, by AdamW with the
@@ -92,26 +92,25 @@ def fit_tip_adapter_f(shots: Shots, *, epochs: int = EPOCHS, rate: float = RATE)
 
     def trained(kept: Tensor, stops: Sequence[int]) -> list[Tensor]:
         keys, images = cache.keys[kept], part_of(data, kept)
-        return train_keys(keys, images, *pair, stops=stops, epochs=epochs, rate=rate)
+        return train_keys(keys, images, *pair, stops=stops, rate=rate)
 
     everything = torch.ones(len(data.labels), dtype=torch.bool)
     if fold is None:
-        (keys,) = trained(everything, [epochs])
+        (keys,) = trained(everything, [EPOCHS])
         left = _scores(cache.keys, keys, data.targets, data.zero_shot, *pair)
         scorer = Cache(cache.rows, keys, data.targets, *pair)
-        return rival(scorer, left, data, how, known, with_text=False, chosen={"epoch": epochs})
+        return rival(scorer, left, data, how, known, with_text=False, chosen={"epoch": EPOCHS})
     tried = [pair, *product(SHARPNESSES, WEIGHTS)]
-    stops = [stop for stop in STOPS if stop < epochs] + [epochs]
 
     def outside(kept: Tensor) -> Tensor:
         rows, text = cache.keys[~kept], None if data.zero_shot is None else data.zero_shot[~kept]
-        keys, targets = trained(kept, stops), data.targets[kept]
+        keys, targets = trained(kept, STOPS), data.targets[kept]
         pairs = [(some, two) for some in keys for two in tried]
         found = [_scores(rows, some, targets, text, *two) for some, two in pairs]
         return torch.stack(found, dim=1)
 
     best, left = best_across_folds(outside, fold, data, known)
-    epoch, two = stops[best // len(tried)], tried[best % len(tried)]
+    epoch, two = STOPS[best // len(tried)], tried[best % len(tried)]
     (keys,) = trained(everything, [epoch])
     scorer = Cache(cache.rows, keys, data.targets, *two)
     chosen = {"epoch": epoch, "sharpness": two[0], "weight": two[1]}
