@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..classifiers.figures import mean_gain
-from ..classifiers.heads.explain import by_unit
+from ..classifiers.heads.head import by_unit
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.labels import ONE_LABEL
 from ..solvers.coordinates import Coordinates
