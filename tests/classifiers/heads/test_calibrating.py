@@ -74,7 +74,7 @@ def test_lines_of_several_labels_are_the_optimum_for_platts_targets() -> None:
     noise = torch.randn(30, 3, generator=generator, dtype=torch.float64)
     targets = (scores * torch.tensor([2.0, 0.5, 1.0]) + noise > 0.7).double()
     scores = 0.01 * scores + 5
-    slopes, biases, losses = platt(scores, targets)
+    slopes, biases = platt(scores, targets)
     for c in range(3):
         inside = float(targets[:, c].sum())
         outside = 30 - inside
@@ -88,14 +88,11 @@ def test_lines_of_several_labels_are_the_optimum_for_platts_targets() -> None:
         theirs = root(gradient, np.zeros(2), tol=1e-12).x
         assert float(slopes[c]) == pytest.approx(100 * theirs[0], rel=1e-6)
         assert float(biases[c]) == pytest.approx(theirs[1] - 500 * theirs[0], rel=1e-4)
-        logits = slopes[c] * scores[:, c] + biases[c]
-        expected = functional.binary_cross_entropy_with_logits(logits, targets[:, c])
-        assert float(losses[c]) == pytest.approx(float(expected))
 
 
 def test_a_line_never_runs_down() -> None:
     targets = (torch.arange(20) < 5).double().unsqueeze(1)
-    slopes, biases, _ = platt(-targets, targets)
+    slopes, biases = platt(-targets, targets)
     assert float(slopes) == 0
     assert 0 < float(torch.sigmoid(biases)) < 0.5
     assert torch.isfinite(torch.stack(platt(targets, targets))).all()

@@ -93,12 +93,12 @@ def _newton(inputs: Tensor, labels: Tensor, weights: Tensor, fixed: Tensor | Non
     return beta / sizes
 
 
-def platt(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def platt(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """One slope and one bias per class for several labels: p = σ(slope s + bias).
 
     Platt's targets (1999), (N₊ + 1) / (N₊ + 2) for an image of the class and 1 / (N₋ + 2) for
     another, keep the slope finite where the scores part the two. Of left-out scores and zeros and
-    ones (N, C): slopes, at least 0, biases, and mean log-losses of the classes, (C,) each.
+    ones (N, C): slopes, at least 0, and biases, (C,) each.
     """
     inside = targets.sum(0)
     outside = len(targets) - inside
@@ -140,7 +140,4 @@ def platt(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     negative = slope < 0
     slope = torch.where(negative, torch.zeros_like(slope), slope).clamp_max(_STEEPEST)
     bias = torch.where(negative, torch.logit(prior), bias)
-    losses = functional.binary_cross_entropy_with_logits(
-        slope * x + bias, targets, reduction="none"
-    ).mean(0)
-    return slope / spread, bias - slope * centre / spread, losses
+    return slope / spread, bias - slope * centre / spread

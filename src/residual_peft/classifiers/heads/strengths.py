@@ -129,7 +129,7 @@ class Choosing:
             best = torch.where(better, loss, best)
             chosen = torch.where(better, torch.full_like(chosen, alpha), chosen)
             scores = torch.where(better, tried, scores)
-        slopes, biases, _ = platt(scores, targets)
+        slopes, biases = platt(scores, targets)
         calibration = Calibration(0.0, 1.0, float(best.mean()))
         if images.zero_shot is not None:
             text = images.zero_shot - images.zero_shot.mean(0)
