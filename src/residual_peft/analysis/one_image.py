@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..classifiers.heads.explain import by_unit, contrast
+from ..classifiers.heads.head import by_unit, contrast
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import ImageLike
 from ..errors import ResiDualError, some
