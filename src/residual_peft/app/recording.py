@@ -27,9 +27,8 @@ from ..data.checking import undecoded
 from ..data.images import to_rgb
 from ..data.labels import labelling_in
 from ..data.pictures import thumbnail
-from ..hub.facts import Facts
+from ..hub.facts import Facts, processor, versions
 from ..hub.files import PathLike
-from ..hub.machine import processor, versions
 from ..reporting.run_record import (
     ClassReasons,
     Example,

@@ -38,6 +38,7 @@ class BasisAccumulator:
         self.units = tuple(self.anatomy.units(units))
         if not self.units:
             raise ResiDualError("units=() asks for no unit at all; wanted kinds such as ('head',).")
+        self.not_heads = [unit for unit in self.units if unit.kind != "head"]
         self.fingerprint = Fingerprint.of(self.anatomy)
         self.heads = [Moments() for _ in self.anatomy.layers]  # per layer, of ẑ: (H, e + 1)
         self.others = Moments()  # of x_u for the units that are not heads: (U', d)
@@ -60,11 +61,11 @@ class BasisAccumulator:
 
     def add(self, capture: Capture) -> None:
         """Add what a forward pass of the unadapted model has left already."""
-        if any(unit.kind == "head" for unit in self.units):
+        if len(self.not_heads) < len(self.units):
             for layer, moments in enumerate(self.heads):
                 moments.update(head_inputs(self.tower, capture, layer))
-        if others := [unit for unit in self.units if unit.kind != "head"]:
-            self.others.update(contributions(self.tower, capture, others))
+        if self.not_heads:
+            self.others.update(contributions(self.tower, capture, self.not_heads))
 
     def merge(self, other: "BasisAccumulator") -> None:
         """Add what another accumulator of the same model and units has seen; in any order."""
@@ -102,8 +103,8 @@ class BasisAccumulator:
         if "head" in kinds:
             shape = (anatomy.num_heads, anatomy.factor_width)
             merged.heads = [moments.across_processes(shape, device) for moments in self.heads]
-        if others := sum(unit.kind != "head" for unit in self.units):
-            shape = (others, anatomy.readout_width)
+        if self.not_heads:
+            shape = (len(self.not_heads), anatomy.readout_width)
             merged.others = self.others.across_processes(shape, device)
         if merged.count == 0:
             raise ResiDualError(
@@ -121,23 +122,20 @@ class BasisAccumulator:
         check_components(components)
         self._check_count(components)
         found: dict[Unit, UnitBasis] = {}
-        heads = any(unit.kind == "head" for unit in self.units)
-        for layer, moments in enumerate(self.heads if heads else []):
+        heads = self.heads if len(self.not_heads) < len(self.units) else []
+        for layer, moments in enumerate(heads):
             bases = map_spectra(self.tower.head_factor(layer), moments)
             found |= {Unit("head", layer, head): basis for head, basis in enumerate(bases)}
-        if others := [unit for unit in self.units if unit.kind != "head"]:
-            covariance = self.others.covariance()
-            for index, unit in enumerate(others):
-                found[unit] = spectrum(
-                    self.others.mean[index], covariance[index], None, self.others.count
-                )
+        if self.not_heads:
+            parts = zip(self.not_heads, self.others.mean, self.others.covariance(), strict=True)
+            for unit, mean, covariance in parts:
+                found[unit] = spectrum(mean, covariance, None, self.others.count)
         return [found[unit].truncate(components) for unit in self.units]
 
     def _check_count(self, components: Components) -> None:
         """Refuse to estimate more directions than the images can carry."""
         width, count = self.tower.readout_width, self.count
-        only_heads = all(unit.kind == "head" for unit in self.units)
-        dimension = min(width, self.tower.factor_width) if only_heads else width
+        dimension = width if self.not_heads else min(width, self.tower.factor_width)
         wanted = 1
         if isinstance(components, int):
             wanted = dimension = min(components, dimension)

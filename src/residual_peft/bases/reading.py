@@ -104,12 +104,16 @@ def reading(
             )
         while start < count:
             rows = slice(start, start + forward.room(count))
-            readout, capture = forward(_sliced(inputs, rows, count), checking)
+            part = {
+                name: value[rows] if isinstance(value, Tensor) and len(value) == count else value
+                for name, value in inputs.items()
+            }
+            readout, capture = forward(part, checking)
             checking = checking and check == "all"  # else the first part stands for its batch
             start += len(readout)
             own = [None if given is None else given[rows] for given in (labels, index)]
             yield ReadBatch(readout, capture, *own)
-            del readout, capture
+            del readout, capture, part
 
 
 @dataclass
@@ -186,14 +190,6 @@ def parts_of(batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
     return given, labels, index
 
 
-def _sliced(inputs: dict[str, Any], rows: slice, count: int) -> dict[str, Any]:
-    """Some samples of what a tower takes."""
-    return {
-        name: value[rows] if isinstance(value, Tensor) and len(value) == count else value
-        for name, value in inputs.items()
-    }
-
-
 class Captures:
     """Captures of many batches, until what is made of them is known: one matrix per dtype.
 
@@ -211,16 +207,18 @@ class Captures:
 
     def add(self, capture: Capture) -> None:
         """Copy what a batch left to the CPU."""
-        found = [
-            (name, layer, tensor)
-            for name in self.names
-            for layer, tensor in _tensors(getattr(capture, name))
-        ]
-        self.depth = len(capture.heads)
-        self.places = [(name, n, _dtype(t), tuple(t.shape[1:])) for name, n, t in found]
+        self.depth, self.places = len(capture.heads), []
         by_dtype: dict[str, list[Tensor]] = {}
-        for _, _, tensor in found:
-            by_dtype.setdefault(_dtype(tensor), []).append(tensor.reshape(len(tensor), -1))
+        for name in self.names:
+            value = getattr(capture, name)
+            layered = isinstance(value, list)
+            for number, tensor in enumerate(value if layered else [value]):
+                if tensor is None:
+                    continue
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                place = (name, number if layered else None, dtype, tuple(tensor.shape[1:]))
+                self.places.append(place)
+                by_dtype.setdefault(dtype, []).append(tensor.reshape(len(tensor), -1))
         for dtype, tensors in by_dtype.items():
             self.rows.setdefault(dtype, Rows(self.expected)).add(torch.cat(tensors, dim=1))
 
@@ -250,14 +248,3 @@ def capture_from(packed: Mapping[str, Tensor], places: Iterable[Place], depth: i
         else:
             getattr(found, name)[layer] = tensor
     return found
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _tensors(value: Any) -> list[tuple[int | None, Tensor]]:
-    """The tensors of a capture's field, and for those by layer which."""
-    if isinstance(value, list):
-        return [(layer, tensor) for layer, tensor in enumerate(value) if tensor is not None]
-    return [] if value is None else [(None, value)]

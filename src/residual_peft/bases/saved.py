@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from torch import Tensor
 
 from ..errors import ResiDualError
 from ..hub.cards import basis_card
@@ -85,15 +84,12 @@ def read_basis(folder: Path) -> dict[str, Any]:
             f"{quoted(folder)} was written by a newer residual-peft (format "
             f"{stored.format_version}, this one reads {FORMAT_VERSION}); update the package."
         )
-    tensors, _ = read_tensors(folder / TENSORS_FILE)
-    return _fields(stored, tensors, folder / TENSORS_FILE)
-
-
-def _fields(stored: _Stored, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    path = folder / TENSORS_FILE
+    tensors, _ = read_tensors(path)
     units, counts = tuple(map(Unit.parse, stored.units)), stored.component_counts
     if not units or len(set(units)) != len(units) or len(counts) != len(units):
         raise ResiDualError(
-            f"{quoted(path.parent)} holds no whole basis: {len(units)} units, "
+            f"{quoted(folder)} holds no whole basis: {len(units)} units, "
             f"{len(set(units))} of them different, and {len(counts)} counts of components. "
             "Save or download it again."
         )
@@ -112,11 +108,10 @@ def _fields(stored: _Stored, tensors: dict[str, Tensor], path: Path) -> dict[str
                 "download the basis again."
             )
     return {
+        **found,
         "units": units,
-        "means": found["means"],
         "components": list(found["components"].split(list(counts))),
         "eigenvalues": list(found["eigenvalues"].split(list(counts))),
-        "total_variance": found["total_variance"],
         "num_samples": stored.num_samples,
         "source": stored.source,
         "fingerprint": stored.fingerprint,

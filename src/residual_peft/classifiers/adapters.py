@@ -20,9 +20,8 @@ from ..errors import ResiDualError, short
 from ..hub.directories import ADAPTER_CONFIG
 from ..hub.files import quoted, read_object, read_tensors, record_of, write_tensors
 from ..towers.registry import base_model
-from ..tuner.loading import check_directory, one_line
+from ..tuner.loading import check_directory, one_line, unchanged_if_refused
 from ..tuner.saved import PEFT_PREFIX, check_values
-from ..tuner.snapshot import unchanged_if_refused
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")

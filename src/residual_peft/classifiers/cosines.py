@@ -13,7 +13,7 @@ from ..data.labels import Labelling, labelling_of
 from ..data.provenance import SplitRecord
 from ..errors import ResiDualError
 from ..towers.registry import base_model, find_tower
-from ..tuner.inference import ordinary
+from ..tuner.state import ordinary
 from .outputs import readout_of
 
 # CLIP's logit scale is learned and capped at 100, where OpenAI's and most other models end

@@ -17,7 +17,7 @@ from ..hub.facts import Facts
 from ..hub.files import atomic_directory, path_of
 from ..towers.registry import base_model
 from ..tuner import basis_digest
-from ..tuner.snapshot import unchanged_if_refused
+from ..tuner.loading import unchanged_if_refused
 from .adapters import Adapters, load_adapters, saved_adapters, write_adapters
 from .backbones import device_of, load_base, origin_of
 from .cards import adapter_facts, is_ours, write_card

@@ -24,7 +24,7 @@ from ..errors import ResiDualError
 from ..hub.directories import push_directory
 from ..hub.facts import Facts
 from ..towers.registry import base_model
-from ..tuner.inference import ordinary
+from ..tuner.state import ordinary
 from . import saving
 from .backbones import has_text
 from .changeable import ChangeableClassifier

@@ -21,7 +21,6 @@ __all__ = [
     "files",
     "lazy",
     "local_directory",
-    "machine",
     "model_files",
     "places",
 ]

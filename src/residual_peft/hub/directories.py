@@ -119,8 +119,8 @@ def model_here(name_or_path: str | os.PathLike[str], revision: str | None = None
     if is_folder(path_of(name_or_path)) or str(name_or_path) == DEMO_MODEL:
         return local_directory(name_or_path)
     try:
-        options: dict[str, Any] = {"revision": revision, "local_files_only": True}
-        folder = Path(snapshot_download(str(name_or_path), **options))
+        name = str(name_or_path)
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except Exception:  # the client raises many kinds where a name is none, or nothing is there
         return None
     weights = any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
@@ -171,26 +171,20 @@ def push_directory(
             f"`residual-peft report {root}`."
         )
     try:
-        name = _open_repository(api, repo_id, private, revision)
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(name).private:
+            raise ResiDualError(
+                f"wanted to push to a private repository, and '{name}' is there already and is "
+                "public; make it private in its settings, or name another."
+            )
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(name, branch=revision, exist_ok=True)
         operations = [_addition(path, path.relative_to(root).as_posix(), name) for path in files]
         return api.create_commit(name, operations, commit_message=commit_message, revision=revision)
     except ResiDualError:
         raise
     except Exception as error:  # as above
         raise ResiDualError(f"could not push to '{repo_id}': {why_not_taken(error)}") from error
-
-
-def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
-    """See to it that repository and branch are there; the full name."""
-    name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if private and not api.repo_info(name).private:
-        raise ResiDualError(
-            f"wanted to push to a private repository, and '{name}' is there already and is public; "
-            "make it private in its settings, or name another."
-        )
-    if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(name, branch=revision, exist_ok=True)
-    return name
 
 
 def _addition(path: Path, place: str, repo_id: str) -> CommitOperationAdd:

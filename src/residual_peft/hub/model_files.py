@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..errors import ResiDualError, first_line, short
-from .files import Within, file_size, is_folder, quoted, read_header, read_object, read_record
+from .files import Within, file_size, is_folder, quoted, read_header, read_object, record_of
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 MAX_CONFIG = 2**20
@@ -95,9 +95,18 @@ def check_model(directory: Path, kind: Any) -> None:
             f"wanted a model in {quoted(directory)}, got one with an adapter ({ADAPTER_CONFIG}), "
             "which transformers would load along: keep the adapter in a folder of its own."
         )
-    config = read_object(directory / CONFIG, max_bytes=MAX_CONFIG)
-    weights = _weights(directory)
-    _check_numbers(config, weights, directory)
+    config, weights = read_object(directory / CONFIG, max_bytes=MAX_CONFIG), _weights(directory)
+    # by other numbers a config or a model would be built for ever
+    for name, value in _numbers(config):
+        most = max(weights.largest, _LARGEST)
+        if _REPEATED.search(name):
+            most = weights.tensors
+        if value > most:
+            raise ResiDualError(
+                f"{quoted(directory / CONFIG)}, field {short(name)[1:-1]}: wanted at most "
+                f"{most:,}, as the weights beside it are {weights.tensors:,} tensors of up to "
+                f"{weights.largest:,} each way, got {value:,}."
+            )
     with _foreign(), torch.device("meta"):  # which takes no memory
         shell = kind(kind.config_class.from_pretrained(directory, local_files_only=True))
     wanted = sum(part.numel() for part in (*shell.parameters(), *shell.buffers()))
@@ -118,10 +127,8 @@ def load_processor(directory: Path) -> Any:
     _check_files(directory)
     for path in sorted(directory.glob("*processor_config.json")):
         whole = read_object(path, max_bytes=MAX_CONFIG)
-        if "image_processor" in whole:
-            read_record(path, _Processors, max_bytes=MAX_CONFIG, unknown="ignore")
-        else:
-            read_record(path, _Processor, max_bytes=MAX_CONFIG, unknown="ignore")
+        kind: Any = _Processors if "image_processor" in whole else _Processor
+        record_of(whole, kind, quoted(path), unknown="ignore")
     with _foreign():
         processor = AutoImageProcessor.from_pretrained(
             directory, backend="pil", trust_remote_code=False, local_files_only=True
@@ -197,20 +204,6 @@ def _weights(directory: Path) -> _Weights:
     # PyTorch's own format says no shapes without unpickling: a number takes a byte or more
     numbers = sum(file_size(path) for path in directory.glob("*.bin"))
     return _Weights(min(numbers // 64, 10_000), numbers, min(numbers, _LARGEST))
-
-
-def _check_numbers(config: dict[str, Any], weights: _Weights, directory: Path) -> None:
-    """Refuse numbers by which a config or a model would be built for ever."""
-    for name, value in _numbers(config):
-        most = max(weights.largest, _LARGEST)
-        if _REPEATED.search(name):
-            most = weights.tensors
-        if value > most:
-            raise ResiDualError(
-                f"{quoted(directory / CONFIG)}, field {short(name)[1:-1]}: wanted at most "
-                f"{most:,}, as the weights beside it are {weights.tensors:,} tensors of up to "
-                f"{weights.largest:,} each way, got {value:,}."
-            )
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:

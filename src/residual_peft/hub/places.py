@@ -7,10 +7,14 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import ResiDualError
-from .aside import aside_name, remove
+from ..errors import ResiDualError, printable
+from .aside import aside_name, meant_by, remove
+
+PathLike = str | os.PathLike[str]
 
 LEAST_ROOM = 16 * 2**20  # bytes; the adapter of a small model takes as much
 _READING = "reading"
@@ -44,7 +48,7 @@ _TEXTS = {
 } | {"failed writing file": errno.ENOSPC, ". unexpected pos ": errno.ENOSPC}  # torch.save
 
 
-def check_place(out: str | os.PathLike[str], room: int = LEAST_ROOM) -> Path:
+def check_place(out: PathLike, room: int = LEAST_ROOM) -> Path:
     """See to it that a directory can be written, by writing there; leaves nothing behind.
 
     It and those above it may be there or not, and `room` bytes must be free. Its absolute path.
@@ -114,13 +118,40 @@ def _may_write(folder: Path) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """What a system's refusal means and what to do, on one line."""
-    where, said = getattr(error, "filename", None), meaning_of(number_of(error) or 0)
+    number, where = number_of(error) or 0, getattr(error, "filename", None)
+    said = _REASONS.get(number) or os.strerror(number)
     return f"{said} ('{where}')" if where else said
 
 
-def meaning_of(number: int) -> str:
-    """What a system's number of a refusal means and what to do."""
-    return _REASONS.get(number) or os.strerror(number)
+def disk_fault(error: BaseException, path: PathLike | None = None) -> ResiDualError | None:
+    """One line for what a disk refused, or None where something else went wrong.
+
+    Of an `OSError`, or what safetensors or torch.save make of one; `path` where the error does not
+    say it by itself.
+    """
+    if (number := number_of(error)) is None:
+        return None
+    place = None if path is None else os.fsdecode(path)
+    if isinstance(error, OSError):
+        named = error.filename2 or error.filename
+        place = os.fsdecode(named) if isinstance(named, str | bytes) else place
+    what = "a file" if place is None else f"'{printable(meant_by(place))}'"
+    return ResiDualError(
+        f"could not read or write {what} ({os.strerror(number)}): {_REASONS[number]}."
+    )
+
+
+@contextmanager
+def disk_faults(path: PathLike | None = None) -> Iterator[None]:
+    """What the disk refuses in the block becomes a `ResiDualError`; all else stays what it is."""
+    try:
+        yield
+    except ResiDualError:
+        raise
+    except Exception as error:
+        if (known := disk_fault(error, path)) is None:
+            raise
+        raise known from error
 
 
 def number_of(error: BaseException | None) -> int | None:

@@ -107,11 +107,6 @@ class TowerAnatomy:
         return self.projection is not None and self.prefix_tokens is not None
 
     @property
-    def by_thread(self) -> bool:
-        """Whether a capture is handed over by thread, as no tensor carries it to the readout."""
-        return self.whole or self.cuts_out
-
-    @property
     def pools(self) -> int:
         """J, how many weights each token has in the readout."""
         return self.readout.count

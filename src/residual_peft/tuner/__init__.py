@@ -57,7 +57,6 @@ __all__ = [
     "gains_by_unit",
     "gains_of",
     "hotswap_adapter",
-    "inference",
     "load_adapter",
     "loading",
     "mixing",
@@ -67,7 +66,7 @@ __all__ = [
     "readout_state",
     "restart_gains",
     "saved",
-    "snapshot",
+    "state",
 ]
 
 

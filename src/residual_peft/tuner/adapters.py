@@ -18,12 +18,12 @@ from ..towers.anatomy import TowerAnatomy
 from ..towers.registry import base_model
 from ..towers.units import Unit
 from .config import ResiDualConfig
-from .inference import ordinary_tensors
 from .layer import AdapterLayer
 from .modes import mode_of
 from .readout.layer import ResiDualReadout
 from .readout.placement import new_basis
 from .readout.state import ReadoutState
+from .state import ordinary_tensors
 from .stream.basis import LinearBasis
 
 

@@ -37,8 +37,11 @@ def chosen_units(config: ResiDualConfig, anatomy: TowerAnatomy) -> tuple[Unit, .
     if config.unit_pattern is not None:
         units = [unit for unit in units if _named(str(unit), config.unit_pattern)]
     if config.exclude_modules:
-        left_out = _excluded(anatomy, units, config.exclude_modules)
-        units = [unit for unit in units if unit not in left_out]
+        named = anatomy.model.named_modules()
+        paths = {id(module): path.replace(".base_layer", "") for path, module in named}
+        written = {unit: {paths.get(id(m), "") for m in anatomy.writers(unit)} for unit in units}
+        pattern = config.exclude_modules
+        units = [u for u in units if not any(_named(path, pattern) for path in written[u])]
     if not units:
         raise ResiDualError(
             f"exclude_modules={config.exclude_modules} leaves no unit to adapt; leave out fewer."
@@ -105,17 +108,3 @@ def _check_patterns(config: ResiDualConfig, units: list[Unit]) -> None:
                 f"{field}: {said!r} names none of the {len(units)} units to choose from, "
                 f"{units[0]} to {units[-1]}; mend it, or `units` and `layers_to_transform`."
             )
-
-
-def _excluded(anatomy: TowerAnatomy, units: list[Unit], pattern: Pattern) -> set[Unit]:
-    """The units that are written by a module of such a path."""
-    paths = {
-        id(module): path.replace(".base_layer", "")
-        for path, module in anatomy.model.named_modules()
-    }
-
-    return {
-        unit
-        for unit in units
-        if any(_named(paths.get(id(module), ""), pattern) for module in anatomy.writers(unit))
-    }

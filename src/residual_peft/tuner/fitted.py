@@ -43,10 +43,8 @@ class Fitted:
 
     def same_basis(self, other: "Fitted") -> bool:
         """Whether gains over one mean what they mean over the other."""
-        mine, theirs = (
-            (one.component_counts, one.basis_digest, one.basis_source) for one in (self, other)
-        )
-        return mine == theirs
+        names = ("component_counts", "basis_digest", "basis_source")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def same_weights(self, other: "Fitted") -> bool:
         """Whether both belong to the same weights, in whatever precision; None to None."""

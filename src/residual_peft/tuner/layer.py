@@ -11,10 +11,16 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from .gains import GAINS
-from .inference import ordinary, ordinary_tensors
 from .saved import check_values
-from .sharing import Loading, begin_loading, end_loading, note_sharing
-from .state import AdapterState, Placement, same, without_rounding
+from .sharing import Loading, begin_loading, note_sharing
+from .state import (
+    AdapterState,
+    Placement,
+    ordinary,
+    ordinary_tensors,
+    same,
+    without_rounding,
+)
 
 WAITS = (
     "the adapter {!r} was made from a saved adapter's config and waits for the weights beside it; "
@@ -109,16 +115,17 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     @ordinary_tensors()
     def refresh(self, adapter_name: str) -> None:
         """Derive what the forward needs: another adapter's, where that has the same basis."""
+        others = [name for name in self.adapter_states if name != adapter_name]
         for kind in self.kinds:
             buffers = getattr(self, kind)._buffers
             tensor = buffers[adapter_name].to(self.reference.device, self.dtype)
             tensor = ordinary(tensor)  # it may have been put in, not copied
-            buffers[adapter_name] = self._shared(kind, adapter_name, tensor)
+            equal = (buffers[name] for name in others if same(buffers[name], tensor))
+            buffers[adapter_name] = next(equal, tensor)
         gains = self.residual_peft_gains[adapter_name]
         if gains.is_inference():  # loaded by assignment
             gains = nn.Parameter(ordinary(gains), requires_grad=gains.requires_grad)
             self.residual_peft_gains[adapter_name] = gains
-        others = (name for name in self.adapter_states if name != adapter_name)
         twin = next((name for name in others if self.shares_basis(name, adapter_name)), None)
         self.adapter_states[adapter_name] = (
             self.derive(adapter_name) if twin is None else self.adapter_states[twin]
@@ -162,14 +169,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def check_merge_allowed(self) -> None:
         """Refuse to merge, where the mode cannot."""
-
-    def _shared(self, kind: str, adapter_name: str, tensor: Tensor) -> Tensor:
-        """Another adapter's tensor, where one holds the same values, or the given one."""
-        for name, other in getattr(self, kind).items():
-            if name != adapter_name and name in self.adapter_states and same(other, tensor):
-                found: Tensor = other
-                return found
-        return tensor
 
     def shares_basis(self, one: str, other: str) -> bool:
         """Say whether two adapters adapt the same in the same tensors."""
@@ -240,7 +239,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 def _after_load(layer: AdapterLayer, _: Any) -> None:
     """Derive anew what depends on the tensors that were just loaded."""
     loading, layer._loading = layer._loading, Loading()
-    end_loading(layer, loading)
+    for kind, name, donor in loading.followers:
+        tensors = getattr(layer, kind)._buffers
+        tensors[name] = tensors[donor]
     changed = loading.gains | loading.bases
     for name in changed:
         layer.adapter_states.pop(name, None)

@@ -1,4 +1,7 @@
-"""An adapter's directory, checked before PEFT reads it: PEFT only warns of what is missing."""
+"""An adapter's directory, checked before PEFT reads it: PEFT only warns of what is missing.
+
+Where it is refused after all, the model is put back as it was.
+"""
 
 import os
 from collections.abc import Iterator
@@ -8,13 +11,12 @@ from typing import Any
 
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ResiDualError, short
 from ..hub.directories import local_directory
 from .config import ResiDualConfig
 from .saved import SavedWeights, check_config
-from .snapshot import unchanged_if_refused
 
 SETTINGS = (
     "mode",
@@ -54,7 +56,9 @@ def load_adapter(
         ResiDualError: not found, not one whole adapter of ours, or it belongs to other weights.
     """
     directory = local_adapter(name_or_path, revision=revision, token=token)
-    _check_in_place(model, directory, adapter_name)
+    there = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
+    if isinstance(there, ResiDualConfig):  # PEFT loads the tensors, and keeps its settings
+        check_fits(there, ResiDualConfig.from_pretrained(str(directory)), adapter_name)
     with unchanged_if_refused(model), one_line(directory):
         if isinstance(model, PeftModel):
             model.load_adapter(directory, adapter_name, is_trainable=is_trainable, **options)
@@ -76,13 +80,6 @@ def local_adapter(name_or_path: str | os.PathLike[str], **hub_options: Any) -> P
 def setting(config: ResiDualConfig, name: str) -> Any:
     """What a config says of one of `SETTINGS`: one layer by itself is a list of one."""
     return config.layers if name == "layers_to_transform" else getattr(config, name)
-
-
-def _check_in_place(model: nn.Module, directory: Path, adapter_name: str) -> None:
-    """Where an adapter of that name is there, PEFT loads the tensors and keeps its settings."""
-    there = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
-    if isinstance(there, ResiDualConfig):
-        check_fits(there, ResiDualConfig.from_pretrained(str(directory)), adapter_name)
 
 
 def check_fits(there: ResiDualConfig, given: ResiDualConfig, adapter_name: str) -> None:
@@ -126,3 +123,53 @@ def check_directory(directory: str | os.PathLike[str]) -> None:
     """Refuse a directory that does not hold one whole ResiDual adapter."""
     check_config(directory)
     SavedWeights.in_directory(directory)
+
+
+class Snapshot:
+    """A model's modules as they are now: which parts they have, their attributes and hooks.
+
+    Holds references alone. The values of tensors are not kept: whoever loads checks before the
+    first value is written.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._states: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = [
+            (module, type(module), dict(vars(module))) for module in modules
+        ]
+        self._contents: dict[int, tuple[Any, Any]] = {}
+        for module in modules:
+            for value in vars(module).values():
+                if isinstance(value, dict | set | list) and id(value) not in self._contents:
+                    self._contents[id(value)] = value, value.copy()
+        self._trainable: list[tuple[Tensor, bool]] = [
+            (tensor, tensor.requires_grad)
+            for tensor in (*model.parameters(), *model.buffers())
+            if tensor.is_leaf
+        ]
+
+    def restore(self) -> None:
+        """Put every module back; what was put in since is forgotten."""
+        for module, kind, state in self._states:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(state)
+        for held, content in self._contents.values():  # in place: handles of hooks refer to them
+            held.clear()
+            if isinstance(held, list):
+                held.extend(content)
+            else:
+                held.update(content)
+        for tensor, trainable in self._trainable:
+            tensor.requires_grad_(trainable)
+
+
+@contextmanager
+def unchanged_if_refused(model: nn.Module) -> Iterator[None]:
+    """Put a model back as it was if the block fails, and let the error go on."""
+    before = Snapshot(model)
+    try:
+        yield
+    except BaseException:
+        before.restore()
+        raise

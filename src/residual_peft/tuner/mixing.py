@@ -4,7 +4,6 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -62,23 +61,16 @@ def check_names(model: nn.Module, names: Any, known: Mapping[str, Any]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Give:
-    """A hook before a layer's forward; other threads that run the same model are left alone."""
-
-    names: tuple[str, ...]
-    thread: int
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != self.thread:
-            return None
-        return args, {**kwargs, "adapter_names": list(self.names)}
-
-
 @contextmanager
 def giving_names(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Give every tuner layer the keyword `adapter_names` while the block runs in this thread."""
-    give = _Give(tuple(names), threading.get_ident())
+    thread = threading.get_ident()
+
+    def give(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != thread:  # another one that runs the same model
+            return None
+        return args, {**kwargs, "adapter_names": list(names)}
+
     handles = [
         module.register_forward_pre_hook(give, with_kwargs=True)
         for module in model.modules()

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError
 from .config import ResiDualConfig
-from .doors import config_to_come
 from .gains import GAINS, PREFIX
 from .images_only import accept_images_alone, restore_forward
-from .inference import ordinary_tensors
 from .layer import AdapterLayer, adapter_layers
-from .loading import check_fits
+from .loading import Snapshot, check_fits
 from .mixing import (
     add_weighted,
     check_name,
@@ -26,9 +24,9 @@ from .mixing import (
 )
 from .modes import mode_of
 from .patterns import fullmatch
-from .places import at_path, wanted_of
+from .places import at_path, config_to_come, wanted_of
 from .saved import PEFT_PREFIX, SavedWeights
-from .snapshot import Snapshot
+from .state import ordinary_tensors
 from .stream.linears import tower_or_none
 
 

@@ -3,6 +3,7 @@
 `readout/mode.py` and `stream/mode.py` enter themselves into `MODES`.
 """
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -68,10 +69,6 @@ class Mode(ABC):
     ) -> Any:
         """Fit the bases of an adapter, whose `layers` come by path, and restart its gains."""
 
-    def seed(self, config: "ResiDualConfig", path: str) -> int:
-        """Of the draw of the first gains of a layer."""
-        return config.seed
-
     def first_gains(self, config: "ResiDualConfig", settings: Settings, path: str = "") -> Tensor:
         """Those that a layer begins with, float32: neutral, or draws around that.
 
@@ -80,7 +77,8 @@ class Mode(ABC):
         if not config.init_weights:
             return settings.gains.first(1.0)
         spread = 0.0 if config.gain_init == "ones" else 1.0
-        return settings.gains.first(spread, self.seed(config, path))
+        own = 0 if self.one_place else zlib.crc32(path.encode())  # each layer draws its own
+        return settings.gains.first(spread, config.seed + own)
 
 
 MODES: dict[str, Mode] = {}

@@ -14,9 +14,6 @@ from .patterns import check_pattern
 if TYPE_CHECKING:
     from .config import ResiDualConfig
 
-REMAINDERS = ("keep", "drop")
-GAIN_INITS = ("ones", "normal")
-
 
 def check_fields(config: "ResiDualConfig") -> None:
     """Refuse values that no option knows."""
@@ -26,15 +23,19 @@ def check_fields(config: "ResiDualConfig") -> None:
             f"units: wanted a tuple of {', '.join(UNIT_KINDS)}; got {unknown or 'none'}."
         )
     config.units = tuple(kind for kind in UNIT_KINDS if kind in config.units)
-    _check_choice("mode", config.mode, tuple(MODES))
-    if config.side is not None:
-        _check_choice("side", config.side, SIDES)
-    if config.readout is not None:
-        _check_choice("readout", config.readout, READOUTS)
-        config.readout = None if config.readout == "own" else config.readout
-    _check_choice("remainder", config.remainder, REMAINDERS)
-    _check_choice("granularity", config.granularity, tuple(KINDS))
-    _check_choice("gain_init", config.gain_init, GAIN_INITS)
+    for name, choices in {
+        "mode": tuple(MODES),
+        "side": SIDES,
+        "readout": READOUTS,
+        "remainder": ("keep", "drop"),
+        "granularity": tuple(KINDS),
+        "gain_init": ("ones", "normal"),
+    }.items():
+        value = getattr(config, name)
+        if value not in choices and (value is not None or name not in ("side", "readout")):
+            wanted = " or ".join(map(repr, choices))
+            raise ResiDualError(f"{name}: wanted {wanted}, got {value!r}.")
+    config.readout = None if config.readout == "own" else config.readout
     for name in ("restore_mean", "save_basis", "init_weights"):
         if not isinstance(getattr(config, name), bool):
             raise ResiDualError(f"{name}: wanted True or False, got {getattr(config, name)!r}.")
@@ -94,9 +95,3 @@ def check_combinations(config: "ResiDualConfig") -> None:
             f"basis={config.basis!r} with granularity={config.granularity!r} and "
             "restore_mean=False, which use no basis; drop it, or set restore_mean=True."
         )
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        wanted = " or ".join(repr(choice) for choice in choices)
-        raise ResiDualError(f"{name}: wanted {wanted}, got {value!r}.")

@@ -9,7 +9,8 @@ worked out once, so that it takes (parts) · (length of the text)² steps at mos
 import math
 import re
 import warnings
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from functools import cache, cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -130,16 +131,10 @@ class _Matcher:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._seen: dict[tuple[int, int], frozenset[int]] = {}
+        # the positions at which a part that begins at one may end, worked out once
+        self.ends: Callable[[_Part, int], set[int]] = cache(self._ends)
 
-    def ends(self, part: _Part, start: int) -> frozenset[int]:
-        """Positions at which a part that begins at `start` may end."""
-        key = id(part), start
-        if key not in self._seen:
-            self._seen[key] = frozenset(self._ends(part, start))
-        return self._seen[key]
-
-    def _all(self, part: _Part, starts: frozenset[int] | set[int]) -> set[int]:
+    def _all(self, part: _Part, starts: set[int]) -> set[int]:
         return {end for start in starts for end in self.ends(part, start)}
 
     def _ends(self, part: _Part, start: int) -> set[int]:

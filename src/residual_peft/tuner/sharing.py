@@ -48,11 +48,11 @@ def note_sharing(layer: "AdapterLayer", destination: dict[str, Any], prefix: str
 def begin_loading(layer: "AdapterLayer", state_dict: dict[str, Any], prefix: str) -> Loading:
     """Part the tensors that are about to be loaded, and find those that the file has once for many.
 
-    Loading is in place, so an adapter whose tensors are in the file gets its own; `end_loading` may
-    let equal ones be shared again. An adapter of which only the gains are there has its tensors
-    elsewhere in a whole model's file; in an adapter's own file, others' gains are missing as well.
-    The note is taken out of `state_dict`, and tensors are put in where torch and safetensors would
-    miss them.
+    Loading is in place, so an adapter whose tensors are in the file gets its own; once it is done,
+    `followers` have those of the adapter that shared them, and equal ones may be shared again. An
+    adapter of which only the gains are there has its tensors elsewhere in a whole model's file; in
+    an adapter's own file, others' gains are missing as well. The note is taken out of `state_dict`,
+    and tensors are put in where torch and safetensors would miss them.
     """
     note = state_dict.pop(prefix + SHARED, None)
     whole = [
@@ -84,13 +84,6 @@ def begin_loading(layer: "AdapterLayer", state_dict: dict[str, Any], prefix: str
                 state_dict[f"{prefix}{kind}.{name}"] = state_dict[f"{prefix}{kind}.{donor}"]
                 tensors[name] = tensors[name].clone()
     return loading
-
-
-def end_loading(layer: "AdapterLayer", loading: Loading) -> None:
-    """Give each adapter that the file has no tensors for those of the adapter that shared them."""
-    for kind, name, donor in loading.followers:
-        tensors = getattr(layer, kind)._buffers
-        tensors[name] = tensors[donor]
 
 
 def _donors(

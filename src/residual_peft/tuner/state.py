@@ -1,6 +1,12 @@
-"""What one adapter has in one layer: settings, a state, and tensors that are never rounded."""
+"""What one adapter has in one layer: settings, a state, and tensors that are never rounded.
 
-from collections.abc import Callable, Sequence
+They may be trained with, whatever mode PyTorch is in where they are made: what is made under
+`torch.inference_mode` can never be saved for a backward pass, and an adapter prepared there would
+fail when it is trained, far from the cause.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -80,3 +86,21 @@ def same(one: Tensor, other: Tensor) -> bool:
         and one.device == other.device
         and torch.equal(one, other)
     )
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Leave inference mode while the block runs; gradients are off there, as they were."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it was made in inference mode."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.clone()

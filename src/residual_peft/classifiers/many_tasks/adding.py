@@ -23,8 +23,8 @@ from ...tuner import (
     load_adapter,
     readout_state,
 )
+from ...tuner.loading import unchanged_if_refused
 from ...tuner.mixing import BASE, takes_name
-from ...tuner.snapshot import unchanged_if_refused
 from ..adapters import saved_adapters
 from ..backbones import origin_of
 from ..files import ClassifierRecord, local_classifier, read_classes, settings_of

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ...classifiers.backbones import Backbone
 from ...data import batches
-from ...hub.machine import processor
+from ...hub.facts import processor
 from ...solvers.coordinates import collect_coordinates
 
 # Pillow: releases decode and enlarge alike, and shrink pictures differently (docs/log.md)

@@ -14,7 +14,7 @@ import torch
 from ...data import ImageData
 from ...data.metrics import accuracy
 from ...errors import ResiDualError, counted, first_line, printable
-from ...hub.machine import versions
+from ...hub.facts import versions
 from ...hub.places import check_place
 from .descent import Training
 from .encoding import Pair, Tower

@@ -1,8 +1,8 @@
 """Files: read with every field checked, and written whole or not at all."""
 
 from ..aside import sweep
-from .faults import disk_fault, disk_faults
-from .looking import PathLike, file_size, inside, is_file, is_folder, path_of, quoted, read_bytes
+from ..places import PathLike, disk_fault, disk_faults
+from .looking import file_size, inside, is_file, is_folder, path_of, quoted, read_bytes
 from .parsing import parse_json, read_json, read_object
 from .records import Count, Within, plain_of, read_record, record_of
 from .tensors import TensorFacts, read_header, read_tensors, tensor_of, write_tensors

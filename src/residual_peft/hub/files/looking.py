@@ -5,9 +5,7 @@ import stat
 from pathlib import Path
 
 from ...errors import ResiDualError, printable
-from .faults import disk_faults
-
-PathLike = str | os.PathLike[str]
+from ..places import PathLike, disk_faults
 
 _KINDS = {
     stat.S_IFDIR: "a directory",

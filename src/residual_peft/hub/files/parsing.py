@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from ...errors import ResiDualError, short
-from .looking import PathLike, quoted, read_bytes
+from ..places import PathLike
+from .looking import quoted, read_bytes
 
 MAX_BYTES = 16 * 2**20
 """Of a JSON file. Its values take at most 40 times that in memory (lists of empty dicts do)."""
@@ -38,14 +39,15 @@ def parse_json(content: bytes, what: str) -> Any:
             parse_constant=_constant,
             object_pairs_hook=_object,
         )
+        _check_depth(value)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ResiDualError(f"{what} is not JSON ({error}); it may have been cut short.") from None
     except _RefusedError as refused:
         raise ResiDualError(f"{what} holds {refused}; no such file is read.") from None
     except RecursionError:
-        raise _too_deep(what) from None
-    if _is_deep(value):
-        raise _too_deep(what)
+        raise ResiDualError(
+            f"{what} holds lists or objects nested deeper than {MAX_DEPTH}; no such file is read."
+        ) from None
     return value
 
 
@@ -61,12 +63,6 @@ def read_object(path: PathLike, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]
             f"wanted {quoted(path)} with fields by name, got {short(value)}; it is of another kind."
         )
     return value
-
-
-def _too_deep(what: str) -> ResiDualError:
-    return ResiDualError(
-        f"{what} holds lists or objects nested deeper than {MAX_DEPTH}; no such file is read."
-    )
 
 
 class _RefusedError(Exception):
@@ -92,16 +88,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_deep(value: Any) -> bool:
-    """Whether lists and dicts lie in each other deeper than `MAX_DEPTH`, without recursion."""
+def _check_depth(value: Any) -> None:
+    """Raise a RecursionError, without recursion, where lists and dicts lie too deep."""
     floor = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH + 1):
         inside = [item for item in floor if isinstance(item, dict | list)]
-        floor = [
-            item
-            for whole in inside
-            for item in (whole.values() if isinstance(whole, dict) else whole)
-        ]
-        if not floor:
-            return False
-    return any(isinstance(item, dict | list) for item in floor)
+        if not inside:
+            return
+        floor = []
+        for whole in inside:
+            floor += whole.values() if isinstance(whole, dict) else whole
+    raise RecursionError

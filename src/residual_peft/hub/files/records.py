@@ -8,7 +8,8 @@ from collections import abc
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ...errors import ResiDualError, short
-from .looking import PathLike, quoted
+from ..places import PathLike
+from .looking import quoted
 from .parsing import MAX_BYTES, read_json
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ class _Reader:
         for name, field in fields.items():
             if name in value:
                 found[name] = self.read(value[name], hints[name], f"{place}.{name}")
-            elif _is_needed(field):
+            elif field.default is field.default_factory is dataclasses.MISSING:
                 raise _MisfitError(f"{place}.{name}", _words(hints[name]), "none")
         return _checked(functools.partial(cls, **found), place)
 
@@ -179,11 +180,6 @@ def _checked(make: abc.Callable[[], Any], place: str) -> Any:
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
-
-
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is missing and field.default_factory is missing
 
 
 def _scalar(value: Any, kind: Any, place: str) -> Any:

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import ResiDualError, short
-from .faults import disk_fault, disk_faults
-from .looking import PathLike, file_size, quoted
+from ..places import PathLike, disk_fault, disk_faults
+from .looking import file_size, quoted
 from .parsing import parse_json
 from .records import Within, record_of
 from .writing import atomic_file
@@ -76,13 +76,13 @@ def read_header(path: PathLike) -> dict[str, TensorFacts]:
         entries = {name: record_of(value, _Entry, short(name)) for name, value in found.items()}
     except ResiDualError as error:
         raise _not_whole(path, error) from None
-    for name, entry in entries.items():
-        facts = TensorFacts(entry.dtype, entry.shape)
-        start, end = entry.data_offsets
-        wanted = facts.count * _BITS.get(entry.dtype, 0) // 8
-        if entry.dtype not in _BITS or wanted != end - start or not 0 <= start <= size - 8 - length:
+    known = {name: TensorFacts(entry.dtype, entry.shape) for name, entry in entries.items()}
+    for name, facts in known.items():
+        start, end = entries[name].data_offsets
+        wanted = facts.count * _BITS.get(facts.dtype, 0) // 8
+        if facts.dtype not in _BITS or wanted != end - start or not 0 <= start <= size - 8 - length:
             raise _not_whole(path, f"{short(name)} is {short(facts)} in bytes {start} to {end}")
-    return {name: TensorFacts(entry.dtype, entry.shape) for name, entry in entries.items()}
+    return known
 
 
 def read_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:

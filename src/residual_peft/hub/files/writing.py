@@ -22,8 +22,8 @@ from typing import Any
 
 from ...errors import ResiDualError
 from ..aside import aside_name, remove, sweep
-from .faults import disk_faults
-from .looking import PathLike, path_of, quoted
+from ..places import PathLike, disk_faults
+from .looking import path_of, quoted
 
 _SAVE = ".residual-peft-save-"
 _GONE = ".residual-peft-gone"  # in a save: what goes with it, one name a line

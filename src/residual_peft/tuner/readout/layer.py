@@ -63,7 +63,9 @@ class ResiDualReadout(AdapterLayer):
         self._tap()
 
     def _tap(self) -> None:
-        self.taps = install_taps(self.anatomy, key=self.key if self.anatomy.by_thread else None)
+        # where no tensor carries a capture to the readout, it is handed over by thread
+        by_thread = self.anatomy.whole or self.anatomy.cuts_out
+        self.taps = install_taps(self.anatomy, key=self.key if by_thread else None)
 
     def _untap(self) -> None:
         for tap in self.taps:
@@ -78,14 +80,10 @@ class ResiDualReadout(AdapterLayer):
             anatomy = self.__dict__.get("anatomy")  # not there yet while it is unpickled
             if anatomy is None or not anatomy.whole or name.startswith("__"):
                 raise
-            if name.startswith("forward_") and self._changes_something:
+            active: Any = () if self.disable_adapters else self.active_adapters
+            if name.startswith("forward_") and any(map(self.has, active)):
                 raise ResiDualError(FORWARD_REFUSED.format(name)) from None
             return getattr(self.base_layer, name)
-
-    @property
-    def _changes_something(self) -> bool:
-        active: Any = self.active_adapters
-        return not self.disable_adapters and any(a in self.residual_peft_gains for a in active)
 
     @property
     def reference(self) -> Tensor:

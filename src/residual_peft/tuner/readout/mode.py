@@ -9,7 +9,6 @@ from torch import nn
 from ...bases.basis import SpectralBasis
 from ...data.progress import Progress
 from ...errors import ResiDualError
-from ...towers.anatomy import TowerAnatomy
 from ...towers.registry import find_tower
 from ..choice import check_nothing_inside
 from ..config import ResiDualConfig
@@ -41,7 +40,7 @@ class ReadoutMode(Mode):
         """Find the tower, and write down where it computes its readout."""
         given = config.target_modules
         try:
-            anatomy = tower_of(config, model)
+            anatomy = find_tower(model, config.side, config.readout or "own")
         except ResiDualError as error:
             if given is None:
                 raise
@@ -60,30 +59,22 @@ class ReadoutMode(Mode):
                 )
             # another class may hold the same tower elsewhere
             config.fitted.check_weights(anatomy, "the adapter", [])
-        self._check_readout(model, anatomy)
-        check_nothing_inside(config, anatomy, model)
-        config.target_modules = [path]
-
-    @staticmethod
-    def _check_readout(model: nn.Module, anatomy: TowerAnatomy) -> None:
-        """Refuse a second readout of one tower: one would change what the other reads."""
         wanted = anatomy.readout.name
         for layer in readouts(model):
             there = layer.anatomy.readout.name
             if layer.anatomy.side == anatomy.side and there != wanted:
-                raise ResiDualError(
+                raise ResiDualError(  # one would change what the other reads
                     f"wanted an adapter with readout={there!r} like those that the {anatomy.side} "
                     f"tower has, got readout={wanted!r}: one tower cannot have both. Load the base "
                     "model once more for it."
                 )
+        check_nothing_inside(config, anatomy, model)
+        config.target_modules = [path]
 
     def adapts(self, config: ResiDualConfig, path: str, matched: Any) -> Any:
         """Only the readout; PEFT knows whether it is excluded."""
-        return (
-            matched
-            if isinstance(matched, _ExcludedModule)
-            else path in (config.target_modules or ())
-        )
+        excluded = isinstance(matched, _ExcludedModule)
+        return matched if excluded else path in (config.target_modules or ())
 
     def adapted_when_saved(self, config: ResiDualConfig) -> Iterable[str]:
         """The readout."""
@@ -99,7 +90,7 @@ class ReadoutMode(Mode):
         trusted: Trusted,
     ) -> ResiDualReadout:
         """Put an adapter at the readout."""
-        anatomy = tower_of(config, model)
+        anatomy = find_tower(model, config.side, config.readout or "own")
         # may refuse, so it comes before the first change to the model
         placement = place(config, anatomy, trusted)
         layer = target if isinstance(target, ResiDualReadout) else ResiDualReadout(target, anatomy)
@@ -131,11 +122,6 @@ class ReadoutMode(Mode):
             readout=config.readout,
         )
         return new_basis(next(iter(layers.values())), config, basis, adapter_name)
-
-
-def tower_of(config: ResiDualConfig, model: nn.Module) -> TowerAnatomy:
-    """The tower that a config adapts, with the readout that it asks for."""
-    return find_tower(model, config.side, config.readout or "own")
 
 
 MODES[ReadoutMode.name] = ReadoutMode()

@@ -12,11 +12,10 @@ from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
 from ..choice import chosen_units, fitted_to
 from ..config import ResiDualConfig
-from ..doors import weights_to_come
 from ..fitted import Fitted, Trusted
 from ..gains import GAINS
 from ..modes import mode_of
-from ..places import shapes_of_modules
+from ..places import shapes_of_modules, weights_to_come
 from ..saved import Shape
 from ..state import Placement
 from .head_space import HeadSpace, stored_width
@@ -34,7 +33,10 @@ def place(config: ResiDualConfig, anatomy: TowerAnatomy, trusted: Trusted) -> Pl
     if config._awaits_weights:
         settings = check_saved(config, anatomy, settings, trusted)
         if config.save_basis or not config.needs_basis:
-            return _room(config, settings, anatomy)
+            # NaN, so that a tensor that the file leaves out is seen
+            missing = torch.full((settings.gains.number,), float("nan"), device="cpu")
+            room = _filled(settings, anatomy, float("nan") if config.needs_basis else 0.0)
+            return Placement(settings, room, missing, config.needs_basis, ready=False)
     if not config.needs_basis:
         config.fitted = Fitted([], Fingerprint.of(anatomy).to_dict())
         empty = _filled(settings, anatomy, 0.0)  # nothing to know, nothing to save
@@ -79,16 +81,13 @@ def _check_same_basis(wanted: Fitted, config: ResiDualConfig) -> None:
             "adapter_config.json."
         )
     if wanted.basis_digest != found.basis_digest:
+        digests = [(known.basis_digest or "none")[:12] for known in (wanted, found)]
         raise ResiDualError(
-            f"the adapter's gains belong to another basis (digest {_short(wanted.basis_digest)}) "
-            f"than the one from {source} ({_short(found.basis_digest)}), though both are of the "
+            f"the adapter's gains belong to another basis (digest {digests[0]}) "
+            f"than the one from {source} ({digests[1]}), though both are of the "
             "same weights: name the one that it was trained with as `basis` in "
             "adapter_config.json."
         )
-
-
-def _short(digest: str | None) -> str:
-    return "none" if digest is None else digest[:12]
 
 
 def settings_of(config: ResiDualConfig, anatomy: TowerAnatomy) -> ReadoutSettings:
@@ -140,18 +139,6 @@ def new_basis(
     config.basis = None  # the one it named is replaced
     layer.put(adapter_name, with_basis(config, settings, basis, layer.anatomy))
     return basis
-
-
-def _room(config: ResiDualConfig, settings: ReadoutSettings, anatomy: TowerAnatomy) -> Placement:
-    """Make room for weights that are about to be loaded: NaN, so that a tensor left out is seen."""
-    nan = float("nan")
-    return Placement(
-        settings=settings,
-        tensors=_filled(settings, anatomy, nan if config.needs_basis else 0.0),
-        gains=torch.full((settings.gains.number,), nan, device="cpu"),
-        save_basis=config.needs_basis,
-        ready=False,
-    )
 
 
 def _filled(settings: ReadoutSettings, anatomy: TowerAnatomy, value: float) -> list[Tensor]:

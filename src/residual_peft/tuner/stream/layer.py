@@ -165,12 +165,10 @@ class ResiDualStreamLinear(AdapterLayer):
     def get_delta_bias(self, adapter_name: str) -> Tensor | None:
         """Δb = −ΔW z̄ (D,), or None where every mean is zero, as for a basis from the weights."""
         mean = self._here(adapter_name).mean.flatten()
-        return -self.delta_of(mean, adapter_name) if bool(mean.any()) else None
-
-    def delta_of(self, z: Tensor, adapter_name: str) -> Tensor:
-        """ΔW z for one input (n,)."""
+        if not bool(mean.any()):
+            return None
         delta = self.get_delta_weight(adapter_name)
-        return z @ delta if isinstance(self.linear, Conv1D) else delta @ z
+        return -(mean @ delta if isinstance(self.linear, Conv1D) else delta @ mean)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the base layer's weight and bias.

@@ -1,6 +1,5 @@
 """Stream mode: a layer around each adapted Linear."""
 
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,10 +15,10 @@ from ..gains import KINDS
 from ..modes import MODES, Mode
 from .basis import LinearBasis, collect_moments, data_basis
 from .layer import ResiDualStreamLinear
-from .linears import in_chosen_layers, tower_targets
-from .placement import asked_components, begin, check_saved, place_stream, put
+from .linears import check_linear, heads_of, in_chosen_layers, tower_targets
+from .placement import asked_components, basis_of, begin, check_saved, put
 from .reference import digest_of
-from .tensors import StreamSettings, tensors_of
+from .tensors import StreamSettings, room_for, tensors_of
 
 
 class StreamMode(Mode):
@@ -70,7 +69,28 @@ class StreamMode(Mode):
         trusted: Trusted,
     ) -> ResiDualStreamLinear:
         """Put an adapter around a Linear."""
-        return place_stream(config, model, adapter_name, target, path)
+        if isinstance(target, ResiDualStreamLinear):
+            layer = target
+        else:
+            check_linear(target, path, model)
+            layer = ResiDualStreamLinear(target)
+        saved = tuple(config.fitted.component_counts[path]) if config._awaits_weights else None
+        if saved is not None and config.save_basis:
+            settings = StreamSettings(saved, config.granularity)
+            room = room_for(saved, layer.out_features, layer.in_features)
+            put(config, layer, adapter_name, path, settings, room)
+            return layer
+        heads = heads_of(model, path) if saved is None else len(saved)
+        asked = asked_components(config, model, path, heads)
+        settings, tensors = basis_of(config, layer, adapter_name, path, asked)
+        if saved not in (None, settings.counts):
+            found = "weights give" if config.basis is None else f"one from {config.basis!r} has"
+            raise ResiDualError(
+                f"the adapter's gains belong to a basis of {sum(saved or ())} components at "
+                f"{path}, and the {found} {sum(settings.counts)}: it is another one."
+            )
+        put(config, layer, adapter_name, path, settings, tensors)
+        return layer
 
     def fit(
         self,
@@ -84,7 +104,12 @@ class StreamMode(Mode):
         across_processes: bool,
     ) -> dict[str, LinearBasis]:
         """Fit the basis of every adapted Linear."""
-        _check_unmerged(layers)
+        for path, layer in layers.items():
+            if layer.merged:
+                raise ResiDualError(
+                    f"the adapters {layer.merged_adapters} are merged into {path}, and bases are "
+                    "those of the unadapted model: call unmerge_adapter() first."
+                )
         readers = {
             path: (layer.linear, len(layer.adapter_settings[adapter_name].counts))
             for path, layer in layers.items()
@@ -114,19 +139,6 @@ class StreamMode(Mode):
         tensors = {path: layer.tensors(adapter_name) for path, layer in layers.items()}
         config.fitted = replace(config.fitted, basis_digest=digest_of(tensors))
         return found
-
-    def seed(self, config: ResiDualConfig, path: str) -> int:
-        """Each layer draws its own."""
-        return config.seed + zlib.crc32(path.encode())
-
-
-def _check_unmerged(layers: Mapping[str, ResiDualStreamLinear]) -> None:
-    for path, layer in layers.items():
-        if layer.merged:
-            raise ResiDualError(
-                f"the adapters {layer.merged_adapters} are merged into {path}, and bases are those "
-                "of the unadapted model: call unmerge_adapter() first."
-            )
 
 
 MODES[StreamMode.name] = StreamMode()

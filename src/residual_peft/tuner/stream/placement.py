@@ -13,22 +13,21 @@ from ...errors import ResiDualError
 from ...towers.anatomy import unwrapped
 from ..choice import components_of
 from ..config import ResiDualConfig
-from ..doors import weights_to_come
 from ..fitted import Fitted, Trusted
 from ..gains import GAINS
 from ..modes import mode_of
-from ..places import shapes_of_modules
+from ..places import shapes_of_modules, weights_to_come
 from ..saved import Shape
 from ..state import Placement
 from .basis import weight_basis
 from .layer import ResiDualStreamLinear
-from .linears import check_linear, heads_of, linear_weight, tower_or_none, unit_names
+from .linears import check_linear, linear_weight, tower_or_none, unit_names
 from .reference import saved_basis
-from .tensors import STREAM_BASIS, StreamSettings, room_for, shapes_for, tensors_of
+from .tensors import STREAM_BASIS, StreamSettings, shapes_for, tensors_of
 
 
 def begin(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> None:
-    """Begin to write down whose basis a new adapter has; `place_stream` adds the counts."""
+    """Begin to write down whose basis a new adapter has; `put` adds the counts."""
     weights = None
     if trusted:  # and not the weights as they are now: adapters may be merged
         weights = trusted[0]
@@ -96,34 +95,6 @@ def _saved_shapes(config: ResiDualConfig, model: nn.Module) -> dict[str, Shape]:
     return shapes
 
 
-def place_stream(
-    config: ResiDualConfig, model: nn.Module, adapter_name: str, target: nn.Module, path: str
-) -> ResiDualStreamLinear:
-    """Put an adapter into a layer, made around `target` where there is none; give the layer."""
-    if isinstance(target, ResiDualStreamLinear):
-        layer = target
-    else:
-        check_linear(target, path, model)
-        layer = ResiDualStreamLinear(target)
-    saved = tuple(config.fitted.component_counts[path]) if config._awaits_weights else None
-    if saved is not None and config.save_basis:
-        settings = StreamSettings(saved, config.granularity)
-        room = room_for(saved, layer.out_features, layer.in_features)
-        put(config, layer, adapter_name, path, settings, room)
-        return layer
-    heads = heads_of(model, path) if saved is None else len(saved)
-    asked = asked_components(config, model, path, heads)
-    settings, tensors = _basis_of(config, layer, adapter_name, path, asked)
-    if saved not in (None, settings.counts):
-        found = "weights give" if config.basis is None else f"one from {config.basis!r} has"
-        raise ResiDualError(
-            f"the adapter's gains belong to a basis of {sum(saved or ())} components at {path}, "
-            f"and the {found} {sum(settings.counts)}: it is another one."
-        )
-    put(config, layer, adapter_name, path, settings, tensors)
-    return layer
-
-
 def asked_components(
     config: ResiDualConfig, model: nn.Module, path: str, heads: int
 ) -> list[Components]:
@@ -131,7 +102,7 @@ def asked_components(
     return [components_of(config, name) for name in unit_names(model, path, heads, config.side)]
 
 
-def _basis_of(
+def basis_of(
     config: ResiDualConfig,
     layer: ResiDualStreamLinear,
     adapter_name: str,

@@ -4,7 +4,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from residual_peft.hub.machine import processor, versions
+from residual_peft.hub.facts import processor, versions
 
 
 def test_versions_are_those_installed_and_a_processor_has_a_name(monkeypatch) -> None:
