@@ -86,10 +86,7 @@ __all__ = [
 _PUBLIC = {
     "app.fitting": ("fit",),
     "bases.basis": ("SpectralBasis",),
-    "bases.decomposition": (
-        "Decomposition",
-        "decompose",
-    ),
+    "bases.decomposition": ("Decomposition", "decompose"),
     "classifiers.evaluation": ("evaluate",),
     "classifiers.exporting": ("export_onnx",),
     "classifiers.many_tasks": ("TaskSet",),
@@ -97,33 +94,13 @@ _PUBLIC = {
     "data": ("load_data",),
     "errors": ("ResiDualError",),
     "hub.cards": ("CardFacts",),
-    "solvers": (
-        "fit_gains",
-        "solve_gains",
-        "strength_path",
-    ),
-    "solvers.coordinates": (
-        "Coordinates",
-        "collect_coordinates",
-        "collect_with_basis",
-    ),
+    "solvers": ("fit_gains", "solve_gains", "strength_path"),
+    "solvers.coordinates": ("Coordinates", "collect_coordinates", "collect_with_basis"),
     "solvers.objectives": ("Objective",),
-    "solvers.store": (
-        "CoordinateStore",
-        "write_coordinates",
-    ),
-    "solvers.training": (
-        "trainer_kwargs",
-        "training_arguments",
-    ),
-    "towers.anatomy": (
-        "LayerAnatomy",
-        "TowerAnatomy",
-    ),
-    "towers.registry": (
-        "find_tower",
-        "register_architecture",
-    ),
+    "solvers.store": ("CoordinateStore", "write_coordinates"),
+    "solvers.training": ("trainer_kwargs", "training_arguments"),
+    "towers.anatomy": ("LayerAnatomy", "TowerAnatomy"),
+    "towers.registry": ("find_tower", "register_architecture"),
     "towers.units": ("Unit",),
     "tuner": (
         "ResiDualConfig",
@@ -134,10 +111,7 @@ _PUBLIC = {
         "gains_of",
         "hotswap_adapter",
     ),
-    "tuner.conversion": (
-        "convert_adapter",
-        "open_clip_to_transformers",
-    ),
+    "tuner.conversion": ("convert_adapter", "open_clip_to_transformers"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -218,28 +218,24 @@ def install_taps(
         # always_call: a tower that raises must not leave its frame behind
         anatomy.tower.register_forward_hook(_Close(key), always_call=True),
     ]
+
+    def hook(module: nn.Module, tap: Any, with_kwargs: bool = False) -> None:
+        handles.append(module.register_forward_hook(tap, with_kwargs=with_kwargs))
+
     if readout.weighted:
-        stream = _Tap(key, "stream", all_tokens=tokens, before=True)
-        handles.append(anatomy.final_norm.register_forward_hook(stream))
-    last = readout.end or anatomy.final_norm
-    handles.append(last.register_forward_hook(finish, with_kwargs=True))
+        hook(anatomy.final_norm, _Tap(key, "stream", all_tokens=tokens, before=True))
+    hook(readout.end or anatomy.final_norm, finish, with_kwargs=True)
     if readout.pooler is not None:
-        handles.append(readout.pooler.mlp.register_forward_hook(_Tap(key, "pooler")))
-    tap = _Tap(key, "embed", all_tokens=tokens)
-    handles.append(anatomy.embedding.register_forward_hook(tap))
+        hook(readout.pooler.mlp, _Tap(key, "pooler"))
+    hook(anatomy.embedding, _Tap(key, "embed", all_tokens=tokens))
     for index, layer in enumerate(anatomy.layers):
-        first = layer.tokens_first
         if layer.attention is not None:
-            fused = _TapAttention(key, "heads", index)
-            handles.append(layer.attention.register_forward_hook(fused, with_kwargs=True))
+            hook(layer.attention, _TapAttention(key, "heads", index), with_kwargs=True)
         else:
-            tap = _Tap(key, "heads", index, tokens, before=True)
-            handles.append(layer.output_projection.register_forward_hook(tap))
-        tap = _Tap(key, "mlps", index, tokens, first)
-        handles.append(layer.mlp.register_forward_hook(tap))
+            hook(layer.output_projection, _Tap(key, "heads", index, tokens, before=True))
+        hook(layer.mlp, _Tap(key, "mlps", index, tokens, layer.tokens_first))
         if layers:
-            tap = _Tap(key, "layers", index, tokens, first)
-            handles.append(layer.module.register_forward_hook(tap))
+            hook(layer.module, _Tap(key, "layers", index, tokens, layer.tokens_first))
     _watch(opened.watch, anatomy, handles)
     return handles
 

@@ -44,7 +44,13 @@ def hotswap_adapter(
             settings; the model is then as it was.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    mine = _config(model, adapter_name)
+    configs: Any = getattr(model, "peft_config", {})  # transformers' models have one, too
+    mine = configs.get(adapter_name)
+    if not isinstance(mine, ResiDualConfig):
+        raise ResiDualError(
+            f"there is no ResiDual adapter {adapter_name!r} to put other gains into; the model has "
+            f"{', '.join(configs) or 'none'}. Load the first one with load_adapter."
+        )
     directory = local_adapter(name_or_path, revision=revision, token=token)
     theirs = ResiDualConfig.from_pretrained(str(directory))
     _check_settings(mine, theirs, adapter_name, directory)
@@ -63,17 +69,6 @@ def hotswap_adapter(
             pairs.append((gains, tensors[f"{place}.{GAINS}"]))
     for gains, new in pairs:  # nothing is changed before all have been checked
         gains.data.copy_(new)
-
-
-def _config(model: nn.Module, adapter_name: str) -> ResiDualConfig:
-    configs: Any = getattr(model, "peft_config", {})  # transformers' models have one, too
-    config = configs.get(adapter_name)
-    if not isinstance(config, ResiDualConfig):
-        raise ResiDualError(
-            f"there is no ResiDual adapter {adapter_name!r} to put other gains into; the model has "
-            f"{', '.join(configs) or 'none'}. Load the first one with load_adapter."
-        )
-    return config
 
 
 def _check_settings(

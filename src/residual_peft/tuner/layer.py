@@ -13,14 +13,7 @@ from ..errors import ResiDualError
 from .gains import GAINS
 from .saved import check_values
 from .sharing import Loading, begin_loading, note_sharing
-from .state import (
-    AdapterState,
-    Placement,
-    ordinary,
-    ordinary_tensors,
-    same,
-    without_rounding,
-)
+from .state import AdapterState, Placement, ordinary, ordinary_tensors, same, without_rounding
 
 WAITS = (
     "the adapter {!r} was made from a saved adapter's config and waits for the weights beside it; "

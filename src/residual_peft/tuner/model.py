@@ -14,14 +14,7 @@ from .gains import GAINS, PREFIX
 from .images_only import accept_images_alone, restore_forward
 from .layer import AdapterLayer, adapter_layers
 from .loading import Snapshot, check_fits
-from .mixing import (
-    add_weighted,
-    check_name,
-    check_names,
-    check_weighted,
-    giving_names,
-    takes_name,
-)
+from .mixing import add_weighted, check_name, check_names, check_weighted, giving_names, takes_name
 from .modes import mode_of
 from .patterns import fullmatch
 from .places import at_path, config_to_come, wanted_of

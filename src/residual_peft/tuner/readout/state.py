@@ -111,10 +111,8 @@ def derive(
     """
     matrix = anatomy.readout_matrix()
     means = anatomy.float64(means)
-    if settings.per_unit:  # orthonormal rows that span all that a unit can contribute
-        eye = torch.eye(len(matrix), dtype=torch.float64, device=anatomy.float64_device)
-        heads = {unit: torch.linalg.qr(factor).Q.T for unit, factor in factors.items()}
-        blocks = [heads.get(unit, eye) for unit in settings.units]
+    if settings.per_unit:
+        blocks = [_whole_space(anatomy, unit, factors) for unit in settings.units]
     else:
         blocks = list(anatomy.float64(components).split(list(settings.counts)))
     counts = [len(block) for block in blocks]
@@ -130,15 +128,9 @@ def derive(
         for unit, block in zip(settings.units, blocks, strict=True)
         if unit.kind == "head"
     ]
-    padded = torch.zeros(0, 0, anatomy.factor_width)
-    if maps:
-        padded = torch.nn.utils.rnn.pad_sequence(maps, batch_first=True)
     dense = any(unit.kind != "head" for unit in settings.units)
     device = anatomy.layers[0].output_projection.weight.device
-    # whether means are added to, or taken from, what `base_of` begins with
-    sign = int(settings.restore_mean) - int(settings.keep)
-    if settings.per_unit and not settings.restore_mean:
-        sign = 0  # whole contributions are scaled, and no mean plays a part
+    total = means.sum(0)
     empty, shift_of_embed = matrix.new_zeros(0), anatomy.constant_map()
     return ReadoutState(
         settings=settings,
@@ -146,8 +138,8 @@ def derive(
         directions=torch.cat(blocks).to(device, dtype),
         means=means.to(device, dtype),
         shift=torch.cat(shift).to(device, dtype),
-        constant=(sign * means.sum(0)).to(device, dtype),
-        head_maps=padded.to(device, dtype),
+        constant=_constant(settings, total).to(device, dtype),
+        head_maps=_pad(maps, anatomy.factor_width).to(device, dtype),
         head_index=_head_index(settings.units, anatomy.num_heads).to(device),
         order=_order(settings.units, counts).to(device),
         readout_matrix=(matrix if dense else empty).to(device, dtype),
@@ -195,6 +187,31 @@ def compose(
     is due.
     """
     return base + state.gains.change(coordinates, gains, room) @ state.directions
+
+
+def _whole_space(anatomy: TowerAnatomy, unit: Unit, factors: dict[Unit, Tensor]) -> Tensor:
+    """Orthonormal rows that span all that a unit can contribute: (k, d)."""
+    if unit.kind == "head":
+        return torch.linalg.qr(factors[unit]).Q.T
+    return torch.eye(anatomy.readout_width, dtype=torch.float64, device=anatomy.float64_device)
+
+
+def _constant(settings: ReadoutSettings, total: Tensor) -> Tensor:
+    """Σ μ_u as far as it is added to, or taken from, what `base_of` begins with.
+
+    With one gain per unit and no means restored, whole contributions are scaled and no mean plays
+    a part.
+    """
+    if settings.keep == settings.restore_mean or (settings.per_unit and not settings.restore_mean):
+        return torch.zeros_like(total)
+    return total if settings.restore_mean else -total
+
+
+def _pad(maps: list[Tensor], width: int) -> Tensor:
+    """Stack (k_u, e + 1) maps to (heads, k_max, e + 1)."""
+    if not maps:
+        return torch.zeros(0, 0, width)
+    return torch.nn.utils.rnn.pad_sequence(maps, batch_first=True)
 
 
 def _head_index(units: Sequence[Unit], num_heads: int) -> Tensor:

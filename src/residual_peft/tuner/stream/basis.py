@@ -55,12 +55,12 @@ def cut(head: UnitBasis, components: Components) -> UnitBasis:
     return head.truncate(components)
 
 
-def weight_basis(module: nn.Module, heads: int, weight: Tensor | None = None) -> LinearBasis:
+def weight_basis(module: nn.Module, heads: int, weight: Tensor) -> LinearBasis:
     """Basis from the weights alone, as if the input were white: SVD of each W_h, z̄ = 0, μ_h = b/H.
 
-    The weight (D, n) is that before anything was merged into it; None the module's own.
+    The weight (D, n) is that before anything was merged into it.
     """
-    weight = float64(linear_weight(module) if weight is None else weight)
+    weight = float64(weight)
     mean = _share_of_bias(module, heads, weight)
     parts = weight.unflatten(1, (heads, -1)).unbind(1)
     return LinearBasis(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...data.progress import Progress
@@ -18,7 +19,7 @@ from .layer import ResiDualStreamLinear
 from .linears import check_linear, heads_of, in_chosen_layers, tower_targets
 from .placement import asked_components, basis_of, begin, check_saved, put
 from .reference import digest_of
-from .tensors import StreamSettings, room_for, tensors_of
+from .tensors import StreamSettings, shapes_for, tensors_of
 
 
 class StreamMode(Mode):
@@ -77,7 +78,9 @@ class StreamMode(Mode):
         saved = tuple(config.fitted.component_counts[path]) if config._awaits_weights else None
         if saved is not None and config.save_basis:
             settings = StreamSettings(saved, config.granularity)
-            room = room_for(saved, layer.out_features, layer.in_features)
+            shapes = shapes_for(saved, layer.out_features, layer.in_features)
+            # NaN, so that a tensor that the file leaves out is seen
+            room = [torch.full(shape, float("nan"), device="cpu") for shape in shapes]
             put(config, layer, adapter_name, path, settings, room)
             return layer
         heads = heads_of(model, path) if saved is None else len(saved)

@@ -18,7 +18,7 @@ from ..fitted import Fitted, Trusted
 from ..saved import check_config, check_values
 from .basis import cut
 from .linears import tower_or_none
-from .tensors import STREAM_BASIS, check_tensors, room_for
+from .tensors import STREAM_BASIS, check_tensors, shapes_for
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SavedBasis:
                 "layers_to_transform."
             )
         counts = self.fitted.component_counts[path]
-        wanted = [tuple(tensor.shape) for tensor in room_for(counts, *linear_shape)]
+        wanted = list(shapes_for(counts, *linear_shape))
         found = [tuple(tensor.shape) for tensor in self.tensors[path]]
         if len(counts) != len(asked) or wanted != found:
             raise ResiDualError(

@@ -102,12 +102,6 @@ def _parts(weight: Tensor, heads: int) -> Tensor:
     return float64(weight).unflatten(1, (heads, -1)).transpose(0, 1)
 
 
-def room_for(counts: Sequence[int], out_features: int, in_features: int) -> list[Tensor]:
-    """Tensors of `STREAM_BASIS` that wait for a file: NaN, so that one left out is seen."""
-    shapes = shapes_for(counts, out_features, in_features)
-    return [torch.full(shape, float("nan"), device="cpu") for shape in shapes]
-
-
 def shapes_for(
     counts: Sequence[int], out_features: int, in_features: int
 ) -> tuple[tuple[int, ...], ...]:
