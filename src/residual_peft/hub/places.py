@@ -101,19 +101,12 @@ def reading_place(target: Path) -> Path:
     Beside the output; within it where that alone may be written, as in a container.
     """
     name = f".{target.name}.{_READING}"
-    return (
-        target / name
-        if target.is_dir() and not _may_write(target.parent)
-        else (target.with_name(name))
-    )
-
-
-def _may_write(folder: Path) -> bool:
-    try:
-        _try_writing(folder, folder.name)
-    except OSError:
-        return False
-    return True
+    if target.is_dir():
+        try:
+            _try_writing(target.parent, target.parent.name)
+        except OSError:
+            return target / name
+    return target.with_name(name)
 
 
 def reason_of(error: BaseException) -> str:

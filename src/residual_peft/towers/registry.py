@@ -74,14 +74,16 @@ def find_tower(
             f"wanted readout 'own' (the model's), 'mean' or 'patches', got {readout!r}."
         )
     sides = SIDES if side is None else (side,)
-    describe = next(filter(None, (_describe(model, one) for one in sides)), None)
+    classes = [cls.__name__ for cls in type(model).__mro__]  # a subclass is read as its parent
+    known = (ARCHITECTURES[one].get(name) for one in sides for name in classes)
+    describe = next(filter(None, known), None)
     if describe is None:
         name, where = type(model).__name__, "" if side is None else f" for its {side} tower"
         if side is not None and (reason := UNSUITED[side].get(name)) is not None:
             raise ResiDualError(f"the {side} tower of {name} {reason}.")
-        known = ", ".join(sorted(ARCHITECTURES[side or "image"]))
+        names = ", ".join(sorted(ARCHITECTURES[side or "image"]))
         raise ResiDualError(
-            UNKNOWN.format(name=name, known=known, side=where), EXAMPLE.format(name=name)
+            UNKNOWN.format(name=name, known=names, side=where), EXAMPLE.format(name=name)
         )
     anatomy = checked(_bare(describe(model)))
     if readout is None:
@@ -90,14 +92,6 @@ def find_tower(
         readout = next((adapted.readout.name for adapted in towers), None)
     own = (None, "own", anatomy.readout.name)
     return anatomy if readout in own else _mean_readout(anatomy, readout)
-
-
-def _describe(model: nn.Module, side: str) -> Describe | None:
-    """Find what describes a model's tower; a subclass is read as its parent."""
-    classes = (cls.__name__ for cls in type(model).__mro__)
-    return next(
-        (ARCHITECTURES[side][name] for name in classes if name in ARCHITECTURES[side]), None
-    )
 
 
 def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:

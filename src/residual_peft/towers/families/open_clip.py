@@ -26,7 +26,18 @@ def _open_clip(model: Any) -> TowerAnatomy:
         model=model,
         tower=visual,
         embedding=unwrapped(visual.ln_pre),
-        layers=tuple(_layer(block) for block in visual.transformer.resblocks),
+        layers=tuple(
+            LayerAnatomy(
+                module=block,
+                output_projection=unwrapped(block.attn).out_proj,
+                mlp=unwrapped(block.mlp),
+                mlp_projection=unwrapped(block.mlp.c_proj),
+                attention_scale=getattr(unwrapped(block.ls_1), "gamma", None),
+                mlp_scale=getattr(unwrapped(block.ls_2), "gamma", None),
+                attention=unwrapped(block.attn),
+            )
+            for block in visual.transformer.resblocks
+        ),
         final_norm=unwrapped(visual.ln_post),
         projection=None if visual.proj is None else ParameterProjection(visual, "proj"),
         projection_path="visual",
@@ -70,18 +81,6 @@ def _other(name: str, has: str) -> ResiDualError:
     return ResiDualError(
         f"{name}: its image tower has {has}; wanted open_clip's VisionTransformer with the class "
         "token as its readout (pool_type='tok') and plain blocks."
-    )
-
-
-def _layer(block: Any) -> LayerAnatomy:
-    return LayerAnatomy(
-        module=block,
-        output_projection=unwrapped(block.attn).out_proj,
-        mlp=unwrapped(block.mlp),
-        mlp_projection=unwrapped(block.mlp.c_proj),
-        attention_scale=getattr(unwrapped(block.ls_1), "gamma", None),
-        mlp_scale=getattr(unwrapped(block.ls_2), "gamma", None),
-        attention=unwrapped(block.attn),
     )
 
 

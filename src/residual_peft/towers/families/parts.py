@@ -11,6 +11,7 @@ from ...errors import ResiDualError
 from ..anatomy import LayerAnatomy, TowerAnatomy, path_of, unwrapped
 from ..readouts import Readout
 
+OUTPUT_PROJECTION = ("self_attn.out_proj", "self_attn.projection")
 POST_NORM = (
     "is post-norm: a LayerNorm after each sum rescales all that was written before, so that "
     'what its heads write does not add up. Adapt the image side (side="image")'
@@ -52,7 +53,15 @@ def encoder_tower(
         architecture=type(model).__name__,
         model=model,
         tower=tower,
-        layers=tuple(_encoder_layer(layer) for layer in tower.encoder.layers),
+        layers=tuple(
+            LayerAnatomy(
+                module=layer,
+                output_projection=part_at(layer, first_path(layer, OUTPUT_PROJECTION)),
+                mlp=layer.mlp,
+                mlp_projection=part_at(layer, "mlp.fc2"),
+            )
+            for layer in tower.encoder.layers
+        ),
         final_norm=norm,
         projection=projection,
         projection_path=path_of(model, projection or readout.end or norm),
@@ -75,15 +84,4 @@ def text_tower(model: Any, tower: Any, projection: Any, readout: Readout) -> Tow
         inputs=("input_ids", "attention_mask", "position_ids"),
         prefix_tokens=0,
         mask="attention_mask",
-    )
-
-
-def _encoder_layer(layer: Any) -> LayerAnatomy:
-    return LayerAnatomy(
-        module=layer,
-        output_projection=part_at(
-            layer, first_path(layer, ("self_attn.out_proj", "self_attn.projection"))
-        ),
-        mlp=layer.mlp,
-        mlp_projection=part_at(layer, "mlp.fc2"),
     )

@@ -190,16 +190,10 @@ def check_saved(
         )
     settings = replace(settings, counts=tuple(counts or settings.counts))
     if (weights := weights_to_come(config)) is not None:
-        weights.check(_saved_shapes(config, settings, anatomy), anatomy.projection_path)
+        shapes: dict[str, Shape] = {GAINS: (settings.gains.number,)}
+        if config.save_basis and config.needs_basis:
+            shapes |= _shapes(settings, anatomy)
+        path = anatomy.projection_path
+        wanted = {f"{path}.{name}": shape for name, shape in shapes.items()}
+        weights.check(wanted | shapes_of_modules(anatomy.model, config.modules_to_save), path)
     return settings
-
-
-def _saved_shapes(
-    config: ResiDualConfig, settings: ReadoutSettings, anatomy: TowerAnatomy
-) -> dict[str, Shape]:
-    """Name in the base model -> shape of all that an adapter's file holds."""
-    shapes: dict[str, Shape] = {GAINS: (settings.gains.number,)}
-    if config.save_basis and config.needs_basis:
-        shapes |= _shapes(settings, anatomy)
-    inside = {f"{anatomy.projection_path}.{name}": shape for name, shape in shapes.items()}
-    return inside | shapes_of_modules(anatomy.model, config.modules_to_save)

@@ -48,7 +48,7 @@ def check_saved(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> N
             "the adapter's config has mode='stream' and component_counts that are not sorted by "
             "module: the file was edited. Save or download the adapter again."
         )
-    shapes = _saved_shapes(config, model)  # of Linears that are there, as large as the counts say
+    shapes = _saved_shapes(config, model)
     fitted.check_weights(tower_or_none(model, config.side) or model, "the adapter", trusted)
     if (weights := weights_to_come(config)) is not None:
         weights.check(shapes)
@@ -58,9 +58,12 @@ def check_saved(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> N
     config.target_modules = sorted(fitted.component_counts)
 
 
-def _linears(config: ResiDualConfig, model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Path -> (D, n) of the Linears that a saved adapter adapts."""
-    found = {}
+def _saved_shapes(config: ResiDualConfig, model: nn.Module) -> dict[str, Shape]:
+    """Name in the base model -> shape of all that an adapter's file holds.
+
+    Its Linears are in the model, and as large as its counts say, or it is refused.
+    """
+    shapes = shapes_of_modules(model, config.modules_to_save)
     for path, counts in config.fitted.component_counts.items():
         try:
             module: Any = model.get_submodule(path)
@@ -71,22 +74,13 @@ def _linears(config: ResiDualConfig, model: nn.Module) -> dict[str, tuple[int, i
             ) from None
         module = unwrapped(module)
         check_linear(module, path, model)
-        sizes = linear_weight(module).shape
-        if not counts or sizes[1] % len(counts) or max(counts) > sizes[0]:
+        out_features, in_features = linear_weight(module).shape
+        if not counts or in_features % len(counts) or max(counts) > out_features:
             raise ResiDualError(
                 f"the adapter has component_counts of {len(counts)} heads, at most "
-                f"{max(counts, default=0)} each, for {path} of {sizes[1]} inputs and {sizes[0]} "
-                "outputs: the file was edited. Save or download the adapter again."
+                f"{max(counts, default=0)} each, for {path} of {in_features} inputs and "
+                f"{out_features} outputs: the file was edited. Save or download the adapter again."
             )
-        found[path] = int(sizes[0]), int(sizes[1])
-    return found
-
-
-def _saved_shapes(config: ResiDualConfig, model: nn.Module) -> dict[str, Shape]:
-    """Name in the base model -> shape of all that an adapter's file holds."""
-    shapes = shapes_of_modules(model, config.modules_to_save)
-    for path, (out_features, in_features) in _linears(config, model).items():
-        counts = config.fitted.component_counts[path]
         gains = StreamSettings(tuple(counts), config.granularity).gains.number
         shapes[f"{path}.{GAINS}"] = (gains,)
         if config.save_basis:
