@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import load_peft_weights
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
@@ -17,9 +16,8 @@ from ..towers.anatomy import unwrapped
 from ..towers.families.open_clip import block_weights, image_weights, is_open_clip
 from ..towers.registry import base_model, find_tower
 from . import ResiDualConfig
-from .places import at_path
 from .readout.placement import check_saved, settings_of
-from .saved import check_config
+from .saved import PEFT_PREFIX, SavedWeights, check_config
 
 PathLike = str | os.PathLike[str]
 
@@ -71,7 +69,8 @@ def convert_adapter(directory: PathLike, model: nn.Module, output: PathLike) -> 
         },
     }
     # without the name of the adapter, as PEFT saves them
-    tensors = at_path(load_peft_weights(str(directory), device="cpu"), f"base_model.model.{path}")
+    weights = SavedWeights.in_directory(directory).values(path)
+    tensors = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in weights.items()}
     with atomic_directory(output) as temporary:
         write_json(temporary / CONFIG_NAME, config)
         write_tensors(temporary / SAFETENSORS_WEIGHTS_NAME, tensors, {"format": "pt"})

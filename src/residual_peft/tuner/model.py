@@ -17,7 +17,7 @@ from .loading import Snapshot, check_fits
 from .mixing import add_weighted, check_name, check_names, check_weighted, giving_names, takes_name
 from .modes import mode_of
 from .patterns import fullmatch
-from .places import at_path, config_to_come, wanted_of
+from .places import config_to_come, wanted_of
 from .saved import PEFT_PREFIX, SavedWeights
 from .state import ordinary_tensors
 from .stream.linears import tower_or_none
@@ -248,14 +248,15 @@ class ResiDualModel(BaseTuner):
         """
         wanted, path = wanted_of(model, adapter_name)
         what = f"the weights for the adapter {adapter_name!r}"
-        SavedWeights.of(state_dict, what).check(wanted, path)
+        weights = SavedWeights.of(state_dict, what)
+        weights.check(wanted, path)
         # over an adapter that is there, PEFT loads the tensors and leaves its config as it was
         come = None if config._awaits_weights else config_to_come()
         if come is not None:
             check_fits(config, come, adapter_name)
         if path is not None:
             prefix = PEFT_PREFIX if any(key.startswith(PEFT_PREFIX) for key in state_dict) else ""
-            state_dict = at_path(state_dict, f"{prefix}{path}")
+            state_dict = {f"{prefix}{name}": part for name, part in weights.values(path).items()}
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
             if isinstance(layer, AdapterLayer) and layer.has(adapter_name):

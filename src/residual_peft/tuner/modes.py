@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from ..data.progress import Progress
-from .fitted import Trusted
 from .layer import AdapterLayer
 from .state import Settings
 
 if TYPE_CHECKING:
-    from .config import ResiDualConfig
+    from .config import ResiDualConfig, Trusted
 
 
 class Mode(ABC):
@@ -32,7 +31,7 @@ class Mode(ABC):
         """Refuse options that contradict the mode."""
 
     @abstractmethod
-    def prepare(self, config: "ResiDualConfig", model: nn.Module, trusted: Trusted) -> None:
+    def prepare(self, config: "ResiDualConfig", model: nn.Module, trusted: "Trusted") -> None:
         """Write down what is adapted in a model, and check a saved adapter before it is touched."""
 
     @abstractmethod
@@ -51,7 +50,7 @@ class Mode(ABC):
         adapter_name: str,
         target: nn.Module,
         path: str,
-        trusted: Trusted,
+        trusted: "Trusted",
     ) -> AdapterLayer:
         """Put an adapter into a layer, made around `target` where there is none; give the layer."""
 

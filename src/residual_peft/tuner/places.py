@@ -18,11 +18,11 @@ from huggingface_hub import hf_hub_download
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
 from .config import ResiDualConfig
-from .gains import GAINS, PREFIX
+from .gains import GAINS
 from .layer import AdapterLayer
 from .modes import MODES
 from .saved import PEFT_PREFIX, SavedWeights, Shape
@@ -62,14 +62,6 @@ def shapes_of_modules(model: nn.Module, names: Iterable[str] | None) -> dict[str
         own = getattr(module, "original_module", module)
         found |= {f"{path}.{key}": tuple(value.shape) for key, value in own.state_dict().items()}
     return found
-
-
-def at_path(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Name the tensors of a readout's layer, of which an adapter has one, after where it is."""
-    marked = {key: key.rpartition(f".{PREFIX}") for key in tensors}
-    return {
-        f"{path}{dot}{rest}" if dot else key: tensors[key] for key, (_, dot, rest) in marked.items()
-    }
 
 
 def weights_to_come(config: ResiDualConfig) -> SavedWeights | None:

@@ -18,10 +18,7 @@ _KINDS = {
 
 def path_of(path: PathLike) -> Path:
     """A path with `~` as the user's home, as a shell has it."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # the home of nobody
-        return Path(path)
+    return Path(os.path.expanduser(Path(path)))  # Path's own refuses the home of nobody
 
 
 def file_size(path: PathLike, what: str = "file") -> int:
@@ -72,18 +69,12 @@ def quoted(path: PathLike) -> str:
 
 def is_folder(path: PathLike) -> bool:
     """Whether a folder lies there; a name that no folder can have is none."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):  # too long, or with a null byte
-        return False
+    return os.path.isdir(Path(path))  # Path's own raises where a name is too long
 
 
 def is_file(path: PathLike) -> bool:
     """Whether a regular file lies there; a name that no file can have is none."""
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):
-        return False
+    return os.path.isfile(Path(path))
 
 
 def inside(path: PathLike, folder: PathLike) -> bool:

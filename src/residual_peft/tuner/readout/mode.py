@@ -11,8 +11,7 @@ from ...data.progress import Progress
 from ...errors import ResiDualError
 from ...towers.registry import find_tower
 from ..choice import check_nothing_inside
-from ..config import ResiDualConfig
-from ..fitted import Trusted
+from ..config import ResiDualConfig, Trusted
 from ..gains import KINDS
 from ..modes import MODES, Mode
 from .layer import ResiDualReadout, readouts

@@ -10,8 +10,7 @@ from torch import nn
 from ...data.progress import Progress
 from ...errors import ResiDualError
 from ...towers.registry import base_model
-from ..config import ResiDualConfig
-from ..fitted import Fitted, Trusted
+from ..config import Fitted, ResiDualConfig, Trusted
 from ..gains import KINDS
 from ..modes import MODES, Mode
 from .basis import LinearBasis, collect_moments, data_basis
