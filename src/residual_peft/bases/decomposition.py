@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from ..towers.anatomy import TowerAnatomy
 from ..towers.captures import Capture
-from ..towers.inputs import checked_inputs
 from ..towers.registry import find_tower
-from ..towers.running import run_tower, unadapted
+from ..towers.running import checked_inputs, run_tower, unadapted
 from ..towers.taps import tapped
 from ..towers.units import Unit
 from .exactness import Streams, check_exact

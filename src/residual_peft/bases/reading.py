@@ -19,9 +19,8 @@ from ..data.progress import Progress, with_progress
 from ..errors import ResiDualError
 from ..towers.anatomy import TowerAnatomy
 from ..towers.captures import Capture
-from ..towers.inputs import batch_size, checked_inputs
 from ..towers.registry import find_tower
-from ..towers.running import evaluating, run_tower, unadapted
+from ..towers.running import batch_size, checked_inputs, evaluating, run_tower, unadapted
 from ..towers.taps import is_tapped, tapped
 from .exactness import check_exact
 from .rows import Rows, give_back_large_tensors

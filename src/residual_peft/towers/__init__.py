@@ -4,7 +4,6 @@ __all__ = [
     "anatomy",
     "captures",
     "families",
-    "inputs",
     "readouts",
     "registry",
     "running",

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...towers.captures import Capture
-from ...towers.inputs import batch_size, checked_inputs
 from ...towers.registry import find_tower
-from ...towers.running import run_tower
+from ...towers.running import batch_size, checked_inputs, run_tower
 from ...tuner import (
     ReadoutState,
     ResiDualReadout,

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from ...bases.reading import reading
 from ...errors import ResiDualError
 from ...towers.anatomy import ParameterProjection, TowerAnatomy, path_of
-from ...towers.inputs import checked_inputs
 from ...towers.registry import find_tower
-from ...towers.running import run_tower
+from ...towers.running import checked_inputs, run_tower
 from ...tuner import ResiDualConfig, adapter_basis, fit_bases
 from ..lora import LoraSettings, adapter_bytes
 from .descent import Training, train

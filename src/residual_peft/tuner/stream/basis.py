@@ -20,10 +20,9 @@ from ...bases.spectra import Components, UnitBasis, map_spectra, weight_spectrum
 from ...data.progress import Progress, with_progress
 from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
-from ...towers.inputs import batch_size, checked_inputs
 from ...towers.readouts import float64
 from ...towers.registry import base_model
-from ...towers.running import run_tower
+from ...towers.running import batch_size, checked_inputs, run_tower
 from .linears import linear_weight, tower_or_none
 
 

@@ -219,9 +219,7 @@ class ResiDualStreamLinear(AdapterLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether ΔW is all: LoRA has no place for Δb, which a basis fitted from data brings."""
-        if not self.has(adapter_name):
-            return True
-        if self.get_delta_bias(adapter_name) is None:
+        if not self.has(adapter_name) or self.get_delta_bias(adapter_name) is None:
             return True
         warnings.warn(
             f"the adapter {adapter_name!r} cannot be converted to LoRA: its basis was fitted from "

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import ResiDualError
-from ...towers.anatomy import TowerAnatomy
+from ...towers.anatomy import TowerAnatomy, unwrapped
 from ...towers.registry import SIDES, find_tower
 from ...towers.units import Unit
 from ..choice import chosen_units
@@ -36,23 +36,19 @@ def tower_targets(config: ResiDualConfig, model: nn.Module) -> list[str]:
             f"mode='stream' without target_modules adapts a tower's own projections, and "
             f"they were not found: {error} Or name the Linears to adapt with target_modules=."
         ) from None
-    paths = _paths(model)
-    modules = {
-        id(anatomy.writers(unit)[-1])
-        for unit in chosen_units(config, anatomy)
-        if unit.layer is not None
-    }
-    return [path for module, path in paths.items() if module in modules]
+    units = [unit for unit in chosen_units(config, anatomy) if unit.layer is not None]
+    chosen = {id(anatomy.writers(unit)[-1]) for unit in units}
+    named = [path for path, module in model.named_modules() if id(module) in chosen]
+    return [path.replace(".base_layer", "") for path in named]  # where PEFT has wrapped some
 
 
 def unit_names(model: nn.Module, path: str, heads: int, side: str | None = None) -> list[str]:
     """Name the heads that write through a Linear: as units in the tower, else by its path."""
-    tower = tower_or_none(model, side)
-    paths = _paths(model)
+    tower, module = tower_or_none(model, side), unwrapped(model.get_submodule(path))
     for index, layer in enumerate(tower.layers if tower is not None else ()):
-        if paths[id(layer.output_projection)] == path:
+        if module is layer.output_projection:
             return [str(Unit("head", index, head)) for head in range(heads)]
-        if paths[id(layer.mlp_projection)] == path:
+        if module is layer.mlp_projection:
             return [str(Unit("mlp", index))]
     return [path] if heads == 1 else [f"{path}.head{head}" for head in range(heads)]
 
@@ -72,12 +68,6 @@ def in_chosen_layers(config: ResiDualConfig, path: str) -> bool:
             if numbered and (fullmatch(patterns, owner) if patterns else place == start + 1):
                 return int(parts[place]) in layers
     return False
-
-
-def _paths(model: nn.Module) -> dict[int, str]:
-    """Name every module by where it was before PEFT wrapped it."""
-    named = model.named_modules()
-    return {id(module): name.replace(".base_layer", "") for name, module in named}
 
 
 def check_linear(module: nn.Module, path: str, model: nn.Module) -> None:
@@ -121,12 +111,10 @@ def heads_of(model: nn.Module, path: str) -> int:
     parent; where it is also in an attention block, the parent's or model's config. A count is
     believed only when the heads fill the module's input exactly.
     """
-    paths = _paths(model)
-    for side in SIDES:
-        tower = tower_or_none(model, side)
-        for part in () if tower is None else tower.layers:
-            if tower is not None and paths[id(part.output_projection)] == path:
-                return tower.num_heads
+    module = unwrapped(model.get_submodule(path))
+    for tower in filter(None, (tower_or_none(model, side) for side in SIDES)):
+        if any(module is layer.output_projection for layer in tower.layers):
+            return tower.num_heads
     *owners, name = path.split(".")
     if name.isdigit() and owners:  # diffusers: to_out.0
         *owners, name = owners
@@ -137,8 +125,7 @@ def heads_of(model: nn.Module, path: str) -> int:
     near = [*owners[-2:], type(parent).__name__]
     if any("attn" in word.lower() or "attention" in word.lower() for word in near):
         sources += [getattr(parent, "config", None), getattr(model, "config", None)]
-    module = model.get_submodule(path)
-    width = linear_weight(getattr(module, "base_layer", module)).shape[1]
+    width = linear_weight(module).shape[1]
     for source in sources:
         heads = next((n for key in HEAD_COUNTS if (n := getattr(source, key, None))), None)
         if isinstance(heads, int) and width % heads == 0:
