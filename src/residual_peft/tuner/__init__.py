@@ -20,7 +20,7 @@ from .adapters import (
     readout_state,
     restart_gains,
 )
-from .config import ResiDualConfig, ResiDualType
+from .config import PRESETS, ResiDualConfig, ResiDualType
 from .gains import PREFIX, Gains
 from .hotswap import hotswap_adapter
 from .loading import check_directory, load_adapter
@@ -34,6 +34,7 @@ from .stream.layer import ResiDualStreamLinear
 
 __all__ = [
     "PREFIX",
+    "PRESETS",
     "Gains",
     "LinearBasis",
     "ReadoutState",
