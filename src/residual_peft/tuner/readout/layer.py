@@ -80,9 +80,10 @@ class ResiDualReadout(AdapterLayer):
             anatomy = self.__dict__.get("anatomy")  # not there yet while it is unpickled
             if anatomy is None or not anatomy.whole or name.startswith("__"):
                 raise
-            active: Any = () if self.disable_adapters else self.active_adapters
-            if name.startswith("forward_") and any(map(self.has, active)):
-                raise ResiDualError(FORWARD_REFUSED.format(name)) from None
+            if name.startswith("forward_") and not self.disable_adapters:
+                active: Any = self.active_adapters
+                if any(map(self.has, active)):
+                    raise ResiDualError(FORWARD_REFUSED.format(name)) from None
             return getattr(self.base_layer, name)
 
     @property
