@@ -132,11 +132,13 @@ def origin_of(model: nn.Module) -> tuple[str | None, str]:
     return name and known_name(name), type(base).__name__
 
 
-def load_base(record: ClassifierRecord, token: str | None, *, is_local: bool = True) -> nn.Module:
+def load_base(
+    record: ClassifierRecord, source: str | os.PathLike[str], token: str | None
+) -> nn.Module:
     """Load the base model that a record, which may come from anybody, names, in its dtype.
 
-    `is_local` is whether the record lies on this machine, where a path may mean something; one from
-    the Hub can only name a model there.
+    A record that its user calls `source` may name a path where that is a directory of this machine;
+    one from the Hub can only name a model there.
     """
     name, kind = record.base_model, record.base_class
     cls = getattr(transformers, kind, None) if kind.isidentifier() else None
@@ -149,7 +151,7 @@ def load_base(record: ClassifierRecord, token: str | None, *, is_local: bool = T
     # `save_pretrained` writes ids of the Hub and whole paths; "../x" means another place in every
     # working directory
     named = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
-    if not (is_local if os.path.isabs(name) else named):
+    if not (Path(source).expanduser().is_dir() if os.path.isabs(name) else named):
         raise ResiDualError(
             f"the adapter names its base model by {name!r}, a place on the machine where it was "
             "made; load the model from wherever you have it, and pass it: "

@@ -183,14 +183,6 @@ def load_rows(path: Path, head: str, columns: int, classes: int) -> RidgeWithout
     return found
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """What sets of classes are calibrated by."""
-
-    scores: Tensor  # −log p of the right class of images that no fit saw, sorted (n,)
-    digest: str  # `answers_digest` of the classifier that said so
-
-
 def answers_digest(classifier: "HeadedClassifier") -> str:
     """The sha256 of what a classifier's answers hang on: classes, head, active adapters and bases.
 

@@ -17,7 +17,7 @@ from ..errors import ResiDualError, counted
 from .headed import HeadedClassifier
 from .heads.conformal import WAYS, By, PredictionSets, fewest, kept_scores
 from .heads.jackknife_plus import PlusSets, Sets
-from .kept import HOW_ROWS, HeldOut, answers_digest
+from .kept import HOW_ROWS, answers_digest
 from .outputs import pixel_batches
 from .predictions import predictions_of
 from .trained_head import embedding_features
@@ -28,7 +28,8 @@ SETS_OF_ONE = "sets of classes hold the one right label"
 class PredictingClassifier(HeadedClassifier):
     """A classifier that predicts; see `ZeroShotClassifier`."""
 
-    _held_out: HeldOut | None = None
+    # scores of held-out images, and the digest of the answers that they are of
+    _held_out: tuple[Tensor, str] | None = None
 
     @torch.no_grad()
     def predict_logits(self, images: Images, *, batch_size: int = 64) -> Tensor:
@@ -42,10 +43,7 @@ class PredictingClassifier(HeadedClassifier):
 
     @torch.no_grad()
     def _answers_of(
-        self,
-        items: Sequence[ImageLike],
-        batch_size: int,
-        sets: Sets | None = None,
+        self, items: Sequence[ImageLike], batch_size: int, sets: Sets | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Logits (N, C), how like the head's images they are (N,) where it can tell, and sets."""
         logits, like, inside = Rows(len(items)), Rows(len(items)), Rows(len(items))
@@ -210,12 +208,14 @@ class PredictingClassifier(HeadedClassifier):
 
         None without any, and where head, classes or gains have changed since.
         """
-        found = self._held_out
-        return None if found is None or found.digest != answers_digest(self) else found.scores
+        if self._held_out is None:
+            return None
+        scores, digest = self._held_out
+        return scores if digest == answers_digest(self) else None
 
     @held_out.setter
     def held_out(self, scores: Tensor | None) -> None:
-        self._held_out = None if scores is None else HeldOut(scores, answers_digest(self))
+        self._held_out = None if scores is None else (scores, answers_digest(self))
 
     @torch.no_grad()
     def calibrate(self, images: Images, labels: Any, *, batch_size: int = 64) -> int:

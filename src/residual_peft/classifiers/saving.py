@@ -143,8 +143,7 @@ def load(
     named = any(directory.glob("*processor_config.json"))
     processor = load_image_processor(directory) if named else None
     if model is None:
-        is_local = Path(name_or_path).expanduser().is_dir()
-        model = load_base(record, token, is_local=is_local)
+        model = load_base(record, name_or_path, token)
     with unchanged_if_refused(model):
         if adapters.folders:
             model = load_adapters(model, adapters, directory, is_trainable=is_trainable)

@@ -101,14 +101,19 @@ def _weights(
     if class_weights is None:
         return torch.ones(len(labels), dtype=torch.float64)
     check_same(ONE_LABEL, labelling_in(labels), "leave the class weights out")
-    weights = torch.as_tensor(class_weights, dtype=torch.float64).cpu()
-    if weights.shape != (class_count,) or not (torch.isfinite(weights) & (weights > 0)).all():
-        raise ResiDualError(
-            f"wanted a weight above 0 for each of {class_count} classes, got "
-            f"{tuple(weights.shape)} with a least one of {float(weights.min()):g}."
-        )
-    each = weights[labels]
+    each = above_zero(class_weights, class_count, "weight", "classes")[labels]
     return each / each.mean()
+
+
+def above_zero(values: Tensor | Sequence[float], count: int, one: str, of: str) -> Tensor:
+    """Numbers (count,) in float64 on the CPU; refused unless all are finite and above 0."""
+    found = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    if found.shape != (count,) or not (torch.isfinite(found) & (found > 0)).all():
+        raise ResiDualError(
+            f"wanted a {one} above 0 for each of {count} {of}, got {tuple(found.shape)} with a "
+            f"least one of {float(found.min()):g}."
+        )
+    return found
 
 
 def checked_batch(

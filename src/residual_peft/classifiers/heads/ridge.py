@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...errors import ResiDualError
 from .head import ClassHead, FittedHead
-from .images import Images, checked, oddities
+from .images import Images, above_zero, checked, oddities
 from .left_out import How, Leaving, LeftOut, leaving_of
 from .smoother import Smoother
 from .strengths import Choosing, Chosen, beside_text
@@ -84,7 +84,8 @@ def fit_ridge(
         features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights
     )
     leaving = leaving_of(images.labels, class_count, groups, leave)
-    scale = _checked_scale(scale, images.features.shape[1])
+    if scale is not None:
+        scale = above_zero(scale, images.features.shape[1], "scale", "features")
     smoother = Smoother.of(images, power, scale, primal)
     strengths = strengths_of(alphas, smoother.size)
     notes = oddities(images, groups is not None)
@@ -136,18 +137,6 @@ def _left_out(chosen: Chosen, images: Images, leaving: Leaving) -> LeftOut:
     if images.zero_shot is not None:
         logits = logits + chosen.calibration.text_weight * images.zero_shot
     return LeftOut(logits, images.labels, leaving.how, leaving.known)
-
-
-def _checked_scale(scale: Tensor | None, columns: int) -> Tensor | None:
-    if scale is None:
-        return None
-    scale = scale.detach().cpu().double()
-    if scale.shape != (columns,) or not (torch.isfinite(scale) & (scale > 0)).all():
-        raise ResiDualError(
-            f"wanted a scale above 0 for each of {columns} features, got {tuple(scale.shape)} with "
-            f"a least one of {float(scale.min()):g}."
-        )
-    return scale
 
 
 def strengths_of(alphas: float | Sequence[float] | Tensor | None, size: float) -> Tensor:

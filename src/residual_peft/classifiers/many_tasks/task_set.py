@@ -1,7 +1,6 @@
 """Tasks over one backbone, by name."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,8 +81,7 @@ class TaskSet:
         if model is None:
             path = wanted[0][1]
             record = read_described(local_classifier(path, None, token), path)
-            is_local = Path(path).expanduser().is_dir()
-            model = load_base(record, token, is_local=is_local).eval()
+            model = load_base(record, path, token).eval()
         tasks = cls(model if device is None else model.to(device))
         for name, path in wanted:
             tasks.add(name, path, token=token)
