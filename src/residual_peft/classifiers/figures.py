@@ -25,12 +25,9 @@ def mean_gain(gains: Sequence[float] | Any, variance: Sequence[float] | Any | No
     values = np.asarray(gains, float)
     if not values.size:
         return math.nan  # of a unit that writes nothing
-    if variance is None:
-        return float(values.mean())
-    weights = np.asarray(variance, float).clip(0)
-    return (
-        float((values * weights).sum() / weights.sum()) if weights.sum() > 0 else mean_gain(gains)
-    )
+    weights = None if variance is None else np.asarray(variance, float).clip(0)
+    known = weights is not None and weights.sum() > 0
+    return float(np.average(values, weights=weights if known else None))
 
 
 def brief(value: float, digits: int = 2) -> str:

@@ -229,15 +229,13 @@ def _distances(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
 
 def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
     """What to tell the user of images that make left-out predictions doubtful."""
-    notes = []
     features, labels = images.features, images.labels
     if bool((features == features[0]).all()) and len(features) > 1:
-        notes.append(
+        return (
             "all images have the same features, so nothing tells their classes apart: look at the "
-            "images, and at the units that the features are of."
+            "images, and at the units that the features are of.",
         )
-        return tuple(notes)
-    same = duplicate_groups(features)
+    notes, same = [], duplicate_groups(features)
     _, first, sizes = torch.unique(same, return_inverse=True, return_counts=True)
     copies = int((sizes - 1).sum())
     if copies and not grouped:
