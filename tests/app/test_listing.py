@@ -12,7 +12,7 @@ from PIL import Image
 
 from residual_peft.app.listing import MISTAKE_HEADERS, mistakes_of, pictured, write_noted
 from residual_peft.classifiers.evaluation import Evaluation
-from residual_peft.data.listing import files_of
+from residual_peft.data.checking import files_of
 
 NAMES = ("cat", "dog")
 

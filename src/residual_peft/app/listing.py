@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from ..classifiers.evaluation import Evaluation
-from ..data.checking import undecoded
+from ..data.checking import files_of, short_name, undecoded
 from ..data.images import UnreadableImage, to_rgb
-from ..data.listing import files_of, short_name
 from ..data.pictures import thumbnail
 from ..data.skipped import write_listing
 from ..hub.files import PathLike

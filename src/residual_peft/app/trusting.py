@@ -18,7 +18,7 @@ from ..classifiers.heads.trust import reliability, suspicious_labels
 from ..classifiers.trained_head import Features
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData
-from ..data.listing import files_of, short_name
+from ..data.checking import files_of, short_name
 from ..errors import ResiDualError
 from ..reporting.run_record import TrustRecord
 from ..solvers.coordinates import Coordinates

@@ -38,7 +38,6 @@ __all__ = [
     "iterative_folds",
     "iterative_split",
     "labels",
-    "listing",
     "load_data",
     "metrics",
     "passes",

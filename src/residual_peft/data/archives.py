@@ -13,8 +13,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -44,13 +43,6 @@ _DAMAGED = (
     UnicodeError,
     RuntimeError,
 )
-
-
-@dataclass(frozen=True)
-class _Member:
-    name: str
-    size: int  # as it says
-    open: Any  # () -> a stream of its bytes
 
 
 def is_archive(path: Path) -> bool:
@@ -94,18 +86,18 @@ def _unpack(path: Path, target: Path, allowed: int) -> None:
     wanted = (*image_endings(), *TABLES)
     written, left = 0, 0
     room = shutil.disk_usage(target).free
-    for number, member in enumerate(_members(path), 1):
-        parts = _checked(member.name, path)
+    for number, (name, size, opened) in enumerate(_members(path), 1):
+        parts = _checked(name, path)
         if number > MOST_FILES:
             raise ResiDualError(f"{quoted(path)} holds more than {MOST_FILES:,} files.")
         # what no folder of images shows either, such as __MACOSX and .DS_Store
         hidden = any(part.startswith((".", "__")) for part in parts)
-        if hidden or not member.name.lower().endswith(wanted):
+        if hidden or not name.lower().endswith(wanted):
             left += 1
             continue
-        if written + member.size > min(allowed, room):
+        if written + size > min(allowed, room):
             raise _too_large(path, allowed, room)
-        with member.open() as source, _new_file(target.joinpath(*parts), member.name, path) as copy:
+        with opened() as source, _new_file(target.joinpath(*parts), name, path) as copy:
             for piece in iter(lambda: source.read(_PIECE), b""):
                 written += len(piece)
                 if written > min(allowed, room):  # what a header says of the size may be a lie
@@ -138,22 +130,25 @@ def _too_large(path: Path, allowed: int, room: int) -> ResiDualError:
     )
 
 
-def _members(path: Path) -> Iterator[_Member]:
-    """The regular files of an archive, each opened before the next is asked for."""
+def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    """The regular files of an archive, each opened before the next is asked for.
+
+    Name, bytes as it says, and what opens a stream of them.
+    """
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if stat.S_ISLNK(info.external_attr >> 16):
                     raise _no_links(info.filename, path)
                 if not info.is_dir():
-                    yield _Member(info.filename, info.file_size, partial(archive.open, info))
+                    yield info.filename, info.file_size, partial(archive.open, info)
         return
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
             if member.issym() or member.islnk():
                 raise _no_links(member.name, path)
             if member.isreg():
-                yield _Member(member.name, member.size, partial(archive.extractfile, member))
+                yield member.name, member.size, partial(archive.extractfile, member)
         # at its end a block of zeros was read, which tarfile itself does not miss
         if archive.fileobj is None or archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("no end of the archive")

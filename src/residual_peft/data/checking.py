@@ -10,8 +10,9 @@ import logging
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import PurePath
 from typing import Any
 
 import datasets
@@ -22,7 +23,7 @@ from ..errors import ResiDualError, printable, some
 from .images import UnreadableImage, to_rgb
 from .progress import Bar
 from .provenance import image_digest
-from .skipped import SkippedImage
+from .skipped import SkippedImage, as_text
 from .stored import PROGRAM, Unusable, content_of, reason_of
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,22 @@ def title_of(dataset: Dataset, row: int) -> str:
     """An image of a data set as messages name it: by its path where it has one."""
     _, path = next(stored_images(dataset.select([row])))
     return SkippedImage(path or f"row {row}", "").title
+
+
+def files_of(dataset: Dataset, rows: Iterable[int], title: str) -> list[str]:
+    """What some images are called: their paths, or of those without one the row of `title`."""
+    stored = undecoded(dataset)
+    images = [(row, stored[row]["image"] or {}) for row in rows]
+    return [as_text(image.get("path") or f"row {row} of {title}") for row, image in images]
+
+
+def short_name(file: str) -> str:
+    """A file's name and its folder's: what people know it by, wherever it lies.
+
+    >>> short_name("/home/me/photos/cats/1.png"), short_name("row 3 of the test split")
+    ('cats/1.png', 'row 3 of the test split')
+    """
+    return "/".join(part for part in PurePath(file).parts[-2:] if part != "/")
 
 
 def _refused(image: SkippedImage) -> ResiDualError:

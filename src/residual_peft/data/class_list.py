@@ -3,18 +3,16 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset
 
 from ..errors import ResiDualError, printable, some
 from ..hub.files import quoted
-from .labels import label_item, labelling_of_column
-from .labels.columns import check_range, labels_in
+from .labels import label_item
+from .labels.columns import check_range, in_texts
 from .tables import Columns, read_table
 
 logger = logging.getLogger(__name__)
@@ -98,8 +96,7 @@ class ClassList:
         return renamed
 
     def _renamed(self, dataset: Dataset, part: str, used: set[str]) -> Dataset:
-        feature = dataset.features["label"]
-        labelling, item = labelling_of_column(feature), label_item(feature)
+        item = label_item(dataset.features["label"])
         if isinstance(item, ClassLabel):
             names = tuple(item.names)
         elif str(getattr(item, "dtype", "")).endswith("string"):
@@ -107,21 +104,14 @@ class ClassList:
         else:
             return dataset  # bare numbers, whose meaning is asked for later
 
-        def text(label: Any, row: int) -> Any:
-            if label is None:
-                return None
+        def text(label: Any, row: int) -> str:
             if names is not None and not 0 <= label < len(names):
                 check_range(np.array([label]), names, part, "the data", row)
             own = label if names is None else names[label]
             used.add(own)
             return self.named(own)
 
-        found = [
-            labelling.mapped(label, partial(text, row=row))
-            for row, label in enumerate(labels_in(dataset))
-        ]
-        kind = labelling.feature(datasets.Value("string"))
-        return dataset.remove_columns("label").add_column("label", found, feature=kind)
+        return in_texts(dataset, text)
 
 
 def class_list_in(folder: Path) -> ClassList | None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features
 from ..errors import ResiDualError, some
 from .class_names import check_class_names
 from .labels import MANY_LABELS, ONE_LABEL, label_item, labelling_in, labelling_of_column
-from .labels.columns import check_range, labels_in
+from .labels.columns import check_range, in_texts, labels_in
 from .skipped import SkippedImage
 from .stratification import Labels
 
@@ -20,13 +20,20 @@ IMAGE_COLUMNS = ("image", "img", "webp", "jpg", "jpeg", "png", "picture", "photo
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
-def standard_columns(
-    dataset: Dataset,
-    image_column: str | None,
-    label_column: str | None,
-    name: str,
-    group_column: str | None = None,
-) -> Dataset:
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for beside the source."""
+
+    config: str | None = None  # of a Hub dataset that has several
+    revision: str | None = None  # on the Hub
+    token: str | None = None  # for the Hub
+    image_column: str | None = None  # of a table; found when None
+    label_column: str | None = None  # likewise
+    group_column: str | None = None  # of a table, kept beside the two; None for none
+    numbers: bool = False  # whether somebody says what labels that are numbers mean
+
+
+def standard_columns(dataset: Dataset, asked: Asked, name: str) -> Dataset:
     """The dataset with nothing but a column `image` (datasets.Image) and a column `label`.
 
     And one `group`, where a column of groups is named.
@@ -37,13 +44,12 @@ def standard_columns(
     check_format(dataset, name)
     if len(dataset) == 0:
         raise ResiDualError(f"found no images in {name}: it has no rows.")
-    features = dataset.features
-    rest = Features({c: kind for c, kind in features.items() if c != group_column})
-    aside = f"{name} (but for its groups, '{group_column}')" if len(rest) < len(features) else name
-    image = image_column or image_column_of(rest, aside)
-    label = label_column or _label_column(rest, image, aside)
-    chosen = {"image": image, "label": label}
-    chosen |= {} if group_column is None else {"group": group_column}
+    features, group = dataset.features, asked.group_column
+    rest = Features({c: kind for c, kind in features.items() if c != group})
+    aside = f"{name} (but for its groups, '{group}')" if len(rest) < len(features) else name
+    image = asked.image_column or image_column_of(rest, aside)
+    label = asked.label_column or _label_column(rest, image, aside)
+    chosen = {"image": image, "label": label} | ({} if group is None else {"group": group})
     for column in chosen.values():
         if column not in features:
             raise ResiDualError(
@@ -218,18 +224,11 @@ def _as_texts(part: Dataset, names: list[str] | None, split: str, name: str) -> 
             "names in another; give them the same kind in all splits."
         )
 
-    def text(label: int | None, row: int) -> str | None:
-        if label is None:
-            return None
+    def text(label: int, row: int) -> str:
         check_range(np.array([label]), tuple(names), split, name, row)
         return names[label]
 
-    labelling = labelling_of_column(part.features["label"])
-    texts = [
-        labelling.mapped(entry, partial(text, row=row)) for row, entry in enumerate(labels_in(part))
-    ]
-    kind = labelling.feature(datasets.Value("string"))
-    return part.remove_columns("label").add_column("label", texts, feature=kind)
+    return in_texts(part, text)
 
 
 def _texts(parts: Mapping[str, Dataset]) -> set[str]:

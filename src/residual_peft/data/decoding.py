@@ -25,7 +25,7 @@ import threading
 import time
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,11 @@ class Unread(NamedTuple):
 class Images(Protocol):
     """What is decoded: an item is all that a model takes of an image, or an UnreadableImage."""
 
-    def __getitem__(self, index: int, /) -> "dict[str, Any] | Skipped":
-        """One image."""
+    name: str  # for messages
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> "dict[str, Any] | Skipped": ...
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,9 @@ def decoded(
     pieces = [
         rows[start : start + PIECE] for rows in batches for start in range(0, len(rows), PIECE)
     ]
-    each = (-(-len(rows) // PIECE) for rows in batches)
     stream = _stream(images, pieces, max(map(len, batches), default=1), workers)
-    for count in each:
-        yield [next(stream) for _ in range(count)]
+    for rows in batches:
+        yield [next(stream) for _ in range(-(-len(rows) // PIECE))]
 
 
 def _stream(
@@ -260,8 +262,7 @@ def _started(
 def _received(batches: Iterator[Any]) -> Iterator[Piece]:
     try:
         for packed, rows, unread in batches:
-            tensors: Mapping[str, Any] = packed
-            yield Piece({name: _unpacked(t) for name, t in tensors.items()}, rows, unread)
+            yield Piece({name: _unpacked(t) for name, t in packed.items()}, rows, unread)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

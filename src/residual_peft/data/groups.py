@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from ..errors import ResiDualError, counted, printable
 from .labels import labelling_in
-from .labels.written import text_of
+from .labels.columns import text_of
 from .stratification import Labels, Rows
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,10 @@ def grouped_split(
         ResiDualError: too few groups for the parts, with every class in "train".
     """
     part_of = np.zeros(len(labels), dtype=np.int64)
-    count, needed = len(np.unique(groups)), _needed(labels, groups)
+    count, classes = len(np.unique(groups)), labelling_in(labels).by_class(labels).T
+    own = [np.unique(groups[has]) for has in classes]
+    # the groups that alone have a class
+    needed = np.unique([numbers[0] for numbers in own if len(numbers) == 1])
     bound = np.isin(groups, needed)
     if count - max(1, len(needed)) < len(shares):
         raise _too_few(count, shares)
@@ -104,12 +107,6 @@ def grouped_split(
     if not all(map(len, parts.values())):
         raise _too_few(count, shares)
     return parts
-
-
-def _needed(labels: Labels, groups: Rows) -> Rows:
-    """The groups that alone have a class."""
-    own = [np.unique(groups[has]) for has in labelling_in(labels).by_class(labels).T]
-    return np.unique([numbers[0] for numbers in own if len(numbers) == 1]).astype(np.int64)
 
 
 def _too_few(count: int, shares: Mapping[str, float]) -> ResiDualError:

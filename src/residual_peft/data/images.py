@@ -70,7 +70,14 @@ def to_rgb(image: ImageLike, name: str = "the image", *, least: int | None = Non
     if isinstance(image, str | os.PathLike):
         image, name = _open(Path(image), f"'{image}'", least), f"'{image}'"
     elif isinstance(image, Mapping):
-        image = _open_stored(image, name, least)
+        data, path = image.get("bytes"), image.get("path")
+        if data is None and not path:
+            raise ResiDualError(f"wanted {name} as bytes or a path, got neither.")
+        image = (
+            _open(path_of(path), f"'{path}'", least)
+            if data is None
+            else _open_stream(io.BytesIO(data), name, least)
+        )
     elif isinstance(image, Tensor):
         array = image.detach().cpu()
         array = array.float() if array.dtype == torch.bfloat16 else array
@@ -124,15 +131,6 @@ def _open(path: Path, name: str, least: int | None) -> Image.Image:
             raise UnreadableImage(message, str(path), NO_FILE) from None
         raise _unreadable(name, bad) from None
     return _open_stream(io.BytesIO(content), name, least)
-
-
-def _open_stored(stored: Mapping[str, Any], name: str, least: int | None) -> Image.Image:
-    data, path = stored.get("bytes"), stored.get("path")
-    if data is not None:
-        return _open_stream(io.BytesIO(data), name, least)
-    if not path:
-        raise ResiDualError(f"wanted {name} as bytes or a path, got neither.")
-    return _open(path_of(path), f"'{path}'", least)
 
 
 def _open_stream(stream: io.BytesIO, name: str, least: int | None) -> Image.Image:

@@ -33,7 +33,8 @@ def images_of(images: Images) -> tuple[Sequence[ImageLike], bool]:
         ResiDualError: a folder without images, a pattern of no file, or a dataset without a column
             of images.
     """
-    if _is_dataset(images):
+    datasets = sys.modules.get("datasets")  # a Dataset has nobody who did not import that
+    if datasets is not None and isinstance(images, datasets.Dataset):
         return _Rows(images), False
     if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
         return [_stored(images)], True
@@ -43,7 +44,10 @@ def images_of(images: Images) -> tuple[Sequence[ImageLike], bool]:
         if isinstance(item, str | os.PathLike):
             paths = list(files_in([item]))
             single &= paths == [os.fspath(item)]
-            found += [_readable(path) for path in paths]
+            for path in paths:
+                if isinstance(path, SkippedImage):
+                    raise ResiDualError(f"wanted images, got {path}.")
+                found.append(path)
         else:
             found.append(_stored(item))
     return found, single
@@ -97,12 +101,6 @@ def _in_folder(path: str, but: str | os.PathLike[str] | None) -> Iterator[str | 
         logger.warning("%s: left out %s", printable(path), left_out)
 
 
-def _readable(image: str | SkippedImage) -> str:
-    if isinstance(image, SkippedImage):
-        raise ResiDualError(f"wanted images, got {image}.")
-    return image
-
-
 def _stored(image: Any) -> Any:
     """Bytes and file objects as `datasets` stores what has no path; others as they are."""
     if isinstance(image, bytes | bytearray | memoryview):
@@ -116,12 +114,6 @@ def _stored(image: Any) -> Any:
             )
         return {"bytes": content, "path": None}
     return image
-
-
-def _is_dataset(images: Any) -> bool:
-    """Whether it is a `datasets.Dataset`, which nobody has who did not import that."""
-    datasets = sys.modules.get("datasets")
-    return datasets is not None and isinstance(images, datasets.Dataset)
 
 
 class _Rows(Sequence[ImageLike]):

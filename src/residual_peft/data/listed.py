@@ -17,10 +17,10 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from ..errors import ResiDualError, counted, first_line, printable, short
-from .columns import IMAGE_COLUMNS, LABEL_COLUMNS
+from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, Asked
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .labels import labelling_of
-from .labels.written import each_of, folded, labels_of, text_of
+from .labels.columns import each_of, folded, labels_of, text_of
 from .tables import Columns
 from .trees import tree_of
 
@@ -33,26 +33,17 @@ _TRIED = 50  # paths, to see where they begin
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def from_columns(
-    columns: Columns,
-    base: Path,
-    name: str,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    *,
-    group_column: str | None = None,
-    numbers: bool = False,
-) -> dict[str, Dataset]:
+def from_columns(columns: Columns, base: Path, name: str, asked: Asked) -> dict[str, Dataset]:
     """Split -> its images and labels, in columns `image` and `label` or as they were named.
 
     Paths are below `base`. Columns are found when None, and that of groups is kept beside them as
-    text. With `numbers`, labels that are numbers stay such: somebody says what they mean.
+    text.
 
     Raises:
         ResiDualError: no such columns, or none that could be meant; a row without an image.
     """
     columns = _with_header(columns)
-    image = _chosen(columns, image_column, (*PATH_COLUMNS, *IMAGE_COLUMNS), _looks_like_paths)
+    image = _chosen(columns, asked.image_column, (*PATH_COLUMNS, *IMAGE_COLUMNS), _looks_like_paths)
     if image is None:
         raise _no_column(columns, name, "file names or images", "image_column", IMAGE_COLUMNS)
     others = {column: values for column, values in columns.items() if column != image}
@@ -60,17 +51,17 @@ def from_columns(
     if split is None:
         _check_splits(others, name)
     others.pop(split or "", None)
-    label = _chosen(others, label_column, (*LABEL_COLUMNS, *MORE_LABELS), lambda _: False)
-    alone = [column for column in others if column != group_column]
-    if label is None and label_column is None and len(alone) == 1:
+    label = _chosen(others, asked.label_column, (*LABEL_COLUMNS, *MORE_LABELS), lambda _: False)
+    alone = [column for column in others if column != asked.group_column]
+    if label is None and asked.label_column is None and len(alone) == 1:
         label = alone[0]
     if label is None:
         raise _no_column(columns, name, "labels", "label_column", LABEL_COLUMNS)
-    shown = (image if image_column else "image", label if label_column else "label")
-    _check_groups(group_column, (image, label), shown, name)
-    groups = others.get(group_column or "")
+    shown = (image if asked.image_column else "image", label if asked.label_column else "label")
+    _check_groups(asked.group_column, (image, label), shown, name)
+    groups = others.get(asked.group_column or "")
     images = _images_of(columns[image], base, name)
-    labels = labels_of(others[label], label, numbers)
+    labels = labels_of(others[label], label, asked.numbers)
     parts = [None] * len(images) if split is None else columns[split]
     rows: dict[str, list[int]] = {}
     for row, part in enumerate(parts):
@@ -85,7 +76,7 @@ def from_columns(
         if groups is not None:
             texts = [text_of(groups[row]) for row in mine]
             found[part] = found[part].add_column(
-                group_column, texts, feature=datasets.Value("string")
+                asked.group_column, texts, feature=datasets.Value("string")
             )
     return found
 
@@ -201,18 +192,11 @@ def _resolved(texts: list[str], base: Path, name: str) -> list[str]:
     bases = [base.absolute(), Path.cwd()]
     for folder in bases:
         found = [os.path.normpath(folder / text) for text in texts]
-        if any(map(_is_there, found[:_TRIED])):
+        if any(map(os.path.exists, found[:_TRIED])):
             if folder != bases[0]:
                 logger.warning("%s: paths are below '%s'", printable(name), printable(folder))
             return found
     return _by_name(texts, base, name)
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return os.path.exists(path)
-    except ValueError:  # a null byte
-        return False
 
 
 def _by_name(texts: list[str], base: Path, name: str) -> list[str]:

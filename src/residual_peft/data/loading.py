@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError, printable
 from .checking import check_images, title_of
-from .columns import check_classes, standard_columns, with_class_labels
+from .columns import Asked, check_classes, standard_columns, with_class_labels
 from .defaults import SHARE
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .groups import group_names
@@ -20,7 +21,7 @@ from .labels import labelling_in, labelling_of_column
 from .labels.columns import label_array
 from .provenance import SplitRecord, digest_of, drawn
 from .skipped import SkippedImage
-from .sources import Asked, Source, find
+from .sources import find
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,8 @@ def load_data(
             (config, image_column, label_column, class_names, splits, revision),
         )
         return source
-    numbers = class_names is not None
-    asked = Asked(config, revision, token, image_column, label_column, group_column, numbers)
+    by_number = class_names is not None
+    asked = Asked(config, revision, token, image_column, label_column, group_column, by_number)
     found = find(source, asked)
     name = found.name
     chosen = _choose_splits(found.splits, splits, name)
@@ -113,47 +114,36 @@ def load_data(
     shares = {part: own.pop(part) for part in list(own) if isinstance(own[part], int | float)}
     listed, chosen = _with_own(chosen, own, asked, found.skipped)
     if known_classes and any(group_column not in rows.features for _, rows in chosen.values()):
-        group_column = None  # of images that are only scored, groups are no matter
-    columns = (image_column, label_column, group_column)
-    standard = _standard(found, {part: rows for part, (_, rows) in chosen.items()}, columns)
+        asked = replace(asked, group_column=None)  # no matter, of images that are only scored
+    standard = {
+        part: standard_columns(rows, asked, f"{name}, split {part}")
+        for part, (_, rows) in chosen.items()
+    }
+    standard = standard if found.classes is None else found.classes.applied(standard)
     names, labelled = with_class_labels(standard, class_names, name, known_classes)
     labels = {part: label_array(dataset, len(names)) for part, dataset in labelled.items()}
     if known_classes is None:
         check_classes(labels, names, name)
     options: dict[str, Any] = {"strict": strict, "max_bad": max_bad, "progress": progress}
     seen, skipped = check_images(labelled, name, listed=listed, **options)
-    came_in = {part: split for part, (split, _) in chosen.items()}
     unread = _unread_of(labelled, labels, seen, skipped) if skipped else None
-    labelled, labels, digests = _readable(labelled, labels, seen, came_in)
+    labelled, labels, digests = _readable(chosen, labelled, labels, seen)
     if known_classes is None and not (unread_classes and len(np.concatenate([*labels.values()]))):
         check_classes(labels, names, name, unread)
     _say_copies(digests, name)
-    groups = group_names(labelled, digests, name) if group_column else {}
+    groups = group_names(labelled, digests, name) if asked.group_column else {}
     labelled = {split: rows.select_columns(["image", "label"]) for split, rows in labelled.items()}
-    data = ImageData(
+    return ImageData(
         DatasetDict({split: labelled[split] for split in SPLIT_NAMES if split in labelled}),
         names,
         name,
         any(labelling_of_column(d.features["label"]).multi_label for d in labelled.values()),
-        SplitRecord(digest_of(_described(labels, names, digests)), group_column=group_column),
+        SplitRecord(digest_of(_described(labels, names, digests)), group_column=asked.group_column),
         skipped,
         digests,
         groups,
         found.left_out,
-    )
-    return data.cut(shares, seed, few, keep=("test", *own))
-
-
-def _standard(
-    found: Source, parts: Mapping[str, Dataset], columns: tuple[str | None, str | None, str | None]
-) -> dict[str, Dataset]:
-    """The parts with columns of their own names, and classes as a list of them says."""
-    image, label, group = columns
-    standard = {
-        part: standard_columns(rows, image, label, f"{found.name}, split {part}", group)
-        for part, rows in parts.items()
-    }
-    return standard if found.classes is None else found.classes.applied(standard)
+    ).cut(shares, seed, few, keep=("test", *own))
 
 
 def _with_own(
@@ -206,15 +196,16 @@ def _unread_of(
 
 
 def _readable(
+    chosen: dict[str, tuple[str, Dataset]],
     parts: dict[str, Dataset],
     labels: dict[str, npt.NDArray[np.integer]],
     rows: dict[str, dict[int, str]],
-    came_in: dict[str, str],
 ) -> tuple[dict[str, Dataset], dict[str, npt.NDArray[np.integer]], dict[str, tuple[str, ...]]]:
     """Images, labels and digests of the rows that have a digest, by split.
 
-    Several parts may be one split (`came_in`), such as "val" and "validation".
+    Several parts may be one split (see `_choose_splits`), such as "val" and "validation".
     """
+    came_in = {part: split for part, (split, _) in chosen.items()}
     images: dict[str, Dataset] = {}
     numbers: dict[str, npt.NDArray[np.integer]] = {}
     digests: dict[str, tuple[str, ...]] = {}

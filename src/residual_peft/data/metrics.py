@@ -19,15 +19,13 @@ from ..errors import ResiDualError
 Array = npt.NDArray[Any]
 ArrayLike = npt.ArrayLike | Tensor
 
-EVALUATE_MODULE = Path(__file__).parent / "metric_modules" / "residual_accuracy"
-
 
 def evaluate_module_path() -> str:
     """Where the module for Hugging Face `evaluate` lies: `evaluate.load(evaluate_module_path())`.
 
     Nothing else here needs that package: it comes with whoever calls it.
     """
-    return str(EVALUATE_MODULE)
+    return str(Path(__file__).parent / "metric_modules" / "residual_accuracy")
 
 
 def accuracy(scores: ArrayLike, labels: ArrayLike) -> float:

@@ -4,27 +4,17 @@ Needs no `datasets`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import ResiDualError
-from .decoding import Piece, Skipped, decoded
+from .decoding import Images, Piece, decoded
 from .images import UnreadableImage, to_rgb
 from .processors import least_side, model_inputs
 from .skipped import SkippedImage
-
-
-class NamedImages(Protocol):
-    """Images that a model can take, and what to call them."""
-
-    name: str
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> "dict[str, Any] | Skipped": ...
 
 
 class ImageFiles(torch.utils.data.Dataset):
@@ -92,7 +82,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: NamedImages,
+        dataset: Images,
         batch_size: int = 64,
         num_workers: int | None = None,
         skip: bool = False,

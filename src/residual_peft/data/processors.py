@@ -55,9 +55,6 @@ def least_side(processor: Any) -> int | None:
     size = getattr(processor, "size", None)
     if not getattr(processor, "do_resize", False) or size is None:
         return None
-    sides = [size[name] for name in ("shortest_edge", "height", "width") if _has(size, name)]
-    return 2 * max(sides) if sides else None
-
-
-def _has(size: Any, name: str) -> bool:
-    return isinstance(size.get(name) if hasattr(size, "get") else None, int)
+    said = getattr(size, "get", lambda name: None)
+    sides = [said(name) for name in ("shortest_edge", "height", "width")]
+    return max((2 * side for side in sides if isinstance(side, int)), default=None)

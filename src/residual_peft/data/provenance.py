@@ -82,7 +82,7 @@ def file_digests(items: Iterable[Any]) -> list[str]:
 def digest_of_part(digests: Iterable[str]) -> str:
     """One digest for images by their own, whatever their order; "" for none."""
     lines = sorted(digests)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] if lines else ""
+    return image_digest("\n".join(lines).encode()) if lines else ""
 
 
 def digest_of(rows: Iterable[tuple[str, str, str]]) -> str:
@@ -90,5 +90,4 @@ def digest_of(rows: Iterable[tuple[str, str, str]]) -> str:
 
     A row is the split that the image came in, its class or classes, and its `image_digest`.
     """
-    lines = sorted("\t".join(row) for row in rows)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+    return image_digest("\n".join(sorted("\t".join(row) for row in rows)).encode())

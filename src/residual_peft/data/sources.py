@@ -12,10 +12,11 @@ from ..errors import ResiDualError, first_line
 from ..hub.files import file_size, is_file, is_folder, path_of, read_json
 from .archives import is_archive, unpacked
 from .class_list import CLASSES, ClassList, class_list_in
+from .columns import Asked
 from .folders import from_folder
 from .listed import from_columns
 from .skipped import SkippedImage
-from .tables import Columns, columns_of, is_sheet, is_table, is_table_of_images, read_table
+from .tables import columns_of, is_sheet, is_table, is_table_of_images, read_table
 from .trees import METADATA, tree_of
 
 
@@ -38,19 +39,6 @@ class Source:
     left_out: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What was asked for beside the source."""
-
-    config: str | None = None  # of a Hub dataset that has several
-    revision: str | None = None  # on the Hub
-    token: str | None = None  # for the Hub
-    image_column: str | None = None  # of a table; found when None
-    label_column: str | None = None  # likewise
-    group_column: str | None = None  # of a table, kept beside the two; None for none
-    numbers: bool = False  # whether somebody says what labels that are numbers mean
-
-
 def find(source: Any, asked: Asked | None = None) -> Source:
     """The source's splits as they are; `load_data` says what a source is.
 
@@ -63,7 +51,7 @@ def find(source: Any, asked: Asked | None = None) -> Source:
     if isinstance(source, DatasetDict):
         return Source("the dataset", dict(source))
     if (columns := columns_of(source)) is not None:
-        return Source("the data", _listed(columns, Path.cwd(), "the data", asked))
+        return Source("the data", from_columns(columns, Path.cwd(), "the data", asked))
     if not isinstance(source, str | os.PathLike):
         raise ResiDualError(
             "wanted a folder, a table, a zip or tar, a Hub id, a datasets.Dataset or a "
@@ -82,8 +70,11 @@ def find(source: Any, asked: Asked | None = None) -> Source:
 
 def _from_file(path: Path, asked: Asked) -> Source:
     if is_archive(path):
-        root = _within(unpacked(path))
-        return replace(_from_folder(root, asked), name=str(path))
+        folder = unpacked(path)
+        # less folders around it that hold nothing else, as archives have them
+        while len(inner := list(folder.iterdir())) == 1 and is_folder(inner[0]):
+            folder = inner[0]
+        return replace(_from_folder(folder, asked), name=str(path))
     if is_sheet(path):
         raise ResiDualError(
             f"wanted a table that is plain text, got the spreadsheet '{path}'; save it as CSV "
@@ -94,23 +85,13 @@ def _from_file(path: Path, asked: Asked) -> Source:
             "wanted a folder of class folders, a table (CSV, TSV, JSON lines, parquet) or a zip or "
             f"tar, got the file '{path}'."
         )
-    found = read_table(path)
-    if isinstance(found, Dataset):
-        return Source(str(path), {"train": found}, classes=class_list_in(path.parent))
-    parts = _listed(found, path.parent, str(path), asked)
-    return Source(str(path), parts, classes=class_list_in(path.parent))
-
-
-def _listed(columns: Columns, base: Path, name: str, asked: Asked) -> dict[str, Dataset]:
-    return from_columns(
-        columns,
-        base,
-        name,
-        asked.image_column,
-        asked.label_column,
-        group_column=asked.group_column,
-        numbers=asked.numbers,
+    table = read_table(path)
+    parts = (
+        {"train": table}
+        if isinstance(table, Dataset)
+        else from_columns(table, path.parent, str(path), asked)
     )
+    return Source(str(path), parts, classes=class_list_in(path.parent))
 
 
 def _from_folder(path: Path, asked: Asked) -> Source:
@@ -136,13 +117,6 @@ def _from_folder(path: Path, asked: Asked) -> Source:
 def _may_list(path: Path) -> bool:
     ending = path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet")
     return ending and path.name not in (CLASSES, *METADATA) and is_file(path)
-
-
-def _within(folder: Path) -> Path:
-    """The folder, less those around it that hold nothing else, as archives have them."""
-    while len(inner := list(folder.iterdir())) == 1 and is_folder(inner[0]):
-        folder = inner[0]
-    return folder
 
 
 def _from_disk(path: Path) -> Source:

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+from contextlib import nullcontext
 
 from PIL import Image
 
@@ -47,19 +48,12 @@ def content_of(path: str | os.PathLike[str]) -> bytes:
             raise Unusable("an empty file")
         if size > LARGEST_FILE:
             raise Unusable(f"too large: a file of {size:,} bytes, more than {LARGEST_FILE:,}")
-        if size > 2**26:
-            with _ONE_LARGE_FILE:
-                return _read(path, size)
-        return _read(path, size)
+        with _ONE_LARGE_FILE if size > 2**26 else nullcontext(), open(path, "rb") as file:
+            return file.read(size)
     except OSError as error:
         raise Unusable(_ERRORS.get(error.errno or 0) or error.strerror or repr(error)) from None
     except ValueError as error:  # a zero byte in its name
         raise Unusable(str(error)) from None
-
-
-def _read(path: str | os.PathLike[str], size: int) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(size)
 
 
 def reason_of(error: Exception) -> str:

@@ -87,18 +87,18 @@ def _say_repeated(
     `image_of` has the image of each row (N,), `first` the first row of each, `other` the rows with
     other labels than that one, bool (N,).
     """
-    places: dict[int, int] = {}  # image -> its first row with other labels than its first
-    for row in np.flatnonzero(other).tolist():
-        places.setdefault(int(image_of[row]), row)
-    if places:
-        pairs = sorted((int(first[image]), row) for image, row in places.items())
+    rows = np.flatnonzero(other)
+    images, place = np.unique(image_of[rows], return_index=True)
+    if len(images):
+        # the first row of each image, and its first with other labels
+        pairs = sorted(zip(first[images].tolist(), rows[place].tolist(), strict=True))
         named = "; ".join(f"{title(own)} and {title(row)}" for own, row in pairs[:5])
         logger.warning(
             "%s with different labels%s: %s%s",
-            "1 image occurs" if len(places) == 1 else f"{len(places):,} images occur",
+            "1 image occurs" if len(pairs) == 1 else f"{len(pairs):,} images occur",
             what,
             named,
-            "; ..." if len(places) > 5 else "",
+            "; ..." if len(pairs) > 5 else "",
         )
     if copies := len(image_of) - len(first) - int(other.sum()):
         logger.info(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import counted
+from ..errors import counted, some
 from .checking import stored_images
 from .image_data import ImageData
 from .labels import labelling_of
@@ -147,15 +147,13 @@ class Survey:
         reasons: dict[str, list[SkippedImage]] = {}
         for image in self.skipped:  # sizes and the like differ from file to file
             reasons.setdefault(_NUMBER.sub("", image.reason), []).append(image)
-        return [
-            f"skipped {counted(len(images), 'file')}{_such_as(images)}: "
-            + ", ".join(self._named(image) for image in images[:SHOWN])
-            + (", ..." if images[SHOWN:] else "")
-            for images in reasons.values()
-        ]
-
-    def _named(self, image: SkippedImage) -> str:
-        return SkippedImage(below(image.file, self.source), "").title
+        found = []
+        for images in reasons.values():
+            same = len({image.reason for image in images}) == 1
+            why = f"{', ' if same else ', such as '}{images[0].reason}"
+            files = [SkippedImage(below(image.file, self.source), "").title for image in images]
+            found.append(f"skipped {counted(len(files), 'file')}{why}: {some(files, SHOWN)}")
+        return found
 
     def _without_images(self) -> list[str]:
         names = ", ".join(f"'{name}'" for name, count in self.classes.items() if not count)
@@ -172,12 +170,6 @@ class Survey:
             for some in (found[: 2 * SHOWN], found[-SHOWN:])
         )
         return [f"classes: {first}, ... {last}"]
-
-
-def _such_as(images: Sequence[SkippedImage]) -> str:
-    """Why some images were left out: as it is, or what is said of the first."""
-    same = len({image.reason for image in images}) == 1
-    return f"{', ' if same else ', such as '}{images[0].reason}"
 
 
 def survey(data: ImageData) -> Survey:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +43,18 @@ def read_table(path: Path) -> Columns | Dataset:
     kind = path.suffix.lower()
     if kind == ".parquet":
         return _parquet(path)
-    text = _text(path)
-    found = _csv(path, text, kind) if kind in (".csv", ".tsv") else _json(path, text)
-    if not found or not next(iter(found.values())):
-        raise ResiDualError(f"wanted a table with a row per image in {quoted(path)}, got no rows.")
-    return found
-
-
-def _text(path: Path) -> str:
     content = read_bytes(path, LARGEST_TABLE)
     try:
-        return content.decode(_MARKS.get(content[:2], "utf-8-sig"))
+        text = content.decode(_MARKS.get(content[:2], "utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ResiDualError(
             f"the table {quoted(path)} is not in UTF-8 (byte {error.start}); save it as such: "
             "spreadsheets call it 'CSV UTF-8'."
         ) from None
+    found = _csv(path, text, kind) if kind in (".csv", ".tsv") else _json(path, text)
+    if not found or not next(iter(found.values())):
+        raise ResiDualError(f"wanted a table with a row per image in {quoted(path)}, got no rows.")
+    return found
 
 
 def _csv(path: Path, text: str, kind: str) -> Columns:
@@ -193,10 +188,6 @@ def columns_of(source: Any) -> Columns | None:
         }
     if not isinstance(source, list | tuple):
         return None
-    return _pairs(source)
-
-
-def _pairs(source: Sequence[Any]) -> Columns:
     for number, pair in enumerate(source):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ResiDualError(
