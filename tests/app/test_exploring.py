@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from residual_peft import fit
-from residual_peft.app.exploring import explore
 from residual_peft.errors import EXTRAS, ResiDualError, missing_extra
 from tests.browser import browser  # noqa: F401  a fixture
 from tests.commands import photos
@@ -25,6 +24,8 @@ SPACE = Path(__file__).parents[2] / "examples" / "space"
 
 @pytest.mark.slow
 def test_the_command_serves_the_page_until_it_is_interrupted(saved_adapter) -> None:
+    from residual_peft.app.explorer import explore  # and with it Gradio
+
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

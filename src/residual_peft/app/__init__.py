@@ -6,7 +6,6 @@ __all__ = [
     "demonstration",
     "explaining",
     "explorer",
-    "exploring",
     "exporting",
     "fitting",
     "looking",

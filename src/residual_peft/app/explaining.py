@@ -30,15 +30,14 @@ from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import batches
 from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
+from ..hub.files import plain_of
 from ..reporting.components import head_components, strongest
 from ..reporting.run_record import RunRecord
 from ..solvers.coordinates import collect_coordinates
 from . import telling
 from .fitting import Measuring, choose_images
+from .studies import FOR_ONE
 
-_FOR_ONE = (
-    "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels."
-)
 _WHOLE = (
     "The class head reads the embedding as a whole, so what it says does not divide among heads "
     "and MLPs; fit one on the coordinates (--method ridge) to see where it looks."
@@ -106,7 +105,7 @@ class RecordedStudy:
         """JSON-able: the strongest components with their words, and classes."""
         effects = telling.component_dicts(self._effects, self._texts)
         classes = [
-            {"class": name, "for": telling.reason_dicts(pro), "against": telling.reason_dicts(con)}
+            {"class": name, "for": plain_of(pro), "against": plain_of(con)}
             for name, pro, con in self._classes
         ]
         return {"images": len(self.record.labels), "components": effects, "classes": classes}
@@ -176,7 +175,7 @@ def study_adapter(
         return RecordedStudy(_record_of(adapter), count)
     asked = Measuring(**options)
     classifier = ZeroShotClassifier.from_pretrained(adapter, device=asked.device)
-    check_same(ONE_LABEL, classifier.labelling, _FOR_ONE)
+    check_same(ONE_LABEL, classifier.labelling, FOR_ONE)
     if classifier.head is not None:
         explained_head(classifier)  # says before any work what is amiss
     dictionary = dictionary_of(classifier, words)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import ImageData, load_data
-from ..data.survey import Copies, Survey, copies_dicts, copies_lines, survey
+from datasets import concatenate_datasets
+
+from ..data import ImageData, ProcessedImages, batches, load_data
+from ..data.survey import Copies, Survey, copies_dicts, copies_lines, groups_of, survey
 from ..errors import ResiDualError
 
 ALIKE = 0.95
@@ -79,7 +81,45 @@ def look(
     found = survey(images)
     if model is None:
         return Look(images, found)
-    from .near import near_groups  # and with it models, which a look alone does without
-
-    near = near_groups(images, found, model, alike, batch_size, num_workers, progress)
+    near = _near_groups(images, found, model, alike, batch_size, num_workers, progress)
     return Look(images, found, near, str(model))
+
+
+def _near_groups(
+    images: ImageData,
+    survey: Survey,
+    model: str | os.PathLike[str],
+    alike: float,
+    batch_size: int,
+    num_workers: int | None,
+    progress: bool | Callable[[int], object],
+) -> tuple[Copies, ...]:
+    """Groups of images that are nearly the same; those of one and the same file are left out.
+
+    Raises:
+        ResiDualError: no such model, or no image that can be read.
+    """
+    # models and all that, which a look alone does without
+    from ..analysis.near_copies import near_copies
+    from ..bases.reading import reading
+    from ..bases.rows import Rows
+    from ..classifiers.backbones import load_backbone
+
+    backbone = load_backbone(model)
+    rows = concatenate_datasets([part.select_columns(["image"]) for part in images.splits.values()])
+    loader = batches(
+        ProcessedImages(rows, backbone.image_processor, "the data"),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        skip=True,
+    )
+    embeddings, index = Rows(len(rows)), []
+    options: dict[str, Any] = {"progress": progress, "description": "looking"}
+    for seen in reading(backbone.model, None, loader, **options):
+        assert seen.index is not None  # batches give it
+        embeddings.add(seen.readout.cpu())
+        index += seen.index.tolist()
+    marks = near_copies(embeddings.joined(), alike).tolist()
+    groups = groups_of(marks, [survey.places[row] for row in index])
+    same = {place: number for number, group in enumerate(survey.copies) for place in group.places}
+    return tuple(g for g in groups if len({same.get(place, place) for place in g.places}) > 1)

@@ -18,7 +18,8 @@ from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageFiles, SkippedImage
 from ..data.inputs import files_in
 from ..data.progress import Progress
-from .sorting import Sorting, check_sure
+from ..errors import ResiDualError
+from .sorting import Sorting
 
 AT_ONCE = 1024
 """Files that are taken together where their names come one by one, such as from a pipe."""
@@ -85,7 +86,8 @@ class FilePredictor:
         Raises:
             ResiDualError: the adapter is not there, or the folder cannot be written.
         """
-        check_sure(sure)
+        if not 0 <= sure <= 1:
+            raise ResiDualError(f"sure: wanted a probability from 0 to 1, got {sure}.")
         if not isinstance(adapter, ZeroShotClassifier):
             adapter = ZeroShotClassifier.from_pretrained(adapter, device=device)
         self.classifier = adapter
@@ -152,7 +154,9 @@ class FilePredictor:
         if self.sorting is None:
             return Answer(file, prediction)
         if prediction.none_of_these:
-            return Answer(file, prediction, copied_to=(str(self.sorting.put_apart(file)),))
+            return Answer(
+                file, prediction, copied_to=(str(self.sorting.put(file, None, apart=True)),)
+            )
         likely = prediction.top(len(prediction.probabilities))
         sure = [name for name, probability in likely if probability >= self.sure]
         labels: list[str | None] = [*sure[: self.classifier.labelling.most]]

@@ -164,22 +164,17 @@ def run_facts(
 
     The directory is None where it was not saved; `location` is what loads it.
     """
+    device = classifier.device
     parts = [Path(directory or "") / name for name in (ADAPTER_TENSORS, CLASSIFIER_TENSORS)]
     return replace(
         adapter_facts(classifier.model, classifier, classifier.head, facts, location),
         adapter_bytes=None if directory is None else sum(part.stat().st_size for part in parts),
-        machine=machine(classifier.device),
+        # as its maker calls it
+        machine=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         cores=os.cpu_count(),
         versions=versions(_PACKAGES),
         date=datetime.now(timezone.utc).date().isoformat(),
     )
-
-
-def machine(device: torch.device) -> str:
-    """The processor that a model runs on, as its maker calls it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return processor()
 
 
 def _gains(explained: AdapterExplanation) -> GainRecord:

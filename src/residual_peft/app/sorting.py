@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ResiDualError
 from ..hub.files import path_of
 from ..hub.places import check_place
 
@@ -36,19 +35,13 @@ class Sorting:
         self.folders = {name: _free(folder_name(name), taken) for name in class_names}
         self.unsure, self.none = _free(UNSURE, taken), _free(NONE, taken)
 
-    def put(self, file: str, label: str | None) -> Path:
+    def put(self, file: str, label: str | None, *, apart: bool = False) -> Path:
         """Copy a file into the folder of a class, or of the unsure ones (None); returns its path.
 
-        A file of that name with the same content stays, beside one with other content it gets a
-        number: "photo (2).jpg".
+        With `apart` into that of what is none of the classes. A file of that name with the same
+        content stays, beside one with other content it gets a number: "photo (2).jpg".
         """
-        return self._put(file, self.unsure if label is None else self.folders[label])
-
-    def put_apart(self, file: str) -> Path:
-        """The same into the folder of what is none of the classes."""
-        return self._put(file, self.none)
-
-    def _put(self, file: str, name: str) -> Path:
+        name = self.none if apart else self.unsure if label is None else self.folders[label]
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
         stem, suffix = os.path.splitext(os.path.basename(file))
@@ -100,9 +93,3 @@ def _copy_new(file: str, target: Path) -> None:
             target.unlink(missing_ok=True)
             raise
     shutil.copystat(file, target)
-
-
-def check_sure(sure: float) -> None:
-    """Raise a ResiDualError unless a probability."""
-    if not 0 <= sure <= 1:
-        raise ResiDualError(f"sure: wanted a probability from 0 to 1, got {sure}.")

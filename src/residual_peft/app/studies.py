@@ -47,7 +47,7 @@ IMAGES = 5000
 OPTIMUM_IMAGES = 1000
 STUDY = "study.json"
 PARTS = ("train", "validation", "test")
-_FOR_ONE = (
+FOR_ONE = (
     "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels."
 )
 
@@ -166,7 +166,7 @@ def study(
     """
     if images < 3:
         raise ResiDualError(f"wanted at least three images of each split, got images={images}.")
-    check_same(ONE_LABEL, data.labelling, _FOR_ONE)
+    check_same(ONE_LABEL, data.labelling, FOR_ONE)
     for split in PARTS:
         data[split]  # says which one is missing
     classifier, dictionary = _texts(backbone, data, templates, words)  # before any work

@@ -89,17 +89,12 @@ def explanation_dict(
             "logit_spread": explanation.spread,
             "text_share": explanation.text_share,
             "classes": [
-                {"class": name, "for": reason_dicts(pro), "against": reason_dicts(con)}
+                {"class": name, "for": plain_of(pro), "against": plain_of(con)}
                 for name, (pro, con) in zip(explanation.class_names, reasons, strict=True)
             ],
         }
     units = [plain_of(item) for item in explanation.by_unit()]
     return whole | {"units": units, "components": component_dicts(effects, texts)}
-
-
-def reason_dicts(reasons: Iterable[Reason]) -> list[dict[str, Any]]:
-    """JSON-able."""
-    return [plain_of(reason) for reason in reasons]
 
 
 def lines_of(explanation: AdapterExplanation | HeadExplanation, texts: Texts) -> list[str]:

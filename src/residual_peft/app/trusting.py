@@ -202,15 +202,5 @@ def _more(
         return float((guesses == rows.labels[outside]).double().mean())
 
     curve = learning_curve(accuracy_of, left.accuracy, left.labels, rows.class_count)
-    more = _round(len(rows.labels) / 2)
+    more = int(float(f"{len(rows.labels) / 2:.0e}"))  # to one digit
     return more, curve.gain(more)
-
-
-def _round(value: float) -> int:
-    """To one digit.
-
-    >>> _round(180.0), _round(24.6), _round(7.2)
-    (200, 20, 7)
-    """
-    step = 10 ** max(0, len(str(int(value))) - 1)
-    return max(1, round(value / step)) * int(step)

@@ -25,6 +25,6 @@ def explore(
     folder of images. Needs the extra 'explorer'; nothing is sent anywhere.
     """
     begin(f"Loading {adapter}.")
-    from ..app.exploring import explore as explore_with
+    from ..app.explorer import explore as explore_with
 
     explore_with(adapter, host=host, port=port, browser=browser, said=print)

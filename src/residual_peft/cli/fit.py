@@ -132,8 +132,13 @@ def _settings(given: dict[str, Any], more: list[str]) -> dict[str, Any]:
     found = {name: value for name, value in given.items() if value is not None}
     if "units" in found:
         found["units"] = tuple(unit.strip() for unit in found["units"].split(","))
-    if "components" in found:
-        found["components"] = _number(found["components"])
+    if (text := found.get("components")) is not None:
+        try:
+            found["components"] = int(text) if text.isdecimal() else float(text)
+        except ValueError:
+            raise ResiDualError(
+                f"wanted --components as a number or a share of variance such as 0.9, got '{text}'."
+            ) from None
     for setting in more:
         name, equals, value = setting.partition("=")
         if not equals:
@@ -143,12 +148,3 @@ def _settings(given: dict[str, Any], more: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise ResiDualError(f"--set {name}: could not read the value '{value}'.") from None
     return found
-
-
-def _number(text: str) -> int | float:
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        raise ResiDualError(
-            f"wanted --components as a number or a share of variance such as 0.9, got '{text}'."
-        ) from None

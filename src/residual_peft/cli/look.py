@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .commands import begin, check_file, given, tell
-from .options import DATA_HELP, BatchSize, ImageColumn, LabelColumn, NumWorkers
+from .options import DATA_HELP, LOOKING, with_options
 
 EXAMPLE = """residual-peft look photos --out sheet.html
 90 images of 3 classes (train 90)
@@ -18,6 +18,7 @@ copies: none
 The contact sheet is sheet.html"""
 
 
+@with_options(LOOKING)
 def look(
     data: Annotated[
         str | None,
@@ -40,10 +41,8 @@ def look(
         float, typer.Option(help="The cosine from which two are nearly the same.", min=-1, max=1)
     ] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    batch_size: BatchSize = 64,
-    num_workers: NumWorkers = None,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Say what data are like before anything is fitted: classes, sizes, bad files and copies."""
     chosen = given(data, data_option, "data", "residual-peft look DATA")
@@ -52,16 +51,7 @@ def look(
     begin(f"Looking at {chosen}.")
     from ..app.looking import look as look_at
 
-    found = look_at(
-        chosen,
-        model=model,
-        alike=alike,
-        image_column=image_column,
-        label_column=label_column,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        progress=True,
-    )
+    found = look_at(chosen, model=model, alike=alike, progress=True, **options)
     tell(found.lines(), found.as_dict() if as_json else None)
     if out is not None:
         found.write_sheet(out)

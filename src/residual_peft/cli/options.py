@@ -119,6 +119,10 @@ READING: Group = {
     "num_workers": (NumWorkers, None),
 }
 """What all commands have that read labelled images."""
+LOOKING: Group = {
+    name: READING[name] for name in ("image_column", "label_column", "batch_size", "num_workers")
+}
+"""What those have of it that take images as they are, unreadable ones among them."""
 MEASURING: Group = {
     "split": (Split, None),
     "seed": (SplitSeed, None),

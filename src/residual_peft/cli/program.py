@@ -6,31 +6,13 @@ traceback.
 
 import io
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from ..app.messages import one_line
 from ..errors import printable
-from . import (
-    analyse,
-    bench,
-    compare,
-    convert,
-    demo,
-    evaluate,
-    explain,
-    explore,
-    export,
-    fit,
-    look,
-    merge,
-    predict,
-    push,
-    report,
-    update,
-)
 from .commands import Interrupted, as_typed, command_class
 
 app = typer.Typer(
@@ -39,26 +21,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
-    "demo": (demo.demo, demo.EXAMPLE),
-    "look": (look.look, look.EXAMPLE),
-    "fit": (fit.fit, fit.EXAMPLE),
-    "predict": (predict.predict, predict.EXAMPLE),
-    "compare": (compare.compare, compare.EXAMPLE),
-    "update": (update.update, update.EXAMPLE),
-    "eval": (evaluate.evaluate, evaluate.EXAMPLE),
-    "report": (report.report, report.EXAMPLE),
-    "explain": (explain.explain, explain.EXAMPLE),
-    "explore": (explore.explore, explore.EXAMPLE),
-    "export": (export.export, export.EXAMPLE),
-    "analyse": (analyse.analyse, analyse.EXAMPLE),
-    "merge": (merge.merge, merge.EXAMPLE),
-    "convert": (convert.convert, convert.EXAMPLE),
-    "bench": (bench.bench, bench.EXAMPLE),
-    "push": (push.push, push.EXAMPLE),
-}
-for _name, (_function, _example) in _COMMANDS.items():
-    app.command(_name, cls=command_class(_example))(_function)
+_COMMANDS = (
+    "demo look fit predict compare update evaluate report explain explore export analyse merge "
+    "convert bench push"
+)
+for _name in _COMMANDS.split():  # each a function in a module of its name
+    _module = import_module(f".{_name}", __package__)
+    _title = "eval" if _name == "evaluate" else _name
+    app.command(_title, cls=command_class(_module.EXAMPLE))(getattr(_module, _name))
 
 
 def _version(asked: bool) -> None:

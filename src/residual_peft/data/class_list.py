@@ -64,8 +64,9 @@ class ClassList:
         for row, (own, text, spellings) in enumerate(rows):
             if own is None:
                 raise ResiDualError(f"row {row} of {quoted(path)} has no name.")
-            for spelling in (own, *_parts_of(spellings)):
-                said = text or own
+            said, spellings = text or own, spellings or ""
+            parts = spellings.split(max(_BETWEEN, key=spellings.count))
+            for spelling in (own, *filter(None, map(str.strip, parts))):
                 if found.setdefault(_folded(spelling), said) != said:
                     raise ResiDualError(
                         f"{quoted(path)} has '{spelling}' for two classes, "
@@ -127,10 +128,3 @@ def _column(columns: Columns, names: Iterable[str]) -> str | None:
 
 def _folded(text: str) -> str:
     return " ".join(str(text).replace("_", " ").split()).casefold()
-
-
-def _parts_of(text: str | None) -> list[str]:
-    if not text:
-        return []
-    mark = max(_BETWEEN, key=text.count)
-    return [part.strip() for part in text.split(mark) if part.strip()]

@@ -71,13 +71,12 @@ def to_rgb(image: ImageLike, name: str = "the image", *, least: int | None = Non
         image, name = _open(Path(image), f"'{image}'", least), f"'{image}'"
     elif isinstance(image, Mapping):
         data, path = image.get("bytes"), image.get("path")
-        if data is None and not path:
+        if data is not None:
+            image = _open_stream(io.BytesIO(data), name, least)
+        elif path:
+            image = _open(path_of(path), f"'{path}'", least)
+        else:
             raise ResiDualError(f"wanted {name} as bytes or a path, got neither.")
-        image = (
-            _open(path_of(path), f"'{path}'", least)
-            if data is None
-            else _open_stream(io.BytesIO(data), name, least)
-        )
     elif isinstance(image, Tensor):
         array = image.detach().cpu()
         array = array.float() if array.dtype == torch.bfloat16 else array

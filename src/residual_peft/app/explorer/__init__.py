@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ...hub.lazy import imported_when_used
 
 if TYPE_CHECKING:
-    from .page import appearance, explorer
+    from .page import appearance, explore, explorer
 
-__all__ = ["appearance", "explorer"]
+__all__ = ["appearance", "explore", "explorer"]
 
 __getattr__ = imported_when_used(__name__, page=(*__all__,))

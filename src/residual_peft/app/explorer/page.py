@@ -44,6 +44,39 @@ def explorer(classifier: ZeroShotClassifier, title: str = "What an adapter sees"
     return page
 
 
+def explore(
+    adapter: str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    browser: bool = True,
+    said: Callable[[str], object] = print,
+) -> None:
+    """Serve the explorer of a saved adapter until it is interrupted; says where the page is.
+
+    Raises:
+        ResiDualError: no such adapter, or the port is taken.
+    """
+    classifier = ZeroShotClassifier.from_pretrained(adapter)
+    page = explorer(classifier, title=f"What {Path(adapter).name} sees")
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=browser,
+            quiet=True,
+            prevent_thread_lock=True,
+            **appearance(),
+        )
+    except OSError as error:
+        raise ResiDualError(
+            f"wanted to listen at port {port} of {host}, which is taken or not allowed "
+            f"({error}): name another one with --port."
+        ) from error
+    said(f"The explorer is at {address.rstrip('/')} (Ctrl-C ends it)")
+    page.block_thread()
+
+
 def appearance() -> dict[str, Any]:
     """What `Blocks.launch` is to be told: a look that needs no network, and room for photos."""
     fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
@@ -84,7 +117,7 @@ def _one_image(looking: Looking) -> None:
                 elem_id="image",
             )
             # not by Gradio, which decodes it before we say what is wrong with it, whatever its size
-            vars(image)["preprocess"] = _path_of
+            vars(image)["preprocess"] = lambda sent: None if sent is None else sent.path
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
                 before = gr.Label(
@@ -175,11 +208,6 @@ def _folder(classifier: ZeroShotClassifier) -> None:
         return gr.update(value=[row + [""] * (width - len(row)) for row in rows], visible=True)
 
     files.change(classify, files, table, **_ONE_AT_A_TIME)
-
-
-def _path_of(payload: Any) -> str | None:
-    """Where the server keeps a file that came from the browser."""
-    return None if payload is None else payload.path
 
 
 def _said(function: Callable[[], Any]) -> Any:

@@ -134,23 +134,18 @@ def calibrated(
     known = set(images.digests.get("train", ()))
     digests = images.digests.get("validation", (None,) * len(store.labels))
     new = torch.tensor([digest not in known for digest in digests])
-    new &= ~_among(readouts_of(store), seen.readout)
+    copies = duplicate_groups(torch.cat([seen.readout, readouts_of(store)]))
+    new &= ~torch.isin(copies[len(seen) :], copies[: len(seen)])
     if not new.any():
         return ("all validation images are training images, too: none of them is held out.",)
     scored = scored_by(chosen, classifier, store)
     classifier.calibrate_by(scored.logits[new], scored.labels[new])
-    count, copies = int(new.sum()), int((~new).sum())
-    were = "was" if copies == 1 else "were"
-    left = f"; {copies:,} that the fit learned from, too, {were} left out" if copies else ""
+    count, known_too = int(new.sum()), int((~new).sum())
+    were = "was" if known_too == 1 else "were"
+    left = f"; {known_too:,} that the fit learned from, too, {were} left out" if known_too else ""
     grouped = images.split.group_column is not None
     left += "; of new groups nothing is promised, as images of one are alike" if grouped else ""
     return (
         f"{counted(count, 'validation image')} that nothing was fitted to calibrate the sets of "
         f"classes: enough for a coverage of up to {count / (count + 1):.3f}{left}.",
     )
-
-
-def _among(readout: Tensor, others: Tensor) -> Tensor:
-    """Which rows (M, d) are among others (N, d), as `duplicate_groups` tells copies (M,)."""
-    groups = duplicate_groups(torch.cat([others, readout]))
-    return torch.isin(groups[len(others) :], groups[: len(others)])

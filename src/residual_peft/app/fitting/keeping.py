@@ -21,14 +21,22 @@ except ImportError:  # Windows, where two fits at once are the user's to avoid
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS, _LOCK, _TRAINER, _TRAINED = "settings.json", "lock", "trainer", "trained.safetensors"
+_SETTINGS, _LOCK = "settings.json", "lock"
 
 
 class Keeping:
-    """The hidden directory `.OUT.reading` beside an output, the target."""
+    """The hidden directory `.OUT.reading` beside an output, the target.
+
+    Attributes:
+        folder: it; in it lie the coordinates of each split, under its name.
+        checkpoints: where the Trainer leaves its own.
+        trained: where the gains lie once the Trainer is done.
+    """
 
     def __init__(self, target: Path) -> None:
         self.target, self.folder = target, reading_place(target)
+        self.checkpoints = self.folder / "trainer"
+        self.trained = self.folder / "trained.safetensors"
 
     def begin(self, settings: Mapping[str, Any]) -> bool:
         """Go on with what is there if it belongs to the same fit, or remove it with a word.
@@ -54,20 +62,6 @@ class Keeping:
         write_json(path, wanted)
         return False
 
-    def store(self, split: str) -> Path:
-        """Where the coordinates of a split lie, or will."""
-        return self.folder / split
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the Trainer leaves its checkpoints."""
-        return self.folder / _TRAINER
-
-    @property
-    def trained(self) -> Path:
-        """Where the gains lie once the Trainer is done."""
-        return self.folder / _TRAINED
-
     @property
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint: the Trainer writes its state last."""
@@ -84,10 +78,6 @@ class Keeping:
         """Whether something was read that would have to be read again."""
         return any(self.folder.glob("*/*.safetensors"))
 
-    def remove(self) -> None:
-        """Remove all of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 @contextmanager
 def keeping(target: Path) -> Iterator[Keeping]:
@@ -97,16 +87,13 @@ def keeping(target: Path) -> Iterator[Keeping]:
         ResiDualError: another fit is writing to the same place.
     """
     kept = Keeping(target)
-    handle = _locked(kept)
+    handle, succeeded = _locked(kept), False
     try:
         yield kept
-    except BaseException:
-        if not kept.holds_images:
-            kept.remove()
-        raise
-    else:
-        kept.remove()
+        succeeded = True
     finally:
+        if succeeded or not kept.holds_images:
+            shutil.rmtree(kept.folder, ignore_errors=True)
         os.close(handle)
 
 

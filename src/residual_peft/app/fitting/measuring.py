@@ -107,16 +107,13 @@ def choose_images(classifier: ZeroShotClassifier, data: Any, **options: Any) -> 
     if asked.split is not None and asked.split not in SPLITS:
         listed = ", ".join(SPLITS[:3])
         raise ResiDualError(f"wanted the split {listed} or all, got '{asked.split}'.")
-    record = classifier.split
-    shares = {"validation": SHARE, "test": SHARE}  # where nothing is known
-    if record is not None:
-        shares = {part: record.shares.get(part, 0.0) for part in ("validation", "test")}
-    own_seed = 0 if record is None else record.seed
+    usual = SplitRecord("", shares={"validation": SHARE, "test": SHARE})  # where nothing is known
+    record = classifier.split or usual
     images = load_data(
         data,
         image_column=asked.image_column,
         label_column=asked.label_column,
-        group_column=None if record is None else record.group_column,
+        group_column=record.group_column,
         known_classes=classifier.class_names,
         validation=0,
         test=0,
@@ -125,13 +122,13 @@ def choose_images(classifier: ZeroShotClassifier, data: Any, **options: Any) -> 
         progress=True,
     )
     numbers = class_numbers(images, classifier)
-    own = None if record is None else images.split.digest == record.digest
+    own = None if classifier.split is None else images.split.digest == record.digest
     part = asked.split or ("all" if own is False else "test")
     if own or part != "all":  # else they are taken whole, however few they are
-        few = record.few if own and record is not None else 0
-        images = images.cut(shares, own_seed if asked.seed is None else asked.seed, few)
+        shares = {part: record.shares.get(part, 0.0) for part in ("validation", "test")}
+        seed = record.seed if asked.seed is None else asked.seed
+        images = images.cut(shares, seed, record.few if own else 0)
     if own:
-        assert record is not None
         _check_split(images.split, record, asked.seed)
     _say_what_is_unknown(classifier, own, record)
     rows, digests = images.whole() if part == "all" else (images[part], images.digests.get(part))
@@ -180,14 +177,14 @@ def _check_split(split: SplitRecord, record: SplitRecord, seed: int | None) -> N
 
 
 def _say_what_is_unknown(
-    classifier: ZeroShotClassifier, own: bool | None, record: SplitRecord | None
+    classifier: ZeroShotClassifier, own: bool | None, record: SplitRecord
 ) -> None:
     if own is None:
         logger.warning(
             "the adapter does not say how the images of its fit were shared out: the split is cut "
             "with the usual seed and shares, and may hold images that it was trained on."
         )
-    elif own and record is not None and record.updated and not classifier.fitted_on:
+    elif own and record.updated and not classifier.fitted_on:
         logger.warning(
             "the adapter learned from more images after its fit, and which is not known here "
             "(run/fitted_on.txt is never pushed): some of these test images may be among them."

@@ -57,8 +57,18 @@ class Pass:
             ResiDualError: there is too little room.
         """
         self.device = device_of(self.recipe.device or next(model.parameters()).device)
-        known = {**settings, **self._settings(model)}
-        if self.kept.begin(known):
+        known = {
+            "images": {split: data_digest(self.processed(split)) for split in self.images.splits},
+            "split": self.images.split.digest,
+            "class names": list(self.images.class_names),
+            "image processor": processor_digest(self.processor),
+            "model": digest_of_json(Fingerprint.of(model).to_dict()),
+            "adapter": None
+            if readout_config(model).needs_basis
+            else adapter_digest(readout_state(model)),
+            "batch size": self.recipe.batch_size,
+        }
+        if self.kept.begin({**settings, **known}):
             logger.info("going on where an interrupted fit stopped ('%s')", self.kept.folder.name)
             return
         sizes = {split: len(rows) for split, rows in self.images.splits.items()}
@@ -76,7 +86,7 @@ class Pass:
         store = write_coordinates(
             model,
             dataset,
-            self.kept.store(split),
+            self.kept.folder / split,
             fit_basis=fit_basis,
             shard_size=shard_size(len(dataset), self.recipe.batch_size),
             progress=True,
@@ -110,18 +120,6 @@ class Pass:
         skipped = [SkippedImage(file, reason) for _, file, reason in found]
         self.images = self.images.without(split, [row for row, _, _ in found], skipped)
         self.recipe.check_skipped(self.images, self.total)
-
-    def _settings(self, model: PeftModel) -> dict[str, Any]:
-        config = readout_config(model)
-        return {
-            "images": {split: data_digest(self.processed(split)) for split in self.images.splits},
-            "split": self.images.split.digest,
-            "class names": list(self.images.class_names),
-            "image processor": processor_digest(self.processor),
-            "model": digest_of_json(Fingerprint.of(model).to_dict()),
-            "adapter": None if config.needs_basis else adapter_digest(readout_state(model)),
-            "batch size": self.recipe.batch_size,
-        }
 
 
 def shard_size(images: int, batch_size: int) -> int:

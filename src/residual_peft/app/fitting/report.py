@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ...classifiers.evaluation import Evaluation
-from ...data import SkippedImage, write_skipped
+from ...data import SkippedImage
 from ...data.labels import MANY_LABELS, ONE_LABEL, Labelling
 from ...errors import counted
-from ...hub.directories import SKIPPED
 from ...hub.facts import FitNumbers, MethodRow
 from ...reporting import readable_bytes
 from ...solvers import strength_note
@@ -175,11 +173,3 @@ def findings_of(
             f"{new:.3f}): the fit knows its images by heart; more images would help."
         )
     return tuple(found)
-
-
-def write_skipped_beside(folder: Path, skipped: Sequence[SkippedImage]) -> None:
-    """Write `skipped.csv` into an adapter's directory; none where nothing was skipped."""
-    if skipped:
-        write_skipped(folder / SKIPPED, skipped)
-    else:
-        (folder / SKIPPED).unlink(missing_ok=True)

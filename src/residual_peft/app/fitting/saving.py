@@ -10,7 +10,7 @@ from ...analysis import TextDictionary
 from ...classifiers.cards import is_ours
 from ...classifiers.files import of_the_old
 from ...classifiers.zero_shot import ZeroShotClassifier
-from ...data import ImageData
+from ...data import ImageData, write_skipped
 from ...errors import printable_lines
 from ...hub.directories import CARD, MISTAKES, REPORT, RUN_DIRECTORY, RUN_YAML, SKIPPED, SUSPICIOUS
 from ...hub.facts import Facts
@@ -28,7 +28,7 @@ from ..listing import (
 from ..recording import record_run, run_facts
 from ..trusting import sets_of, trust_of
 from .recipe import Recipe
-from .report import FitReport, write_skipped_beside
+from .report import FitReport
 from .task import Done
 
 UNSAVED = "my-adapter"
@@ -96,7 +96,10 @@ class Fitted:
             if mine.is_file() and not is_ours(mine):  # somebody's own, which stays
                 shutil.copyfile(mine, folder / CARD)
             classifier.save_pretrained(folder, card=self.facts, location=target.name)
-            write_skipped_beside(folder, self.images.skipped)
+            if self.images.skipped:
+                write_skipped(folder / SKIPPED, self.images.skipped)
+            else:
+                (folder / SKIPPED).unlink(missing_ok=True)
             self._write_record(folder, target.name)
             # what an earlier fit left there and this one does not replace would speak of it
             if before := of_the_old(target):
@@ -112,11 +115,6 @@ class Fitted:
             write_noted(run / MISTAKES, self.recorded.mistakes, names, MISTAKE_HEADERS)
             write_noted(run / SUSPICIOUS, self.recorded.suspicious, names, SUSPICIOUS_HEADERS)
         (run / RUN_YAML).write_text(self.run, encoding="utf-8")
-
-
-def digests_of(images: ImageData, split: str) -> tuple[str, ...]:
-    """Of the images of a split, in their order."""
-    return images.digests.get(split, ())  # none of data that a caller put together by hand
 
 
 def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recipe: Recipe) -> Facts:

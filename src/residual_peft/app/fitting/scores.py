@@ -1,10 +1,9 @@
 """From an adapter on disk to its scores, and tables of what is taken for what."""
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
-from ...classifiers.evaluation import Evaluation, evaluate
+from ...classifiers.evaluation import evaluate
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data.labels import ONE_LABEL, check_same
 from ...data.skipped import write_listing
@@ -53,7 +52,10 @@ def evaluate_adapter(
         classifier, chosen.images, name=chosen.images.name, progress=True, **asked.reading
     )
     if confusion is not None:
-        _write_confusion(confusion, found)
+        # the first column has the class of each row, the first line what it was taken for
+        names, counts = found.class_names, found.confusion.tolist()
+        rows = ([name, *row] for name, row in zip(names, counts, strict=True))
+        write_listing(confusion, ("class", *names), rows)
     if mistakes is not None:
         noted = mistakes_of(found, chosen.images.dataset, chosen.images.name) or []
         write_noted(mistakes, noted, found.class_names, MISTAKE_HEADERS)
@@ -62,12 +64,3 @@ def evaluate_adapter(
     if (interval := found.interval) is not None:
         scores["accuracy_interval"] = list(interval)
     return scores | chosen.as_dict() | {"classes": found.per_class}
-
-
-def _write_confusion(path: PathLike, evaluation: Evaluation) -> None:
-    """The first column has the class of each row, the first line what its images were taken for."""
-    names = evaluation.class_names
-    rows: Iterator[list[str | int | float]] = (
-        [name, *map(int, counts)] for name, counts in zip(names, evaluation.confusion, strict=True)
-    )
-    write_listing(path, ("class", *names), rows)

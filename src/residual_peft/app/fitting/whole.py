@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +27,7 @@ from .keeping import Keeping, keeping
 from .reading import Pass, digest_of_json
 from .recipe import Recipe
 from .report import FitReport, findings_of
-from .saving import Fitted, digests_of, facts_of, record_of
+from .saving import Fitted, facts_of, record_of
 from .task import Done, Task
 from .training import by_trainer
 from .ways import from_coordinates
@@ -132,14 +131,19 @@ def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, int]:
 def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -> Fitted:
     """The fit, and the record of it while what was read is there."""
     images, repeated, total = _images(recipe, data)
-    _check_words(recipe, images)
+    if recipe.words and _undescribed(recipe.asked, images):
+        raise ResiDualError(
+            "words are for the components of a report: of data with several labels per image, in "
+            "stream mode and of one gain per unit it has none; leave them out."
+        )
     task = _task(recipe, recipe.backbone(model), images)
     dictionary = _dictionary(task, images, recipe.words)  # before any work
     done, summary, images = _fitted(task, images, kept, total, repeated)
     classifier = done.classifier
     classifier.split = images.split
     learned = ("train",) if recipe.sets == "held-out" else ("train", "validation")
-    classifier.fitted_on = tuple(digest for part in learned for digest in digests_of(images, part))
+    known = (images.digests.get(part, ()) for part in learned)  # none of data put together by hand
+    classifier.fitted_on = tuple(digest for digests in known for digest in digests)
     facts = facts_of(data, done, summary, images, recipe)
     record = record_of(done, summary, images, facts, dictionary)
     return Fitted(classifier, summary, images, facts, recipe.as_file(data, model), record)
@@ -165,7 +169,10 @@ def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
     classifier = None
     if by_texts:
         said = readable(images.class_names)
-        _say_names(images.class_names, said)
+        both = zip(images.class_names, said, strict=True)
+        if other := [f"'{own}' is '{name}'" for own, name in both if name != spoken(own)]:
+            listed = printable(some(other, 3))
+            logger.info("in prompts %s; a %s beside the images says otherwise", listed, CLASSES)
         classifier = ZeroShotClassifier.from_text(
             backbone.model,
             backbone.tokenizer,
@@ -184,26 +191,10 @@ def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
     return Task(backbone, classifier, config, recipe, settings)
 
 
-def _say_names(names: Sequence[str], said: Sequence[str]) -> None:
-    """Say which names prompts have otherwise than the data, beyond underscores."""
-    other = [f"'{o}' is '{n}'" for o, n in zip(names, said, strict=True) if n != spoken(o)]
-    if other:
-        listed = printable(some(other, 3))
-        logger.info("in prompts %s; a %s beside the images says otherwise", listed, CLASSES)
-
-
 def _undescribed(config: ResiDualConfig | None, images: ImageData) -> bool:
     """Whether there are no components, or no report, for words to describe."""
     whole = config is not None and (config.mode == "stream" or config.granularity == "unit")
     return whole or images.multi_label
-
-
-def _check_words(recipe: Recipe, images: ImageData) -> None:
-    if recipe.words and _undescribed(recipe.asked, images):
-        raise ResiDualError(
-            "words are for the components of a report: of data with several labels per image, in "
-            "stream mode and of one gain per unit it has none; leave them out."
-        )
 
 
 def _dictionary(task: Task, images: ImageData, words: Any) -> TextDictionary | None:
