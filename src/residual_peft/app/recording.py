@@ -4,7 +4,6 @@ import os
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -178,27 +177,21 @@ def run_facts(
 
 
 def _gains(explained: AdapterExplanation) -> GainRecord:
-    rest: dict[str, Any] = {
-        "rescaling_share": explained.rescaling_share,
-        "settings_share": explained.settings_share,
-    }
+    counts, gains, eigenvalues = explained.counts, explained.gains, explained.eigenvalues
+    share, toward = explained.share, explained.toward_label
     if explained.per_unit:
         effects = explained.by_unit()
-        firsts = torch.tensor([0, *explained.counts[:-1]]).cumsum(0)
-        return GainRecord(
-            units=explained.units,
-            counts=(1,) * len(effects),
-            gains=explained.gains[firsts],
-            share=torch.tensor([effect.share for effect in effects]),
-            toward_label=torch.tensor([effect.toward_label for effect in effects]),
-            **rest,
-        )
+        gains = gains[torch.tensor([0, *counts[:-1]]).cumsum(0)]  # the first of each unit
+        counts, eigenvalues = (1,) * len(effects), None
+        share = torch.tensor([effect.share for effect in effects])
+        toward = torch.tensor([effect.toward_label for effect in effects])
     return GainRecord(
-        units=explained.units,
-        counts=tuple(explained.counts),
-        gains=explained.gains,
-        share=explained.share,
-        toward_label=explained.toward_label,
-        eigenvalues=explained.eigenvalues,
-        **rest,
+        explained.units,
+        counts,
+        gains,
+        share,
+        toward,
+        explained.rescaling_share,
+        explained.settings_share,
+        eigenvalues,
     )

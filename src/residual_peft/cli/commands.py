@@ -85,12 +85,14 @@ def begin(text: str) -> None:
     quiet()
 
 
-def check_file(path: Path) -> None:
-    """Before any work: a file that can be written.
+def check_file(path: Path | None) -> None:
+    """Before any work: a file that can be written, where one is named.
 
     Raises:
         ResiDualError: it is a folder, or cannot be written.
     """
+    if path is None:
+        return
     if path.is_dir():
         raise ResiDualError(f"wanted a file to write to, got the directory '{path}'.")
     check_place(path.parent)

@@ -39,9 +39,8 @@ def evaluate(
     options: dict[str, Any],
 ) -> None:
     """Measure an adapter on labelled images; prints JSON."""
-    for path in (confusion, mistakes):
-        if path is not None:
-            check_file(path)
+    check_file(confusion)
+    check_file(mistakes)
     how = "residual-peft eval ADAPTER --data DATA"
     chosen = given(adapter, adapter_option, "an adapter", how)
     begin(f"Measuring {chosen} on {data}.")

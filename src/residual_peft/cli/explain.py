@@ -38,8 +38,7 @@ def explain(
 
     On labelled images with --data, for single IMAGES, or without either as the fit recorded it.
     """
-    if out is not None:
-        check_file(out)
+    check_file(out)
     how = "residual-peft explain ADAPTER [IMAGES] [--data DATA]"
     chosen = given(adapter, adapter_option, "an adapter", how)
     pictures = [*(images or []), *(image or [])]

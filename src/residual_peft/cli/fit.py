@@ -9,8 +9,17 @@ import typer
 from ..errors import ResiDualError
 from ..hub.places import check_place
 from .commands import begin, tell
-from .configs import Config
-from .options import DEMO_MODEL_SHOWN, RECIPE, AsJson, Data, Model, Words, recipe_of, with_options
+from .options import (
+    DEMO_MODEL_SHOWN,
+    RECIPE,
+    AsJson,
+    Config,
+    Data,
+    Model,
+    Words,
+    recipe_of,
+    with_options,
+)
 
 EXAMPLE = """residual-peft fit --data photos --out my-adapter
 zero-shot 0.667 -> adapted 0.889 (test images)

@@ -46,8 +46,7 @@ def look(
 ) -> None:
     """Say what data are like before anything is fitted: classes, sizes, bad files and copies."""
     chosen = given(data, data_option, "data", "residual-peft look DATA")
-    if out is not None:
-        check_file(out)
+    check_file(out)
     begin(f"Looking at {chosen}.")
     from ..app.looking import look as look_at
 

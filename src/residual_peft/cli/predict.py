@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -99,15 +100,10 @@ def predict(
         num_workers=num_workers,
         device=device,
     )
-    write = (
-        _as_table(
-            top, predictor.classifier.multi_label, coverage is not None, none_of_these is not None
-        )
-        if as_csv
-        else _as_objects(top)
-        if as_json
-        else _as_lines(top)
-    )
+    write: Callable[[Answer], None] = partial(_write, top, as_json)
+    if as_csv:
+        several, sets_too = predictor.classifier.multi_label, coverage is not None
+        write = _as_table(top, several, sets_too, none_of_these is not None)
     # where the answers go elsewhere, the bar is not between them
     elsewhere = sys.stderr.isatty() and not sys.stdout.isatty()
     names = _from_input(images) if "-" in images else images
@@ -117,9 +113,9 @@ def predict(
         total += 1
         unread += answer.prediction is None
     if total == unread:
-        raise ResiDualError(
-            f"wanted images to classify, but {_none_of(total)} be read; each line says why."
-        )
+        none = {0: "no file was named: none could", 1: "the one file could not"}
+        which = none.get(total, f"none of {counted(total, 'file')} could")
+        raise ResiDualError(f"wanted images to classify, but {which} be read; each line says why.")
     print(_summary(total, unread, predictor), file=sys.stderr)
 
 
@@ -135,25 +131,18 @@ def _from_input(images: list[str]) -> Iterator[str]:
                     yield os.fsdecode(name)
 
 
-def _as_lines(top: int) -> "Callable[[Answer], None]":
-    def write(answer: "Answer") -> None:
-        found = answer.prediction
-        if found is None:
-            said = f"not read ({answer.reason})"
-        else:
-            said = found.told(top)
-            if found.plausible is not None:
-                said += f"; plausible: {', '.join(found.plausible) or 'none of the classes'}"
-        print(printable(f"{answer.file}: {said}"), flush=True)
-
-    return write
-
-
-def _as_objects(top: int) -> "Callable[[Answer], None]":
-    def write(answer: "Answer") -> None:
-        print(json.dumps(answer.as_dict(top), ensure_ascii=False), flush=True)
-
-    return write
+def _write(top: int, as_json: bool, answer: "Answer") -> None:
+    found = answer.prediction
+    if as_json:
+        said = json.dumps(answer.as_dict(top), ensure_ascii=False)
+    elif found is None:
+        said = printable(f"{answer.file}: not read ({answer.reason})")
+    else:
+        said = f"{answer.file}: {found.told(top)}"
+        if found.plausible is not None:
+            said += f"; plausible: {', '.join(found.plausible) or 'none of the classes'}"
+        said = printable(said)
+    print(said, flush=True)
 
 
 _CELLS: "dict[str, Callable[[Prediction], str]]" = {
@@ -186,11 +175,6 @@ def _as_table(top: int, several: bool, sets: bool, none: bool) -> "Callable[[Ans
         sys.stdout.flush()
 
     return write
-
-
-def _none_of(total: int) -> str:
-    none = {0: "no file was named: none could", 1: "the one file could not"}
-    return none.get(total, f"none of {counted(total, 'file')} could")
 
 
 def _summary(total: int, unread: int, predictor: "FilePredictor") -> str:

@@ -48,11 +48,6 @@ def _options(
     pass
 
 
-def _options_of_all() -> set[str]:
-    group: Any = typer.main.get_command(app)
-    return {name for command in group.commands.values() for p in command.params for name in p.opts}
-
-
 def main() -> None:
     """Run a command; what a user can mend becomes one line and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
@@ -66,6 +61,8 @@ def main() -> None:
         said = one_line(error)
         if said is None:
             raise
-        said = as_typed(said, _options_of_all())
+        group: Any = typer.main.get_command(app)
+        options = {o for each in group.commands.values() for p in each.params for o in p.opts}
+        said = as_typed(said, options)
         print(f"residual-peft: {said}", file=sys.stderr)
         sys.exit(2)

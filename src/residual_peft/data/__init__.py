@@ -42,7 +42,6 @@ __all__ = [
     "metrics",
     "passes",
     "pictures",
-    "preparation",
     "processors",
     "progress",
     "provenance",

@@ -116,12 +116,7 @@ def collate(items: list[Any]) -> dict[str, Tensor]:
     if not items:
         last: Any = skipped[-1]
         items = [last.images.near(last.unread.row)]
-    names = [name for name in items[0] if name != "labels"]
-    batch = {name: torch.stack([item[name] for item in items]) for name in names}
-    if "labels" in items[0]:
-        labels = [torch.as_tensor(item["labels"]) for item in items]
-        batch["labels"] = torch.stack(labels)
-    return batch
+    return {name: torch.stack([torch.as_tensor(i[name]) for i in items]) for name in items[0]}
 
 
 def batches(

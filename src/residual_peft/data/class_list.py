@@ -89,9 +89,8 @@ class ClassList:
         seen: set[str] = set()
         renamed = {part: self._renamed(dataset, part, seen) for part, dataset in parts.items()}
         known = {_folded(label) for label in seen}
-        idle = [said for key, said in self.words.items() if key not in known]
         used = {said for key, said in self.words.items() if key in known}
-        if missing := sorted(set(idle) - used):
+        if missing := sorted(set(self.words.values()) - used):
             names = some([f"'{name}'" for name in missing])
             logger.warning("%s: no image is of %s", printable(self.file), printable(names))
         return renamed

@@ -189,7 +189,8 @@ def _with_one_meaning(
     Raises:
         ResiDualError: bare numbers in one part and texts in another.
     """
-    named = {split: _names_of(part) for split, part in parts.items()}
+    items = {split: label_item(part.features["label"]) for split, part in parts.items()}
+    named = {s: list(i.names) if isinstance(i, ClassLabel) else None for s, i in items.items()}
     own = next((names for names in named.values() if names is not None), None)
     texts = [split for split, part in parts.items() if _kind(part).endswith("string")]
     differing = len({tuple(names) for names in named.values() if names is not None}) > 1
@@ -204,11 +205,6 @@ def _with_one_meaning(
         split: part if split in texts else _as_texts(part, named[split], split, name)
         for split, part in parts.items()
     }, own
-
-
-def _names_of(part: Dataset) -> list[str] | None:
-    item = label_item(part.features["label"])
-    return list(item.names) if isinstance(item, ClassLabel) else None
 
 
 def _kind(part: Dataset) -> str:

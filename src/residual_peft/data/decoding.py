@@ -284,17 +284,8 @@ def _starting(method: str) -> Iterator[None]:
                 os.environ[_TOKENIZERS] = "false"
                 stack.callback(os.environ.pop, _TOKENIZERS, None)
         else:
-            stack.enter_context(_hidden_script())
+            # new processes import the file of `__main__`, if there is one: here there is none
+            stack.enter_context(_hiding)
+            stack.callback(sys.modules.__setitem__, "__main__", sys.modules["__main__"])
+            sys.modules["__main__"] = types.ModuleType("__main__")
         yield
-
-
-@contextmanager
-def _hidden_script() -> Iterator[None]:
-    """New processes import the file of `__main__`, if there is one: here there is none."""
-    with _hiding:
-        script = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = script

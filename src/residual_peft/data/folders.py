@@ -21,7 +21,7 @@ import datasets
 from datasets import ClassLabel, Dataset, Features
 
 from ..errors import ResiDualError, counted, printable, some
-from .metadata import has_labels, paths_in, read_metadata, unnamed
+from .tables import has_labels, paths_in, read_metadata, unnamed
 from .trees import Parts, Tree
 
 logger = logging.getLogger(__name__)

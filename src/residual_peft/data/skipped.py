@@ -60,8 +60,13 @@ def write_listing(
 
 def as_text(path: str) -> str:
     """A path in UTF-8: the bytes that are not are written out."""
+    return path if is_text(path) else printable(path)
+
+
+def is_text(path: str) -> bool:
+    """Whether a path is UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
-        return printable(path)
-    return path
+        return False
+    return True

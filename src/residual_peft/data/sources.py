@@ -106,17 +106,14 @@ def _from_folder(path: Path, asked: Asked) -> Source:
         parts = from_folder(tree, asked.label_column)
     except ResiDualError:
         # images beside each other may be listed in the one table there is
-        tables = [each for each in sorted(path.iterdir()) if _may_list(each)]
+        endings, others = (".csv", ".tsv", ".jsonl", ".parquet"), (CLASSES, *METADATA)
+        named = [each for each in sorted(path.iterdir()) if each.suffix.lower() in endings]
+        tables = [each for each in named if each.name not in others and is_file(each)]
         if len(tables) != 1:
             raise
         return replace(_from_file(tables[0], asked), name=str(path))
     left_out = tuple(tree.left_out)
     return Source(str(path), parts, tuple(tree.skipped), class_list_in(path), left_out)
-
-
-def _may_list(path: Path) -> bool:
-    ending = path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet")
-    return ending and path.name not in (CLASSES, *METADATA) and is_file(path)
 
 
 def _from_disk(path: Path) -> Source:

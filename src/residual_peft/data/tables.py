@@ -1,18 +1,27 @@
-"""A CSV, TSV, JSON or parquet file -> columns, every value as it stands there."""
+"""Tables -> columns, every value as it stands there; tables beside images, read by imagefolder."""
 
 import csv
 import io
 import json
 import re
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow.parquet
-from datasets import Dataset, Features
+from datasets import ClassLabel, Dataset, Features
+from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.table import InMemoryTable
 
-from ..errors import ResiDualError, first_line
+from ..errors import ResiDualError, counted, first_line
 from ..hub.files import file_size, quoted, read_bytes
+from .checking import undecoded
+from .columns import LABEL_COLUMNS
+from .labels import label_item
+from .trees import Parts, Tree
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 LARGEST_TABLE = 2**30  # bytes
@@ -197,3 +206,56 @@ def columns_of(source: Any) -> Columns | None:
     if not source:
         raise ResiDualError("wanted a list of (image, label) pairs, got an empty one.")
     return {"image": [image for image, _ in source], "label": [label for _, label in source]}
+
+
+def read_metadata(root: Path, files: Sequence[Parts], split: str) -> Dataset:
+    """The images that a split's metadata name, with all that they say of them, in memory.
+
+    `files` lie below `root`, which is absolute: so are the paths of the images.
+
+    Raises:
+        ResiDualError: they cannot be read, or have no column of file names.
+    """
+    paths = [str(root.joinpath(*file)) for file in files]
+    # as a resolved list, so that a folder's name is never taken for a pattern
+    chosen = DataFilesDict({split: DataFilesList(paths, [(path,) for path in paths])})
+    barless = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            builder = ImageFolder(cache_dir=cache, data_files=chosen)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=split, in_memory=True)
+    except Exception as error:  # many kinds, from pandas, arrow and the builder
+        cause = error.__cause__ or error.__context__ or error  # what the builder met itself
+        raise ResiDualError(
+            f"could not read '{paths[0]}' ({first_line(cause)}); wanted a table with a column "
+            "file_name, of paths below the table's folder, and a column label."
+        ) from error
+    finally:
+        if not barless:
+            datasets.enable_progress_bars()
+
+
+def has_labels(dataset: Dataset, label_column: str | None) -> bool:
+    """Whether one of the columns is named or typed as labels are."""
+    features = dataset.features
+    return (
+        label_column in features
+        or any(column in features for column in LABEL_COLUMNS)
+        or any(isinstance(label_item(kind), ClassLabel) for kind in features.values())
+    )
+
+
+def paths_in(dataset: Dataset) -> list[str | None]:
+    """Path of the first image of every row."""
+    column = next(c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image))
+    return [image and image["path"] for image in undecoded(dataset, column)[:][column]]
+
+
+def unnamed(tree: Tree, found: Iterable[Dataset]) -> list[str]:
+    """How many images of a folder its metadata do not name, in words; nothing for none."""
+    named = {path for rows in found for path in paths_in(rows)}
+    left = [path for path in tree.images if str(tree.base.joinpath(*path)) not in named]
+    example = f", such as '{'/'.join(left[0])}'" if left else ""
+    return [f"{counted(len(left), 'image')} that no metadata name{example}"] if left else []

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import ResiDualError, counted, printable
 from ..hub.directories import ADAPTER_CONFIG
-from .skipped import SkippedImage
+from .skipped import SkippedImage, is_text
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def tree_of(root: Path, *, any_name: bool = False) -> Tree:
     base = root.absolute()  # with its links: they may be how a path came to be UTF-8
     if ".." in base.parts:  # which datasets takes for the folder above by name, links or not
         base = base.resolve()
-    if not (any_name or _is_text(str(base))):
+    if not (any_name or is_text(str(base))):
         raise ResiDualError(
             f"the path of the folder '{base}' is not UTF-8, which paths in datasets must be; "
             "rename it or make a link to it."
@@ -130,7 +130,7 @@ def _walk(
             _walk(tree, here, known, above | {own}, any_name)
             if named_as_image and len(tree.images) + len(tree.skipped) == before:
                 tree.skipped.append(SkippedImage(entry.path, "a folder, not a file"))
-        elif named_as_image and not (any_name or all(map(_is_text, here))):
+        elif named_as_image and not (any_name or all(map(is_text, here))):
             reason = "its name, or that of its folder, is not UTF-8; rename it"
             tree.skipped.append(SkippedImage(entry.path, reason))
         elif named_as_image:
@@ -162,11 +162,3 @@ def _beside(there: list[bool]) -> str:
     alone = there.count(False)
     what = f"{alone:,} without" if alone else "each with"
     return f"; {what} an image of that name beside it"
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

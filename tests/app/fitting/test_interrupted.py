@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
-from residual_peft.app.fitting import fit_adapter, saving, training
+from residual_peft.app.fitting import fit_adapter, saving, ways
 from residual_peft.app.fitting.keeping import Keeping, keeping
 from residual_peft.data import ProcessedImages
 from residual_peft.errors import ResiDualError
@@ -223,7 +223,7 @@ def test_the_trainer_goes_on_from_its_last_checkpoint(
 ) -> None:
     monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 5)
     fit(root, tmp_path / "whole", trainer=True)
-    real, epochs = training.trainer_kwargs, []
+    real, epochs = ways.trainer_kwargs, []
 
     class Watching(TrainerCallback):
         dying = True
@@ -241,7 +241,7 @@ def test_the_trainer_goes_on_from_its_last_checkpoint(
         found = real(*args, **kwargs)
         return found | {"callbacks": [*found["callbacks"], Watching()]}
 
-    monkeypatch.setattr(training, "trainer_kwargs", watched)
+    monkeypatch.setattr(ways, "trainer_kwargs", watched)
     counted = Counted(monkeypatch)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on where it stopped"):
         fit(root, tmp_path / "a", trainer=True)
@@ -265,6 +265,6 @@ def test_gains_that_the_trainer_had_found_are_saved(
     with pytest.raises(IndexError):
         fit(root, tmp_path / "a", trainer=True)
     monkeypatch.setattr(saving, "record_run", real)
-    monkeypatch.setattr(training.Trainer, "train", None)  # not called again
+    monkeypatch.setattr(ways.Trainer, "train", None)  # not called again
     fit(root, tmp_path / "a", trainer=True)
     assert state(tmp_path / "a") == state(tmp_path / "whole")

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset, DatasetDict, Image, concatenate_datasets
 
 from residual_peft.app import explaining, studies
-from residual_peft.app.fitting import evaluate_adapter, fit_adapter, training, ways
+from residual_peft.app.fitting import evaluate_adapter, fit_adapter, ways
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.class_means import class_means_of
 from residual_peft.classifiers.evaluation import Evaluation, evaluate
@@ -78,7 +78,7 @@ def test_what_is_timed_and_in_which_order(root: Path, tmp_path: Path, monkeypatc
 
 def test_what_is_timed_of_the_trainers_way(root: Path, tmp_path: Path, monkeypatch) -> None:
     seconds = {"trainer_kwargs": 3, "training_arguments": 1, "fit_bases": 20}
-    steps = Steps(monkeypatch, seconds, training)
+    steps = Steps(monkeypatch, seconds, ways)
     monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 1)
     report = fit(root, tmp_path / "a", trainer=True)
     assert (report.encoding_seconds, report.fitting_seconds) == (100, 4)
@@ -198,13 +198,13 @@ def test_zero_shot_scores_of_several_labels_have_the_bias_of_before(
     trainer: bool, root: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 2)
-    real, biases = training.scored, {}
+    real, biases = ways.scored, {}
 
     def scored(classifier, store, gains, bias):
         biases["before" if gains is None else "after"] = bias
         return real(classifier, store, gains, bias)
 
-    monkeypatch.setattr(training, "scored", scored)
+    monkeypatch.setattr(ways, "scored", scored)
     report = fit(root, tmp_path / "a", lists(root), trainer=trainer)
     data = load_data(lists(root))
     clip = load_backbone(str(root / "model"))
@@ -307,13 +307,13 @@ def test_gains_of_a_fit_are_the_saved_ones(root: Path, tmp_path: Path) -> None:
 
 def test_the_trainer_gets_the_seed(root: Path, tmp_path: Path, monkeypatch) -> None:
     given = {}
-    real = training.training_arguments
+    real = ways.training_arguments
 
     def arguments(folder, **options):
         given.update(options, folder=Path(folder))
         return real(folder, num_train_epochs=1, **options)
 
-    monkeypatch.setattr(training, "training_arguments", arguments)
+    monkeypatch.setattr(ways, "training_arguments", arguments)
     fit(root, tmp_path / "a", seed=11, trainer=True)
     assert given["seed"] == 11
     assert given["folder"] == tmp_path / ".a.reading" / "trainer"

@@ -18,7 +18,7 @@ from residual_peft.classifiers.exporting.graph import ClassifierGraph
 from residual_peft.classifiers.heads import ClassHead
 from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
-from residual_peft.data.preparation import Preparation
+from residual_peft.data.processors import Preparation
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import (
     ResiDualConfig,

@@ -124,19 +124,16 @@ class Looking:
             return Look(plain, self._said(logits), silence=self.silence)
         rows = coordinates_of_image(self.classifier, image).to("cpu")
         before, after = self._said(self.classifier.logits(rows.readout)), self.turned(rows, ())
-        why = self._why(rows, before, after)
-        return Look(before, after, why, rows, self._knobs(why))
-
-    def _why(
-        self, rows: Coordinates, before: Said, after: Said
-    ) -> ImageExplanation | HeadImageExplanation:
-        """Why it is what it is, rather than what it was, or than the next one."""
+        why: ImageExplanation | HeadImageExplanation
         if self.classifier.head is not None:
-            return explain_head_row(self.classifier, rows, 0)
-        this, second, *_ = sorted(after.logits, key=lambda name: -after.logits[name])
-        was = max(before.logits, key=lambda name: before.logits[name])
-        other = second if was == this else was
-        return explain_row(self.classifier, rows, 0, from_class=other, to_class=this)
+            why = explain_head_row(self.classifier, rows, 0)
+        else:  # why it is what it is, rather than what it was, or than the next one
+            this, second, *_ = sorted(after.logits, key=lambda name: -after.logits[name])
+            was = max(before.logits, key=lambda name: before.logits[name])
+            other = second if was == this else was
+            why = explain_row(self.classifier, rows, 0, from_class=other, to_class=this)
+        knobs = sorted(self._shown(why), key=lambda knob: -abs(knob.effect))
+        return Look(before, after, why, rows, tuple(knobs[:KNOBS]))
 
     def turned(self, rows: Coordinates, values: Sequence[tuple[Knob, float]]) -> Said:
         """What is said with some knobs at other values; others stand as fitted.
@@ -172,10 +169,6 @@ class Looking:
     def told(self, why: ImageExplanation | HeadImageExplanation) -> list[tuple[str, float, str]]:
         """Component, effect on the margin and words: the strongest for it, then those against."""
         return [(k.name, k.effect, k.words) for k in self._shown(why)]
-
-    def _knobs(self, why: ImageExplanation | HeadImageExplanation) -> tuple[Knob, ...]:
-        strongest = sorted(self._shown(why), key=lambda knob: -abs(knob.effect))
-        return tuple(strongest[:KNOBS])
 
     def _shown(self, why: ImageExplanation | HeadImageExplanation) -> list[Knob]:
         return [

@@ -20,7 +20,7 @@ from ...solvers.methods import Outcome
 from ...solvers.store import CoordinateStore, Stores
 from .checks import PER_CLASS
 from .reading import readouts_of
-from .scoring import scored_by
+from .scores import scored_by
 from .task import Task
 
 KNOWN = 20_000  # images that tell how far others may lie

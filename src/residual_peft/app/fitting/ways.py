@@ -1,25 +1,33 @@
-"""The way of a fit from coordinates: one pass over the images, then all that may be fitted."""
+"""The two ways of a fit: from coordinates of one pass over the images, and by the HF Trainer."""
 
 from dataclasses import replace
 from typing import Any
 
+import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers import Trainer
 
-from ...classifiers.evaluation import Evaluation
+from ...classifiers.evaluation import Evaluation, evaluate
 from ...classifiers.heads.choosing import some_rows
 from ...classifiers.trained_head import HEAD_BYTES, TrainedHead, embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
-from ...data import ImageData
+from ...data import ImageData, batches
 from ...errors import counted
 from ...hub.facts import MethodRow
+from ...hub.files import read_tensors, write_tensors
 from ...solvers import large
 from ...solvers.choice import AT_MOST, AUTO, choose, run_methods
+from ...solvers.coordinates import Readouts, collect_readouts
 from ...solvers.methods import Outcome, Rows
 from ...solvers.store import CoordinateStore, Stores
+from ...solvers.training import trainer_kwargs, training_arguments
+from ...towers.running import unadapted
+from ...tuner import fit_bases, gains_of
 from ..trusting import contradicting
 from .beside import calibrated, left_beside
-from .reading import Pass
-from .scoring import scored_by
+from .reading import TITLES, Pass, readouts_of
+from .scores import scored, scored_by, training_metrics
 from .task import Done, Task, clock
 
 SIZING = 4000  # images that a low rank is fitted to
@@ -175,3 +183,78 @@ def _row(
         recall=left.recall if told and balanced else None,
         test_recall=measured.metrics[RECALL] if balanced else None,
     )
+
+
+METHOD = "the Hugging Face Trainer, forward and backward for every batch"
+
+
+def by_trainer(task: Task, read: Pass) -> Done:
+    """Bases by a pass that also finds what cannot be read, then the Trainer."""
+    model = task.adapted()
+    fit = _in_readout_mode if task.config.mode == "readout" else _in_stream_mode
+    return fit(task, read, model)
+
+
+def _in_readout_mode(task: Task, read: Pass, model: PeftModel) -> Done:
+    read.begin(model, task.settings)
+    started = clock()
+    train = read.read(model, "train", fit_basis=task.config.basis is None)
+    encoded = clock()
+    read.read(model, "validation")  # the Trainer knows no way around what it cannot read
+    test = read.read(model, "test")
+    classifier, bias = task.with_classes(model, read.images, readouts_of(train), train.labels)
+    before = scored(classifier, test, None, bias)
+    seconds = _train(task, read, classifier)
+    gains = gains_of(model).detach().cpu()
+    after = scored(classifier, test, gains, classifier.logit_bias)
+    inside = training_metrics(classifier, train, gains)
+    times = (encoded - started, seconds)
+    return Done(classifier, before, after, inside, train.labels, test, *times, METHOD, len(train))
+
+
+def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
+    seen = {split: _readouts(model, read, split) for split in TITLES}
+    train, test = seen["train"], seen["test"]
+    classifier, bias = task.with_classes(model, read.images, train.readout, train.labels)
+    with unadapted(model), torch.no_grad():
+        logits = classifier.scaled_cosines(test.readout.to(classifier.device)).cpu() + bias
+    before = Evaluation(classifier.class_names, logits, test.labels)
+    started = clock()
+    options = read.recipe.reading
+    if task.config.basis is None:
+        fit_bases(model, batches(read.processed("train"), **options), progress=True)
+    encoded = clock()
+    seconds = _train(task, read, classifier)
+    after, inside = (
+        evaluate(classifier, read.processed(split), name=TITLES[split], progress=True, **options)
+        for split in ("test", "train")
+    )
+    scores = (before, after, inside.metrics)
+    times = (encoded - started, seconds)
+    return Done(classifier, *scores, train.labels, None, *times, METHOD, len(train))
+
+
+def _readouts(model: PeftModel, read: Pass, split: str) -> Readouts:
+    loader = batches(read.processed(split), skip=True, **read.recipe.reading)
+    seen = collect_readouts(model, loader, progress=True)
+    read.drop(split, loader.skipped)
+    return seen
+
+
+def _train(task: Task, read: Pass, classifier: ZeroShotClassifier) -> float:
+    """Run the Trainer, on from its last checkpoint where there is one; its seconds."""
+    started = clock()
+    folder, trained = read.kept.checkpoints, read.kept.trained
+    settings = training_arguments(folder, seed=task.recipe.seed, disable_tqdm=False)
+    trainer = Trainer(**trainer_kwargs(classifier, read.images, settings))
+    gains = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
+    if trained.is_file():  # all that was left was to save: early stopping would train on
+        found, _ = read_tensors(trained)
+        with torch.no_grad():
+            for name, parameter in gains.items():
+                parameter.copy_(found[name])
+        return clock() - started
+    last = read.kept.last_checkpoint
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    write_tensors(trained, {name: parameter.detach() for name, parameter in gains.items()})
+    return clock() - started

@@ -29,8 +29,7 @@ from .recipe import Recipe
 from .report import FitReport, findings_of
 from .saving import Fitted, facts_of, record_of
 from .task import Done, Task
-from .training import by_trainer
-from .ways import from_coordinates
+from .ways import by_trainer, from_coordinates
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...data.passes import no_processor
-from ...data.preparation import Preparation
-from ...data.processors import pixel_values
+from ...data.processors import Preparation, pixel_values
 from ...errors import ResiDualError
 from ...hub.files import PathLike, atomic_file
 from ...towers.registry import find_tower
