@@ -166,12 +166,17 @@ def shown(item: ImageExplanation | HeadImageExplanation) -> list[Shown]:
     firsts = dict(zip(item.units, accumulate(item.counts, initial=0), strict=False))
     seen = item.centred if isinstance(item, HeadImageExplanation) else item.coordinates
     found = []
-    for unit, number, *_, effect in item.strongest(len(item.effects)):
+    for unit, number, *_, effect in _both_sides(item.strongest(len(item.effects))):
         place = None if number is None else firsts[unit] + number
         side = 1 if place is None or float(seen[place]) >= 0 else -1
         found.append(Shown(unit, number, effect, side))
-    pro = [one for one in found if one.effect > 0][:SIDE]
-    return pro + [one for one in found if one.effect < 0][:SIDE]
+    return found
+
+
+def _both_sides(found: list[Any]) -> list[Any]:
+    """Of components with their effect last, the strongest for, then those against."""
+    pro, con = ([one for one in found if sign * one[-1] > 0] for sign in (1, -1))
+    return pro[:SIDE] + con[:SIDE]
 
 
 def image_lines(
@@ -210,10 +215,7 @@ def _decided(path: str, item: HeadImageExplanation, texts: Texts) -> list[str]:
 def _moves(moved: ImageExplanation) -> list[str]:
     """The strongest for and against the change of an image's margin, and the sum of it all."""
     found = moved.strongest(len(moved.effects))
-    most = [
-        *[item for item in found if item[3] > 0][:SIDE],
-        *[item for item in found if item[3] < 0][:SIDE],
-    ]
+    most = _both_sides(found)
     lines = [
         f"  {named(unit, number)}: gain {gain:.2f}, margin {effect:+.2f}"
         for unit, number, gain, effect in most

@@ -110,10 +110,9 @@ def update_adapter(
     check_skipped(skipped, max_bad, images.total, images.source, strict)
     own = [digests[kept[row]] for row in index.tolist()]
     changed, new = _change(classifier, images, read, labels, forget)
-    gone = set(own)
-    old = classifier.fitted_on
     if forget:
-        classifier.fitted_on = tuple(digest for digest in old if digest not in gone)
+        gone = set(own)
+        classifier.fitted_on = tuple(d for d in classifier.fitted_on if d not in gone)
     else:
         classifier.learned_from(own)
     classifier.save_pretrained(target)

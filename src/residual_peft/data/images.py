@@ -133,7 +133,10 @@ def _open(path: Path, name: str, least: int | None) -> Image.Image:
 
 
 def _open_stream(stream: io.BytesIO, name: str, least: int | None) -> Image.Image:
-    _silence_bomb_warning()
+    # PIL warns where `_check_size` refuses, and of files that come to be decoded smaller
+    kind = Image.DecompressionBombWarning
+    if not any(known[2] is kind for known in warnings.filters):
+        warnings.simplefilter("ignore", kind, append=True)  # last: a filter of the user's counts
     try:
         if not stream.getbuffer():
             raise Unusable("an empty file")
@@ -149,13 +152,6 @@ def _open_stream(stream: io.BytesIO, name: str, least: int | None) -> Image.Imag
         raise
     except Exception as error:
         raise _unreadable(name, error) from error
-
-
-def _silence_bomb_warning() -> None:
-    """PIL warns where `_check_size` refuses, and of files that come to be decoded smaller."""
-    kind = Image.DecompressionBombWarning
-    if not any(known[2] is kind for known in warnings.filters):
-        warnings.simplefilter("ignore", kind, append=True)  # last: a filter of the user's counts
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -35,7 +35,12 @@ def images_of(images: Images) -> tuple[Sequence[ImageLike], bool]:
     """
     datasets = sys.modules.get("datasets")  # a Dataset has nobody who did not import that
     if datasets is not None and isinstance(images, datasets.Dataset):
-        return _Rows(images), False
+        from .checking import undecoded
+        from .columns import check_format, image_column_of
+
+        check_format(images, "the dataset")
+        column = image_column_of(images.features, "the dataset")
+        return undecoded(images, column)[column], False  # each is read when it is asked for
     if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
         return [_stored(images)], True
     items, single = image_list(images)  # type: ignore[arg-type]
@@ -114,21 +119,3 @@ def _stored(image: Any) -> Any:
             )
         return {"bytes": content, "path": None}
     return image
-
-
-class _Rows(Sequence[ImageLike]):
-    """The images of a dataset, undecoded, each read when it is asked for."""
-
-    def __init__(self, dataset: Any) -> None:
-        from .checking import undecoded
-        from .columns import check_format, image_column_of
-
-        check_format(dataset, "the dataset")
-        self.column = image_column_of(dataset.features, "the dataset")
-        self.rows = undecoded(dataset, self.column)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Any) -> Any:
-        return self.rows[rows][self.column]

@@ -212,7 +212,11 @@ def _by_name(texts: list[str], base: Path, name: str) -> list[str]:
         for ending in ("/".join(parts[start:]) for start in range(len(parts))):
             for key in (ending, os.path.splitext(ending)[0]):
                 known[key] = path if known.get(key, path) == path else None
-    found = [_longest_known(text, known) for text in texts]
+    found: list[str | None] = []
+    for text in texts:  # the file whose path ends as this one does, in as many folders as can be
+        parts = tuple(text.split("/"))
+        endings = ("/".join(parts[start:]) for start in range(len(parts)))
+        found.append(next((file for ending in endings if (file := known.get(ending))), None))
     if not any(found):
         raise ResiDualError(
             f"none of the {counted(len(texts), 'image')} that {name} names is there: the first is "
@@ -228,13 +232,6 @@ def _by_name(texts: list[str], base: Path, name: str) -> list[str]:
         printable(folders[0][0]),
     )
     return [path or str(base.absolute() / text) for path, text in zip(found, texts, strict=True)]
-
-
-def _longest_known(text: str, known: dict[str, str | None]) -> str | None:
-    """The file whose path ends as this one does, in as many folders as can be."""
-    parts = text.split("/")
-    endings = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((path for ending in endings if (path := known.get(ending))), None)
 
 
 def _dataset(images: list[Any], labels: list[Any], columns: tuple[str, str], name: str) -> Dataset:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ResiDualError
-from .decoding import Images, Piece, decoded
+from .decoding import Images, decoded
 from .images import UnreadableImage, to_rgb
 from .processors import least_side, model_inputs
 from .skipped import SkippedImage
@@ -115,23 +115,16 @@ class Batches:
                 if not self.skip:
                     raise UnreadableImage(unread.message, unread.file, unread.reason)
                 self.skipped.append(unread[:3])
-            if batch := _joined(pieces):
+            if read := [piece for piece in pieces if piece.rows]:
                 given += 1
-                yield batch
-            del pieces, batch
+                names = read[0].tensors
+                batch = {name: torch.cat([piece.tensors[name] for piece in read]) for name in names}
+                yield batch | {"index": torch.tensor([row for piece in read for row in piece.rows])}
+                del batch
+            del pieces, read
         if self.skipped and not given and not self.may_be_empty:
             first = SkippedImage(*self.skipped[0][1:])
             raise ResiDualError(
                 f"wanted images, but none of the {self.image_count} of {self.dataset.name} could "
                 f"be read; the first: {first}."
             )
-
-
-def _joined(pieces: list[Piece]) -> dict[str, Tensor]:
-    """One batch of its pieces; empty where no image could be read."""
-    found = [piece for piece in pieces if piece.rows]
-    names = found[0].tensors if found else ()
-    batch = {name: torch.cat([piece.tensors[name] for piece in found]) for name in names}
-    if batch:
-        batch["index"] = torch.tensor([row for piece in found for row in piece.rows])
-    return batch

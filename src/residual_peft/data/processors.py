@@ -135,7 +135,13 @@ class Preparation:
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """An image in RGB -> pixel values (3, H, W)."""
         if self.resize is not None:
-            image = image.resize(self._resized(image.size), Image.Resampling(self.resample))
+            edge = self.resize.get("shortest_edge")
+            size = (
+                (self.resize["width"], self.resize["height"])
+                if edge is None
+                else (edge * image.width // min(image.size), edge * image.height // min(image.size))
+            )
+            image = image.resize(size, Image.Resampling(self.resample))
         if self.crop is not None:
             height, width = self.crop
             left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -147,15 +153,6 @@ class Preparation:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
-
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        assert self.resize is not None
-        edge = self.resize.get("shortest_edge")
-        if edge is None:
-            return self.resize["width"], self.resize["height"]
-        short = min(size)
-        width, height = (edge * side // short for side in size)
-        return width, height
 
     def _check(self, processor: Any) -> None:
         """Compare the recipe with what it was read from."""

@@ -99,9 +99,21 @@ class Survey:
 
     def lines(self) -> list[str]:
         """All of it for people."""
-        said = [*self.summary(), *self._skipped()]
+        said = self.summary()
+        reasons: dict[str, list[SkippedImage]] = {}
+        for image in self.skipped:  # sizes and the like differ from file to file
+            reasons.setdefault(_NUMBER.sub("", image.reason), []).append(image)
+        for images in reasons.values():
+            same = len({image.reason for image in images}) == 1
+            why = f"{', ' if same else ', such as '}{images[0].reason}"
+            files = [SkippedImage(below(image.file, self.source), "").title for image in images]
+            said.append(f"skipped {counted(len(files), 'file')}{why}: {some(files, SHOWN)}")
         said += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
-        said += [*self._without_images(), *self._classes()]
+        if names := ", ".join(f"'{name}'" for name, count in self.classes.items() if not count):
+            said.append(
+                f"no image of {names} can be read: repair them or leave the class out before a fit"
+            )
+        said.append(self._classes())
         return said + copies_lines(self.copies, "copies", "copy")
 
     def as_dict(self) -> dict[str, Any]:
@@ -143,33 +155,15 @@ class Survey:
             return f"all {least} pixels; {kinds}"
         return f"from {least} to {most} pixels, the median {middle}; {kinds}"
 
-    def _skipped(self) -> list[str]:
-        reasons: dict[str, list[SkippedImage]] = {}
-        for image in self.skipped:  # sizes and the like differ from file to file
-            reasons.setdefault(_NUMBER.sub("", image.reason), []).append(image)
-        found = []
-        for images in reasons.values():
-            same = len({image.reason for image in images}) == 1
-            why = f"{', ' if same else ', such as '}{images[0].reason}"
-            files = [SkippedImage(below(image.file, self.source), "").title for image in images]
-            found.append(f"skipped {counted(len(files), 'file')}{why}: {some(files, SHOWN)}")
-        return found
-
-    def _without_images(self) -> list[str]:
-        names = ", ".join(f"'{name}'" for name, count in self.classes.items() if not count)
-        if not names:
-            return []
-        return [f"no image of {names} can be read: repair them or leave the class out before a fit"]
-
-    def _classes(self) -> list[str]:
+    def _classes(self) -> str:
         found = self._by_count
         if len(found) <= 4 * SHOWN:
-            return ["classes: " + ", ".join(f"{name} {count:,}" for name, count in found)]
+            return "classes: " + ", ".join(f"{name} {count:,}" for name, count in found)
         first, last = (
             ", ".join(f"{name} {count:,}" for name, count in some)
             for some in (found[: 2 * SHOWN], found[-SHOWN:])
         )
-        return [f"classes: {first}, ... {last}"]
+        return f"classes: {first}, ... {last}"
 
 
 def survey(data: ImageData) -> Survey:

@@ -14,7 +14,7 @@ import pytest
 from transformers import TrainerCallback
 
 from residual_peft.app.fitting import fit_adapter, saving, ways
-from residual_peft.app.fitting.keeping import Keeping, keeping
+from residual_peft.app.fitting.reading import Keeping, keeping
 from residual_peft.data import ProcessedImages
 from residual_peft.errors import ResiDualError
 from tests.app.fitting.lives import state

@@ -1,6 +1,6 @@
 """All of a fit from names, and the scores of what it left; coordinates or the Trainer in between.
 
-A fit that is interrupted goes on where it stopped (`keeping`); which images an adapter may be
+A fit that is interrupted goes on where it stopped (`reading`); which images an adapter may be
 measured on is decided in one place (`measuring`).
 """
 

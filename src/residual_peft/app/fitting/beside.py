@@ -36,26 +36,22 @@ def left_beside(
     groups: Tensor | None,
 ) -> tuple[str, ...]:
     """Put beside a class head what tells strangers, sums and rows; what to say of these."""
-    _know_its_images(classifier, stores, groups)
+    # a class head tells images that are none of its classes by those that it was fitted on
+    if (head := classifier.labelling.where_one(classifier.head)) is not None:
+        index = some_rows(stores.labels, head.class_count, KNOWN)
+        index = torch.arange(len(stores.labels)) if index is None else index
+        readout = stores.readout[index]
+        known = known_images(
+            embedding_features(readout),
+            stores.labels[index],
+            head.class_count,
+            groups=duplicate_groups(readout) if groups is None else groups[index],
+        )
+        classifier.set_head(replace(head, known=known))
     notes = _keep_statistics(task, chosen, classifier, stores)
     if task.recipe.sets == "jackknife+":
         notes += _keep_rows(chosen, classifier, len(stores.labels))
     return notes
-
-
-def _know_its_images(classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None) -> None:
-    """Let a class head tell images that are none of its classes, by those that it was fitted on."""
-    head = classifier.labelling.where_one(classifier.head)
-    if head is None:
-        return
-    index = some_rows(stores.labels, head.class_count, KNOWN)
-    index = torch.arange(len(stores.labels)) if index is None else index
-    readout = stores.readout[index]
-    groups = duplicate_groups(readout) if groups is None else groups[index]
-    known = known_images(
-        embedding_features(readout), stores.labels[index], head.class_count, groups=groups
-    )
-    classifier.set_head(replace(head, known=known))
 
 
 def _keep_statistics(

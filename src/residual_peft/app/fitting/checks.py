@@ -17,28 +17,27 @@ PER_CLASS = "per class"
 _RIDGES = [name for name, way in METHODS.items() if way.ridge is not None]
 
 
-def check_statistics(keep: bool | str, method: str, trainer: bool) -> None:
-    """Raise a ResiDualError where what is fitted has no sums that could be kept."""
+def check_kept(keep: bool | str, sets: By, method: str, trainer: bool) -> None:
+    """Raise a ResiDualError where what is fitted has no such sums, or no such sets of classes."""
+    ridge, got = method in (AUTO, *_RIDGES), method
+    if trainer:
+        ridge, got = False, "trainer=True"
     if keep not in (False, True, PER_CLASS):
         raise ResiDualError(f"wanted keep_statistics True, False or '{PER_CLASS}', got {keep!r}.")
-    if keep and (trainer or method not in (AUTO, *_RIDGES)):
+    if keep and not ridge:
         raise ResiDualError(
             f"statistics that a head can be updated by are of a ridge ({', '.join(_RIDGES)}), got "
-            f"{'trainer=True' if trainer else method}: leave keep_statistics out, or fit one."
+            f"{got}: leave keep_statistics out, or fit one."
         )
-
-
-def check_sets(sets: By, method: str, trainer: bool) -> None:
-    """Raise a ResiDualError where what is fitted cannot have such sets of classes."""
     if sets == "held-out" and trainer:
         raise ResiDualError(
             "the HF Trainer stops by the validation images, which are then no held-out ones: leave "
             "sets out, and calibrate the classifier with others (ZeroShotClassifier.calibrate)."
         )
-    if sets == "jackknife+" and (trainer or method not in (AUTO, *_RIDGES)):
+    if sets == "jackknife+" and not ridge:
         raise ResiDualError(
-            f"jackknife+ is of a ridge ({', '.join(_RIDGES)}), got "
-            f"{'trainer=True' if trainer else method}: fit one, or leave sets out."
+            f"jackknife+ is of a ridge ({', '.join(_RIDGES)}), got {got}: fit one, or leave sets "
+            "out."
         )
 
 

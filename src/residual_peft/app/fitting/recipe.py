@@ -21,7 +21,7 @@ from ...hub.files import Within, path_of, record_of
 from ...solvers.choice import AUTO, check_methods
 from ...towers.registry import find_tower
 from ...tuner import ResiDualConfig
-from .checks import PER_CLASS, check_sets, check_statistics, check_way
+from .checks import PER_CLASS, check_kept, check_way
 
 OWN_OPTIONS = ("units", "components", "basis", "readout")
 """Settings of an adapter's config that the command line has options of their own for."""
@@ -126,8 +126,7 @@ class Recipe:
         check_methods([] if recipe.method == AUTO else [recipe.method])
         device_of(recipe.device)
         dtype_of(recipe.dtype)
-        check_statistics(recipe.keep_statistics, recipe.method, recipe.trainer)
-        check_sets(recipe.sets, recipe.method, recipe.trainer)
+        check_kept(recipe.keep_statistics, recipe.sets, recipe.method, recipe.trainer)
         return recipe
 
     @property

@@ -100,21 +100,18 @@ class Fitted:
                 write_skipped(folder / SKIPPED, self.images.skipped)
             else:
                 (folder / SKIPPED).unlink(missing_ok=True)
-            self._write_record(folder, target.name)
+            # the record, and tables of the images to look at; all of it stays at home
+            run, recorded, names = folder / RUN_DIRECTORY, self.recorded, self.images.class_names
+            facts = run_facts(classifier, folder, self.facts, target.name)
+            replace(recorded.run, facts=facts).save(run)
+            if recorded.mistakes is not None:
+                write_noted(run / MISTAKES, recorded.mistakes, names, MISTAKE_HEADERS)
+                write_noted(run / SUSPICIOUS, recorded.suspicious, names, SUSPICIOUS_HEADERS)
+            (run / RUN_YAML).write_text(self.run, encoding="utf-8")
             # what an earlier fit left there and this one does not replace would speak of it
             if before := of_the_old(target):
                 old += [*before, SKIPPED]
         return target
-
-    def _write_record(self, folder: Path, location: str) -> None:
-        """The record, and tables of the images to look at; all of it stays at home."""
-        run, names = folder / RUN_DIRECTORY, self.images.class_names
-        facts = run_facts(self.classifier, folder, self.facts, location)
-        replace(self.recorded.run, facts=facts).save(run)
-        if self.recorded.mistakes is not None:
-            write_noted(run / MISTAKES, self.recorded.mistakes, names, MISTAKE_HEADERS)
-            write_noted(run / SUSPICIOUS, self.recorded.suspicious, names, SUSPICIOUS_HEADERS)
-        (run / RUN_YAML).write_text(self.run, encoding="utf-8")
 
 
 def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recipe: Recipe) -> Facts:

@@ -18,7 +18,7 @@ from ...hub.facts import MethodRow
 from ...hub.files import read_tensors, write_tensors
 from ...solvers import large
 from ...solvers.choice import AT_MOST, AUTO, choose, run_methods
-from ...solvers.coordinates import Readouts, collect_readouts
+from ...solvers.coordinates import collect_readouts
 from ...solvers.methods import Outcome, Rows
 from ...solvers.store import CoordinateStore, Stores
 from ...solvers.training import trainer_kwargs, training_arguments
@@ -191,11 +191,8 @@ METHOD = "the Hugging Face Trainer, forward and backward for every batch"
 def by_trainer(task: Task, read: Pass) -> Done:
     """Bases by a pass that also finds what cannot be read, then the Trainer."""
     model = task.adapted()
-    fit = _in_readout_mode if task.config.mode == "readout" else _in_stream_mode
-    return fit(task, read, model)
-
-
-def _in_readout_mode(task: Task, read: Pass, model: PeftModel) -> Done:
+    if task.config.mode == "stream":
+        return _in_stream_mode(task, read, model)
     read.begin(model, task.settings)
     started = clock()
     train = read.read(model, "train", fit_basis=task.config.basis is None)
@@ -213,14 +210,17 @@ def _in_readout_mode(task: Task, read: Pass, model: PeftModel) -> Done:
 
 
 def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
-    seen = {split: _readouts(model, read, split) for split in TITLES}
+    options, seen = read.recipe.reading, {}
+    for split in TITLES:
+        loader = batches(read.processed(split), skip=True, **options)
+        seen[split] = collect_readouts(model, loader, progress=True)
+        read.drop(split, loader.skipped)
     train, test = seen["train"], seen["test"]
     classifier, bias = task.with_classes(model, read.images, train.readout, train.labels)
     with unadapted(model), torch.no_grad():
         logits = classifier.scaled_cosines(test.readout.to(classifier.device)).cpu() + bias
     before = Evaluation(classifier.class_names, logits, test.labels)
     started = clock()
-    options = read.recipe.reading
     if task.config.basis is None:
         fit_bases(model, batches(read.processed("train"), **options), progress=True)
     encoded = clock()
@@ -232,13 +232,6 @@ def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
     scores = (before, after, inside.metrics)
     times = (encoded - started, seconds)
     return Done(classifier, *scores, train.labels, None, *times, METHOD, len(train))
-
-
-def _readouts(model: PeftModel, read: Pass, split: str) -> Readouts:
-    loader = batches(read.processed(split), skip=True, **read.recipe.reading)
-    seen = collect_readouts(model, loader, progress=True)
-    read.drop(split, loader.skipped)
-    return seen
 
 
 def _train(task: Task, read: Pass, classifier: ZeroShotClassifier) -> float:

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...analysis import TextDictionary
 from ...analysis.describing import dictionary_if_any
 from ...classifiers.backbones import Backbone
 from ...classifiers.prompts import DEFAULT_TEMPLATES
@@ -23,8 +22,7 @@ from ...hub.places import check_place
 from ...solvers.choice import AUTO, check_methods
 from ...tuner import ResiDualConfig
 from .checks import check_apart, check_sets_of
-from .keeping import Keeping, keeping
-from .reading import Pass, digest_of_json
+from .reading import Keeping, Pass, digest_of_json, keeping
 from .recipe import Recipe
 from .report import FitReport, findings_of
 from .saving import Fitted, facts_of, record_of
@@ -87,7 +85,15 @@ def fit(
             if out is not None:
                 fitted.save(target)
         except KeyboardInterrupt as stopped:
-            raise KeyboardInterrupt(_kept_in_words(kept, out is not None)) from stopped
+            said = "interrupted; nothing is kept without out=."
+            if not kept.holds_images:
+                said = "interrupted before any image was read."
+            elif out is not None:
+                said = (
+                    f"interrupted; what was read is kept in '{kept.folder}', and the same command "
+                    "goes on where it stopped."
+                )
+            raise KeyboardInterrupt(said) from stopped
     return fitted
 
 
@@ -136,7 +142,12 @@ def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -
             "stream mode and of one gain per unit it has none; leave them out."
         )
     task = _task(recipe, recipe.backbone(model), images)
-    dictionary = _dictionary(task, images, recipe.words)  # before any work
+    dictionary = None  # before any work: the texts that components are described with
+    if not _undescribed(task.config, images):
+        if task.classifier is not None:
+            dictionary = dictionary_if_any(task.backbone, recipe.words)
+        elif recipe.words:
+            check_without_texts(task.backbone, images, None, recipe.words)
     done, summary, images = _fitted(task, images, kept, total, repeated)
     classifier = done.classifier
     classifier.split = images.split
@@ -196,17 +207,6 @@ def _undescribed(config: ResiDualConfig | None, images: ImageData) -> bool:
     return whole or images.multi_label
 
 
-def _dictionary(task: Task, images: ImageData, words: Any) -> TextDictionary | None:
-    """The texts that components are described with; None where nothing is described."""
-    if _undescribed(task.config, images):
-        return None
-    if task.classifier is None:
-        if words:
-            check_without_texts(task.backbone, images, None, words)
-        return None
-    return dictionary_if_any(task.backbone, words)
-
-
 def check_without_texts(
     backbone: Backbone, images: ImageData, templates: Any, words: Any = None
 ) -> None:
@@ -250,15 +250,4 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
             *findings_of(done.before, done.after, done.train, largest, start, done.table),
         ),
         methods=done.table,
-    )
-
-
-def _kept_in_words(kept: Keeping, lasting: bool) -> str:
-    if not kept.holds_images:
-        return "interrupted before any image was read."
-    if not lasting:
-        return "interrupted; nothing is kept without out=."
-    return (
-        f"interrupted; what was read is kept in '{kept.folder}', and the same command goes on "
-        "where it stopped."
     )
