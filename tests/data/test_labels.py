@@ -12,6 +12,7 @@ from residual_peft.data.labels import (
     MANY_LABELS,
     ONE_LABEL,
     check_same,
+    label_item,
     labelling_in,
     labelling_of,
     labelling_of_column,
@@ -55,7 +56,7 @@ def test_each_is_found_by_flag_labels_loss_and_column(labelling):
     assert labelling_of_loss(labelling.loss_name) is labelling
     feature = labelling.feature(datasets.ClassLabel(names=list("abcd")))
     assert labelling_of_column(feature) is labelling
-    assert labelling.item(feature).names == list("abcd")
+    assert label_item(feature).names == list("abcd")
 
 
 @BOTH

@@ -101,9 +101,8 @@ class FilePredictor:
         if none_of_these is not None:
             self.classifier.check_none_of_these(none_of_these)
         self.none_of_these = none_of_these
-        self.sorting: Sorting | None = None
-        if sort_into is not None:
-            self.sorting = Sorting(sort_into, self.classifier.class_names)
+        names = self.classifier.class_names
+        self.sorting = None if sort_into is None else Sorting(sort_into, names)
 
     def answers(self, names: Iterable[str], *, progress: Progress = False) -> Iterator[Answer]:
         """An answer per file, in the order of the names, each as soon as its batch is done.

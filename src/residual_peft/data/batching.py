@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class ProcessedImages(torch.utils.data.Dataset):
     """A split as the model and the Trainer take it: item -> `pixel_values` (3, H, W), `labels`.
 
-    Models that take more of an image than its pixels get that, too (`images.model_inputs`).
+    Models that take more of an image than its pixels get that, too (`processors.model_inputs`).
     `labels` is a class number, or for a column of lists C zeros and ones, uint8. A dataset with a
     transform is refused: it would be ignored.
 

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features
 from ..errors import ResiDualError, some
 from .class_names import check_class_names
 from .labels import MANY_LABELS, ONE_LABEL, label_item, labelling_in, labelling_of_column
-from .labels.columns import check_range, in_texts, labels_in
+from .labels.columns import check_range, in_texts, labels_in, with_class_numbers
 from .skipped import SkippedImage
 from .stratification import Labels
 
@@ -105,8 +105,8 @@ def image_column_of(features: Features, name: str) -> str:
 def _label_column(features: Features, image: str, name: str) -> str:
     typed: list[str] = []
     for labels in (ONE_LABEL, MANY_LABELS):
-        own = {column: labels.item(feature) for column, feature in features.items()}
-        typed = typed or [column for column in own if isinstance(own[column], ClassLabel)]
+        own = [c for c, kind in features.items() if labelling_of_column(kind) is labels]
+        typed = typed or [c for c in own if isinstance(label_item(features[c]), ClassLabel)]
     others = [column for column in features if column != image]
     return _column(features, "label", typed, LABEL_COLUMNS, others, name)
 
@@ -178,7 +178,7 @@ def with_class_labels(
     names = check_class_names(own or [] if class_names is None else class_names, least)
     if own is not None and len(own) != len(names):
         raise ResiDualError(f"{name} has {len(own)} classes, got {len(names)} class names.")
-    return names, {s: labelling.typed(part, names, s, name) for s, part in parts.items()}
+    return names, {s: with_class_numbers(part, names, s, name) for s, part in parts.items()}
 
 
 def _with_one_meaning(

@@ -29,12 +29,12 @@ def split_by_content(
     shares: Mapping[str, float],
     seed: int,
     digests: Sequence[str],
-    class_names: Sequence[str] | None = None,
-    title: Callable[[int], str] = "row {}".format,
+    class_names: Sequence[str],
+    title: Callable[[int], str],
     *,
-    few: int = 0,
-    tested: bool = False,
-    groups: Sequence[str] = (),
+    few: int,
+    tested: bool,
+    groups: Sequence[str],
 ) -> dict[str, Rows]:
     """The labelling's split of the different images there are.
 
@@ -57,7 +57,7 @@ def split_by_content(
     own, order, clear = labelling.by_image(labels, first, image_of, np.unique(image_of[other]))
     what = "; left out" if few else labelling.differing_words
     _say_repeated(image_of, first, other, what, title)
-    titles = [class_names[label] if class_names else str(label) for label in order]
+    titles = [class_names[label] for label in order]
     if few:
         parts = few_split(own, few, seed, titles, tested)
         return {part: np.sort(first[clear[rows]]) for part, rows in parts.items()}
@@ -152,7 +152,7 @@ def stratified_split(
 
 
 def few_split(
-    labels: Labels, few: int, seed: int, class_names: Sequence[str], tested: bool = False
+    labels: Labels, few: int, seed: int, class_names: Sequence[str], tested: bool
 ) -> dict[str, Rows]:
     """Draw so many rows of each class for "train"; the others are "test".
 

@@ -38,12 +38,14 @@ def labelling_in(labels: Any) -> Labelling:
 
 def labelling_of_column(feature: Any) -> Labelling:
     """That of a column of a `datasets.Dataset`, by its feature."""
-    return labelling_of(MANY_LABELS.item(feature) is not None)
+    from datasets import LargeList, List
+
+    return labelling_of(isinstance(feature, List | LargeList))
 
 
 def label_item(feature: Any) -> Any:
     """What a column says of each label, single or in a list."""
-    return labelling_of_column(feature).item(feature)
+    return feature.feature if labelling_of_column(feature).multi_label else feature
 
 
 def labelling_of_loss(loss: str) -> Labelling:

@@ -18,21 +18,24 @@ _BETWEEN = "|;"
 _LISTS = (list, tuple, set, frozenset)
 
 
-def class_label_lists(dataset: Dataset, names: Sequence[str], split: str, name: str) -> Dataset:
-    """The dataset with its lists of labels as increasing class numbers, each once.
+def with_class_numbers(dataset: Dataset, names: tuple[str, ...], split: str, name: str) -> Dataset:
+    """The dataset with its labels as class numbers, or lists of increasing ones, each once.
 
-    Lists are of class numbers or of class names; `split` and `name` are for messages.
+    They are class numbers or class names; `split` and `name` are for messages.
 
     Raises:
-        ResiDualError: a list that is missing or holds what is no class (names row and split), or
-            rows that look like a 0 or 1 per class.
+        ResiDualError: a label or a list of them that is missing or holds what is no class (names
+            row and split), or lists that look like a 0 or 1 per class.
     """
-    rows = labels_in(dataset)
-    numbers = _in_numbers(rows, names, f"of {name}, split {split},")
-    wanted = datasets.List(ClassLabel(names=list(names)))
-    if dataset.features["label"] == wanted and numbers == rows:
-        return dataset  # a new column would write every image of a selection anew
-    return dataset.remove_columns("label").add_column("label", numbers, feature=wanted)
+    feature, labels = dataset.features["label"], labels_in(dataset)
+    labelling = labelling_of_column(feature)
+    in_numbers = _lists_in_numbers if labelling.multi_label else _in_numbers
+    numbers: list[Any] = in_numbers(labels, names, split, name)
+    kind = labelling.feature(ClassLabel(names=list(names)))
+    if feature == kind and numbers == labels:
+        return dataset
+    # not by a cast, which writes every image anew, beside the data, and believes what lies there
+    return dataset.remove_columns("label").add_column("label", numbers, feature=kind)
 
 
 def labels_in(dataset: Dataset) -> list[Any]:
@@ -61,7 +64,10 @@ def label_array(dataset: Dataset, classes: int) -> Labels:
     return labelling.array(labels_in(dataset), classes)
 
 
-def _in_numbers(rows: list[Any], names: Sequence[str], of: str) -> list[list[int]]:
+def _lists_in_numbers(
+    rows: list[Any], names: Sequence[str], split: str, name: str
+) -> list[list[int]]:
+    of = f"of {name}, split {split},"
     numbers: list[list[int]] = []
     number_of = {name: number for number, name in enumerate(names)}
     for index, row in enumerate(rows):
@@ -88,37 +94,25 @@ def _in_numbers(rows: list[Any], names: Sequence[str], of: str) -> list[list[int
     return numbers
 
 
-def class_labels(dataset: Dataset, names: tuple[str, ...], split: str, name: str) -> Dataset:
-    """The dataset with its labels as class numbers; arguments are those of `class_label_lists`.
-
-    Raises:
-        ResiDualError: a label that is missing or is no class (names row and split).
-    """
-    feature = dataset.features["label"]
-    labels = labels_in(dataset)
+def _in_numbers(labels: list[Any], names: tuple[str, ...], split: str, name: str) -> list[int]:
     if None in labels:
         others = labels.count(None) - 1
         raise ResiDualError(
             f"row {labels.index(None)} of {name}, split {split}, has no label"
             + (f", nor have {others:,} after it; remove them." if others else "; remove it.")
         )
-    if isinstance(labels[0], str):
-        number_of = {label: number for number, label in enumerate(names)}
-        numbers = [number_of.get(label, -1) for label in labels]
-        if -1 in numbers:
-            strange = numbers.index(-1)
-            raise ResiDualError(
-                f"row {strange} of {name}, split {split}, has the label {labels[strange]!r}, which "
-                "is none of the classes."
-            )
-    else:
-        numbers = labels
+    if not isinstance(labels[0], str):
         check_range(np.asarray(labels), names, split, name)
-    kind = ClassLabel(names=list(names))
-    if feature == kind:
-        return dataset
-    # not by a cast, which writes every image anew, beside the data, and believes what lies there
-    return dataset.remove_columns("label").add_column("label", numbers, feature=kind)
+        return labels
+    number_of = {label: number for number, label in enumerate(names)}
+    numbers = [number_of.get(label, -1) for label in labels]
+    if -1 in numbers:
+        strange = numbers.index(-1)
+        raise ResiDualError(
+            f"row {strange} of {name}, split {split}, has the label {labels[strange]!r}, which "
+            "is none of the classes."
+        )
+    return numbers
 
 
 def check_range(

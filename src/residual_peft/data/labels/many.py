@@ -196,12 +196,6 @@ class ManyLabels(HeadsOfManyLabels):
 
     # columns of a datasets.Dataset
 
-    def item(self, feature: Any) -> Any:
-        """What its lists hold."""
-        from datasets import LargeList, List
-
-        return feature.feature if isinstance(feature, List | LargeList) else None
-
     def feature(self, item: Any) -> Any:
         """A list."""
         from datasets import List
@@ -215,12 +209,6 @@ class ManyLabels(HeadsOfManyLabels):
     def mapped(self, entry: Any, one: Callable[[Any], Any]) -> Any:
         """The list where there is one."""
         return entry and [one(label) for label in entry]
-
-    def typed(self, dataset: Any, names: tuple[str, ...], split: str, name: str) -> Any:
-        """Lists of increasing class numbers, each once."""
-        from .columns import class_label_lists
-
-        return class_label_lists(dataset, names, split, name)
 
     def array(self, column: Sequence[Any], classes: int) -> Labels:
         """Zeros and ones, uint8 (N, C).
@@ -239,7 +227,7 @@ class ManyLabels(HeadsOfManyLabels):
         Raises:
             ResiDualError: the column does not say.
         """
-        item = self.item(feature)
+        item = feature.feature
         if (classes := getattr(item, "num_classes", None)) is None:
             raise ResiDualError(
                 f"the labels of {name} are lists of {item}: how many classes there are is not to "

@@ -216,10 +216,6 @@ class OneLabel(HeadsOfOneLabel):
 
     # columns of a datasets.Dataset
 
-    def item(self, feature: Any) -> Any:
-        """What a column says of each label; of several, None where it holds no lists."""
-        return feature
-
     def feature(self, item: Any) -> Any:
         """The feature of a column of such labels."""
         return item
@@ -231,12 +227,6 @@ class OneLabel(HeadsOfOneLabel):
     def mapped(self, entry: Any, one: Callable[[Any], Any]) -> Any:
         """An entry of a column with its labels mapped."""
         return one(entry)
-
-    def typed(self, dataset: Any, names: tuple[str, ...], split: str, name: str) -> Any:
-        """The dataset with labels of these class names; see `columns`."""
-        from .columns import class_labels
-
-        return class_labels(dataset, names, split, name)
 
     def array(self, column: Sequence[Any], classes: int) -> Labels:
         """Class numbers as a column has them -> labels, int64 (N,)."""
