@@ -18,6 +18,7 @@ from ...solvers.store import CoordinateStore, Stores
 from ..listing import MISTAKE_HEADERS, mistakes_of, write_noted
 from .measuring import Measuring, choose_images
 
+CHUNK = 4096  # images at a time
 _FOR_ONE = "tables of what is taken for what are for one; leave them out."
 
 
@@ -71,9 +72,6 @@ def evaluate_adapter(
     if (interval := found.interval) is not None:
         scores["accuracy_interval"] = list(interval)
     return scores | chosen.as_dict() | {"classes": found.per_class}
-
-
-CHUNK = 4096  # images at a time
 
 
 @torch.no_grad()

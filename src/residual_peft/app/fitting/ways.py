@@ -32,6 +32,7 @@ from .task import Done, Task, clock
 
 SIZING = 4000  # images that a low rank is fitted to
 RECALL = "mean_per_class_recall"
+METHOD = "the Hugging Face Trainer, forward and backward for every batch"
 
 
 def from_coordinates(task: Task, read: Pass) -> Done:
@@ -183,9 +184,6 @@ def _row(
         recall=left.recall if told and balanced else None,
         test_recall=measured.metrics[RECALL] if balanced else None,
     )
-
-
-METHOD = "the Hugging Face Trainer, forward and backward for every batch"
 
 
 def by_trainer(task: Task, read: Pass) -> Done:
