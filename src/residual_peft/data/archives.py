@@ -72,8 +72,6 @@ def unpacked(path: Path) -> Path:
     try:
         with atomic_directory(folder) as aside:
             _unpack(path, aside, max(LEAST_ALLOWED, MOST_RATIO * size))
-    except ResiDualError:
-        raise
     except _DAMAGED as error:
         raise ResiDualError(
             f"could not unpack {quoted(path)} ({error}): it may be cut short, or encrypted."

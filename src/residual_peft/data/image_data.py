@@ -109,10 +109,10 @@ class ImageData:
                 number that is none.
         """
         seed, few = drawn(seed, few)
+        able = "train" in self.splits and not few
         shares = {
-            part: share for part, share in shares.items() if share and part not in self.splits
+            p: share for p, share in shares.items() if able and share and p not in self.splits
         }
-        shares = shares if "train" in self.splits and not few else {}
         if not shares and not few and self.split.shares:  # all of it has been cut before
             return self
         if few and self.groups:
@@ -120,9 +120,7 @@ class ImageData:
                 "so many images per class are drawn one by one, which would part those of a group: "
                 "leave out few or the group column."
             )
-        found = self
-        if shares or few:
-            found = self._cut(shares, seed, few, keep)
+        found = self._cut(shares, seed, few, keep) if shares or few else self
         counts = {split: len(found.splits[split]) for split in SPLIT_NAMES if split in found.splits}
         return replace(
             found,

@@ -137,13 +137,8 @@ class OneLabel(HeadsOfOneLabel):
         """The classes of one image, from its row of labels."""
         return [int(labels)]
 
-    def score(self, logits: Any, labels: Any) -> float:
-        """The first of the metrics."""
-        return accuracy(logits, labels)
-
-    def metrics(self, logits: Any, labels: Any) -> dict[str, float]:
-        """All metrics, by name."""
-        return classification_metrics(logits, labels)
+    score = staticmethod(accuracy)  # the first of the metrics
+    metrics = staticmethod(classification_metrics)  # all of them, by name
 
     def metrics_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """At least the first of logits and labels that come in parts, which are held if need be."""
