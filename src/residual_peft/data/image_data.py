@@ -109,10 +109,8 @@ class ImageData:
                 number that is none.
         """
         seed, few = drawn(seed, few)
-        able = "train" in self.splits and not few
-        shares = {
-            p: share for p, share in shares.items() if able and share and p not in self.splits
-        }
+        shares = {p: share for p, share in shares.items() if share and p not in self.splits}
+        shares = shares if "train" in self.splits and not few else {}
         if not shares and not few and self.split.shares:  # all of it has been cut before
             return self
         if few and self.groups:
