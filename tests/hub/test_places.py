@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from residual_peft.app.messages import one_line
+from residual_peft.cli.commands import one_line
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.places import check_place, number_of, reading_place, reason_of
 from tests.disks import as_nobody, disk, open_to_all, remounted_read_only

@@ -9,7 +9,6 @@ __all__ = [
     "exporting",
     "fitting",
     "looking",
-    "messages",
     "prediction",
     "studies",
     "updating",

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..app.messages import one_line
 from ..errors import printable
-from .commands import Interrupted, as_typed, command_class
+from .commands import Interrupted, as_typed, command_class, one_line
 
 app = typer.Typer(
     help="Make a CLIP-like model good at your own images: look at them, fit, predict.",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from residual_peft.app.messages import quiet
+from residual_peft.cli.commands import quiet
 from tests.commands import photos, stop
 
 
