@@ -97,9 +97,10 @@ def run_demo(
 def _write_adapter(
     adapter: Path, directory: Path, location: str, rows: Sequence[Row], task: Task, seed: int
 ) -> None:
-    """Save the adapter in its place, with a card that knows the results."""
+    """Save the adapter in its place, with a card that knows the results, and the page about it."""
     labels = {name: method.label for name, method in METHODS.items()}
-    splits = {name: len(split) for name, split in handwriting().items()}
+    digits = handwriting()
+    splits = {name: len(split) for name, split in digits.items()}
     kept = next(row for row in rows if row.method == "default" and row.seed == seed)
     facts = Facts(
         title=TITLE,
@@ -116,22 +117,15 @@ def _write_adapter(
     )
     classifier = ZeroShotClassifier.from_pretrained(adapter)
     classifier.save_pretrained(directory, card=facts, location=location)
-    _write_report(classifier, directory, task, run_facts(classifier, directory, facts, location))
-
-
-@torch.no_grad()
-def _write_report(
-    classifier: ZeroShotClassifier, directory: Path, task: Task, facts: Facts
-) -> None:
-    """Save what the adapter changes on the test digits, and the page that shows it."""
-    rows = collect_coordinates(classifier.model, task.test)
-    adapted = rows.adapted(gains_of(classifier.model).detach())
-    before, after = (
-        Evaluation(classifier.class_names, classifier.logits(readout), rows.labels)
-        for readout in (rows.readout, adapted)
-    )
-    test = handwriting()["test"]
-    dictionary = dictionary_for(task.backbone)
-    record = record_run(classifier, test, before, after, facts, rows, dictionary)
+    facts = run_facts(classifier, directory, facts, location)
+    with torch.no_grad():
+        coordinates = collect_coordinates(classifier.model, task.test)
+        adapted = coordinates.adapted(gains_of(classifier.model).detach())
+        before, after = (
+            Evaluation(classifier.class_names, classifier.logits(readout), coordinates.labels)
+            for readout in (coordinates.readout, adapted)
+        )
+        texts = dictionary_for(task.backbone)
+        record = record_run(classifier, digits["test"], before, after, facts, coordinates, texts)
     record.save(directory / RUN_DIRECTORY)
     write_report(record, directory / REPORT)
