@@ -11,8 +11,7 @@ from scipy import stats
 from residual_peft.experiments.bench.entries import Published
 from residual_peft.experiments.bench.results import Result, latest, packed
 from residual_peft.reporting.bench.forms import latex, markdown, write_summaries
-from residual_peft.reporting.bench.standing import standing
-from residual_peft.reporting.bench.tables import shifts, tables, worst_groups
+from residual_peft.reporting.bench.tables import shifts, standing, tables, worst_groups
 from residual_peft.reporting.html import number
 from residual_peft.reporting.paired import difference
 

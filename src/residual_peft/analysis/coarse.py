@@ -54,16 +54,6 @@ class CoarseOptimum:
         """Which images are right with these gains, (N,) bool."""
         return _correct(test.select(self.units), class_embeddings, self.gains)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per unit: `unit` and `gain`."""
-        pairs = zip(self.units, self.gains.tolist(), strict=True)
-        return [{"unit": str(unit), "gain": gain} for unit, gain in pairs]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able: the attributes, with `rows` for the gains."""
-        names = ("objective", "strength", "validation_accuracy", "gradient_norm")
-        return {name: getattr(self, name) for name in names} | {"rows": self.rows()}
-
 
 def coarse_optimum(
     train: Contributions,

@@ -20,7 +20,6 @@ from scipy.stats import hypergeom
 from torch import Tensor
 
 from ..errors import ResiDualError
-from ..hub.files import plain_of
 from ..towers.units import Unit
 from .contributions import Contributions
 from .subsets import Ablation, Stand, check_classes, score_blocks
@@ -138,15 +137,14 @@ def rank_units(
             "wanted method 'supervised', 'unsupervised' or 'unsupervised_given_task', got "
             f"{method!r}; random_rankings draws at random."
         )
-    if method != "unsupervised" and class_embeddings is None:
-        raise ResiDualError(f"wanted class_embeddings (C, d) to rank by {method!r}, got none.")
     if method == "unsupervised":
         centred = contributions.readout.double() - contributions.readout.double().mean(0)
         values, vectors = torch.linalg.eigh(centred.T @ centred)
         axes = vectors[:, values > _READOUT_FLOOR * values.sum()].T  # what holds more than rounding
         scores = _correlations(candidates, axes)
+    elif class_embeddings is None:
+        raise ResiDualError(f"wanted class_embeddings (C, d) to rank by {method!r}, got none.")
     else:
-        assert class_embeddings is not None
         check_classes(contributions, class_embeddings)
         if method == "supervised":
             scores = _alone(candidates, class_embeddings, ablation, block)
@@ -203,11 +201,6 @@ class OverlapMatrix:
             }
             for i, j in combinations(range(len(self.names)), 2)
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able: `names`, `values`, `chance`."""
-        found: dict[str, Any] = plain_of(self)
-        return found
 
 
 def overlap(chosen: Mapping[str, Sequence[Unit]], total: int | None = None) -> OverlapMatrix:

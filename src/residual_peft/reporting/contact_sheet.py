@@ -58,30 +58,24 @@ def write_contact_sheet(
     """
     target, source, rows = path_of(path), path_of(survey.source), _rows_of(data)
     copies = [group for group in survey.copies if group.across_splits or group.across_classes]
-    text = (
-        environment()
-        .get_template("contact_sheet.html.jinja")
-        .render(
-            # of a folder its name, and not where it lies on this machine
-            heading=source.resolve().name if source.exists() else survey.source,
-            lines=lines,
-            classes=list(_classes(rows, survey)),
-            groups=[
-                (
-                    heading,
-                    [
-                        Strip("", len(group.places), _pictures(rows, group.places[:IN_GROUP]))
-                        for group in found[:GROUPS]
-                    ],
-                    len(found),
-                )
-                for heading, found in (
-                    ("The same image in several splits or classes", copies),
-                    ("Nearly the same images", list(near)),
-                )
-                if found
-            ],
-        )
+    template = environment().get_template("contact_sheet.html.jinja")
+    text = template.render(
+        # of a folder its name, and not where it lies on this machine
+        heading=source.resolve().name if source.exists() else survey.source,
+        lines=lines,
+        classes=list(_classes(rows, survey)),
+        groups=[
+            (
+                heading,
+                [_pictures(rows, group.places[:IN_GROUP]) for group in found[:GROUPS]],
+                len(found),
+            )
+            for heading, found in (
+                ("The same image in several splits or classes", copies),
+                ("Nearly the same images", list(near)),
+            )
+            if found
+        ],
     )
     with atomic_file(target) as temporary:
         # a class name may hold what UTF-8 has no bytes for

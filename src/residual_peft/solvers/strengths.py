@@ -101,7 +101,7 @@ def strength_path(
     pairs: list[tuple[Any, Any]] = (
         [(train, validation)] if validation is not None else _folds(train, objective, folds)
     )
-    scores, losses = [], []
+    results: list[list[tuple[float, float]]] = []
     with tqdm(
         total=len(pairs) * len(tried), desc="Choosing the ridge", disable=not progress
     ) as bar:
@@ -111,18 +111,17 @@ def strength_path(
             # its own loss on what it has not seen; classes are weighted as where it was fitted
             bare = replace(objective, strength=0.0, class_weights=None)
             held_out = GainProblem(classifier, outside, bare)
-            found: list[tuple[float, float]] = []
+            results.append([])
             for strength in tried:
                 this = problem.with_strength(strength)
                 # coarser than the last fit's tolerance will do
                 gains, bias, _ = lbfgs(this, gains, bias, 1e-3, 100, False)
                 loss, _, _ = held_out.value_and_gradient(gains, bias)
                 score = objective.labelling.score(held_out.logits(gains), outside.labels)
-                found.append((score, loss))
+                results[-1].append((score, loss))
                 bar.update()
-            scores.append([score for score, _ in found])
-            losses.append([loss for _, loss in found])
-    return StrengthPath(tried, torch.tensor(scores), torch.tensor(losses))
+    accuracy, losses = torch.tensor(results).unbind(2)
+    return StrengthPath(tried, accuracy, losses)
 
 
 def _folds(

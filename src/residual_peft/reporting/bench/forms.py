@@ -12,8 +12,7 @@ from ..charts import tag
 from ..html import environment, number
 from ..tables import markdown_table
 from .radar import radars
-from .standing import standing
-from .tables import Bar, Table, tables
+from .tables import Bar, Table, standing, tables
 
 NOTE = (
     "A score is the accuracy on the test images; in base-to-novel, the harmonic mean of that of "

@@ -22,7 +22,11 @@ class InParts:
 
     state: Any  # `ReadoutState`
     parts: Any  # one `Coordinates` for each, read from disk when they are touched
-    labels: Any  # (N,), or with several labels per image zeros and ones (N, C)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N,), or with several labels per image zeros and ones (N, C)."""
+        return torch.cat([part.labels for part in self.parts])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,11 +156,6 @@ class Stores(InParts):
     def parts(self) -> tuple[Coordinates, ...]:
         """One `Coordinates` per shard; read from disk when they are touched."""
         return tuple(part for store in self.stores for part in store.parts)
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """(N,), or with several labels per image zeros and ones (N, C)."""
-        return torch.cat([store.labels for store in self.stores])
 
     @cached_property
     def readout(self) -> Tensor:
