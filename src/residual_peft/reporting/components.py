@@ -31,32 +31,23 @@ class UnitView:
 
 
 @dataclass(frozen=True)
-class ComponentView:
-    """One component: its gain and what it did."""
+class HeadComponent(ComponentShare):
+    """One component, or whole unit, that a class head reads."""
 
-    unit: Unit  # whose
-    # its number, 0 the one with the most variance; None where a unit has one gain
-    component: int | None
-    gain: float  # λ
-    share: float  # of the change of the logits
-    toward_label: float  # mean change of the label's logit
     words: Words | None  # what it writes, where somebody looked for words
 
 
 @dataclass(frozen=True)
-class HeadComponent(ComponentShare):
-    """One component, or whole unit, that a class head reads."""
+class ComponentView(HeadComponent):
+    """One component, or whole unit, and its gain: shares are of the change of the logits."""
 
-    words: Words | None
+    gain: float  # λ
 
 
 @dataclass(frozen=True)
-class ReasonView:
-    """A component that speaks for or against a class: see `Reason`."""
+class ReasonView(Reason):
+    """A component that speaks for or against a class."""
 
-    unit: Unit  # whose component
-    component: int | None  # its number in the unit; None for the unit
-    effect: float  # on the class's logit
     # what images of the class have of the component, signs as they lie along it
     texts: tuple[tuple[str, float], ...]
 
@@ -149,7 +140,7 @@ def class_views(record: RunRecord) -> list[ClassView]:
     def view(reason: Reason) -> ReasonView:
         texts = words.get((reason.unit, reason.component), ())
         turned = tuple((text, coefficient * reason.side) for text, coefficient in texts[:2])
-        return ReasonView(reason.unit, reason.component, reason.effect, turned)
+        return ReasonView(**vars(reason), texts=turned)
 
     return [
         ClassView(
@@ -171,7 +162,7 @@ def strongest(record: RunRecord, count: int = 12) -> list[ComponentView]:
             # words of the unit as a whole are better than none
             known = words.get((view.unit, number)) or words.get((view.unit, None))
             share, toward = float(view.share[index]), float(view.toward_label[index])
-            found.append(ComponentView(view.unit, number, float(gain), share, toward, known))
+            found.append(ComponentView(view.unit, number, share, toward, known, float(gain)))
     return sorted(found, key=lambda item: -abs(item.share))[:count]
 
 
