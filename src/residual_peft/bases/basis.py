@@ -17,10 +17,10 @@ from ..towers.anatomy import TowerAnatomy
 from ..towers.registry import find_tower
 from ..towers.units import Unit
 from .accumulator import BasisAccumulator
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, digest_of_tensors
 from .processes import Processes
 from .reading import reading
-from .saved import METADATA_FILE, TENSORS_FILE, card_of, digest_of, read_basis, write_basis
+from .saved import METADATA_FILE, TENSORS_FILE, card_of, read_basis, write_basis
 from .spectra import Components, UnitBasis, check_components, weight_spectra
 
 
@@ -172,7 +172,7 @@ class SpectralBasis:
 
         Equal however precisely the basis was stored.
         """
-        return digest_of(self)
+        return digest_of_tensors({" ".join(map(str, self.units)): (self.means, *self.components)})
 
     def __getitem__(self, unit: Unit | str) -> UnitBasis:
         unit = Unit.parse(unit) if isinstance(unit, str) else unit

@@ -1,6 +1,5 @@
 """A basis as two files, and its card."""
 
-import hashlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,16 +41,6 @@ class _Stored:
     units: tuple[str, ...]
     component_counts: tuple[Annotated[int, Within(0, 2**31)], ...]
     format_version: int = FORMAT_VERSION
-
-
-def digest_of(basis: "SpectralBasis") -> str:
-    """`SpectralBasis.digest`."""
-    digest = hashlib.sha256(" ".join(map(str, basis.units)).encode())
-    for tensor in (basis.means, *basis.components):
-        digest.update(f"{tuple(tensor.shape)}".encode())
-        values = tensor.detach().to("cpu", torch.float32).contiguous()
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_basis(

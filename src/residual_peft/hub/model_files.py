@@ -38,15 +38,6 @@ _READ = (".json", ".txt", ".model", ".safetensors", ".bin", ".jinja")
 _REPEATED = re.compile(r"layers|depth|blocks|stages")
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """What lies in the files of a model."""
-
-    tensors: int
-    numbers: int
-    largest: int  # dimension
-
-
 def load_model(kind: Any, directory: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """Let transformers load a model from a folder that `check_model` has no fault with.
 
@@ -95,25 +86,26 @@ def check_model(directory: Path, kind: Any) -> None:
             f"wanted a model in {quoted(directory)}, got one with an adapter ({ADAPTER_CONFIG}), "
             "which transformers would load along: keep the adapter in a folder of its own."
         )
-    config, weights = read_object(directory / CONFIG, max_bytes=MAX_CONFIG), _weights(directory)
+    config = read_object(directory / CONFIG, max_bytes=MAX_CONFIG)
+    tensors, numbers, largest = _weights(directory)
     # by other numbers a config or a model would be built for ever
     for name, value in _numbers(config):
-        most = max(weights.largest, _LARGEST)
+        most = max(largest, _LARGEST)
         if _REPEATED.search(name):
-            most = weights.tensors
+            most = tensors
         if value > most:
             raise ResiDualError(
                 f"{quoted(directory / CONFIG)}, field {short(name)[1:-1]}: wanted at most "
-                f"{most:,}, as the weights beside it are {weights.tensors:,} tensors of up to "
-                f"{weights.largest:,} each way, got {value:,}."
+                f"{most:,}, as the weights beside it are {tensors:,} tensors of up to "
+                f"{largest:,} each way, got {value:,}."
             )
     with _foreign(), torch.device("meta"):  # which takes no memory
         shell = kind(kind.config_class.from_pretrained(directory, local_files_only=True))
     wanted = sum(part.numel() for part in (*shell.parameters(), *shell.buffers()))
-    if wanted > 2 * weights.numbers + _SLACK:
+    if wanted > 2 * numbers + _SLACK:
         raise ResiDualError(
             f"{quoted(directory / CONFIG)} asks for a model of {wanted:,} numbers, and the weights "
-            f"beside it hold {weights.numbers:,}: they do not belong together. Download them again."
+            f"beside it hold {numbers:,}: they do not belong together. Download them again."
         )
 
 
@@ -193,17 +185,18 @@ def _check_files(directory: Path) -> None:
             )
 
 
-def _weights(directory: Path) -> _Weights:
+def _weights(directory: Path) -> tuple[int, int, int]:
+    """How many tensors and numbers lie in the files of a model, and the largest dimension."""
     tensors = numbers = largest = 0
     for path in directory.glob("*.safetensors"):
         for facts in read_header(path).values():
             tensors, numbers = tensors + 1, numbers + facts.count
             largest = max(largest, *facts.shape, 0)
     if tensors:
-        return _Weights(tensors, numbers, largest)
+        return tensors, numbers, largest
     # PyTorch's own format says no shapes without unpickling: a number takes a byte or more
     numbers = sum(file_size(path) for path in directory.glob("*.bin"))
-    return _Weights(min(numbers // 64, 10_000), numbers, min(numbers, _LARGEST))
+    return min(numbers // 64, 10_000), numbers, min(numbers, _LARGEST)
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:

@@ -5,7 +5,6 @@ Head h of a Linear with weight W (D, n) reads the columns z_h (e,) of its input 
 moves every a_h alike and drops out of `a_h − μ_h = W_h (z_h − z̄_h)` (`method.md`, section 5).
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...bases.fingerprint import digest_of_tensors
 from ...bases.moments import Moments
 from ...bases.processes import Processes, summed
 from ...bases.reading import running
@@ -150,13 +150,11 @@ def _pooled(
     count: int,
 ) -> tuple[dict[str, Moments], int]:
     """Add up what all processes saw."""
-    digest = hashlib.sha256()
-    for path, (module, heads) in layers.items():
-        weight = linear_weight(module).detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{path} {heads} {tuple(weight.shape)}".encode())
-        digest.update(weight.numpy().tobytes())
+    weights = {
+        f"{path} {heads}": [linear_weight(module)] for path, (module, heads) in layers.items()
+    }
     processes.check_same(
-        {"number of Linears": len(layers), "weights": digest.hexdigest()[:12]},
+        {"number of Linears": len(layers), "weights": digest_of_tensors(weights)[:12]},
         "load the same model in the same precision, and adapt the same Linears everywhere.",
     )
     found = {}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...bases.fingerprint import digest_of_tensors
 from ...data.progress import Progress
 from ...errors import ResiDualError
 from ...towers.registry import base_model
@@ -17,7 +18,6 @@ from .basis import LinearBasis, collect_moments, data_basis
 from .layer import ResiDualStreamLinear
 from .linears import check_linear, heads_of, in_chosen_layers, tower_targets
 from .placement import asked_components, basis_of, begin, check_saved, put
-from .reference import digest_of
 from .tensors import StreamSettings, shapes_for, tensors_of
 
 
@@ -139,7 +139,7 @@ class StreamMode(Mode):
             stored = tensors_of(basis, layers[path].unmerged_weight)
             put(config, layers[path], adapter_name, path, settings, stored)
         tensors = {path: layer.tensors(adapter_name) for path, layer in layers.items()}
-        config.fitted = replace(config.fitted, basis_digest=digest_of(tensors))
+        config.fitted = replace(config.fitted, basis_digest=digest_of_tensors(tensors))
         return found
 
 

@@ -1,14 +1,14 @@
 """A basis in stream mode by reference: the one that another saved adapter holds."""
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
+from ...bases.fingerprint import digest_of_tensors
 from ...bases.spectra import Components, UnitBasis
 from ...errors import ResiDualError
 from ...hub.directories import local_directory
@@ -98,7 +98,7 @@ def saved_basis(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> S
         tensors[path] = [found[key] for key in keys]
         for kind, tensor in zip(STREAM_BASIS, tensors[path], strict=True):
             check_values(tensor, kind, f"the weights of '{name}'")
-    digest = digest_of(tensors)
+    digest = digest_of_tensors(tensors)
     if config._awaits_weights and config.fitted.basis_digest != digest:
         raise ResiDualError(
             f"the adapter's gains belong to another basis than that of '{name}', though both are "
@@ -106,15 +106,3 @@ def saved_basis(config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> S
             "adapter_config.json."
         )
     return SavedBasis(name, tensors, replace(theirs.fitted, basis_digest=digest))
-
-
-def digest_of(tensors: Mapping[str, Sequence[Tensor]]) -> str:
-    """The sha256 of the float32 values of a basis, by path: equal however precisely it is kept."""
-    digest = hashlib.sha256()
-    for path in sorted(tensors):
-        digest.update(path.encode())
-        for tensor in tensors[path]:
-            digest.update(f"{tuple(tensor.shape)}".encode())
-            values = tensor.detach().to("cpu", torch.float32).contiguous()
-            digest.update(values.numpy().tobytes())
-    return digest.hexdigest()
