@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import nn
 
 from ..bases.basis import SpectralBasis
@@ -11,7 +12,7 @@ from ..towers.anatomy import TowerAnatomy
 from ..towers.units import Unit
 from .config import ResiDualConfig
 from .patterns import fullmatch, pattern_key
-from .values import check_basis
+from .values import check_directions, check_parts
 
 Pattern = str | list[str]
 
@@ -55,9 +56,11 @@ def fitted_to(config: ResiDualConfig, basis: SpectralBasis, units: Iterable[Unit
     `component_pattern` comes before `components`, its first match as in PEFT's `rank_pattern`.
     """
     chosen = {unit: _asked(config, str(unit)) for unit in units}
-    selected = basis.select(list(chosen))
-    check_basis(selected)
-    return selected.truncate(config.components, chosen)
+    own, what = basis.select(list(chosen)), "the tensors of the basis"
+    check_parts(own.means, torch.cat(own.eigenvalues), own.total_variance, what)
+    names = map(str, own.units)
+    check_directions(zip(names, own.components, own.eigenvalues, strict=True), what)
+    return own.truncate(config.components, chosen)
 
 
 def components_of(config: ResiDualConfig, name: str) -> Components:

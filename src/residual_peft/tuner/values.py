@@ -5,7 +5,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..bases.basis import SpectralBasis
 from ..errors import ResiDualError
 from .saved import check_values
 
@@ -42,13 +41,6 @@ def check_directions(directions: Iterable[tuple[str, Tensor, Tensor]], what: str
             f"{float(errors[worst]):.1e}, where {TOLERANCE} is allowed): the file "
             "was damaged or changed. Save, download or fit it again."
         )
-
-
-def check_basis(basis: SpectralBasis, what: str = "the tensors of the basis") -> None:
-    """Refuse a basis that is none, before an adapter is put on it."""
-    check_parts(basis.means, torch.cat(basis.eigenvalues), basis.total_variance, what)
-    names = map(str, basis.units)
-    check_directions(zip(names, basis.components, basis.eigenvalues, strict=True), what)
 
 
 def _error(rows: Tensor, eigenvalues: Tensor) -> Tensor:
