@@ -28,19 +28,19 @@ def readout_of(outputs: Any, model: nn.Module | None = None) -> Tensor:
     inside = getattr(outputs, "vision_model_output", None)
     if tokens and inside is not None:  # of a dual encoder that was given texts, too
         outputs = inside
-    last = ("last_hidden_state",) if tokens else ("pooler_output",)
-    for name in ("image_embeds", *last):
+    for name in ("image_embeds", "last_hidden_state" if tokens else "pooler_output"):
         value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-        if isinstance(value, Tensor) and anatomy is not None and name == "last_hidden_state":
-            if anatomy.mask is not None:
-                raise ResiDualError(
-                    f"the readout of {anatomy.architecture} depends on {anatomy.mask}, which a "
-                    "model output does not hold: call the dual encoder, or its tower through "
-                    "run_tower(model, inputs)."
-                )
-            return read_tokens(anatomy, value, {})
-        if isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
+            continue
+        if anatomy is None or name != "last_hidden_state":
             return value
+        if anatomy.mask is not None:
+            raise ResiDualError(
+                f"the readout of {anatomy.architecture} depends on {anatomy.mask}, which a "
+                "model output does not hold: call the dual encoder, or its tower through "
+                "run_tower(model, inputs)."
+            )
+        return read_tokens(anatomy, value, {})
     if anatomy is not None and tokens:
         raise ResiDualError(
             f"wanted a model output with last_hidden_state, got {type(outputs).__name__}: the "
