@@ -32,7 +32,7 @@ from ...solvers.store import (
 )
 from ...towers.registry import find_tower
 from ...tuner import readout_config, readout_state
-from .recipe import Recipe
+from .task import Task
 
 try:
     import fcntl
@@ -160,32 +160,31 @@ class Pass:
     """The images of a fit and what was read of them so far."""
 
     images: ImageData  # those that could be read
-    processor: Any  # of the images
+    task: Task  # what they are for, and how to read them
     kept: Keeping  # where it is kept
-    recipe: Recipe  # how to read
     total: int  # images there were, unreadable ones included
     stores: dict[str, CoordinateStore] = field(default_factory=dict)  # split -> its coordinates
     device: torch.device | str = "cpu"  # where the model reads
 
-    def begin(self, model: PeftModel, settings: Mapping[str, Any]) -> None:
+    def begin(self, model: PeftModel) -> None:
         """Say what the images are read with, and see to it that there is room for it.
 
         Raises:
             ResiDualError: there is too little room.
         """
-        self.device = device_of(self.recipe.device or next(model.parameters()).device)
+        self.device = device_of(self.task.recipe.device or next(model.parameters()).device)
         known = {
             "images": {split: data_digest(self.processed(split)) for split in self.images.splits},
             "split": self.images.split.digest,
             "class names": list(self.images.class_names),
-            "image processor": processor_digest(self.processor),
+            "image processor": processor_digest(self.task.backbone.image_processor),
             "model": digest_of_json(Fingerprint.of(model).to_dict()),
             "adapter": None
             if readout_config(model).needs_basis
             else adapter_digest(readout_state(model)),
-            "batch size": self.recipe.batch_size,
+            "batch size": self.task.recipe.batch_size,
         }
-        if self.kept.begin({**settings, **known}):
+        if self.kept.begin({**self.task.settings, **known}):
             logger.info("going on where an interrupted fit stopped ('%s')", self.kept.folder.name)
             return
         sizes = {split: len(rows) for split, rows in self.images.splits.items()}
@@ -205,9 +204,9 @@ class Pass:
             dataset,
             self.kept.folder / split,
             fit_basis=fit_basis,
-            shard_size=shard_size(len(dataset), self.recipe.batch_size),
+            shard_size=shard_size(len(dataset), self.task.recipe.batch_size),
             progress=True,
-            **self.recipe.reading,
+            **self.task.recipe.reading,
         )
         model.to("cpu")  # where all is fitted
         self.drop(split, store.skipped)
@@ -223,7 +222,8 @@ class Pass:
 
     def processed(self, split: str) -> ProcessedImages:
         """A split as the model takes it."""
-        return ProcessedImages(self.images[split], self.processor, TITLES[split])
+        processor = self.task.backbone.image_processor
+        return ProcessedImages(self.images[split], processor, TITLES[split])
 
     def drop(self, split: str, missed: Iterable[tuple[int, str, str]]) -> None:
         """Leave out images that turned out to be unreadable: row, file and reason of each.
@@ -236,7 +236,7 @@ class Pass:
             return
         skipped = [SkippedImage(file, reason) for _, file, reason in found]
         self.images = self.images.without(split, [row for row, _, _ in found], skipped)
-        self.recipe.check_skipped(self.images, self.total)
+        self.task.recipe.check_skipped(self.images, self.total)
 
 
 def shard_size(images: int, batch_size: int) -> int:

@@ -38,7 +38,7 @@ METHOD = "the Hugging Face Trainer, forward and backward for every batch"
 def from_coordinates(task: Task, read: Pass) -> Done:
     """Each image is read once, test images too; then what suits the images best is fitted."""
     model = task.adapted()
-    read.begin(model, task.settings)
+    read.begin(model)
     started = clock()
     own = task.config.basis is None  # else the one that was asked for stays
     stores = {"train": read.read(model, "train", fit_basis=own)}
@@ -191,7 +191,7 @@ def by_trainer(task: Task, read: Pass) -> Done:
     model = task.adapted()
     if task.config.mode == "stream":
         return _in_stream_mode(task, read, model)
-    read.begin(model, task.settings)
+    read.begin(model)
     started = clock()
     train = read.read(model, "train", fit_basis=task.config.basis is None)
     encoded = clock()
@@ -208,7 +208,7 @@ def by_trainer(task: Task, read: Pass) -> Done:
 
 
 def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
-    options, seen = read.recipe.reading, {}
+    options, seen = task.recipe.reading, {}
     for split in TITLES:
         loader = batches(read.processed(split), skip=True, **options)
         seen[split] = collect_readouts(model, loader, progress=True)

@@ -162,7 +162,7 @@ def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -
 def _fitted(
     task: Task, images: ImageData, kept: Keeping, total: int, repeated: int
 ) -> tuple[Done, FitReport, ImageData]:
-    read = Pass(images, task.backbone.image_processor, kept, task.recipe, total)
+    read = Pass(images, task, kept, total)
     done = (by_trainer if task.recipe.trainer else from_coordinates)(task, read)
     start = "class means" if task.classifier is None else "zero-shot"
     return done, _report(done, read.images, repeated, start), read.images
