@@ -159,6 +159,16 @@ def test_a_text_that_is_worth_something_is_corrected_rather_than_replaced() -> N
     assert misled.prior == 0  # there is nothing to correct
 
 
+def test_how_sure_a_ridge_of_one_image_per_class_is(drawn: Any) -> None:
+    data = drawn((1, 1, 1), 6)
+    text = 3 * torch.eye(3).double()[data.labels]  # a text that is right
+    for residual, sure in ((None, 8.0), (False, 12.0)):
+        fit = fit_ridge(data.features, data.labels, 3, zero_shot=text, residual=residual)
+        assert (fit.left_out.how, fit.head.temperature) == ("none", sure)
+        assert (fit.prior > 0) is (residual is None)
+        assert fit.head.text_weight > 0  # by itself, as it has seen no image
+
+
 def test_folds_beside_what_is_left_out_are_those_of_a_fit_with_them_alone(drawn: Any) -> None:
     data, folds = drawn((9, 7, 12), 20), torch.arange(28) % 4
     options = {"zero_shot": data.zero_shot}
