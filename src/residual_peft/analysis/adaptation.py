@@ -22,7 +22,7 @@ from .movement import (
     chunks,
     exact_state,
     gains_per_component,
-    strongest_of,
+    place_of,
 )
 
 
@@ -107,6 +107,14 @@ class AdapterExplanation:
     per_unit: bool = False
     eigenvalues: Tensor | None = None
 
+    def component(self, index: int) -> ComponentEffect:
+        """The effect of one of the K components."""
+        place, number = place_of(index, self.counts)
+        columns = (self.gains, self.variance, self.share, self.toward_label)
+        return ComponentEffect(
+            self.units[place], number, *(float(values[index]) for values in columns)
+        )
+
     def strongest(self, count: int = 10) -> list[ComponentEffect]:
         """The components, or whole units, with the largest shares, whatever their sign."""
         if self.per_unit:
@@ -116,13 +124,8 @@ class AdapterExplanation:
                 for e, variance in zip(self.by_unit(), sums, strict=True)
             ]
             return sorted(found, key=lambda effect: -abs(effect.share))[:count]
-        columns = (self.gains, self.variance, self.share, self.toward_label)
-        return [
-            ComponentEffect(unit, number, *(float(values[column]) for values in columns))
-            for unit, number, column, _ in strongest_of(
-                self.share, self.units, self.counts, False, count
-            )
-        ]
+        order = self.share.abs().argsort(descending=True, stable=True)
+        return [self.component(int(index)) for index in order[:count]]
 
     def by_unit(self) -> list[UnitEffect]:
         """The effect of every unit, in the order of the tower."""

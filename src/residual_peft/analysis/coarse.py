@@ -8,7 +8,7 @@ normalised logits s · normalize(y') · W_textᵀ, the objective that the gains 
 Both for a few strengths of the ridge; held-out images choose between them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +54,26 @@ class CoarseOptimum:
         """Which images are right with these gains, (N,) bool."""
         return _correct(test.select(self.units), class_embeddings, self.gains)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per unit: `unit` and `gain`."""
+        pairs = zip(self.units, self.gains.tolist(), strict=True)
+        return [{"unit": str(unit), "gain": gain} for unit, gain in pairs]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: the attributes, with `rows` for the gains."""
+        names = ("objective", "strength", "validation_accuracy", "gradient_norm")
+        return {name: getattr(self, name) for name in names} | {"rows": self.rows()}
+
 
 def coarse_optimum(
     train: Contributions,
     validation: Contributions,
     class_embeddings: Tensor,
     *,
+    units: Iterable[Unit | str] | None = ("head",),
     logit_scale: float = USUAL_LOGIT_SCALE,
     strengths: Sequence[float] = STRENGTHS,
+    max_iterations: int = 200,
 ) -> CoarseOptimum:
     """Fit one gain per head on `train`; objective and ridge are chosen by accuracy on `validation`.
 
@@ -78,7 +90,7 @@ def coarse_optimum(
             "wanted strengths of the ridge above 0 (where gains alone can tell all classes apart "
             f"there is no optimum without), got {tuple(strengths)}."
         )
-    inside, outside = train.select(["head"]), validation.select(["head"])
+    inside, outside = train.select(units), validation.select(units)
     problem = _Problem(inside, class_embeddings, logit_scale)
     start = np.ones(len(inside.units))
     best: CoarseOptimum | None = None
@@ -91,7 +103,7 @@ def coarse_optimum(
                     args=(strength, normalized),
                     jac=True,
                     method="L-BFGS-B",
-                    options={"maxiter": 200, "ftol": 1e-10, "gtol": 1e-5},
+                    options={"maxiter": max_iterations, "ftol": 1e-10, "gtol": 1e-5},
                 ).x
             start = start if normalized else found
             gains = torch.from_numpy(found)

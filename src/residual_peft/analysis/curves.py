@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.metrics import accuracy_interval, difference_interval
 from ..errors import ResiDualError
+from ..hub.files import plain_of
 from .contributions import Contributions
 from .rankings import LETTERS, Ranking, unit_count
 from .subsets import Ablation, Others, Stand, correct_with
@@ -115,6 +116,11 @@ class SelectionCurve:
         head = {"method": self.method, "letter": self.letter}
         tail = {"ablation": self.ablation, "others": self.others}
         return [head | tail | asdict(point) for point in self.points]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: `method`, `letter`, `ablation`, `others`, `images` and `points`."""
+        names = ("method", "letter", "ablation", "others", "images", "points")
+        return {name: plain_of(getattr(self, name)) for name in names}
 
 
 def selection_curve(

@@ -150,7 +150,9 @@ def dimension_profile(
     share: float = 0.99,
     two_nn_images: int = 50_000,
     seed: int = 0,
+    resolution: float | None = None,
     block: int = 512,
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> DimensionProfile:
     """The dimensions of every unit: linear, TwoNN, their ratio, first share, participation ratio.
@@ -164,7 +166,9 @@ def dimension_profile(
         two_nn_images: at most so many, drawn without replacement, the same for all units; 0 for
             no TwoNN.
         seed: of the draw.
+        resolution: see `two_nn`.
         block: see `two_nn`.
+        device: where distances are computed; None for where the coordinates are.
         progress: whether to show a bar.
 
     Raises:
@@ -187,9 +191,10 @@ def dimension_profile(
         chosen = chosen[:images].sort().values
         parts = Bar(source.parts, desc="TwoNN", unit="unit", disable=not progress)
         for index, part in enumerate(parts):
-            if part.coordinates.shape[1]:
+            points = part.coordinates[chosen].to(device or part.coordinates.device)
+            if points.shape[1]:
                 with suppress(TooFewPoints):  # that write too few different things for one
-                    clouds[index] = two_nn(part.coordinates[chosen], block=block)
+                    clouds[index] = two_nn(points, block=block, resolution=resolution)
     return DimensionProfile(
         units=tuple(source.units),
         share=share,

@@ -11,7 +11,7 @@ Source: the paper's unit selection (`method.md`, section 6).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, Literal
 
@@ -201,6 +201,10 @@ class OverlapMatrix:
             }
             for i, j in combinations(range(len(self.names)), 2)
         ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: `names`, `values`, `chance`."""
+        return asdict(self)
 
 
 def overlap(chosen: Mapping[str, Sequence[Unit]], total: int | None = None) -> OverlapMatrix:

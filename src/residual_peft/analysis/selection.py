@@ -20,9 +20,9 @@ from .coarse import CoarseOptimum
 from .contributions import Contributions
 from .curves import DEFAULT_BUDGETS, SelectionCurve, selection_curve
 from .rankings import Method, Ranking, random_rankings, rank_units
-from .subsets import Ablation, Stand, correct_whole, correct_with
+from .subsets import Ablation, Others, Stand, correct_whole, correct_with
 
-METHODS: tuple[Method, ...] = ("supervised", "unsupervised", "unsupervised_given_task")
+DEFAULT_METHODS: tuple[Method, ...] = ("supervised", "unsupervised", "unsupervised_given_task")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SelectionStudy:
     """All curves and lines of one task.
 
     Attributes:
-        rankings: of `METHODS`.
+        rankings: of `DEFAULT_METHODS`, or those asked for.
         curves: one per ranking, and the random one.
         lines: H, B, and O where an optimum was given.
     """
@@ -100,9 +100,11 @@ def compare_selections(
     test: Contributions,
     class_embeddings: Tensor,
     *,
+    methods: Sequence[Method] = DEFAULT_METHODS,
     units: Iterable[Unit | str] | None = ("head",),
     budgets: Sequence[int | float] = DEFAULT_BUDGETS,
     ablation: Ablation = "zero",
+    others: Others = "ablate",
     draws: int = 10,
     seed: int = 0,
     optimum: CoarseOptimum | None = None,
@@ -113,9 +115,11 @@ def compare_selections(
         validation: labelled contributions that units are chosen on; their means stand in, too.
         test: labelled contributions that are scored.
         class_embeddings: (C, d).
+        methods: of `rank_units`.
         units: which are candidates: kinds, names or `Unit`s; None for all.
         budgets: as for `selection_curve`.
         ablation: as for `selection_curve`, and for "supervised", which ranks units with it.
+        others: as for `selection_curve`.
         draws: of the random choice.
         seed: of those.
         optimum: of `coarse_optimum`, for the line O.
@@ -126,16 +130,16 @@ def compare_selections(
     candidates = validation.select(units)
     rankings = tuple(
         rank_units(candidates, class_embeddings, method, units=None, ablation=ablation)
-        for method in METHODS
+        for method in methods
     )
     choices: list[Any] = [*rankings, random_rankings(candidates.units, draws, seed)]
-    setting: dict[str, Any] = {"ablation": ablation, "reference": validation}
+    setting: dict[str, Any] = {"ablation": ablation, "others": others, "reference": validation}
     curves = tuple(
         selection_curve(choice, test, class_embeddings, budgets, **setting) for choice in choices
     )
     everything = torch.ones(1, len(candidates.units), dtype=torch.bool)
     pool = test.select(candidates.units)
-    stand = Stand(pool, class_embeddings, ablation, reference=validation)
+    stand = Stand(pool, class_embeddings, ablation, others, validation)
     right = {
         "H": correct_with(pool, class_embeddings, everything, stand)[0],
         "B": correct_whole(pool, class_embeddings),

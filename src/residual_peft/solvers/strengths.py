@@ -72,6 +72,8 @@ def strength_path(
     objective: Objective | None = None,
     strengths: Sequence[float] = STRENGTHS,
     folds: int = 5,
+    tolerance: float = 1e-3,
+    max_iterations: int = 100,
     adapter_name: str | None = None,
     progress: bool = False,
 ) -> StrengthPath:
@@ -87,6 +89,7 @@ def strength_path(
             that the classifier's labels need.
         strengths: to try.
         folds: of the cross-validation, stratified by class, the same in every run.
+        tolerance: of each fit; coarser than the last one's will do.
 
     Raises:
         ResiDualError: as `fit_gains`; no strengths; fewer images of a class than folds.
@@ -114,8 +117,7 @@ def strength_path(
             results.append([])
             for strength in tried:
                 this = problem.with_strength(strength)
-                # coarser than the last fit's tolerance will do
-                gains, bias, _ = lbfgs(this, gains, bias, 1e-3, 100, False)
+                gains, bias, _ = lbfgs(this, gains, bias, tolerance, max_iterations, False)
                 loss, _, _ = held_out.value_and_gradient(gains, bias)
                 score = objective.labelling.score(held_out.logits(gains), outside.labels)
                 results[-1].append((score, loss))
