@@ -1,4 +1,4 @@
-"""Sums of features: added, forgotten, moved, saved; over several processes as over one."""
+"""Sums of features: added, forgotten, merged, moved, saved; over several processes as over one."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +59,7 @@ def test_sums_are_those_of_loops(drawn: Any, several: bool) -> None:
     torch.testing.assert_close(at_zero.counts, counts, **CLOSE)
     torch.testing.assert_close(at_zero.class_sums, sums, **CLOSE)
     torch.testing.assert_close(at_zero.class_squares, class_squares, **CLOSE)
+    torch.testing.assert_close(statistics.class_means(), sums / counts.unsqueeze(1), **CLOSE)
 
 
 def test_large_means_cost_no_digits(drawn: Any) -> None:
@@ -102,17 +103,28 @@ def test_a_class_taken_out(drawn: Any, per_class: bool) -> None:
     assert_same(statistics, expected)
 
 
+def test_merging_is_adding(drawn: Any) -> None:
+    data = drawn((8, 5, 4), 6)
+    one, other = summed(data, slice(0, 6)), summed(data, slice(6, None))
+    before = other.state()
+    one.merge(other)
+    one.merge(HeadStatistics(6, 3))
+    assert_same(one, summed(data))
+    assert all(torch.equal(before[name], t) for name, t in other.state().items())
+    empty = HeadStatistics(6, 3)
+    empty.merge(one)
+    empty.add(data.features[:2], data.labels[:2])
+    assert one.rows == 17  # and has none of the two
+
+
 @pytest.mark.parametrize("per_class", [True, False])
 def test_what_is_saved_comes_back(drawn: Any, per_class: bool) -> None:
-    data = drawn((8, 5, 4), 6)
-    statistics = summed(data, per_class=per_class)
-    again = HeadStatistics.from_state(statistics.state())
+    statistics = summed(drawn((8, 5, 4), 6), per_class=per_class, source="a basis")
+    again = HeadStatistics.from_state(statistics.state(), "a basis")
     assert_same(again, statistics)
     assert again.per_class is per_class
-    for sums in (statistics, again):  # both go on
-        sums.add(data.features[:2], data.labels[:2])
-    assert again.rows == 19
-    assert_same(again, statistics)
+    again.merge(statistics)
+    assert again.rows == 34
 
 
 def test_shares_of_the_images_sum_to_all_of_them(drawn: Any) -> None:
@@ -180,6 +192,8 @@ def test_nobody_has_images() -> None:
         ),
         (lambda s: s.remove_class(3), "wanted one of 3 classes"),
         (lambda s: s.remove_class(1), "the 5 images of class 1 to take out with it, got 0"),
+        (lambda s: s.merge(HeadStatistics(6, 4)), r"\('', 6, 3, False\) and \('', 6, 4, False\)"),
+        (lambda s: s.merge(HeadStatistics(6, 3, "other")), "sums of other models or bases"),
         (lambda s: HeadStatistics(0, 3), "got K = 0 and C = 3"),
         (lambda s: HeadStatistics.from_state({}), "got none of class_sums, counts, origin"),
         (
@@ -214,5 +228,6 @@ def test_weighted_images_are_forgotten_not_their_class(drawn: Any) -> None:
         for row in (data.labels == 1).nonzero().flatten().split(1):
             statistics.forget(data.features[row], data.labels[row], weights[row])
         assert float(statistics.counts[1]) == float(statistics.class_sums[1].abs().max()) == 0
+        assert statistics.class_means()[1].isnan().all()
         with pytest.raises(ResiDualError, match="got 12 and none of class 1"):
             fit_statistics(statistics)

@@ -121,8 +121,8 @@ def test_several_labels_keep_a_strength_and_a_line_for_each_class():
 def test_they_are_saved_and_loaded():
     features, labels = drawn()
     fit = fit_ridge(features, labels, CLASSES)
-    sums = summed(fit, features, labels)
-    loaded = RidgeSums.from_state(sums.state())
+    sums = summed(fit, features, labels, source="here")
+    loaded = RidgeSums.from_state(sums.state(), "here")
     same(loaded.head(0, 1), sums.head(0, 1))
     state = sums.state()
     del state["settings.alpha"]

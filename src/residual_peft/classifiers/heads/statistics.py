@@ -1,4 +1,4 @@
-"""Sums that a ridge can be fitted from: added to, taken from, shared; never a row kept."""
+"""Sums that a ridge can be fitted from: added to, taken from, merged; never a row kept."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ class HeadStatistics:
     """n, Σ c, Σ c cᵀ and per class n_k, Σ_k c of labelled features, in float64 (`method.md`, 8).
 
     Features count from an `origin`, the mean of the first batch, so that no digits are lost where
-    means are large; it changes nothing else. Adding and forgetting are exact to rounding.
+    means are large; it changes nothing else. Adding, forgetting and merging are exact to rounding.
     Memory: K² + C K numbers however many images, (C + 1) K² with `per_class`.
 
     They are of the labels: what comes of them equals `fit_ridge` with residual=False. What the text
@@ -35,6 +35,9 @@ class HeadStatistics:
 
     columns: int  # K
     class_count: int  # C
+    # whose features these are, such as the basis's fingerprint, "" where nobody says; statistics of
+    # another source are refused
+    source: str = ""
     # keep Σ_k c cᵀ of each class too, so that a class can be removed without its images
     per_class: bool = False
     rows: int = 0
@@ -151,6 +154,27 @@ class HeadStatistics:
             self.class_squares = self.class_squares[kept]
         self.class_count -= 1
 
+    def merge(self, other: "HeadStatistics") -> None:
+        """Add what another has seen; `other` stays. It must be of the same source and classes."""
+        own, its = (
+            (s.source, s.columns, s.class_count, s.class_squares is not None) for s in (self, other)
+        )
+        if own != its:
+            raise ResiDualError(
+                "wanted statistics of the same source, features and classes (source, K, C, "
+                f"per_class), got {own} and {its}: sums of other models or bases mean nothing "
+                "together."
+            )
+        if other.rows == 0:
+            return
+        if self.rows == 0:
+            self.origin = other.origin.clone()
+        moved = other.from_origin(self.origin)
+        self.rows += moved.rows
+        self.total += moved.total
+        for name in self._sums():
+            setattr(self, name, getattr(self, name) + getattr(moved, name))
+
     def from_origin(self, origin: Tensor) -> "HeadStatistics":
         """The same sums counted from another origin (K,)."""
         d = self.origin - origin
@@ -188,6 +212,10 @@ class HeadStatistics:
             setattr(moved, name, summed(getattr(moved, name)))
         return moved
 
+    def class_means(self) -> Tensor:
+        """Mean features of each class's images (C, K); nan where a class has none."""
+        return self.origin + self.class_sums / self.counts.unsqueeze(1)
+
     def state(self) -> dict[str, Tensor]:
         """Plain tensors in float64, of each symmetric matrix one half."""
         totals = torch.tensor([self.rows, self.total], dtype=torch.float64)
@@ -196,13 +224,13 @@ class HeadStatistics:
         return {"totals": totals, "origin": self.origin} | sums | halves
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> "HeadStatistics":
-        """The statistics that `state` was taken of."""
+    def from_state(cls, state: Mapping[str, Tensor], source: str = "") -> "HeadStatistics":
+        """The statistics that `state` was taken of; their source is saved beside them."""
         sums = _checked_sums(state)
         rows, total = sums.pop("totals").tolist()
         k, c, per_class = len(sums["origin"]), len(sums["counts"]), "class_squares" in sums
         sums |= {name: _whole(sums[name], k) for name in sums if name.endswith("squares")}
-        return cls(k, c, per_class, round(rows), total, **sums)
+        return cls(k, c, source, per_class, round(rows), total, **sums)
 
     def _sums(self) -> list[str]:
         names = ["sums", "squares", "counts", "class_sums"]

@@ -169,7 +169,7 @@ class RidgeSums:
         return self.statistics.state() | own
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> "RidgeSums":
+    def from_state(cls, state: Mapping[str, Tensor], source: str = "") -> "RidgeSums":
         """The sums that `state` was taken of."""
         own = {name: state.get(f"settings.{name}") for name in _OWN}
         missing = [name for name, tensor in own.items() if tensor is None]
@@ -179,7 +179,7 @@ class RidgeSums:
             )
         rest = {name: t for name, t in state.items() if not name.startswith("settings.")}
         settings = RidgeSettings(**{n: t.double() for n, t in own.items() if t is not None})
-        return cls(HeadStatistics.from_state(rest), settings)
+        return cls(HeadStatistics.from_state(rest, source), settings)
 
     def _weights(self, labels: Tensor) -> Tensor | None:
         """Of the images; None where all weigh 1."""
