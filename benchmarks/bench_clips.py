@@ -5,9 +5,9 @@
 Two more CLIPs were pretrained on the bundled one's world, in other shapes; `clips/` holds them, in
 half precision, beside what they were told while they were trained:
 
-    python -m residual_peft.demo.pretraining --layers 4 --heads 4 --patch 10 --seed 1 \\
+    python benchmarks/pretraining.py --layers 4 --heads 4 --patch 10 --seed 1 \\
         --steps 2400 --decay 700 --every 200 --export benchmarks/clips/short
-    python -m residual_peft.demo.pretraining --layers 8 --heads 4 --width 96 --seed 2 \\
+    python benchmarks/pretraining.py --layers 8 --heads 4 --width 96 --seed 2 \\
         --steps 1800 --decay 600 --every 200 --export benchmarks/clips/deep
 
 As in `bench_small.py`, a killed run goes on, and what stands in bench_clips.jsonl stays.

@@ -1,4 +1,4 @@
-"""Pretrains the bundled CLIP from scratch: `python -m residual_peft.demo.pretraining`.
+"""Pretrains the bundled CLIP from scratch: `python benchmarks/pretraining.py`.
 
 The loss is contrastive between images and captions of the drawn world. A caption is a positive of
 every image that it is true of, so equal captions are positives of each other's images and short
@@ -21,10 +21,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from ..hub.files import atomic_directory, atomic_file, read_json, write_json
-from .drawing import IMAGE_SIZE, draw
-from .tasks import image_embeddings, text_embeddings, zero_shot_accuracy
-from .world import (
+from residual_peft.demo.drawing import IMAGE_SIZE, draw
+from residual_peft.demo.tasks import image_embeddings, text_embeddings, zero_shot_accuracy
+from residual_peft.demo.world import (
     ATTRIBUTES,
     TEMPLATES,
     Scene,
@@ -34,6 +33,7 @@ from .world import (
     sample_scenes,
     vocabulary_text,
 )
+from residual_peft.hub.files import atomic_directory, atomic_file, read_json, write_json
 
 CONTEXT_LENGTH = 32
 WARM_UP = 400  # steps
