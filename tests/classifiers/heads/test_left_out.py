@@ -1,6 +1,7 @@
 """Who is left out with whom, and what is said of it."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -115,6 +116,10 @@ def test_groups_stay_together_with_one_label_or_several() -> None:
         fold = stratified_folds(given, groups=groups)
         assert all(len(fold[groups == group].unique()) == 1 for group in range(10))
         assert len(fold.unique()) == 5
+    labels[0] = 2  # alone in its class, of which scikit-learn would warn
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(stratified_folds(labels, groups=groups).unique()) == 5
 
 
 def test_fewer_than_two_folds_are_refused() -> None:

@@ -1,5 +1,6 @@
 """Predictions for every training image by a fit without it: what they are, and who is left out."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -153,7 +154,9 @@ def stratified_folds(
         from sklearn.model_selection import StratifiedGroupKFold
 
         split = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-        parts = split.split(strata.numpy(), strata.numpy(), groups.numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes with one image, which no fold can help
+            parts = list(split.split(strata.numpy(), strata.numpy(), groups.numpy()))
         for number, (_, outside) in enumerate(parts):
             found[torch.from_numpy(outside)] = number
         return found
