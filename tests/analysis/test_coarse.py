@@ -72,7 +72,7 @@ def test_heads_that_harm_are_turned_around() -> None:
     heads = {"layer0.head0": 0.6, "layer1.head1": -0.9}
     train, validation, test = (planted(heads, seed) for seed in range(3))
     found = coarse_optimum(train, validation, classes())
-    gains = dict(zip(map(str, found.units), found.gains.tolist(), strict=True))
+    gains = {row["unit"]: row["gain"] for row in found.rows()}
     assert gains["layer0.head0"] > 1
     assert gains["layer1.head1"] < -1
     before = (test.readout @ classes().T).argmax(-1) == test.labels

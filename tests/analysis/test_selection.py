@@ -185,13 +185,16 @@ def test_the_study_finds_the_heads_that_carry_a_task() -> None:
         assert curve.margin_over(study.curve("R"))[two].low > 0.2
     assert study.line("H").accuracy == pytest.approx(study.line("B").accuracy, abs=0.02)
     assert study.line("O").accuracy > study.line("H").accuracy + 0.02
-    gains = dict(zip(map(str, optimum.units), optimum.gains.tolist(), strict=True))
+    gains = {row["unit"]: row["gain"] for row in optimum.rows()}
     others = [abs(gain) for name, gain in gains.items() if name not in carriers]
     assert min(gains[name] for name in carriers) > 1.3 * max(others)
     rows = study.rows()
     assert len(rows) == 4 * len(DEFAULT_BUDGETS)
     assert ["margin" in row for row in rows] == [row["letter"] != "R" for row in rows]
     assert json.loads(json.dumps(study.as_dict()))["rankings"][0]["letter"] == "S"
+    assert compare_selections(validation, test, classes(), optimum=optimum, block=7) == study
+    for told in (study.curve("R").as_dict(), optimum.as_dict()):
+        assert json.loads(json.dumps(told)) == told
 
 
 def test_units_are_never_chosen_on_the_images_that_are_scored() -> None:
@@ -215,7 +218,7 @@ def test_overlaps_are_jaccards_and_chance_is_what_draws_share() -> None:
     assert found.chance is not None
     assert found.chance[0][1] == pytest.approx(np.mean(shared), abs=0.006)
     assert [row["jaccard"] for row in found.rows()] == [0.25, 0.0, 0.0]
-    json.dumps(found.rows())
+    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
     assert overlap({"a": units[:1]}).chance is None
     assert overlap({"a": units, "b": units}, 20).chance == ((1.0, 1.0), (1.0, 1.0))
 

@@ -11,7 +11,7 @@ Source: the paper's unit selection (`method.md`, section 6).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from scipy.stats import hypergeom
 from torch import Tensor
 
 from ..errors import ResiDualError
+from ..hub.files import plain_of
 from ..towers.units import Unit
 from .contributions import Contributions
 from .subsets import Ablation, Stand, check_classes, score_blocks
@@ -204,7 +205,8 @@ class OverlapMatrix:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: `names`, `values`, `chance`."""
-        return asdict(self)
+        found: dict[str, Any] = plain_of(self)
+        return found
 
 
 def overlap(chosen: Mapping[str, Sequence[Unit]], total: int | None = None) -> OverlapMatrix:

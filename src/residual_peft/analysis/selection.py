@@ -108,6 +108,7 @@ def compare_selections(
     draws: int = 10,
     seed: int = 0,
     optimum: CoarseOptimum | None = None,
+    block: int | None = None,
 ) -> SelectionStudy:
     """Rank units on validation images and score every choice on test images, beside random ones.
 
@@ -123,26 +124,28 @@ def compare_selections(
         draws: of the random choice.
         seed: of those.
         optimum: of `coarse_optimum`, for the line O.
+        block: images at a time; None for as many as fit in 256 MB.
 
     Raises:
         ResiDualError: as `rank_units` and `selection_curve`.
     """
     candidates = validation.select(units)
     rankings = tuple(
-        rank_units(candidates, class_embeddings, method, units=None, ablation=ablation)
+        rank_units(candidates, class_embeddings, method, units=None, ablation=ablation, block=block)
         for method in methods
     )
     choices: list[Any] = [*rankings, random_rankings(candidates.units, draws, seed)]
     setting: dict[str, Any] = {"ablation": ablation, "others": others, "reference": validation}
     curves = tuple(
-        selection_curve(choice, test, class_embeddings, budgets, **setting) for choice in choices
+        selection_curve(choice, test, class_embeddings, budgets, block=block, **setting)
+        for choice in choices
     )
     everything = torch.ones(1, len(candidates.units), dtype=torch.bool)
     pool = test.select(candidates.units)
     stand = Stand(pool, class_embeddings, ablation, others, validation)
     right = {
-        "H": correct_with(pool, class_embeddings, everything, stand)[0],
-        "B": correct_whole(pool, class_embeddings),
+        "H": correct_with(pool, class_embeddings, everything, stand, block)[0],
+        "B": correct_whole(pool, class_embeddings, block),
     }
     if optimum is not None:
         right["O"] = optimum.correct(test, class_embeddings)
