@@ -1,15 +1,25 @@
 """Methods on a tiny task: complete rows, an untouched backbone, test images that choose nothing."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
-from residual_peft.experiments import METHODS, LoraSettings, Method, Row, Task, run_method, runner
+from residual_peft.experiments import (
+    METHODS,
+    LoraSettings,
+    Method,
+    Row,
+    Task,
+    run_method,
+    runner,
+    summarize,
+)
 from residual_peft.towers.running import run_tower
 from residual_peft.tuner import gains_of
 from tests.experiments.case import count, labels_of, tiny_task, with_another_test_split
@@ -20,6 +30,12 @@ FITTED = [name for name in METHODS if name != "zero_shot"]
 LORA = LoraSettings(rank=2, learning_rate=0.02, batch_size=12, epochs=2)
 SIZE = Size()
 HEADS, D, d = SIZE.heads * SIZE.layers, SIZE.width, SIZE.readout
+ROWS = [
+    Row("lora", 0, 0.5, 100, 3.0, 10),
+    Row("coarse", 0, 0.7, 48, 1.0, 20),
+    Row("lora", 1, 0.9, 103, 6.0, 13),
+    Row("lora", 2, 0.6, 103, 9.0, 13),
+]
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +163,31 @@ def test_a_fit_that_fails_takes_its_adapter_out_again(task) -> None:
 def test_an_unknown_kind_is_refused(task) -> None:
     with pytest.raises(ResiDualError, match="of kind none, gains, linear or lora; got 'magic'"):
         run_method(task, Method("new", "new", "magic"))
+
+
+def test_a_row_is_what_the_results_file_holds() -> None:
+    assert asdict(ROWS[0]) == {
+        "method": "lora",
+        "seed": 0,
+        "test_accuracy": 0.5,
+        "trainable_parameters": 100,
+        "fit_seconds": 3.0,
+        "adapter_bytes": 10,
+    }
+    assert Row(**asdict(ROWS[0])) == ROWS[0]
+
+
+def test_seeds_are_averaged_per_method_in_order_of_appearance() -> None:
+    lora, coarse = summarize(ROWS)
+    assert (lora.method, coarse.method) == ("lora", "coarse")
+    accuracies = [0.5, 0.9, 0.6]
+    assert lora.accuracy == pytest.approx(np.mean(accuracies))
+    assert lora.spread == pytest.approx(np.std(accuracies, ddof=1))
+    assert lora.seconds == pytest.approx(6.0)
+    assert (lora.parameters, lora.bytes) == (102, 12)
+
+
+def test_one_seed_has_no_spread() -> None:
+    coarse = summarize(ROWS)[1]
+    assert (coarse.accuracy, coarse.spread, coarse.parameters) == (0.7, 0.0, 48)
+    assert summarize([]) == []

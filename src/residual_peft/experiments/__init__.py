@@ -2,8 +2,7 @@
 
 from .lora import LoraSettings
 from .methods import METHODS, Method
-from .results import Row, Summary, summarize
-from .runner import Task, run_method
+from .runner import Row, Summary, Task, run_method, summarize
 
 __all__ = [
     "METHODS",

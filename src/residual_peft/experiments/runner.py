@@ -1,10 +1,11 @@
-"""One method on one task with several seeds -> rows of a results table."""
+"""One method on one task with several seeds -> rows of a results table, and what these say."""
 
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from peft import get_peft_model
@@ -22,9 +23,32 @@ from ..solvers.coordinates import collect_coordinates, collect_readouts
 from ..tuner import fit_bases, gains_of, restart_gains
 from .lora import LoraSettings, adapter_bytes, fit_lora
 from .methods import Method
-from .results import Row
 
 Report = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with one seed."""
+
+    method: str
+    seed: int
+    test_accuracy: float
+    trainable_parameters: int
+    fit_seconds: float
+    adapter_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method over its seeds."""
+
+    method: str
+    accuracy: float
+    spread: float
+    parameters: int
+    seconds: float
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -164,3 +188,21 @@ def _test_accuracy(classifier: ZeroShotClassifier, task: Task) -> float:
         logits.add(classifier.logits(seen.readout))
         labels.add(seen.labels)
     return accuracy(logits.joined(), labels.joined())
+
+
+def summarize(rows: Sequence[Row]) -> list[Summary]:
+    """Mean accuracy and its sample standard deviation per method, in the order of appearance."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.method, []).append(row)
+    return [
+        Summary(
+            method=name,
+            accuracy=mean(row.test_accuracy for row in group),
+            spread=stdev(row.test_accuracy for row in group) if len(group) > 1 else 0.0,
+            parameters=round(mean(row.trainable_parameters for row in group)),
+            seconds=mean(row.fit_seconds for row in group),
+            bytes=round(mean(row.adapter_bytes for row in group)),
+        )
+        for name, group in groups.items()
+    ]

@@ -25,8 +25,8 @@ def test_each_image_as_prepared_whether_it_was_kept_or_not() -> None:
         pixels, reads[:] = Pixels(Counted(split, image_processor()), room), []
         for _ in range(3):
             rows = torch.randperm(len(split), generator=generator)[:17]
-            given = Images(pixels, torch.arange(len(split))).some(rows)
-            found = list(given.batches(6))
+            whole = Images(pixels, torch.arange(len(split)))
+            found = list(whole.some(rows).batches(6))
             assert [len(batch["labels"]) for batch in found] == [6, 6, 5]
             values = torch.cat([batch["pixel_values"] for batch in found])
             expected = torch.stack([plain[row]["pixel_values"] for row in rows.tolist()])
@@ -34,7 +34,6 @@ def test_each_image_as_prepared_whether_it_was_kept_or_not() -> None:
             assert [split["label"][row] for row in rows.tolist()] == torch.cat(
                 [batch["labels"] for batch in found]
             ).tolist()
-        whole = Images.all_of(pixels)
         assert len(list(whole.batches())) == len(list(whole.batches()))
         assert len(pixels._kept) == min(images, len(split))
         assert room.left == (images - len(pixels._kept)) * each

@@ -7,7 +7,6 @@ protocol draws images to choose by, these are taken in place of the fold.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -39,17 +38,11 @@ class Learned:
 
 @dataclass(frozen=True)
 class Training:
-    """What a method is given.
+    """What a method is given."""
 
-    Attributes:
-        rows: the training images' coordinates, labels and folds.
-        learned: these images in the same order, and those to choose by.
-        seed: of the run.
-    """
-
-    rows: Rows
-    learned: Learned
-    seed: int
+    rows: Rows  # the training images' coordinates, labels and folds
+    learned: Learned  # these images in the same order, and those to choose by
+    seed: int  # of the run
 
     @property
     def images(self) -> Images:
@@ -72,19 +65,12 @@ class Training:
 
 @dataclass(frozen=True)
 class ChoosingImages:
-    """What choices are made by.
+    """What choices are made by."""
 
-    Attributes:
-        inside: places of the images that are trained on meanwhile, among the learned ones.
-        outside: of those that choose.
-        classifier: that has seen none of the latter.
-        called: what one of them is, in words.
-    """
-
-    inside: Tensor
-    outside: Tensor
-    classifier: ZeroShotClassifier
-    called: str
+    inside: Tensor  # places of the images that are trained on meanwhile, among the learned ones
+    outside: Tensor  # of those that choose
+    classifier: ZeroShotClassifier  # that has seen none of the latter
+    called: str  # what one of them is, in words
 
     @property
     def chosen(self) -> str:
@@ -122,7 +108,7 @@ class RateChoice:
     rate: float  # of the optimizer
     epochs: int  # that all training images are trained for; 0 where none bettered the start
     how: str = "not chosen, as no image could be held out"  # by which images, in words
-    log_loss: float | None = None  # of these, at the temperature that suits them best
+    log_loss: float = float("inf")  # of these, at the temperature that suits them best
 
     @property
     def note(self) -> str:
@@ -141,29 +127,20 @@ def train(
     choice = RateChoice(rates[len(rates) // 2], epochs)
     count, held = len(training.rows.labels), training.held_out()
     if held is not None:
-        labels = training.learned.data.labels[held.outside]
-        run = _Run(learner, held.inside, count, epochs, training.seed)
-        with _classes(learner, held.classifier.class_embeddings):
-            tried = [_tried(run, held, labels, rate) for rate in rates]
-        choice = min(tried, key=lambda one: (one.log_loss is None, one.log_loss))
+        own = learner.classifier.class_embeddings
+        # of class means, those that no held-out image is in
+        learner.classifier.class_embeddings = held.classifier.class_embeddings
+        try:
+            tried = [_tried(learner, training, held, rate, epochs) for rate in rates]
+        finally:
+            learner.classifier.class_embeddings = own
+        choice = min(tried, key=lambda one: one.log_loss)
         if learner.scheduled and choice.epochs:
             choice = replace(choice, epochs=epochs)
-    run = _Run(learner, torch.arange(count), count, epochs, training.seed)
-    run.begin(choice.rate)
-    for _ in range(choice.epochs):
-        run.epoch()
+    for epoch in _epochs(learner, training, torch.arange(count), choice.rate, epochs):
+        if epoch == choice.epochs:
+            break
     return choice
-
-
-@contextmanager
-def _classes(learner: Learner, embeddings: Tensor) -> Iterator[None]:
-    """Other class embeddings (C, d) while the block runs: means that no held-out image is in."""
-    own = learner.classifier.class_embeddings
-    learner.classifier.class_embeddings = embeddings
-    try:
-        yield
-    finally:
-        learner.classifier.class_embeddings = own
 
 
 def passes(images: int, validation: int = 0) -> int:
@@ -177,35 +154,28 @@ def passes(images: int, validation: int = 0) -> int:
     return EPOCHS * (images + RATES * (images - held))
 
 
-@dataclass
-class _Run:
-    """Epochs over some images in random order."""
-
-    learner: Learner
-    places: Tensor
-    images: int  # in all, whether trained on or held out
-    epochs: int
-    seed: int
-
-    def begin(self, rate: float) -> None:
-        """Start anew."""
-        self.generator = torch.Generator().manual_seed(self.seed)
-        self.size = min(LARGEST_BATCH, max(SMALLEST_BATCH, self.images // STEPS))
-        self.learner.begin(rate, self.epochs * -(-len(self.places) // self.size))
-
-    def epoch(self) -> None:
-        """Each image once."""
-        order = torch.randperm(len(self.places), generator=self.generator)
-        self.learner.epoch(self.places[order], self.size)
+def _epochs(
+    learner: Learner, training: Training, places: Tensor, rate: float, epochs: int
+) -> Iterator[int]:
+    """Begin at a rate, then train on each of some images once for every number but the first, 0."""
+    images = len(training.rows.labels)  # in all, whether trained on or held out
+    size = min(LARGEST_BATCH, max(SMALLEST_BATCH, images // STEPS))
+    generator = torch.Generator().manual_seed(training.seed)
+    learner.begin(rate, epochs * -(-len(places) // size))
+    yield 0
+    for epoch in range(1, epochs + 1):
+        learner.epoch(places[torch.randperm(len(places), generator=generator)], size)
+        yield epoch
 
 
-def _tried(run: _Run, held: ChoosingImages, labels: Tensor, rate: float) -> RateChoice:
-    """One rate, and its best epoch by images of some labels; the start counts as one."""
-    run.begin(rate)
-    best, least = 0, log_loss(run.learner.logits(held.outside), labels)
-    for epoch in range(1, run.epochs + 1):
-        run.epoch()
-        if (loss := log_loss(run.learner.logits(held.outside), labels)) < least:
+def _tried(
+    learner: Learner, training: Training, held: ChoosingImages, rate: float, epochs: int
+) -> RateChoice:
+    """One rate, and its best epoch by held-out images; the start counts as one."""
+    labels = training.learned.data.labels[held.outside]
+    best, least = 0, float("inf")
+    for epoch in _epochs(learner, training, held.inside, rate, epochs):
+        if (loss := log_loss(learner.logits(held.outside), labels)) < least:
             best, least = epoch, loss
         elif epoch - best >= PATIENCE:
             break

@@ -20,7 +20,6 @@ from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, ProcessedImages, batches
 from ...hub.files import read_json, write_json
 from ...solvers.coordinates import Coordinates
-from ...solvers.methods import Rows
 from ...solvers.store import CoordinateStore, write_coordinates
 from ...tuner import ResiDualConfig
 from .corruptions import CorruptingProcessor
@@ -117,10 +116,6 @@ class Pair:
         digest = hashlib.sha256(self.needed.numpy().tobytes()).hexdigest()[:16]
         return self.store(f"{DRAWN}/{digest}").load()
 
-    def learned(self, rows: Tensor) -> Coordinates:
-        """Of some training images that are needed, by their numbers in the training split."""
-        return self.train.rows(torch.searchsorted(self.needed, rows))
-
     @cached_property
     def test(self) -> Coordinates:
         """Of the test images, in memory."""
@@ -159,10 +154,6 @@ class Pair:
         means = class_means_of(drawn.readout, drawn.labels, names)
         return ZeroShotClassifier(self.tower.model, names, means)
 
-    def rows(self, classifier: ZeroShotClassifier, drawn: Coordinates) -> Rows:
-        """Training images as methods take them."""
-        return Rows.of(classifier, drawn, means=not self.tower.has_text)
-
     def forget(self) -> None:
         """Let go of what is in memory, and of all coordinates on disk but the test images'."""
         for split in ("train", "test"):
@@ -178,7 +169,7 @@ class Pair:
         if name not in self.pictures:
             self.pictures[name] = Pixels(self.processed(name), self.tower.room)
         pixels = self.pictures[name]
-        return Images.all_of(pixels) if rows is None else Images(pixels, rows)
+        return Images(pixels, torch.arange(len(pixels.dataset)) if rows is None else rows)
 
     def beside(self, protocol: Protocol) -> dict[str, str]:
         """What to call test images of other kinds that a protocol asks for -> their store."""

@@ -48,7 +48,8 @@ class Given:
         Raises:
             ResiDualError: a class without images is asked for, and the model knows no texts.
         """
-        both = within(pair.learned(drawn.learned), drawn.classes)
+        places = torch.searchsorted(pair.needed, drawn.learned)
+        both = within(pair.train.rows(places), drawn.classes)
         train = both.rows(torch.arange(len(drawn.rows)))
         learned = Learned(both, pair.seen("train", drawn.learned))
         if not len(drawn.novel):
@@ -56,10 +57,8 @@ class Given:
                 name: Asked(pair.store(where), pair.seen(where))
                 for name, where in pair.beside(protocol).items()
             }
-            rows, test = (
-                pair.rows(pair.classifier(train), train),
-                Asked(pair.test, pair.seen("test")),
-            )
+            rows = Rows.of(pair.classifier(train), train, means=not pair.tower.has_text)
+            test = Asked(pair.test, pair.seen("test"))
             return cls(rows, learned, test, subgroups=pair.subgroups, shifted=shifted)
         if not pair.tower.has_text:
             raise ResiDualError(
@@ -68,7 +67,7 @@ class Given:
             )
         classifier = of_classes(pair.texts, drawn.classes)
         return cls(
-            pair.rows(classifier, train),
+            Rows.of(classifier, train),
             learned,
             Asked.within(pair, drawn.classes),
             Asked.within(pair, drawn.novel),

@@ -5,7 +5,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,7 +95,11 @@ def watched_memory(every: float = 0.05) -> Iterator[Memory]:
         while not over.wait(every):
             looks.append(_status("VmRSS:"))
 
-    _begin_peak()
+    # forget the peaks so far, where the system lets us
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        _RESET.write_text("5")
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:
@@ -110,22 +114,10 @@ def watched_memory(every: float = 0.05) -> Iterator[Memory]:
             found.accelerator = torch.cuda.max_memory_allocated()
 
 
-def _begin_peak() -> None:
-    """Forget the peaks so far, where the system lets us."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        _RESET.write_text("5")
-    except OSError:
-        return
-
-
 def _status(name: str) -> int:
     """A size that Linux tells of this process."""
-    try:
+    with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
             if line.startswith(name):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     return 0

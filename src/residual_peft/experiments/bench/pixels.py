@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...data import ProcessedImages, batches, collate
@@ -71,8 +70,3 @@ class Images:
     def batches(self, size: int = 64) -> Iterator[dict[str, Tensor]]:
         """In their order."""
         return self.pixels.batches(self.rows, size)
-
-    @classmethod
-    def all_of(cls, pixels: Pixels) -> "Images":
-        """A whole split."""
-        return cls(pixels, torch.arange(len(pixels.dataset)))

@@ -64,49 +64,38 @@ def plan(registry: Registry, images_per_second: float | None = None) -> list[Pla
     Raises:
         ResiDualError: a model or data set that lies here cannot be read.
     """
-    models = {name: _Model.of(e, registry.batch_size) for name, e in registry.models.items()}
+    models = {
+        name: _Model.of(entry, registry.batch_size, images_per_second)
+        for name, entry in registry.models.items()
+    }
     of_bases = tuple(name for name in registry.bases if name in registry.data)
     names = dict.fromkeys((*registry.tasks, *of_bases))
     images = {name: _images(registry.data[name]) for name in names}
     runs: dict[tuple[str, str], list[Run]] = {}
     for run in runs_of(registry):
         runs.setdefault(run[:2], []).append(run)
-    asked = [each.test if (each := images[name]) else None for name in registry.tasks]
+    asked = [task.test if (task := images[name]) else None for name in registry.tasks]
     shifted = {name: _shifted(registry, name) for name in registry.tasks}
     found = []
     for (model, data), own in runs.items():
-        read = [_read(part, data, images, shifted[data]) for part in registry.by_basis()]
+        read = [_read(part, images[data], shifted[data]) for part in registry.by_basis()]
         through = [
             _passes(registry, registry.protocols[name], images[data], asked, shifted[data])
             for _, _, name, _, method in own
             if METHODS[method].backwards
         ]
         backwards, again = (_sum([one[place] for one in through]) for place in range(2))
-        size, most, total = models[model].size, _most(read), None
-        if most is not None and size is not None:
+        size, total = models[model].size, None
+        if size is not None and None not in read:
+            most = max(count or 0 for count in read)
             total = coordinate_bytes(most, *size, DTYPES[registry.dtype])
-        rate, measured = models[model].speed(images_per_second)
-        found.append(
-            Planned(model, data, _sum(read), total, len(own), backwards, again, rate, measured)
-        )
-    return [*found, *_for_bases(registry, models, images, images_per_second)]
-
-
-def _for_bases(
-    registry: Registry,
-    models: "dict[str, _Model]",
-    images: "dict[str, _Images | None]",
-    images_per_second: float | None,
-) -> list[Planned]:
-    """What is read once per model to fit bases."""
-    found = []
-    for model in registry.models:
-        for name in (name for name in registry.bases if name in registry.data):
-            own = images[name]
-            count = None if own is None else own.train
-            rate, measured = models[model].speed(images_per_second)
-            read = Planned(model, f"bases of {name}", count, 0, 0, rate=rate, measured=measured)
-            found.append(read)
+        counts = (_sum(read), total, len(own), backwards, again)
+        found.append(Planned(model, data, *counts, models[model].rate, models[model].measured))
+    for name, each in models.items():  # what is read once per model to fit bases
+        for data in of_bases:
+            train = basis.train if (basis := images[data]) else None
+            title = f"bases of {data}"
+            found.append(Planned(name, title, train, 0, 0, rate=each.rate, measured=each.measured))
     return found
 
 
@@ -167,26 +156,23 @@ def _through_backbones(planned: list[Planned]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Model:
-    """K and d of a model, and images a second where it lies here."""
+    """K and d of a model, images a second, and whether these were measured."""
 
     size: tuple[int, int] | None
     rate: float | None
+    measured: bool
 
     @classmethod
-    def of(cls, entry: ModelEntry, batch_size: int) -> "_Model":
+    def of(cls, entry: ModelEntry, batch_size: int, stated: float | None) -> "_Model":
         if (place := model_here(entry.source, entry.revision)) is not None:
             backbone = load_backbone(place)
             model = get_peft_model(backbone.model, ResiDualConfig())
             state = readout_state(model)
             size = len(state.shift), state.constant.shape[-1]
-            return cls(size, reading_rate(backbone, model, batch_size))
+            return cls(size, reading_rate(backbone, model, batch_size), True)
         if entry.coordinates is None or entry.width is None:
-            return cls(None, None)
-        return cls((entry.coordinates, entry.width), None)
-
-    def speed(self, stated: float | None) -> tuple[float | None, bool]:
-        """Images a second, and whether they were measured."""
-        return (stated, False) if self.rate is None else (self.rate, True)
+            return cls(None, stated, False)
+        return cls((entry.coordinates, entry.width), stated, False)
 
 
 @dataclass(frozen=True)
@@ -211,11 +197,9 @@ def _images(entry: DataEntry) -> _Images | None:
     return _Images(len(found.train), len(found.test), len(found.class_names), labels)
 
 
-def _read(
-    part: Registry, data: str, images: "dict[str, _Images | None]", shifted: int | None
-) -> int | None:
+def _read(part: Registry, own: _Images | None, shifted: int | None) -> int | None:
     """Images of a data set, and `shifted` ones, that are read in the protocols of one basis."""
-    own, protocols = images[data], part.protocols.values()
+    protocols = part.protocols.values()
     if own is None:
         return None
     if part.basis == OWN:
@@ -235,20 +219,19 @@ def _asks_beside(protocol: Protocol) -> bool:
 
 
 def _shifted(registry: Registry, data: str) -> int | None:
-    """Images of other data sets that a task is asked for, too, as far as a protocol asks."""
+    """Test images of other data sets that a task is asked for, too, without those it trains on."""
     if not any(map(_asks_beside, registry.protocols.values())):
         return 0
     own = registry.data[data]
-    return _sum([_shifted_of(registry.data[name], own) for name in own.shifted])
-
-
-def _shifted_of(entry: DataEntry, own: DataEntry) -> int | None:
-    """Test images of another data set, without those that a task trains on."""
-    if entry.images is not None:
-        return entry.images.get("test", 0)
-    if not (Path(entry.source).exists() and Path(own.source).exists()):
-        return None
-    return len(load_shifted(entry, load_images(own)))
+    counts: list[int | None] = []
+    for entry in (registry.data[name] for name in own.shifted):
+        if entry.images is not None:
+            counts.append(entry.images.get("test", 0))
+        elif Path(entry.source).exists() and Path(own.source).exists():
+            counts.append(len(load_shifted(entry, load_images(own))))
+        else:
+            counts.append(None)
+    return _sum(counts)
 
 
 def _passes(
@@ -284,11 +267,6 @@ def _drawn(protocol: Protocol, images: _Images) -> tuple[int, int] | None:
     classes = -(-images.classes // 2) if halves else images.classes
     beside = (protocol.validation_shots or 0) * classes  # classes with few images have fewer
     return min(images.train, protocol.shots * classes), min(images.train, beside)
-
-
-def _most(values: list[int | None]) -> int | None:
-    """The largest; None where one is not known."""
-    return None if None in values else max(value or 0 for value in values)
 
 
 def _sum(values: list[int | None]) -> int | None:

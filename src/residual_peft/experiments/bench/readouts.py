@@ -4,7 +4,7 @@ The paper's (`method.md`, section 3), our default its way, and bases that suit t
 adapters have other directions than the one that the coordinates are of: see `others`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,11 @@ LINEAR_RATES = (1e-3, 1e-2, 3e-2)
 """The paper's is the first, on far more images."""
 LINE = tuple(step / 10 for step in range(11))
 Basis = Callable[[Rows], SpectralBasis | None]
+View = Callable[[Coordinates], Coordinates]
+
+
+def _as_they_are(data: Coordinates) -> Coordinates:
+    return data
 
 
 class Stepwise:
@@ -77,15 +82,18 @@ class Stepwise:
         self.optimizer.eval()
         return self.adapted(self.parameters, data)
 
-    def fitted(self, view: Callable[[Coordinates], Coordinates], *notes: str) -> Fitted:
-        """What it came to, as every method."""
+    def trained(
+        self, training: Training, rates: Sequence[float], view: View = _as_they_are
+    ) -> Fitted:
+        """What it comes to, as every method; `view` gives other images' coordinates as `data`'s."""
+        choice = train(self, training, rates)
         count = sum(value.numel() for value in self.start.values())
         return Fitted(
             lambda data: text_logits(self.classifier, self.apply(view(data))),
             count,
             BYTES * count,
             lambda data: self.apply(view(data)),
-            notes=notes,
+            notes=(choice.note,),
         )
 
 
@@ -98,25 +106,18 @@ def stepwise_gains(
     is the model's weights' where `basis` gives None of the training images.
     """
     rows = training.rows
-    if config is None:
-        start = torch.full_like(gains_of(rows.classifier.model).detach().cpu(), 1.0)
-        return _descended(training, start, lambda data: data)
-    with another_adapter(rows, replace(config, seed=training.seed), basis(rows)) as other:
-        start = gains_of(rows.classifier.model).detach().cpu().clone()
-    return _descended(training, start, other)
-
-
-def _descended(
-    training: Training, start: Tensor, view: Callable[[Coordinates], Coordinates]
-) -> Fitted:
+    view: View = _as_they_are
+    start = torch.ones_like(gains_of(rows.classifier.model).detach().cpu())
+    if config is not None:
+        with another_adapter(rows, replace(config, seed=training.seed), basis(rows)) as view:
+            start = gains_of(rows.classifier.model).detach().cpu().clone()
     learner = Stepwise(
-        training.rows.classifier,
+        rows.classifier,
         view(training.learned.data),
         {"gains": start},
         lambda found, some: some.adapted(found["gains"]),
     )
-    choice = train(learner, training, GAIN_RATES)
-    return learner.fitted(view, choice.note)
+    return learner.trained(training, GAIN_RATES, view)
 
 
 def own_basis(rows: Rows) -> SpectralBasis:
@@ -245,8 +246,7 @@ def linear(training: Training) -> Fitted:
         {"weight": torch.eye(width), "bias": torch.zeros(width)},
         lambda found, some: functional.linear(some.readout.float(), found["weight"], found["bias"]),
     )
-    choice = train(learner, training, LINEAR_RATES)
-    return learner.fitted(lambda data: data, choice.note)
+    return learner.trained(training, LINEAR_RATES)
 
 
 def _paper(name: str, basis: Basis) -> Callable[[Training], Fitted]:

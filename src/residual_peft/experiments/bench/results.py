@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,16 +82,14 @@ class Result:
     @property
     def hits(self) -> Tensor:
         """Which test images were told right, bool (M,)."""
-        count = len(self.right) * 4
-        bits = f"{int(self.right or '0', 16):0{count}b}"[: self.images["test"]]
-        return torch.tensor([bit == "1" for bit in bits])
+        packed_bytes = bytes.fromhex(self.right + "0" * (len(self.right) % 2))
+        bits = np.unpackbits(np.frombuffer(packed_bytes, np.uint8))[: self.images["test"]]
+        return torch.from_numpy(bits.astype(bool))
 
 
 def packed(hits: Tensor) -> str:
     """Bools (M,) as hex, four images a digit."""
-    bits = "".join("1" if hit else "0" for hit in hits.tolist())
-    digits = -(-len(bits) // 4)
-    return f"{int(bits.ljust(4 * digits, '0') or '0', 2):0{digits}x}" if digits else ""
+    return np.packbits(hits.numpy()).tobytes().hex()[: -(-len(hits) // 4)]
 
 
 def read_results(folder: Path) -> list[Result]:

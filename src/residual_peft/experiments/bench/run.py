@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -52,6 +52,12 @@ def is_of(registry: Registry, result: Result) -> bool:
     return known and result.registry == registry.digest(model, data, protocol)
 
 
+def _key(registry: Registry, run: Run) -> Key:
+    """Of the result of a run."""
+    model, data, protocol, seed, method = run
+    return model, data, protocol, method, seed, registry.digest(model, data, protocol)
+
+
 def run_registry(
     registry: Registry, out: str | os.PathLike[str], *, resume: bool = False, say: Say = print
 ) -> list[Result]:
@@ -85,13 +91,7 @@ def run_registry(
     bench = _Bench(registry, file, folder / f"coordinates{own}", say, done)
     pairs = [(model, data) for model in registry.models for data in registry.tasks]
     mine = set(pairs[rank::world])
-    todo = [
-        (model, data, protocol, seed, method)
-        for model, data, protocol, seed, method in runs_of(registry)
-        if (model, data) in mine
-        and (model, data, protocol, method, seed, registry.digest(model, data, protocol))
-        not in done
-    ]
+    todo = [run for run in runs_of(registry) if run[:2] in mine and _key(registry, run) not in done]
     say(f"{counted(len(todo), 'run')} to do, {counted(len(done), 'run')} done.")
     for part in registry.by_basis():
         runs = [run for run in todo if run[2] in part.protocols]
@@ -112,6 +112,8 @@ class _Bench:
     say: Say
     done: dict[Key, str]  # of finished runs the digest of their images
     loaded: dict[str, ImageData | ResiDualError] = field(default_factory=dict)
+    # of the one model and basis that are run: each part of the registry has its own
+    pairs: dict[str, Pair] = field(default_factory=dict, init=False)
 
     @contextmanager
     def spared(self, what: str) -> Iterator[None]:
@@ -143,12 +145,11 @@ class _Bench:
         of = None if basis in (WEIGHTS, OWN) else self.images(basis)
         folder = self.place / model
         tower = Tower.of(self.registry.models[model], self.registry, folder, of)
-        pairs: dict[str, Pair] = {}
         for data in dict.fromkeys(run[1] for run in todo):
             with self.spared(f"{model} on {data}"):
-                pair = self.pair(tower, model, data, pairs)
+                pair = self.pair(tower, model, data)
                 old = self.outdated(pair, model, data)
-                self.run_pair(pair, [*(run for run in todo if run[1] == data), *old], pairs)
+                self.run_pair(pair, [*(run for run in todo if run[1] == data), *old])
                 pair.forget()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -157,30 +158,30 @@ class _Bench:
 
         Else what is run now would stand alone, as no table compares methods on different images.
         """
-        split, found = split_digest(pair.images), []
-        for run in runs_of(self.registry):
-            _, _, protocol, seed, method = run
-            key = model, data, protocol, method, seed, self.registry.digest(model, data, protocol)
-            if run[:2] == (model, data) and self.done.get(key, split) != split:
-                found.append(run)
+        split = split_digest(pair.images)
+        found = [
+            run
+            for run in runs_of(self.registry)
+            if run[:2] == (model, data) and self.done.get(_key(self.registry, run), split) != split
+        ]
         if found:
             what = f"{model} on {data}, of other images than there are now"
             self.say(printable(f"{counted(len(found), 'run')} again: {what}."))
         return found
 
-    def pair(self, tower: Tower, model: str, data: str, pairs: dict[str, Pair]) -> Pair:
+    def pair(self, tower: Tower, model: str, data: str) -> Pair:
         """A pair, made once; what was read for other entries lies elsewhere."""
-        if data not in pairs:
+        if data not in self.pairs:
             images, entry = self.images(data), self.registry.data[data]
             folder = tower.folder / f"{data}-{self.registry.digest(model, data)}"
             shifted = {}
             for name in entry.shifted:
                 with self.spared(f"{name}, shifted images of {data}"):
                     shifted[name] = load_shifted(self.registry.data[name], images)
-            pairs[data] = Pair(tower, images, entry, self.registry, folder, shifted)
-        return pairs[data]
+            self.pairs[data] = Pair(tower, images, entry, self.registry, folder, shifted)
+        return self.pairs[data]
 
-    def run_pair(self, pair: Pair, todo: list[Run], pairs: dict[str, Pair]) -> None:
+    def run_pair(self, pair: Pair, todo: list[Run]) -> None:
         """All runs of one model on one data set, those of one draw on the same rows."""
         for name, seed in dict.fromkeys((run[2], run[3]) for run in todo):
             protocol = self.registry.protocols[name]
@@ -190,9 +191,9 @@ class _Bench:
                 given = Given.of(pair, protocol, draw(protocol, labels, count, seed))
                 for run in (run for run in todo if run[2:4] == (name, seed)):
                     with self.spared(", ".join(map(str, run))):
-                        self.run_one(pair, given, run, pairs)
+                        self.run_one(pair, given, run)
 
-    def run_one(self, pair: Pair, given: Given, run: Run, pairs: dict[str, Pair]) -> None:
+    def run_one(self, pair: Pair, given: Given, run: Run) -> None:
         """Fit, measure and keep."""
         model, data, protocol, seed, method = run
         with watched_memory() as memory:
@@ -220,9 +221,9 @@ class _Bench:
             class_names=pair.images.class_names,
             templates=pair.entry.templates if pair.tower.has_text else (),
             basis=self.registry.basis,
-            forgotten=self.forgotten(fitted, model, pair, pairs),
+            forgotten=self.forgotten(fitted, model, pair),
             curve={
-                f"{t:g}": self.on_the_way(part, given, model, pair, pairs)
+                f"{t:g}": self.on_the_way(part, given, model, pair)
                 for t, part in fitted.curve.items()
             },
             notes=fitted.notes,
@@ -235,16 +236,14 @@ class _Bench:
             f"({seconds:.1f} s)"
         )
 
-    def forgotten(
-        self, fitted: Fitted, model: str, pair: Pair, pairs: dict[str, Pair]
-    ) -> dict[str, tuple[float, float]]:
+    def forgotten(self, fitted: Fitted, model: str, pair: Pair) -> dict[str, tuple[float, float]]:
         """Zero-shot accuracy on other tasks before and after, where the embedding changed."""
         found: dict[str, tuple[float, float]] = {}
         if fitted.adapted is None or pair.tower.own_basis or not pair.tower.has_text:
             return found
         for data in self.registry.tasks:
-            try:
-                other = self.pair(pair.tower, model, data, pairs)
+            with suppress(ResiDualError):  # what is missing was said where it is a task itself
+                other = self.pair(pair.tower, model, data)
                 if other is not pair:
                     labels, texts = other.store("test").labels, other.texts
                     asked = Asked(other.store("test"), other.seen("test"))
@@ -257,14 +256,10 @@ class _Bench:
                     ]
                     before, after = map(torch.cat, zip(*parts, strict=True))
                     found[data] = accuracy(before, labels), accuracy(after, labels)
-            except ResiDualError:  # what is missing was said where it is a task itself
-                continue
         return found
 
-    def on_the_way(
-        self, fitted: Fitted, given: Given, model: str, pair: Pair, pairs: dict[str, Pair]
-    ) -> tuple[float, ...]:
+    def on_the_way(self, fitted: Fitted, given: Given, model: str, pair: Pair) -> tuple[float, ...]:
         """A point of a curve: accuracy on the test images, and the mean of it on other tasks."""
         told = accuracy(answers(fitted, given.test), given.test.data.labels)
-        others = self.forgotten(fitted, model, pair, pairs).values()
+        others = self.forgotten(fitted, model, pair).values()
         return (told, mean(after for _, after in others)) if others else (told,)

@@ -1,5 +1,9 @@
-"""Shards of coordinates, one after the other, and the bases that are fitted on the way."""
+"""Shards of coordinates, cut from one pass over the images, and bases that it fits on the way.
 
+What units wrote lies in raw shards until the bases are known.
+"""
+
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +15,15 @@ from torch import Tensor, nn
 from ...bases.accumulator import BasisAccumulator
 from ...bases.basis import SpectralBasis
 from ...bases.processes import Processes
-from ...bases.reading import Captures, reading
+from ...bases.reading import Captures, ReadBatch, capture_from, reading
 from ...bases.rows import Rows
 from ...bases.saved import METADATA_FILE, TENSORS_FILE
 from ...data import Batches, ProcessedImages
 from ...data.progress import Bar
 from ...errors import ResiDualError
-from ...hub.files import whole_directory, write_tensors
+from ...hub.files import read_tensors, whole_directory, write_tensors
+from ...towers.anatomy import TowerAnatomy
+from ...towers.captures import Capture
 from ...tuner import (
     ReadoutState,
     adapted_tower,
@@ -26,9 +32,68 @@ from ...tuner import (
     readout_config,
     readout_state,
 )
-from .layout import BASIS, DTYPES, rows_of_shard, shard_paths
+from .layout import BASIS, DTYPES, SKIPPED, rows_of_shard, shard_paths
 from .reading import skipped_images
-from .shards import FIELDS, Shard, Stream, cut, read_raw, write_raw
+
+FIELDS = ("heads", "mlps", "embed", "stream", "pooled", "pooler", "constant")
+"""Of a capture: all that the contribution of any unit is made of."""
+_UNITS, _PLACES = "units.", "places"
+
+
+class Stream:
+    """What a pass sees, of which the next is known before it is taken."""
+
+    def __init__(self, passed: Iterator[ReadBatch], skipped: list[tuple[int, str, str]]) -> None:
+        self.passed, self.skipped = passed, skipped
+        self.next: ReadBatch | None = None
+
+    def within(self, rows: range) -> Iterator[ReadBatch]:
+        """Those of some rows, which are next; asks for no more once all rows are accounted for."""
+        count = 0
+        while count + sum(row in rows for row, _, _ in self.skipped) < len(rows):
+            seen = next(self.passed, None) if self.next is None else self.next
+            self.next = None
+            if seen is None:
+                return
+            assert seen.index is not None
+            if int(seen.index[0]) not in rows:
+                self.next = seen
+                return
+            count += len(seen)
+            yield seen
+            del seen
+
+
+@dataclass
+class Shard:
+    """A shard as it is read: its captures one after the other, then what else is kept of it."""
+
+    index: int
+    rows: range
+    stream: Stream
+    loader: Batches
+    none: Tensor  # labels of no image
+    width: int
+
+    def __post_init__(self) -> None:
+        self.readout, self.labels = Rows(len(self.rows)), Rows(len(self.rows))
+
+    def __iter__(self) -> Iterator[Capture]:
+        for seen in self.stream.within(self.rows):
+            assert seen.capture is not None
+            assert seen.labels is not None
+            self.readout.add(seen.readout.float())
+            self.labels.add(seen.labels)
+            yield seen.capture
+            del seen
+
+    def others(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Readouts and labels, and as metadata which images could not be read."""
+        skipped = [image for image in self.loader.skipped if image[0] in self.rows]
+        metadata = {SKIPPED: json.dumps(skipped)} if skipped else {}
+        if len(self.labels):
+            return {"readout": self.readout.joined(), "labels": self.labels.joined()}, metadata
+        return {"readout": torch.zeros(0, self.width), "labels": self.none}, metadata
 
 
 @dataclass(frozen=True)
@@ -58,7 +123,7 @@ class Writer:
 
     def with_basis(self, mine: Sequence[int], processes: Processes) -> None:
         """What the units wrote; then the bases; then coordinates."""
-        anatomy = adapted_tower(self.model, self.adapter_name)
+        anatomy, size = adapted_tower(self.model, self.adapter_name), self.manifest["batch_size"]
         paths = shard_paths(self.folder, self.manifest)
         raws = [path.with_name(path.name.replace("shard", "raw")) for path in paths]
         basis_folder = whole_directory(self.folder / BASIS)
@@ -83,10 +148,10 @@ class Writer:
             state = readout_state(self.model, self.adapter_name)
             for index in mine:
                 if not paths[index].is_file():
-                    capture, others, metadata = read_raw(raws[index], anatomy)
-                    count = len(others["labels"])
-                    found, rows = Rows(count), rows_of_shard(self.manifest, index)
-                    for part in cut(capture, count, self.manifest["batch_size"]):
+                    parts, others, metadata = read_raw(raws[index], anatomy, size)
+                    rows = rows_of_shard(self.manifest, index)
+                    found = Rows(len(others["labels"]))
+                    for part in parts:
                         found.add(self._stored(coordinates_of(state, part)))
                     self._write(paths[index], rows, found, state, others, metadata)
                 raws[index].unlink(missing_ok=True)
@@ -99,8 +164,7 @@ class Writer:
         )
         with processes.in_step():
             for path in raws:
-                capture, others, _ = read_raw(path, anatomy)
-                for part in cut(capture, len(others["labels"]), self.manifest["batch_size"]):
+                for part in read_raw(path, anatomy, self.manifest["batch_size"])[0]:
                     accumulator.add(part)
         if processes.world > 1:
             accumulator = accumulator.across_processes()
@@ -175,3 +239,32 @@ class Writer:
         skipped = {row for row, _, _ in skipped_images(path, metadata)}
         ids = torch.tensor([row for row in rows if row not in skipped], dtype=torch.int64)
         write_tensors(path, {"coordinates": coordinates, **others, "ids": ids}, metadata)
+
+
+def write_raw(
+    path: Path, captures: Captures, others: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """What the units of a shard's images wrote, in the model's own dtype, and what else is kept."""
+    packed, places = captures.joined()
+    tensors = {_UNITS + dtype: tensor for dtype, tensor in packed.items()}
+    write_tensors(path, tensors | others, metadata | {_PLACES: json.dumps(places)})
+
+
+def read_raw(
+    path: Path, anatomy: TowerAnatomy, size: int
+) -> tuple[Iterator[Capture], dict[str, Tensor], dict[str, str]]:
+    """What `write_raw` wrote: captures of `size` images where the model is, and all else.
+
+    Each capture is copied when it is its turn.
+    """
+    tensors, metadata = read_tensors(path)
+    device = anatomy.layers[0].output_projection.weight.device
+    packed = {
+        name.removeprefix(_UNITS): tensor.to(device)
+        for name, tensor in tensors.items()
+        if name.startswith(_UNITS)
+    }
+    others = {name: tensor for name, tensor in tensors.items() if not name.startswith(_UNITS)}
+    whole = capture_from(packed, json.loads(metadata.pop(_PLACES)), len(anatomy.layers))
+    places = torch.arange(len(others["labels"])).split(size)
+    return (whole.rows(rows) for rows in places if len(rows)), others, metadata
