@@ -20,9 +20,8 @@ from residual_peft import fit_bases
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.data.metrics import accuracy
-from residual_peft.experiments import METHODS, LoraSettings, Task
+from residual_peft.experiments import METHODS, LoraSettings, Method, Task
 from residual_peft.experiments.lora import fit_lora
-from residual_peft.experiments.methods import Method
 from residual_peft.hub.files import write_json
 from residual_peft.solvers import fit_gains, fit_linear
 from residual_peft.solvers.coordinates import collect_coordinates, collect_readouts

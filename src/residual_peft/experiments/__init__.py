@@ -1,8 +1,7 @@
 """Methods side by side on one task: registry, baselines, runner, results."""
 
 from .lora import LoraSettings
-from .methods import METHODS, Method
-from .runner import Row, Summary, Task, run_method, summarize
+from .runner import METHODS, Method, Row, Summary, Task, run_method, summarize
 
 __all__ = [
     "METHODS",

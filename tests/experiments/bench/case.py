@@ -9,8 +9,7 @@ from residual_peft.data import ImageData
 from residual_peft.experiments.bench.encoding import Pair, Tower
 from residual_peft.experiments.bench.entries import Protocol
 from residual_peft.experiments.bench.given import Given
-from residual_peft.experiments.bench.images import load_images
-from residual_peft.experiments.bench.protocols import draw
+from residual_peft.experiments.bench.images import draw, load_images
 from residual_peft.experiments.bench.registry import Registry, read_registry
 from tests.training_case import save_clip
 

@@ -10,10 +10,9 @@ from residual_peft.experiments.bench import encoding
 from residual_peft.experiments.bench.descent import EPOCHS, HELD_OUT_SHARE, RATES, Training
 from residual_peft.experiments.bench.entries import DataEntry, ModelEntry, Protocol
 from residual_peft.experiments.bench.fits import Fitted
-from residual_peft.experiments.bench.images import load_images
-from residual_peft.experiments.bench.methods import METHODS, Method
+from residual_peft.experiments.bench.images import load_images, most_needed, needed
+from residual_peft.experiments.bench.methods import METHODS
 from residual_peft.experiments.bench.plan import lines, plan
-from residual_peft.experiments.bench.protocols import most_needed, needed
 from residual_peft.experiments.bench.registry import Registry
 from residual_peft.experiments.bench.run import run_registry
 from residual_peft.solvers.store import write_coordinates
@@ -87,7 +86,7 @@ def counts_what_it_encodes(monkeypatch) -> dict[str, int]:
 
         return Fitted(logits, 1, 4, lambda rows: rows.readout, encode=encode)
 
-    monkeypatch.setitem(METHODS, "lora", Method(fit, backwards=True))
+    monkeypatch.setitem(METHODS, "lora", fit)
     return again
 
 

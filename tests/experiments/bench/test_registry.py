@@ -10,9 +10,8 @@ import torch
 
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments.bench.entries import DataEntry, Protocol, Published
-from residual_peft.experiments.bench.images import load_images
+from residual_peft.experiments.bench.images import draw, load_images
 from residual_peft.experiments.bench.plan import plan
-from residual_peft.experiments.bench.protocols import draw
 from residual_peft.experiments.bench.registry import read_registry
 from residual_peft.experiments.bench.run import runs_of
 from tests.experiments.bench.case import METHODS as NAMES

@@ -23,8 +23,7 @@ from residual_peft.data import batches, load_data
 from residual_peft.errors import ResiDualError
 from residual_peft.experiments.bench.entries import Protocol
 from residual_peft.experiments.bench.fits import FITS, STRENGTHS
-from residual_peft.experiments.bench.images import load_images
-from residual_peft.experiments.bench.protocols import draw
+from residual_peft.experiments.bench.images import draw, load_images
 from residual_peft.experiments.bench.registry import Registry
 from residual_peft.experiments.bench.results import Result, append, latest, packed, read_results
 from residual_peft.experiments.bench.run import run_registry, runs_of

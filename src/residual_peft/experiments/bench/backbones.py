@@ -10,7 +10,7 @@ from copy import copy, deepcopy
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor, nn
 
 from ...bases.reading import reading
@@ -91,13 +91,8 @@ class Backwards:
         return torch.cat([seen.readout.cpu() for seen in passed])
 
 
-def fit_backwards(
-    training: Training, model: nn.Module, rates: Sequence[float], sizes: Callable[[], int]
-) -> Fitted:
-    """Train what of a model, a copy that is this method's own, requires gradients.
-
-    The rate is one of `rates`; `sizes` gives the bytes of what predicting needs beside the model.
-    """
+def fit_backwards(training: Training, model: nn.Module, rates: Sequence[float]) -> Fitted:
+    """Train what requires gradients of a model, a copy of this method's own, at one of `rates`."""
     with on_accelerator(model):
         learner = Backwards(training, model)
         choice = train(learner, training, rates)
@@ -114,7 +109,7 @@ def fit_backwards(
     return Fitted(
         lambda data: text_logits(classifier, data.readout),
         count,
-        sizes(),
+        adapter_bytes(model) if isinstance(model, PeftModel) else BYTES * count,
         lambda data: data.readout,
         encode=encode,
         notes=(choice.note,),
@@ -132,8 +127,7 @@ def full(training: Training) -> Fitted:
     model.requires_grad_(False)
     for weight in tower_weights(find_tower(model)):
         weight.requires_grad_(True)
-    count = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return fit_backwards(training, model, RATES["full"], lambda: BYTES * count)
+    return fit_backwards(training, model, RATES["full"])
 
 
 def tower_weights(anatomy: TowerAnatomy) -> list[nn.Parameter]:
@@ -157,7 +151,7 @@ def _peft(name: str, config_of: Callable[[TowerAnatomy, Training], PeftConfig]) 
         with torch.random.fork_rng():
             torch.manual_seed(training.seed)
             adapted = get_peft_model(model, config)
-        return fit_backwards(training, adapted, RATES[name], lambda: adapter_bytes(adapted))
+        return fit_backwards(training, adapted, RATES[name])
 
     return fit
 
@@ -201,10 +195,11 @@ def stream(training: Training) -> Fitted:
         bare(training.rows.classifier.model), ResiDualConfig(mode="stream", save_basis=False)
     )
     if adapter_basis(training.rows.classifier.model).source != "weights":
+        images = training.learned.images.some(torch.arange(len(training.rows.labels)))
         with on_accelerator(model):
-            fit_bases(model, training.images.batches())
+            fit_bases(model, images.batches())
         model.peft_config["default"].save_basis = True
-    return fit_backwards(training, model, RATES["stream"], lambda: adapter_bytes(model))
+    return fit_backwards(training, model, RATES["stream"])
 
 
 def queries_and_values(anatomy: TowerAnatomy) -> list[str]:

@@ -44,23 +44,19 @@ class Training:
     learned: Learned  # these images in the same order, and those to choose by
     seed: int  # of the run
 
-    @property
-    def images(self) -> Images:
-        """The training images as pictures."""
-        return self.learned.images.some(torch.arange(len(self.rows.labels)))
-
     def held_out(self) -> "ChoosingImages | None":
         """What is chosen by; None where there is nothing."""
         count, every = len(self.rows.labels), torch.arange(len(self.learned.data.labels))
         if len(every) > count:
-            return ChoosingImages(
-                every[:count], every[count:], self.rows.classifier, "validation image"
-            )
-        if self.rows.fold is None:
+            held, classifier, what = every >= count, self.rows.classifier, "validation image"
+        elif self.rows.fold is not None:
+            held, what = self.rows.fold == HELD_OUT, "held-out training image"
+            classifier = self.rows.classifier_without(HELD_OUT)
+        else:
             return None
-        held = self.rows.fold == HELD_OUT
-        classifier = self.rows.classifier_without(HELD_OUT)
-        return ChoosingImages(every[~held], every[held], classifier, "held-out training image")
+        outside = every[held]
+        chosen = f"chosen by {counted(len(outside), what)}"
+        return ChoosingImages(every[~held], outside, classifier, chosen)
 
 
 @dataclass(frozen=True)
@@ -70,25 +66,16 @@ class ChoosingImages:
     inside: Tensor  # places of the images that are trained on meanwhile, among the learned ones
     outside: Tensor  # of those that choose
     classifier: ZeroShotClassifier  # that has seen none of the latter
-    called: str  # what one of them is, in words
-
-    @property
-    def chosen(self) -> str:
-        """By what, in words."""
-        return f"chosen by {counted(len(self.outside), self.called)}"
+    chosen: str  # by what, in words
 
 
 class Learner(Protocol):
-    """What is trained by steps; images are named by their places (n,) among the learned ones.
+    """What is trained by steps; images are named by their places (n,) among the learned ones."""
 
-    Attributes:
-        classifier: whose classes it is trained to tell, its own copy.
-        scheduled: whether its rate falls until the last step. Then that is what all images are
-            trained to: stopped on the way, at a rate that is still high, LoRA and full fine-tuning
-            were one to four points worse on the validation images of handwriting.
-    """
-
-    classifier: ZeroShotClassifier
+    classifier: ZeroShotClassifier  # whose classes it is trained to tell, its own copy
+    # whether its rate falls until the last step. Then that is what all images are trained to:
+    # stopped on the way, at a rate that is still high, LoRA and full fine-tuning were one to four
+    # points worse on the validation images of handwriting
     scheduled: bool
 
     def begin(self, rate: float, steps: int) -> None:

@@ -24,10 +24,9 @@ from ...solvers.store import CoordinateStore, write_coordinates
 from ...tuner import ResiDualConfig
 from .corruptions import CorruptingProcessor
 from .entries import DataEntry, ModelEntry, Protocol
-from .images import subgroups_of
+from .images import needed, subgroups_of
 from .machine import on_accelerator
 from .pixels import Images, Pixels, Room
-from .protocols import needed
 from .registry import OWN, WEIGHTS, Registry
 
 SECONDS = "seconds.json"

@@ -153,6 +153,6 @@ class Published:
             if protocol in protocols
         }
         accuracy = {protocol: row for protocol, row in accuracy.items() if row}
-        average = {name: value for name, value in self.average.items() if name in protocols}
-        average = average if whole else {}
+        means = self.average.items() if whole else ()
+        average = {name: value for name, value in means if name in protocols}
         return replace(self, accuracy=accuracy, average=average) if accuracy or average else None

@@ -8,7 +8,6 @@ together, but for the discriminants, which leave out single images alone.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from ...classifiers.trained_head import embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...errors import ResiDualError
 from ...solvers.coordinates import Coordinates
-from ...solvers.methods import METHODS, Rows
+from ...solvers.methods import METHODS, Outcome, Rows
 from ...towers.registry import base_model
 from .pixels import Images
 
@@ -60,23 +59,28 @@ class Fitted:
 
 
 Fit = Callable[[Rows], Fitted]
+View = Callable[[Coordinates], Coordinates]
+
+
+def as_they_are(data: Coordinates) -> Coordinates:
+    """The coordinates of the one adapter that all methods share."""
+    return data
+
+
+def of_outcome(rows: Rows, outcome: Outcome, view: View = as_they_are) -> Fitted:
+    """What a method of `solvers.methods` came to; `view` gives the coordinates that it is of."""
+    gains, kept = outcome.gains, (outcome.head, outcome.gains, outcome.embeddings)
+    return Fitted(
+        lambda data: outcome.logits(rows.classifier, view(data)),
+        outcome.parameter_count,
+        sum(map(bytes_of, kept)),
+        None if gains is None else lambda data: view(data).adapted(gains),
+        notes=outcome.notes,
+    )
 
 
 def _of_method(name: str) -> Fit:
-    """One of `solvers.methods`."""
-
-    def fit(rows: Rows) -> Fitted:
-        outcome = METHODS[name].run(rows)
-        gains, kept = outcome.gains, (outcome.head, outcome.gains, outcome.embeddings)
-        return Fitted(
-            partial(outcome.logits, rows.classifier),
-            outcome.parameter_count,
-            sum(map(bytes_of, kept)),
-            None if gains is None else lambda data: data.adapted(gains),
-            notes=outcome.notes,
-        )
-
-    return fit
+    return lambda rows: of_outcome(rows, METHODS[name].run(rows))
 
 
 def _on_features(

@@ -1,6 +1,7 @@
 """What one draw gives to all methods, and how their answers are measured."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,8 @@ from .descent import Learned
 from .encoding import Pair
 from .entries import Protocol
 from .fits import Fitted, text_logits
+from .images import Draw
 from .pixels import Images
-from .protocols import Draw, of_classes
 from .results import packed
 
 CHUNK = 4096  # images that are answered for at a time
@@ -155,4 +156,14 @@ def within(data: Coordinates, classes: Tensor) -> Coordinates:
     """The images of some classes (increasing), labelled by their place among them."""
     found = data.rows(torch.isin(data.labels, classes).nonzero().flatten())
     found.labels.copy_(torch.searchsorted(classes, found.labels))
+    return found
+
+
+def of_classes(classifier: ZeroShotClassifier, classes: Tensor) -> ZeroShotClassifier:
+    """A classifier of some of the classes, their texts as they are."""
+    if len(classes) == len(classifier.class_names):
+        return classifier
+    found = copy(classifier)
+    found.class_names = tuple(classifier.class_names[number] for number in classes.tolist())
+    found.class_embeddings = classifier.class_embeddings[classes]
     return found

@@ -1,15 +1,21 @@
-"""The images of a registry's entry: its splits, shifted ones, and groups among them."""
+"""The images of a registry's entry, shifted ones, and groups; which of them one run is of."""
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict
+from torch import Tensor
 
 from ...data import ImageData, load_data
 from ...data.labels import ONE_LABEL, check_same
 from ...errors import ResiDualError, check_names
-from .entries import DataEntry
+from .entries import DataEntry, Protocol
+
+_ONE_CLASS = "a bench tells one class from the others"
 
 
 def load_images(entry: DataEntry) -> ImageData:
@@ -21,18 +27,7 @@ def load_images(entry: DataEntry) -> ImageData:
         ResiDualError: as `load_data`; several labels per image; no test image is left.
     """
     shares: dict[str, Any] = {"validation": entry.validation, "test": entry.test}
-    found = load_data(
-        entry.source,
-        config=entry.config,
-        revision=entry.revision,
-        image_column=entry.image_column,
-        label_column=entry.label_column,
-        class_names=entry.class_names,
-        splits=entry.splits,
-        seed=entry.seed,
-        **(dict.fromkeys(shares, 0.0) if entry.resplit else shares),
-    )
-    check_same(ONE_LABEL, found.labelling, "a bench tells one class from the others")
+    found = _load(entry, _ONE_CLASS, **({} if entry.resplit else shares))
     if entry.resplit:
         images, digests = found.whole()
         whole = replace(found, splits=DatasetDict(train=images), digests={"train": digests})
@@ -48,14 +43,7 @@ def load_shifted(entry: DataEntry, own: ImageData) -> Dataset:
     Raises:
         ResiDualError: as `load_data`; a class that the task does not have; no image is left.
     """
-    found = load_data(
-        entry.source,
-        **_as_it_lies(entry),
-        label_column=entry.label_column,
-        class_names=entry.class_names,
-        known_classes=own.class_names,
-    )
-    check_same(ONE_LABEL, found.labelling, "a bench tells one class from the others")
+    found = _load(entry, _ONE_CLASS, known_classes=own.class_names)
     check_names(found.class_names, own.class_names, f"a class of {own.source}")
     has_test = "test" in found.splits
     images, digests = (found.test, found.digests["test"]) if has_test else found.whole()
@@ -78,13 +66,8 @@ def subgroups_of(entry: DataEntry, images: ImageData) -> tuple[str, ...]:
         ResiDualError: no such column, or none of single values, or numbers without names.
     """
     try:
-        found = load_data(
-            entry.source,
-            **_as_it_lies(entry),
-            label_column=entry.subgroups,
-            class_names=entry.subgroup_names,
-        )
-        check_same(ONE_LABEL, found.labelling, "an image is of one group")
+        columns = {"label_column": entry.subgroups, "class_names": entry.subgroup_names}
+        found = _load(entry, "an image is of one group", **columns)
     except ResiDualError as error:
         raise ResiDualError(
             f"wanted the groups of images in the column '{entry.subgroups}' (subgroups, and "
@@ -98,11 +81,13 @@ def subgroups_of(entry: DataEntry, images: ImageData) -> tuple[str, ...]:
     return tuple(values[digest] for digest in images.digests["test"])
 
 
-def _as_it_lies(entry: DataEntry) -> dict[str, Any]:
-    """Options of `load_data` for the splits that a source has."""
-    options = ("config", "revision", "image_column", "splits", "seed")
-    found = {name: getattr(entry, name) for name in options}
-    return found | {"validation": 0.0, "test": 0.0}
+def _load(entry: DataEntry, why: str, **options: Any) -> ImageData:
+    """What an entry names, of one label per image, in the splits that it has unless told."""
+    fields = ("config", "revision", "image_column", "label_column", "class_names", "splits", "seed")
+    own = {name: getattr(entry, name) for name in fields} | {"validation": 0.0, "test": 0.0}
+    found = load_data(entry.source, **own | options)
+    check_same(ONE_LABEL, found.labelling, why)
+    return found
 
 
 def split_digest(images: ImageData) -> str:
@@ -111,3 +96,81 @@ def split_digest(images: ImageData) -> str:
     for split in ("train", "test"):
         digest.update(f"{split} {' '.join(sorted(images.digests[split]))}\n".encode())
     return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Training images and classes of one seed."""
+
+    rows: Tensor  # training images, numbers in the training split, by class
+    classes: Tensor  # numbers of the classes that are trained on, increasing
+    novel: Tensor  # those of the others
+    validation: Tensor = field(default_factory=lambda: torch.arange(0))  # images to choose by
+
+    @property
+    def learned(self) -> Tensor:
+        """Training images, then those to choose by."""
+        return torch.cat([self.rows, self.validation])
+
+
+def draw(protocol: Protocol, labels: Tensor, class_count: int, seed: int) -> Draw:
+    """The images and classes of one run, the same in every run with this seed.
+
+    Labels are those of the training split (N,).
+
+    Raises:
+        ResiDualError: fewer than four classes to halve.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes, novel = torch.arange(class_count), torch.arange(0)
+    if protocol.kind == "base-to-novel":
+        if class_count < 4:
+            raise ResiDualError(
+                f"wanted four classes or more to train on half of them, got {class_count}: leave "
+                "the protocol out for this data set."
+            )
+        order = torch.randperm(class_count, generator=generator)
+        half = -(-class_count // 2)
+        classes, novel = order[:half].sort().values, order[half:].sort().values
+    if protocol.shots is None:
+        return Draw(torch.isin(labels, classes).nonzero().flatten(), classes, novel)
+    drawn, beside, last = [], [], protocol.shots + (protocol.validation_shots or 0)
+    for label in classes:
+        index = (labels == label).nonzero().flatten()
+        index = index[torch.randperm(len(index), generator=generator)]
+        drawn.append(index[: protocol.shots])
+        beside.append(index[protocol.shots : last])
+    return Draw(torch.cat(drawn), classes, novel, torch.cat(beside))
+
+
+def needed(protocols: Iterable[Protocol], labels: Tensor, class_count: int) -> Tensor:
+    """Training images that any of some protocols draws: increasing numbers in their split."""
+    found = [torch.arange(0)]
+    for protocol in protocols:
+        for seed in protocol.seeds:
+            with suppress(ResiDualError):  # what cannot be drawn is said where it is run
+                found.append(draw(protocol, labels, class_count, seed).learned)
+    return torch.cat(found).unique()
+
+
+def most_needed(protocols: Iterable[Protocol], train: int, class_count: int | None) -> int | None:
+    """How many images `needed` has at most; None where classes are to be counted and are unknown.
+
+    Draws of one kind and seed hold each other: their images are those of the largest. `train` is
+    how many the training split has.
+    """
+    drawn: dict[tuple[str, int], int] = {}
+    for protocol in protocols:
+        for seed in protocol.seeds:
+            place = protocol.kind, seed
+            if protocol.shots is None and protocol.kind == "full":
+                return train
+            if protocol.shots is None:  # half of the classes, which may be all but one image
+                drawn[place] = train
+            elif class_count is None:
+                return None
+            else:
+                classes = class_count if protocol.kind == "shots" else -(-class_count // 2)
+                shots = protocol.shots + (protocol.validation_shots or 0)
+                drawn[place] = max(drawn.get(place, 0), shots * classes)
+    return min(train, sum(drawn.values()))

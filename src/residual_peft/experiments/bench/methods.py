@@ -1,7 +1,6 @@
 """Every method of a bench, by the name that registries call it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from .backbones import BACKBONES
 from .descent import Training
@@ -9,25 +8,15 @@ from .fits import FITS, Fit, Fitted
 from .readouts import READOUTS
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to fit."""
-
-    fit: Callable[[Training], Fitted]  # training images -> what it came to
-    # whether it goes back through the backbone, which takes hours where the others take seconds: a
-    # registry that names no methods is without it
-    backwards: bool = False
+def _on_rows(fit: Fit) -> Callable[[Training], Fitted]:
+    return lambda training: fit(training.rows)
 
 
-def _on_rows(fit: Fit) -> Method:
-    return Method(lambda training: fit(training.rows))
-
-
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Callable[[Training], Fitted]] = {
     **{name: _on_rows(fit) for name, fit in FITS.items()},
-    **{name: Method(fit) for name, fit in READOUTS.items()},
-    **{name: Method(fit, backwards=True) for name, fit in BACKBONES.items()},
+    **READOUTS,
+    **BACKBONES,
 }
-"""By name, in the order of a table."""
-USUAL = tuple(name for name, method in METHODS.items() if not method.backwards)
-"""Of a registry that names none."""
+"""By name, in the order of a table: training images -> what a fit on them came to."""
+USUAL = tuple(name for name in METHODS if name not in BACKBONES)
+"""Of a registry that names none: those that train the backbone take hours, the others seconds."""

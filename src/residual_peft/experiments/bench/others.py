@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from ...bases.basis import SpectralBasis
 from ...solvers.coordinates import Coordinates
 from ...solvers.methods import Rows
-from ...towers.units import Unit
 from ...tuner import ReadoutState, ResiDualConfig, active_adapter, put_basis, readout_state
 
 NAME = "bench"
@@ -35,11 +35,9 @@ class Other:
         """What leads from one to the other, in float64 as far as it is kept."""
         if any(unit.kind == "output" for unit in state.settings.units):
             return cls(state, (), -(state.directions @ state.means[0]))
-        places: dict[Unit, tuple[slice, Tensor]] = {}
-        start = 0
-        for unit, count, mean in zip(first.settings.units, first.counts, first.means, strict=True):
-            places[unit] = slice(start, start + count), mean
-            start += count
+        ends = accumulate(first.counts)
+        own = zip(first.settings.units, first.counts, ends, first.means, strict=True)
+        places = {unit: (slice(end - count, end), mean) for unit, count, end, mean in own}
         matrices, shifts = [], []
         blocks = state.directions.double().split(list(state.counts))
         for unit, block in zip(state.settings.units, blocks, strict=True):

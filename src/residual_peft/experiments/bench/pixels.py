@@ -33,8 +33,12 @@ class Pixels:
                 yield collate([self._kept[row] for row in part.tolist()])
             return
         for batch in batches(self.dataset, batch_size=size, rows=rows.tolist()):
-            read = batch.pop("index").tolist()
-            self._keep(read, batch)
+            for place, row in enumerate(batch.pop("index").tolist()):
+                size = sum(tensor[place].nbytes for tensor in batch.values())
+                if row not in self._kept and size <= self.room.left:
+                    self.room.left -= size
+                    # a copy: a view would keep its whole batch
+                    self._kept[row] = {name: t[place].clone() for name, t in batch.items()}
             yield batch
 
     def forget(self) -> None:
@@ -42,15 +46,6 @@ class Pixels:
         kept = (tensor for item in self._kept.values() for tensor in item.values())
         self.room.left += sum(tensor.nbytes for tensor in kept)
         self._kept.clear()
-
-    def _keep(self, rows: list[int], batch: dict[str, Tensor]) -> None:
-        for place, row in enumerate(rows):
-            size = sum(tensor[place].nbytes for tensor in batch.values())
-            if row in self._kept or size > self.room.left:
-                continue
-            self.room.left -= size
-            # a copy: a view would keep its whole batch
-            self._kept[row] = {name: tensor[place].clone() for name, tensor in batch.items()}
 
 
 @dataclass(frozen=True)

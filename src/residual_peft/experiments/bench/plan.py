@@ -13,12 +13,11 @@ from ...hub.directories import model_here
 from ...solvers.store import coordinate_bytes
 from ...solvers.store.layout import DTYPES
 from ...tuner import ResiDualConfig, readout_state
+from .backbones import BACKBONES
 from .descent import EPOCHS, HELD_OUT_SHARE, RATES, passes
 from .entries import DataEntry, ModelEntry, Protocol
-from .images import load_images, load_shifted
+from .images import load_images, load_shifted, most_needed, needed
 from .machine import reading_rate
-from .methods import METHODS
-from .protocols import most_needed, needed
 from .registry import OWN, WEIGHTS, Registry
 from .run import Run, runs_of
 
@@ -65,7 +64,7 @@ def plan(registry: Registry, images_per_second: float | None = None) -> list[Pla
         ResiDualError: a model or data set that lies here cannot be read.
     """
     models = {
-        name: _Model.of(entry, registry.batch_size, images_per_second)
+        name: _model(entry, registry.batch_size, images_per_second)
         for name, entry in registry.models.items()
     }
     of_bases = tuple(name for name in registry.bases if name in registry.data)
@@ -82,20 +81,20 @@ def plan(registry: Registry, images_per_second: float | None = None) -> list[Pla
         through = [
             _passes(registry, registry.protocols[name], images[data], asked, shifted[data])
             for _, _, name, _, method in own
-            if METHODS[method].backwards
+            if method in BACKBONES
         ]
         backwards, again = (_sum([one[place] for one in through]) for place in range(2))
-        size, total = models[model].size, None
+        (size, rate, measured), total = models[model], None
         if size is not None and None not in read:
             most = max(count or 0 for count in read)
             total = coordinate_bytes(most, *size, DTYPES[registry.dtype])
         counts = (_sum(read), total, len(own), backwards, again)
-        found.append(Planned(model, data, *counts, models[model].rate, models[model].measured))
-    for name, each in models.items():  # what is read once per model to fit bases
+        found.append(Planned(model, data, *counts, rate, measured))
+    for model, (_, rate, measured) in models.items():  # what is read once to fit bases
         for data in of_bases:
             train = basis.train if (basis := images[data]) else None
-            title = f"bases of {data}"
-            found.append(Planned(name, title, train, 0, 0, rate=each.rate, measured=each.measured))
+            what = f"bases of {data}"
+            found.append(Planned(model, what, train, 0, 0, rate=rate, measured=measured))
     return found
 
 
@@ -154,25 +153,19 @@ def _through_backbones(planned: list[Planned]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class _Model:
+def _model(
+    entry: ModelEntry, batch_size: int, stated: float | None
+) -> tuple[tuple[int, int] | None, float | None, bool]:
     """K and d of a model, images a second, and whether these were measured."""
-
-    size: tuple[int, int] | None
-    rate: float | None
-    measured: bool
-
-    @classmethod
-    def of(cls, entry: ModelEntry, batch_size: int, stated: float | None) -> "_Model":
-        if (place := model_here(entry.source, entry.revision)) is not None:
-            backbone = load_backbone(place)
-            model = get_peft_model(backbone.model, ResiDualConfig())
-            state = readout_state(model)
-            size = len(state.shift), state.constant.shape[-1]
-            return cls(size, reading_rate(backbone, model, batch_size), True)
-        if entry.coordinates is None or entry.width is None:
-            return cls(None, stated, False)
-        return cls((entry.coordinates, entry.width), stated, False)
+    if (place := model_here(entry.source, entry.revision)) is not None:
+        backbone = load_backbone(place)
+        model = get_peft_model(backbone.model, ResiDualConfig())
+        state = readout_state(model)
+        size = len(state.shift), state.constant.shape[-1]
+        return size, reading_rate(backbone, model, batch_size), True
+    if entry.coordinates is None or entry.width is None:
+        return None, stated, False
+    return (entry.coordinates, entry.width), stated, False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ...solvers.methods import METHODS, Outcome, Rows
 from ...towers.units import Unit
 from ...tuner import ResiDualConfig, adapter_basis, gains_of
 from .descent import Training, train
-from .fits import BYTES, Fitted, bytes_of, text_logits
+from .fits import BYTES, Fitted, View, as_they_are, of_outcome, text_logits
 from .others import another_adapter
 
 GAIN_RATES = (0.2, 0.8, 3.0)
@@ -33,11 +33,6 @@ LINEAR_RATES = (1e-3, 1e-2, 3e-2)
 """The paper's is the first, on far more images."""
 LINE = tuple(step / 10 for step in range(11))
 Basis = Callable[[Rows], SpectralBasis | None]
-View = Callable[[Coordinates], Coordinates]
-
-
-def _as_they_are(data: Coordinates) -> Coordinates:
-    return data
 
 
 class Stepwise:
@@ -83,7 +78,7 @@ class Stepwise:
         return self.adapted(self.parameters, data)
 
     def trained(
-        self, training: Training, rates: Sequence[float], view: View = _as_they_are
+        self, training: Training, rates: Sequence[float], view: View = as_they_are
     ) -> Fitted:
         """What it comes to, as every method; `view` gives other images' coordinates as `data`'s."""
         choice = train(self, training, rates)
@@ -106,7 +101,7 @@ def stepwise_gains(
     is the model's weights' where `basis` gives None of the training images.
     """
     rows = training.rows
-    view: View = _as_they_are
+    view: View = as_they_are
     start = torch.ones_like(gains_of(rows.classifier.model).detach().cpu())
     if config is not None:
         with another_adapter(rows, replace(config, seed=training.seed), basis(rows)) as view:
@@ -178,16 +173,7 @@ def text_aligned(training: Training) -> Fitted:
     rows.check_texts("directions that are the classes' own")
     with another_adapter(rows, ResiDualConfig(), text_basis(rows)) as other:
         outcome = METHODS["gains"].run(replace(rows, data=other(rows.data)))
-    gains = outcome.gains
-    assert gains is not None
-    kept = (gains, outcome.embeddings)
-    return Fitted(
-        lambda data: outcome.logits(rows.classifier, other(data)),
-        outcome.parameter_count,
-        sum(map(bytes_of, kept)),
-        lambda data: other(data).adapted(gains),
-        notes=outcome.notes,
-    )
+    return of_outcome(rows, outcome, other)
 
 
 def interpolated(training: Training) -> Fitted:
@@ -215,20 +201,9 @@ def interpolated(training: Training) -> Fitted:
             scale = without.logit_scale * said[share].temperature
         notes = (f"t {share:g}: {held.chosen}.",)
 
-    def fitted(t: float, logit_scale: float | None, **more: Any) -> Fitted:
-        at = replace(_at(outcome, t), logit_scale=logit_scale)
-        gains = at.gains
-        assert gains is not None
-        return Fitted(
-            lambda data: at.logits(rows.classifier, data),
-            at.parameter_count,
-            bytes_of(gains) + bytes_of(at.embeddings),
-            lambda data: data.adapted(gains),
-            **more,
-        )
-
-    curve = {t: fitted(t, outcome.logit_scale) for t in LINE}
-    return fitted(share, scale, notes=(*outcome.notes, *notes), curve=curve)
+    curve = {t: of_outcome(rows, _at(outcome, t)) for t in LINE}
+    chosen = of_outcome(rows, replace(_at(outcome, share), logit_scale=scale))
+    return replace(chosen, notes=(*outcome.notes, *notes), curve=curve)
 
 
 def _at(outcome: Outcome, t: float) -> Outcome:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -125,9 +125,10 @@ class Registry:
             needed += [other for other in self.data[name].shifted if other not in needed]
         chosen = {name: entry for name, entry in self.data.items() if name in needed}
         published = {
-            name: row.of(ours, tasks, whole={*tasks} == {*self.tasks})
+            name: figures
             for name, row in self.published.items()
             if row.model in theirs
+            and (figures := row.of(ours, tasks, whole={*tasks} == {*self.tasks}))
         }
         return replace(
             self,
@@ -136,7 +137,7 @@ class Registry:
             protocols=ours,
             methods=tuple(methods) if methods else self.methods,
             aside=tuple(name for name in chosen if name not in asked),
-            published={name: row for name, row in published.items() if row is not None},
+            published=published,
         )
 
     def digest(self, model: str, data: str, protocol: str | None = None) -> str:
@@ -200,5 +201,4 @@ def _facts(entry: Any) -> dict[str, Any]:
     if not getattr(entry, "corruptions", ()):
         left_out.add("severities")
     left_out |= {name for name in _LATER if not getattr(entry, name, None)}
-    names = {each.name for each in fields(entry)} - left_out
-    return {name: value for name, value in asdict(entry).items() if name in names}
+    return {name: value for name, value in asdict(entry).items() if name not in left_out}

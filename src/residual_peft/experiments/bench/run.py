@@ -20,10 +20,9 @@ from .descent import Training
 from .encoding import Pair, Tower
 from .fits import Fitted, text_logits
 from .given import Asked, Given, answers
-from .images import load_images, load_shifted, split_digest
+from .images import draw, load_images, load_shifted, split_digest
 from .machine import PACKAGES, machine, watched_memory
 from .methods import METHODS
-from .protocols import draw
 from .registry import OWN, WEIGHTS, Registry
 from .results import FILES, Key, Result, append, drop_half_line, read_results
 
@@ -74,12 +73,11 @@ def run_registry(
     folder = check_place(out)
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = (int(os.environ.get(name, at)) for name, at in (("RANK", 0), ("WORLD_SIZE", 1)))
-    own = "" if world == 1 else f"-{rank}"
+    suffixes = [f"-{number}" for number in range(world)] if world > 1 else [""]
+    own = suffixes[rank]
     file = folder / FILES.replace("*", own)
     # what processes of this launch write meanwhile is none of an earlier one
-    beside = (
-        set() if world == 1 else {FILES.replace("*", f"-{n}") for n in range(world)} - {file.name}
-    )
+    beside = {FILES.replace("*", other) for other in suffixes if other != own}
     there = [path for path in sorted(folder.glob(FILES)) if path.name not in beside]
     if there and not resume:
         raise ResiDualError(
@@ -198,15 +196,10 @@ class _Bench:
         model, data, protocol, seed, method = run
         with watched_memory() as memory:
             started = time.perf_counter()
-            fitted = METHODS[method].fit(Training(given.rows, given.learned, seed))
+            fitted = METHODS[method](Training(given.rows, given.learned, seed))
             seconds = time.perf_counter() - started
         result = Result(
-            model,
-            data,
-            protocol,
-            method,
-            seed,
-            self.registry.digest(model, data, protocol),
+            *_key(self.registry, run),
             **given.measured(fitted),
             trained=fitted.trained,
             bytes=fitted.bytes,

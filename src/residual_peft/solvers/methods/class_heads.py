@@ -54,30 +54,23 @@ def logistic(name: str, features: Features) -> Method:
     """The method of a name, on some features."""
 
     def fit(rows: Rows) -> Outcome:
-        values = rows.features(features)
-        options: dict[str, Any] = {"groups": rows.groups, "class_weights": rows.class_weights}
-        start = fit_ridge(
-            values, rows.labels, rows.class_count, zero_shot=rows.zero_shot, **options
-        ).head
-        done = fit_logistic(
-            values,
-            rows.labels,
-            rows.class_count,
-            zero_shot=rows.zero_shot,
-            start=start,
-            tolerance=1e-5,
-            **options,
-        )
+        given = rows.features(features), rows.labels, rows.class_count
+        options: dict[str, Any] = {
+            "zero_shot": rows.zero_shot,
+            "groups": rows.groups,
+            "class_weights": rows.class_weights,
+        }
+        start = fit_ridge(*given, **options).head
+        done = fit_logistic(*given, start=start, tolerance=1e-5, **options)
         return of_head(name, rows, features, done, strength=done.strength)
 
     return Method(title_of("logistic regression", features), fit)
 
 
 def _discriminant(rows: Rows) -> Outcome:
-    values = rows.features("embedding")
-    options: dict[str, Any] = {"class_weights": rows.class_weights}
+    values, count, weights = rows.features("embedding"), rows.class_count, rows.class_weights
     done = fit_discriminant(
-        values, rows.labels, rows.class_count, zero_shot=rows.zero_shot, **options
+        values, rows.labels, count, zero_shot=rows.zero_shot, class_weights=weights
     )
     head, left = done.head, done.left_out
     if rows.groups is not None:  # it says nothing of images whose likes were learned from
@@ -85,7 +78,7 @@ def _discriminant(rows: Rows) -> Outcome:
     if rows.fold is not None:
 
         def outside(kept: Tensor) -> Tensor:
-            some = fit_discriminant(values[kept], rows.labels[kept], rows.class_count, **options)
+            some = fit_discriminant(values[kept], rows.labels[kept], count, class_weights=weights)
             return replace(some.head, temperature=1.0).logits(values[~kept].double())
 
         try:

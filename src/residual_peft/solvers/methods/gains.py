@@ -93,18 +93,17 @@ def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, float,
     """The strength of the least left-out log-loss; temperature and left-out predictions there."""
     if rows.fold is None:
         return STRENGTHS[0], 1.0, tempered(rows, rows.zero_shot)[1]
-    pairs, starts = [], []
+    pairs = []
     ones = torch.ones_like(gains_of(rows.classifier.model).detach().cpu())
     for number in rows.fold.unique().tolist():
-        inside = (rows.fold != number).nonzero().flatten()
-        outside = (rows.fold == number).nonzero().flatten()
-        data, classifier = rows.data.rows(inside), rows.classifier_without(number)
+        outside = rows.fold == number
+        data, classifier = rows.data.rows(~outside), rows.classifier_without(number)
         if share:
             classifier = classifier.with_images(data.readout, data.labels, share=share)
         problem = GainProblem(classifier, data, objective)
         pairs.append((problem, classifier, rows.data.rows(outside), outside))
-        starts.append((ones, 0.0))
-    tried: list[tuple[float, float, float, LeftOut]] = []
+    starts = [(ones, 0.0)] * len(pairs)
+    tried: list[tuple[float, float, LeftOut]] = []
     for strength in STRENGTHS:
         logits = torch.empty_like(rows.zero_shot)
         for place, (problem, classifier, held_out, outside) in enumerate(pairs):
@@ -115,11 +114,11 @@ def _path(rows: Rows, objective: Objective, share: float) -> tuple[float, float,
             part = classifier.scaled_cosines(held_out.adapted(gains)).cpu() + bias
             logits[outside] = part.to(logits.dtype)
         temperature, left = tempered(rows, logits)
-        tried.append((left.log_loss, strength, temperature, left))
-        best = min(range(len(tried)), key=lambda place: tried[place][0])
+        tried.append((strength, temperature, left))
+        best = min(range(len(tried)), key=lambda place: tried[place][2].log_loss)
         if len(tried) - 1 - best >= _PATIENCE:
             break
-    return min(tried, key=lambda one: one[0])[1:]
+    return tried[best]
 
 
 GAINS = Method("one gain per component", _gains)

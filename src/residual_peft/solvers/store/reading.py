@@ -182,9 +182,6 @@ def skipped_images(path: Path, metadata: dict[str, str]) -> list[tuple[int, str,
     return [(row, file, reason) for row, file, reason in found]
 
 
-_FLOATS = {"coordinates": True, "readout": True, "ids": False, "labels": False}
-
-
 def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -> None:
     """Believe a manifest's numbers once files of those sizes are there; reads headers alone."""
     count = -(-manifest["images"] // manifest["shard_size"])
@@ -199,16 +196,15 @@ def _check_shards(folder: Path, manifest: dict[str, Any], state: ReadoutState) -
         rows = (*shapes.get("ids", ()), 0)[0]
         # what is not there is known by name
         missing = 0 if rows == asked else len(skipped_images(path, read_tensors(path)[1]))
+        classes = shapes.get("labels", ())[1:2]  # with several labels per image
         wanted = {
-            "coordinates": (rows, len(state.shift)),
-            "readout": (rows, state.constant.shape[-1]),
-            "ids": (rows,),
+            "coordinates": ((rows, len(state.shift)), True),
+            "readout": ((rows, state.constant.shape[-1]), True),
+            "ids": ((rows,), False),
+            "labels": ((rows, *classes), False),
         }
-        kinds = {name: found[name].is_float for name in (*wanted, "labels") if name in found}
-        labels = shapes.get("labels", ())
-        fits = len(labels) in (1, 2) and labels[0] == rows and rows + missing == asked
-        fits = fits and kinds == _FLOATS
-        if not fits or any(shapes.get(name) != shape for name, shape in wanted.items()):
+        kept = {name: (shapes[name], found[name].is_float) for name in wanted if name in found}
+        if kept != wanted or rows + missing != asked:
             raise ResiDualError(
                 f"{quoted(path)} does not hold the {asked:,} images that its store says, for this "
                 "adapter: write the coordinates again."

@@ -43,25 +43,16 @@ _UNITS, _PLACES = "units.", "places"
 class Stream:
     """What a pass sees, of which the next is known before it is taken."""
 
-    def __init__(self, passed: Iterator[ReadBatch], skipped: list[tuple[int, str, str]]) -> None:
-        self.passed, self.skipped = passed, skipped
+    def __init__(self, passed: Iterator[ReadBatch]) -> None:
+        self.passed = passed
         self.next: ReadBatch | None = None
 
-    def within(self, rows: range) -> Iterator[ReadBatch]:
-        """Those of some rows, which are next; asks for no more once all rows are accounted for."""
-        count = 0
-        while count + sum(row in rows for row, _, _ in self.skipped) < len(rows):
-            seen = next(self.passed, None) if self.next is None else self.next
-            self.next = None
-            if seen is None:
-                return
-            assert seen.index is not None
-            if int(seen.index[0]) not in rows:
-                self.next = seen
-                return
-            count += len(seen)
-            yield seen
-            del seen
+    def take(self, rows: range) -> ReadBatch | None:
+        """The next, where it is of some rows."""
+        seen = next(self.passed, None) if self.next is None else self.next
+        mine = seen is not None and seen.index is not None and int(seen.index[0]) in rows
+        self.next = None if mine else seen
+        return seen if mine else None
 
 
 @dataclass
@@ -79,7 +70,10 @@ class Shard:
         self.readout, self.labels = Rows(len(self.rows)), Rows(len(self.rows))
 
     def __iter__(self) -> Iterator[Capture]:
-        for seen in self.stream.within(self.rows):
+        # asks for no more once all rows are accounted for
+        while len(self.labels) + len(self.skipped) < len(self.rows):
+            if (seen := self.stream.take(self.rows)) is None:
+                return
             assert seen.capture is not None
             assert seen.labels is not None
             self.readout.add(seen.readout.float())
@@ -87,10 +81,14 @@ class Shard:
             yield seen.capture
             del seen
 
+    @property
+    def skipped(self) -> list[tuple[int, str, str]]:
+        """Its images that could not be read so far."""
+        return [image for image in self.loader.skipped if image[0] in self.rows]
+
     def others(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Readouts and labels, and as metadata which images could not be read."""
-        skipped = [image for image in self.loader.skipped if image[0] in self.rows]
-        metadata = {SKIPPED: json.dumps(skipped)} if skipped else {}
+        metadata = {SKIPPED: json.dumps(self.skipped)} if self.skipped else {}
         if len(self.labels):
             return {"readout": self.readout.joined(), "labels": self.labels.joined()}, metadata
         return {"readout": torch.zeros(0, self.width), "labels": self.none}, metadata
@@ -116,9 +114,7 @@ class Writer:
         with self._bar(mine, paths) as bar:
             missing = [index for index in mine if not paths[index].is_file()]
             for shard in self._shards(missing, bar):
-                found = Rows(len(shard.rows))
-                for seen in shard:
-                    found.add(self._stored(coordinates_of(state, seen)))
+                found = self._coordinates(state, shard, len(shard.rows))
                 self._write(paths[shard.index], shard.rows, found, state, *shard.others())
 
     def with_basis(self, mine: Sequence[int], processes: Processes) -> None:
@@ -149,10 +145,8 @@ class Writer:
             for index in mine:
                 if not paths[index].is_file():
                     parts, others, metadata = read_raw(raws[index], anatomy, size)
+                    found = self._coordinates(state, parts, len(others["labels"]))
                     rows = rows_of_shard(self.manifest, index)
-                    found = Rows(len(others["labels"]))
-                    for part in parts:
-                        found.add(self._stored(coordinates_of(state, part)))
                     self._write(paths[index], rows, found, state, others, metadata)
                 raws[index].unlink(missing_ok=True)
 
@@ -197,12 +191,12 @@ class Writer:
         passed = reading(
             self.model, anatomy, loader, taps=True, check=check, labelled=True, progress=bar.update
         )
-        stream = Stream(passed, loader.skipped)
+        stream = Stream(passed)
         for index, rows in shards.items():
             none = self.dataset.labels_of([])
             shard = Shard(index, rows, stream, loader, none, anatomy.readout_width)
             yield shard
-            bar.update(sum(row in rows for row, _, _ in loader.skipped))
+            bar.update(len(shard.skipped))
         next(passed, None)  # counts the last batch
 
     def _bar(self, mine: Iterable[int], paths: list[Path]) -> Bar:
@@ -216,14 +210,19 @@ class Writer:
             disable=not self.progress,
         )
 
-    def _stored(self, coordinates: Tensor) -> Tensor:
-        stored = coordinates.to(DTYPES[self.manifest["dtype"]])
-        if not stored.isfinite().all():
-            raise ResiDualError(
-                f"coordinates up to {float(coordinates.abs().max()):.0e} do not fit into "
-                f"{self.manifest['dtype']}; use dtype='bfloat16' or 'float32'."
-            )
-        return stored
+    def _coordinates(self, state: ReadoutState, parts: Iterable[Capture], count: int) -> Rows:
+        """Of `count` images, as they are stored."""
+        found = Rows(count)
+        for part in parts:
+            coordinates = coordinates_of(state, part)
+            stored = coordinates.to(DTYPES[self.manifest["dtype"]])
+            if not stored.isfinite().all():
+                raise ResiDualError(
+                    f"coordinates up to {float(coordinates.abs().max()):.0e} do not fit into "
+                    f"{self.manifest['dtype']}; use dtype='bfloat16' or 'float32'."
+                )
+            found.add(stored)
+        return found
 
     def _write(
         self,
