@@ -27,7 +27,7 @@ from .entries import DataEntry, ModelEntry, Protocol
 from .images import needed, subgroups_of
 from .machine import on_accelerator
 from .pixels import Images, Pixels, Room
-from .registry import OWN, WEIGHTS, Registry
+from .registry import OWN, Registry
 
 SECONDS = "seconds.json"
 DRAWN = "drawn"
@@ -40,7 +40,6 @@ class Tower:
 
     backbone: Backbone  # as it was loaded
     model: PeftModel  # with the adapter in
-    own_basis: bool  # whether each data set's training images give its bases
     folder: Path  # where its coordinates lie meanwhile
     room: Room = field(default_factory=Room)  # for images in memory
 
@@ -57,8 +56,7 @@ class Tower:
         """
         backbone = load_backbone(entry.source, revision=entry.revision)
         config = ResiDualConfig()
-        if registry.basis not in (WEIGHTS, OWN):
-            assert basis is not None
+        if basis is not None:
             place = folder / f"basis-{registry.digest(folder.name, registry.basis)}"
             if not place.is_dir():
                 images = batches(
@@ -69,7 +67,7 @@ class Tower:
                 found.save_pretrained(place)
             config = ResiDualConfig(basis=str(place))
         model = get_peft_model(backbone.model, config)
-        return cls(backbone, model, registry.basis == OWN, folder)
+        return cls(backbone, model, folder)
 
     @cached_property
     def weights(self) -> str:
@@ -102,7 +100,7 @@ class Pair:
     def needed(self) -> Tensor:
         """Training images that any protocol draws, or that give the bases: numbers, increasing."""
         labels = torch.tensor(self.images.train["label"])
-        if self.tower.own_basis:
+        if self.registry.basis == OWN:
             return torch.arange(len(labels))
         return needed(self.registry.protocols.values(), labels, len(self.images.class_names))
 
@@ -199,7 +197,7 @@ class Pair:
         """The coordinates of images on disk, each image read once; names as in `processed`."""
         if name in self.stores:
             return self.stores[name]
-        if self.tower.own_basis and name != "train":
+        if self.registry.basis == OWN and name != "train":
             self.store("train")  # whose pass gives the bases
         started, before = time.perf_counter(), self.seconds
         try:
@@ -208,7 +206,7 @@ class Pair:
                     self.tower.model,
                     self.processed(name),
                     self.folder / name,
-                    fit_basis=self.tower.own_basis and name == "train",
+                    fit_basis=self.registry.basis == OWN and name == "train",
                     dtype=self.registry.dtype,
                     batch_size=self.registry.batch_size,
                     shard_size=SHARD,

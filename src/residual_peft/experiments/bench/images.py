@@ -161,16 +161,14 @@ def most_needed(protocols: Iterable[Protocol], train: int, class_count: int | No
     """
     drawn: dict[tuple[str, int], int] = {}
     for protocol in protocols:
-        for seed in protocol.seeds:
-            place = protocol.kind, seed
-            if protocol.shots is None and protocol.kind == "full":
-                return train
-            if protocol.shots is None:  # half of the classes, which may be all but one image
-                drawn[place] = train
-            elif class_count is None:
+        if protocol.kind == "full":
+            return train
+        most = train  # of half of the classes, which may be all but one image
+        if protocol.shots is not None:
+            if class_count is None:
                 return None
-            else:
-                classes = class_count if protocol.kind == "shots" else -(-class_count // 2)
-                shots = protocol.shots + (protocol.validation_shots or 0)
-                drawn[place] = max(drawn.get(place, 0), shots * classes)
+            classes = class_count if protocol.kind == "shots" else -(-class_count // 2)
+            most = (protocol.shots + (protocol.validation_shots or 0)) * classes
+        for place in ((protocol.kind, seed) for seed in protocol.seeds):
+            drawn[place] = max(drawn.get(place, 0), most)
     return min(train, sum(drawn.values()))

@@ -73,11 +73,11 @@ def run_registry(
     folder = check_place(out)
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = (int(os.environ.get(name, at)) for name, at in (("RANK", 0), ("WORLD_SIZE", 1)))
-    suffixes = [f"-{number}" for number in range(world)] if world > 1 else [""]
-    own = suffixes[rank]
+    own = f"-{rank}" if world > 1 else ""
     file = folder / FILES.replace("*", own)
     # what processes of this launch write meanwhile is none of an earlier one
-    beside = {FILES.replace("*", other) for other in suffixes if other != own}
+    others = (number for number in range(world) if world > 1 and number != rank)
+    beside = {FILES.replace("*", f"-{number}") for number in others}
     there = [path for path in sorted(folder.glob(FILES)) if path.name not in beside]
     if there and not resume:
         raise ResiDualError(
@@ -232,7 +232,7 @@ class _Bench:
     def forgotten(self, fitted: Fitted, model: str, pair: Pair) -> dict[str, tuple[float, float]]:
         """Zero-shot accuracy on other tasks before and after, where the embedding changed."""
         found: dict[str, tuple[float, float]] = {}
-        if fitted.adapted is None or pair.tower.own_basis or not pair.tower.has_text:
+        if fitted.adapted is None or self.registry.basis == OWN or not pair.tower.has_text:
             return found
         for data in self.registry.tasks:
             with suppress(ResiDualError):  # what is missing was said where it is a task itself

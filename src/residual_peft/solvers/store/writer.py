@@ -50,9 +50,14 @@ class Stream:
     def take(self, rows: range) -> ReadBatch | None:
         """The next, where it is of some rows."""
         seen = next(self.passed, None) if self.next is None else self.next
-        mine = seen is not None and seen.index is not None and int(seen.index[0]) in rows
-        self.next = None if mine else seen
-        return seen if mine else None
+        self.next = None
+        if seen is None:
+            return None
+        assert seen.index is not None
+        if int(seen.index[0]) in rows:
+            return seen
+        self.next = seen
+        return None
 
 
 @dataclass
