@@ -68,6 +68,15 @@ def test_a_registry_that_is_not_there_is_said(tmp_path: Path) -> None:
         read_registry("fusionbnch")
     with pytest.raises(ResiDualError, match=r"mine\.toml"):
         read_registry(tmp_path / "mine.toml")
+    # what lies beside a registry is found there, and rows count wherever the two lie
+    digests = set()
+    for place in (tmp_path / "here", tmp_path / "there"):
+        (place / "b").mkdir(parents=True)
+        (place / "mine.toml").write_text(TOP)
+        found = read_registry(place / "mine.toml")
+        assert (found.models["a"].source, found.data["b"].source) == ("a", str(place / "b"))
+        digests.add(found.digest("a", "b", "c"))
+    assert len(digests) == 1
 
 
 def test_draws_are_what_they_say() -> None:

@@ -5,6 +5,7 @@ One's own model or data set is one entry. A file holds no code, and every field 
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -187,7 +188,7 @@ def read_registry(path: PathLike = PAPER) -> Registry:
 def _beside(registry: Path, entry: Any) -> Any:
     """The entry, its source as seen from the registry where it lies beside it."""
     near = registry.parent / entry.source
-    return replace(entry, source=str(near)) if near.exists() else entry
+    return replace(entry, source=str(near.absolute())) if near.exists() else entry
 
 
 def _some(entries: Mapping[str, T], names: Sequence[str] | None, what: str) -> dict[str, T]:
@@ -201,4 +202,7 @@ def _facts(entry: Any) -> dict[str, Any]:
     if not getattr(entry, "corruptions", ()):
         left_out.add("severities")
     left_out |= {name for name in _LATER if not getattr(entry, name, None)}
-    return {name: value for name, value in asdict(entry).items() if name not in left_out}
+    found = {name: value for name, value in asdict(entry).items() if name not in left_out}
+    if os.path.isabs(found.get("source", "")):  # rows count wherever the folder lies
+        found["source"] = Path(found["source"]).name
+    return found
