@@ -158,7 +158,7 @@ def _pooled(
         "load the same model in the same precision, and adapt the same Linears everywhere.",
     )
     found = {}
-    for path, (module, heads) in layers.items():
+    for path, (module, heads) in sorted(layers.items()):
         weight = linear_weight(module)
         shape = (heads, weight.shape[1] // heads)
         found[path] = moments[path].across_processes(shape, float64(weight[:0]).device)
