@@ -19,7 +19,7 @@ from ..towers.registry import base_model
 from ..towers.units import Unit
 from .config import ResiDualConfig
 from .layer import AdapterLayer
-from .modes import mode_of
+from .modes import Adapter, mode_of
 from .readout.layer import ResiDualReadout
 from .readout.placement import new_basis
 from .readout.state import ReadoutState
@@ -59,15 +59,10 @@ def fit_bases(
         ResiDualError: no such adapter, no images, too few for the components, pixels that are not
             finite, or units that do not add up to the model's own output.
     """
-    layers, config, _ = _layers(peft_model, adapter_name)
-    found: SpectralBasis | dict[str, LinearBasis] | None = mode_of(config).fit(
-        peft_model,
-        layers,
-        config,
-        batches,
-        adapter_name,
-        progress,
-        across_processes=across_processes,
+    adapter = _layers(peft_model, adapter_name)
+    told = {"progress": progress, "across_processes": across_processes}
+    found: SpectralBasis | dict[str, LinearBasis] | None = mode_of(adapter.config).fit(
+        adapter, peft_model, batches, side=adapter.config.side, **told
     )
     if found is None:
         restart_gains(peft_model, adapter_name=adapter_name)
@@ -205,10 +200,8 @@ def _all_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     return layers
 
 
-def _layers(
-    model: nn.Module, name: str | None
-) -> tuple[dict[str, AdapterLayer], ResiDualConfig, str]:
-    """The layers, by path, and the config of an adapter, and its name; None is the active one."""
+def _layers(model: nn.Module, name: str | None) -> Adapter:
+    """An adapter by its name; None is the active one."""
     name = active_adapter(model) if name is None else name
     layers = _all_layers(model)
     found = {path: layer for path, layer in layers.items() if layer.has(name)}
@@ -218,7 +211,7 @@ def _layers(
         )
         raise ResiDualError(f"there is no adapter {name!r}; the model has {', '.join(known)}.")
     configs: Any = cast(Any, model).peft_config  # transformers' models have one, too
-    return found, configs[name], name
+    return Adapter(found, configs[name], name)
 
 
 def _adapter(model: nn.Module, name: str | None) -> tuple[ResiDualReadout, ResiDualConfig, str]:

@@ -16,7 +16,7 @@ from ..towers.anatomy import unwrapped
 from ..towers.families.open_clip import block_weights, image_weights, is_open_clip
 from ..towers.registry import base_model, find_tower
 from . import ResiDualConfig
-from .readout.placement import check_saved, settings_of
+from .readout.placement import check_saved
 from .saved import PEFT_PREFIX, SavedWeights, check_config
 
 PathLike = str | os.PathLike[str]
@@ -51,7 +51,7 @@ def convert_adapter(directory: PathLike, model: nn.Module, output: PathLike) -> 
     saved = Fingerprint.from_dict(config.get("fingerprint") or {})
     saved.check(anatomy, f"the adapter in '{directory}'")
     read = ResiDualConfig.from_pretrained(str(directory))
-    check_saved(read, anatomy, settings_of(read, anatomy), [saved.to_dict()])
+    check_saved(read, anatomy, [saved.to_dict()])
     base: Any = anatomy.model
     theirs, path = Fingerprint.of(anatomy, ()), anatomy.projection_path
     config |= {

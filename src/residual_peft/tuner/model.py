@@ -126,10 +126,8 @@ class ResiDualModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        trusted = self._fingerprints(peft_config)
-        layer = mode_of(peft_config).place(
-            peft_config, self.model, adapter_name, target, current_key, trusted
-        )
+        mode = mode_of(peft_config)
+        layer = mode.place(peft_config, self.model, adapter_name, target, current_key)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
@@ -212,12 +210,7 @@ class ResiDualModel(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls,
-        model: nn.Module,
-        config: ResiDualConfig,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: list[str],
+        cls, model: nn.Module, config: ResiDualConfig, adapter_name: str, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
         """Refuse to save gains without the basis that they belong to."""
         for layer in adapter_layers(model, adapter_name):
@@ -230,9 +223,7 @@ class ResiDualModel(BaseTuner):
                 "(SpectralBasis.save_pretrained; in stream mode an adapter with save_basis=True) "
                 "and make the adapter with basis=<that directory>."
             )
-        return super()._get_adapter_state_dict(
-            model, config, adapter_name, state_dict, unwanted_adapter_names
-        )
+        return super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

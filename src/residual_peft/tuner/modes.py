@@ -6,16 +6,23 @@
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from ..data.progress import Progress
 from .layer import AdapterLayer
 from .state import Settings
 
 if TYPE_CHECKING:
     from .config import ResiDualConfig, Trusted
+
+
+class Adapter(NamedTuple):
+    """One adapter in a model."""
+
+    layers: Mapping[str, Any]  # those that it was put into, by path
+    config: "ResiDualConfig"
+    name: str
 
 
 class Mode(ABC):
@@ -44,29 +51,18 @@ class Mode(ABC):
 
     @abstractmethod
     def place(
-        self,
-        config: "ResiDualConfig",
-        model: nn.Module,
-        adapter_name: str,
-        target: nn.Module,
-        path: str,
-        trusted: "Trusted",
+        self, config: "ResiDualConfig", model: nn.Module, name: str, target: nn.Module, path: str
     ) -> AdapterLayer:
         """Put an adapter into a layer, made around `target` where there is none; give the layer."""
 
     @abstractmethod
     def fit(
-        self,
-        peft_model: nn.Module,
-        layers: Mapping[str, Any],
-        config: "ResiDualConfig",
-        batches: Iterable[Any],
-        adapter_name: str,
-        progress: Progress,
-        *,
-        across_processes: bool,
+        self, adapter: Adapter, peft_model: nn.Module, batches: Iterable[Any], **told: Any
     ) -> Any:
-        """Fit the bases of an adapter, whose `layers` come by path, and restart its gains."""
+        """Fit the bases of an adapter from batches, and restart its gains.
+
+        What is `told` is for whoever reads these: `progress`, `across_processes` and `side`.
+        """
 
     def first_gains(self, config: "ResiDualConfig", settings: Settings, path: str = "") -> Tensor:
         """Those that a layer begins with, float32: neutral, or draws around that.

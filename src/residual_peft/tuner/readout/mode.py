@@ -1,21 +1,20 @@
 """Readout mode: one layer where a tower's readout is computed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from peft.tuners.tuners_utils import _ExcludedModule
 from torch import nn
 
 from ...bases.basis import SpectralBasis
-from ...data.progress import Progress
 from ...errors import ResiDualError
 from ...towers.registry import find_tower
 from ..choice import check_nothing_inside
 from ..config import ResiDualConfig, Trusted
 from ..gains import KINDS
-from ..modes import MODES, Mode
+from ..modes import MODES, Adapter, Mode
 from .layer import ResiDualReadout, readouts
-from .placement import new_basis, place
+from .placement import check_saved, new_basis, place
 
 
 class ReadoutMode(Mode):
@@ -69,6 +68,8 @@ class ReadoutMode(Mode):
                 )
         check_nothing_inside(config, anatomy, model)
         config.target_modules = [path]
+        if config._awaits_weights:
+            check_saved(config, anatomy, trusted)
 
     def adapts(self, config: ResiDualConfig, path: str, matched: Any) -> Any:
         """Only the readout; PEFT knows whether it is excluded."""
@@ -80,47 +81,26 @@ class ReadoutMode(Mode):
         return config.target_modules or []
 
     def place(
-        self,
-        config: ResiDualConfig,
-        model: nn.Module,
-        adapter_name: str,
-        target: nn.Module,
-        path: str,
-        trusted: Trusted,
+        self, config: ResiDualConfig, model: nn.Module, name: str, target: nn.Module, path: str
     ) -> ResiDualReadout:
         """Put an adapter at the readout."""
         anatomy = find_tower(model, config.side, config.readout or "own")
         # may refuse, so it comes before the first change to the model
-        placement = place(config, anatomy, trusted)
+        placement = place(config, anatomy)
         layer = target if isinstance(target, ResiDualReadout) else ResiDualReadout(target, anatomy)
-        layer.put(adapter_name, placement)
+        layer.put(name, placement)
         return layer
 
     def fit(
-        self,
-        peft_model: nn.Module,
-        layers: Mapping[str, ResiDualReadout],
-        config: ResiDualConfig,
-        batches: Iterable[Any],
-        adapter_name: str,
-        progress: Progress,
-        *,
-        across_processes: bool,
+        self, adapter: Adapter, peft_model: nn.Module, batches: Iterable[Any], **told: Any
     ) -> SpectralBasis | None:
         """Fit one basis of all units, where any is needed."""
+        layers, config, name = adapter
         if not config.needs_basis:
             return None
-        basis = SpectralBasis.fit(
-            peft_model,
-            batches,
-            config.units,
-            config.most_components,
-            progress,
-            across_processes=across_processes,
-            side=config.side,
-            readout=config.readout,
-        )
-        return new_basis(next(iter(layers.values())), config, basis, adapter_name)
+        wanted = config.units, config.most_components
+        basis = SpectralBasis.fit(peft_model, batches, *wanted, readout=config.readout, **told)
+        return new_basis(next(iter(layers.values())), config, basis, name)
 
 
 MODES[ReadoutMode.name] = ReadoutMode()

@@ -22,20 +22,18 @@ from .layer import BASIS, ResiDualReadout
 from .state import ReadoutSettings
 
 
-def place(config: ResiDualConfig, anatomy: TowerAnatomy, trusted: Trusted) -> Placement:
+def place(config: ResiDualConfig, anatomy: TowerAnatomy) -> Placement:
     """Decide what a new adapter starts with, and write into its config what belongs to it.
 
     A config that was read beside saved weights makes room for them; any other gets its basis from
     `config.basis` or from the model's weights alone.
     """
     settings = settings_of(config, anatomy)
-    if config._awaits_weights:
-        settings = check_saved(config, anatomy, settings, trusted)
-        if config.save_basis or not config.needs_basis:
-            # NaN, so that a tensor that the file leaves out is seen
-            missing = torch.full((settings.gains.number,), float("nan"), device="cpu")
-            room = _filled(settings, anatomy, float("nan") if config.needs_basis else 0.0)
-            return Placement(settings, room, missing, config.needs_basis, ready=False)
+    if config._awaits_weights and (config.save_basis or not config.needs_basis):
+        # NaN, so that a tensor that the file leaves out is seen
+        missing = torch.full((settings.gains.number,), float("nan"), device="cpu")
+        room = _filled(settings, anatomy, float("nan") if config.needs_basis else 0.0)
+        return Placement(settings, room, missing, config.needs_basis, ready=False)
     if not config.needs_basis:
         config.fitted = Fitted([], Fingerprint.of(anatomy).to_dict())
         empty = _filled(settings, anatomy, 0.0)  # nothing to know, nothing to save
@@ -90,10 +88,11 @@ def _check_same_basis(wanted: Fitted, config: ResiDualConfig) -> None:
 
 
 def settings_of(config: ResiDualConfig, anatomy: TowerAnatomy) -> ReadoutSettings:
-    """Say what a config adapts in a tower, and how; of directions nothing is known yet."""
+    """Say what a config adapts in a tower, and how; only a saved one knows of directions."""
     units = chosen_units(config, anatomy)
+    known = config.fitted.counts if config._awaits_weights else ()
     return ReadoutSettings(
-        counts=(0,) * len(units),
+        counts=tuple(known or (0,) * len(units)),
         kind=config.granularity,
         units=units,
         keep=config.remainder == "keep",
@@ -162,10 +161,8 @@ def _shapes(settings: ReadoutSettings, anatomy: TowerAnatomy) -> dict[str, Shape
     return dict(zip(BASIS, shapes, strict=True))
 
 
-def check_saved(
-    config: ResiDualConfig, anatomy: TowerAnatomy, settings: ReadoutSettings, trusted: Trusted
-) -> ReadoutSettings:
-    """Refuse a saved adapter of other weights or not whole; its settings, with directions."""
+def check_saved(config: ResiDualConfig, anatomy: TowerAnatomy, trusted: Trusted) -> None:
+    """Refuse a saved adapter that is of other weights or not whole."""
     fitted = config.fitted
     if fitted.fingerprint is None:
         raise ResiDualError(
@@ -173,8 +170,8 @@ def check_saved(
             "which weights it belongs to; save the adapter again."
         )
     fitted.check_weights(anatomy, "the adapter", trusted)
-    counts = fitted.counts
-    known = 0 if settings.gains.whole else len(settings.units)
+    counts, settings = fitted.counts, settings_of(config, anatomy)
+    known = 0 if settings.per_unit else len(settings.units)
     if not isinstance(counts, list) or len(counts) != known:
         raise ResiDualError(
             f"the adapter's config has component_counts for {len(counts)} units, and its units are "
@@ -187,7 +184,6 @@ def check_saved(
             f"has {anatomy.readout_width} dimensions: the file was edited. Save or download the "
             "adapter again."
         )
-    settings = replace(settings, counts=tuple(counts or settings.counts))
     if (weights := weights_to_come(config)) is not None:
         shapes: dict[str, Shape] = {GAINS: (settings.gains.number,)}
         if config.save_basis and config.needs_basis:
@@ -195,4 +191,3 @@ def check_saved(
         path = anatomy.projection_path
         wanted = {f"{path}.{name}": shape for name, shape in shapes.items()}
         weights.check(wanted | shapes_of_modules(anatomy.model, config.modules_to_save), path)
-    return settings

@@ -1,6 +1,6 @@
 """Stream mode: a layer around each adapted Linear."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from ...bases.fingerprint import digest_of_tensors
-from ...data.progress import Progress
 from ...errors import ResiDualError
 from ...towers.registry import base_model
 from ..config import Fitted, ResiDualConfig, Trusted
 from ..gains import KINDS
-from ..modes import MODES, Mode
+from ..modes import MODES, Adapter, Mode
 from .basis import LinearBasis, collect_moments, data_basis
 from .layer import ResiDualStreamLinear
 from .linears import check_linear, heads_of, in_chosen_layers, tower_targets
@@ -60,13 +59,7 @@ class StreamMode(Mode):
         return counts
 
     def place(
-        self,
-        config: ResiDualConfig,
-        model: nn.Module,
-        adapter_name: str,
-        target: nn.Module,
-        path: str,
-        trusted: Trusted,
+        self, config: ResiDualConfig, model: nn.Module, name: str, target: nn.Module, path: str
     ) -> ResiDualStreamLinear:
         """Put an adapter around a Linear."""
         if isinstance(target, ResiDualStreamLinear):
@@ -80,32 +73,25 @@ class StreamMode(Mode):
             shapes = shapes_for(saved, layer.out_features, layer.in_features)
             # NaN, so that a tensor that the file leaves out is seen
             room = [torch.full(shape, float("nan"), device="cpu") for shape in shapes]
-            put(config, layer, adapter_name, path, settings, room)
+            put(config, layer, name, path, settings, room)
             return layer
         heads = heads_of(model, path) if saved is None else len(saved)
         asked = asked_components(config, model, path, heads)
-        settings, tensors = basis_of(config, layer, adapter_name, path, asked)
+        settings, tensors = basis_of(config, layer, name, path, asked)
         if saved not in (None, settings.counts):
             found = "weights give" if config.basis is None else f"one from {config.basis!r} has"
             raise ResiDualError(
                 f"the adapter's gains belong to a basis of {sum(saved or ())} components at "
                 f"{path}, and the {found} {sum(settings.counts)}: it is another one."
             )
-        put(config, layer, adapter_name, path, settings, tensors)
+        put(config, layer, name, path, settings, tensors)
         return layer
 
     def fit(
-        self,
-        peft_model: nn.Module,
-        layers: Mapping[str, ResiDualStreamLinear],
-        config: ResiDualConfig,
-        batches: Iterable[Any],
-        adapter_name: str,
-        progress: Progress,
-        *,
-        across_processes: bool,
+        self, adapter: Adapter, peft_model: nn.Module, batches: Iterable[Any], **told: Any
     ) -> dict[str, LinearBasis]:
         """Fit the basis of every adapted Linear."""
+        layers, config, name = adapter
         for path, layer in layers.items():
             if layer.merged:
                 raise ResiDualError(
@@ -113,17 +99,10 @@ class StreamMode(Mode):
                     "those of the unadapted model: call unmerge_adapter() first."
                 )
         readers = {
-            path: (layer.linear, len(layer.adapter_settings[adapter_name].counts))
+            path: (layer.linear, len(layer.adapter_settings[name].counts))
             for path, layer in layers.items()
         }
-        moments, count = collect_moments(
-            peft_model,
-            readers,
-            batches,
-            progress,
-            across_processes=across_processes,
-            side=config.side,
-        )
+        moments, count = collect_moments(peft_model, readers, batches, **told)
         model = base_model(peft_model)
         # all are read out before the first is put in: a refusal leaves the adapter as it was
         found = {
@@ -137,8 +116,8 @@ class StreamMode(Mode):
         for path, basis in found.items():
             settings = StreamSettings(tuple(basis.component_counts), config.granularity)
             stored = tensors_of(basis, layers[path].unmerged_weight)
-            put(config, layers[path], adapter_name, path, settings, stored)
-        tensors = {path: layer.tensors(adapter_name) for path, layer in layers.items()}
+            put(config, layers[path], name, path, settings, stored)
+        tensors = {path: layer.tensors(name) for path, layer in layers.items()}
         config.fitted = replace(config.fitted, basis_digest=digest_of_tensors(tensors))
         return found
 
