@@ -1,25 +1,23 @@
 """What a user says about an adapter, checked when it is said; the paper's presets."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from peft import PeftConfig
-from torch import nn
 
-from ..bases.fingerprint import Fingerprint
-from ..errors import ResiDualError
-from ..hub.files import quoted, whole_directory
-from ..towers.anatomy import TowerAnatomy
+from ..errors import ResiDualError, short
+from ..hub.files import Within, quoted, read_object, record_of, whole_directory
 from ..towers.units import UNIT_KINDS
+from .fitted import Fitted
 from .gains import KINDS
 from .modes import mode_of
 from .options import check_combinations, check_fields, check_patterns
-from .saved import check_types, read_config
 
 
 class ResiDualType(str, Enum):
@@ -41,54 +39,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The table of `method.md`, section 3; all start at N(1, 1) and restore no mean."""
 
-Trusted = Sequence[dict[str, Any]]
-"""Fingerprints that a model was found to match before, and is not asked for again."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a fitted or saved adapter knows of its basis, named as in `adapter_config.json`."""
-
-    # directions of each unit, in the units' order; in stream mode by module, of each head
-    component_counts: Any = None
-    fingerprint: dict[str, Any] | None = None  # of the weights that the basis belongs to
-    basis_digest: str | None = None  # what tells it from another basis of the same weights
-    basis_source: str | None = None  # "data", "weights", or None where there is no basis
-    num_samples: int | None = None  # images that it was fitted on
-
-    @property
-    def counts(self) -> Any:
-        """`component_counts`, empty where nothing is known."""
-        return self.component_counts or []
-
-    @property
-    def from_data(self) -> bool:
-        """Whether images were needed, so that it cannot be had again from the weights alone."""
-        return self.basis_source == "data"
-
-    @property
-    def described(self) -> str | None:
-        """For people: what it was fitted on; None where there is no basis."""
-        if self.num_samples is not None:
-            return f"{self.num_samples:,} images"
-        return "the weights alone" if self.basis_source else None
-
-    def same_basis(self, other: "Fitted") -> bool:
-        """Whether gains over one mean what they mean over the other."""
-        names = ("component_counts", "basis_digest", "basis_source")
-        return all(getattr(self, name) == getattr(other, name) for name in names)
-
-    def same_weights(self, other: "Fitted") -> bool:
-        """Whether both belong to the same weights, in whatever precision; None to None."""
-        one, two = self.fingerprint, other.fingerprint
-        if one is None or two is None:
-            return one is two
-        return Fingerprint.from_dict(one).matches(Fingerprint.from_dict(two))
-
-    def check_weights(self, model: TowerAnatomy | nn.Module, what: str, trusted: Trusted) -> None:
-        """Refuse a model with other weights; fingerprints that it matched before are `trusted`."""
-        if self.fingerprint is not None and self.fingerprint not in trusted:
-            Fingerprint.from_dict(self.fingerprint).check(model, what)
+Count = Annotated[int, Within(0, 2**20)]
+Names = Annotated[list[str], Within(0, 10**5)]
+IN_FILE: dict[str, Any] = {
+    "peft_type": str,
+    "task_type": str | None,
+    "auto_mapping": dict[str, str | None] | None,
+    "peft_version": str | None,
+    "base_model_name_or_path": str | None,
+    "revision": str | None,
+    "inference_mode": bool,
+    "units": list[str] | str,
+    "component_counts": list[Count] | dict[str, list[Count]] | None,
+}
+"""The types in adapter_config.json of PEFT's own fields, and of those that are wider there."""
 
 
 @dataclass
@@ -152,22 +116,22 @@ class ResiDualConfig(PeftConfig):
     restore_mean: bool = True
     granularity: str = "component"
     gain_init: str = "ones"
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
     basis: str | None = None
     save_basis: bool = True
-    layers_to_transform: list[int] | int | None = None
-    unit_pattern: list[str] | str | None = None
+    layers_to_transform: list[Count] | Count | None = None
+    unit_pattern: Names | str | None = None
     component_pattern: dict[str, int | float] | None = None
-    exclude_modules: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
-    target_modules: list[str] | str | None = field(default=None)
-    layers_pattern: list[str] | str | None = None
+    exclude_modules: Names | str | None = None
+    modules_to_save: Names | None = None
+    target_modules: Names | str | None = field(default=None)
+    layers_pattern: Names | str | None = None
     init_weights: bool = True
-    component_counts: Any = None  # list[int] | dict[str, list[int]] | None
+    component_counts: Any = None  # list[Count] | dict[str, list[Count]] | None
     fingerprint: dict[str, Any] | None = None
     basis_digest: str | None = None
     basis_source: str | None = None
-    num_samples: int | None = None
+    num_samples: Annotated[int, Within(1)] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -180,7 +144,7 @@ class ResiDualConfig(PeftConfig):
         self._directory: str | None = None
         self._saved_basis: Any = None  # what `basis` leads to, while an adapter is being put in
         if self._awaits_weights:
-            check_types({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+            _check_types({name: getattr(self, name) for name in _file().__annotations__})
         self._normalize()
         check_fields(self)
         check_patterns(self)
@@ -230,10 +194,30 @@ class ResiDualConfig(PeftConfig):
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
         """Read and check adapter_config.json, before PEFT makes a config of it.
 
+        Nothing is made of it before its `peft_type` is known: others' configs name modules that
+        PEFT imports.
+
         Raises:
             ResiDualError: it is of another method, or a field is unknown or of another type.
         """
-        return read_config(path_json_file)
+        config, wanted = read_object(path_json_file), ResiDualType.RESIDUAL_PEFT.value
+        kind = config.get("peft_type")
+        if kind != wanted:
+            raise ResiDualError(
+                f"{quoted(Path(path_json_file).parent)} holds an adapter of type {short(kind)}; "
+                f"wanted {wanted!r}. Load others with PeftModel.from_pretrained."
+            )
+        known = {name: value for name, value in config.items() if name in _file().__annotations__}
+        # what later releases add, and leaves all as it was where it is not asked for
+        others = [name for name, value in config.items() if name not in known and value]
+        if others:
+            raise ResiDualError(
+                f"{quoted(path_json_file)} has the field {short(others[0])}, which is not known "
+                "here: it was written by a newer release, or by hand. Update residual-peft, or "
+                "save it again."
+            )
+        _check_types(known, quoted(path_json_file))
+        return known
 
     def fresh(self) -> "ResiDualConfig":
         """Copy the user's settings without what a fitted or saved adapter wrote back."""
@@ -290,3 +274,23 @@ class ResiDualConfig(PeftConfig):
             setattr(self, name, list(value) if isinstance(value, tuple) else value)
         if self.basis is not None:
             self.basis = os.fspath(self.basis)
+
+
+@functools.cache
+def _file() -> type:
+    """A record of what adapter_config.json holds; of lists one item by itself may do."""
+    own = get_type_hints(ResiDualConfig, include_extras=True)
+    kinds = {name: own[name] for name in ResiDualConfig.__annotations__} | IN_FILE
+    fields = [(name, kind, field(default=None)) for name, kind in kinds.items()]
+    return make_dataclass("AdapterConfig", fields)
+
+
+def _check_types(values: Mapping[str, Any], what: str = "the adapter's config") -> None:
+    """Refuse values of other types than a saved config's; tuples and sets are as JSON's lists."""
+    record_of({name: _as_json(value) for name, value in values.items()}, _file(), what)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple | set | frozenset) else value

@@ -16,8 +16,9 @@ from ..towers.anatomy import unwrapped
 from ..towers.families.open_clip import block_weights, image_weights, is_open_clip
 from ..towers.registry import base_model, find_tower
 from . import ResiDualConfig
+from .loading import check_config
 from .readout.placement import check_saved
-from .saved import PEFT_PREFIX, SavedWeights, check_config
+from .saved import PEFT_PREFIX, SavedWeights
 
 PathLike = str | os.PathLike[str]
 

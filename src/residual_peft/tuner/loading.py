@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import ResiDualError, short
 from ..hub.directories import local_directory
+from ..hub.files import PathLike, quoted
 from .config import ResiDualConfig
-from .saved import SavedWeights, check_config
+from .saved import SavedWeights
 
 SETTINGS = (
     "mode",
@@ -123,6 +124,18 @@ def check_directory(directory: str | os.PathLike[str]) -> None:
     """Refuse a directory that does not hold one whole ResiDual adapter."""
     check_config(directory)
     SavedWeights.in_directory(directory)
+
+
+def check_config(directory: PathLike) -> dict[str, Any]:
+    """Its adapter_config.json, as `ResiDualConfig` reads it; refused where no model was saved."""
+    path = Path(directory) / CONFIG_NAME
+    config = ResiDualConfig.from_json_file(str(path))
+    if config.get("component_counts") is None:
+        raise ResiDualError(
+            f"{quoted(path)} has no component_counts: it was not written by save_pretrained of a "
+            "model. Save the adapter again."
+        )
+    return config
 
 
 class Snapshot:

@@ -14,7 +14,8 @@ from .layer import AdapterLayer
 from .state import Settings
 
 if TYPE_CHECKING:
-    from .config import ResiDualConfig, Trusted
+    from .config import ResiDualConfig
+    from .fitted import Trusted
 
 
 class Adapter(NamedTuple):

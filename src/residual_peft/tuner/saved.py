@@ -1,128 +1,37 @@
-"""A saved adapter's two files, checked before the first part of a model is touched.
+"""A saved adapter's weights, checked before the first part of a model is touched.
 
 PEFT copies whatever an adapter's file holds into the model, and only warns of what is missing.
 """
 
-import dataclasses
 import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor
 
 from ..errors import ResiDualError, short
 from ..hub.files import (
     PathLike,
     TensorFacts,
-    Within,
     file_size,
     quoted,
     read_header,
-    read_object,
     read_tensors,
-    record_of,
 )
 from .gains import PREFIX
 
 Shape = tuple[int, ...]
 
 PEFT_PREFIX = "base_model.model."
-TYPE = "RESIDUAL_PEFT"
 LARGEST_GAIN = 1e9
 """In float32, what a larger gain leaves alone drowns in the rounding of what it scales; the square
 of a readout that gains of this size have scaled is still finite there."""
 LARGEST_VALUE = 1e15  # of means and variances, whose squares are finite, too
 _FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
-
-Count = Annotated[int, Within(0, 2**20)]
-Names = Annotated[tuple[str, ...], Within(0, 10**5)]
-
-
-@dataclass(frozen=True)
-class _ConfigFile:
-    """The types of what adapter_config.json holds; `ResiDualConfig` knows which values there are.
-
-    Of lists one item by itself will do, as for a user.
-    """
-
-    peft_type: str
-    task_type: str | None = None
-    auto_mapping: dict[str, str | None] | None = None
-    peft_version: str | None = None
-    base_model_name_or_path: str | None = None
-    revision: str | None = None
-    inference_mode: bool = False
-    mode: str = "readout"
-    units: tuple[str, ...] | str = ()
-    side: str | None = None
-    readout: str | None = None
-    components: int | float | None = None
-    remainder: str = "keep"
-    restore_mean: bool = True
-    granularity: str = "component"
-    gain_init: str = "ones"
-    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
-    basis: str | None = None
-    save_basis: bool = True
-    layers_to_transform: tuple[Count, ...] | Count | None = None
-    unit_pattern: Names | str | None = None
-    component_pattern: dict[str, int | float] | None = None
-    exclude_modules: Names | str | None = None
-    modules_to_save: Names | None = None
-    target_modules: Names | str | None = None
-    layers_pattern: Names | str | None = None
-    init_weights: bool = True
-    component_counts: tuple[Count, ...] | dict[str, tuple[Count, ...]] | None = None
-    fingerprint: dict[str, Any] | None = None
-    basis_digest: str | None = None
-    basis_source: str | None = None
-    num_samples: Annotated[int, Within(1)] | None = None
-
-
-_FIELDS = {field.name for field in dataclasses.fields(_ConfigFile)}
-
-
-def read_config(path: PathLike) -> dict[str, Any]:
-    """Read adapter_config.json: a ResiDual adapter's, every field of its type.
-
-    Nothing is made of it before its `peft_type` is known: others' configs name modules that PEFT
-    imports.
-    """
-    config = read_object(path)
-    kind = config.get("peft_type")
-    if kind != TYPE:
-        raise ResiDualError(
-            f"{quoted(Path(path).parent)} holds an adapter of type {short(kind)}; wanted "
-            f"{TYPE!r}. Load others with PeftModel.from_pretrained."
-        )
-    # what later releases add, and leaves all as it was where it is not asked for
-    others = [name for name, value in config.items() if name not in _FIELDS and value]
-    if others:
-        raise ResiDualError(
-            f"{quoted(path)} has the field {short(others[0])}, which is not known here: it was "
-            "written by a newer release, or by hand. Update residual-peft, or save it again."
-        )
-    known = {name: value for name, value in config.items() if name in _FIELDS}
-    check_types(known, quoted(path))
-    return known
-
-
-def check_types(values: Mapping[str, Any], what: str = "the adapter's config") -> None:
-    """Refuse values of other types than a saved config's; tuples and sets are as JSON's lists."""
-    plain = {name: _as_json(value) for name, value in values.items() if name in _FIELDS}
-    record_of(plain, _ConfigFile, what)
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    return list(value) if isinstance(value, tuple | set | frozenset) else value
 
 
 @dataclass(frozen=True)
@@ -264,15 +173,3 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             "the adapter again, as safetensors."
         ) from None
     return found
-
-
-def check_config(directory: PathLike) -> dict[str, Any]:
-    """`read_config` of a directory, whose adapter was saved from a model."""
-    path = Path(directory) / CONFIG_NAME
-    config = read_config(path)
-    if config.get("component_counts") is None:
-        raise ResiDualError(
-            f"{quoted(path)} has no component_counts: it was not written by save_pretrained of a "
-            "model. Save the adapter again."
-        )
-    return config

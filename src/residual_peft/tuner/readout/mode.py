@@ -10,7 +10,8 @@ from ...bases.basis import SpectralBasis
 from ...errors import ResiDualError
 from ...towers.registry import find_tower
 from ..choice import check_nothing_inside
-from ..config import ResiDualConfig, Trusted
+from ..config import ResiDualConfig
+from ..fitted import Trusted
 from ..gains import KINDS
 from ..modes import MODES, Adapter, Mode
 from .layer import ResiDualReadout, readouts

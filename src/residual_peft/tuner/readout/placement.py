@@ -11,7 +11,8 @@ from ...bases.fingerprint import Fingerprint
 from ...errors import ResiDualError
 from ...towers.anatomy import TowerAnatomy
 from ..choice import chosen_units, fitted_to
-from ..config import Fitted, ResiDualConfig, Trusted
+from ..config import ResiDualConfig
+from ..fitted import Fitted, Trusted
 from ..gains import GAINS
 from ..modes import mode_of
 from ..places import shapes_of_modules, weights_to_come

@@ -10,7 +10,8 @@ from torch import nn
 from ...bases.fingerprint import digest_of_tensors
 from ...errors import ResiDualError
 from ...towers.registry import base_model
-from ..config import Fitted, ResiDualConfig, Trusted
+from ..config import ResiDualConfig
+from ..fitted import Fitted, Trusted
 from ..gains import KINDS
 from ..modes import MODES, Adapter, Mode
 from .basis import LinearBasis, collect_moments, data_basis

@@ -12,7 +12,8 @@ from ...bases.spectra import Components
 from ...errors import ResiDualError
 from ...towers.anatomy import unwrapped
 from ..choice import components_of
-from ..config import Fitted, ResiDualConfig, Trusted
+from ..config import ResiDualConfig
+from ..fitted import Fitted, Trusted
 from ..gains import GAINS
 from ..modes import mode_of
 from ..places import shapes_of_modules, weights_to_come

@@ -13,8 +13,10 @@ from ...bases.spectra import Components, UnitBasis
 from ...errors import ResiDualError
 from ...hub.directories import local_directory
 from ...hub.files import read_tensors
-from ..config import Fitted, ResiDualConfig, Trusted
-from ..saved import check_config, check_values
+from ..config import ResiDualConfig
+from ..fitted import Fitted, Trusted
+from ..loading import check_config
+from ..saved import check_values
 from .basis import cut
 from .linears import tower_or_none
 from .tensors import STREAM_BASIS, check_tensors, shapes_for
