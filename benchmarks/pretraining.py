@@ -17,22 +17,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from captions import caption_truth, captions, vocabulary_text
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from residual_peft.demo.drawing import IMAGE_SIZE, draw
 from residual_peft.demo.tasks import image_embeddings, text_embeddings, zero_shot_accuracy
-from residual_peft.demo.world import (
-    ATTRIBUTES,
-    TEMPLATES,
-    Scene,
-    caption_truth,
-    captions,
-    prompts,
-    sample_scenes,
-    vocabulary_text,
-)
+from residual_peft.demo.world import ATTRIBUTES, TEMPLATES, Scene, prompts, sample_scenes
 from residual_peft.hub.files import atomic_directory, atomic_file, read_json, write_json
 
 CONTEXT_LENGTH = 32

@@ -3,14 +3,12 @@ import re
 import pytest
 import torch
 
+from benchmarks.captions import DIGIT_WORDS, caption_truth, captions, matrix
 from residual_peft.demo.world import (
     ATTRIBUTES,
     COLORS,
-    DIGIT_WORDS,
     TEMPLATES,
     attribute_texts,
-    caption_truth,
-    captions,
     in_good_english,
     prompts,
     sample_scenes,
@@ -68,7 +66,7 @@ def test_captions_name_what_they_should_and_nothing_else():
     scene, generator = scenes()
     everything = torch.ones(len(scene), len(ATTRIBUTES), dtype=torch.bool)
     for row, text in zip(
-        scene.matrix().tolist(), captions(scene, everything, generator), strict=True
+        matrix(scene).tolist(), captions(scene, everything, generator), strict=True
     ):
         said = dict(zip(ATTRIBUTES, row, strict=True))
         for name in ("color", "background", "position", "size", "texture", "shape"):
@@ -86,7 +84,7 @@ def test_truth_is_what_a_loop_says():
     scene, generator = scenes(60)
     named = torch.rand(60, len(ATTRIBUTES), generator=generator) < 0.4
     truth = caption_truth(scene, scene[:20], named[:20])
-    rows = scene.matrix().tolist()
+    rows = matrix(scene).tolist()
     for i, image in enumerate(rows):
         for j, text in enumerate(rows[:20]):
             fits = all(
