@@ -6,17 +6,16 @@ from typing import Annotated, Any
 import typer
 
 from ..hub.places import check_place
-from .commands import begin, print_table, tell
+from .commands import begin, example, print_table, tell
 from .options import DEMO_MODEL_SHOWN, READING, Data, Model, Template, Words, with_options
 
-EXAMPLE = """residual-peft analyse --data photos --out study
+
+@example("""residual-peft analyse --data photos --out study
 ...
 Accuracy on 9 test images: whole model 0.667, all heads alone 0.778, ...
 layer4.head1: an image of the number 3, a photo of the letter: "A", ...
 ...
-study.json, dimension.png, similarity.png, selection.png, ablation.png, ..."""
-
-
+study.json, dimension.png, similarity.png, selection.png, ablation.png, ...""")
 @with_options(READING)
 def analyse(
     data: Data,

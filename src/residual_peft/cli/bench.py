@@ -7,19 +7,19 @@ from typing import Annotated
 import typer
 
 from ..errors import printable
-from .commands import begin, tell
+from .commands import begin, example, tell
 
-EXAMPLE = """\
+_NAMES = "; names with commas between them, all of them if left out."
+
+
+@example("""\
 residual-peft bench fusionbench --dry-run --data dtd --protocol full --images-per-second 300
 model            data set                 images  coordinates    hours   runs
 clip-b16         dtd                       5,640      0.36 GB     0.01     21
 clip-b32         dtd                       5,640      0.36 GB     0.01     21
 clip-l14         dtd                       5,640      1.00 GB     0.01     21
 16,920 images to read, 63 runs; the largest pair takes 1.00 GB of disk, and of memory.
-0.02 hours of reading (3 models as stated); downloads, decoding and fits come on top."""
-_NAMES = "; names with commas between them, all of them if left out."
-
-
+0.02 hours of reading (3 models as stated); downloads, decoding and fits come on top.""")
 def bench(
     registry: Annotated[
         Path | None,

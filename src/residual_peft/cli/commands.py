@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,16 @@ class _Command(TyperCommand):
         formatter.write(f"Example:\n{self.example}")
 
 
-def command_class(example: str) -> type[TyperCommand]:
-    """The class of a command whose help ends with an example: a line of shell and its output."""
-    first, *others = example.strip("\n").splitlines()
+def example(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose help ends with an example: a line of shell and its output."""
+    first, *others = text.strip("\n").splitlines()
     lines = [f"  $ {first}", *(f"  {line}".rstrip() for line in others)]
-    return type("Command", (_Command,), {"example": "\n".join(lines)})
+
+    def shown(command: Callable[..., None]) -> Callable[..., None]:
+        command.__dict__["cls"] = type("Command", (_Command,), {"example": "\n".join(lines)})
+        return command
+
+    return shown
 
 
 _SETTING = re.compile(

@@ -3,17 +3,16 @@
 from dataclasses import asdict
 from typing import Any
 
-from .commands import begin, tell
+from .commands import begin, example, tell
 from .options import DEMO_MODEL_SHOWN, RECIPE, AsJson, Data, Model, recipe_of, with_options
 
-EXAMPLE = """residual-peft compare --data photos
+
+@example("""residual-peft compare --data photos
 method               loss  left-out   test         95 %  numbers    bytes  seconds
 zero-shot           2.141     0.300  0.275  0.161-0.428        0        –      0.0
 gains               0.153     0.942  0.925  0.801-0.974    1,578  11.4 kB      2.5
 ridge-heads *       0.076     0.978  1.000  0.912-1.000    8,172  75.8 kB      0.6
-..."""
-
-
+...""")
 @with_options(RECIPE)
 def compare(
     data: Data,

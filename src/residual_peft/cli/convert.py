@@ -6,13 +6,12 @@ from typing import Annotated
 import typer
 
 from ..hub.places import check_place
-from .commands import begin
+from .commands import begin, example
 from .options import AdapterName
 
-EXAMPLE = """residual-peft convert my-gains --model residual_peft/demo-clip --out other-adapter
-The adapter for residual_peft/demo-clip is in other-adapter, without its classes."""
 
-
+@example("""residual-peft convert my-gains --model residual_peft/demo-clip --out other-adapter
+The adapter for residual_peft/demo-clip is in other-adapter, without its classes.""")
 def convert(
     adapter: AdapterName,
     model: Annotated[

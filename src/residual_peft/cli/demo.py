@@ -6,17 +6,16 @@ from typing import Annotated
 import typer
 
 from ..hub.places import check_place
-from .commands import begin, print_table
+from .commands import begin, example, print_table
 
-EXAMPLE = """residual-peft demo
+
+@example("""residual-peft demo
 ...
 │ zero-shot             │         0.564 │       0 │       – │        – │
 │ ResiDual, our default │ 0.952 ± 0.004 │   1,578 │     4.1 │ 465.7 kB │
 ...
 The adapter, results.json, gains.png and a card are in demo-output.
-The report is demo-output/report.html"""
-
-
+The report is demo-output/report.html""")
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo-output"),
 ) -> None:

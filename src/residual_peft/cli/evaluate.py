@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import begin, check_file, given
+from .commands import begin, check_file, example, given
 from .options import MEASURING, Adapter, AdapterOption, Data, with_options
 
-EXAMPLE = """residual-peft eval my-adapter --data photos --mistakes mistakes.csv
+
+@example("""residual-peft eval my-adapter --data photos --mistakes mistakes.csv
 {
   "accuracy": 0.8888888888888888,
 ...
@@ -21,9 +22,7 @@ EXAMPLE = """residual-peft eval my-adapter --data photos --mistakes mistakes.csv
   "classes": {
     "one": {"images": 3, "recall": 1.0, "recall_interval": [0.4385, 1.0]},
 ...
-}"""
-
-
+}""")
 @with_options(MEASURING)
 def evaluate(
     data: Data,

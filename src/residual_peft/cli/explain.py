@@ -5,17 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import begin, check_file, given, print_table, tell
+from .commands import begin, check_file, example, given, print_table, tell
 from .options import DATA_HELP, MEASURING, Adapter, AdapterOption, Words, with_options
 
-EXAMPLE = """residual-peft explain my-adapter photo.png
+
+@example("""residual-peft explain my-adapter photo.png
 photo.png: zero rather than one, margin +4.54
   layer4.head1 0: +0.48  (- an image of the number 3, + a photo of the letter: "B")
   layer3.head3 0: +0.41  (+ the digit 2, - an image of the number 8)
 ...
-  1,568 others: +1.37; whatever the image: -0.80; together +4.54"""
-
-
+  1,568 others: +1.37; whatever the image: -0.80; together +4.54""")
 @with_options(MEASURING)
 def explain(
     adapter: Adapter = None,

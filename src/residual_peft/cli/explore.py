@@ -4,13 +4,12 @@ from typing import Annotated
 
 import typer
 
-from .commands import begin
+from .commands import begin, example
 from .options import AdapterName
 
-EXAMPLE = """residual-peft explore my-adapter
-The explorer is at http://127.0.0.1:7860 (Ctrl-C ends it)"""
 
-
+@example("""residual-peft explore my-adapter
+The explorer is at http://127.0.0.1:7860 (Ctrl-C ends it)""")
 def explore(
     adapter: AdapterName,
     port: Annotated[int, typer.Option(help="Where it listens.", min=1, max=65535)] = 7860,

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from .commands import begin, check_file, tell
+from .commands import begin, check_file, example, tell
 from .options import AdapterName
 
-EXAMPLE = """residual-peft export my-adapter --out my-adapter.onnx
+
+@example("""residual-peft export my-adapter --out my-adapter.onnx
 my-adapter.onnx: 6.8 MB; pixels (N, 3, 40, 40) in, probabilities of 3 classes out
-onnxruntime and torch differ by 2.1e-07 in a probability at most, on 8 images"""
-
-
+onnxruntime and torch differ by 2.1e-07 in a probability at most, on 8 images""")
 def export(
     adapter: AdapterName,
     out: Annotated[

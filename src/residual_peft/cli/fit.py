@@ -8,7 +8,7 @@ import typer
 
 from ..errors import ResiDualError
 from ..hub.places import check_place
-from .commands import begin, tell
+from .commands import begin, example, tell
 from .options import (
     DEMO_MODEL_SHOWN,
     RECIPE,
@@ -21,14 +21,13 @@ from .options import (
     with_options,
 )
 
-EXAMPLE = """residual-peft fit --data photos --out my-adapter
+
+@example("""residual-peft fit --data photos --out my-adapter
 zero-shot 0.667 -> adapted 0.889 (test images)
 90 images of 3 classes: 72 train, 9 validation, 9 test
 ...
 The adapter is in my-adapter.
-The report is my-adapter/report.html"""
-
-
+The report is my-adapter/report.html""")
 @with_options(RECIPE)
 def fit(
     data: Data,

@@ -6,18 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import begin, check_file, given, tell
+from .commands import begin, check_file, example, given, tell
 from .options import DATA_HELP, LOOKING, with_options
 
-EXAMPLE = """residual-peft look photos --out sheet.html
+
+@example("""residual-peft look photos --out sheet.html
 90 images of 3 classes (train 90)
 largest class 'one': 30 images (33.3%); smallest 'zero': 30
 all 8 x 8 pixels; PNG 90
 classes: one 30, two 30, zero 30
 copies: none
-The contact sheet is sheet.html"""
-
-
+The contact sheet is sheet.html""")
 @with_options(LOOKING)
 def look(
     data: Annotated[

@@ -6,13 +6,12 @@ from typing import Annotated
 import typer
 
 from ..hub.places import check_place
-from .commands import begin
+from .commands import begin, example
 from .options import AdapterName
 
-EXAMPLE = """residual-peft merge my-stream-adapter --out my-clip
-The model is in my-clip, with the adapter in its weights."""
 
-
+@example("""residual-peft merge my-stream-adapter --out my-clip
+The model is in my-clip, with the adapter in its weights.""")
 def merge(
     adapter: AdapterName,
     out: Annotated[Path, typer.Option(help="The folder to write the model to.")],

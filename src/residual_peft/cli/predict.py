@@ -13,7 +13,7 @@ import typer
 
 from ..errors import ResiDualError, counted, printable
 from ..hub.places import check_place
-from .commands import begin
+from .commands import begin, example
 from .options import AdapterName, BatchSize, Device, NumWorkers
 
 if TYPE_CHECKING:
@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     from ..classifiers.heads.conformal import By
     from ..classifiers.predictions import Prediction
 
-EXAMPLE = """residual-peft predict my-adapter photo.png 'photos/one/1*.png' notes.txt
+
+@example("""residual-peft predict my-adapter photo.png 'photos/one/1*.png' notes.txt
 photo.png: two 1.000, one 0.000, zero 0.000
 photos/one/100.png: one 0.992, zero 0.008, two 0.000
 photos/one/110.png: one 0.995, zero 0.005, two 0.000
 ...
-notes.txt: not read (no such file)"""
-
-
+notes.txt: not read (no such file)""")
 def predict(
     adapter: AdapterName,
     images: Annotated[

@@ -6,13 +6,28 @@ traceback.
 
 import io
 import sys
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import printable
-from .commands import Interrupted, as_typed, command_class, one_line
+from .analyse import analyse
+from .bench import bench
+from .commands import Interrupted, as_typed, one_line
+from .compare import compare
+from .convert import convert
+from .demo import demo
+from .evaluate import evaluate
+from .explain import explain
+from .explore import explore
+from .export import export
+from .fit import fit
+from .look import look
+from .merge import merge
+from .predict import predict
+from .push import push
+from .report import report
+from .update import update
 
 app = typer.Typer(
     help="Make a CLIP-like model good at your own images: look at them, fit, predict.",
@@ -20,14 +35,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (
-    "demo look fit predict compare update evaluate report explain explore export analyse merge "
-    "convert bench push"
+_COMMANDS: tuple[Any, ...] = (
+    *(demo, look, fit, predict, compare, update, evaluate, report),
+    *(explain, explore, export, analyse, merge, convert, bench, push),
 )
-for _name in _COMMANDS.split():  # each a function in a module of its name
-    _module = import_module(f".{_name}", __package__)
-    _title = "eval" if _name == "evaluate" else _name
-    app.command(_title, cls=command_class(_module.EXAMPLE))(getattr(_module, _name))
+for _command in _COMMANDS:
+    _title = "eval" if _command is evaluate else _command.__name__
+    app.command(_title, cls=_command.cls)(_command)
 
 
 def _version(asked: bool) -> None:

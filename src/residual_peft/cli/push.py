@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from ..errors import printable
-from .commands import begin, given
+from .commands import begin, example, given
 from .options import AdapterOption
 
-EXAMPLE = """residual-peft push my-adapter me/my-adapter --private
-The adapter is at https://huggingface.co/me/my-adapter/commit/0123456789abcdef"""
 _HOW = "residual-peft push ADAPTER OWNER/NAME"
 
 
+@example("""residual-peft push my-adapter me/my-adapter --private
+The adapter is at https://huggingface.co/me/my-adapter/commit/0123456789abcdef""")
 def push(
     adapter: Annotated[
         str | None,

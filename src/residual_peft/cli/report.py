@@ -6,12 +6,11 @@ from typing import Annotated
 import typer
 
 from ..errors import ResiDualError
-from .commands import begin
-
-EXAMPLE = """residual-peft report my-adapter
-The report is my-adapter/report.html"""
+from .commands import begin, example
 
 
+@example("""residual-peft report my-adapter
+The report is my-adapter/report.html""")
 def report(
     adapter: Annotated[
         Path, typer.Argument(metavar="ADAPTER", help="The adapter's directory, as fit left it.")

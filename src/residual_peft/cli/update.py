@@ -5,17 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import begin, given, tell
+from .commands import begin, example, given, tell
 from .options import READING, AdapterOption, Data, with_options
 
-EXAMPLE = """residual-peft update my-adapter --data more-photos
-19 images added: 6 one, 7 three, 6 zero
-new class: three
-2 images left out, known already
-The adapter in my-adapter is up to date; measure it with residual-peft eval."""
 _HOW = "residual-peft update ADAPTER --data FOLDER"
 
 
+@example("""residual-peft update my-adapter --data more-photos
+19 images added: 6 one, 7 three, 6 zero
+new class: three
+2 images left out, known already
+The adapter in my-adapter is up to date; measure it with residual-peft eval.""")
 @with_options(READING)
 def update(
     data: Data,
