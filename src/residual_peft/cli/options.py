@@ -39,109 +39,86 @@ Model = Annotated[
 Template = Annotated[
     list[str] | None, typer.Option(help="A prompt with {} for the class name; repeatable.")
 ]
-ImageColumn = Annotated[
-    str | None, typer.Option(help="The column of images; found by itself when left out.")
-]
-LabelColumn = Annotated[
-    str | None, typer.Option(help="The column of labels; found by itself when left out.")
-]
-GroupColumn = Annotated[
-    str | None,
-    typer.Option(
-        help="A column of the table: images of one value, such as one person's, stay in one split."
-    ),
-]
-Few = Annotated[
-    int | None,
-    typer.Option(
-        help="Learn from so many images of each class, drawn at random, and test on the others.",
-        min=1,
-    ),
-]
-Validation = Annotated[
-    str,
-    typer.Option(
-        metavar="SHARE|DATA",
-        help="Images to validate on where the data have none set apart: a share of them, or data "
-        "of their own, as DATA.",
-    ),
-]
-Test = Annotated[
-    str, typer.Option(metavar="SHARE|DATA", help="Images to test on: as --validation.")
-]
-Device = Annotated[
-    str | None, typer.Option(help="Where the model runs, such as cuda.", show_default="cpu")
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="What the model computes in: float32, bfloat16 or float16.", show_default="float32"
-    ),
-]
 Words = Annotated[
     Path | None, typer.Option(help="Texts to explain with, one a line; a bundled list if left out.")
 ]
-Split = Annotated[
-    str | None,
-    typer.Option(
-        help="train, validation, test or all; if left out, test of the data that the adapter was "
-        "fitted on, and all of other data."
-    ),
-]
-SplitSeed = Annotated[
-    int | None, typer.Option(help="Of the splits; the adapter's own if left out.")
-]
-MaxBad = Annotated[
-    float,
-    typer.Option(help="The share of unreadable images at which to stop.", min=0, max=1),
-]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
-BatchSize = Annotated[int, typer.Option(help="Images per forward pass.", min=1)]
-NumWorkers = Annotated[
-    int | None,
-    typer.Option(help="Processes that decode images; if left out, as suits the machine.", min=0),
-]
-
-
-Balanced = Annotated[
-    bool, typer.Option("--balanced", help="Every class counts alike, however few its images.")
-]
-Seed = Annotated[int, typer.Option(help="Of the splits, and of the order of the images.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 Group = dict[str, tuple[Any, Any]]
 """Option -> its kind and default."""
+
+
+def _option(kind: Any, text: str, *names: str, default: Any = None, **more: Any) -> tuple[Any, Any]:
+    return Annotated[kind, typer.Option(*names, help=text, **more)], default
+
+
+PASSES: Group = {
+    "batch_size": _option(int, "Images per forward pass.", default=64, min=1),
+    "num_workers": _option(
+        int | None, "Processes that decode images; if left out, as suits the machine.", min=0
+    ),
+}
+DEVICE: Group = {
+    "device": _option(str | None, "Where the model runs, such as cuda.", show_default="cpu")
+}
+_COLUMNS: Group = {
+    "image_column": _option(str | None, "The column of images; found by itself when left out."),
+    "label_column": _option(str | None, "The column of labels; found by itself when left out."),
+}
+LOOKING: Group = _COLUMNS | PASSES
+"""What commands have that take images as they are, unreadable ones among them."""
 READING: Group = {
-    "image_column": (ImageColumn, None),
-    "label_column": (LabelColumn, None),
-    "max_bad": (MaxBad, 0.05),
-    "strict": (Strict, False),
-    "batch_size": (BatchSize, 64),
-    "num_workers": (NumWorkers, None),
+    **_COLUMNS,
+    "max_bad": _option(
+        float, "The share of unreadable images at which to stop.", default=0.05, min=0, max=1
+    ),
+    "strict": _option(bool, "Stop at the first unreadable image.", "--strict", default=False),
+    **PASSES,
 }
 """What all commands have that read labelled images."""
-LOOKING: Group = {
-    name: READING[name] for name in ("image_column", "label_column", "batch_size", "num_workers")
-}
-"""What those have of it that take images as they are, unreadable ones among them."""
 MEASURING: Group = {
-    "split": (Split, None),
-    "seed": (SplitSeed, None),
+    "split": _option(
+        str | None,
+        "train, validation, test or all; if left out, test of the data that the adapter was "
+        "fitted on, and all of other data.",
+    ),
+    "seed": _option(int | None, "Of the splits; the adapter's own if left out."),
     **READING,
-    "device": (Device, None),
+    **DEVICE,
 }
 """What all commands have that measure an adapter on them."""
 RECIPE: Group = {
     "template": (Template, None),
     **READING,
-    "group_column": (GroupColumn, None),
-    "few": (Few, None),
-    "validation": (Validation, str(SHARE)),
-    "test": (Test, str(SHARE)),
-    "balanced": (Balanced, False),
-    "seed": (Seed, 0),
-    "device": (Device, None),
-    "dtype": (Dtype, None),
+    "group_column": _option(
+        str | None,
+        "A column of the table: images of one value, such as one person's, stay in one split.",
+    ),
+    "few": _option(
+        int | None,
+        "Learn from so many images of each class, drawn at random, and test on the others.",
+        min=1,
+    ),
+    "validation": _option(
+        str,
+        "Images to validate on where the data have none set apart: a share of them, or data "
+        "of their own, as DATA.",
+        default=str(SHARE),
+        metavar="SHARE|DATA",
+    ),
+    "test": _option(
+        str, "Images to test on: as --validation.", default=str(SHARE), metavar="SHARE|DATA"
+    ),
+    "balanced": _option(
+        bool, "Every class counts alike, however few its images.", "--balanced", default=False
+    ),
+    "seed": _option(int, "Of the splits, and of the order of the images.", default=0),
+    **DEVICE,
+    "dtype": _option(
+        str | None,
+        "What the model computes in: float32, bfloat16 or float16.",
+        show_default="float32",
+    ),
 }
 """What all commands have that fit something to them."""
 

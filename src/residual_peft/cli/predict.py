@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ..errors import ResiDualError, counted, printable
 from ..hub.places import check_place
 from .commands import begin, example
-from .options import AdapterName, BatchSize, Device, NumWorkers
+from .options import DEVICE, PASSES, AdapterName, with_options
 
 if TYPE_CHECKING:
     from ..app.prediction import Answer, FilePredictor
@@ -28,6 +28,7 @@ photos/one/100.png: one 0.992, zero 0.008, two 0.000
 photos/one/110.png: one 0.995, zero 0.005, two 0.000
 ...
 notes.txt: not read (no such file)""")
+@with_options(PASSES | DEVICE)
 def predict(
     adapter: AdapterName,
     images: Annotated[
@@ -73,9 +74,8 @@ def predict(
             "such as 0.05, may be called so by mistake.",
         ),
     ] = None,
-    batch_size: BatchSize = 64,
-    num_workers: NumWorkers = None,
-    device: Device = None,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Classify images: a line each, with the classes' names beside their probabilities.
 
@@ -95,9 +95,7 @@ def predict(
         coverage=coverage,
         sets=cast("By | None", sets),
         none_of_these=none_of_these,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
+        **options,
     )
     write: Callable[[Answer], None] = partial(_write, top, as_json)
     if as_csv:
