@@ -61,15 +61,13 @@ def image_cosine(
     Raises:
         ResiDualError: readouts of different widths, or other images.
     """
-    if other is not None:
-        check_widths(contributions.width, other.width)
 
     def rows(part: UnitContribution) -> Rows:
         return lambda index: functional.normalize(
             replace(part, coordinates=_wide(part.coordinates[index])).full(), dim=1
         )
 
-    return _compared(contributions, other, rows, contributions.width, "cosine per image")
+    return _compared(contributions, other, rows, "cosine per image")
 
 
 def correlation(
@@ -83,8 +81,6 @@ def correlation(
     Raises:
         ResiDualError: readouts of different widths, or other images.
     """
-    if other is not None:
-        check_widths(contributions.width, other.width)
 
     def rows(part: UnitContribution) -> Rows:
         axes, middle = part.components.double(), part.coordinates.double().mean(0)
@@ -98,8 +94,8 @@ def correlation(
         kind = torch.promote_types(part.coordinates.dtype, torch.float32)
         return lambda index: ((part.coordinates[index].double() - middle) @ scaled).to(kind)
 
-    width = contributions.width
-    return _compared(contributions, other, rows, width, "correlation over images", among=width)
+    measure = "correlation over images"
+    return _compared(contributions, other, rows, measure, among=contributions.width)
 
 
 def relative_similarity(
@@ -132,7 +128,7 @@ def relative_similarity(
         return relative
 
     measure = f"cosine of relative representations, {len(chosen)} anchors"
-    return _compared(contributions, other, rows, len(chosen), measure)
+    return _compared(contributions, other, rows, measure, len(chosen))
 
 
 def _anchors(anchors: int | Tensor, images: int, seed: int) -> Tensor:
@@ -152,12 +148,17 @@ def _compared(
     contributions: Contributions,
     other: Contributions | None,
     rows: Callable[[UnitContribution], Rows],
-    width: int,
     measure: str,
+    width: int | None = None,
     among: int = 1,
 ) -> SimilarityMatrix:
-    """Mean over images, and `among` so many, of the products r_u(n) · r_v(n) of pairs of units."""
+    """Mean over images, and `among` so many, of the products r_u(n) · r_v(n) of pairs of units.
+
+    These are so wide, or as readouts are, which then have one width.
+    """
     right = contributions if other is None else other
+    if width is None:
+        check_widths(width := contributions.width, right.width)
     if len(contributions) != len(right):
         raise ResiDualError(
             f"wanted what two models wrote for the same images, got {len(contributions)} and "

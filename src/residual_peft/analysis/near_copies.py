@@ -3,9 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.neighbors import NearestNeighbors
+from sklearn.cluster import DBSCAN
 from torch import Tensor
 
 
@@ -20,6 +18,5 @@ def near_copies(embeddings: Tensor, alike: float) -> npt.NDArray[np.int64]:
     # on the unit sphere, |a - b|² = 2 - 2 cos
     radius = float(np.sqrt(max(0.0, 2 - 2 * alike)))
     # brute force works in blocks of bounded memory (scikit-learn's working_memory)
-    graph = NearestNeighbors(radius=radius, algorithm="brute").fit(unit).radius_neighbors_graph()
-    _, labels = connected_components(csr_array(graph), directed=False)
+    labels = DBSCAN(radius, min_samples=1, algorithm="brute").fit_predict(unit)
     return labels.astype(np.int64)

@@ -90,18 +90,14 @@ def explain_row(
     Raises:
         ResiDualError: no such image or class, one class twice, or coordinates of another adapter.
     """
-    if not 0 <= index < len(rows):
-        raise ResiDualError(f"wanted an image from 0 to {len(rows) - 1}, got {index}.")
+    one = _row(rows, index)
     gains = gains_per_component(classifier, rows, adapter_name)
-    one = rows.rows(torch.tensor([index])).to("cpu")
     state = exact_state(one.state)
     seen, weights = Moved(one, gains, state), centred_classes(classifier)
     before, after = (seen.before @ weights.T)[0], (seen.after @ weights.T)[0]
     names = classifier.class_names
-    start = int(before.argmax()) if from_class is None else class_number(names, from_class)
-    best = [int(i) for i in after.argsort(descending=True, stable=True) if int(i) != start]
-    end = int(after.argmax()) if to_class is None else class_number(names, to_class)
-    end = best[0] if end == start and to_class is None and best else end
+    start = _class(names, from_class, before)
+    end = _class(names, to_class, after, start)
     if end == start:
         raise ResiDualError(f"wanted two classes to compare, got {names[start]!r} twice.")
     against = weights[end] - weights[start]
@@ -208,22 +204,17 @@ def explain_head_row(
         ResiDualError: no such image or class, one class twice, a head of one class or one that
             reads no coordinates, or coordinates of another adapter.
     """
-    if not 0 <= index < len(rows):
-        raise ResiDualError(f"wanted an image from 0 to {len(rows) - 1}, got {index}.")
+    one = _row(rows, index)
     head = explained_head(classifier)
     check_rows(rows, head)
     names = classifier.class_names[: head.class_count]
-    one = rows.rows(torch.tensor([index])).to("cpu")
     features, text = one.coordinates.double(), text_of(classifier, one, head)
     logits = (head.temperature * head.scores(features) + text)[0]
-    order = logits.argsort(descending=True, stable=True).tolist()
-    other = None if other_class is None else class_number(names, other_class)
-    free = [k for k in order if k != other]
-    if not free or (this_class is None and other is None and len(free) < 2):
+    named = -1 if other_class is None else _class(names, other_class, logits)
+    if len(names) < 2 and (this_class is None or other_class is not None):
         raise ResiDualError(f"wanted two classes to compare, the class head knows {len(names)}.")
-    this = free[0] if this_class is None else class_number(names, this_class)
-    if other is None:
-        other = next((k for k in order if k != this), this)
+    this = _class(names, this_class, logits, named)
+    other = _class(names, other_class, logits, this)
     if this == other:
         raise ResiDualError(f"wanted two classes to compare, got {names[this]!r} twice.")
     return HeadImageExplanation(
@@ -257,12 +248,18 @@ def explain_head_image(
     return explain_head_row(classifier, rows, 0, this_class=this_class, other_class=other_class)
 
 
-def class_number(names: tuple[str, ...], name: str) -> int:
-    """Which class has a name.
+def _row(rows: Coordinates | CoordinateStore, index: int) -> Coordinates:
+    """One of the images, on the CPU."""
+    if not 0 <= index < len(rows):
+        raise ResiDualError(f"wanted an image from 0 to {len(rows) - 1}, got {index}.")
+    return rows.rows(torch.tensor([index])).to("cpu")
 
-    Raises:
-        ResiDualError: none has.
-    """
+
+def _class(names: tuple[str, ...], name: str | None, logits: Tensor, but: int = -1) -> int:
+    """Which class has a name; without one the likeliest, but one where there are others."""
+    if name is None:
+        order = logits.argsort(descending=True, stable=True).tolist()
+        return ([number for number in order if number != but] or order)[0]
     if name not in names:
         known = f"{len(names)}: {some(names, 10)}"
         raise ResiDualError(f"there is no class {name!r}; there are {known}.")

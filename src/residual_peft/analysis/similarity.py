@@ -19,6 +19,8 @@ from ..towers.units import Unit
 from .dimension import plain
 from .matching import Side, check_widths
 
+MEASURE = ("spectral cosine, unweighted", "spectral cosine")  # by whether it is weighted
+
 
 @dataclass(frozen=True)
 class LayerSimilarity:
@@ -130,8 +132,7 @@ def spectral_similarity(
                 values[columns[start:stop], row] = scores
         if other is None and left.counts[position]:
             values[row, row] = 1.0
-    measure = "spectral cosine" + ("" if weighted else ", unweighted")
-    return SimilarityMatrix(mine.units, theirs.units, values, measure, within=other is None)
+    return SimilarityMatrix(mine.units, theirs.units, values, MEASURE[weighted], other is None)
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,7 @@ def same_unit_similarity(
             for start, stop in side.chunks(max(side.counts[i], 1), i + 1):
                 scores = side.against(i, side, start, stop)
                 values[index, i, start:stop] = values[index, start:stop, i] = scores
-    measure = "spectral cosine" + ("" if weighted else ", unweighted")
-    return SameUnitSimilarity(names, chosen[0].units, values, measure)
+    return SameUnitSimilarity(names, chosen[0].units, values, MEASURE[weighted])
 
 
 def _chosen(
