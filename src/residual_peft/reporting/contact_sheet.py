@@ -1,6 +1,6 @@
 """Labelled images -> one HTML file to look through: some of each class, and what is wrong."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from ..data.images import to_rgb
 from ..data.pictures import thumbnail
 from ..data.survey import Copies, Place, Survey, came_in_of
 from ..errors import ResiDualError
-from ..hub.files import PathLike, atomic_file, path_of
-from .html import environment
+from ..hub.files import PathLike, path_of
+from .html import environment, write_page
 
 PICTURES = 1200
 """Pictures that a sheet may hold; at 5 to 10 kB each it stays a file to mail."""
@@ -33,15 +33,6 @@ class Picture:
 
     content: bytes
     place: Place
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Some pictures with a heading."""
-
-    heading: str
-    count: int
-    pictures: list[Picture]
 
 
 def write_contact_sheet(
@@ -77,9 +68,7 @@ def write_contact_sheet(
             if found
         ],
     )
-    with atomic_file(target) as temporary:
-        # a class name may hold what UTF-8 has no bytes for
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+    write_page(target, text)
     return target
 
 
@@ -91,8 +80,8 @@ def _rows_of(data: ImageData) -> Rows:
     return {split: concatenate_datasets(parts) for split, parts in found.items()}
 
 
-def _classes(rows: Rows, survey: Survey) -> Iterable[Strip]:
-    """Some images of each class, spread over its rows; of fewer classes more."""
+def _classes(rows: Rows, survey: Survey) -> Iterator[tuple[str, list[Picture], int]]:
+    """Some images of each class, spread over its rows, of how many; of fewer classes more."""
     each = max(1, min(PER_CLASS, PICTURES // len(survey.classes)))
     found: dict[str, list[Place]] = {name: [] for name in survey.classes}
     for place in survey.places:
@@ -101,7 +90,7 @@ def _classes(rows: Rows, survey: Survey) -> Iterable[Strip]:
     shown = sorted(found.items(), key=lambda item: -len(item[1]))
     for name, places in shown[:PICTURES]:
         step = max(1, len(places) // each)
-        yield Strip(name, len(places), _pictures(rows, places[::step][:each]))
+        yield name, _pictures(rows, places[::step][:each]), len(places)
 
 
 def _pictures(rows: Rows, places: Iterable[Place]) -> list[Picture]:

@@ -54,7 +54,11 @@ def write_report(record: RunRecord, path: PathLike) -> None:
     Raises:
         ResiDualError: a logit is not finite.
     """
-    text = report_html(record)
+    write_page(path, report_html(record))
+
+
+def write_page(path: PathLike, text: str) -> None:
+    """Write a text, whole or not at all."""
     with atomic_file(path) as temporary:
         # a class name may hold what UTF-8 has no bytes for
         temporary.write_text(text, encoding="utf-8", errors="replace")

@@ -7,9 +7,9 @@ from markupsafe import Markup
 
 from ...experiments.bench.entries import Published
 from ...experiments.bench.results import Result
-from ...hub.files import PathLike, atomic_file
+from ...hub.files import PathLike
 from ..charts import tag
-from ..html import environment, number
+from ..html import environment, number, write_page
 from ..tables import markdown_table
 from .radar import radars
 from .tables import Bar, Table, standing, tables
@@ -76,8 +76,7 @@ def write_summaries(
         "leaderboard.html": page(results, title, [standing(results)], PLACES),
     }
     for name, text in texts.items():
-        with atomic_file(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="replace")
+        write_page(Path(folder) / name, text)
     return list(texts)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
+from typing import Any
 
 from ...experiments.bench.entries import Published
 from ...experiments.bench.results import LORA, PROBE, ZERO_SHOT, Result
@@ -11,7 +12,6 @@ from ..html import number, signed
 from ..paired import Difference, difference, score
 from ..tables import readable_bytes
 
-Task = tuple[str, str, str]
 LEVEL = 0.05
 NONE = "–"
 
@@ -95,24 +95,17 @@ def standing(results: Sequence[Result]) -> Table:
     return Table("Leaderboard", headers, tuple(cells for _, cells in rows), bars)
 
 
-def _ahead(results: Sequence[Result]) -> dict[Task, dict[str, float]]:
+def _ahead(results: Sequence[Result]) -> dict[tuple[str, str, str], dict[str, float]]:
     """Task -> method -> the share of the task's other methods that it is ahead of."""
-    scores: dict[Task, dict[str, list[float]]] = {}
-    for result in results:
-        scores.setdefault(result.task, {}).setdefault(result.method, []).append(score(result))
-    found: dict[Task, dict[str, float]] = {}
-    for task, told in scores.items():
-        means = {method: mean(values) for method, values in told.items()}
-        values = list(means.values())
-        if len(values) > 1:
-            found[task] = {
-                method: (
-                    sum(other < value for other in values)
-                    + (sum(other == value for other in values) - 1) / 2
-                )
-                / (len(values) - 1)
-                for method, value in means.items()
-            }
+    from scipy.stats import rankdata
+
+    found = {}
+    for task, own in grouped(results, "task").items():
+        methods = grouped(own)
+        ranks = rankdata([mean(map(score, rows)) for rows in methods.values()])  # from 1 up
+        if len(ranks) > 1:
+            shares = (ranks - 1) / (len(ranks) - 1)
+            found[task] = dict(zip(methods, shares.tolist(), strict=True))
     return found
 
 
@@ -204,11 +197,9 @@ def worst_groups(results: Sequence[Result]) -> Table:
         for method, own in grouped(here).items():
             worst = [r.worst_group_accuracy or 0.0 for r in own]
             names = [r.worst_group or "" for r in own]
-            error = f" ± {number(100 * stdev(worst) / sqrt(len(worst)), 1)}" if worst[1:] else ""
-            rows.append(
-                (f"{protocol}, {data}, {method}", _percent(mean(r.accuracy for r in own)),
-                 f"{_percent(mean(worst))}{error}", max(names, key=names.count))
-            )  # fmt: skip
+            clean = _percent(mean(r.accuracy for r in own))
+            often = max(names, key=names.count)
+            rows.append((f"{protocol}, {data}, {method}", clean, _with_error(worst), often))
     headers = ("protocol, data set, method", "all images", "worst group", "most often")
     return Table("Worst groups", headers, tuple(rows))
 
@@ -216,13 +207,11 @@ def worst_groups(results: Sequence[Result]) -> Table:
 def _cell(methods: Mapping[str, Sequence[Result]], method: str) -> str:
     if method not in methods:
         return NONE
-    found = [score(result) for result in methods[method]]
-    error = f" ± {number(100 * stdev(found) / sqrt(len(found)), 1)}" if len(found) > 1 else ""
     gap = difference(methods[method], methods.get(PROBE, ()))
     mark = ""
     if gap is not None and gap.p is not None and gap.p < LEVEL:
         mark = "*" if gap.mean > 0 else "°"
-    return f"{_percent(mean(found))}{error}{mark}"
+    return _with_error([score(result) for result in methods[method]]) + mark
 
 
 def _forgotten(results: Sequence[Result]) -> Table:
@@ -276,9 +265,9 @@ def score_of(results: Sequence[Result], tasks: int) -> str:
     return _percent(over_tasks(results)) + (f" ({ran} of {tasks} tasks)" if ran < tasks else "")
 
 
-def grouped(results: Iterable[Result], name: str = "method") -> dict[str, list[Result]]:
+def grouped(results: Iterable[Result], name: str = "method") -> dict[Any, list[Result]]:
     """Results by what they are of, each in the order of its first."""
-    found: dict[str, list[Result]] = {}
+    found: dict[Any, list[Result]] = {}
     for result in results:
         found.setdefault(getattr(result, name), []).append(result)
     return found
@@ -286,6 +275,12 @@ def grouped(results: Iterable[Result], name: str = "method") -> dict[str, list[R
 
 def _percent(share: float) -> str:
     return number(100 * share, 1)
+
+
+def _with_error(shares: Sequence[float]) -> str:
+    """Their mean and its standard error."""
+    error = f" ± {number(100 * stdev(shares) / sqrt(len(shares)), 1)}" if shares[1:] else ""
+    return _percent(mean(shares)) + error
 
 
 def _memory(results: Sequence[Result]) -> str:
