@@ -35,7 +35,7 @@ RATES: dict[str, tuple[float, float, float]] = {
 }
 """Three for each, of which the least of `full` is the paper's; around what held-out images of one
 draw of handwriting liked best of five (seed 7, which no bench here reports)."""
-QUERIES, VALUES, FUSED = {"q_proj", "query", "q"}, {"v_proj", "value", "v"}, {"qkv"}
+QUERIES_AND_VALUES = {"q_proj", "query", "q", "v_proj", "value", "v", "qkv"}
 WARM_UP, LARGEST_GRADIENT = 0.1, 1.0
 VERA_RANK = 256
 
@@ -211,12 +211,11 @@ def queries_and_values(anatomy: TowerAnatomy) -> list[str]:
     inside = [module for layer in anatomy.layers for module in layer.module.modules()]
     linears = {id(module) for module in inside if isinstance(module, nn.Linear)}
     named = [path for path, module in anatomy.model.named_modules() if id(module) in linears]
-    wanted = QUERIES | VALUES | FUSED
-    found = [path for path in named if path.rpartition(".")[2] in wanted]
+    found = [path for path in named if path.rpartition(".")[2] in QUERIES_AND_VALUES]
     if not found:
         raise ResiDualError(
-            f"wanted a tower with Linears called {', '.join(sorted(wanted))}, got none in "
-            f"{anatomy.architecture}: leave out the methods that adapt queries and values."
+            f"wanted a tower with Linears called {', '.join(sorted(QUERIES_AND_VALUES))}, got none "
+            f"in {anatomy.architecture}: leave out the methods that adapt queries and values."
         )
     return found
 
