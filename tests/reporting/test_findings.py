@@ -24,7 +24,7 @@ from residual_peft.reporting.components import (
     unit_views,
     widest_spectra,
 )
-from residual_peft.reporting.findings import Findings, SeveralFindings
+from residual_peft.reporting.findings import Findings, several_findings
 from residual_peft.reporting.html import environment, report_html
 from residual_peft.reporting.run_record import Example, GainRecord, RunRecord
 from residual_peft.towers.units import Unit
@@ -232,9 +232,9 @@ def average_precision(own: list[bool], scores: list[float]) -> float:
 
 def test_each_label_is_told_as_the_slow_twin_has_it() -> None:
     record = several()
-    found = SeveralFindings(record)
-    assert [row.name for row in found.labels] != list(LABELS[:3])  # the most improved first
-    for row in found.labels:
+    found = several_findings(record)
+    assert [row.name for row in found["labels"]] != list(LABELS[:3])  # the most improved first
+    for row in found["labels"]:
         number = LABELS.index(row.name)
         own = [bool(value) for value in record.labels[:, number]]
         logits = record.after[:, number].tolist()
@@ -245,8 +245,8 @@ def test_each_label_is_told_as_the_slow_twin_has_it() -> None:
         told = [has for has, value in zip(own, logits, strict=True) if value >= 0]
         assert row.found == pytest.approx(sum(told) / sum(own))
         assert row.right == pytest.approx(np.mean(told))
-    assert found.now == pytest.approx(np.mean([row.now for row in found.labels]))
-    assert found.without_labels == int((record.labels.sum(1) == 0).sum())
+    assert found["now"] == pytest.approx(np.mean([row.now for row in found["labels"]]))
+    assert found["without_labels"] == int((record.labels.sum(1) == 0).sum())
 
 
 def test_it_is_kept_and_becomes_a_page(tmp_path: Path) -> None:

@@ -53,15 +53,6 @@ class ReasonView(Reason):
 
 
 @dataclass(frozen=True)
-class ClassView:
-    """A class with what speaks for it and against it."""
-
-    name: str
-    pro: list[ReasonView]
-    con: list[ReasonView]
-
-
-@dataclass(frozen=True)
 class UnitMap:
     """A number per head and MLP, laid out by layer."""
 
@@ -131,8 +122,8 @@ def head_components(record: RunRecord, count: int = 12) -> list[HeadComponent]:
     return found
 
 
-def class_views(record: RunRecord) -> list[ClassView]:
-    """What speaks for and against every class that has test images, in their order."""
+def class_views(record: RunRecord) -> list[tuple[str, list[ReasonView], list[ReasonView]]]:
+    """Every class that has test images, what speaks for it and what against it, in their order."""
     if record.head is None:
         return []
     words = {(item.unit, item.component): item.texts for item in record.words}
@@ -143,9 +134,7 @@ def class_views(record: RunRecord) -> list[ClassView]:
         return ReasonView(**vars(reason), texts=turned)
 
     return [
-        ClassView(
-            record.class_names[item.class_index], [*map(view, item.pro)], [*map(view, item.con)]
-        )
+        (record.class_names[item.class_index], [*map(view, item.pro)], [*map(view, item.con)])
         for item in record.head.reasons
     ]
 

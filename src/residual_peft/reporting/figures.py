@@ -226,11 +226,9 @@ def save_figure(
     `draw` is called with the axis; an image that it returns gets a colour bar. `size` is in inches,
     at 150 dots per inch.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.add_subplot(projection="polar" if polar else None)
     image = draw(axis)
     if image is not None:

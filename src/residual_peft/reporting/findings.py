@@ -205,27 +205,24 @@ class LabelChange:
         return self.now - self.was
 
 
-class SeveralFindings:
+def several_findings(record: RunRecord) -> dict[str, Any]:
     """What is told of a run whose images have several labels each: labels (N, C)."""
-
-    def __init__(self, record: RunRecord) -> None:
-        labels = record.labels.numpy()
-        before, after = (MANY_LABELS.metrics(x, labels) for x in (record.before, record.after))
-        names = MANY_LABELS.metric_names
+    labels = record.labels.numpy()
+    before, after = (MANY_LABELS.metrics(x, labels) for x in (record.before, record.after))
+    names = MANY_LABELS.metric_names
+    rows = [_label(record, labels, number) for number in np.flatnonzero(labels.any(0)).tolist()]
+    return {
         # the first of the metrics without the adapter, and with it
-        self.was, self.now = before[names[0]], after[names[0]]
-        rows = [_label(record, labels, number) for number in np.flatnonzero(labels.any(0)).tolist()]
+        "was": before[names[0]],
+        "now": after[names[0]],
+        "difference": after[names[0]] - before[names[0]],
         # those that test images have, the most improved first
-        self.labels = sorted(rows, key=lambda row: -row.difference)
+        "labels": sorted(rows, key=lambda row: -row.difference),
         # name of a metric, before and after
-        self.measures = [(name, before[name], after[name]) for name in names]
-        self.images = len(labels)
-        self.without_labels = int((~labels.any(1)).sum())  # images that have none
-
-    @property
-    def difference(self) -> float:
-        """Of the first of the metrics."""
-        return self.now - self.was
+        "measures": [(name, before[name], after[name]) for name in names],
+        "images": len(labels),
+        "without_labels": int((~labels.any(1)).sum()),  # images that have none
+    }
 
 
 def _label(record: RunRecord, labels: Array, number: int) -> LabelChange:

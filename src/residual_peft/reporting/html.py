@@ -29,7 +29,7 @@ from .components import (
     unit_views,
     widest_spectra,
 )
-from .findings import Findings, SeveralFindings
+from .findings import Findings, several_findings
 from .run_record import RunRecord
 from .tables import readable_bytes
 
@@ -71,7 +71,7 @@ def report_html(record: RunRecord) -> str:
         ResiDualError: a logit is not finite.
     """
     several = record.labels.ndim == 2
-    findings = {"several": SeveralFindings(record)} if several else _of_one(record)
+    findings = {"several": several_findings(record)} if several else _of_one(record)
     views = [] if record.gains is None else unit_views(record.gains)
     pages = environment()
     assert pages.loader is not None

@@ -69,11 +69,9 @@ def _lines(results: Sequence[Result], data: Sequence[str]) -> dict[str, dict[str
 
 def _svg(rows: Mapping[str, Sequence[Row]]) -> str:
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
-    FigureCanvasSVG(figure)
     axis: Any = figure.add_subplot(projection="polar")
     methods = [row.method for row in next(iter(rows.values()))]
     # a dollar sign would begin mathematics
