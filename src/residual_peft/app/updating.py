@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ..classifiers.backbones import load_backbone, origin_of
-from ..classifiers.changeable import Read
+from ..classifiers.changeable import Read, add_class_by, change_by, note_images
+from ..classifiers.kept import checked_statistics, head_of
 from ..classifiers.prompts import embed_classes
-from ..classifiers.trained_head import embedding_features
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
 from ..data.checking import check_skipped
@@ -82,7 +82,7 @@ def update_adapter(
     """
     target = whole_directory(path_of(adapter))
     classifier = ZeroShotClassifier.from_pretrained(target)
-    classifier.checked_statistics()  # before images are read
+    checked_statistics(classifier)  # before images are read
     images = load_data(
         data,
         image_column=image_column,
@@ -105,16 +105,13 @@ def update_adapter(
         )
     dataset = ProcessedImages(rows.select(kept), classifier.image_processor, "the images")
     loader = Batches(dataset, batch_size, num_workers, skip=not strict)
-    read, labels, index = _read(classifier, loader)
+    read = Read.of(classifier, loader, labelled=True, progress=True)
+    assert read.index is not None  # Batches give it
     skipped = (*images.skipped, *(SkippedImage(file, why) for _, file, why in loader.skipped))
     check_skipped(skipped, max_bad, images.total, images.source, strict)
-    own = [digests[kept[row]] for row in index.tolist()]
-    changed, new = _change(classifier, images, read, labels, forget)
-    if forget:
-        gone = set(own)
-        classifier.fitted_on = tuple(d for d in classifier.fitted_on if d not in gone)
-    else:
-        classifier.learned_from(own)
+    changed, new = _change(classifier, images, read, forget)
+    own = [digests[kept[row]] for row in read.index.tolist()]
+    note_images(classifier, own, forget=forget)
     classifier.save_pretrained(target)
     return UpdateReport(changed, new, known, skipped, forget)
 
@@ -138,9 +135,8 @@ def _wanted(
 
 def _check_names(classifier: ZeroShotClassifier, images: ImageData, forget: bool) -> None:
     """Refuse names that cannot be meant as they are."""
-    assert classifier.head is not None
     names = classifier.class_names
-    trained = names[: classifier.head.class_count]
+    trained = names[: head_of(classifier).class_count]
     folded = {name.casefold(): name for name in names}
     for name in images.class_names:
         if name in trained or (name in names and not forget):
@@ -155,34 +151,13 @@ def _check_names(classifier: ZeroShotClassifier, images: ImageData, forget: bool
             )
 
 
-def _read(
-    classifier: ZeroShotClassifier, loader: Batches
-) -> tuple[Read, torch.Tensor, torch.Tensor]:
-    """Features of all images, their labels as the data count them, and their rows."""
-    found, readout, labels, index = [], [], [], []
-    options = {"labelled": True, "progress": True}
-    for seen, features in classifier.head_features(loader, **options):
-        assert seen.labels is not None
-        assert seen.index is not None
-        found.append(features.detach().cpu())
-        readout.append(embedding_features(seen.readout).detach().cpu())
-        labels.append(seen.labels.cpu())
-        index.append(seen.index.cpu())
-    return Read(torch.cat(found), torch.cat(readout)), torch.cat(labels), torch.cat(index)
-
-
 def _change(
-    classifier: ZeroShotClassifier,
-    images: ImageData,
-    read: Read,
-    labels: torch.Tensor,
-    forget: bool,
+    classifier: ZeroShotClassifier, images: ImageData, read: Read, forget: bool
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """New classes first, each with its images; then the others at once."""
-    head = classifier.head
-    assert head is not None
-    labelling = images.labelling
-    trained = classifier.class_names[: head.class_count]
+    """Images of the head's classes at once; then new classes, each with its images."""
+    labels, labelling = read.labels, images.labelling
+    assert labels is not None
+    trained = classifier.class_names[: head_of(classifier).class_count]
     names = images.class_names
     present = labelling.counts(labels, len(names)).tolist()
     changed = {name: count for name, count in zip(names, present, strict=True) if count}
@@ -194,10 +169,9 @@ def _change(
     old = labelling.of_classes(labels, [number >= 0 for number in numbers])
     if old.any():
         own = [labelling.renumbered(row, numbers, len(trained)) for row in labels[old]]
-        classifier.change_by(read.some(old), torch.stack(own), forget=forget)
+        change_by(classifier, read.some(old), torch.stack(own), forget=forget)
     for name, embedding in zip(new, _embeddings(classifier, new), strict=True):
-        mine = labels == names.index(name)
-        classifier.add_class_by(name, read.some(mine), embedding)
+        add_class_by(classifier, name, read.some(labels == names.index(name)), embedding)
     return changed, new
 
 

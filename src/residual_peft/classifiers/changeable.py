@@ -18,10 +18,12 @@ from ..data.labels import ONE_LABEL, check_same, numbers_of
 from ..data.provenance import file_digests
 from ..errors import ResiDualError
 from .headed import HeadedClassifier
-from .kept import HOW, KeptStatistics, head_of
+from .kept import KeptStatistics, checked_statistics, head_of
 from .outputs import pixel_batches
 from .predicting import PredictingClassifier
 from .trained_head import embedding_features
+
+_ONE = "the old images would need labels of a new class: fit anew"
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,21 @@ class Read:
 
     features: Tensor  # (n, K), on the CPU
     readout: Tensor  # of the unadapted model, of length 1 each (n, d)
+    labels: Tensor | None = None  # (n,), or (n, C), where they were asked for
+    index: Tensor | None = None  # the images' rows (n,), where the batches know them
 
     @classmethod
-    def of(cls, classifier: HeadedClassifier, batches: Iterable[Any]) -> "Read":
-        """In memory: K + d numbers an image."""
-        found, readout = [], []
-        for seen, features in classifier.head_features(batches):
-            found.append(features.detach().cpu())
-            readout.append(embedding_features(seen.readout).detach().cpu())
-        return cls(torch.cat(found), torch.cat(readout))
+    def of(cls, classifier: HeadedClassifier, batches: Iterable[Any], **options: Any) -> "Read":
+        """In memory: K + d numbers an image; options are those of `classified`."""
+        found = []
+        for seen, _ in classifier.classified(batches, **options):
+            features = classifier.asked_of(*classifier.taken_apart(seen.readout, seen.capture))[1]
+            parts = (features, embedding_features(seen.readout), seen.labels, seen.index)
+            found.append([part.detach().cpu() for part in parts if part is not None])
+        return cls(*map(torch.cat, zip(*found, strict=True)))
 
     def some(self, rows: Tensor) -> "Read":
-        """Some of them."""
+        """Features and readouts of some of them."""
         return Read(self.features[rows], self.readout[rows])
 
 
@@ -93,41 +98,13 @@ class ChangeableClassifier(PredictingClassifier):
         return self._changed(images, labels, batch_size, forget=True)
 
     def _changed(self, images: Images, labels: Any, batch_size: int, *, forget: bool) -> int:
-        self.checked_statistics()  # says before any work what is amiss
+        checked_statistics(self)  # says before any work what is amiss
         items, single = images_of(images)
         names = self.class_names[: head_of(self).class_count]
         numbers = numbers_of(self.labelling, names, labels, len(items), single=single)
-        self.change_by(self._read(items, batch_size), numbers, forget=forget)
-        digests = file_digests(items)
-        if forget:
-            self.fitted_on = _less(self.fitted_on, digests)
-        else:
-            self.learned_from(digests)
+        change_by(self, _read(self, items, batch_size), numbers, forget=forget)
+        note_images(self, file_digests(items), forget=forget)
         return len(items)
-
-    def checked_statistics(self) -> KeptStatistics:
-        """The statistics; refused where there are none, or those of another model or head."""
-        head, kept = head_of(self), self.statistics
-        if kept is None:
-            raise ResiDualError(
-                f"the class head ({head.method or 'of an unknown fit'}) has no statistics of its "
-                f"images, without which it can only be fitted anew: {HOW}."
-            )
-        kept.check(self)
-        return kept
-
-    def change_by(self, read: Read, labels: Tensor, *, forget: bool = False) -> None:
-        """As `update` or `forget`, by images read and labels (n,), or (n, C) zeros and ones."""
-        kept = self.checked_statistics()
-        features = read.features[:, kept.columns]
-        with self._naming():
-            (kept.sums.forget if forget else kept.sums.add)(features, labels)
-        self._put(kept, keeps_scores=not forget)
-
-    def learned_from(self, digests: Sequence[str]) -> None:
-        """Note images that came after the fit: its test images may be among them."""
-        self.fitted_on = (*self.fitted_on, *digests)
-        self.split = None if self.split is None else replace(self.split, updated=True)
 
     @torch.no_grad()
     def add_class(
@@ -146,44 +123,10 @@ class ChangeableClassifier(PredictingClassifier):
             ResiDualError: as `update`; a name that the head has, no embedding where one is needed,
                 several labels per image.
         """
-        self.checked_statistics()
+        checked_statistics(self)
         items, _ = images_of(images)
-        number = self.add_class_by(name, self._read(items, batch_size), embedding)
-        self.learned_from(file_digests(items))
-        return number
-
-    def add_class_by(self, name: str, read: Read, embedding: Tensor | None = None) -> int:
-        """As `add_class`, by images read."""
-        kept, number = self.checked_statistics(), head_of(self).class_count
-        self._check_one_label()
-        names, rows = list(self.class_names), self.class_embeddings
-        if name in names[:number]:
-            raise ResiDualError(
-                f"the class head has the class '{name}' already: update it instead."
-            )
-        if name in names:
-            place = names.index(name)
-            own = rows[place]
-            names.pop(place)
-            rows = torch.cat([rows[:place], rows[place + 1 :]])
-            embedding = own if embedding is None else embedding
-        elif embedding is None and self.templates:
-            raise ResiDualError(
-                f"wanted an embedding of '{name}' beside those of the other classes' texts: give "
-                "embedding=, such as a row of embed_classes."
-            )
-        elif embedding is None:
-            embedding = read.readout.double().mean(0)
-        row = torch.as_tensor(embedding).detach().reshape(1, -1).to(rows)
-        if row.shape[1] != rows.shape[1] or not row.isfinite().all() or not row.any():
-            raise ResiDualError(
-                f"wanted an embedding of {rows.shape[1]} finite numbers, got {tuple(row.shape)}."
-            )
-        names.insert(number, name)
-        checked = check_class_names(names)
-        kept.sums.add_class(read.features[:, kept.columns])
-        rows = torch.cat([rows[:number], functional.normalize(row, dim=1), rows[number:]])
-        self._put(kept, classes=(checked, rows))
+        number = add_class_by(self, name, _read(self, items, batch_size), embedding)
+        note_images(self, file_digests(items))
         return number
 
     @torch.no_grad()
@@ -213,66 +156,117 @@ class ChangeableClassifier(PredictingClassifier):
         if head is None or place >= head.class_count:
             self.class_names, self.class_embeddings = classes
         else:
-            kept = self.checked_statistics()
-            self._check_one_label()
+            kept = checked_statistics(self)
+            check_same(ONE_LABEL, self.labelling, _ONE)
             if head.class_count < 3:
                 raise ResiDualError(
                     "wanted a class head of two classes to be left, got one: fit anew."
                 )
             features = None
             if items is not None:
-                features = self._read(items, batch_size).features[:, kept.columns]
-            with self._naming():
+                features = _read(self, items, batch_size).features[:, kept.columns]
+            with _naming(self.class_names):
                 kept.sums.remove_class(place, features)
-            self._put(kept, classes=classes)
+            _put(self, kept, classes=classes)
         if items is not None:
-            self.fitted_on = _less(self.fitted_on, file_digests(items))
-
-    def _read(self, items: Sequence[ImageLike], batch_size: int) -> Read:
-        return Read.of(self, pixel_batches(items, self.image_processor, batch_size))
-
-    def _put(
-        self,
-        kept: KeptStatistics,
-        *,
-        classes: tuple[tuple[str, ...], Tensor] | None = None,
-        keeps_scores: bool = False,
-    ) -> None:
-        """Take the head of the sums as they are now, and with it other classes."""
-        # thresholds were of the logits before
-        head = replace(kept.changed(head_of(self)), thresholds=None)
-        if not keeps_scores:  # of images that are gone, or of other classes
-            head = replace(head, left_out_scores=None, known=None)
-        if classes is not None:
-            self.class_names, self.class_embeddings = classes
-        self.set_head(head, statistics=kept)
-
-    def _check_one_label(self) -> None:
-        why = "the old images would need labels of a new class: fit anew"
-        check_same(ONE_LABEL, self.labelling, why)
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """What the sums call "class 2" has a name."""
-        try:
-            yield
-        except ResiDualError as error:
-            names = self.class_names
-
-            def named(match: re.Match[str]) -> str:
-                number = int(match[1])
-                return f"class '{names[number]}'" if number < len(names) else match[0]
-
-            raise ResiDualError(re.sub(r"class (\d+)\b", named, str(error))) from error
+            note_images(self, file_digests(items), forget=True)
 
 
-def _less(digests: Sequence[str], gone: Sequence[str]) -> tuple[str, ...]:
-    """Some digests without others: of an image that was added twice, one copy may stay."""
-    left = Counter(gone)
-    kept = []
-    for digest in digests:
-        if left[digest]:
-            left[digest] -= 1
-        else:
-            kept.append(digest)
-    return tuple(kept)
+def change_by(
+    classifier: HeadedClassifier, read: Read, labels: Tensor, *, forget: bool = False
+) -> None:
+    """As `update` or `forget`, by images read and labels (n,), or (n, C) zeros and ones."""
+    kept = checked_statistics(classifier)
+    features = read.features[:, kept.columns]
+    with _naming(classifier.class_names):
+        (kept.sums.forget if forget else kept.sums.add)(features, labels)
+    _put(classifier, kept, keeps_scores=not forget)
+
+
+def add_class_by(
+    classifier: HeadedClassifier, name: str, read: Read, embedding: Tensor | None = None
+) -> int:
+    """As `add_class`, by images read."""
+    kept, number = checked_statistics(classifier), head_of(classifier).class_count
+    check_same(ONE_LABEL, classifier.labelling, _ONE)
+    names, rows = list(classifier.class_names), classifier.class_embeddings
+    if name in names[:number]:
+        raise ResiDualError(f"the class head has the class '{name}' already: update it instead.")
+    if name in names:
+        place = names.index(name)
+        own = rows[place]
+        names.pop(place)
+        rows = torch.cat([rows[:place], rows[place + 1 :]])
+        embedding = own if embedding is None else embedding
+    elif embedding is None and classifier.templates:
+        raise ResiDualError(
+            f"wanted an embedding of '{name}' beside those of the other classes' texts: give "
+            "embedding=, such as a row of embed_classes."
+        )
+    elif embedding is None:
+        embedding = read.readout.double().mean(0)
+    row = torch.as_tensor(embedding).detach().reshape(1, -1).to(rows)
+    if row.shape[1] != rows.shape[1] or not row.isfinite().all() or not row.any():
+        raise ResiDualError(
+            f"wanted an embedding of {rows.shape[1]} finite numbers, got {tuple(row.shape)}."
+        )
+    names.insert(number, name)
+    checked = check_class_names(names)
+    kept.sums.add_class(read.features[:, kept.columns])
+    rows = torch.cat([rows[:number], functional.normalize(row, dim=1), rows[number:]])
+    _put(classifier, kept, classes=(checked, rows))
+    return number
+
+
+def note_images(
+    classifier: HeadedClassifier, digests: Sequence[str], *, forget: bool = False
+) -> None:
+    """Note images that came after the fit, its test images maybe among them, or that are gone."""
+    if forget:  # of an image that was added twice, one copy may stay
+        left = Counter(digests)
+        kept = []
+        for digest in classifier.fitted_on:
+            if left[digest]:
+                left[digest] -= 1
+            else:
+                kept.append(digest)
+        classifier.fitted_on = tuple(kept)
+        return
+    classifier.fitted_on = (*classifier.fitted_on, *digests)
+    if classifier.split is not None:
+        classifier.split = replace(classifier.split, updated=True)
+
+
+def _read(classifier: HeadedClassifier, items: Sequence[ImageLike], batch_size: int) -> Read:
+    return Read.of(classifier, pixel_batches(items, classifier.image_processor, batch_size))
+
+
+def _put(
+    classifier: HeadedClassifier,
+    kept: KeptStatistics,
+    *,
+    classes: tuple[tuple[str, ...], Tensor] | None = None,
+    keeps_scores: bool = False,
+) -> None:
+    """Take the head of the sums as they are now, and with it other classes."""
+    # thresholds were of the logits before
+    head = replace(kept.changed(head_of(classifier)), thresholds=None)
+    if not keeps_scores:  # of images that are gone, or of other classes
+        head = replace(head, left_out_scores=None, known=None)
+    if classes is not None:
+        classifier.class_names, classifier.class_embeddings = classes
+    classifier.set_head(head, statistics=kept)
+
+
+@contextmanager
+def _naming(names: Sequence[str]) -> Iterator[None]:
+    """What the sums call "class 2" has a name."""
+
+    def named(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return f"class '{names[number]}'" if number < len(names) else match[0]
+
+    try:
+        yield
+    except ResiDualError as error:
+        raise ResiDualError(re.sub(r"class (\d+)\b", named, str(error))) from error

@@ -21,7 +21,7 @@ from ..tuner import (
 )
 from .cosines import CosineClassifier
 from .heads.jackknife_plus import RidgeWithout
-from .kept import KeptStatistics, head_of
+from .kept import KeptStatistics
 from .trained_head import TrainedHead, embedding_features
 
 
@@ -143,19 +143,6 @@ class HeadedClassifier(CosineClassifier):
             options |= {"adapters": head is None}
         for seen in reading(self.model, tower, batches, **options):
             yield seen, self.answer_to(seen.readout, seen.capture)
-
-    def head_features(
-        self, batches: Iterable[Any], **options: Any
-    ) -> Iterator[tuple[ReadBatch, Tensor]]:
-        """Batches of images as the class head reads them, (B, K); `options` of `reading`."""
-        if head_of(self).features == "embedding":
-            for seen in reading(self.model, None, batches, **options):
-                yield seen, embedding_features(seen.readout)
-            return
-        state, tower = readout_state(self.model), adapted_tower(self.model)
-        for seen in reading(self.model, tower, batches, taps=True, check="first", **options):
-            assert seen.capture is not None
-            yield seen, coordinates_of(state, seen.capture)
 
     def answer_to(self, readout: Tensor, capture: Capture | None = None) -> Tensor:
         """Logits (B, C) from one run of the tower.

@@ -160,6 +160,18 @@ def head_of(classifier: "HeadedClassifier") -> TrainedHead:
     return classifier.head
 
 
+def checked_statistics(classifier: "HeadedClassifier") -> KeptStatistics:
+    """A classifier's statistics; refused where there are none, or those of another head."""
+    head, kept = head_of(classifier), classifier.statistics
+    if kept is None:
+        raise ResiDualError(
+            f"the class head ({head.method or 'of an unknown fit'}) has no statistics of its "
+            f"images, without which it can only be fitted anew: {HOW}."
+        )
+    kept.check(classifier)
+    return kept
+
+
 def save_rows(without: RidgeWithout, path: Path, head: str) -> None:
     """Write N × (K + 4 C) numbers of 4 bytes, bound to a head by its `head_digest`."""
     path.parent.mkdir(exist_ok=True)
