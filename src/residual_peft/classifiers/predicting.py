@@ -150,7 +150,7 @@ class PredictingClassifier(HeadedClassifier):
                 f"{why}: calibrate(images, labels), or fit with sets='held-out'."
             )
         grouped = self.split is not None and self.split.group_column is not None
-        return PredictionSets.of(held, coverage, by, grouped=grouped)
+        return PredictionSets(held, coverage, by, grouped=grouped)
 
     def _sets_of_head(self, coverage: float, by: By) -> Sets:
         """By what a class head says of the images that it was fitted on, each left out."""
@@ -185,7 +185,7 @@ class PredictingClassifier(HeadedClassifier):
                 "this class head knows of no images that were left out, which sets of classes are "
                 "made of: fit it on one label per image, with two or more images of each class."
             )
-        return PredictionSets.of(head.left_out_scores, coverage, by)
+        return PredictionSets(head.left_out_scores, coverage, by)
 
     def sets_if_asked(self, coverage: float | None, by: By | None = None) -> Sets | None:
         """`sets`, if there is a coverage; a way to make them and no coverage is an error."""

@@ -38,7 +38,7 @@ def test_the_quantile_is_the_smallest_that_covers(count, coverage):
 
 def test_sets_hold_the_classes_of_at_most_the_threshold():
     logits, labels = some_logits(100)
-    sets = PredictionSets.of(kept_scores(logits, labels), 0.8, "held-out")
+    sets = PredictionSets(kept_scores(logits, labels), 0.8, "held-out")
     new, _ = some_logits(30, seed=1)
     found = sets.sets(new)
     for row in range(30):
@@ -47,7 +47,7 @@ def test_sets_hold_the_classes_of_at_most_the_threshold():
             assert bool(found[row, k]) == (score <= sets.threshold)
     # an image just like the one that the threshold is of has its class in its set
     for coverage in (0.5, 0.55, 0.6, 0.65, 0.7, 0.9):
-        own = PredictionSets.of(kept_scores(logits, labels), coverage, "held-out").sets(logits)
+        own = PredictionSets(kept_scores(logits, labels), coverage, "held-out").sets(logits)
         assert int(own[torch.arange(100), labels].sum()) == math.ceil(101 * coverage)
     assert sets.told == "by 100 held-out images: at least 80 % on average"
     assert "at least" not in replace(sets, grouped=True).told
@@ -57,7 +57,7 @@ def test_split_coverage_over_draws_is_the_beta_binomials():
     covered = []
     for draw in range(60):
         logits, labels = some_logits(250, seed=draw)
-        sets = PredictionSets.of(kept_scores(logits[:50], labels[:50]), 0.9, "held-out")
+        sets = PredictionSets(kept_scores(logits[:50], labels[:50]), 0.9, "held-out")
         found = sets.sets(logits[50:])
         covered.append(found[torch.arange(200), labels[50:]].double().mean())
     low, high = coverage_interval(50, 200, 0.9, draws=60)
@@ -87,7 +87,7 @@ def test_left_out_sets_of_handwriting_cover_as_asked(digits):
         train = torch.cat([order[labels[order] == digit][:count] for digit in range(10)])
         test = order[~torch.isin(order, train)][:400]
         fit = fit_ridge(features[train], labels[train], 10)
-        sets = PredictionSets.of(scores_of(fit.left_out), 0.9, "jackknife")
+        sets = PredictionSets(scores_of(fit.left_out), 0.9, "jackknife")
         found = sets.sets(fit.head.logits(features[test]))
         covered.append(found[torch.arange(400), labels[test]].double().mean())
         without = RidgeWithout.of(fit, features[train], labels[train], 10)
@@ -103,7 +103,7 @@ def test_of_many_scores_quantiles_are_kept_and_sets_no_smaller():
     whole = -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
     assert len(kept) == MOST_SCORES
     for coverage in (0.5, 0.9, 0.999):
-        threshold = PredictionSets.of(kept, coverage, "held-out").threshold
+        threshold = PredictionSets(kept, coverage, "held-out").threshold
         share = float((whole <= threshold).double().mean())  # kept in float32, rounded up
         assert coverage <= share < coverage + 3e-4
 
@@ -113,10 +113,10 @@ def test_what_cannot_be_covered_is_one_line():
     scores = kept_scores(logits, labels)
     for wrong in (1.5, 0.0, 1.0, math.nan):
         with pytest.raises(ResiDualError, match="wanted a coverage between 0 and 1, got"):
-            PredictionSets.of(scores, wrong, "held-out")
+            PredictionSets(scores, wrong, "held-out")
     few = "wanted 99 images or more for sets .* 99 times of 100, got 20 held-out images"
     with pytest.raises(ResiDualError, match=few):
-        PredictionSets.of(scores, 0.99, "held-out")
+        PredictionSets(scores, 0.99, "held-out")
     assert kept_scores(logits, torch.ones(20, 6)) is None
     assert kept_scores(logits[:0], labels[:0]) is None
 

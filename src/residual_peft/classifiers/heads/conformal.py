@@ -47,11 +47,16 @@ class Covering:
             every set.
     """
 
+    scores: Tensor  # −log p of n images' own classes (n,), by fits that did not see them
     coverage: float  # that was asked for, 1 − α
     by: By  # what stands behind it, see above
-    images: int  # n, whose class is known
     # whether they came in groups, whose images are alike
     grouped: bool = field(default=False, kw_only=True)
+
+    @property
+    def images(self) -> int:
+        """n."""
+        return len(self.scores)
 
     def __post_init__(self) -> None:
         if self.images < (least := fewest(self.coverage)):
@@ -77,24 +82,7 @@ class Covering:
 
 @dataclass(frozen=True)
 class PredictionSets(Covering):
-    """Sets of the classes whose −log p is at most a threshold.
-
-    Attributes:
-        coverage: that was asked for, 1 − α.
-        by: what stands behind it, "held-out" or "jackknife".
-        images: n, how many scores it comes from.
-        grouped: whether they came in groups, whose images are alike.
-        scores: −log p of the images' own classes (n,), by fits that did not see them.
-    """
-
-    scores: Tensor
-
-    @classmethod
-    def of(
-        cls, scores: Tensor, coverage: float, by: By, *, grouped: bool = False
-    ) -> "PredictionSets":
-        """From the scores of left-out or held-out images."""
-        return cls(coverage, by, len(scores), scores, grouped=grouped)
+    """Sets of the classes whose −log p is at most a threshold."""
 
     @cached_property
     def threshold(self) -> float:

@@ -167,20 +167,15 @@ def _sides(values: Tensor) -> tuple[int, int]:
 class PlusSets(Covering):
     """Jackknife+ sets, CV+ where parts hold several images (R. Barber et al., 2021).
 
-    Attributes:
-        coverage: that was asked for, 1 − α.
-        by: "jackknife+".
-        images: N, the training images that were left out in turn.
-        grouped: False; where images come in groups, each part is a whole one.
-        without: the ridge's fits without each part.
+    Where images come in groups, each part is a whole one.
     """
 
-    without: RidgeWithout
+    without: RidgeWithout  # the ridge's fits without each part
 
     @classmethod
     def of(cls, without: RidgeWithout, coverage: float) -> "PlusSets":
         """At a coverage 1 − α."""
-        return cls(coverage, "jackknife+", len(without.scores), without)
+        return cls(without.scores, coverage, "jackknife+", without)
 
     def sets(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
         """Which classes are in each new image's set, bool (M, C).
