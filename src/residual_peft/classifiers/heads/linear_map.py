@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import ResiDualError
-from .finishing import finish
-from .head import ClassHead, FittedHead
+from .head import ClassHead
 from .images import checked
 from .left_out import FOLDS
-from .paths import Problem, choose_strength
+from .paths import PathFit, Problem, solve_at_best
 from .preparing import PrincipalAxes
 
 DEFAULT_STRENGTH = 1e-1  # relative too, where one image per class leaves nothing to choose by
@@ -26,14 +25,10 @@ _RANK = 1e-6  # of a direction that texts differ in, beside their length: below,
 
 
 @dataclass(frozen=True)
-class LinearMapFit(FittedHead):
+class LinearMapFit(PathFit):
     """V = s Wᵀ T without mean, scale or offset, and what it says of images it did not see."""
 
     change: Tensor  # Δ, of which W = I + Δ (d, d)
-    strength: float  # α of ½ α ‖Δ‖² beside the sum of the images' losses
-    # (strength, log-loss of left-out images with τ fitted) as tried
-    path: tuple[tuple[float, float], ...]
-    gradient_norm: float  # the largest entry of the gradient at the end, by B in the images' axes
 
     @property
     def parameter_count(self) -> int:
@@ -82,28 +77,26 @@ def fit_linear_map(
     problem = Problem(data, axes.rows, start, apart)
     spread = data.features - data.weights @ data.features / data.weights.sum()
     level = logit_scale**2 * float(spread.square().sum(1).mean()) or 1.0
-    chosen = choose_strength(
+    point, (_, temperature, left_out), numbers = solve_at_best(
         problem,
         level,
+        start=problem.zeros(),
+        tolerance=tolerance * logit_scale,
+        default=DEFAULT_STRENGTH,
         strength=strength,
         strengths=strengths,
-        default=DEFAULT_STRENGTH,
         groups=groups,
         folds=folds,
         with_text=False,
         patience=_PATIENCE,
-        tolerance=tolerance * logit_scale,  # stopped sooner, fits tie and rounding chooses
+        coarse=tolerance * logit_scale,  # stopped sooner, fits tie and rounding chooses
     )
-    solved, norm = problem.solve(chosen.strength, problem.zeros(), tolerance * logit_scale)
-    left = problem.scores(solved) if chosen.left is None else chosen.left
-    _, temperature, left_out = finish(left, data, chosen.how, chosen.known, with_text=False)
-    change = directions @ (axes.axes @ solved).mT
+    change = directions @ (axes.axes @ point).mT
     weights = logit_scale * (text + text @ change).mT
     nothing, one = torch.zeros(text.shape[1]), torch.ones(text.shape[1])
-    head = ClassHead(
-        nothing.double(), one.double(), weights, torch.zeros(len(text)).double(), 0.0, temperature
-    )
-    return LinearMapFit(head, left_out, change, chosen.strength, chosen.path, norm)
+    offset = torch.zeros(len(text)).double()
+    head = ClassHead(nothing.double(), one.double(), weights, offset, 0.0, temperature)
+    return LinearMapFit(head, left_out, *numbers, change)
 
 
 def _directions(text: Tensor, scale: float) -> tuple[Tensor, Tensor]:

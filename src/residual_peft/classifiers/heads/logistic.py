@@ -1,29 +1,17 @@
 """Multinomial logistic regression with a ridge, on features that may be far more than images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .finishing import finish
-from .head import ClassHead, FittedHead
+from .head import ClassHead
 from .images import checked
 from .left_out import FOLDS
-from .paths import Problem, choose_strength
+from .paths import PathFit, Problem, solve_at_best
 from .preparing import PrincipalAxes, scaling
 
 DEFAULT_STRENGTH = 1e-2  # relative too, where one image per class leaves nothing to choose by
-
-
-@dataclass(frozen=True)
-class LogisticFit(FittedHead):
-    """A logistic regression and what it says of images it did not see, fold by fold."""
-
-    strength: float  # α of ½ α ‖V‖² beside the sum of the images' losses; scikit-learn's 1 / C
-    # (strength, log-loss of left-out images with a and τ fitted) as tried
-    path: tuple[tuple[float, float], ...]
-    gradient_norm: float  # the largest entry of the gradient at the end
 
 
 def fit_logistic(
@@ -40,7 +28,7 @@ def fit_logistic(
     groups: Tensor | None = None,
     folds: int = FOLDS,
     tolerance: float = 1e-7,
-) -> LogisticFit:
+) -> PathFit:
     """Logistic regression on centred and scaled features, its ridge chosen on left-out folds.
 
     Minimises Σ_i w_i loss_i + ½ α ‖V‖², which is strictly convex in V: softmax cross-entropy with
@@ -51,7 +39,7 @@ def fit_logistic(
     Args:
         start: a ridge's head on the same features: its centre and scales are taken, and the last
             fit starts at its weights. Where the optimum is does not depend on it.
-        strength: α, in place of a choice.
+        strength: α, in place of a choice; scikit-learn's 1 / C.
         strengths: α to choose from; by default `paths.RELATIVE_STRENGTHS` times the mean squared
             length of the prepared features, and two between them. Weaker ones are not tried once
             they get no better.
@@ -66,21 +54,20 @@ def fit_logistic(
     rows = torch.hstack([axes.rows, torch.ones_like(axes.rows[:, :1])])  # the offset is last
     problem = Problem(data, rows, torch.zeros_like(data.targets), free=1)
     level = float(prepared.square().sum(1).mean()) or 1.0
-    chosen = choose_strength(
-        problem,
-        level,
-        strength=strength,
-        strengths=strengths,
-        default=DEFAULT_STRENGTH,
-        groups=groups,
-        folds=folds,
-    )
     first = problem.zeros()
     if start is not None:
         raw = start.temperature * torch.vstack([start.weights, start.offset]).double()
         first = torch.vstack([axes.axes.mT @ raw[:-1], raw[-1:]])
-    solved, norm = problem.solve(chosen.strength, first, tolerance)
-    left = problem.scores(solved) if chosen.left is None else chosen.left
-    text_weight, temperature, left_out = finish(left, data, chosen.how, chosen.known)
-    head = ClassHead(mean, scale, axes.axes @ solved[:-1], solved[-1], text_weight, temperature)
-    return LogisticFit(head, left_out, chosen.strength, chosen.path, norm)
+    point, (text_weight, temperature, left_out), numbers = solve_at_best(
+        problem,
+        level,
+        start=first,
+        tolerance=tolerance,
+        default=DEFAULT_STRENGTH,
+        strength=strength,
+        strengths=strengths,
+        groups=groups,
+        folds=folds,
+    )
+    head = ClassHead(mean, scale, axes.axes @ point[:-1], point[-1], text_weight, temperature)
+    return PathFit(head, left_out, *numbers)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...errors import ResiDualError
 from .finishing import finish, folds_of, log_losses, part_of
+from .head import FittedHead
 from .images import Images
-from .left_out import How
+from .left_out import LeftOut
 from .minimising import scaled_minimum
 
 RELATIVE_STRENGTHS = tuple(10.0**-k for k in range(-1, 7))
@@ -23,6 +24,10 @@ _EQUAL = 1e-2  # of a loss
 COARSE = 1e-5
 """Gradient per image of the fits that are only compared, in float32; at 1e-4 weak ridges stop so
 early, from the last strength's fit on, that they pass for stronger ones."""
+
+
+Path = tuple[tuple[float, float], ...]
+"""Strengths, each with the log-loss of left-out images with a and τ fitted."""
 
 
 @dataclass(frozen=True)
@@ -80,46 +85,55 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A strength, and what was said on the way to it."""
+class PathFit(FittedHead):
+    """A head at a strength that was chosen along a path."""
 
-    strength: float  # of the least left-out log-loss; the one given, or the default, without folds
-    path: tuple[tuple[float, float], ...]  # (strength, log-loss of left-out images) as tried
-    left: Tensor | None  # left-out logits (N, C) at the strength; None without folds
-    known: Tensor  # images that can be told right without their fold (N,)
-    how: How  # who was left out with whom
+    strength: float  # α of ½ α ‖A‖² beside the sum of the images' losses
+    path: Path  # as tried
+    gradient_norm: float  # the largest entry of the gradient at the end, by A in the images' axes
 
 
-def choose_strength(
+def solve_at_best(
     problem: Problem,
     level: float,
     *,
+    start: Tensor,
+    tolerance: float,
+    default: float,
     strength: float | None,
     strengths: Sequence[float] | None,
-    default: float,
     groups: Tensor | None,
     folds: int,
+    with_text: bool = True,
     **options: Any,
-) -> Chosen:
-    """The strength that was given, or the best of some by what is said of left-out folds.
+) -> tuple[Tensor, tuple[float, float, LeftOut], tuple[float, Path, float]]:
+    """A at the strength that was given, or the best of some by what is said of left-out folds.
+
+    Gives A (r, q), what `finish` gives, and strength, path and gradient_norm of a `PathFit`.
 
     Those to choose from are `RELATIVE_STRENGTHS`, and two between them, where there are none.
-    Relative ones, and `default` where nothing can be left out, are times `level`. The options are
-    those of `_path`.
+    Relative ones, and `default` where nothing can be left out, are times `level`. The last fit
+    begins at `start`; `options` are those of `_path`.
     """
     tried = [strength] if strength is not None else list(strengths or ())
     tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
     if not min(tried) > 0:
         raise ResiDualError(f"wanted strengths of the penalty above 0, got {min(tried)}.")
     fold, known, how = folds_of(problem.data, groups, folds)
-    if fold is None:
-        if strength is None:
-            strength = max(strengths) if strengths else default * level
-        return Chosen(strength, (), None, known, how)
-    refine = strength is None and strengths is None
-    tried.sort(reverse=True)
-    path, left = _path(problem, fold, known, tried, refine=refine, **options)
-    return Chosen(best_of(path), tuple(path), left, known, how)
+    path: list[tuple[float, float]] = []
+    left: Tensor | None = None
+    if fold is not None:
+        options |= {"refine": strength is None and strengths is None, "with_text": with_text}
+        path, left = _path(problem, fold, known, sorted(tried, reverse=True), **options)
+        best = best_of(path)
+    elif strength is None:
+        best = max(strengths) if strengths else default * level
+    else:
+        best = strength
+    point, norm = problem.solve(best, start, tolerance)
+    left = problem.scores(point) if left is None else left
+    said = finish(left, problem.data, how, known, with_text=with_text)
+    return point, said, (best, tuple(path), norm)
 
 
 def best_of(path: Sequence[tuple[float, float]]) -> float:
@@ -145,14 +159,14 @@ def _path(
     refine: bool,
     with_text: bool = True,
     patience: int = 1,
-    tolerance: float = COARSE,
+    coarse: float = COARSE,
 ) -> tuple[list[tuple[float, float]], Tensor]:
     """Left-out log-loss of the strengths tried, and the left-out logits (N, C) of the best.
 
     From strong to weak until `patience` of them in a row are no better; then, to `refine`, between
     the best one and its neighbours. Where images are many, one fold of them is enough to choose by.
     The zero-shot logits are added, with their weight, to be compared, unless not `with_text`;
-    `tolerance` is of the fits that are only compared.
+    `coarse` is the tolerance of the fits that are only compared.
     """
     count = int(fold.max()) + 1
     numbers = range(1 if len(fold) >= ENOUGH else count)
@@ -166,7 +180,7 @@ def _path(
         for number in numbers:
             outside = fold == number
             first = starts.get(number, problem.zeros())
-            starts[number], _ = problem.solve(strength, first, tolerance, ~outside)
+            starts[number], _ = problem.solve(strength, first, coarse, ~outside)
             logits[outside] = problem.scores(starts[number], outside)
         return logits
 
