@@ -82,7 +82,9 @@ def test_what_is_exported_is_loaded_and_told(saved_adapter, shapes, tmp_path, mo
 
     def written(classifier, out, *, images):
         seen.append((classifier, images))
-        return ExportedOnnx(out, 6_800_000, 2e-7, 1e-6, len(images), (40, 40), 3.0, "bfloat16")
+        return ExportedOnnx(
+            out, 6_800_000, (40, 40), 3, False, len(images), 2e-7, 1e-6, "bfloat16", 3.0
+        )
 
     monkeypatch.setattr("residual_peft.app.exporting.export_onnx", written)
     found = export_adapter(saved_adapter, tmp_path / "a.onnx", images=Path(shapes[0]).parent)

@@ -181,7 +181,7 @@ def test_what_answers_otherwise_is_refused_and_not_written(off, tmp_path, monkey
 
 def test_what_cannot_be_exported_is_said_before_any_work(tmp_path, monkeypatch) -> None:
     classifier, path = made(*CASES["gains"]), tmp_path / "model.onnx"
-    monkeypatch.setattr(exporting, "LARGEST", 1000)
+    monkeypatch.setattr("residual_peft.classifiers.exporting.graph.LARGEST", 1000)
     with pytest.raises(ResiDualError, match=r"at most 2 GiB, and the weights of the image tower"):
         export_onnx(classifier, path)
     monkeypatch.undo()

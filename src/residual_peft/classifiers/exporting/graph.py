@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import ResiDualError
 from ...towers.registry import find_tower
 from ...towers.running import evaluating, run_tower, unadapted
 from ...towers.taps import tapped
 from ...tuner import ResiDualReadout, ResiDualStreamLinear, adapted_tower
 from ..zero_shot import ZeroShotClassifier
+
+LARGEST = 2**31 - 2**24
+"""Bytes of weights: one file of protobuf holds 2 GiB, of which names and shapes take a little."""
 
 
 class ClassifierGraph(nn.Module):
@@ -59,6 +64,29 @@ class ClassifierGraph(nn.Module):
             torch.backends.mha.set_fastpath_enabled(False)  # one operator that nobody else has
             with unadapted(self.model) if self.reads_units or self.plain else nullcontext():
                 yield
+
+
+def in_float32(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
+    """The classifier itself, or a copy on the CPU in float32."""
+    first = next(classifier.model.parameters())
+    if first.dtype == torch.float32 and first.device.type == "cpu":
+        return classifier
+    found = copy(classifier)
+    found.model = deepcopy(classifier.model).float()
+    found.class_embeddings = classifier.class_embeddings.float()
+    return found.to("cpu")
+
+
+def check_size(graph: ClassifierGraph) -> None:
+    """Before any work that takes long."""
+    parts = [graph.anatomy.tower, graph.anatomy.projection]
+    modules = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
+    total = sum(tensor.numel() * 4 for tensor in modules.parameters())
+    if total > LARGEST:
+        raise ResiDualError(
+            f"one ONNX file holds at most 2 GiB, and the weights of the image tower take "
+            f"{total / 2**30:.1f} GiB in float32: fit on a smaller model."
+        )
 
 
 def _one_readout_adapter(model: nn.Module) -> bool:

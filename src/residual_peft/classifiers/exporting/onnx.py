@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from copy import copy, deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,20 +26,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...data.labels import labelling_of
 from ...data.passes import no_processor
 from ...data.processors import Preparation, pixel_values
-from ...errors import ResiDualError
-from ...hub.files import PathLike, atomic_file
+from ...errors import ResiDualError, counted
+from ...hub.files import PathLike, atomic_file, plain_of
 from ...towers.registry import find_tower
 from ..heads.conformal import By, PredictionSets
 from ..zero_shot import ZeroShotClassifier
-from .graph import ClassifierGraph
+from .graph import ClassifierGraph, check_size, in_float32
 
 INPUT, OUTPUTS = "pixels", ("probabilities", "logits")
 TOLERANCE = 1e-4  # of a probability; of a logit, times the largest there is
 OPSET = 18  # known to onnxruntime from 1.14 on
-LARGEST = 2**31 - 2**24
-"""Bytes of weights: one file of protobuf holds 2 GiB, of which names and shapes take a little."""
 COVERAGES = (0.8, 0.9, 0.95, 0.99)  # of the sets of classes whose thresholds a file says
 TRIED = 8  # images that the two are compared on; one of them by itself
 
@@ -52,22 +50,44 @@ class ExportedOnnx:
     Attributes:
         path: of the file.
         bytes: it takes.
+        size: height and width of the pixels that it takes.
+        classes: how many it answers for.
+        several_labels: whether an image may have several.
+        images: how many were tried.
         probability_difference: the largest on the images that were tried.
         logit_difference: likewise, as a share of the largest logit.
-        images: how many were tried.
-        size: height and width of the pixels that it takes.
-        seconds: all of it took.
         dtype: that the model had; the file computes in float32.
+        seconds: all of it took.
     """
 
     path: Path
     bytes: int
+    size: tuple[int, int]
+    classes: int
+    several_labels: bool
+    images: int
     probability_difference: float
     logit_difference: float
-    images: int
-    size: tuple[int, int]
-    seconds: float
     dtype: str
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """For people."""
+        height, width = self.size
+        said = [
+            f"{self.path}: {self.bytes / 1e6:.1f} MB; pixels (N, 3, {height}, {width}) in, "
+            f"{labelling_of(self.several_labels).answer_words} {self.classes:,} classes out",
+            f"onnxruntime and torch differ by {self.probability_difference:.1e} in a probability "
+            f"at most, on {counted(self.images, 'image')}",
+        ]
+        if self.dtype != "float32":
+            said.append(f"the adapter's model is in {self.dtype}; the file computes in float32")
+        return said
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        found = plain_of(self)
+        return {"file": str(found.pop("path")), **found}
 
 
 def export_onnx(
@@ -106,8 +126,8 @@ def export_onnx(
     preparation = Preparation.of(classifier.image_processor)
     pixels = pixel_values(classifier.image_processor, images or _drawn()).float()
     dtype = str(next(classifier.model.parameters()).dtype).removeprefix("torch.")
-    graph = ClassifierGraph(_in_float32(classifier))
-    _check_size(graph)
+    graph = ClassifierGraph(in_float32(classifier))
+    check_size(graph)
     # before `ready`, which takes the adapters away: held-out scores are of those that are active
     height, width = pixels.shape[-2:]
     facts = _metadata_of(classifier, preparation, (height, width))
@@ -119,7 +139,8 @@ def export_onnx(
         found = _compared(graph, running(temporary), pixels, tolerance)
         size = temporary.stat().st_size
     seconds = time.perf_counter() - start
-    return ExportedOnnx(Path(path), size, *found, len(pixels), (height, width), seconds, dtype)
+    asked = (height, width), len(classifier.class_names), classifier.multi_label, len(pixels)
+    return ExportedOnnx(Path(path), size, *asked, *found, dtype, seconds)
 
 
 def _metadata_of(
@@ -165,29 +186,6 @@ def _drawn() -> list[Image.Image]:
         noise = generator.integers(0, 256, (side, side, 3), np.uint8)
         found.append(Image.fromarray(noise).resize((256, 256), Image.Resampling.BICUBIC))
     return found
-
-
-def _in_float32(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
-    """The classifier itself, or a copy on the CPU in float32."""
-    first = next(classifier.model.parameters())
-    if first.dtype == torch.float32 and first.device.type == "cpu":
-        return classifier
-    found = copy(classifier)
-    found.model = deepcopy(classifier.model).float()
-    found.class_embeddings = classifier.class_embeddings.float()
-    return found.to("cpu")
-
-
-def _check_size(graph: ClassifierGraph) -> None:
-    """Before any work that takes long."""
-    parts = [graph.anatomy.tower, graph.anatomy.projection]
-    modules = torch.nn.ModuleList(part for part in parts if isinstance(part, torch.nn.Module))
-    total = sum(tensor.numel() * 4 for tensor in modules.parameters())
-    if total > LARGEST:
-        raise ResiDualError(
-            f"one ONNX file holds at most 2 GiB, and the weights of the image tower take "
-            f"{total / 2**30:.1f} GiB in float32: fit on a smaller model."
-        )
 
 
 def _traced(graph: ClassifierGraph, pixels: Tensor) -> Any:
