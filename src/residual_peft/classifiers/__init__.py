@@ -6,6 +6,7 @@ __all__ = [
     "cards",
     "changeable",
     "class_means",
+    "cosines",
     "evaluation",
     "exporting",
     "figures",

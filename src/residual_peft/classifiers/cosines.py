@@ -86,10 +86,6 @@ class CosineClassifier:
         """The model's device."""
         return next(self.model.parameters()).device
 
-    def scale_at(self, temperature: float) -> float:
-        """The logit scale that makes logits so many times as large, up to the largest there is."""
-        return min(temperature * self.logit_scale, LARGEST_LOGIT_SCALE)
-
     def logits(self, outputs: Any) -> Tensor:
         """logit_scale · normalize(y') · W_textᵀ + logit_bias, (B, C) in float32 or better.
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,8 +78,13 @@ def fit_gains(
         lambda rows: rows.adapted(parameters["gains"]),
         train,
         validation,
-        _Settings(learning_rate, batch_size, epochs, patience, seed, progress),
-        _Loss(classifier, train, objective, parameters),
+        _loss_of(classifier, train, objective, parameters),
+        learning_rate,
+        batch_size=batch_size,
+        epochs=epochs,
+        patience=patience,
+        seed=seed,
+        progress=progress,
     )
     with torch.no_grad():
         target.copy_(fit.gains)
@@ -112,8 +116,9 @@ def fit_linear(
         lambda rows: functional.linear(rows.readout.to(dtype), weight, bias),
         train,
         validation,
-        _Settings(learning_rate, **options),
-        lambda readout, labels: classifier.loss(readout, labels),
+        classifier.loss,
+        learning_rate,
+        **options,
     )
 
 
@@ -123,54 +128,33 @@ def linear_readout(fit: Fit, readout: Tensor) -> Tensor:
     return functional.linear(readout.to(weight.device, weight.dtype), weight, bias)
 
 
-class _Loss:
+def _loss_of(
+    classifier: ZeroShotClassifier,
+    train: Coordinates | CoordinateStore,
+    objective: Objective,
+    parameters: dict[str, nn.Parameter],
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The objective on a batch of adapted readouts, ridge included."""
+    classes, length = len(classifier.class_names), train.mean_length
+    weights, ridge = objective.weights_of(train.labels, classes), None
+    if objective.strength:
+        ridge = GainProblem(classifier, train, objective).ridge_weights.float()
 
-    def __init__(
-        self,
-        classifier: ZeroShotClassifier,
-        train: Coordinates | CoordinateStore,
-        objective: Objective,
-        parameters: dict[str, nn.Parameter],
-    ) -> None:
-        self.classifier, self.objective, self.parameters = classifier, objective, parameters
-        self.classes = len(classifier.class_names)
-        self.weights = objective.weights_of(train.labels, self.classes)
-        self.length = train.mean_length
-        self.ridge = None
-        if objective.strength:
-            self.ridge = GainProblem(classifier, train, objective).ridge_weights.float()
-
-    def __call__(self, readout: Tensor, labels: Tensor) -> Tensor:
-        if self.objective.normalized:
-            logits = self.classifier.scaled_cosines(readout)
+    def loss_of(readout: Tensor, labels: Tensor) -> Tensor:
+        if objective.normalized:
+            logits = classifier.scaled_cosines(readout)
         else:
-            embeddings = self.classifier.class_embeddings.to(readout.device, readout.dtype)
-            logits = self.classifier.logit_scale / self.length * readout @ embeddings.T
-        bias = self.parameters.get("logit_bias", 0.0)
-        loss = self.objective.loss_of(logits, labels, self.weights, bias)
-        loss = loss / self.objective.labelling.normalizer(labels, self.weights, self.classes)
-        if self.ridge is None:
+            embeddings = classifier.class_embeddings.to(readout.device, readout.dtype)
+            logits = classifier.logit_scale / length * readout @ embeddings.T
+        bias = parameters.get("logit_bias", 0.0)
+        loss = objective.loss_of(logits, labels, weights, bias)
+        loss = loss / objective.labelling.normalizer(labels, weights, classes)
+        if ridge is None:
             return loss
-        pull = (self.ridge * (self.parameters["gains"] - 1).square()).sum()
-        return loss + 0.5 * self.objective.strength * pull
+        pull = (ridge * (parameters["gains"] - 1).square()).sum()
+        return loss + 0.5 * objective.strength * pull
 
-
-@dataclass(frozen=True)
-class _Settings:
-    learning_rate: float
-    batch_size: int = BATCH_SIZE
-    epochs: int = EPOCHS
-    patience: int | None = PATIENCE
-    seed: int = 0
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "batch_size", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ResiDualError(f"wanted {name} above 0, got {getattr(self, name)}.")
-        if self.patience is not None and self.patience < 1:
-            raise ResiDualError(f"wanted patience of 1 or more, or None, got {self.patience}.")
+    return loss_of
 
 
 def _fit(
@@ -179,21 +163,32 @@ def _fit(
     adapted: Callable[[Any], Tensor],
     train: Readouts | CoordinateStore,
     validation: Readouts | None,
-    settings: _Settings,
     loss_of: Callable[[Tensor, Tensor], Tensor],
+    learning_rate: float,
+    *,
+    batch_size: int = BATCH_SIZE,
+    epochs: int = EPOCHS,
+    patience: int | None = PATIENCE,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Fit:
     """Fit parameters by schedule-free AdamW; `adapted` gives y' of some rows."""
+    above = {"learning_rate": learning_rate, "batch_size": batch_size, "epochs": epochs}
+    for name, value in above.items():
+        if not value > 0:
+            raise ResiDualError(f"wanted {name} above 0, got {value}.")
+    if patience is not None and patience < 1:
+        raise ResiDualError(f"wanted patience of 1 or more, or None, got {patience}.")
     started = time.perf_counter()
-    optimizer = AdamWScheduleFree(parameters.values(), lr=settings.learning_rate)
-    generator = torch.Generator().manual_seed(settings.seed)
+    optimizer = AdamWScheduleFree(parameters.values(), lr=learning_rate)
+    generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
     best, best_epoch, best_accuracy = _copied(parameters), 0, float("-inf")
     if validation is not None:  # what does not help the held-out images is not kept
         best_accuracy = _accuracy(classifier, adapted, validation)
-    epochs = range(1, settings.epochs + 1)
-    for epoch in tqdm(epochs, "Fitting", unit="epoch", disable=not settings.progress):
+    for epoch in tqdm(range(1, epochs + 1), "Fitting", unit="epoch", disable=not progress):
         optimizer.train()
-        order = torch.randperm(len(train), generator=generator).split(settings.batch_size)
+        order = torch.randperm(len(train), generator=generator).split(batch_size)
         total = 0.0
         for index in order:
             rows = train.rows(index.to(train.labels.device))
@@ -210,7 +205,7 @@ def _fit(
         if validation is None or record["accuracy"] > best_accuracy:
             best = _copied(parameters)
             best_epoch, best_accuracy = epoch, record.get("accuracy", best_accuracy)
-        elif settings.patience is not None and epoch - best_epoch >= settings.patience:
+        elif patience is not None and epoch - best_epoch >= patience:
             break
     return Fit(
         best,

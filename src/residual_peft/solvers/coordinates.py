@@ -4,7 +4,7 @@ y' = base + (c ⊙ (λ − neutral)) Φ is affine in the gains, and neither c no
 (`method.md`, section 3). So the images are seen once; `solvers` does the rest.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -95,6 +95,13 @@ class Coordinates(Readouts):
     def adapted(self, gains: Tensor) -> Tensor:
         """y' (N, d) at the given gains, (K,) or (U,)."""
         return compose(self.state, self.base, self.coordinates, gains)
+
+
+def in_chunks(parts: Iterable[Coordinates], size: int) -> Iterator[Coordinates]:
+    """Some images at a time of coordinates in parts, in memory."""
+    for part in parts:
+        for rows in torch.arange(len(part)).split(size):
+            yield part.rows(rows)
 
 
 @torch.inference_mode(False)

@@ -20,7 +20,7 @@ from ..classifiers.heads.head import FittedHead
 from ..classifiers.heads.images import duplicate_groups
 from ..classifiers.trained_head import Features, embedding_features
 from ..classifiers.zero_shot import ZeroShotClassifier
-from .coordinates import Coordinates
+from .coordinates import Coordinates, in_chunks
 from .methods import METHODS, Outcome, Rows, columns_of, with_gains
 from .methods.method import of_head
 from .objectives import Objective
@@ -66,11 +66,9 @@ def statistics_of(
     kept = torch.arange(width) if columns is None else columns
     sums = HeadStatistics(len(kept), class_count, per_class=per_class)
     with processes.in_step():
-        for part in data.parts[processes.rank :: processes.world]:
-            for rows in torch.arange(len(part)).split(CHUNK):
-                labels = part.labels[rows]
-                weights = None if class_weights is None else class_weights.double()[labels]
-                sums.add(_features(part, rows, features, columns), labels, weights)
+        for some in in_chunks(data.parts[processes.rank :: processes.world], CHUNK):
+            weights = None if class_weights is None else class_weights.double()[some.labels]
+            sums.add(_features(some, features, columns), some.labels, weights)
     return sums.across_processes() if across_processes else sums
 
 
@@ -200,15 +198,13 @@ def _batches(
     rows: Rows, index: Tensor, features: Features, columns: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for part in index.split(CHUNK):
-        found = _features(rows.data, part, features, columns)
-        yield found, rows.labels[part], rows.zero_shot[part]
+        some = rows.data.rows(part)
+        yield _features(some, features, columns), some.labels, rows.zero_shot[part]
 
 
-def _features(
-    part: Coordinates, rows: Tensor, features: Features, columns: Tensor | None
-) -> Tensor:
+def _features(part: Coordinates, features: Features, columns: Tensor | None) -> Tensor:
     if features == "embedding":
-        found = embedding_features(part.readout[rows])
+        found = embedding_features(part.readout)
     else:
-        found = part.coordinates[rows].float()
+        found = part.coordinates.float()
     return found if columns is None else found[:, columns]

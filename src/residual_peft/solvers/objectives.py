@@ -231,13 +231,14 @@ class GainProblem:
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """What gains multiply, the part that none changes, and labels of some images at a time."""
-        number = 0
+        for number, some in enumerate(self._some()):
+            factors = self.kind.factors(some.coordinates.to(self.dtype))
+            yield factors, self._base(number, some), some.labels
+
+    def _some(self) -> Iterator[Coordinates]:
         for rows in self.rows.parts:
             for start in range(0, len(rows), CHUNK):
-                some = rows.rows(slice(start, start + CHUNK))
-                factors = self.kind.factors(some.coordinates.to(self.dtype))
-                yield factors, self._base(number, some), some.labels
-                number += 1
+                yield rows.rows(slice(start, start + CHUNK))
 
     def _base(self, number: int, rows: Coordinates) -> Tensor:
         """The part of a chunk's outputs that no gain changes; kept where that is little."""
@@ -254,8 +255,6 @@ class GainProblem:
         """The mean square of what multiplies each component's gain, (K,), float64."""
         total = torch.zeros(len(self.directions), dtype=torch.float64)
         total = total.to(self.directions.device)
-        for rows in self.rows.parts:
-            for start in range(0, len(rows), CHUNK):
-                part = rows.coordinates[start : start + CHUNK].double()
-                total += self.kind.factors(part).square().sum(0)
+        for some in self._some():
+            total += self.kind.factors(some.coordinates.double()).square().sum(0)
         return total / len(self.rows)

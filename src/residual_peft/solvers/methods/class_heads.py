@@ -22,12 +22,7 @@ def ridge(name: str, features: Features, kinds: tuple[str, ...] = ()) -> Method:
     """The method of a name, on some features, of units of some kinds (all when empty)."""
 
     def fit(rows: Rows) -> Outcome:
-        values = rows.features(features, kinds)
-        own: dict[str, Any] = {
-            "zero_shot": rows.zero_shot,
-            "class_weights": rows.class_weights,
-            "groups": rows.groups,
-        }
+        values, own = rows.features(features, kinds), rows.options
         residual = False if rows.by_labels else None
         counted = rows.labels, rows.class_count
         done = choose_ridge({name: values}, *counted, **own, residual=residual, folds=rows.fold).fit
@@ -55,13 +50,8 @@ def logistic(name: str, features: Features) -> Method:
 
     def fit(rows: Rows) -> Outcome:
         given = rows.features(features), rows.labels, rows.class_count
-        options: dict[str, Any] = {
-            "zero_shot": rows.zero_shot,
-            "groups": rows.groups,
-            "class_weights": rows.class_weights,
-        }
-        start = fit_ridge(*given, **options).head
-        done = fit_logistic(*given, start=start, tolerance=1e-5, **options)
+        start = fit_ridge(*given, **rows.options).head
+        done = fit_logistic(*given, start=start, tolerance=1e-5, **rows.options)
         return of_head(name, rows, features, done, strength=done.strength)
 
     return Method(title_of("logistic regression", features), fit)

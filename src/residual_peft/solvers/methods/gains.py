@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from ...classifiers.cosines import LARGEST_LOGIT_SCALE
 from ...classifiers.heads import LeftOut
 from ...classifiers.heads.blend import blend
 from ...classifiers.zero_shot import ZeroShotClassifier
@@ -34,7 +35,7 @@ def _gains(rows: Rows) -> Outcome:
     objective = Objective(normalized=False, loss=rows.classifier.labelling.loss_name)
     share = _share_of_images(rows)
     strength, temperature, left = _path(rows, objective, share)
-    scale = rows.classifier.scale_at(temperature)
+    scale = min(temperature * rows.classifier.logit_scale, LARGEST_LOGIT_SCALE)
     return with_gains(rows.classifier, rows.data, objective, strength, left, share, scale)
 
 
@@ -54,8 +55,7 @@ def with_gains(
     """
     classifier = copy(given)  # the bias of several labels is the outcome's, not ours
     if share:
-        readout = torch.cat([part.readout for part in data.parts])
-        classifier = classifier.with_images(readout, data.labels, share=share)
+        classifier = classifier.with_images(data.readout, data.labels, share=share)
     target = gains_of(classifier.model)
     before = target.detach().clone()
     try:

@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,15 @@ class Rows:
     def labels(self) -> Tensor:
         """(N,), or zeros and ones (N, C)."""
         return self.data.labels
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What fits of class heads take beside features, labels and how many classes there are."""
+        return {
+            "zero_shot": self.zero_shot,
+            "groups": self.groups,
+            "class_weights": self.class_weights,
+        }
 
     def features(self, features: Features, kinds: tuple[str, ...] = ()) -> Tensor:
         """What a head reads of the images: (N, d), or (N, K) of units of some kinds."""

@@ -28,6 +28,11 @@ class InParts:
         """(N,), or with several labels per image zeros and ones (N, C)."""
         return torch.cat([part.labels for part in self.parts])
 
+    @cached_property
+    def readout(self) -> Tensor:
+        """y (N, d) of the unadapted model, in memory."""
+        return torch.cat([part.readout for part in self.parts])
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -156,11 +161,6 @@ class Stores(InParts):
     def parts(self) -> tuple[Coordinates, ...]:
         """One `Coordinates` per shard; read from disk when they are touched."""
         return tuple(part for store in self.stores for part in store.parts)
-
-    @cached_property
-    def readout(self) -> Tensor:
-        """y (N, d) of the unadapted model, in memory."""
-        return torch.cat([part.readout for part in self.parts])
 
     @property
     def coordinate_bytes(self) -> int:

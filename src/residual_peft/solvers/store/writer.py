@@ -40,33 +40,14 @@ FIELDS = ("heads", "mlps", "embed", "stream", "pooled", "pooler", "constant")
 _UNITS, _PLACES = "units.", "places"
 
 
-class Stream:
-    """What a pass sees, of which the next is known before it is taken."""
-
-    def __init__(self, passed: Iterator[ReadBatch]) -> None:
-        self.passed = passed
-        self.next: ReadBatch | None = None
-
-    def take(self, rows: range) -> ReadBatch | None:
-        """The next, where it is of some rows."""
-        seen = next(self.passed, None) if self.next is None else self.next
-        self.next = None
-        if seen is None:
-            return None
-        assert seen.index is not None
-        if int(seen.index[0]) in rows:
-            return seen
-        self.next = seen
-        return None
-
-
 @dataclass
 class Shard:
     """A shard as it is read: its captures one after the other, then what else is kept of it."""
 
     index: int
     rows: range
-    stream: Stream
+    passed: Iterator[ReadBatch]
+    waiting: list[ReadBatch]  # the one that was taken and is of a later shard, if any
     loader: Batches
     none: Tensor  # labels of no image
     width: int
@@ -77,7 +58,12 @@ class Shard:
     def __iter__(self) -> Iterator[Capture]:
         # asks for no more once all rows are accounted for
         while len(self.labels) + len(self.skipped) < len(self.rows):
-            if (seen := self.stream.take(self.rows)) is None:
+            seen = self.waiting.pop() if self.waiting else next(self.passed, None)
+            if seen is None:
+                return
+            assert seen.index is not None
+            if int(seen.index[0]) not in self.rows:
+                self.waiting.append(seen)
                 return
             assert seen.capture is not None
             assert seen.labels is not None
@@ -196,10 +182,10 @@ class Writer:
         passed = reading(
             self.model, anatomy, loader, taps=True, check=check, labelled=True, progress=bar.update
         )
-        stream = Stream(passed)
+        waiting: list[ReadBatch] = []
         for index, rows in shards.items():
             none = self.dataset.labels_of([])
-            shard = Shard(index, rows, stream, loader, none, anatomy.readout_width)
+            shard = Shard(index, rows, passed, waiting, loader, none, anatomy.readout_width)
             yield shard
             bar.update(len(shard.skipped))
         next(passed, None)  # counts the last batch
