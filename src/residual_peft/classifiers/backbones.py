@@ -61,7 +61,6 @@ def load_backbone(
     directory = model_directory(name_or_path, revision=revision, token=token)
     model = _load(_class_of(directory), directory, str(name_or_path))
     tokenizer = _load_tokenizer(directory, str(name_or_path)) if has_text(model) else None
-    _rename(model, str(name_or_path))
     model.eval().requires_grad_(False).to(kind)
     return Backbone(model, tokenizer, load_image_processor(directory), str(name_or_path))
 
@@ -120,9 +119,7 @@ def load_image_tower(
 ) -> CLIPVisionModelWithProjection:
     """Load the image tower alone, in float32 and eval mode, for methods that need no text."""
     directory = model_directory(name_or_path)
-    model = _load(CLIPVisionModelWithProjection, directory, str(name_or_path))
-    _rename(model, str(name_or_path))
-    return model.eval()
+    return _load(CLIPVisionModelWithProjection, directory, str(name_or_path)).eval()
 
 
 def origin_of(model: nn.Module) -> tuple[str | None, str]:
@@ -188,6 +185,7 @@ def _load(kind: Any, directory: Path, name: str) -> Any:
             f"its model_type is '{architecture}', and {len(missing)} weights are missing, such as "
             f"{missing[0]}",
         )
+    _rename(model, name)
     return model
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -133,9 +134,8 @@ class KeptStatistics:
         except ResiDualError as error:
             raise ResiDualError(f"{where}: {error}") from error
         whole = columns.shape == (sums.statistics.columns,) and not columns.is_floating_point()
-        steps = columns.long().diff() if whole else columns
-        inside = whole and int(columns.min()) >= 0 and int(columns.max()) < said.width
-        if not inside or not bool((steps > 0).all()):
+        ends = (-1, *columns.flatten().tolist(), said.width)
+        if not whole or any(one >= other for one, other in pairwise(ends)):
             raise ResiDualError(f"{where} does not say which features its sums are of.")
         return cls(sums, columns.long(), said.features, said.width, said.basis, said.model)
 

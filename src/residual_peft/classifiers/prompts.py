@@ -121,14 +121,12 @@ def _context(model: nn.Module, config: Any) -> int:
 def _pad(tokens: list[list[int]], padding: int, length: int, left: bool) -> tuple[Tensor, Tensor]:
     # by hand, since a tokenizer may lack a padding token; what follows CLIP's end is never read
     longest = max(length, *map(len, tokens))
-
-    def filled(row: Tensor, value: int) -> Tensor:
-        gap = longest - len(row)
-        return functional.pad(row, (gap, 0) if left else (0, gap), value=value)
-
-    rows = [torch.tensor(row) for row in tokens]
-    ids = torch.stack([filled(row, padding) for row in rows])
-    return ids, torch.stack([filled(torch.ones_like(row), 0) for row in rows])
+    ids = torch.full((len(tokens), longest), padding)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(tokens):
+        place = slice(longest - len(row), None) if left else slice(len(row))
+        ids[number, place], mask[number, place] = torch.tensor(row), 1
+    return ids, mask
 
 
 def _check_tokens(

@@ -236,8 +236,7 @@ def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
             "images, and at the units that the features are of.",
         )
     notes, same = [], duplicate_groups(features)
-    _, first, sizes = torch.unique(same, return_inverse=True, return_counts=True)
-    copies = int((sizes - 1).sum())
+    copies = len(same) - len(same.unique())
     if copies and not grouped:
         notes.append(
             f"{copies} of {len(labels)} images are copies of others (equal features): what is "
@@ -245,13 +244,8 @@ def oddities(images: Images, grouped: bool) -> tuple[str, ...]:
             "out, or give groups that hold copies together."
         )
     if copies:
-        rows = labels.reshape(len(labels), -1)
-        low = torch.full((len(sizes), rows.shape[1]), torch.inf, dtype=torch.float64)
-        index = first.unsqueeze(1).expand_as(rows)
-        low.scatter_reduce_(0, index, rows.double(), "amin")
-        high = (-low).fill_(-torch.inf).scatter_reduce_(0, index, rows.double(), "amax")
-        clashes = int(((low != high).any(1)).sum())
-        if clashes:
+        told = torch.column_stack([same, labels]).unique(dim=0)[:, 0]
+        if clashes := int((told.unique(return_counts=True)[1] > 1).sum()):
             notes.append(
                 f"{counted(clashes, 'picture')} with labels that contradict each other: at most "
                 "one of the copies can be told right."

@@ -45,70 +45,68 @@ class Task:
         )
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What one forward pass of the unadapted model left."""
+def run(model: nn.Module, pixels: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Capture | None]:
+    """Run the unadapted model, whatever adapters are active, for this thread alone.
 
-    readout: Tensor  # y (B, d)
-    capture: Capture | None  # None where no adapter was ever put in
-
-
-def run(model: nn.Module, pixels: Tensor | Mapping[str, Tensor]) -> Pass:
-    """Run the unadapted model, whatever adapters are active, for this thread alone."""
+    What is left is y (B, d), and what its units wrote; None where no adapter was ever put in.
+    """
     anatomy = find_tower(model)
     inputs, side = checked_inputs(anatomy, pixels), anatomy.side
     layer = next((found for found in readouts(model) if found.anatomy.side == side), None)
     if layer is None:
-        return Pass(run_tower(model, inputs), None)
+        return run_tower(model, inputs), None
     with giving_names(model, [BASE] * batch_size(inputs)), _keeping(layer) as kept:
         readout = run_tower(model, inputs)
-    return Pass(readout, kept[0] if kept else None)
+    return readout, kept[0] if kept else None
 
 
-def answers_of(model: nn.Module, tasks: list[Task], passed: Pass) -> list[Tensor]:
+def answers_of(
+    model: nn.Module, tasks: list[Task], readout: Tensor, capture: Capture | None
+) -> list[Tensor]:
     """Logits (B, C_t) of each task."""
-    answers: list[Tensor] = [passed.readout] * len(tasks)
+    answers = [readout] * len(tasks)
     by_basis: dict[int, tuple[ReadoutState, list[int]]] = {}
     for index, task in enumerate(tasks):
         if task.adapter is None:
-            answers[index] = task.classifier.answer(passed.readout, passed.readout)
+            answers[index] = task.classifier.answer(readout, readout)
         else:
             state = readout_state(model, task.adapter)
             by_basis.setdefault(id(state), (state, []))[1].append(index)
     for state, members in by_basis.values():
-        assert passed.capture is not None
-        coordinates, base = coordinates_of(state, passed.capture), base_of(state, passed.readout)
+        assert capture is not None
+        coordinates, base = coordinates_of(state, capture), base_of(state, readout)
         # one for all blocks: fresh memory takes as long as filling it
         room = coordinates.new_empty((min(BLOCK, len(members)), *coordinates.shape))
         for start in range(0, len(members), BLOCK):
             block = members[start : start + BLOCK]
             gains = torch.stack([gains_of(model, tasks[i].adapter) for i in block])
             adapted = compose(state, base, coordinates, gains[:, None], room[: len(block)])
-            for index, readout in zip(block, adapted, strict=True):
-                classifier = tasks[index].classifier
-                answers[index] = classifier.answer(readout, passed.readout, coordinates)
+            for index, own in zip(block, adapted, strict=True):
+                answers[index] = tasks[index].classifier.answer(own, readout, coordinates)
     return answers
 
 
-def mixed(model: nn.Module, own: list[Task], passed: Pass) -> list[Tensor]:
+def mixed(
+    model: nn.Module, own: list[Task], readout: Tensor, capture: Capture | None
+) -> list[Tensor]:
     """Logits (1, C_t) of each image, which has its own task."""
     names = [BASE if task.adapter is None else task.adapter for task in own]
     used = dict.fromkeys(name for name in names if name != BASE)
     states = {name: readout_state(model, name) for name in used}
     gains: dict[str, Tensor] = {name: gains_of(model, name) for name in used}
-    readouts = passed.readout
+    adapted = readout
     coordinates: dict[str, Tensor] = {}
     if used:
-        assert passed.capture is not None
-        readouts = each_its_own(states, gains, names, passed.readout, passed.capture)
+        assert capture is not None
+        adapted = each_its_own(states, gains, names, readout, capture)
         needed = {t.adapter for t in own if t.classifier.head is not None and t.adapter is not None}
-        coordinates = {name: coordinates_of(states[name], passed.capture) for name in needed}
+        coordinates = {name: coordinates_of(states[name], capture) for name in needed}
     answers = []
     for row, task in enumerate(own):
         one = slice(row, row + 1)
         found = coordinates.get(task.adapter or BASE)
         found = None if found is None else found[one]
-        answers.append(task.classifier.answer(readouts[one], passed.readout[one], found))
+        answers.append(task.classifier.answer(adapted[one], readout[one], found))
     return answers
 
 
