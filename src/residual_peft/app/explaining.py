@@ -11,7 +11,6 @@ from ..analysis import (
     HeadExplanation,
     HeadImageExplanation,
     ImageExplanation,
-    Reason,
     TextDictionary,
     explain_adapter,
     explain_head,
@@ -30,7 +29,6 @@ from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import batches
 from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
-from ..hub.files import plain_of
 from ..reporting.components import head_components, strongest
 from ..reporting.run_record import RunRecord
 from ..solvers.coordinates import collect_coordinates
@@ -104,10 +102,7 @@ class RecordedStudy:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: the strongest components with their words, and classes."""
         effects = telling.component_dicts(self._effects, self._texts)
-        classes = [
-            {"class": name, "for": plain_of(pro), "against": plain_of(con)}
-            for name, pro, con in self._classes
-        ]
+        classes = telling.class_dicts(self._classes)
         return {"images": len(self.record.labels), "components": effects, "classes": classes}
 
     def cells(self) -> list[list[str]]:
@@ -143,7 +138,7 @@ class RecordedStudy:
         return {(e.unit, e.component): e.words.texts for e in self._effects if e.words}
 
     @property
-    def _classes(self) -> list[tuple[str, tuple[Reason, ...], tuple[Reason, ...]]]:
+    def _classes(self) -> list[telling.ForAndAgainst]:
         reasons = () if self.record.head is None else self.record.head.reasons
         return [(self.record.class_names[x.class_index], x.pro, x.con) for x in reasons]
 

@@ -101,8 +101,7 @@ class FilePredictor:
         if none_of_these is not None:
             self.classifier.check_none_of_these(none_of_these)
         self.none_of_these = none_of_these
-        names = self.classifier.class_names
-        self.sorting = None if sort_into is None else Sorting(sort_into, names)
+        self.sorting = None if sort_into is None else Sorting(sort_into, adapter.class_names)
 
     def answers(self, names: Iterable[str], *, progress: Progress = False) -> Iterator[Answer]:
         """An answer per file, in the order of the names, each as soon as its batch is done.
@@ -157,14 +156,12 @@ class FilePredictor:
     def _sorted(self, file: str, prediction: Prediction) -> Answer:
         if self.sorting is None:
             return Answer(file, prediction)
-        if prediction.none_of_these:
-            return Answer(
-                file, prediction, copied_to=(str(self.sorting.put(file, None, apart=True)),)
-            )
-        likely = prediction.top(len(prediction.probabilities))
-        sure = [name for name, probability in likely if probability >= self.sure]
-        labels: list[str | None] = [*sure[: self.classifier.labelling.most]]
-        copies = [str(self.sorting.put(file, label)) for label in labels or [None]]
+        apart, labels = bool(prediction.none_of_these), list[str | None]()
+        if not apart:
+            likely = prediction.top(len(prediction.probabilities))
+            labels += [name for name, probability in likely if probability >= self.sure]
+        kept = labels[: self.classifier.labelling.most] or [None]
+        copies = [str(self.sorting.put(file, label, apart=apart)) for label in kept]
         return Answer(file, prediction, copied_to=tuple(copies))
 
 

@@ -20,6 +20,8 @@ from ..towers.units import Unit
 SIDE = 5  # of an image's margin: so many components for it, and against it
 CLASSES = 20  # that lines speak of; the dict has all
 Texts = Mapping[tuple[Unit, int | None], tuple[tuple[str, float], ...]]
+ForAndAgainst = tuple[str, Sequence[Reason], Sequence[Reason]]
+"""A class, and what speaks for it and against it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Shown:
     component: int | None  # its number; None for the unit
     effect: float  # on the margin
     side: int  # 1 where the image lies along it, seen from the mean image of the fit, else −1
+    place: int = 0  # of it, or of its unit's first component, among all K
 
 
 def named(unit: Unit, component: int | None) -> str:
@@ -72,6 +75,14 @@ def component_dicts(effects: Iterable[Any], texts: Texts) -> list[dict[str, Any]
     return found
 
 
+def class_dicts(classes: Iterable[ForAndAgainst]) -> list[dict[str, Any]]:
+    """JSON-able: what speaks for and against each class."""
+    return [
+        {"class": name, "for": plain_of(pro), "against": plain_of(con)}
+        for name, pro, con in classes
+    ]
+
+
 def explanation_dict(
     explanation: AdapterExplanation | HeadExplanation, effects: Iterable[Any], texts: Texts
 ) -> dict[str, Any]:
@@ -84,14 +95,12 @@ def explanation_dict(
             "settings_share": explanation.settings_share,
         }
     else:
-        reasons = [explanation.reasons(index) for index in range(len(explanation.class_names))]
+        names = explanation.class_names
+        classes = [(name, *explanation.reasons(k)) for k, name in enumerate(names)]
         whole |= {
             "logit_spread": explanation.spread,
             "text_share": explanation.text_share,
-            "classes": [
-                {"class": name, "for": plain_of(pro), "against": plain_of(con)}
-                for name, (pro, con) in zip(explanation.class_names, reasons, strict=True)
-            ],
+            "classes": class_dicts(classes),
         }
     units = [plain_of(item) for item in explanation.by_unit()]
     return whole | {"units": units, "components": component_dicts(effects, texts)}
@@ -114,9 +123,7 @@ def lines_of(explanation: AdapterExplanation | HeadExplanation, texts: Texts) ->
     ]
 
 
-def class_lines(
-    classes: Sequence[tuple[str, Sequence[Reason], Sequence[Reason]]], texts: Texts
-) -> list[str]:
+def class_lines(classes: Sequence[ForAndAgainst], texts: Texts) -> list[str]:
     """What speaks for and against each class in its own images, in logits."""
     lines = []
     for name, pro, con in classes[:CLASSES]:
@@ -167,9 +174,9 @@ def shown(item: ImageExplanation | HeadImageExplanation) -> list[Shown]:
     seen = item.centred if isinstance(item, HeadImageExplanation) else item.coordinates
     found = []
     for unit, number, *_, effect in _both_sides(item.strongest(len(item.effects))):
-        place = None if number is None else firsts[unit] + number
-        side = 1 if place is None or float(seen[place]) >= 0 else -1
-        found.append(Shown(unit, number, effect, side))
+        place = firsts[unit] + (number or 0)
+        side = 1 if number is None or float(seen[place]) >= 0 else -1
+        found.append(Shown(unit, number, effect, side, place))
     return found
 
 

@@ -175,18 +175,12 @@ class Looking:
             Knob(
                 item.unit,
                 item.component,
-                self._fitted(why, item),
+                1.0 if isinstance(why, HeadImageExplanation) else float(why.gains[item.place]),
                 item.effect,
                 telling.with_signs(self.words(item.unit, item.component), item.side),
             )
             for item in telling.shown(why)
         ]
-
-    def _fitted(self, why: ImageExplanation | HeadImageExplanation, item: telling.Shown) -> float:
-        if isinstance(why, HeadImageExplanation):
-            return 1.0
-        start = sum(why.counts[: why.units.index(item.unit)])
-        return float(why.gains[start + (item.component or 0)])
 
     def _place(self, rows: Coordinates, knob: Knob) -> slice:
         """Where a knob's components are among all K."""
