@@ -93,7 +93,7 @@ def calibration(digits: Rows) -> dict[str, Any]:
                 "zero-shot": test.zero_shot,
             }
             for name, values in logits.items():
-                errors[name].append(reliability(values, test.labels).error)
+                errors[name].append(reliability(values, test.labels))
         return {name: round(mean(values), 4) for name, values in errors.items()}
 
     return by_shots((4, 8, 16), one)
@@ -122,7 +122,7 @@ def coverage(digits: Rows) -> dict[str, Any]:
             }
             for by, own in scores.items():
                 assert own is not None
-                found[by] = PredictionSets.of(own, COVERAGE, by).sets(logits)
+                found[by] = PredictionSets(own, COVERAGE, by).sets(logits)
             for name, sets in found.items():
                 right = sets[torch.arange(len(sets)), test.labels]
                 covered[name].append(float(right.double().mean()))

@@ -47,11 +47,11 @@ def test_it_says_what_left_out_predictions_say(fitted) -> None:
     scores = Evaluation(data.class_names, outcome.logits(classifier, test), test.labels)
     answering = copy(classifier)
     outcome.put_into(answering)
-    found = trust_of(rows, outcome, data, sets_of(answering, scores, test))
-    record, left = found.record, outcome.left_out
+    record, suspicious = trust_of(rows, outcome, data, sets_of(answering, scores, test))
+    left = outcome.left_out
     assert (record.images, record.accuracy) == (int(left.known.sum()), left.accuracy)
-    assert record.calibration_after == reliability(left.logits, left.labels).error
-    assert record.calibration_before == reliability(rows.zero_shot, rows.labels).error
+    assert record.calibration_after == reliability(left.logits, left.labels)
+    assert record.calibration_before == reliability(rows.zero_shot, rows.labels)
     assert (record.sets_by, record.sets_from) == ("jackknife", int(left.known.sum()))
     sets = answering.sets(COVERAGE).sets(scores.logits)
     inside = [bool(sets[i, label]) for i, label in enumerate(test.labels.tolist())]
@@ -66,15 +66,15 @@ def test_it_says_what_left_out_predictions_say(fitted) -> None:
     # what more images would add is told by what the head reads
     heads, whole = METHODS["ridge-heads"].run(rows), METHODS["ridge"].run(rows)
     same = (heads, replace(whole, columns=heads.columns), whole)
-    points = [trust_of(rows, each, data, {}).record.more_points for each in same]
+    points = [trust_of(rows, each, data, {})[0].more_points for each in same]
     assert points[0] == points[1] != points[2]
     planted = {(split, row) for split, row in (("train", 5), ("train", 40), ("train", 100))}
     planted.add(("validation", 0))
-    named = {(item.file.split(" ")[-2], item.row) for item in found.suspicious}
+    named = {(item.file.split(" ")[-2], item.row) for item in suspicious}
     assert len(planted & named) >= 3
     assert len(named) <= 5
-    assert record.wrong_labels == len(found.suspicious)
-    for item in found.suspicious:
+    assert record.wrong_labels == len(suspicious)
+    for item in suspicious:
         place = item.row + (130 if "validation" in item.file else 0)
         assert item.label == int(rows.labels[place])
     assert contradicting(rows, data) == ""
@@ -92,7 +92,7 @@ def test_it_says_nothing_where_nothing_was_left_out(fitted) -> None:
     scores = Evaluation(data.class_names, outcome.logits(classifier, test), test.labels)
     sets = sets_of(copy(classifier), scores, test)
     assert sets == {}
-    found = trust_of(rows, outcome, data, sets).record
+    found = trust_of(rows, outcome, data, sets)[0]
     assert (found.coverage, found.more_points) == (None, None)
     none = replace(outcome.left_out, known=torch.zeros(160, dtype=torch.bool))
-    assert trust_of(rows, replace(outcome, left_out=none), data, sets) is None
+    assert trust_of(rows, replace(outcome, left_out=none), data, sets) == (None, ())

@@ -120,7 +120,7 @@ def test_measures_say_which_way_is_better(found: Findings) -> None:
 
 def test_each_measure_is_of_its_own_side() -> None:
     made = record(images=30, skill=(0.5, 3.0))
-    sides = [reliability(x, made.labels).error for x in (made.before, made.after)]
+    sides = [reliability(x, made.labels) for x in (made.before, made.after)]
     recalls = [mean_per_class_recall(x, made.labels) for x in (made.before, made.after)]
     rows = {name: pair for name, *pair, _ in Findings(made).measures}
     assert sides[0] != sides[1]

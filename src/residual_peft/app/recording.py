@@ -1,6 +1,7 @@
 """A fitted adapter and its scores on the test images -> the record for its report."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,25 +22,26 @@ from ..classifiers.adapters import ADAPTER_TENSORS
 from ..classifiers.cards import adapter_facts
 from ..classifiers.evaluation import Evaluation
 from ..classifiers.files import CLASSIFIER_TENSORS
+from ..classifiers.heads.head import by_unit
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checking import undecoded
 from ..data.images import to_rgb
 from ..data.labels import labelling_in
 from ..data.pictures import thumbnail
-from ..hub.facts import Facts, processor, versions
+from ..experiments.bench.machine import processor, versions
+from ..hub.facts import Facts
 from ..hub.files import PathLike
 from ..reporting.run_record import (
     ClassReasons,
     Example,
     GainRecord,
     HeadShares,
-    NamedImage,
     RunRecord,
     TrustRecord,
 )
 from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
-from .listing import mistakes_of, pictured
+from .listing import Noted, mistakes_of, pictured
 
 EXAMPLES_PER_SIDE = 12
 DESCRIBED, MOST_DESCRIBED = 12, 240
@@ -56,18 +58,20 @@ def record_run(
     rows: Coordinates | CoordinateStore | None = None,
     dictionary: TextDictionary | None = None,
     trust: TrustRecord | None = None,
-    suspicious: tuple[NamedImage, ...] = (),
+    suspicious: Sequence[Noted] = (),
+    mistakes: Sequence[Noted] | None = None,
 ) -> RunRecord:
     """Gather what a report shows; of the images, only those that changed side are decoded.
 
     The test split has the order of the evaluations, without the adapter and with it. In stream mode
-    there are no coordinates of the test images, and without a dictionary no words.
+    there are no coordinates of the test images, and without a dictionary no words. Mistakes are
+    `mistakes_of` the test split, where they are known.
 
     Raises:
         ResiDualError: an image cannot be read, or the parts do not belong together.
     """
     changed = changed_rows(before.logits, after.logits, after.labels)
-    mistakes = mistakes_of(after, test)
+    mistakes = mistakes_of(after, test) if mistakes is None else mistakes
     pictures = undecoded(test)
     examples = [
         Example(row, thumbnail(to_rgb(pictures[row]["image"], f"image {row} of the test split")))
@@ -90,7 +94,7 @@ def record_run(
         head=head,
         trust=trust,
         mistakes=() if mistakes is None else pictured(mistakes),
-        suspicious=suspicious,
+        suspicious=pictured(suspicious),
     )
 
 
@@ -121,10 +125,8 @@ def _inside(
 def _shares(explanation: HeadExplanation) -> HeadShares:
     share, toward, counts = explanation.share, explanation.toward_label, explanation.counts
     if explanation.per_unit:
-        units = explanation.by_unit()
-        share = torch.tensor([item.share for item in units], dtype=torch.float64)
-        toward = torch.tensor([item.toward_label for item in units], dtype=torch.float64)
-        counts = (1,) * len(units)
+        share, toward = (by_unit(part, counts).double() for part in (share, toward))
+        counts = (1,) * len(counts)
     sides = [(k, *explanation.reasons(k)) for k in range(len(explanation.class_names))]
     return HeadShares(
         "coordinates",
@@ -180,11 +182,9 @@ def _gains(explained: AdapterExplanation) -> GainRecord:
     counts, gains, eigenvalues = explained.counts, explained.gains, explained.eigenvalues
     share, toward = explained.share, explained.toward_label
     if explained.per_unit:
-        effects = explained.by_unit()
         gains = gains[torch.tensor([0, *counts[:-1]]).cumsum(0)]  # the first of each unit
-        counts, eigenvalues = (1,) * len(effects), None
-        share = torch.tensor([effect.share for effect in effects])
-        toward = torch.tensor([effect.toward_label for effect in effects])
+        share, toward = (by_unit(part, counts).float() for part in (share, toward))
+        counts, eigenvalues = (1,) * len(counts), None
     return GainRecord(
         explained.units,
         counts,

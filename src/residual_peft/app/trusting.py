@@ -1,7 +1,6 @@
 """What a fit says of training images that it did not see: how far to trust it and its labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from ..data import ImageData
 from ..data.checking import files_of, short_name
 from ..errors import ResiDualError
 from ..reporting.run_record import TrustRecord
-from ..solvers.coordinates import Coordinates
+from ..solvers.coordinates import Coordinates, in_chunks
 from ..solvers.methods import Outcome, Rows
 from ..solvers.store import CoordinateStore
 from .listing import Noted
@@ -31,15 +30,6 @@ COVERAGE = 0.9
 AT_MOST = 2000
 """Training images up to which a ridge by itself is asked: beyond, it takes as long as the fit."""
 _PARTS = ("train", "validation")  # whose images a fit has seen, in this order
-
-
-@dataclass(frozen=True)
-class Trusted:
-    """What left-out predictions tell."""
-
-    record: TrustRecord  # the numbers
-    # training and validation images whose label looks wrong, the surest first
-    suspicious: tuple[Noted, ...] = ()
 
 
 def contradicting(rows: Rows, images: ImageData, at_most: int = 5) -> str:
@@ -69,9 +59,8 @@ def sets_of(
         inside = sets.sets(test.logits)
     else:
         assert store is not None
-        parts = (p.rows(r) for p in store.parts for r in torch.arange(len(p)).split(AT_MOST))
         found = []
-        for part in parts:
+        for part in in_chunks(store.parts, AT_MOST):
             asked = classifier.asked_of(part.readout, part.readout, part.coordinates)
             found.append(sets.sets(asked[1], asked[0]))
         inside = torch.cat(found)
@@ -93,18 +82,19 @@ def trust_of(
     sets: Mapping[str, Any],
     *,
     means: bool = False,
-) -> Trusted | None:
-    """How far to trust a fit; None where nothing was left out, or images have several labels.
+) -> tuple[TrustRecord | None, tuple[Noted, ...]]:
+    """How far to trust a fit, and its images whose label looks wrong, the surest first.
 
-    Rows are of the training images first, then of validation images. With `means` classes are means
-    of these images, so that fits on fewer would need others. `sets` are `sets_of` the test images.
+    None, and no images, where nothing was left out or images have several labels. Rows are of the
+    training images first, then of validation images. With `means` classes are means of these
+    images, so that fits on fewer would need others. `sets` are `sets_of` the test images.
     """
     left = outcome.left_out
     if left.how == "none" or scores_of(left) is None:
-        return None
+        return None, ()
     known = left.known
-    before = reliability(rows.zero_shot[known], rows.labels[known]).error
-    after = reliability(left.logits[known], left.labels[known]).error
+    before = reliability(rows.zero_shot[known], rows.labels[known])
+    after = reliability(left.logits[known], left.labels[known])
     ridge = _ridge(rows, rows.features("coordinates"))
     suspicious, count = _suspicious(left if ridge is None else ridge.left_out, images)
     more, points = None, None
@@ -120,7 +110,7 @@ def trust_of(
         more_images=more,
         more_points=points,
     )
-    return Trusted(record, suspicious)
+    return record, suspicious
 
 
 def _ridge(rows: Rows, values: Tensor) -> RidgeFit | None:
@@ -131,14 +121,7 @@ def _ridge(rows: Rows, values: Tensor) -> RidgeFit | None:
     """
     if len(rows.labels) > AT_MOST:
         return None
-    return fit_ridge(
-        values,
-        rows.labels,
-        rows.class_count,
-        zero_shot=rows.zero_shot,
-        groups=rows.groups,
-        class_weights=rows.class_weights,
-    )
+    return fit_ridge(values, rows.labels, rows.class_count, **rows.options)
 
 
 def _suspicious(left: LeftOut, images: ImageData) -> tuple[tuple[Noted, ...], int | None]:

@@ -1,10 +1,7 @@
 """One sheet of facts about an adapter and its fit, for cards, reports and records."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from ..errors import ResiDualError
@@ -196,24 +193,3 @@ class Facts(FitNumbers):
     def stored(self) -> dict[str, Any]:
         """What a record keeps: all but what lies beside it."""
         return {k: v for k, v in asdict(self).items() if k not in ("class_names", "table")}
-
-
-def processor() -> str:
-    """As its maker calls it, where the system tells; else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Python and packages -> their versions."""
-    found = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

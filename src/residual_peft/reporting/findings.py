@@ -139,7 +139,7 @@ class Findings:
         if len(self.record.class_names) > 5:
             told = {"label among the five highest scores": "top5_accuracy"} | told
         rows = [(name, scores[0][key], scores[1][key], True) for name, key in told.items()]
-        before, after = (reliability(logits, labels).error for logits in sides)
+        before, after = (reliability(logits, labels) for logits in sides)
         return [*rows, ("calibration error of the scores", before, after, False)]
 
     def confusions(self, count: int = 10) -> list[Confusion]:

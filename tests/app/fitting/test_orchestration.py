@@ -200,9 +200,9 @@ def test_zero_shot_scores_of_several_labels_have_the_bias_of_before(
     monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 2)
     real, biases = ways.scored, {}
 
-    def scored(classifier, store, gains, bias):
-        biases["before" if gains is None else "after"] = bias
-        return real(classifier, store, gains, bias)
+    def scored(classifier, store, gains):
+        biases["before" if gains is None else "after"] = classifier.logit_bias
+        return real(classifier, store, gains)
 
     monkeypatch.setattr(ways, "scored", scored)
     report = fit(root, tmp_path / "a", lists(root), trainer=trainer)

@@ -96,7 +96,7 @@ def test_the_file_says_all_that_a_shell_can(root: Path) -> None:
     assert ResiDualConfig(**own, **again).to_dict() == config.to_dict()
     assert "# words came from Python and is not here: list" in text.splitlines()
     # whole units have no means to restore where no basis has them
-    assert Recipe.of({"config": {"granularity": "unit"}}).asked.restore_mean is False
+    assert Recipe.of({"config": {"granularity": "unit"}}).settled().restore_mean is False
     table = pandas.DataFrame({"image": ["a"], "label": ["b"]})
     assert "# data came from Python and is not here: DataFrame" in Recipe().as_file(table, "m/id")
 

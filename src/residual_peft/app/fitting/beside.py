@@ -19,7 +19,6 @@ from ...solvers.large import statistics_of
 from ...solvers.methods import Outcome
 from ...solvers.store import CoordinateStore, Stores
 from .checks import PER_CLASS
-from .reading import readouts_of
 from .scores import scored_by
 from .task import Task
 
@@ -130,7 +129,7 @@ def calibrated(
     known = set(images.digests.get("train", ()))
     digests = images.digests.get("validation", (None,) * len(store.labels))
     new = torch.tensor([digest not in known for digest in digests])
-    copies = duplicate_groups(torch.cat([seen.readout, readouts_of(store)]))
+    copies = duplicate_groups(torch.cat([seen.readout, store.readout]))
     new &= ~torch.isin(copies[len(seen) :], copies[: len(seen)])
     if not new.any():
         return ("all validation images are training images, too: none of them is held out.",)

@@ -75,9 +75,7 @@ def check_apart(target: Path, *sources: Any) -> None:
             )
 
 
-def check_way(
-    config: ResiDualConfig | None, trainer: bool, method: str = AUTO, balanced: bool = False
-) -> None:
+def check_way(config: ResiDualConfig, trainer: bool, method: str, balanced: bool) -> None:
     """Raise a ResiDualError where gains cannot be fitted from coordinates, or not as asked."""
     if trainer and (balanced or method not in (AUTO, "gains")):
         asked = "balanced=True" if balanced else f"method='{method}'"
@@ -85,7 +83,7 @@ def check_way(
             f"the HF Trainer fits gains, and every image counts alike; got {asked} with "
             "trainer=True: leave out one of the two."
         )
-    if config is not None and config.mode == "stream" and not trainer:
+    if config.mode == "stream" and not trainer:
         raise ResiDualError(
             "an adapter in stream mode has no coordinates to fit from; use trainer=True."
         )

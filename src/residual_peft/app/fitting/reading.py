@@ -262,14 +262,10 @@ def room_for(model: nn.Module, images: Mapping[str, int]) -> int:
 
 def digest_of_json(value: Any) -> str:
     """The sha256 of a JSON-able value, sets in it as sorted lists."""
-
-    def plain(one: Any) -> Any:
-        return sorted(map(str, one)) if isinstance(one, set | frozenset) else str(one)
-
-    text = json.dumps(value, sort_keys=True, default=plain)
+    sets = (set, frozenset)
+    text = json.dumps(
+        value,
+        sort_keys=True,
+        default=lambda x: sorted(map(str, x)) if isinstance(x, sets) else str(x),
+    )
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def readouts_of(store: CoordinateStore) -> Tensor:
-    """y (N, d) of the unadapted model."""
-    return torch.cat([part.readout for part in store.parts])

@@ -121,41 +121,31 @@ class Recipe:
         """
         check_names(options, [field.name for field in dataclasses.fields(cls)], "an option of fit")
         recipe = cls(**{name: _checked(name, value) for name, value in options.items()})
-        config = recipe.asked
-        check_way(config, recipe.trainer, recipe.method, recipe.balanced)
+        check_way(recipe.settled(), recipe.trainer, recipe.method, recipe.balanced)
         check_methods([] if recipe.method == AUTO else [recipe.method])
         device_of(recipe.device)
         dtype_of(recipe.dtype)
         check_kept(recipe.keep_statistics, recipe.sets, recipe.method, recipe.trainer)
         return recipe
 
-    @property
-    def asked(self) -> ResiDualConfig | None:
-        """The adapter's config as far as it was asked for."""
-        if self.config is None or isinstance(self.config, ResiDualConfig):
-            return self.config
-        known = [field.name for field in dataclasses.fields(ResiDualConfig)]
-        check_names(self.config, known, "a setting of the adapter's config")
-        return ResiDualConfig(**self._given(self.config))
+    def settled(self, backbone: Backbone | None = None) -> ResiDualConfig:
+        """The adapter's config, for a model; as far as it was asked for without one.
 
-    def _given(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Settings; whole units have no means to restore where no basis has them."""
-        found = {"seed": self.seed, **(config or {})}
-        if found.get("granularity") == "unit" and found.get("basis") is None:
-            found.setdefault("restore_mean", False)
-        return found
-
-    def settled(self, backbone: Backbone) -> ResiDualConfig:
-        """The adapter's config, for a model.
-
-        Under an attention pooling a unit has as many directions as the readout is wide, of which
-        the default keeps as many as a head has dimensions.
+        Whole units have no means to restore where no basis has them. Under an attention pooling a
+        unit has as many directions as the readout is wide, of which the default keeps as many as a
+        head has dimensions.
         """
         if isinstance(self.config, ResiDualConfig):
             return self.config
-        tower, given = find_tower(backbone.model), self._given(self.config)
-        if tower.pools > 1 and not {"readout", "granularity"} & set(given):
-            given.setdefault("components", tower.head_dim)
+        known = [field.name for field in dataclasses.fields(ResiDualConfig)]
+        check_names(self.config or (), known, "a setting of the adapter's config")
+        given = {"seed": self.seed, **(self.config or {})}
+        if given.get("granularity") == "unit" and given.get("basis") is None:
+            given.setdefault("restore_mean", False)
+        if backbone is not None and not {"readout", "granularity"} & set(given):
+            tower = find_tower(backbone.model)
+            if tower.pools > 1:
+                given.setdefault("components", tower.head_dim)
         return ResiDualConfig(**given)
 
     def images(self, data: Any) -> ImageData:
@@ -211,8 +201,7 @@ class Recipe:
         """
         found: dict[str, Any] = {"data": _place(data)}
         found["model"] = _place(model.name if isinstance(model, Backbone) else model)
-        for field in dataclasses.fields(self):
-            found[field.name] = getattr(self, field.name)
+        found |= vars(self)
         found["template"] = None if found["templates"] is None else list(found.pop("templates"))
         found.pop("templates", None)
         if found["keep_statistics"] == PER_CLASS:

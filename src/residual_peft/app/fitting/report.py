@@ -57,10 +57,8 @@ class FitReport(FitNumbers):
             f"({self.labelling.metric_words}, test images)",
             f"{sum(self.splits.values()):,} images of {self.classes} classes: {counts}",
         ]
-        around = ""
-        if self.interval is not None:
-            low, high = self.interval
-            around = f" (95 % interval {low:.3f} to {high:.3f})"
+        low, high = self.interval or (None, None)
+        around = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"
         base = ""
         if self.largest_class is not None:
             base = f"; {self.labelling.chance_words[0]} {self.largest_class:.3f}"
@@ -119,9 +117,8 @@ def method_lines(rows: Sequence[MethodRow]) -> list[str]:
     widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
     found = []
     for line in cells:
-        first, *rest = line
-        padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        found.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        found.append("  ".join([line[0].ljust(widths[0]), *padded[1:]]).rstrip())
     by_hand = len(rows) <= 2  # zero-shot is always beside what was asked for
     what = "mean per-class recall of" if alike else "loss on"
     why = (

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,8 @@ from ...hub.directories import CARD, MISTAKES, REPORT, RUN_DIRECTORY, RUN_YAML, 
 from ...hub.facts import Facts
 from ...hub.files import atomic_directory, path_of
 from ...reporting import write_report
-from ...reporting.run_record import RunRecord
-from ..listing import (
-    MISTAKE_HEADERS,
-    SUSPICIOUS_HEADERS,
-    Noted,
-    mistakes_of,
-    pictured,
-    write_noted,
-)
+from ...reporting.run_record import RunRecord, TrustRecord
+from ..listing import MISTAKE_HEADERS, SUSPICIOUS_HEADERS, Noted, mistakes_of, write_noted
 from ..recording import record_run, run_facts
 from ..trusting import sets_of, trust_of
 from .recipe import Recipe
@@ -33,16 +27,6 @@ from .task import Done
 
 UNSAVED = "my-adapter"
 """What a report calls an adapter that was not saved."""
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What is told of a fit's images, beside its scores."""
-
-    run: RunRecord  # what a report is drawn from
-    # test images that are taken for another class; None with several labels each
-    mistakes: list[Noted] | None
-    suspicious: list[Noted]  # training images whose label looks wrong
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +39,9 @@ class Fitted:
         images: those that could be read, test images that were trained on left out.
         facts: for its card and report.
         run: as YAML that repeats it (`residual-peft fit --config`).
-        recorded: what is told of single images.
+        record: what a report is drawn from.
+        mistakes: test images that are taken for another class; None with several labels each.
+        suspicious: training images whose label looks wrong.
     """
 
     classifier: ZeroShotClassifier
@@ -63,7 +49,9 @@ class Fitted:
     images: ImageData
     facts: Facts
     run: str
-    recorded: Recorded
+    record: RunRecord
+    mistakes: list[Noted] | None
+    suspicious: Sequence[Noted]
 
     def __repr__(self) -> str:
         return printable_lines("\n".join(self.summary.lines()))
@@ -80,7 +68,7 @@ class Fitted:
             ResiDualError: it cannot be written.
         """
         target = path_of(path)
-        write_report(self.recorded.run, target)
+        write_report(self.record, target)
         return target
 
     def save(self, out: str | os.PathLike[str]) -> Path:
@@ -101,12 +89,12 @@ class Fitted:
             else:
                 (folder / SKIPPED).unlink(missing_ok=True)
             # the record, and tables of the images to look at; all of it stays at home
-            run, recorded, names = folder / RUN_DIRECTORY, self.recorded, self.images.class_names
+            run, names = folder / RUN_DIRECTORY, self.images.class_names
             facts = run_facts(classifier, folder, self.facts, target.name)
-            replace(recorded.run, facts=facts).save(run)
-            if recorded.mistakes is not None:
-                write_noted(run / MISTAKES, recorded.mistakes, names, MISTAKE_HEADERS)
-                write_noted(run / SUSPICIOUS, recorded.suspicious, names, SUSPICIOUS_HEADERS)
+            replace(self.record, facts=facts).save(run)
+            if self.mistakes is not None:
+                write_noted(run / MISTAKES, self.mistakes, names, MISTAKE_HEADERS)
+                write_noted(run / SUSPICIOUS, self.suspicious, names, SUSPICIOUS_HEADERS)
             (run / RUN_YAML).write_text(self.run, encoding="utf-8")
             # what an earlier fit left there and this one does not replace would speak of it
             if before := of_the_old(target):
@@ -144,14 +132,15 @@ def record_of(
     images: ImageData,
     facts: Facts,
     dictionary: TextDictionary | None,
-) -> Recorded:
-    """What is told of a fit's images; what was read of them must still be there."""
-    trusted = None
+) -> tuple[RunRecord, list[Noted] | None, Sequence[Noted]]:
+    """`Fitted`'s record, mistakes and suspicious labels; what was read must still be there."""
+    trust: TrustRecord | None = None
+    suspicious: Sequence[Noted] = ()
+    mistakes = mistakes_of(done.after, images.test)
     if done.seen is not None:
         means = summary.start != "zero-shot"
         sets = sets_of(done.classifier, done.after, done.rows)
-        trusted = trust_of(*done.seen, images, sets, means=means)
-    suspicious = () if trusted is None else trusted.suspicious
+        trust, suspicious = trust_of(*done.seen, images, sets, means=means)
     run = record_run(
         done.classifier,
         images.test,
@@ -160,7 +149,8 @@ def record_of(
         run_facts(done.classifier, None, facts, UNSAVED),
         done.rows,
         dictionary,
-        None if trusted is None else trusted.record,
-        pictured(suspicious),
+        trust,
+        suspicious,
+        mistakes,
     )
-    return Recorded(run, mistakes_of(done.after, images.test), list(suspicious))
+    return run, mistakes, suspicious

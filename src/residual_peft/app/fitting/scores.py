@@ -12,7 +12,7 @@ from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data.labels import ONE_LABEL, check_same
 from ...data.skipped import write_listing
 from ...hub.files import PathLike
-from ...solvers.coordinates import Coordinates
+from ...solvers.coordinates import Coordinates, in_chunks
 from ...solvers.methods import Outcome
 from ...solvers.store import CoordinateStore, Stores
 from ..listing import MISTAKE_HEADERS, mistakes_of, write_noted
@@ -80,45 +80,27 @@ def scored_by(
 ) -> Evaluation:
     """What a method's outcome says of the images of a store, the classifier left as it is."""
     classifier.check_labels(store.labels)
-    logits = [
-        outcome.logits(classifier, part.rows(rows))
-        for part in store.parts
-        for rows in torch.arange(len(part)).split(CHUNK)
-    ]
+    logits = [outcome.logits(classifier, some) for some in in_chunks(store.parts, CHUNK)]
     thresholds = None if outcome.head is None else outcome.head.thresholds
     return Evaluation(
         classifier.class_names, torch.cat(logits), store.labels, thresholds=thresholds
     )
 
 
-@torch.no_grad()
 def scored(
-    classifier: ZeroShotClassifier,
-    store: CoordinateStore,
-    gains: Tensor | None,
-    bias: float,
+    classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor | None
 ) -> Evaluation:
     """What a classifier without a head says of a store; gains are None without the adapter."""
     classifier.check_labels(store.labels)
-    logits = torch.cat([part for part, _ in _scored(classifier, store, gains, bias)])
+    logits = torch.cat([part for part, _ in in_parts(classifier, store, gains)])
     return Evaluation(classifier.class_names, logits, store.labels)
 
 
 @torch.no_grad()
-def training_metrics(
-    classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor
-) -> dict[str, float]:
-    """At least the first of the metrics on the training images (`OneLabel.metrics_in_parts`)."""
-    parts = _scored(classifier, store, gains, classifier.logit_bias)
-    return classifier.labelling.metrics_in_parts(parts)
-
-
-def _scored(
-    classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor | None, bias: float
+def in_parts(
+    classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (n, C) and labels on the CPU, some images at a time."""
-    for part in store.parts:
-        for rows in torch.arange(len(part)).split(CHUNK):
-            readout = part.readout[rows] if gains is None else part.rows(rows).adapted(gains)
-            logits = classifier.scaled_cosines(readout).cpu()
-            yield (logits + bias if bias else logits), part.labels[rows]
+    """Its logits (n, C) and labels on the CPU, some images at a time."""
+    for some in in_chunks(store.parts, CHUNK):
+        readout = some.readout if gains is None else some.adapted(gains)
+        yield classifier.logits(readout).cpu(), some.labels

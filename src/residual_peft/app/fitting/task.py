@@ -49,8 +49,8 @@ class Task:
 
     def with_classes(
         self, model: PeftModel, images: ImageData, readout: Tensor, labels: Tensor
-    ) -> tuple[ZeroShotClassifier, float]:
-        """The classifier, and the bias that suits the model without its adapter.
+    ) -> ZeroShotClassifier:
+        """The classifier, with the bias that suits the model without its adapter.
 
         Where class names are no texts, it is one of the means of training readouts.
         """
@@ -62,7 +62,8 @@ class Task:
                 model, images.class_names, means, image_processor=processor
             )
         fitted = classifier
-        return fitted, fitted.labelling.bias(lambda: fitted.fit_bias(readout, labels))
+        fitted.labelling.bias(lambda: fitted.fit_bias(readout, labels))
+        return fitted
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from ...towers.running import unadapted
 from ...tuner import fit_bases, gains_of
 from ..trusting import contradicting
 from .beside import calibrated, left_beside
-from .reading import TITLES, Pass, readouts_of
-from .scores import scored, scored_by, training_metrics
+from .reading import TITLES, Pass
+from .scores import in_parts, scored, scored_by
 from .task import Done, Task, clock
 
 SIZING = 4000  # images that a low rank is fitted to
@@ -35,9 +35,9 @@ RECALL = "mean_per_class_recall"
 METHOD = "the Hugging Face Trainer, forward and backward for every batch"
 
 
-def from_coordinates(task: Task, read: Pass) -> Done:
+def from_coordinates(read: Pass) -> Done:
     """Each image is read once, test images too; then what suits the images best is fitted."""
-    model = task.adapted()
+    task, model = read.task, read.task.adapted()
     read.begin(model)
     started = clock()
     own = task.config.basis is None  # else the one that was asked for stays
@@ -47,13 +47,14 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     encoded, images_read = clock(), sum(map(len, stores.values()))
     held_out = stores.pop("validation") if task.recipe.sets == "held-out" else None
     seen = Stores(tuple(stores.values()))
-    classifier, _ = task.with_classes(model, read.images, seen.readout, seen.labels)
+    classifier = task.with_classes(model, read.images, seen.readout, seen.labels)
     groups = read.groups(stores)
-    outcomes, chosen, rows = _on_all(task, classifier, seen, groups)
+    outcomes, name, rows = _on_all(task, classifier, seen, groups)
     fitted = clock()
     test = read.read(model, "test")
-    measured = {one.method: scored_by(one, classifier, test) for one in outcomes}
-    outcomes, chosen = _sized(outcomes, chosen, classifier, seen, measured, test)
+    measured = {own: scored_by(one, classifier, test) for own, one in outcomes.items()}
+    chosen, measured[name] = _sized(outcomes[name], classifier, seen, measured[name], test)
+    outcomes[name] = chosen
     inside = scored_by(chosen, classifier, seen).metrics
     chosen.put_into(classifier)
     beside = left_beside(task, chosen, classifier, seen, groups)
@@ -65,19 +66,19 @@ def from_coordinates(task: Task, read: Pass) -> Done:
     return Done(
         classifier=classifier,
         before=measured["zero-shot"],
-        after=measured[chosen.method],
+        after=measured[name],
         train=inside,
         train_labels=seen.labels,
         rows=test,
         encoding_seconds=encoded - started,
         fitting_seconds=fitted - encoded,
-        strength=chosen.strength if chosen.method == "gains" else None,
-        method=f"{task.title(chosen.method)}, from one pass over the images",
+        strength=chosen.strength if name == "gains" else None,
+        method=f"{task.title(name)}, from one pass over the images",
         images_read=images_read,
         trained=chosen.parameter_count,
         table=tuple(
-            _row(one, task.title(one.method), measured[one.method], one is chosen, alike)
-            for one in outcomes
+            _row(one, task.title(own), measured[own], own == name, alike)
+            for own, one in outcomes.items()
         ),
         notes=notes,
         seen=None if rows is None else (rows, chosen),
@@ -97,8 +98,8 @@ def _copies(rows: Rows | None, images: ImageData) -> tuple[str, ...]:
 
 def _on_all(
     task: Task, classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None
-) -> tuple[list[Outcome], Outcome, Rows | None]:
-    """What was tried, what counts, and the images, if all of their coordinates are in memory."""
+) -> tuple[dict[str, Outcome], str, Rows | None]:
+    """What was tried, which counts, and the images, if all of their coordinates are in memory."""
     options: dict[str, Any] = {"means": task.classifier is None, "balanced": task.recipe.balanced}
     options["groups"] = groups
     if stores.coordinate_bytes <= large.IN_MEMORY:
@@ -106,39 +107,35 @@ def _on_all(
         rows = large.draw_of(classifier, stores, len(stores), by_labels=keep, **options)
         return *_fitted(rows, task.recipe.method), rows
     drawn = large.draw_of(classifier, stores, AT_MOST, **options)
-    outcomes, chosen = _fitted(drawn, task.recipe.method)
-    whole = large.fit_all(chosen, drawn, stores, means=options["means"], groups=groups)
-    return [whole if one is chosen else one for one in outcomes], whole, None
+    outcomes, name = _fitted(drawn, task.recipe.method)
+    whole = large.fit_all(outcomes[name], drawn, stores, means=options["means"], groups=groups)
+    return outcomes | {name: whole}, name, None
 
 
 def _sized(
-    outcomes: list[Outcome],
     chosen: Outcome,
     classifier: ZeroShotClassifier,
     stores: Stores,
-    measured: dict[str, Evaluation],
+    before: Evaluation,
     test: CoordinateStore,
-) -> tuple[list[Outcome], Outcome]:
+) -> tuple[Outcome, Evaluation]:
     """The chosen one with its head as it will be saved, measured anew; a note says the cost."""
     head = chosen.head
     if head is None or head.bytes <= HEAD_BYTES:
-        return outcomes, chosen
+        return chosen, before
     index = some_rows(stores.labels, head.class_count, SIZING)
     part = stores.load() if index is None else stores.rows(index)
     coordinates = head.features == "coordinates"
     features = part.coordinates if coordinates else embedding_features(part.readout)
     small = head.within(HEAD_BYTES, features)
-    before, other = measured[chosen.method], replace(chosen, head=small)
-    after = scored_by(other, classifier, test)
+    after = scored_by(replace(chosen, head=small), classifier, test)
     name = before.labelling.metric_names[0]
     note = (
         f"the class head of {head.bytes / 1e6:,.0f} MB is saved in {small.bytes / 1e6:,.0f} MB "
         f"({small.described}): {name.replace('_', ' ')} on test images {before.metrics[name]:.3f} "
         f"-> {after.metrics[name]:.3f}.{_forgotten(head, small)}"
     )
-    measured[chosen.method] = after
-    other = replace(other, notes=(*other.notes, note))
-    return [other if one is chosen else one for one in outcomes], other
+    return replace(chosen, head=small, notes=(*chosen.notes, note)), after
 
 
 def _forgotten(head: TrainedHead, small: TrainedHead) -> str:
@@ -152,15 +149,14 @@ def _forgotten(head: TrainedHead, small: TrainedHead) -> str:
     return ""
 
 
-def _fitted(rows: Rows, method: str) -> tuple[list[Outcome], Outcome]:
-    """What was tried, zero-shot always, and the outcome that counts."""
-    if method == AUTO:
-        choice = choose(rows, progress=True)
-        chosen = choice.chosen
-        return [chosen if o.method == chosen.method else o for o in choice.outcomes], chosen
-    names = dict.fromkeys(("zero-shot", method))
-    outcomes = run_methods(list(names), rows, progress=True)
-    return outcomes, outcomes[-1]
+def _fitted(rows: Rows, method: str) -> tuple[dict[str, Outcome], str]:
+    """What was tried, zero-shot always, by name, and the name of what counts."""
+    if method != AUTO:
+        names = dict.fromkeys(("zero-shot", method))
+        return dict(zip(names, run_methods(list(names), rows, progress=True), strict=True)), method
+    choice = choose(rows, progress=True)
+    chosen = choice.chosen.method
+    return {one.method: one for one in choice.outcomes} | {chosen: choice.chosen}, chosen
 
 
 def _row(
@@ -186,43 +182,43 @@ def _row(
     )
 
 
-def by_trainer(task: Task, read: Pass) -> Done:
+def by_trainer(read: Pass) -> Done:
     """Bases by a pass that also finds what cannot be read, then the Trainer."""
-    model = task.adapted()
+    task, model = read.task, read.task.adapted()
     if task.config.mode == "stream":
-        return _in_stream_mode(task, read, model)
+        return _in_stream_mode(read, model)
     read.begin(model)
     started = clock()
     train = read.read(model, "train", fit_basis=task.config.basis is None)
     encoded = clock()
     read.read(model, "validation")  # the Trainer knows no way around what it cannot read
     test = read.read(model, "test")
-    classifier, bias = task.with_classes(model, read.images, readouts_of(train), train.labels)
-    before = scored(classifier, test, None, bias)
-    seconds = _train(task, read, classifier)
+    classifier = task.with_classes(model, read.images, train.readout, train.labels)
+    before = scored(classifier, test, None)
+    seconds = _train(read, classifier)
     gains = gains_of(model).detach().cpu()
-    after = scored(classifier, test, gains, classifier.logit_bias)
-    inside = training_metrics(classifier, train, gains)
+    after = scored(classifier, test, gains)
+    inside = classifier.labelling.metrics_in_parts(in_parts(classifier, train, gains))
     times = (encoded - started, seconds)
     return Done(classifier, before, after, inside, train.labels, test, *times, METHOD, len(train))
 
 
-def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
-    options, seen = task.recipe.reading, {}
+def _in_stream_mode(read: Pass, model: PeftModel) -> Done:
+    task, options, seen = read.task, read.task.recipe.reading, {}
     for split in TITLES:
         loader = batches(read.processed(split), skip=True, **options)
         seen[split] = collect_readouts(model, loader, progress=True)
         read.drop(split, loader.skipped)
     train, test = seen["train"], seen["test"]
-    classifier, bias = task.with_classes(model, read.images, train.readout, train.labels)
+    classifier = task.with_classes(model, read.images, train.readout, train.labels)
     with unadapted(model), torch.no_grad():
-        logits = classifier.scaled_cosines(test.readout.to(classifier.device)).cpu() + bias
+        logits = classifier.logits(test.readout.to(classifier.device)).cpu()
     before = Evaluation(classifier.class_names, logits, test.labels)
     started = clock()
     if task.config.basis is None:
         fit_bases(model, batches(read.processed("train"), **options), progress=True)
     encoded = clock()
-    seconds = _train(task, read, classifier)
+    seconds = _train(read, classifier)
     after, inside = (
         evaluate(classifier, read.processed(split), name=TITLES[split], progress=True, **options)
         for split in ("test", "train")
@@ -232,11 +228,11 @@ def _in_stream_mode(task: Task, read: Pass, model: PeftModel) -> Done:
     return Done(classifier, *scores, train.labels, None, *times, METHOD, len(train))
 
 
-def _train(task: Task, read: Pass, classifier: ZeroShotClassifier) -> float:
+def _train(read: Pass, classifier: ZeroShotClassifier) -> float:
     """Run the Trainer, on from its last checkpoint where there is one; its seconds."""
     started = clock()
     folder, trained = read.kept.checkpoints, read.kept.trained
-    settings = training_arguments(folder, seed=task.recipe.seed, disable_tqdm=False)
+    settings = training_arguments(folder, seed=read.task.recipe.seed, disable_tqdm=False)
     trainer = Trainer(**trainer_kwargs(classifier, read.images, settings))
     gains = {n: p for n, p in classifier.model.named_parameters() if p.requires_grad}
     if trained.is_file():  # all that was left was to save: early stopping would train on

@@ -112,13 +112,13 @@ def compare_methods(model: str | Backbone, data: Any, **options: Any) -> FitRepo
     recipe = Recipe.of(options)
     recipe.check_model(model)
     with TemporaryDirectory() as place, keeping(Path(place) / "adapter") as kept:
-        images, repeated, total = _images(recipe, data)
+        images, total = _images(recipe, data)
         task = _task(recipe, recipe.backbone(model), images)
-        return _fitted(task, images, kept, total, repeated)[1]
+        return _fitted(Pass(images, task, kept, total))[1]
 
 
-def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, int]:
-    """The images to fit with, how many test images were left out, and how many there were."""
+def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int]:
+    """The images to fit with, and how many there were with those that are no test."""
     images = recipe.images(data)
     total = images.total
     recipe.check_skipped(images, total)
@@ -130,13 +130,13 @@ def _images(recipe: Recipe, data: Any) -> tuple[ImageData, int, int]:
     check_sets_of(recipe.sets, images)
     for line in survey(images).summary():
         logger.info("%s", printable(line))
-    return *images.without_repeated(), total
+    return images.without_repeated()[0], total
 
 
 def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -> Fitted:
     """The fit, and the record of it while what was read is there."""
-    images, repeated, total = _images(recipe, data)
-    if recipe.words and _undescribed(recipe.asked, images):
+    images, total = _images(recipe, data)
+    if recipe.words and _undescribed(recipe.settled(), images):
         raise ResiDualError(
             "words are for the components of a report: of data with several labels per image, in "
             "stream mode and of one gain per unit it has none; leave them out."
@@ -148,24 +148,21 @@ def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -
             dictionary = dictionary_if_any(task.backbone, recipe.words)
         elif recipe.words:
             check_without_texts(task.backbone, images, None, recipe.words)
-    done, summary, images = _fitted(task, images, kept, total, repeated)
-    classifier = done.classifier
+    read = Pass(images, task, kept, total)
+    done, summary = _fitted(read)
+    classifier, images = done.classifier, read.images
     classifier.split = images.split
     learned = ("train",) if recipe.sets == "held-out" else ("train", "validation")
     known = (images.digests.get(part, ()) for part in learned)  # none of data put together by hand
     classifier.fitted_on = tuple(digest for digests in known for digest in digests)
     facts = facts_of(data, done, summary, images, recipe)
-    record = record_of(done, summary, images, facts, dictionary)
-    return Fitted(classifier, summary, images, facts, recipe.as_file(data, model), record)
+    told = record_of(done, summary, images, facts, dictionary)
+    return Fitted(classifier, summary, images, facts, recipe.as_file(data, model), *told)
 
 
-def _fitted(
-    task: Task, images: ImageData, kept: Keeping, total: int, repeated: int
-) -> tuple[Done, FitReport, ImageData]:
-    read = Pass(images, task, kept, total)
-    done = (by_trainer if task.recipe.trainer else from_coordinates)(task, read)
-    start = "class means" if task.classifier is None else "zero-shot"
-    return done, _report(done, read.images, repeated, start), read.images
+def _fitted(read: Pass) -> tuple[Done, FitReport]:
+    done = (by_trainer if read.task.recipe.trainer else from_coordinates)(read)
+    return done, _report(done, read)
 
 
 def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
@@ -201,10 +198,9 @@ def _task(recipe: Recipe, backbone: Backbone, images: ImageData) -> Task:
     return Task(backbone, classifier, config, recipe, settings)
 
 
-def _undescribed(config: ResiDualConfig | None, images: ImageData) -> bool:
+def _undescribed(config: ResiDualConfig, images: ImageData) -> bool:
     """Whether there are no components, or no report, for words to describe."""
-    whole = config is not None and (config.mode == "stream" or config.granularity == "unit")
-    return whole or images.multi_label
+    return config.mode == "stream" or config.granularity == "unit" or images.multi_label
 
 
 def check_without_texts(
@@ -228,7 +224,8 @@ def check_without_texts(
     check_same(ONE_LABEL, images.labelling, f"{why}, and {what}")
 
 
-def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitReport:
+def _report(done: Done, read: Pass) -> FitReport:
+    images, start = read.images, "class means" if read.task.classifier is None else "zero-shot"
     largest = images.labelling.chance(done.train_labels, done.after.labels)
     return FitReport(
         zero_shot=done.before.metrics,
@@ -243,7 +240,7 @@ def _report(done: Done, images: ImageData, repeated: int, start: str) -> FitRepo
         interval=done.after.interval,
         train=done.train,
         largest_class=largest,
-        repeated=repeated,
+        repeated=read.total - images.total,
         skipped=images.skipped,
         findings=(
             *done.notes,

@@ -17,23 +17,12 @@ _FIRST_RATE = 0.03
 _PRIOR = (2.0, 20.0)  # Beta: a wrong label or two in twenty images, until there is evidence
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Confidence against accuracy, by bins of confidence (C. Guo et al., 2017)."""
+def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """How far the softmax of logits (N, C) is from labels (N,): expected calibration error.
 
-    confidence: Tensor  # mean probability of the likeliest class in each bin (B,); nan where empty
-    accuracy: Tensor  # share told right in each bin (B,); nan where empty
-    images: Tensor  # in each bin (B,)
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error: the bins' gaps, weighted by their images."""
-        gaps = (self.accuracy - self.confidence).abs().nan_to_num() * self.images
-        return float(gaps.sum() / self.images.sum())
-
-
-def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
-    """How the softmax of logits (N, C) agrees with labels (N,), in equal bins ((0, 1/b], …]."""
+    The gaps of confidence and accuracy, the mean probability of the likeliest class and the share
+    told right, in equal bins ((0, 1/b], …], weighted by their images (C. Guo et al., 2017).
+    """
     check_same(ONE_LABEL, labelling_in(labels), "how sure a softmax may be is told by one")
     if not len(labels) or bins < 1:
         raise ResiDualError(
@@ -43,7 +32,8 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
     index = (sure * bins).ceil().long().sub(1).clamp(0, bins - 1)
     images = index.bincount(minlength=bins)
     right = index.bincount((guess == labels).double(), bins)
-    return Reliability(index.bincount(sure, bins) / images, right / images, images)
+    gaps = (right / images - index.bincount(sure, bins) / images).abs().nan_to_num() * images
+    return float(gaps.sum() / images.sum())
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Given:
         found: dict[str, Any] = {
             "accuracy": accuracy(logits, labels),
             "mean_per_class_recall": mean_per_class_recall(logits, labels),
-            "calibration_error": reliability(logits, labels).error,
+            "calibration_error": reliability(logits, labels),
             "right": packed(right),
             "shifted": {
                 name: accuracy(answers(fitted, part), part.data.labels)

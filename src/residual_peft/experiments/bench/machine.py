@@ -4,10 +4,11 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from PIL import Image
 
 from ...classifiers.backbones import Backbone
 from ...data import batches
-from ...hub.facts import processor
 from ...solvers.coordinates import collect_coordinates
 
 # Pillow: releases decode and enlarge alike, and shrink pictures differently (docs/log.md)
@@ -29,7 +29,24 @@ PACKAGES = (
 )
 SECONDS = 1.0  # of reading that are measured at least
 SIDE = 256  # pixels of the pictures that are read
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_PROCESSORS, _STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+
+
+def processor() -> str:
+    """As its maker calls it, where the system tells; else its architecture."""
+    return _told(_PROCESSORS, "model name") or platform.processor() or platform.machine()
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Python and packages -> their versions."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 @cache
@@ -116,8 +133,13 @@ def watched_memory(every: float = 0.05) -> Iterator[Memory]:
 
 def _status(name: str) -> int:
     """A size that Linux tells of this process."""
+    return int((_told(_STATUS, name) or "0").split()[0]) * 1024
+
+
+def _told(path: Path, name: str) -> str:
+    """What a file of Linux's says under a name; empty where there is none."""
     with suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return 0
+                return line.partition(":")[2].strip()
+    return ""
