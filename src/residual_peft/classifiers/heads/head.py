@@ -83,13 +83,8 @@ class ClassHead:
         logits = self.temperature * scores
         if self.text_weight == 0:
             return logits
-        if zero_shot is None or zero_shot.shape != logits.shape:
-            got = "none" if zero_shot is None else tuple(zero_shot.shape)
-            raise ResiDualError(
-                f"wanted zero-shot logits {tuple(logits.shape)}, which this class head weighs "
-                f"{self.text_weight:.3g}, got {got}."
-            )
-        return logits + self.text_weight * zero_shot.to(logits)
+        why = f"this class head weighs {self.text_weight:.3g}"
+        return logits + self.text_weight * text_of(logits, zero_shot, why)
 
     def to(self, where: torch.dtype | torch.device | str) -> "ClassHead":
         """The same in another dtype or on another device, as `Tensor.to`."""
@@ -135,6 +130,18 @@ class ClassHead:
 
 
 _NUMBERS = ("text_weight", "temperature")
+
+
+def text_of(
+    scores: Tensor, zero_shot: Tensor | None, why: str = "this classifier was fitted with"
+) -> Tensor:
+    """Zero-shot logits in the form of scores (M, C); refused where there are none."""
+    if zero_shot is None or zero_shot.shape != scores.shape:
+        got = "none" if zero_shot is None else tuple(zero_shot.shape)
+        raise ResiDualError(
+            f"wanted zero-shot logits {tuple(scores.shape)}, which {why}, got {got}."
+        )
+    return zero_shot.to(scores)
 
 
 @dataclass(frozen=True)

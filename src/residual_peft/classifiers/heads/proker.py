@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from .finishing import finish, mean_loss, text_alone
+from .head import text_of
 from .images import Images
 from .left_out import Leaving, leaving_of
 from .preparing import UnitRows
-from .rival import Rival, Shots, on_unit_rows, rival, text_of
+from .rival import Rival, Shots, on_unit_rows, rival
 
 SHARPNESSES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # β
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # λ

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ...data.labels import ONE_LABEL, check_same, labelling_in
-from ...errors import ResiDualError
 from .finishing import finish
-from .head import Scorer
+from .head import Scorer, text_of
 from .images import Images, checked
 from .left_out import How, LeftOut
 from .preparing import UnitRows
@@ -125,14 +124,3 @@ def on_unit_rows(fit: Callable[..., Rival]) -> Callable[..., Rival]:
         return fit(Shots(data, rows, rows(data.features), groups), **options)
 
     return of_images
-
-
-def text_of(scores: Tensor, zero_shot: Tensor | None) -> Tensor:
-    """Zero-shot logits in the form of scores (M, C); refused where there are none."""
-    if zero_shot is None or zero_shot.shape != scores.shape:
-        got = "none" if zero_shot is None else tuple(zero_shot.shape)
-        raise ResiDualError(
-            f"wanted zero-shot logits {tuple(scores.shape)}, which this classifier was fitted "
-            f"with, got {got}."
-        )
-    return zero_shot.to(scores)
