@@ -1,6 +1,5 @@
 """`SpectralBasis`: mean, directions and eigenvalues of each unit; fit, cut, save, load, share."""
 
-import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..data.progress import Progress
 from ..errors import ResiDualError
 from ..hub.directories import CARD, local_directory, push_directory
+from ..hub.files import PathLike
 from ..towers.anatomy import TowerAnatomy
 from ..towers.registry import find_tower
 from ..towers.units import Unit
@@ -254,9 +254,7 @@ class SpectralBasis:
         """
         self.fingerprint.check(model, "the basis")
 
-    def save_pretrained(
-        self, directory: str | os.PathLike[str], dtype: torch.dtype = torch.float32
-    ) -> None:
+    def save_pretrained(self, directory: PathLike, dtype: torch.dtype = torch.float32) -> None:
         """Write `residual_basis.safetensors` and `residual_basis.json`, whole or not at all.
 
         Args:
@@ -267,9 +265,7 @@ class SpectralBasis:
         write_basis(self, directory, dtype)
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], **hub_options: Any
-    ) -> "SpectralBasis":
+    def from_pretrained(cls, name_or_path: PathLike, **hub_options: Any) -> "SpectralBasis":
         """Load a basis from a directory or a Hub id; `hub_options`: revision, token.
 
         Raises:

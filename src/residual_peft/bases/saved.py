@@ -1,6 +1,5 @@
 """A basis as two files, and its card."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +10,7 @@ from ..errors import ResiDualError
 from ..hub.cards import basis_card
 from ..hub.directories import known_name
 from ..hub.files import (
+    PathLike,
     Within,
     atomic_directory,
     quoted,
@@ -43,9 +43,7 @@ class _Stored:
     format_version: int = FORMAT_VERSION
 
 
-def write_basis(
-    basis: "SpectralBasis", directory: str | os.PathLike[str], dtype: torch.dtype
-) -> None:
+def write_basis(basis: "SpectralBasis", directory: PathLike, dtype: torch.dtype) -> None:
     """Write a basis whole or not at all; arguments are those of `save_pretrained`."""
     with atomic_directory(directory) as folder:
         tensors = {

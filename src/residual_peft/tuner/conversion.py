@@ -1,6 +1,5 @@
 """One backbone in two libraries: open_clip's weights in transformers, and adapters for either."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from ..bases.fingerprint import Fingerprint
 from ..errors import ResiDualError
-from ..hub.files import atomic_directory, write_json, write_tensors
+from ..hub.files import PathLike, atomic_directory, write_json, write_tensors
 from ..towers.anatomy import unwrapped
 from ..towers.families.open_clip import block_weights, image_weights, is_open_clip
 from ..towers.registry import base_model, find_tower
@@ -19,8 +18,6 @@ from . import ResiDualConfig
 from .loading import check_config
 from .readout.placement import check_saved
 from .saved import PEFT_PREFIX, SavedWeights
-
-PathLike = str | os.PathLike[str]
 
 
 def convert_adapter(directory: PathLike, model: nn.Module, output: PathLike) -> Path:

@@ -3,7 +3,6 @@
 Where it is refused after all, the model is put back as it was.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +33,7 @@ SETTINGS = (
 
 def load_adapter(
     model: nn.Module,
-    name_or_path: str | os.PathLike[str],
+    name_or_path: PathLike,
     adapter_name: str = "default",
     *,
     is_trainable: bool = False,
@@ -69,7 +68,7 @@ def load_adapter(
         )
 
 
-def local_adapter(name_or_path: str | os.PathLike[str], **hub_options: Any) -> Path:
+def local_adapter(name_or_path: PathLike, **hub_options: Any) -> Path:
     """The local directory of one whole ResiDual adapter; `hub_options`: revision, token."""
     files = [CONFIG_NAME, "adapter_model.*"]
     options = {"what": "adapter", "marker": CONFIG_NAME, "allow_patterns": files, **hub_options}
@@ -120,7 +119,7 @@ def one_line(directory: object) -> Iterator[None]:
         ) from error
 
 
-def check_directory(directory: str | os.PathLike[str]) -> None:
+def check_directory(directory: PathLike) -> None:
     """Refuse a directory that does not hold one whole ResiDual adapter."""
     check_config(directory)
     SavedWeights.in_directory(directory)

@@ -13,8 +13,8 @@ from .config import ResiDualConfig
 from .gains import GAINS, PREFIX
 from .images_only import accept_images_alone, restore_forward
 from .layer import AdapterLayer, adapter_layers
-from .loading import Snapshot, check_fits
-from .mixing import add_weighted, check_name, check_names, check_weighted, giving_names, takes_name
+from .loading import check_fits, unchanged_if_refused
+from .mixing import add_weighted, check_name, check_names, check_weighted, giving_names
 from .modes import mode_of
 from .patterns import fullmatch
 from .places import config_to_come, wanted_of
@@ -61,17 +61,14 @@ class ResiDualModel(BaseTuner):
 
         But a config that was given to `PeftModel.from_pretrained` is used itself, as PEFT promises.
         """
-        if not takes_name(adapter_name):
-            self.peft_config.pop(adapter_name, None)
-            check_name(adapter_name)
-        config = self.peft_config[adapter_name]
-        if not config.inference_mode:
-            self.peft_config[adapter_name] = copy.copy(config)
-        before = Snapshot(self)
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            check_name(adapter_name)
+            config = self.peft_config[adapter_name]
+            if not config.inference_mode:
+                self.peft_config[adapter_name] = copy.copy(config)
+            with unchanged_if_refused(self):
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
-            before.restore()
             if next(adapter_layers(model, adapter_name), None) is None:
                 self.peft_config.pop(adapter_name, None)
             raise
@@ -111,7 +108,7 @@ class ResiDualModel(BaseTuner):
     @staticmethod
     def _check_target_module_exists(config: ResiDualConfig, key: str) -> Any:
         if config._awaits_weights:  # a saved adapter knows its modules, whatever its patterns say
-            return key in mode_of(config).adapted_when_saved(config)
+            return key in (config.target_modules or ())
         # PEFT's knows what else is left out
         found = check_target_module_exists(_resolved(config, key), key)
         return mode_of(config).adapts(config, key, found)

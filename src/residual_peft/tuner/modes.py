@@ -40,15 +40,14 @@ class Mode(ABC):
 
     @abstractmethod
     def prepare(self, config: "ResiDualConfig", model: nn.Module, trusted: "Trusted") -> None:
-        """Write down what is adapted in a model, and check a saved adapter before it is touched."""
+        """Write down what is adapted in a model, and check a saved adapter before it is touched.
+
+        Such an adapter's `target_modules` are paths from here on, whatever its patterns said.
+        """
 
     @abstractmethod
     def adapts(self, config: "ResiDualConfig", path: str, matched: Any) -> Any:
         """Say whether a module is adapted; `matched` is what PEFT finds by the patterns."""
-
-    @abstractmethod
-    def adapted_when_saved(self, config: "ResiDualConfig") -> Iterable[str]:
-        """The modules that a saved adapter adapts, whatever its patterns say."""
 
     @abstractmethod
     def place(

@@ -77,10 +77,6 @@ class ReadoutMode(Mode):
         excluded = isinstance(matched, _ExcludedModule)
         return matched if excluded else path in (config.target_modules or ())
 
-    def adapted_when_saved(self, config: ResiDualConfig) -> Iterable[str]:
-        """The readout."""
-        return config.target_modules or []
-
     def place(
         self, config: ResiDualConfig, model: nn.Module, name: str, target: nn.Module, path: str
     ) -> ResiDualReadout:

@@ -54,11 +54,6 @@ class StreamMode(Mode):
         """What PEFT finds, in the chosen layers."""
         return matched if not matched or in_chosen_layers(config, path) else False
 
-    def adapted_when_saved(self, config: ResiDualConfig) -> Iterable[str]:
-        """The Linears that it has directions of."""
-        counts: dict[str, list[int]] = config.fitted.component_counts
-        return counts
-
     def place(
         self, config: ResiDualConfig, model: nn.Module, name: str, target: nn.Module, path: str
     ) -> ResiDualStreamLinear:
