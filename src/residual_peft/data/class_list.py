@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import ClassLabel, Dataset
 
 from ..errors import ResiDualError, printable, some
 from ..hub.files import quoted
 from .labels import label_item
-from .labels.columns import check_range, in_texts
+from .labels.columns import in_texts
 from .tables import Columns, read_table
 
 logger = logging.getLogger(__name__)
@@ -97,21 +96,16 @@ class ClassList:
 
     def _renamed(self, dataset: Dataset, part: str, used: set[str]) -> Dataset:
         item = label_item(dataset.features["label"])
-        if isinstance(item, ClassLabel):
-            names = tuple(item.names)
-        elif str(getattr(item, "dtype", "")).endswith("string"):
-            names = None
-        else:
+        if not isinstance(item, ClassLabel) and not str(getattr(item, "dtype", "")).endswith(
+            "string"
+        ):
             return dataset  # bare numbers, whose meaning is asked for later
 
-        def text(label: Any, row: int) -> str:
-            if names is not None and not 0 <= label < len(names):
-                check_range(np.array([label]), names, part, "the data", row)
-            own = label if names is None else names[label]
+        def said(own: str) -> str:
             used.add(own)
             return self.named(own)
 
-        return in_texts(dataset, text)
+        return in_texts(dataset, part, "the data", said)
 
 
 def class_list_in(folder: Path) -> ClassList | None:

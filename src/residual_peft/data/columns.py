@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features
 from ..errors import ResiDualError, some
 from .class_names import check_class_names
 from .labels import MANY_LABELS, ONE_LABEL, label_item, labelling_in, labelling_of_column
-from .labels.columns import check_range, in_texts, labels_in, with_class_numbers
+from .labels.columns import in_texts, labels_in, with_class_numbers
 from .skipped import SkippedImage
 from .stratification import Labels
 
@@ -201,8 +201,13 @@ def _with_one_meaning(
                 "meaning in another; give them the same kind in all splits."
             )
         return parts, own
+    if bare := [split for split in parts if named[split] is None and split not in texts]:
+        raise ResiDualError(
+            f"the labels of {name} are numbers without a meaning in the split {bare[0]}, and have "
+            "names in another; give them the same kind in all splits."
+        )
     return {
-        split: part if split in texts else _as_texts(part, named[split], split, name)
+        split: part if split in texts else in_texts(part, split, name)
         for split, part in parts.items()
     }, own
 
@@ -210,21 +215,6 @@ def _with_one_meaning(
 def _kind(part: Dataset) -> str:
     """What a label is, or in a list of them each."""
     return str(getattr(label_item(part.features["label"]), "dtype", None))
-
-
-def _as_texts(part: Dataset, names: list[str] | None, split: str, name: str) -> Dataset:
-    """The part with class names in place of class numbers."""
-    if names is None:
-        raise ResiDualError(
-            f"the labels of {name} are numbers without a meaning in the split {split}, and have "
-            "names in another; give them the same kind in all splits."
-        )
-
-    def text(label: int, row: int) -> str:
-        check_range(np.array([label]), tuple(names), split, name, row)
-        return names[label]
-
-    return in_texts(part, text)
 
 
 def _texts(parts: Mapping[str, Dataset]) -> set[str]:

@@ -152,22 +152,25 @@ class ImageData:
         )
         wanted = set(keep) if few else set(self.splits)
         kept = [split for split in self.splits if split != "train" and split in wanted]
-        parts = {part: rows for part, rows in parts.items() if part not in kept}
+        cut = {part: ("train", rows) for part, rows in parts.items() if part not in kept}
+        return self._taken({split: (split, None) for split in kept} | cut)
 
-        def with_parts(old: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-            found = {split: old[split] for split in kept if split in old}
-            if "train" in old:
-                found |= {n: tuple(old["train"][row] for row in rows) for n, rows in parts.items()}
-            return found
+    def _taken(self, parts: Mapping[str, tuple[str, Any]]) -> "ImageData":
+        """Other splits: of each the one that it comes from, and which rows of it; None all."""
 
-        splits = {split: self.splits[split] for split in kept}
-        splits |= {part: whole.select(rows) for part, rows in parts.items()}
-        return replace(
-            self,
-            splits=DatasetDict(splits),
-            digests=with_parts(self.digests),
-            groups=with_parts(self.groups),
-        )
+        def of(old: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+            return {
+                part: old[split] if rows is None else tuple(old[split][row] for row in rows)
+                for part, (split, rows) in parts.items()
+                if split in old
+            }
+
+        splits = {
+            part: self.splits[split] if rows is None else self.splits[split].select(rows)
+            for part, (split, rows) in parts.items()
+        }
+        digests, groups = of(self.digests), of(self.groups)
+        return replace(self, splits=DatasetDict(splits), digests=digests, groups=groups)
 
     def without(
         self, split: str, rows: Iterable[int], skipped: Iterable[SkippedImage] = ()
@@ -185,17 +188,9 @@ class ImageData:
             raise ResiDualError(f"wanted rows of '{split}' from 0 to {count - 1}, got {dropped}.")
         if not (kept := [row for row in range(count) if row not in dropped]):
             raise ResiDualError(f"no image is left in the split '{split}' of '{self.source}'.")
-        both = [
-            {**old, split: tuple(old[split][row] for row in kept)} if split in old else old
-            for old in (self.digests, self.groups)
-        ]
-        return replace(
-            self,
-            splits=DatasetDict({**self.splits, split: self[split].select(kept)}),
-            digests=both[0],
-            groups=both[1],
-            skipped=(*self.skipped, *skipped),
-        )
+        parts: dict[str, Any] = {own: (own, None) for own in self.splits}
+        left = self._taken({**parts, split: (split, kept)})
+        return replace(left, skipped=(*self.skipped, *skipped))
 
     def without_repeated(self) -> tuple["ImageData", int]:
         """Test images that are training or validation images, too, are no test; how many there are.

@@ -127,7 +127,8 @@ def load_data(
     options: dict[str, Any] = {"strict": strict, "max_bad": max_bad, "progress": progress}
     seen, skipped = check_images(labelled, name, listed=listed, **options)
     unread = _unread_of(labelled, labels, seen, skipped) if skipped else None
-    labelled, labels, digests = _readable(chosen, labelled, labels, seen)
+    labelled, digests = _readable(chosen, labelled, seen)
+    labels = {split: label_array(dataset, len(names)) for split, dataset in labelled.items()}
     if known_classes is None and not (unread_classes and len(np.concatenate([*labels.values()]))):
         check_classes(labels, names, name, unread)
     _say_copies(digests, name)
@@ -198,16 +199,14 @@ def _unread_of(
 def _readable(
     chosen: dict[str, tuple[str, Dataset]],
     parts: dict[str, Dataset],
-    labels: dict[str, npt.NDArray[np.integer]],
     rows: dict[str, dict[int, str]],
-) -> tuple[dict[str, Dataset], dict[str, npt.NDArray[np.integer]], dict[str, tuple[str, ...]]]:
-    """Images, labels and digests of the rows that have a digest, by split.
+) -> tuple[dict[str, Dataset], dict[str, tuple[str, ...]]]:
+    """Images and digests of the rows that have a digest, by split.
 
     Several parts may be one split (see `_choose_splits`), such as "val" and "validation".
     """
     came_in = {part: split for part, (split, _) in chosen.items()}
     images: dict[str, Dataset] = {}
-    numbers: dict[str, npt.NDArray[np.integer]] = {}
     digests: dict[str, tuple[str, ...]] = {}
     for split in dict.fromkeys(came_in.values()):
         own = [part for part in parts if came_in[part] == split]
@@ -216,9 +215,8 @@ def _readable(
             for part in own
         ]
         images[split] = kept[0] if len(kept) == 1 else concatenate_datasets(kept)
-        numbers[split] = np.concatenate([labels[part][list(rows[part])] for part in own])
         digests[split] = tuple(digest for part in own for digest in rows[part].values())
-    return images, numbers, digests
+    return images, digests
 
 
 def _say_copies(digests: dict[str, tuple[str, ...]], name: str) -> None:

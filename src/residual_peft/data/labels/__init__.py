@@ -15,6 +15,23 @@ from ...errors import ResiDualError, short
 from .many import ManyLabels
 from .one import OneLabel
 
+__all__ = [
+    "MANY_LABELS",
+    "ONE_LABEL",
+    "Labelling",
+    "ManyLabels",
+    "OneLabel",
+    "check_same",
+    "columns",
+    "label_item",
+    "labelling_in",
+    "labelling_of",
+    "labelling_of_column",
+    "labelling_of_loss",
+    "numbers_of",
+    "other_than",
+]
+
 Labelling = OneLabel | ManyLabels
 """`OneLabel` says what each method is for."""
 

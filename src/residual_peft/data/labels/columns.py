@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset
 
 from ...errors import ResiDualError, short
 from ..stratification import Labels
-from . import labelling_of_column
+from . import label_item, labelling_of_column
 
 _SEVERAL = ("labels", "tags")  # columns whose text may hold several, between these:
 _BETWEEN = "|;"
@@ -43,12 +43,23 @@ def labels_in(dataset: Dataset) -> list[Any]:
     return dataset.select_columns(["label"])[:]["label"]
 
 
-def in_texts(dataset: Dataset, text_of_one: Callable[[Any, int], str]) -> Dataset:
-    """The dataset with a text for every label, made of the label and its row; None stays."""
-    labelling = labelling_of_column(dataset.features["label"])
+def in_texts(dataset: Dataset, split: str, name: str, said: Callable[[str], str] = str) -> Dataset:
+    """The dataset with texts for labels: what is `said` of a class's name; None stays.
+
+    `split` and `name` are for messages.
+
+    Raises:
+        ResiDualError: a number that is no class, such as -1 of what is unlabelled.
+    """
+    feature = dataset.features["label"]
+    labelling, names = labelling_of_column(feature), getattr(label_item(feature), "names", None)
 
     def text(label: Any, row: int) -> str | None:
-        return None if label is None else text_of_one(label, row)
+        if label is None:
+            return None
+        if names is not None and not 0 <= label < len(names):
+            check_range(np.array([label]), tuple(names), split, name, row)
+        return said(label if names is None else names[label])
 
     texts = [
         labelling.mapped(entry, partial(text, row=row))
