@@ -41,8 +41,8 @@ def check_images(
     max_bad: float = 0.05,
     listed: Sequence[SkippedImage] = (),
     progress: bool | Callable[[int], object] = False,
-) -> tuple[dict[str, dict[int, str]], tuple[SkippedImage, ...]]:
-    """Look at all images once: row -> `image_digest` of the good ones by split, and the bad ones.
+) -> tuple[dict[str, dict[int, str]], dict[str, dict[int, SkippedImage]]]:
+    """Look at all images once: by split, row -> `image_digest` of the good ones, and the bad ones.
 
     With `strict` the first bad image is an error; else the share `max_bad` of all may be bad, and
     three always may. `listed` are bad ones that are known already and in none of the parts.
@@ -57,6 +57,7 @@ def check_images(
         raise _refused(skipped[0])
     Image.init()  # here, not in several threads at once
     digests: dict[str, dict[int, str]] = {split: {} for split in parts}
+    unread: dict[str, dict[int, SkippedImage]] = {split: {} for split in parts}
     total = sum(map(len, parts.values())) + len(skipped)
     with (
         Bar(desc="checking", unit="image", total=total, disable=progress is not True) as bar,
@@ -67,9 +68,11 @@ def check_images(
             if digest is not None:
                 digests[split][row] = digest
             else:
-                skipped.append(SkippedImage(path or f"row {row} of the split {split}", reason))
+                image = SkippedImage(path or f"row {row} of the split {split}", reason)
+                unread[split][row] = image
+                skipped.append(image)
                 if strict:
-                    raise _refused(skipped[-1])
+                    raise _refused(image)
             bar.update()
             if callable(progress):
                 progress(1)
@@ -77,7 +80,7 @@ def check_images(
     if skipped:
         told = (len(skipped), total, printable(source), some(skipped, 3))
         logger.warning("skipped %d of the %d images of %s: %s", *told)
-    return digests, tuple(skipped)
+    return digests, unread
 
 
 def title_of(dataset: Dataset, row: int) -> str:

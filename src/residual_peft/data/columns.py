@@ -18,6 +18,7 @@ from .stratification import Labels
 
 IMAGE_COLUMNS = ("image", "img", "webp", "jpg", "jpeg", "png", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+_USUAL = {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def image_column_of(features: Features, name: str) -> str:
         ResiDualError: none, or several that could be meant.
     """
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return _column(features, "image", typed, IMAGE_COLUMNS, list(features), name)
+    return _column(features, "image", typed, list(features), name)
 
 
 def _label_column(features: Features, image: str, name: str) -> str:
@@ -108,21 +109,14 @@ def _label_column(features: Features, image: str, name: str) -> str:
         own = [c for c, kind in features.items() if labelling_of_column(kind) is labels]
         typed = typed or [c for c in own if isinstance(label_item(features[c]), ClassLabel)]
     others = [column for column in features if column != image]
-    return _column(features, "label", typed, LABEL_COLUMNS, others, name)
+    return _column(features, "label", typed, others, name)
 
 
-def _column(
-    features: Features,
-    kind: str,
-    typed: list[str],
-    usual: Iterable[str],
-    others: list[str],
-    name: str,
-) -> str:
+def _column(features: Features, kind: str, typed: list[str], others: list[str], name: str) -> str:
     """The only column of the type, or of those (of all, where there is none) the usual name's."""
     if len(typed) == 1:
         return typed[0]
-    by_name = [column for column in usual if column in (typed or others)]
+    by_name = [column for column in _USUAL[kind] if column in (typed or others)]
     if not by_name:
         what = f"several {kind} columns ({', '.join(typed)})" if typed else f"no {kind} column"
         raise ResiDualError(

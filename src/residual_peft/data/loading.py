@@ -11,7 +11,7 @@ import numpy.typing as npt
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError, printable
-from .checking import check_images, title_of
+from .checking import check_images
 from .columns import Asked, check_classes, standard_columns, with_class_labels
 from .defaults import SHARE
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
@@ -125,12 +125,13 @@ def load_data(
     if known_classes is None:
         check_classes(labels, names, name)
     options: dict[str, Any] = {"strict": strict, "max_bad": max_bad, "progress": progress}
-    seen, skipped = check_images(labelled, name, listed=listed, **options)
-    unread = _unread_of(labelled, labels, seen, skipped) if skipped else None
+    seen, unread = check_images(labelled, name, listed=listed, **options)
+    skipped = (*listed, *(image for rows in unread.values() for image in rows.values()))
+    first = _first_of(labels, unread) if skipped else None
     labelled, digests = _readable(chosen, labelled, seen)
     labels = {split: label_array(dataset, len(names)) for split, dataset in labelled.items()}
     if known_classes is None and not (unread_classes and len(np.concatenate([*labels.values()]))):
-        check_classes(labels, names, name, unread)
+        check_classes(labels, names, name, first)
     _say_copies(digests, name)
     groups = group_names(labelled, digests, name) if asked.group_column else {}
     labelled = {split: rows.select_columns(["image", "label"]) for split, rows in labelled.items()}
@@ -172,25 +173,19 @@ def _with_own(
     return listed, chosen
 
 
-def _unread_of(
-    parts: dict[str, Dataset],
-    labels: dict[str, npt.NDArray[np.integer]],
-    rows: dict[str, dict[int, str]],
-    skipped: tuple[SkippedImage, ...],
+def _first_of(
+    labels: dict[str, npt.NDArray[np.integer]], unread: dict[str, dict[int, SkippedImage]]
 ) -> Callable[[int], SkippedImage | None]:
     """Class number -> the first of its images that cannot be used, looked for when it is asked for.
 
-    `rows` has row -> digest of the images of each part that can be used, `skipped` the others.
+    `unread` has by part row -> image of those that cannot.
     """
 
     def first(number: int) -> SkippedImage | None:
-        reasons = {image.title: image for image in skipped}
         for part, own in labels.items():
-            labelling = labelling_in(own)
-            for row in sorted(set(range(len(own))) - set(rows[part])):
-                if number in labelling.class_numbers(own[row]):
-                    title = title_of(parts[part], row)
-                    return reasons.get(title) or reasons.get(f"{title} of the split {part}")
+            for row, image in unread[part].items():
+                if number in labelling_in(own).class_numbers(own[row]):
+                    return image
         return None
 
     return first
