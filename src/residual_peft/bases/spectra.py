@@ -87,13 +87,7 @@ def spectrum(mean: Tensor, covariance: Tensor, frame: Tensor | None, count: int)
     eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0), vectors.flip(1)
     limit = eigenvalues[:1] * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     keep = min(int((eigenvalues > limit).sum()), count - 1)
-    directions = vectors if frame is None else frame @ vectors
-    return UnitBasis(
-        mean=mean.cpu(),
-        components=with_fixed_signs(directions.T[:keep]).cpu(),
-        eigenvalues=eigenvalues[:keep].cpu(),
-        total_variance=eigenvalues.sum().cpu(),
-    )
+    return _first(keep, mean, vectors if frame is None else frame @ vectors, eigenvalues)
 
 
 def weight_spectra(anatomy: TowerAnatomy, units: Iterable[Unit]) -> list[UnitBasis]:
@@ -144,18 +138,15 @@ def weight_spectrum(matrix: Tensor, mean: Tensor, *, squared: bool = False) -> U
     else:
         left, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
         limit = singular[:1] * max(matrix.shape) * torch.finfo(singular.dtype).eps
-    keep = int((singular > limit).sum())
-    return UnitBasis(
-        mean=mean.cpu(),
-        components=with_fixed_signs(left.T[:keep]).cpu(),
-        eigenvalues=singular[:keep].square().cpu(),
-        total_variance=singular.square().sum().cpu(),
-    )
+    return _first(int((singular > limit).sum()), mean, left, singular.square())
 
 
-def with_fixed_signs(directions: Tensor) -> Tensor:
-    """Turn each row so that its largest entry is positive: a direction has no sign of its own."""
-    if not len(directions):
-        return directions.clone()
-    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    return directions * torch.where(largest < 0, -1.0, 1.0)
+def _first(keep: int, mean: Tensor, directions: Tensor, eigenvalues: Tensor) -> UnitBasis:
+    """The first of some directions (d, r), each turned so that its largest entry is positive.
+
+    A direction has no sign of its own.
+    """
+    rows = directions.T[:keep]
+    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    rows = rows * torch.where(largest < 0, -1.0, 1.0)
+    return UnitBasis(mean.cpu(), rows.cpu(), eigenvalues[:keep].cpu(), eigenvalues.sum().cpu())
