@@ -39,15 +39,17 @@ def parse_json(content: bytes, what: str) -> Any:
             parse_constant=_constant,
             object_pairs_hook=_object,
         )
-        _check_depth(value)
+        deep = _lies_deep(value)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ResiDualError(f"{what} is not JSON ({error}); it may have been cut short.") from None
     except _RefusedError as refused:
         raise ResiDualError(f"{what} holds {refused}; no such file is read.") from None
-    except RecursionError:
+    except RecursionError:  # json's own, of what is deeper still
+        deep = True
+    if deep:
         raise ResiDualError(
             f"{what} holds lists or objects nested deeper than {MAX_DEPTH}; no such file is read."
-        ) from None
+        )
     return value
 
 
@@ -88,14 +90,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any) -> None:
-    """Raise a RecursionError, without recursion, where lists and dicts lie too deep."""
+def _lies_deep(value: Any) -> bool:
+    """Whether lists and dicts lie in each other too deep, told without recursion."""
     floor = [value]
     for _ in range(MAX_DEPTH + 1):
         inside = [item for item in floor if isinstance(item, dict | list)]
         if not inside:
-            return
+            return False
         floor = []
         for whole in inside:
             floor += whole.values() if isinstance(whole, dict) else whole
-    raise RecursionError
+    return True
