@@ -43,8 +43,8 @@ class ClassList:
         """
         columns = read_table(path)
         assert not isinstance(columns, Dataset)  # which a CSV file never is
-        name, words, others = (_column(columns, names) for names in (_NAMES, _WORDS, _OTHERS))
-        if name is None or (words is None and others is None):
+        names, words, others = (_column(columns, known) for known in (_NAMES, _WORDS, _OTHERS))
+        if names is None or (words is None and others is None):
             logger.warning(
                 "%s is not used: wanted columns name and words (or spellings), got %s",
                 quoted(path),
@@ -52,14 +52,8 @@ class ClassList:
             )
             return None
         found: dict[str, str] = {}
-        count = len(columns[name])
-        empty: list[Any] = [None] * count
-        rows = zip(
-            columns[name],
-            columns[words] if words else empty,
-            columns[others] if others else empty,
-            strict=True,
-        )
+        empty = [None] * len(names)
+        rows = zip(names, words or empty, others or empty, strict=True)
         for row, (own, text, spellings) in enumerate(rows):
             if own is None:
                 raise ResiDualError(f"row {row} of {quoted(path)} has no name.")
@@ -114,8 +108,8 @@ def class_list_in(folder: Path) -> ClassList | None:
     return ClassList.read(path) if path.is_file() else None
 
 
-def _column(columns: Columns, names: Iterable[str]) -> str | None:
-    known = {_folded(column).replace(" ", "_"): column for column in columns}
+def _column(columns: Columns, names: Iterable[str]) -> list[Any] | None:
+    known = {_folded(column).replace(" ", "_"): values for column, values in columns.items()}
     return next((known[name] for name in names if name in known), None)
 
 

@@ -183,8 +183,7 @@ def _with_one_meaning(
     Raises:
         ResiDualError: bare numbers in one part and texts in another.
     """
-    items = {split: label_item(part.features["label"]) for split, part in parts.items()}
-    named = {s: list(i.names) if isinstance(i, ClassLabel) else None for s, i in items.items()}
+    named = {s: getattr(label_item(p.features["label"]), "names", None) for s, p in parts.items()}
     own = next((names for names in named.values() if names is not None), None)
     texts = [split for split, part in parts.items() if _kind(part).endswith("string")]
     differing = len({tuple(names) for names in named.values() if names is not None}) > 1

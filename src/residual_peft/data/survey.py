@@ -17,7 +17,6 @@ from PIL import Image
 from ..errors import counted, some
 from .checking import stored_images
 from .image_data import ImageData
-from .labels import labelling_of
 from .labels.columns import labels_in
 from .skipped import SkippedImage
 
@@ -174,12 +173,11 @@ def survey(data: ImageData) -> Survey:
     sizes: list[tuple[int, int]] = []
     formats: Counter[str] = Counter()
     places: list[Place] = []
-    labelling = labelling_of(data.multi_label)
     seen: Counter[str] = Counter()  # images of each split so far
     for split, rows in data.splits.items():
         came_in = came_in_of(data, split)
         labels = labels_in(rows)
-        names = [tuple(data.class_names[n] for n in labelling.each([own])) for own in labels]
+        names = [tuple(data.class_names[n] for n in data.labelling.each([own])) for own in labels]
         for row, ((content, path), classes) in enumerate(
             zip(stored_images(rows), names, strict=True)
         ):
@@ -229,9 +227,10 @@ def copies_lines(copies: Sequence[Copies], plural: str, one: str) -> list[str]:
     kinds = {
         "in several splits": [group for group in copies if group.across_splits],
         "in several classes": [group for group in copies if group.across_classes],
+        "in one split and class": [
+            group for group in copies if not (group.across_splits or group.across_classes)
+        ],
     }
-    harmless = [g for g in copies if not (g.across_splits or g.across_classes)]
-    kinds["in one split and class"] = harmless
     for what, groups in kinds.items():
         if groups:
             lines.append(f"  {len(groups):,} {what}:")

@@ -134,10 +134,7 @@ def _is_coop(found: Any) -> bool:
 
 def _of_splits(found: dict[str, list[Any]]) -> Columns:
     rows = [(path, name, split) for split, part in found.items() for path, _, name in part]
-    return {
-        column: [row[place] for row in rows]
-        for place, column in enumerate(("image", "label", "split"))
-    }
+    return dict(zip(("image", "label", "split"), map(list, zip(*rows, strict=True)), strict=False))
 
 
 def _parquet(path: Path) -> Columns | Dataset:
