@@ -109,6 +109,7 @@ class StreamMode(Mode):
         }
         known = Fitted({}, config.fitted.fingerprint, None, "data", count)
         config.fitted, config.basis = known, None  # the one it named is replaced
+        config._awaits_weights = False  # transformers has put some in and told nobody
         for path, basis in found.items():
             settings = StreamSettings(tuple(basis.component_counts), config.granularity)
             stored = tensors_of(basis, layers[path].unmerged_weight)
