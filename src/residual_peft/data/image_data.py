@@ -139,7 +139,6 @@ class ImageData:
         """With parts of the training images in place of these, and of what they make idle."""
         whole, own = self["train"], self.digests["train"]
         parts = split_by_content(
-            self.labelling,
             label_array(whole, len(self.class_names)),
             shares,
             seed,

@@ -7,15 +7,12 @@ there is still room to be fair to it.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ResiDualError, printable, some
-
-if TYPE_CHECKING:
-    from .labels import Labelling
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +21,6 @@ Rows = npt.NDArray[np.int64]
 
 
 def split_by_content(
-    labelling: "Labelling",
     labels: Labels,
     shares: Mapping[str, float],
     seed: int,
@@ -49,8 +45,10 @@ def split_by_content(
     Raises:
         ResiDualError: as `stratified_split` and `iterative_split`; too few groups.
     """
+    from .labels import labelling_in
+
     _check_shares(shares)
-    names = np.asarray(digests, dtype=bytes)
+    labelling, names = labelling_in(labels), np.asarray(digests, dtype=bytes)
     _, first, image_of = np.unique(names, return_index=True, return_inverse=True)
     part_of = np.zeros(len(first), dtype=np.int64)  # of the parts below, train for a start
     other = (labels != labels[first][image_of]).reshape(len(labels), -1).any(1)
