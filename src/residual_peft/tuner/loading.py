@@ -10,7 +10,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ResiDualError, short
 from ..hub.directories import local_directory
@@ -137,51 +137,34 @@ def check_config(directory: PathLike) -> dict[str, Any]:
     return config
 
 
-class Snapshot:
-    """A model's modules as they are now: which parts they have, their attributes and hooks.
+@contextmanager
+def unchanged_if_refused(model: nn.Module) -> Iterator[None]:
+    """Put a model back as it was if the block fails, and let the error go on.
 
-    Holds references alone. The values of tensors are not kept: whoever loads checks before the
-    first value is written.
+    Its modules' parts, attributes and hooks, that is; what was put in since is forgotten. The
+    values of tensors are not kept: whoever loads checks before the first value is written.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
-        self._states: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = [
-            (module, type(module), dict(vars(module))) for module in modules
-        ]
-        self._contents: dict[int, tuple[Any, Any]] = {}
-        for module in modules:
-            for value in vars(module).values():
-                if isinstance(value, dict | set | list) and id(value) not in self._contents:
-                    self._contents[id(value)] = value, value.copy()
-        self._trainable: list[tuple[Tensor, bool]] = [
-            (tensor, tensor.requires_grad)
-            for tensor in (*model.parameters(), *model.buffers())
-            if tensor.is_leaf
-        ]
-
-    def restore(self) -> None:
-        """Put every module back; what was put in since is forgotten."""
-        for module, kind, state in self._states:
+    modules = list(model.modules())
+    states = [(module, type(module), dict(vars(module))) for module in modules]
+    contents: dict[int, tuple[Any, Any]] = {}
+    for value in (value for module in modules for value in vars(module).values()):
+        if isinstance(value, dict | set | list) and id(value) not in contents:
+            contents[id(value)] = value, value.copy()
+    tensors = (*model.parameters(), *model.buffers())
+    trainable = [(tensor, tensor.requires_grad) for tensor in tensors if tensor.is_leaf]
+    try:
+        yield
+    except BaseException:
+        for module, kind, state in states:
             module.__class__ = kind
             vars(module).clear()
             vars(module).update(state)
-        for held, content in self._contents.values():  # in place: handles of hooks refer to them
+        for held, content in contents.values():  # in place: handles of hooks refer to them
             held.clear()
             if isinstance(held, list):
                 held.extend(content)
             else:
                 held.update(content)
-        for tensor, trainable in self._trainable:
-            tensor.requires_grad_(trainable)
-
-
-@contextmanager
-def unchanged_if_refused(model: nn.Module) -> Iterator[None]:
-    """Put a model back as it was if the block fails, and let the error go on."""
-    before = Snapshot(model)
-    try:
-        yield
-    except BaseException:
-        before.restore()
+        for tensor, grad in trainable:
+            tensor.requires_grad_(grad)
         raise
