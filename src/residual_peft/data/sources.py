@@ -39,13 +39,12 @@ class Source:
     left_out: tuple[str, ...] = ()
 
 
-def find(source: Any, asked: Asked | None = None) -> Source:
+def find(source: Any, asked: Asked) -> Source:
     """The source's splits as they are; `load_data` says what a source is.
 
     Raises:
         ResiDualError: nothing there, nothing reachable, no images, or no classes.
     """
-    asked = asked or Asked()
     if isinstance(source, Dataset):
         return Source("the dataset", {"train": source})
     if isinstance(source, DatasetDict):
@@ -126,7 +125,7 @@ def _from_disk(path: Path) -> Source:
         saved = datasets.load_from_disk(str(path))
         for part in saved.values() if isinstance(saved, DatasetDict) else [saved]:
             part.data.validate(full=True)  # offsets that lead elsewhere end the process
-        return find(saved)
+        return find(saved, Asked())
     except ResiDualError:
         raise
     except Exception as error:  # many kinds: arrow, JSON, missing files
