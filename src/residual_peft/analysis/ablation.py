@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..data.metrics import accuracy_interval, difference_interval
+from ..data.metrics import difference_interval
 from ..errors import ResiDualError
 from ..hub.files import plain_of
 from ..towers.units import Unit
 from .contributions import Contributions
-from .subsets import Ablation, Stand, correct_whole, correct_with, score_blocks
+from .subsets import Ablation, Stand, accuracy_of, correct_whole, correct_with, score_blocks
 
 Cumulative = Literal[False, "from_first", "from_last"]
 
@@ -164,11 +164,6 @@ def _told(
     """Who was right, with all (N,) and without each set (K, N) -> images, baseline and points."""
     images, points = len(whole), []
     for name, size, row in zip(names, sizes, right, strict=True):
-        correct = int(row.sum())
-        low, high = accuracy_interval(correct, images)
-        drop_low, drop_high = difference_interval(whole, row)
-        drop = (int(whole.sum()) - correct) / images
-        points.append(
-            AblationPoint(name, size, correct / images, low, high, drop, drop_low, drop_high)
-        )
+        drop = (int(whole.sum()) - int(row.sum())) / images, *difference_interval(whole, row)
+        points.append(AblationPoint(name, size, *accuracy_of(row), *drop))
     return images, int(whole.sum()) / images, tuple(points)

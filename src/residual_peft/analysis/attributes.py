@@ -89,10 +89,9 @@ def gain_sense(gains: Tensor, explained: Tensor, variance: Tensor | None = None)
             f"wanted a share per gain, got {tuple(gains.shape)} gains and "
             f"{tuple(explained.shape)} shares."
         )
-    gains, explained = (tensor.detach().double().cpu() for tensor in (gains, explained))
-    variance = None if variance is None else variance.detach().double().cpu()
     weights = torch.ones_like(explained) if variance is None else variance
-    kept = weights > 1e-4 * float(weights.sum()) if variance is not None else weights > 0
+    gains, explained, weights = (t.detach().double().cpu() for t in (gains, explained, weights))
+    kept = weights > (0.0 if variance is None else 1e-4 * float(weights.sum()))
     gains, explained, weights = gains[kept], explained[kept], weights[kept]
     if len(gains) < 10:
         raise ResiDualError(f"wanted at least ten components to compare, got {len(gains)}.")

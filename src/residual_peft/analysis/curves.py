@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.metrics import accuracy_interval, difference_interval
+from ..data.metrics import difference_interval
 from ..errors import ResiDualError
 from ..hub.files import plain_of
 from .contributions import Contributions
 from .rankings import LETTERS, Ranking, unit_count
-from .subsets import Ablation, Others, Stand, correct_with
+from .subsets import Ablation, Others, Stand, accuracy_of, correct_with
 
 DEFAULT_BUDGETS: tuple[int | float, ...] = (1, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75)
 """The paper's: the top head, then shares of the heads."""
@@ -179,14 +179,12 @@ def selection_curve(
 
 def _point(budget: int | float, count: int, right: Tensor) -> CurvePoint:
     """Who was right in each draw (draws, N) -> a point."""
-    draws, images = right.shape
-    correct = int(right.sum())
-    if draws == 1:
-        low, high = accuracy_interval(correct, images)
-        return CurvePoint(budget, count, correct / images, low, high, None)
+    accuracy, low, high = accuracy_of(right)
+    if len(right) == 1:
+        return CurvePoint(budget, count, accuracy, low, high, None)
     low, high = _interval(right)
     spread = float(right.double().mean(1).std())
-    return CurvePoint(budget, count, correct / (draws * images), max(low, 0), min(high, 1), spread)
+    return CurvePoint(budget, count, accuracy, max(low, 0), min(high, 1), spread)
 
 
 def _interval(first: Tensor, second: Tensor | None = None) -> tuple[float, float]:

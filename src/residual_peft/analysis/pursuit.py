@@ -59,13 +59,8 @@ def somp(x: Tensor, atoms: Tensor, steps: int, *, frame: Tensor | None = None) -
     size, total = rows.double().norm(dim=1).sum(), rows.double().square().sum()
     chosen: list[int] = []
     directions: list[Tensor] = []
-    for _ in range(steps):
-        scores = _absolute_sums(rows, inside)
-        best = int(_first_best(scores))
-        if scores[best] <= _ROUNDING * size:
-            break
-        chosen.append(best)
-        direction = rest[best] / rest[best].norm()
+    while len(chosen) < steps and _goes_on(_absolute_sums(rows, inside), size, chosen):
+        direction = rest[chosen[-1]] / rest[chosen[-1]].norm()
         along = rest @ direction
         rest = rest - along[:, None] * direction
         inside = inside - (axes @ direction)[:, None] * along
@@ -130,14 +125,10 @@ def text_span(
     total = centred.square().sum()
     size = total.sqrt().maximum(_ROUNDING * rows.double().norm())  # rows all equal vary by rounding
     rest = exact @ axes.T @ (vectors * (values > _ROUNDING**2 * total))  # (M, r), inside the span
-    chosen, explained = [], [total.new_zeros(())]
-    for _ in range(steps):
-        spread = (rest.square() @ values).sqrt()
-        best = int(_first_best(spread))
-        if spread[best] <= _ROUNDING * size:
-            break
-        chosen.append(best)
-        direction = rest[best] / rest[best].norm()
+    chosen: list[int] = []
+    explained = [total.new_zeros(())]
+    while len(chosen) < steps and _goes_on((rest.square() @ values).sqrt(), size, chosen):
+        direction = rest[chosen[-1]] / rest[chosen[-1]].norm()
         rest = rest - (rest @ direction)[:, None] * direction
         explained.append(explained[-1] + direction.square() @ values)
     return Pursuit(
@@ -183,6 +174,15 @@ def _absolute_sums(rows: Tensor, inside: Tensor) -> Tensor:
     columns = inside.to(rows.dtype)
     parts = rows.split(max(_CHUNK // max(inside.shape[1], 1), 1))
     return sum(((part @ columns).abs().sum(0).double() for part in parts), inside.new_zeros(()))
+
+
+def _goes_on(scores: Tensor, size: Tensor, chosen: list[int]) -> bool:
+    """Whether an atom scores more than rounding of what is explained; the best is then chosen."""
+    best = int(_first_best(scores))
+    if scores[best] <= _ROUNDING * size:
+        return False
+    chosen.append(best)
+    return True
 
 
 def _first_best(scores: Tensor) -> Tensor:

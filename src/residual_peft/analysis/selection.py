@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.metrics import accuracy_interval
 from ..errors import ResiDualError
 from ..towers.units import Unit
 from .coarse import CoarseOptimum
 from .contributions import Contributions
 from .curves import DEFAULT_BUDGETS, SelectionCurve, selection_curve
 from .rankings import Method, Ranking, random_rankings, rank_units
-from .subsets import Ablation, Others, Stand, correct_whole, correct_with
+from .subsets import Ablation, Others, Stand, accuracy_of, correct_whole, correct_with
 
 DEFAULT_METHODS: tuple[Method, ...] = ("supervised", "unsupervised", "unsupervised_given_task")
 
@@ -149,9 +148,5 @@ def compare_selections(
     }
     if optimum is not None:
         right["O"] = optimum.correct(test, class_embeddings)
-    found = {letter: (int(row.sum()), len(row)) for letter, row in right.items()}
-    lines = tuple(
-        ReferenceLine(letter, correct / images, *accuracy_interval(correct, images))
-        for letter, (correct, images) in found.items()
-    )
+    lines = tuple(ReferenceLine(letter, *accuracy_of(row)) for letter, row in right.items())
     return SelectionStudy(rankings, curves, lines)

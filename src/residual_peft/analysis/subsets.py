@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..data.labels import ONE_LABEL
+from ..data.metrics import accuracy_interval
 from ..errors import ResiDualError
 from .contributions import Contributions
 
@@ -154,6 +155,12 @@ def correct_whole(
     everything = torch.ones(1, len(contributions.units), dtype=torch.bool)
     stand = Stand(contributions, class_embeddings, others="keep")
     return correct_with(contributions, class_embeddings, everything, stand, block)[0]
+
+
+def accuracy_of(right: Tensor) -> tuple[float, float, float]:
+    """The share of images that are right, bool, with Wilson's 95 % interval."""
+    correct, images = int(right.sum()), right.numel()
+    return correct / images, *accuracy_interval(correct, images)
 
 
 def check_classes(contributions: Contributions, class_embeddings: Tensor) -> None:
