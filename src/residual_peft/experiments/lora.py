@@ -8,15 +8,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import collate
@@ -40,9 +32,7 @@ class _Say(TrainerCallback):
     def __init__(self, report: Callable[[str], object]) -> None:
         self.report = report
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say how far it is."""
         self.report(f"training, epoch {state.epoch or 0:.0f} of {args.num_train_epochs:.0f}")
 

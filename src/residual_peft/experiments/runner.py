@@ -11,8 +11,6 @@ from peft import get_peft_model
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..bases.reading import reading
-from ..bases.rows import Rows
 from ..classifiers.backbones import Backbone, load_image_tower
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.metrics import accuracy
@@ -214,12 +212,9 @@ def _run_lora(task: Task, method: Method, seed: int, settings: LoraSettings, rep
 
 @torch.no_grad()
 def _test_accuracy(classifier: ZeroShotClassifier, task: Task) -> float:
-    logits, labels = Rows(), Rows()
-    for seen in reading(classifier.model, None, task.test, adapters=True, labelled=True):
-        assert seen.labels is not None
-        logits.add(classifier.logits(seen.readout))
-        labels.add(seen.labels)
-    return accuracy(logits.joined(), labels.joined())
+    passed = classifier.classified(task.test, labelled=True)
+    told = [(logits, seen.labels) for seen, logits in passed]
+    return accuracy(*map(torch.cat, zip(*told, strict=True)))
 
 
 def summarize(rows: Sequence[Row]) -> list[Summary]:

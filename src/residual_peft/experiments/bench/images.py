@@ -153,6 +153,20 @@ def needed(protocols: Iterable[Protocol], labels: Tensor, class_count: int) -> T
     return torch.cat(found).unique()
 
 
+def drawn_at_most(
+    protocol: Protocol, train: int, class_count: int | None
+) -> tuple[int, int] | None:
+    """Images of a draw to train on, and to choose by; None where classes are not known."""
+    halves = protocol.kind == "base-to-novel"
+    if protocol.shots is None:
+        return (-(-train // 2) if halves else train), 0
+    if class_count is None:
+        return None
+    classes = -(-class_count // 2) if halves else class_count
+    beside = (protocol.validation_shots or 0) * classes  # classes with few images have fewer
+    return min(train, protocol.shots * classes), min(train, beside)
+
+
 def most_needed(protocols: Iterable[Protocol], train: int, class_count: int | None) -> int | None:
     """How many images `needed` has at most; None where classes are to be counted and are unknown.
 
@@ -163,12 +177,10 @@ def most_needed(protocols: Iterable[Protocol], train: int, class_count: int | No
     for protocol in protocols:
         if protocol.kind == "full":
             return train
-        most = train  # of half of the classes, which may be all but one image
-        if protocol.shots is not None:
-            if class_count is None:
-                return None
-            classes = class_count if protocol.kind == "shots" else -(-class_count // 2)
-            most = (protocol.shots + (protocol.validation_shots or 0)) * classes
+        if (counts := drawn_at_most(protocol, train, class_count)) is None:
+            return None
+        # half of the classes may have all images but one
+        most = train if protocol.shots is None else sum(counts)
         for place in ((protocol.kind, seed) for seed in protocol.seeds):
             drawn[place] = max(drawn.get(place, 0), most)
     return min(train, sum(drawn.values()))

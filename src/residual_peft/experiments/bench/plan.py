@@ -16,7 +16,7 @@ from ...tuner import ResiDualConfig, readout_state
 from .backbones import BACKBONES
 from .descent import EPOCHS, HELD_OUT_SHARE, RATES, passes
 from .entries import DataEntry, ModelEntry, Protocol
-from .images import load_images, load_shifted, most_needed, needed
+from .images import drawn_at_most, load_images, load_shifted, most_needed, needed
 from .machine import reading_rate
 from .registry import OWN, WEIGHTS, Registry
 from .run import Run, runs_of
@@ -239,7 +239,7 @@ def _passes(
     Such a run tells what is forgotten, on the test images of every data set: `asked`. It changes
     what is seen of corrupted and of `shifted` images, too; and stream mode fits bases anew.
     """
-    if images is None or (drawn := _drawn(protocol, images)) is None:
+    if images is None or (drawn := drawn_at_most(protocol, images.train, images.classes)) is None:
         return None, None
     train, validation = drawn
     held = validation or round(train * HELD_OUT_SHARE)
@@ -248,18 +248,6 @@ def _passes(
     forward.append(shifted if _asks_beside(protocol) else 0)
     forward.append(0 if (protocol.basis or registry.basis) == WEIGHTS else train)
     return passes(train, validation), _sum(forward)
-
-
-def _drawn(protocol: Protocol, images: _Images) -> tuple[int, int] | None:
-    """Most images of a draw to train on, and to choose by; None where classes are not known."""
-    halves = protocol.kind == "base-to-novel"
-    if protocol.shots is None:
-        return (-(-images.train // 2) if halves else images.train), 0
-    if images.classes is None:
-        return None
-    classes = -(-images.classes // 2) if halves else images.classes
-    beside = (protocol.validation_shots or 0) * classes  # classes with few images have fewer
-    return min(images.train, protocol.shots * classes), min(images.train, beside)
 
 
 def _sum(values: list[int | None]) -> int | None:

@@ -128,18 +128,15 @@ def append(path: Path, result: Result) -> None:
         ResiDualError: the disk does not take it.
     """
     line = (json.dumps(asdict(result)) + "\n").encode()
-    with disk_faults(path):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        before = os.fstat(file).st_size
+    with disk_faults(path), path.open("ab", buffering=0) as file:
+        number, before = file.fileno(), os.fstat(file.fileno()).st_size
         try:
-            if os.write(file, line) < len(line):
+            if os.write(number, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file)
+            os.fsync(number)
         except OSError:
-            os.ftruncate(file, before)  # so that the next line is whole
+            file.truncate(before)  # so that the next line is whole
             raise
-        finally:
-            os.close(file)
 
 
 def latest(results: Iterable[Result]) -> list[Result]:

@@ -72,20 +72,19 @@ def run_registry(
     folder = check_place(out)
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = (int(os.environ.get(name, at)) for name, at in (("RANK", 0), ("WORLD_SIZE", 1)))
-    own = f"-{rank}" if world > 1 else ""
-    file = folder / FILES.replace("*", own)
+    own = [f"-{number}" if world > 1 else "" for number in range(world)]
+    files = [folder / FILES.replace("*", name) for name in own]
     # what processes of this launch write meanwhile is none of an earlier one
-    others = (number for number in range(world) if world > 1 and number != rank)
-    beside = {FILES.replace("*", f"-{number}") for number in others}
-    there = [path for path in sorted(folder.glob(FILES)) if path.name not in beside]
+    beside = {*files} - {files[rank]}
+    there = [path for path in sorted(folder.glob(FILES)) if path not in beside]
     if there and not resume:
         raise ResiDualError(
             f"'{there[0]}' holds results already: go on with --resume, or name another --out."
         )
-    if drop_half_line(file):
+    if drop_half_line(files[rank]):
         say("A killed run left half a line, which was dropped.")
     done = {result.key: result.split for result in read_results(folder)}
-    bench = _Bench(registry, file, folder / f"coordinates{own}", say, done)
+    bench = _Bench(registry, files[rank], folder / f"coordinates{own[rank]}", say, done)
     pairs = [(model, data) for model in registry.models for data in registry.tasks]
     mine = set(pairs[rank::world])
     todo = [run for run in runs_of(registry) if run[:2] in mine and _key(registry, run) not in done]
