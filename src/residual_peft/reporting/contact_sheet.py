@@ -1,7 +1,6 @@
 """Labelled images -> one HTML file to look through: some of each class, and what is wrong."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
@@ -22,17 +21,10 @@ GROUPS = 20  # of copies, each kind
 IN_GROUP = 6
 SIDE = 112  # pixels
 
-
 Rows = dict[str, Dataset]
 """Split -> its images as they are stored."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A thumbnail with its caption."""
-
-    content: bytes
-    place: Place
+Pictures = list[tuple[bytes, Place]]
+"""Thumbnails, and the images that they are of."""
 
 
 def write_contact_sheet(
@@ -80,7 +72,7 @@ def _rows_of(data: ImageData) -> Rows:
     return {split: concatenate_datasets(parts) for split, parts in found.items()}
 
 
-def _classes(rows: Rows, survey: Survey) -> Iterator[tuple[str, list[Picture], int]]:
+def _classes(rows: Rows, survey: Survey) -> Iterator[tuple[str, Pictures, int]]:
     """Some images of each class, spread over its rows, of how many; of fewer classes more."""
     each = max(1, min(PER_CLASS, PICTURES // len(survey.classes)))
     found: dict[str, list[Place]] = {name: [] for name in survey.classes}
@@ -93,7 +85,7 @@ def _classes(rows: Rows, survey: Survey) -> Iterator[tuple[str, list[Picture], i
         yield name, _pictures(rows, places[::step][:each]), len(places)
 
 
-def _pictures(rows: Rows, places: Iterable[Place]) -> list[Picture]:
+def _pictures(rows: Rows, places: Iterable[Place]) -> Pictures:
     """Thumbnails; what turns out to be unreadable is left out."""
     pictures = []
     for place in places:
@@ -101,5 +93,5 @@ def _pictures(rows: Rows, places: Iterable[Place]) -> list[Picture]:
             image = to_rgb(rows[place.split][place.row]["image"], place.file, least=2 * SIDE)
         except ResiDualError:
             continue
-        pictures.append(Picture(thumbnail(image, SIDE), place))
+        pictures.append((thumbnail(image, SIDE), place))
     return pictures

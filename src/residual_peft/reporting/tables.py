@@ -32,9 +32,7 @@ def table_cells(
     return [
         (
             (labels or {}).get(item.method, item.method),
-            f"{item.accuracy:.3f} ± {item.spread:.3f}"
-            if item.parameters
-            else f"{item.accuracy:.3f}",
+            f"{item.accuracy:.3f}" + f" ± {item.spread:.3f}" * bool(item.parameters),
             f"{item.parameters:,}",
             f"{item.seconds:.1f}" if item.parameters else "–",
             readable_bytes(item.bytes),

@@ -9,7 +9,7 @@ from typing import Any
 from ...experiments.bench.entries import Published
 from ...experiments.bench.results import LORA, PROBE, ZERO_SHOT, Result
 from ..html import number, signed
-from ..paired import Difference, difference, score
+from ..paired import difference, score
 from ..tables import readable_bytes
 
 LEVEL = 0.05
@@ -116,11 +116,12 @@ def _leaderboard(results: Sequence[Result], protocol: str) -> Table:
     tasks, rows = len({result.task for result in results}), []
     for method, own in methods.items():
         ran = len({result.task for result in own})
+        gaps = [None if own == one else difference(own, one) for one in others.values()]
         cells = (
             method,
             # a mean over some tasks is no rank among means over all
             score_of(own, tasks),
-            *(_text(difference(own, one)) if own != one else NONE for one in others.values()),
+            *(NONE if gap is None else gap.text for gap in gaps),
             _percent(over_tasks(own, lambda r: r.mean_per_class_recall)),
             _percent(over_tasks(own, lambda r: r.calibration_error)),
             f"{round(over_tasks(own, lambda r: r.trained)):,}",
@@ -288,7 +289,3 @@ def _memory(results: Sequence[Result]) -> str:
     watched = [result.mean_memory for result in results if result.mean_memory]
     peak = readable_bytes(max(result.peak_memory for result in results))
     return f"{readable_bytes(round(mean(watched))) if watched else NONE} / {peak}"
-
-
-def _text(found: Difference | None) -> str:
-    return NONE if found is None else found.text
