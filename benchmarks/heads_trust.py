@@ -11,7 +11,8 @@ predictions of left-out training images: nothing is held out but for sets by hel
 zero-shot logits. `coverage`: prediction sets at .9 three ways, pooled over 20 draws, beside the
 95 % of the beta-binomial of as many held-out images as are trained on. `none`: false alarms among
 new digits at a nominal 5 %, and strangers refused: letters scanned as the digits were, and the
-world's printed letters among its printed digits. `labels`: 5 % of wrong labels. `curve`: what 200
+world's printed letters among its printed digits. `alarms`: false alarms on other images, shifted
+ones of the world and clip art. `labels`: 5 % of wrong labels. `curve`: what 200
 more images bring, foretold and then measured.
 """
 
@@ -24,7 +25,15 @@ from typing import Any
 
 import torch
 from heads_coverage import coverage_interval
-from heads_tasks import Rows, handwriting_rows, joined, some_of, stranger_rows
+from heads_tasks import (
+    Rows,
+    clip_art_rows,
+    handwriting_rows,
+    joined,
+    shifted_rows,
+    some_of,
+    stranger_rows,
+)
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -144,14 +153,21 @@ def _plus(fit: RidgeFit, train: Rows, test: Rows, kind: str) -> Tensor:
     return PlusSets.of(without, COVERAGE).sets(test.features[kind], test.zero_shot)
 
 
+def refusing(train: Rows, kind: str) -> Callable[[Rows], Tensor]:
+    """Which of others are called none of these at the nominal share (N,)."""
+
+    def read(rows: Rows) -> tuple[Tensor, Tensor | None]:
+        return rows.features["embedding"], None if kind == "embedding" else rows.features[kind]
+
+    embedding, coordinates = read(train)
+    known = known_images(embedding, train.labels, train.class_count, coordinates=coordinates)
+    assert known is not None
+    return lambda rows: known.p_values(*read(rows)) <= ALARM
+
+
 def none(digits: Rows) -> dict[str, Any]:
     """False alarms and refusals."""
     strangers = stranger_rows()
-
-    def refusing(train: Rows, kind: str) -> Callable[[Rows], Tensor]:
-        known = known_images(train.features[kind], train.labels, 10)
-        assert known is not None
-        return lambda rows: known.p_values(rows.features[kind]) <= ALARM
 
     def one(shots: int, kind: str) -> dict[str, float]:
         alarms, letters, world, printed = [], [], [], []
@@ -174,6 +190,26 @@ def none(digits: Rows) -> dict[str, Any]:
         }
 
     return by_shots((4, 8, 16, 60), one)
+
+
+def alarms(digits: Rows) -> dict[str, Any]:
+    """False alarms on images that nothing was looked at with."""
+    art = clip_art_rows()
+    tasks = shifted_rows() | {"clip art": joined(art["train"], art["test"])}
+
+    def one(shots: int, kind: str) -> dict[str, float]:
+        return {
+            name: round(
+                mean(
+                    float(refusing(train, kind)(test).double().mean())
+                    for train, test in draws_of(rows, shots, 10)
+                ),
+                4,
+            )
+            for name, rows in tasks.items()
+        }
+
+    return by_shots((4, 8, 16), one)
 
 
 def labels(digits: Rows) -> dict[str, Any]:
@@ -229,7 +265,7 @@ def curve(digits: Rows) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Rows], Any]] = {
-    part.__name__: part for part in (calibration, coverage, none, labels, curve)
+    part.__name__: part for part in (calibration, coverage, none, alarms, labels, curve)
 }
 
 

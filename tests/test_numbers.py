@@ -188,8 +188,15 @@ def tables_of_predict() -> list[str]:
         ("letters among handwritten digits", "letters refused"),
         ("the world's letters among its digits", "world's letters refused"),
     ):
-        cells = [none[shots]["embedding"][key] for shots in ("4", "8", "16", "60")]
+        cells = [none[shots]["heads and MLPs"][key] for shots in ("4", "8", "16", "60")]
         lines.append(f"| {name} | {' | '.join(short(x, 2) for x in cells)} |")
+    alone = [short(none[shots]["embedding"]["letters refused"], 2) for shots in ("4", "8")]
+    lines.append(
+        f"the embedding alone refuses {alone[0]} of the letters with 4 and {alone[1]} with 8."
+    )
+    found = [row["heads and MLPs"] for row in results("heads_trust")["alarms"].values()]
+    shares = [share for row in found for share in row.values()]
+    lines.append(f"of other images {short(min(shares), 2)} to {short(max(shares), 2)}")
     return lines
 
 

@@ -1,7 +1,9 @@
 """None of these: what is saved says what a discriminant analysis does, and what it may not."""
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from residual_peft.classifiers.heads.discriminant import fit_discriminant
 from residual_peft.classifiers.none_of_these import (
@@ -16,10 +18,10 @@ from residual_peft.errors import ResiDualError
 CLASSES, WIDTH = 4, 12
 
 
-def embeddings(count, seed=0, away=0.0):
+def embeddings(count, seed=0, away=0.0, apart=1.0):
     """Of readouts about one mean of each class, far from zero, all lengths."""
     generator = torch.Generator().manual_seed(seed)
-    means = 3 + torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(9))
+    means = 3 + apart * torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(9))
     labels = torch.arange(count) % CLASSES
     spread = torch.linspace(0.05, 0.6, WIDTH)
     rows = means[labels] + spread * torch.randn(count, WIDTH, generator=generator)
@@ -27,11 +29,68 @@ def embeddings(count, seed=0, away=0.0):
     return embedding_features(rows * (1 + torch.rand(count, 1, generator=generator))), labels
 
 
-@pytest.mark.parametrize("count", [20, 200])
-def test_it_says_what_the_fit_says_and_is_saved_whole(count):
-    rows, labels = embeddings(count)
+def coordinates_of(labels, seed=0):
+    """Coordinates (N, 30) that tell classes apart where embeddings overlap."""
+    generator = torch.Generator().manual_seed(seed)
+    means = 5 + torch.randn(CLASSES, 30, generator=torch.Generator().manual_seed(8))
+    return means[labels] + 0.3 * torch.randn(len(labels), 30, generator=generator)
+
+
+def slow(rows, labels, coordinates, others):
+    """Distances in embedding and coordinates: of images without themselves, and of others."""
+    classes = labels.unique().tolist()
+    fit = fit_discriminant(rows, labels, len(classes)).model
+    variance = coordinates.double().var(0).numpy()
+    scale = np.sqrt(variance + 1e-3 * variance.mean())
+    c, away = (part.double().numpy() / scale for part in (coordinates, others[1]))
+    means = [c[labels.numpy() == k].mean(0) for k in classes]
+    apart = [min(((row - mean) ** 2).sum() for mean in means) for row in away]
+    own = []
+    for image, label in enumerate(labels.tolist()):
+        share = 1 - 1 / int((labels == label).sum()) ** 2  # a mean of one image more is nearer
+        share = np.where(np.arange(len(classes)) == label, share, 1)
+        rest = np.delete(np.arange(len(rows)), image)
+        without = [c[rest][labels[rest].numpy() == k].mean(0) for k in classes]
+        squared = [((c[image] - mean) ** 2).sum() for mean in without]
+        own.append([min(fit.squared[image].numpy() * share), min(squared * share)])
+    return np.array(own), np.stack([fit.distances(others[0]).amin(1).numpy(), apart], 1)
+
+
+def mixed(pair, share):
+    return np.prod(pair ** [share, 1 - share], axis=1)
+
+
+def test_of_few_images_it_says_what_refits_do():
+    """The share by classes that are strangers in turn; the tail is Student's, of cube roots."""
+    rows, labels = embeddings(24, apart=0.2)
+    others, _ = embeddings(50, seed=1, away=0.3, apart=0.2)
+    c, d = coordinates_of(labels), coordinates_of(torch.arange(50) % CLASSES, seed=1)
+    areas = dict.fromkeys((1.0, 0.5, 0.25), 0.0)
+    for k in range(CLASSES):
+        out = labels == k
+        kept = labels[~out].unique(return_inverse=True)[1]
+        near, far = slow(rows[~out], kept, c[~out], (rows[out], c[out]))
+        for share in areas:
+            areas[share] += (mixed(far, share)[:, None] > mixed(near, share)).mean()
+    share = max(areas, key=areas.get)
+    assert share < 1
+    known = known_images(rows, labels, CLASSES, coordinates=c)
+    loaded = known_images_from(known.tensors(), WIDTH, 30, CLASSES, "a file")
+    near, far = slow(rows, labels, c, (others, d))
+    roots = np.cbrt(mixed(near, share))
+    t = (np.cbrt(mixed(far, share)) - roots.mean()) / roots.std(ddof=1) / (1 + 1 / 24) ** 0.5
+    for own in (known, loaded):
+        assert float(own.coordinates.share) == share
+        np.testing.assert_allclose(own.distances(others, d), mixed(far, share), rtol=1e-4)
+        np.testing.assert_allclose(own.left_out, np.sort(mixed(near, share)), rtol=1e-4)
+        np.testing.assert_allclose(own.p_values(others, d), stats.t.sf(t, 23), atol=2e-3)
+
+
+def test_it_says_what_the_fit_says_and_is_saved_whole():
+    rows, labels = embeddings(count := 200)
     others, _ = embeddings(50, seed=1, away=0.7)
-    known = known_images(rows, labels, CLASSES)
+    known = known_images(rows, labels, CLASSES, coordinates=coordinates_of(labels))
+    assert known.coordinates is None  # of so many images the embedding says enough
     fit = fit_discriminant(rows, labels, CLASSES).model
     expected = fit.distances(others).amin(1)
     left_out = fit.squared.clone()
@@ -39,14 +98,14 @@ def test_it_says_what_the_fit_says_and_is_saved_whole(count):
     for image, label in enumerate(labels.tolist()):  # a mean of one image more is nearer to it
         left_out[image, label] *= (1 + 1 / per_class) / (1 + 1 / (per_class - 1))
     farther = (left_out.amin(1) >= expected[:, None]).sum(1)
-    loaded = known_images_from(known.tensors(), WIDTH, CLASSES, "a file")
+    loaded = known_images_from(known.tensors(), WIDTH, None, CLASSES, "a file")
     for own in (known, loaded):
         torch.testing.assert_close(own.distances(others), expected, rtol=1e-4, atol=1e-4)
         p = (1 + farther.double()) / (count + 1)
         torch.testing.assert_close(own.p_values(others), p, rtol=0, atol=1.5 / count)
         kept = left_out.amin(1).sort().values
         torch.testing.assert_close(own.left_out.double(), kept, rtol=1e-5, atol=1e-6)
-    assert known_images_from({"class_embeddings": rows}, WIDTH, CLASSES, "a file") is None
+    assert known_images_from({"class_embeddings": rows}, WIDTH, None, CLASSES, "a file") is None
 
 
 def test_known_images_get_even_values_and_strangers_small_ones():
@@ -68,10 +127,10 @@ def test_distances_that_images_have_to_their_own_means_would_cry_far_more_often(
 
 
 def test_the_furthest_image_counts_itself_alone_and_the_nearest_all():
-    known = known_images(*embeddings(30), CLASSES)
+    known = known_images(*embeddings(240), CLASSES)
     far, near = 100 * torch.ones(1, WIDTH), known.whitening.double().inverse()
     near = (near @ known.centres[:1].double().T).T  # W c = m: a distance of zero
-    assert known.p_values(torch.cat([far.double(), near])).tolist() == [1 / 31, 1.0]
+    assert known.p_values(torch.cat([far.double(), near])).tolist() == [1 / 241, 1.0]
 
 
 def test_what_belongs_together_is_left_out_together():
@@ -99,10 +158,10 @@ def test_images_all_but_equal_within_their_classes_say_nothing():
     rows = torch.eye(3).repeat_interleave(15, 0)
     rows[0, 0] += 1e-7
     known = known_images(rows, torch.arange(3).repeat_interleave(15), 3)
-    assert known is None or known_images_from(known.tensors(), 3, 3, "a file") is not None
+    assert known is None or known_images_from(known.tensors(), 3, None, 3, "a file") is not None
     noise = 1e-6 * torch.randn(45, 3, generator=torch.Generator().manual_seed(0))
     known = known_images((rows + noise).double(), torch.arange(3).repeat_interleave(15), 3)
-    assert known is None or known_images_from(known.tensors(), 3, 3, "a file") is not None
+    assert known is None or known_images_from(known.tensors(), 3, None, 3, "a file") is not None
 
 
 def test_too_few_images_say_nothing():
@@ -112,6 +171,8 @@ def test_too_few_images_say_nothing():
     assert known_images(rows, labels, CLASSES + 1) is None  # a class without images
     assert known_images(rows, torch.arange(20), 20) is None  # no second image of any
     assert known_images(torch.ones(20, WIDTH), labels, CLASSES) is None
+    alike = known_images(rows, labels, CLASSES, coordinates=torch.ones(20, 5))
+    assert alike.coordinates is None
     known = known_images(rows, labels, CLASSES)
     known.check_share(1 / 21)
     with pytest.raises(ResiDualError, match=r"20 images cannot tell 4.00% .* at least 4.76%"):
@@ -125,19 +186,22 @@ def test_too_few_images_say_nothing():
     [
         (lambda t: t.pop("whitening"), "other tensors"),
         (lambda t: t["centres"].fill_(float("nan")), "out of range in .*centres"),
-        (lambda t: t["whitening"].fill_(3e38), "out of range in .*whitening"),
         (lambda t: t.update(whitening=torch.ones(3, 3)), r"whitening \(12, 12\)"),
-        (lambda t: t.update(centres=torch.ones(5, WIDTH)), r"centres \(4, 12\)"),
         (lambda t: t.update(left_out=t["left_out"].flip(0)), "ascending"),
         (lambda t: t.update(left_out=t["left_out"][:0]), "ascending"),
+        (lambda t: t["coordinates.scale"].fill_(0), "scales above 0 and a share"),
+        (lambda t: t.update({"coordinates.centres": torch.ones(4, 31)}), r"centres \(4, 30\)"),
     ],
 )
 def test_what_is_not_so_is_refused(change, said):
-    made = known_images(*embeddings(40), CLASSES).tensors()
+    rows, labels = embeddings(40, apart=0.2)
+    made = known_images(rows, labels, CLASSES, coordinates=coordinates_of(labels)).tensors()
+    assert len(made) == 6
     tensors = {name.removeprefix(PREFIX): tensor.clone() for name, tensor in made.items()}
     change(tensors)
+    named = {PREFIX + name: tensor for name, tensor in tensors.items()}
     with pytest.raises(ResiDualError, match=said):
-        known_images_from({PREFIX + k: v for k, v in tensors.items()}, WIDTH, CLASSES, "a file")
+        known_images_from(named, WIDTH, 30, CLASSES, "a file")
 
 
 def test_many_distances_are_kept_as_quantiles(monkeypatch):

@@ -1,7 +1,7 @@
-"""None of these: how unlike all that a class head was fitted on an image is, by its embedding."""
+"""None of these: how unlike all that a class head was fitted on an image is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,27 +14,51 @@ MOST = 10_000  # distances that are kept; of more, as many quantiles
 LARGEST = 1e9  # that a saved number may be; its square, summed, still has room in float64
 PREFIX = "none_of_these."
 LEAST_IMAGES = 20  # fewer cannot tell one image in twenty
+# images: of fewer the coordinates tell strangers, too, and the ranks of distances are too coarse
+FEW = 200
+SHARES = (1.0, 0.5, 0.25)  # of the embedding in the distance, which are tried
+CLASS_FOLDS = 10  # parts of the classes, each of strangers once
+FLOOR = 1e-3  # of the mean variance, added to that of every coordinate
+
+
+@dataclass(frozen=True)
+class InCoordinates:
+    """Classes in coordinates, each over its standard deviation among all training images."""
+
+    scale: Tensor  # σ (K,)
+    centres: Tensor  # of the classes, over σ (C, K)
+    share: Tensor  # a of the embedding in `KnownImages.distances` ()
+
+    def distances(self, coordinates: Tensor) -> Tensor:
+        """Squared distance of each image to the nearest class, (M, K) -> (M,)."""
+        rows = coordinates.cpu().double() / self.scale.double()
+        return torch.cdist(rows, self.centres.double()).square().amin(1)
 
 
 @dataclass(frozen=True)
 class KnownImages:
-    """Distances in the embedding from the nearest class, and those of training images, left out.
+    """Distances from the nearest class, and those of training images, left out.
 
-    The squared Mahalanobis distance (c − μ_k)ᵀ Σ⁻¹ (c − μ_k) of the image's c = y / ‖y‖, with one
-    shrunk covariance of all classes (`heads.discriminant`), as ‖W c − m_k‖². Training images are
+    In the embedding it is the squared Mahalanobis distance (c − μ_k)ᵀ Σ⁻¹ (c − μ_k) of the image's
+    c = y / ‖y‖, with one shrunk covariance of all classes (`heads.discriminant`), as ‖W c − m_k‖².
+    With fewer than 200 images Σ is poorly known, and that of standardised coordinates, as far as a
+    head reads them, may go in: d = d_embedding^a · d_coordinates^(1 − a). Training images are
     measured by means and covariance without them, in closed form: their distances to classes that
     they are part of are far too small (`method.md`, section 8).
     """
 
     whitening: Tensor  # W (d, d)
     centres: Tensor  # m_k of the classes (C, d)
-    # squared distances of training images to the nearest class by a fit without them, ascending
-    # (N,); of more than 10,000, as many quantiles
+    # distances of training images to the nearest class by a fit without them, ascending (N,); of
+    # more than 10,000, as many quantiles
     left_out: Tensor
+    coordinates: InCoordinates | None = None
 
     @classmethod
-    def of(cls, model: Discriminant, left_out: Tensor) -> "KnownImages":
-        """From a fit on the embedding, and the squared distances of images left out (N,)."""
+    def of(
+        cls, model: Discriminant, left_out: Tensor, coordinates: InCoordinates | None = None
+    ) -> "KnownImages":
+        """From a fit on the embedding, and the distances of images left out (N,)."""
         eye = torch.eye(len(model.mean), dtype=torch.float64)
         precision = model.covariance.solve(eye)
         root = torch.linalg.cholesky((precision + precision.mT) / 2)
@@ -43,22 +67,38 @@ class KnownImages:
         ascending = left_out.sort().values
         if len(ascending) > MOST:  # rounded down, so that nothing is called known by it
             ascending = ascending[torch.arange(MOST) * len(ascending) // MOST]
-        return cls(whitening.float(), centres.float(), ascending.float())
+        return cls(whitening.float(), centres.float(), ascending.float(), coordinates)
 
-    def distances(self, embedding: Tensor) -> Tensor:
-        """Squared distance of each image to the nearest class, (M, d) -> (M,)."""
+    def distances(self, embedding: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Distance of each image to the nearest class, (M, d) and maybe (M, K) -> (M,)."""
         rows = embedding.cpu().double() @ self.whitening.double().mT
-        return torch.cdist(rows, self.centres.double()).square().amin(1)
+        squared = torch.cdist(rows, self.centres.double()).square().amin(1)
+        if self.coordinates is None:
+            return squared
+        assert coordinates is not None
+        beside = self.coordinates.distances(coordinates)
+        return _mixed(squared, beside, float(self.coordinates.share))
 
-    def p_values(self, embedding: Tensor) -> Tensor:
-        """(1 + training images at least as far) / (N + 1), (M, d) -> (M,).
+    def p_values(self, embedding: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """How many images of the classes lie as far, (M, d) and maybe (M, K) -> (M,).
 
-        Of images like those that were trained on, at most a share p has a value of p or less
-        (Vovk, Gammerman and Shafer, 2005, chapter 2), as near as leaving out comes to held out.
+        (1 + training images at least as far) / (N + 1): of images like those that were trained on,
+        at most a share p has a value of p or less (Vovk, Gammerman and Shafer, 2005, chapter 2), as
+        near as leaving out comes to held out. Of fewer than 200 that is a rank or two, so that it
+        is the tail of Student's t instead, the cube root of such a distance being all but normal
+        (E. B. Wilson and M. M. Hilferty, 1931).
         """
-        nearer = torch.searchsorted(self.left_out.double(), self.distances(embedding))
-        count = len(self.left_out)
-        return (1 + count - nearer).double() / (count + 1)
+        distances, count = self.distances(embedding, coordinates), len(self.left_out)
+        if count >= FEW:
+            nearer = torch.searchsorted(self.left_out.double(), distances)
+            return (1 + count - nearer).double() / (count + 1)
+        roots = self.left_out.double().pow(1 / 3)
+        spread = roots.std().clamp(min=1e-12) * (1 + 1 / count) ** 0.5
+        t = (distances.pow(1 / 3) - roots.mean()) / spread
+        # Abramowitz and Stegun, 26.7.8; within .002 of the tail
+        degrees = count - 1
+        normal = t * (1 - 1 / (4 * degrees)) / (1 + t.square() / (2 * degrees)).sqrt()
+        return torch.special.ndtr(-normal)
 
     def check_share(self, share: float) -> None:
         """Raise a ResiDualError unless a share of false alarms can be told by so many images."""
@@ -75,34 +115,107 @@ class KnownImages:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved."""
-        return {
-            PREFIX + "whitening": self.whitening,
-            PREFIX + "centres": self.centres,
-            PREFIX + "left_out": self.left_out,
-        }
+        found = {name: getattr(self, name) for name in ("whitening", "centres", "left_out")}
+        if self.coordinates is not None:
+            found |= {f"coordinates.{name}": t for name, t in vars(self.coordinates).items()}
+        return {PREFIX + name: tensor for name, tensor in found.items()}
 
 
 def known_images(
-    embedding: Tensor, labels: Tensor, class_count: int, *, groups: Tensor | None = None
+    embedding: Tensor,
+    labels: Tensor,
+    class_count: int,
+    *,
+    coordinates: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> KnownImages | None:
     """What the images of a fit say of others; None where they are too few or all alike.
 
     Of embeddings y / ‖y‖ of the unadapted model (N, d) and labels (N,). Images of one number in
     `groups` (N,), such as copies, are left out together: by fifths, as there is no closed form.
+
+    Coordinates (N, K) of fewer than 200 images go into the distance as far as they tell classes
+    from each other that were left out: each class, of more than ten a tenth of them, is measured by
+    a fit without it as if it were a stranger, and the share is taken with which these distances
+    are largest beside those of left-out images (area under the ROC curve).
     """
     counts = labels.bincount(minlength=class_count)
     if len(labels) < LEAST_IMAGES or int(counts.min()) == 0 or int(counts.max()) < 2:
         return None
-    model = fit_discriminant(embedding, labels, class_count).model
-    left_out: Tensor | None = _as_of_new(model.squared, labels, counts).amin(1)
+    # a class of one image would have that image's coordinates in a file that may be pushed
+    if len(labels) >= FEW or int(counts.min()) < 2:
+        coordinates = None
+    data = embedding, coordinates, labels
+    left_out: tuple[Tensor, Tensor | None] | None
+    model, beside, left_out = _fitted(*data)
+    share = 1.0 if beside is None else _share(*data)
     if groups is not None and len(groups.unique()) < len(groups):
-        left_out = _by_groups(embedding, labels, groups)
-    if left_out is None or not bool(left_out.isfinite().all()) or model.covariance.is_alike:
+        left_out = _by_groups(*data, groups)
+    found = None if left_out is None else _mixed(*left_out, share)
+    if found is None or not bool(found.isfinite().all()) or model.covariance.is_alike:
         return None
-    known = KnownImages.of(model, left_out)
+    kept = None if beside is None or share == 1 else replace(beside, share=torch.tensor(share))
+    known = KnownImages.of(model, found, kept)
     # images all but equal within their classes have no distance that float32 could hold
     sound = all(bool((part.abs() < LARGEST).all()) for part in known.tensors().values())
     return known if sound else None
+
+
+def _fitted(
+    embedding: Tensor, coordinates: Tensor | None, labels: Tensor
+) -> tuple[Discriminant, InCoordinates | None, tuple[Tensor, Tensor | None]]:
+    """Both measures of some images, and what either says of them, left out (N,)."""
+    counts = labels.bincount()
+    model = fit_discriminant(embedding, labels, len(counts)).model
+    left_out = _as_of_new(model.squared, labels, counts).amin(1)
+    if coordinates is None:
+        return model, None, (left_out, None)
+    rows = coordinates.cpu().double()
+    variance = rows.var(0)
+    scale = (variance + FLOOR * variance.mean()).sqrt().clamp(min=1e-12)
+    rows = rows / scale
+    centres = torch.zeros(len(counts), rows.shape[1]).double()
+    centres = centres.index_add_(0, labels, rows) / counts[:, None]
+    squared = torch.cdist(rows, centres).square()
+    size, own = counts[labels].double(), (torch.arange(len(rows)), labels)
+    # about the mean of the others, infinitely far where there are none
+    squared[own] = torch.where(size > 1, squared[own] * (size / (size - 1)).square(), torch.inf)
+    beside = InCoordinates(scale.float(), centres.float(), torch.tensor(1.0))
+    return model, beside, (left_out, _as_of_new(squared, labels, counts).amin(1))
+
+
+def _mixed(squared: Tensor, beside: Tensor | None, share: float) -> Tensor:
+    """Distances in the embedding and in coordinates as one (M,)."""
+    return squared if beside is None else squared.pow(share) * beside.pow(1 - share)
+
+
+def _share(embedding: Tensor, coordinates: Tensor | None, labels: Tensor) -> float:
+    """Which of `SHARES` tells images of classes that are left out best; the first where none is."""
+    part, areas = labels % CLASS_FOLDS, dict.fromkeys(SHARES, 0.0)
+    for number in part.unique():
+        out = part == number
+        found = _without(embedding, coordinates, labels, out)
+        if found is None:
+            return SHARES[0]
+        known, strange = found
+        for share in SHARES:
+            near, far = _mixed(*known, share), _mixed(*strange, share)
+            areas[share] += float((far[:, None] > near).double().mean())
+    return max(SHARES, key=lambda share: areas[share])
+
+
+def _without(
+    embedding: Tensor, coordinates: Tensor | None, labels: Tensor, out: Tensor
+) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]] | None:
+    """By a fit without some images: distances of the others, left out, and theirs; None if few."""
+    classes, kept = labels[~out].unique(return_inverse=True)
+    few = len(kept) < LEAST_IMAGES // 2 or len(classes) < 2 or int(kept.bincount().max()) < 2
+    if few:
+        return None
+    inside = None if coordinates is None else coordinates[~out]
+    model, beside, left_out = _fitted(embedding[~out], inside, kept)
+    away = None if beside is None or coordinates is None else beside.distances(coordinates[out])
+    return left_out, (model.distances(embedding[out]).amin(1), away)
 
 
 def _as_of_new(squared: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
@@ -119,45 +232,70 @@ def _as_of_new(squared: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     return found
 
 
-def _by_groups(embedding: Tensor, labels: Tensor, groups: Tensor) -> Tensor | None:
-    """Squared distances to the nearest class by fits without the image's fold of groups (N,)."""
+def _by_groups(
+    embedding: Tensor, coordinates: Tensor | None, labels: Tensor, groups: Tensor
+) -> tuple[Tensor, Tensor | None] | None:
+    """Distances to the nearest class by fits without the image's fold of groups (N,)."""
     fold = stratified_folds(labels, folds=FOLDS, groups=groups)
     if fold is None:
         return None
-    found = torch.empty(len(labels), dtype=torch.float64)
+    squared, beside = torch.empty(2, len(labels), dtype=torch.float64)
     for number in fold.unique():
         out = fold == number
-        classes, kept = labels[~out].unique(return_inverse=True)
-        if len(kept) < LEAST_IMAGES // 2 or int(kept.bincount().max()) < 2:
+        found = _without(embedding, coordinates, labels, out)
+        if found is None:
             return None
-        model = fit_discriminant(embedding[~out], kept, len(classes)).model
-        found[out] = model.distances(embedding[out]).amin(1)
-    return found
+        squared[out], away = found[1]
+        if away is not None:
+            beside[out] = away
+    return squared, None if coordinates is None else beside
 
 
 def known_images_from(
-    tensors: Mapping[str, Tensor], width: int, classes: int, where: str
+    tensors: Mapping[str, Tensor], width: int, columns: int | None, classes: int, where: str
 ) -> KnownImages | None:
-    """What was saved for a head of so many classes on `width` columns; None where nothing was."""
+    """What was saved for a head of so many classes on `width` columns; None where nothing was.
+
+    Args:
+        tensors: of the file.
+        width: d of the embedding.
+        columns: K of the coordinates that the head reads; None where it reads none.
+        classes: of the head.
+        where: the file, for messages.
+
+    Raises:
+        ResiDualError: other tensors, shapes or numbers than `KnownImages.tensors` gives.
+    """
     parts = {
-        name.removeprefix(PREFIX): tensor.float()
+        name.removeprefix(PREFIX): tensor.float().clone()
         for name, tensor in tensors.items()
         if name.startswith(PREFIX)
     }
     if not parts:
         return None
-    if set(parts) != {"whitening", "centres", "left_out"}:
+    wanted: dict[str, tuple[int, ...]] = {"whitening": (width, width), "centres": (classes, width)}
+    if len(parts) > 3 and columns is not None:
+        own = {"scale": (columns,), "centres": (classes, columns), "share": ()}
+        wanted |= {f"coordinates.{name}": shape for name, shape in own.items()}
+    if set(parts) != {*wanted, "left_out"}:
         raise ResiDualError(f"{where} holds other tensors than {PREFIX}* has.")
     for name, tensor in parts.items():
         if not bool((tensor.abs() < LARGEST).all()):
             raise ResiDualError(f"{where} holds numbers out of range in {PREFIX}{name}.")
-    centres, left_out = parts["centres"], parts["left_out"]
-    shaped = centres.ndim == 2 and left_out.ndim == 1 and len(centres) == classes
-    if not shaped or parts["whitening"].shape != (width, width) or centres.shape[1] != width:
-        raise ResiDualError(
-            f"wanted {PREFIX}whitening ({width}, {width}) and centres ({classes}, {width}) "
-            f"in {where}, got {tuple(parts['whitening'].shape)} and {tuple(centres.shape)}."
-        )
-    if not len(left_out) or bool((left_out < 0).any() | (left_out.diff() < 0).any()):
+        if name in wanted and tensor.shape != wanted[name]:
+            raise ResiDualError(
+                f"wanted {PREFIX}{name} {wanted[name]} in {where}, got {tuple(tensor.shape)}."
+            )
+    left_out = parts["left_out"]
+    ascends = left_out.ndim == 1 and len(left_out) > 0 and bool((left_out.diff() >= 0).all())
+    if not ascends or float(left_out[0]) < 0:
         raise ResiDualError(f"wanted ascending distances in {where}, {PREFIX}left_out, got others.")
-    return KnownImages(**{name: tensor.clone() for name, tensor in parts.items()})
+    known = KnownImages(parts["whitening"], parts["centres"], left_out)
+    if len(wanted) == 2:
+        return known
+    beside = InCoordinates(*(parts[f"coordinates.{n}"] for n in ("scale", "centres", "share")))
+    if float(beside.scale.min()) <= 0 or not 0 <= float(beside.share) <= 1:
+        raise ResiDualError(
+            f"wanted scales above 0 and a share from 0 to 1 in {where}, {PREFIX}coordinates.*."
+        )
+    return replace(known, coordinates=beside)

@@ -14,6 +14,7 @@ from ..data.inputs import Images, images_of
 from ..data.labels import ONE_LABEL, check_same, numbers_of
 from ..data.provenance import file_digests
 from ..errors import ResiDualError, counted
+from ..tuner import coordinates_of, readout_state
 from .headed import HeadedClassifier
 from .heads.conformal import WAYS, By, PredictionSets, fewest, kept_scores
 from .heads.jackknife_plus import PlusSets, Sets
@@ -64,7 +65,10 @@ class PredictingClassifier(HeadedClassifier):
         head = self.head
         if head is None or head.known is None or head.class_count != len(self.class_names):
             return None
-        return head.known.p_values(embedding_features(batch.readout))
+        coordinates = None
+        if head.known.coordinates is not None and batch.capture is not None:
+            coordinates = coordinates_of(readout_state(self.model), batch.capture)
+        return head.known.p_values(embedding_features(batch.readout), coordinates)
 
     def predict(
         self,

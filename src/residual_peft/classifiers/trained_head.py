@@ -215,7 +215,8 @@ def head_from(
             "files do not belong together. Save or download the classifier again."
         )
     small = "right" in state or state["weights"].dtype != torch.float32
-    known = known_images_from(tensors, width, head.class_count, where)
+    columns = record.columns if record.features == "coordinates" else None
+    known = known_images_from(tensors, width, columns, head.class_count, where)
     saved = state if small else None
     own = None if own is None else own.float()
     return TrainedHead(head, record.features, record.method, scores, known, own, saved)

@@ -10,7 +10,7 @@ from ...classifiers.heads import RidgeSums
 from ...classifiers.heads.choosing import some_rows
 from ...classifiers.heads.images import duplicate_groups
 from ...classifiers.kept import KeptStatistics
-from ...classifiers.none_of_these import known_images
+from ...classifiers.none_of_these import FEW, known_images
 from ...classifiers.trained_head import embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData
@@ -40,10 +40,14 @@ def left_beside(
         index = some_rows(stores.labels, head.class_count, KNOWN)
         index = torch.arange(len(stores.labels)) if index is None else index
         readout = stores.readout[index]
+        coordinates = None
+        if head.features == "coordinates" and len(index) < FEW:
+            coordinates = torch.cat([part.coordinates for part in stores.parts])[index]
         known = known_images(
             embedding_features(readout),
             stores.labels[index],
             head.class_count,
+            coordinates=coordinates,
             groups=duplicate_groups(readout) if groups is None else groups[index],
         )
         classifier.set_head(replace(head, known=known))
