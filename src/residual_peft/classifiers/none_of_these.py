@@ -76,8 +76,8 @@ class KnownImages:
         if self.coordinates is None:
             return squared
         assert coordinates is not None
-        beside = self.coordinates.distances(coordinates)
-        return _mixed(squared, beside, float(self.coordinates.share))
+        both = torch.stack([squared, self.coordinates.distances(coordinates)], 1)
+        return _mixed(both, float(self.coordinates.share))
 
     def p_values(self, embedding: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """How many images of the classes lie as far, (M, d) and maybe (M, K) -> (M,).
@@ -146,12 +146,12 @@ def known_images(
     if len(labels) >= FEW or int(counts.min()) < 2:
         coordinates = None
     data = embedding, coordinates, labels
-    left_out: tuple[Tensor, Tensor | None] | None
+    left_out: Tensor | None
     model, beside, left_out = _fitted(*data)
     share = 1.0 if beside is None else _share(*data)
     if groups is not None and len(groups.unique()) < len(groups):
         left_out = _by_groups(*data, groups)
-    found = None if left_out is None else _mixed(*left_out, share)
+    found = None if left_out is None else _mixed(left_out, share)
     if found is None or not bool(found.isfinite().all()) or model.covariance.is_alike:
         return None
     kept = None if beside is None or share == 1 else replace(beside, share=torch.tensor(share))
@@ -163,13 +163,13 @@ def known_images(
 
 def _fitted(
     embedding: Tensor, coordinates: Tensor | None, labels: Tensor
-) -> tuple[Discriminant, InCoordinates | None, tuple[Tensor, Tensor | None]]:
-    """Both measures of some images, and what either says of them, left out (N,)."""
+) -> tuple[Discriminant, InCoordinates | None, Tensor]:
+    """One or both measures of some images, and their distances, left out (N, 1 or 2)."""
     counts = labels.bincount()
     model = fit_discriminant(embedding, labels, len(counts)).model
     left_out = _as_of_new(model.squared, labels, counts).amin(1)
     if coordinates is None:
-        return model, None, (left_out, None)
+        return model, None, left_out[:, None]
     rows = coordinates.cpu().double()
     variance = rows.var(0)
     scale = (variance + FLOOR * variance.mean()).sqrt().clamp(min=1e-12)
@@ -181,12 +181,13 @@ def _fitted(
     # about the mean of the others, infinitely far where there are none
     squared[own] = torch.where(size > 1, squared[own] * (size / (size - 1)).square(), torch.inf)
     beside = InCoordinates(scale.float(), centres.float(), torch.tensor(1.0))
-    return model, beside, (left_out, _as_of_new(squared, labels, counts).amin(1))
+    apart = _as_of_new(squared, labels, counts).amin(1)
+    return model, beside, torch.stack([left_out, apart], 1)
 
 
-def _mixed(squared: Tensor, beside: Tensor | None, share: float) -> Tensor:
-    """Distances in the embedding and in coordinates as one (M,)."""
-    return squared if beside is None else squared.pow(share) * beside.pow(1 - share)
+def _mixed(distances: Tensor, share: float) -> Tensor:
+    """Those in the embedding and maybe in coordinates (M, 1 or 2) as one (M,)."""
+    return distances.pow(torch.tensor([share, 1 - share])[: distances.shape[1]]).prod(1)
 
 
 def _share(embedding: Tensor, coordinates: Tensor | None, labels: Tensor) -> float:
@@ -197,25 +198,26 @@ def _share(embedding: Tensor, coordinates: Tensor | None, labels: Tensor) -> flo
         found = _without(embedding, coordinates, labels, out)
         if found is None:
             return SHARES[0]
-        known, strange = found
         for share in SHARES:
-            near, far = _mixed(*known, share), _mixed(*strange, share)
+            near, far = (_mixed(distances, share) for distances in found)
             areas[share] += float((far[:, None] > near).double().mean())
     return max(SHARES, key=lambda share: areas[share])
 
 
 def _without(
     embedding: Tensor, coordinates: Tensor | None, labels: Tensor, out: Tensor
-) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]] | None:
-    """By a fit without some images: distances of the others, left out, and theirs; None if few."""
+) -> tuple[Tensor, Tensor] | None:
+    """Distances by a fit without some images, of the others, left out, and theirs; None if few."""
     classes, kept = labels[~out].unique(return_inverse=True)
-    few = len(kept) < LEAST_IMAGES // 2 or len(classes) < 2 or int(kept.bincount().max()) < 2
-    if few:
+    if len(kept) < LEAST_IMAGES // 2 or len(classes) < 2 or int(kept.bincount().max()) < 2:
         return None
-    inside = None if coordinates is None else coordinates[~out]
-    model, beside, left_out = _fitted(embedding[~out], inside, kept)
-    away = None if beside is None or coordinates is None else beside.distances(coordinates[out])
-    return left_out, (model.distances(embedding[out]).amin(1), away)
+    model, beside, left_out = _fitted(
+        embedding[~out], None if coordinates is None else coordinates[~out], kept
+    )
+    found = [model.distances(embedding[out]).amin(1)]
+    if beside is not None and coordinates is not None:
+        found.append(beside.distances(coordinates[out]))
+    return left_out, torch.stack(found, 1)
 
 
 def _as_of_new(squared: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
@@ -234,34 +236,27 @@ def _as_of_new(squared: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
 
 def _by_groups(
     embedding: Tensor, coordinates: Tensor | None, labels: Tensor, groups: Tensor
-) -> tuple[Tensor, Tensor | None] | None:
-    """Distances to the nearest class by fits without the image's fold of groups (N,)."""
+) -> Tensor | None:
+    """Distances by fits without the image's fold of groups (N, 1 or 2)."""
     fold = stratified_folds(labels, folds=FOLDS, groups=groups)
     if fold is None:
         return None
-    squared, beside = torch.empty(2, len(labels), dtype=torch.float64)
+    measures = 1 if coordinates is None else 2
+    distances = torch.empty(len(labels), measures, dtype=torch.float64)
     for number in fold.unique():
-        out = fold == number
-        found = _without(embedding, coordinates, labels, out)
+        found = _without(embedding, coordinates, labels, fold == number)
         if found is None:
             return None
-        squared[out], away = found[1]
-        if away is not None:
-            beside[out] = away
-    return squared, None if coordinates is None else beside
+        distances[fold == number] = found[1]
+    return distances
 
 
 def known_images_from(
     tensors: Mapping[str, Tensor], width: int, columns: int | None, classes: int, where: str
 ) -> KnownImages | None:
-    """What was saved for a head of so many classes on `width` columns; None where nothing was.
+    """What was saved for a head of so many classes; None where nothing was.
 
-    Args:
-        tensors: of the file.
-        width: d of the embedding.
-        columns: K of the coordinates that the head reads; None where it reads none.
-        classes: of the head.
-        where: the file, for messages.
+    Of embeddings (M, `width`), and of coordinates (M, `columns`) unless the head reads none.
 
     Raises:
         ResiDualError: other tensors, shapes or numbers than `KnownImages.tensors` gives.
