@@ -14,7 +14,6 @@ from ..data.inputs import Images, images_of
 from ..data.labels import ONE_LABEL, check_same, numbers_of
 from ..data.provenance import file_digests
 from ..errors import ResiDualError, counted
-from ..tuner import coordinates_of, readout_state
 from .headed import HeadedClassifier
 from .heads.conformal import WAYS, By, PredictionSets, fewest, kept_scores
 from .heads.jackknife_plus import PlusSets, Sets
@@ -65,10 +64,10 @@ class PredictingClassifier(HeadedClassifier):
         head = self.head
         if head is None or head.known is None or head.class_count != len(self.class_names):
             return None
-        coordinates = None
-        if head.known.coordinates is not None and batch.capture is not None:
-            coordinates = coordinates_of(readout_state(self.model), batch.capture)
-        return head.known.p_values(embedding_features(batch.readout), coordinates)
+        embedding, coordinates = embedding_features(batch.readout), None
+        if head.known.coordinates is not None:
+            coordinates = self.taken_apart(batch.readout, batch.capture)[2]
+        return head.known.p_values(embedding, coordinates)
 
     def predict(
         self,
@@ -244,8 +243,7 @@ class PredictingClassifier(HeadedClassifier):
         check_same(ONE_LABEL, self.labelling, SETS_OF_ONE)
         items, single = images_of(images)
         numbers = numbers_of(self.labelling, self.class_names, labels, len(items), single=single)
-        known = set(self.fitted_on).intersection(file_digests(items))
-        if known:
+        if known := set(self.fitted_on).intersection(file_digests(items)):
             raise ResiDualError(
                 f"{counted(len(known), 'image')} of {len(items)} to calibrate with are among those "
                 "of the fit, which the classifier knows too well: bring others."
@@ -267,8 +265,9 @@ class PredictingClassifier(HeadedClassifier):
                 f"wanted logits ({len(labels)}, {classes}) for {len(labels)} labels of {classes} "
                 f"classes, got {tuple(logits.shape)}."
             )
-        numbers = not (labels.is_floating_point() or labels.dtype == torch.bool)
-        one_each = labels.shape == (len(labels),) and numbers
+        one_each = labels.ndim == 1 and not (
+            labels.is_floating_point() or labels.dtype == torch.bool
+        )
         if one_each and not bool(((labels >= 0) & (labels < classes)).all()):
             raise ResiDualError(f"wanted labels from 0 to {classes - 1}, got others.")
         scores = kept_scores(logits.detach().cpu(), labels.cpu().long()) if one_each else None
@@ -279,10 +278,7 @@ class PredictingClassifier(HeadedClassifier):
         self.held_out = scores
 
     def check_none_of_these(self, share: float) -> None:
-        """Raise a ResiDualError unless so few false alarms can be told.
-
-        Args:
-            share: of images of the classes that may be called none of them.
+        """Refuse a share of images of the classes, to be called none of them, that cannot be told.
 
         Raises:
             ResiDualError: no class head, one of other classes or without distances of left-out
