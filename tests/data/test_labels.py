@@ -236,9 +236,9 @@ def test_labels_as_somebody_gives_them_and_is_told_them(labelling):
     found = labelling.numbered(given, names.index, C)
     assert found.tolist() == wanted
     assert labelling.numbered(found, int, C).tolist() == wanted
-    said = labelling.told(["c", "a"], "c 0.9, a 0.8")
+    said = labelling.in_words(["c", "a"], "c 0.9, a 0.8")
     assert said == ("c 0.9, a 0.8" if labelling is ONE_LABEL else "c, a (c 0.9, a 0.8)")
-    assert MANY_LABELS.told([], "c 0.1") == "no label (c 0.1)"
+    assert MANY_LABELS.in_words([], "c 0.1") == "no label (c 0.1)"
 
 
 def test_several_labels_are_named_in_lists():

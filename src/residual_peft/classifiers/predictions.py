@@ -61,7 +61,7 @@ class Prediction:
     def told(self, k: int) -> str:
         """The k most likely classes for people; with several labels per image its labels first."""
         probabilities = ", ".join(f"{name} {score:.3f}" for name, score in self.top(k))
-        told = labelling_of(self.several).told(self.labels, probabilities)
+        told = labelling_of(self.several).in_words(self.labels, probabilities)
         return f"none of these; nearest: {told}" if self.none_of_these else told
 
     def as_dict(self) -> dict[str, Any]:

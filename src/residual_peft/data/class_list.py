@@ -95,11 +95,11 @@ class ClassList:
         ):
             return dataset  # bare numbers, whose meaning is asked for later
 
-        def said(own: str) -> str:
-            used.add(own)
-            return self.named(own)
+        def name_of(label: str) -> str:
+            used.add(label)
+            return self.named(label)
 
-        return in_texts(dataset, part, "the data", said)
+        return in_texts(dataset, part, "the data", name_of)
 
 
 def class_list_in(folder: Path) -> ClassList | None:

@@ -22,7 +22,7 @@ _USUAL = {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS}
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """What was asked for beside the source."""
 
     config: str | None = None  # of a Hub dataset that has several
@@ -34,7 +34,7 @@ class Asked:
     numbers: bool = False  # whether somebody says what labels that are numbers mean
 
 
-def standard_columns(dataset: Dataset, asked: Asked, name: str) -> Dataset:
+def standard_columns(dataset: Dataset, options: Options, name: str) -> Dataset:
     """The dataset with nothing but a column `image` (datasets.Image) and a column `label`.
 
     And one `group`, where a column of groups is named.
@@ -45,11 +45,11 @@ def standard_columns(dataset: Dataset, asked: Asked, name: str) -> Dataset:
     check_format(dataset, name)
     if len(dataset) == 0:
         raise ResiDualError(f"found no images in {name}: it has no rows.")
-    features, group = dataset.features, asked.group_column
+    features, group = dataset.features, options.group_column
     rest = Features({c: kind for c, kind in features.items() if c != group})
     aside = f"{name} (but for its groups, '{group}')" if len(rest) < len(features) else name
-    image = asked.image_column or image_column_of(rest, aside)
-    label = asked.label_column or _label_column(rest, image, aside)
+    image = options.image_column or image_column_of(rest, aside)
+    label = options.label_column or _label_column(rest, image, aside)
     chosen = {"image": image, "label": label} | ({} if group is None else {"group": group})
     for column in chosen.values():
         if column not in features:
@@ -112,11 +112,11 @@ def _label_column(features: Features, image: str, name: str) -> str:
     return _column(features, "label", typed, others, name)
 
 
-def _column(features: Features, kind: str, typed: list[str], others: list[str], name: str) -> str:
+def _column(features: Features, kind: str, typed: list[str], columns: list[str], name: str) -> str:
     """The only column of the type, or of those (of all, where there is none) the usual name's."""
     if len(typed) == 1:
         return typed[0]
-    by_name = [column for column in _USUAL[kind] if column in (typed or others)]
+    by_name = [column for column in _USUAL[kind] if column in (typed or columns)]
     if not by_name:
         what = f"several {kind} columns ({', '.join(typed)})" if typed else f"no {kind} column"
         raise ResiDualError(

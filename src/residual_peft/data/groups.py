@@ -117,8 +117,8 @@ def _too_few(count: int, shares: Mapping[str, float]) -> ResiDualError:
     )
 
 
-def _fold(labels: Labels, groups: Rows, wanted: float, least: int, seed: int) -> Rows:
-    """Rows of whole groups, about as many as wanted; `least` groups are not among them."""
+def _fold(labels: Labels, groups: Rows, size: float, least: int, seed: int) -> Rows:
+    """Rows of whole groups, about `size` of them; `least` groups are not among them."""
     count = len(np.unique(groups))
     most = min(count, int(labelling_in(labels).by_class(labels).sum(0).max(initial=0)))
     found = []
@@ -126,12 +126,12 @@ def _fold(labels: Labels, groups: Rows, wanted: float, least: int, seed: int) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes with fewer rows than folds
             kind = labelling_in(labels).group_folds()
-            folds = max(2, min(most, round(len(labels) / wanted)))
+            folds = max(2, min(most, round(len(labels) / size)))
             cut = kind(folds, shuffle=True, random_state=seed)
             found = [rows for _, rows in cut.split(labels, labels, groups)]
     fit = [rows for rows in found if 0 < len(np.unique(groups[rows])) <= count - least]
     fit = fit or [np.flatnonzero(groups == number) for number in np.unique(groups)]
-    return min(fit, key=lambda rows: abs(len(rows) - wanted))
+    return min(fit, key=lambda rows: abs(len(rows) - size))
 
 
 def _give_back(labels: Labels, groups: Rows, part_of: Rows) -> None:

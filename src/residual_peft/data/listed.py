@@ -17,7 +17,7 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from ..errors import ResiDualError, counted, first_line, printable, short
-from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, Asked
+from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, Options
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .labels import labelling_of
 from .labels.columns import each_of, folded, labels_of, text_of
@@ -33,7 +33,7 @@ _TRIED = 50  # paths, to see where they begin
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def from_columns(columns: Columns, base: Path, name: str, asked: Asked) -> dict[str, Dataset]:
+def from_columns(columns: Columns, base: Path, name: str, options: Options) -> dict[str, Dataset]:
     """Split -> its images and labels, in columns `image` and `label` or as they were named.
 
     Paths are below `base`. Columns are found when None, and that of groups is kept beside them as
@@ -43,7 +43,7 @@ def from_columns(columns: Columns, base: Path, name: str, asked: Asked) -> dict[
         ResiDualError: no such columns, or none that could be meant; a row without an image.
     """
     columns = _with_header(columns)
-    image = _chosen(columns, asked.image_column, (*PATH_COLUMNS, *IMAGE_COLUMNS), _looks_like_paths)
+    image = _chosen(columns, options.image_column, (*PATH_COLUMNS, *IMAGE_COLUMNS), _are_paths)
     if image is None:
         raise _no_column(columns, name, "file names or images", "image_column", IMAGE_COLUMNS)
     others = {column: values for column, values in columns.items() if column != image}
@@ -51,17 +51,17 @@ def from_columns(columns: Columns, base: Path, name: str, asked: Asked) -> dict[
     if split is None:
         _check_splits(others, name)
     others.pop(split or "", None)
-    label = _chosen(others, asked.label_column, (*LABEL_COLUMNS, *MORE_LABELS), lambda _: False)
-    alone = [column for column in others if column != asked.group_column]
-    if label is None and asked.label_column is None and len(alone) == 1:
+    label = _chosen(others, options.label_column, (*LABEL_COLUMNS, *MORE_LABELS), lambda _: False)
+    alone = [column for column in others if column != options.group_column]
+    if label is None and options.label_column is None and len(alone) == 1:
         label = alone[0]
     if label is None:
         raise _no_column(columns, name, "labels", "label_column", LABEL_COLUMNS)
-    shown = (image if asked.image_column else "image", label if asked.label_column else "label")
-    _check_groups(asked.group_column, (image, label), shown, name)
-    groups = others.get(asked.group_column or "")
+    shown = (image if options.image_column else "image", label if options.label_column else "label")
+    _check_groups(options.group_column, (image, label), shown, name)
+    groups = others.get(options.group_column or "")
     images = _images_of(columns[image], base, name)
-    labels = labels_of(others[label], label, asked.numbers)
+    labels = labels_of(others[label], label, options.numbers)
     parts = [None] * len(images) if split is None else columns[split]
     rows: dict[str, list[int]] = {}
     for row, part in enumerate(parts):
@@ -76,19 +76,19 @@ def from_columns(columns: Columns, base: Path, name: str, asked: Asked) -> dict[
         if groups is not None:
             texts = [text_of(groups[row]) for row in mine]
             found[part] = found[part].add_column(
-                asked.group_column, texts, feature=datasets.Value("string")
+                options.group_column, texts, feature=datasets.Value("string")
             )
     return found
 
 
 def _check_groups(
-    group: str | None, found: tuple[str, str], shown: tuple[str, str], name: str
+    group: str | None, columns: tuple[str, str], shown: tuple[str, str], name: str
 ) -> None:
     """Raise a ResiDualError where groups are images or labels, or would be called so.
 
-    `found` are the columns of those two, `shown` what they will be called.
+    `columns` are those of the two, `shown` what they will be called.
     """
-    for kind, own, other in zip(("image", "label"), found, shown, strict=True):
+    for kind, own, other in zip(("image", "label"), columns, shown, strict=True):
         if group == own:
             raise ResiDualError(
                 f"the column '{group}' of {name} cannot be both {kind} and group; name another "
@@ -103,13 +103,13 @@ def _check_groups(
 
 def _chosen(
     columns: Columns,
-    asked: str | None,
+    requested: str | None,
     names: Sequence[str],
     looks: Callable[[list[Any]], bool],
 ) -> str | None:
     """The column that is asked for; else one of these names, else the only one that looks so."""
-    if asked is not None:
-        return asked if asked in columns else None
+    if requested is not None:
+        return requested if requested in columns else None
     named = {folded(column): column for column in reversed(columns)}
     for name in names:
         if name in named:
@@ -138,7 +138,7 @@ def _with_header(columns: Columns) -> Columns:
     return {"file_name": [paths[0], *columns[paths[0]]], "label": [label, *columns[label]]}
 
 
-def _looks_like_paths(values: list[Any]) -> bool:
+def _are_paths(values: list[Any]) -> bool:
     return all(
         (isinstance(value, str) and value.lower().endswith(_ENDINGS))
         or isinstance(value, Image.Image | os.PathLike)

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import ResiDualError, printable
 from .checking import check_images
-from .columns import Asked, check_classes, standard_columns, with_class_labels
+from .columns import Options, check_classes, standard_columns, with_class_labels
 from .defaults import SHARE
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .groups import group_names
@@ -106,17 +106,17 @@ def load_data(
         )
         return source
     by_number = class_names is not None
-    asked = Asked(config, revision, token, image_column, label_column, group_column, by_number)
-    found = find(source, asked)
+    options = Options(config, revision, token, image_column, label_column, group_column, by_number)
+    found = find(source, options)
     name = found.name
     chosen = _choose_splits(found.splits, splits, name)
     own = {"validation": validation, "test": test}
     shares = {part: own.pop(part) for part in list(own) if isinstance(own[part], int | float)}
-    listed, chosen = _with_own(chosen, own, asked, found.skipped)
+    listed, chosen = _with_named_sources(chosen, own, options, found.skipped)
     if known_classes and any(group_column not in rows.features for _, rows in chosen.values()):
-        asked = replace(asked, group_column=None)  # no matter, of images that are only scored
+        options = replace(options, group_column=None)  # no matter, of images that are only scored
     standard = {
-        part: standard_columns(rows, asked, f"{name}, split {part}")
+        part: standard_columns(rows, options, f"{name}, split {part}")
         for part, (_, rows) in chosen.items()
     }
     standard = standard if found.classes is None else found.classes.applied(standard)
@@ -124,8 +124,8 @@ def load_data(
     labels = {part: label_array(dataset, len(names)) for part, dataset in labelled.items()}
     if known_classes is None:
         check_classes(labels, names, name)
-    options: dict[str, Any] = {"strict": strict, "max_bad": max_bad, "progress": progress}
-    seen, unread = check_images(labelled, name, listed=listed, **options)
+    limits: dict[str, Any] = {"strict": strict, "max_bad": max_bad, "progress": progress}
+    seen, unread = check_images(labelled, name, listed=listed, **limits)
     skipped = (*listed, *(image for rows in unread.values() for image in rows.values()))
     first = _first_of(labels, unread) if skipped else None
     labelled, digests = _readable(chosen, labelled, seen)
@@ -133,14 +133,14 @@ def load_data(
     if known_classes is None and not (unread_classes and len(np.concatenate([*labels.values()]))):
         check_classes(labels, names, name, first)
     _say_copies(digests, name)
-    groups = group_names(labelled, digests, name) if asked.group_column else {}
+    groups = group_names(labelled, digests, name) if options.group_column else {}
     labelled = {split: rows.select_columns(["image", "label"]) for split, rows in labelled.items()}
     return ImageData(
         DatasetDict({split: labelled[split] for split in SPLIT_NAMES if split in labelled}),
         names,
         name,
         any(labelling_of_column(d.features["label"]).multi_label for d in labelled.values()),
-        SplitRecord(digest_of(_described(labels, names, digests)), group_column=asked.group_column),
+        SplitRecord(digest_of(_content(labels, names, digests)), group_column=options.group_column),
         skipped,
         digests,
         groups,
@@ -148,19 +148,19 @@ def load_data(
     ).cut(shares, seed, few, keep=("test", *own))
 
 
-def _with_own(
+def _with_named_sources(
     chosen: dict[str, tuple[str, Dataset]],
-    own: Mapping[str, Any],
-    asked: Asked,
+    sources: Mapping[str, Any],
+    options: Options,
     listed: tuple[SkippedImage, ...],
 ) -> tuple[tuple[SkippedImage, ...], dict[str, tuple[str, Dataset]]]:
     """Splits that a source of its own is named for take the place of those that the data have.
 
     `chosen` has what to call a part -> its split, and its images; `listed` are files in none.
     """
-    for split, source in own.items():
+    for split, source in sources.items():
         try:
-            found = find(source, asked)
+            found = find(source, options)
         except ResiDualError as error:
             raise ResiDualError(
                 f"wanted a share of the images as {split}, or data: {error}"
@@ -229,7 +229,7 @@ def _say_copies(digests: dict[str, tuple[str, ...]], name: str) -> None:
             )
 
 
-def _described(
+def _content(
     labels: dict[str, npt.NDArray[np.integer]],
     names: tuple[str, ...],
     digests: dict[str, tuple[str, ...]],

@@ -12,7 +12,7 @@ from ..errors import ResiDualError, first_line
 from ..hub.files import file_size, is_file, is_folder, path_of, read_json
 from .archives import is_archive, unpacked
 from .class_list import CLASSES, ClassList, class_list_in
-from .columns import Asked
+from .columns import Options
 from .folders import from_folder
 from .listed import from_columns
 from .skipped import SkippedImage
@@ -39,7 +39,7 @@ class Source:
     left_out: tuple[str, ...] = ()
 
 
-def find(source: Any, asked: Asked) -> Source:
+def find(source: Any, options: Options) -> Source:
     """The source's splits as they are; `load_data` says what a source is.
 
     Raises:
@@ -50,7 +50,7 @@ def find(source: Any, asked: Asked) -> Source:
     if isinstance(source, DatasetDict):
         return Source("the dataset", dict(source))
     if (columns := columns_of(source)) is not None:
-        return Source("the data", from_columns(columns, Path.cwd(), "the data", asked))
+        return Source("the data", from_columns(columns, Path.cwd(), "the data", options))
     if not isinstance(source, str | os.PathLike):
         raise ResiDualError(
             "wanted a folder, a table, a zip or tar, a Hub id, a datasets.Dataset or a "
@@ -59,21 +59,21 @@ def find(source: Any, asked: Asked) -> Source:
         )
     path = path_of(source)  # as it is where there is no such user
     if is_file(path):
-        return _from_file(path, asked)
+        return _from_file(path, options)
     if is_folder(path):
-        return _from_folder(path, asked)
+        return _from_folder(path, options)
     if is_archive(path) or is_table(path):
         raise ResiDualError(f"wanted data in '{path}', but there is no such file.")
-    return Source(str(source), _from_hub(str(source), asked))
+    return Source(str(source), _from_hub(str(source), options))
 
 
-def _from_file(path: Path, asked: Asked) -> Source:
+def _from_file(path: Path, options: Options) -> Source:
     if is_archive(path):
         folder = unpacked(path)
         # less folders around it that hold nothing else, as archives have them
         while len(inner := list(folder.iterdir())) == 1 and is_folder(inner[0]):
             folder = inner[0]
-        return replace(_from_folder(folder, asked), name=str(path))
+        return replace(_from_folder(folder, options), name=str(path))
     if is_sheet(path):
         raise ResiDualError(
             f"wanted a table that is plain text, got the spreadsheet '{path}'; save it as CSV "
@@ -88,21 +88,21 @@ def _from_file(path: Path, asked: Asked) -> Source:
     parts = (
         {"train": table}
         if isinstance(table, Dataset)
-        else from_columns(table, path.parent, str(path), asked)
+        else from_columns(table, path.parent, str(path), options)
     )
     return Source(str(path), parts, classes=class_list_in(path.parent))
 
 
-def _from_folder(path: Path, asked: Asked) -> Source:
+def _from_folder(path: Path, options: Options) -> Source:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _from_disk(path)
     tree = tree_of(path)
     parquet = (tree.base.joinpath(*parts) for parts in tree.parquet)
     if tree.parquet and (not tree.images or any(map(is_table_of_images, parquet))):
         # a copy of a Hub repository
-        return Source(str(path), _from_hub(str(path), replace(asked, revision=None, token=None)))
+        return Source(str(path), _from_hub(str(path), replace(options, revision=None, token=None)))
     try:
-        parts = from_folder(tree, asked.label_column)
+        parts = from_folder(tree, options.label_column)
     except ResiDualError:
         # images beside each other may be listed in the one table there is
         endings, others = (".csv", ".tsv", ".jsonl", ".parquet"), (CLASSES, *METADATA)
@@ -110,7 +110,7 @@ def _from_folder(path: Path, asked: Asked) -> Source:
         tables = [each for each in named if each.name not in others and is_file(each)]
         if len(tables) != 1:
             raise
-        return replace(_from_file(tables[0], asked), name=str(path))
+        return replace(_from_file(tables[0], options), name=str(path))
     left_out = tuple(tree.left_out)
     return Source(str(path), parts, tuple(tree.skipped), class_list_in(path), left_out)
 
@@ -125,7 +125,7 @@ def _from_disk(path: Path) -> Source:
         saved = datasets.load_from_disk(str(path))
         for part in saved.values() if isinstance(saved, DatasetDict) else [saved]:
             part.data.validate(full=True)  # offsets that lead elsewhere end the process
-        return find(saved, Asked())
+        return find(saved, Options())
     except ResiDualError:
         raise
     except Exception as error:  # many kinds: arrow, JSON, missing files
@@ -133,10 +133,10 @@ def _from_disk(path: Path) -> Source:
         raise ResiDualError(f"could not load the data saved in '{path}' ({why}).") from error
 
 
-def _from_hub(name: str, asked: Asked) -> dict[str, Dataset]:
+def _from_hub(name: str, options: Options) -> dict[str, Dataset]:
     try:
         found = datasets.load_dataset(
-            name, asked.config, revision=asked.revision, token=asked.token
+            name, options.config, revision=options.revision, token=options.token
         )
     except Exception as error:  # many kinds, from the client, the builder and the network
         first = first_line(error)

@@ -206,12 +206,12 @@ def iterative_split(
     names = ["train", *shares]
     counts = labels.sum(0, dtype=np.int64)
     part_shares = np.array([1 - sum(shares.values()), *shares.values()])
-    wanted = part_shares[:, None] * counts
-    wanted[1:] = np.maximum(wanted[1:], 1)
-    wanted[0] = counts - wanted[1:].sum(0)
-    few = wanted[0] < 1  # too few for all: one each, train first
-    wanted[:, few] = np.arange(len(names))[:, None] < counts[few]
-    part_of = _assigned(labels, wanted, part_shares * len(labels), seed)
+    quotas = part_shares[:, None] * counts
+    quotas[1:] = np.maximum(quotas[1:], 1)
+    quotas[0] = counts - quotas[1:].sum(0)
+    few = quotas[0] < 1  # too few for all: one each, train first
+    quotas[:, few] = np.arange(len(names))[:, None] < counts[few]
+    part_of = _assigned(labels, quotas, part_shares * len(labels), seed)
     parts = {name: np.flatnonzero(part_of == index) for index, name in enumerate(names)}
     check_parts(parts, len(labels))
     for name, rows in parts.items():
@@ -225,12 +225,12 @@ def iterative_split(
 def iterative_folds(labels: Labels, folds: int, seed: int = 0) -> Rows:
     """The fold of each row of labels (N, C), (N,) from 0 on; each label is in all of them alike."""
     shares = np.full(folds, 1 / folds)
-    wanted = shares[:, None] * labels.sum(0, dtype=np.int64)
-    return _assigned(labels, wanted, shares * len(labels), seed)
+    quotas = shares[:, None] * labels.sum(0, dtype=np.int64)
+    return _assigned(labels, quotas, shares * len(labels), seed)
 
 
 def _assigned(
-    labels: Labels, wanted: npt.NDArray[np.float64], room: npt.NDArray[np.float64], seed: int
+    labels: Labels, quotas: npt.NDArray[np.float64], room: npt.NDArray[np.float64], seed: int
 ) -> Rows:
     """The part of each row of labels (N, C): (N,).
 
@@ -238,19 +238,19 @@ def _assigned(
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     part_of = np.full(len(labels), -1)
-    wanted, room, left = wanted.copy(), room.copy(), labels.sum(0, dtype=np.int64)
+    quotas, room, left = quotas.copy(), room.copy(), labels.sum(0, dtype=np.int64)
     parts = range(len(room))
 
     def give(row: int, part: int) -> None:
         part_of[row] = part
-        wanted[part] -= labels[row]
+        quotas[part] -= labels[row]
         room[part] -= 1
 
     while left.any():
         label = int(np.where(left > 0, left, left.max() + 1).argmin())
         rows = order[(part_of[order] < 0) & (labels[order, label] > 0)]
         for row in rows:
-            give(row, max(parts, key=lambda part: (wanted[part, label], room[part])))
+            give(row, max(parts, key=lambda part: (quotas[part, label], room[part])))
         left -= labels[rows].sum(0, dtype=np.int64)
     for row in order[part_of[order] < 0]:  # without any label
         give(row, int(room.argmax()))

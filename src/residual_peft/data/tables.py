@@ -115,25 +115,25 @@ def _json(path: Path, text: str) -> Columns:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _is_coop(found: Any) -> bool:
+def _is_coop(parsed: Any) -> bool:
     """Whether it is a file such as split_zhou_Caltech101.json.
 
     For each split a list of [path, number of the class, its name] (KaiyangZhou/CoOp, DATASETS.md).
     """
     return (
-        isinstance(found, dict)
-        and bool(found)
-        and all(isinstance(rows, list) for rows in found.values())
+        isinstance(parsed, dict)
+        and bool(parsed)
+        and all(isinstance(rows, list) for rows in parsed.values())
         and all(
             isinstance(row, list) and [type(value) for value in row] == [str, int, str]
-            for rows in found.values()
+            for rows in parsed.values()
             for row in rows
         )
     )
 
 
-def _of_splits(found: dict[str, list[Any]]) -> Columns:
-    rows = [(path, name, split) for split, part in found.items() for path, _, name in part]
+def _of_splits(splits: dict[str, list[Any]]) -> Columns:
+    rows = [(path, name, split) for split, part in splits.items() for path, _, name in part]
     return dict(zip(("image", "label", "split"), map(list, zip(*rows, strict=True)), strict=False))
 
 
@@ -250,9 +250,9 @@ def paths_in(dataset: Dataset) -> list[str | None]:
     return [image and image["path"] for image in undecoded(dataset, column)[:][column]]
 
 
-def unnamed(tree: Tree, found: Iterable[Dataset]) -> list[str]:
+def unnamed(tree: Tree, parts: Iterable[Dataset]) -> list[str]:
     """How many images of a folder its metadata do not name, in words; nothing for none."""
-    named = {path for rows in found for path in paths_in(rows)}
+    named = {path for rows in parts for path in paths_in(rows)}
     left = [path for path in tree.images if str(tree.base.joinpath(*path)) not in named]
     example = f", such as '{'/'.join(left[0])}'" if left else ""
     return [f"{counted(len(left), 'image')} that no metadata name{example}"] if left else []

@@ -36,7 +36,7 @@ class Tree:
     folders: list[Parts] = field(default_factory=list)  # all of them, the root left out
     parquet: list[Parts] = field(default_factory=list)  # such tables that are no metadata
     # ending -> how many files have it that is not that of an image
-    others: Counter[str] = field(default_factory=Counter)
+    endings: Counter[str] = field(default_factory=Counter)
     # those of them that people take for pictures (`PICTURES`)
     pictures: list[Parts] = field(default_factory=list)
     # what cannot be used: names that are not UTF-8, folders that may not be read
@@ -60,7 +60,7 @@ class Tree:
 
     def instead(self) -> str:
         """What files there are in place of images, if any."""
-        found = [(kind, count) for kind, count in self.others.most_common() if kind][:3]
+        found = [(kind, count) for kind, count in self.endings.most_common() if kind][:3]
         listed = ", ".join(f"{count:,} {kind}" for kind, count in found)
         advice = HEIC if any(kind in _PHONES for kind, _ in found) else ""
         return f", not {listed}{advice}" if listed else ""
@@ -138,7 +138,7 @@ def _walk(
         elif name in METADATA:
             tree.metadata.append(here)
         else:
-            tree.others[ending] += 1
+            tree.endings[ending] += 1
             tree.pictures += [here] if ending in PICTURES else []
         if name.endswith(".parquet") and name not in METADATA:
             tree.parquet.append(here)

@@ -70,11 +70,11 @@ def labelling_of_loss(loss: str) -> Labelling:
     return labelling_of(loss == MANY_LABELS.loss_name)
 
 
-def check_same(wanted: Labelling, got: Labelling, remedy: str) -> None:
+def check_same(expected: Labelling, got: Labelling, remedy: str) -> None:
     """Raise a ResiDualError where data or a classifier are not of the wanted labelling."""
-    if got is not wanted:
+    if got is not expected:
         raise ResiDualError(
-            f"wanted {wanted.words} per image, got {got.words} per image: {remedy}."
+            f"wanted {expected.words} per image, got {got.words} per image: {remedy}."
         )
 
 

@@ -43,8 +43,8 @@ def labels_in(dataset: Dataset) -> list[Any]:
     return dataset.select_columns(["label"])[:]["label"]
 
 
-def in_texts(dataset: Dataset, split: str, name: str, said: Callable[[str], str] = str) -> Dataset:
-    """The dataset with texts for labels: what is `said` of a class's name; None stays.
+def in_texts(dataset: Dataset, split: str, name: str, named: Callable[[str], str] = str) -> Dataset:
+    """The dataset with texts for labels: `named` of a class's name; None stays.
 
     `split` and `name` are for messages.
 
@@ -59,7 +59,7 @@ def in_texts(dataset: Dataset, split: str, name: str, said: Callable[[str], str]
             return None
         if names is not None and not 0 <= label < len(names):
             check_range(np.array([label]), tuple(names), split, name, row)
-        return said(label if names is None else names[label])
+        return named(label if names is None else names[label])
 
     texts = [
         labelling.mapped(entry, partial(text, row=row))

@@ -63,15 +63,15 @@ class HeadsOfOneLabel:
         """The value, None with several labels per image: for what is there of one label alone."""
         return value
 
-    def beside(self, own: Tensor, texts: Tensor) -> Tensor:
-        """Logits (B, C) of all classes, of which a head knows the first: `own` (B, C_h).
+    def beside(self, logits: Tensor, texts: Tensor) -> Tensor:
+        """Logits (B, C) of all classes, of which a head knows the first: `logits` (B, C_h).
 
         The texts' logits (B, C) say how likely it is that an image is of these at all.
         """
-        trained, rest = texts[:, : own.shape[1]], texts[:, own.shape[1] :]
+        trained, rest = texts[:, : logits.shape[1]], texts[:, logits.shape[1] :]
         if rest.shape[1]:
-            own = own.log_softmax(1) + trained.logsumexp(1, keepdim=True)
-        return torch.cat([own, rest], dim=1)
+            logits = logits.log_softmax(1) + trained.logsumexp(1, keepdim=True)
+        return torch.cat([logits, rest], dim=1)
 
     def bias(self, of: Callable[[], float]) -> float:
         """What `of` says is to be added to all logits; 0 of a softmax, which cancels it."""
@@ -97,7 +97,7 @@ class HeadsOfOneLabel:
         """Images (N,) whose labels tell of some classes, of C which are or are not."""
         return torch.tensor(inside)[labels]
 
-    def told(self, labels: Sequence[str], probabilities: str) -> str:
+    def in_words(self, labels: Sequence[str], probabilities: str) -> str:
         """An image's labels and its classes' probabilities, for people."""
         return probabilities
 
@@ -157,9 +157,9 @@ class HeadsOfManyLabels:
         """See `HeadsOfOneLabel`."""
         return None
 
-    def beside(self, own: Tensor, texts: Tensor) -> Tensor:
+    def beside(self, logits: Tensor, texts: Tensor) -> Tensor:
         """Each on its own."""
-        return torch.cat([own, texts[:, own.shape[1] :]], dim=1)
+        return torch.cat([logits, texts[:, logits.shape[1] :]], dim=1)
 
     def bias(self, of: Callable[[], float]) -> float:
         """Sigmoids need one."""
@@ -190,6 +190,6 @@ class HeadsOfManyLabels:
         """All: an image tells of every class that it is none of it."""
         return torch.ones(len(labels), dtype=torch.bool)
 
-    def told(self, labels: Sequence[str], probabilities: str) -> str:
+    def in_words(self, labels: Sequence[str], probabilities: str) -> str:
         """Its labels first, which may be none."""
         return f"{', '.join(labels) or 'no label'} ({probabilities})"

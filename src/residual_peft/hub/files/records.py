@@ -85,12 +85,12 @@ class _MisfitError(Exception):
     """A value at a place that wants another; `why` where its type fits, and something else not."""
 
     def __init__(
-        self, place: str, wanted: str = "", got: str = "", *, why: str | None = None
+        self, place: str, expected: str = "", got: str = "", *, why: str | None = None
     ) -> None:
         super().__init__(place)
         self.depth = len(place) + (why is not None)
         self.place, self.where = place, f", field {place[1:]}" if place else ""
-        self.why = why or f"wanted {wanted}, got {got}"
+        self.why = why or f"wanted {expected}, got {got}"
 
 
 @dataclasses.dataclass(frozen=True)
