@@ -148,13 +148,13 @@ class _Forward:
         tensor = output[0] if isinstance(output, tuple | list) else output
         self.tokens = int(tensor.shape[-2]) if tensor.ndim == 3 else 1
 
-    def room(self, wanted: int) -> int:
+    def room(self, images: int) -> int:
         """How many images to run next, of so many wanted."""
         tower = self.anatomy
         if not (tower.readout.all_tokens and (self.taps or is_tapped(tower))):
-            return wanted
+            return images
         if self.tokens is None:
-            return min(FIRST, wanted)
+            return min(FIRST, images)
         weight = tower.layers[0].output_projection.weight
         # per layer heads, MLP and, where it is checked, the block; embed and stream
         each = (3 * len(tower.layers) + 2) * self.tokens * tower.width * weight.element_size()

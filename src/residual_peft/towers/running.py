@@ -140,13 +140,13 @@ def run_tower(
         options: for the model's forward, such as `interpolate_pos_encoding=True`.
     """
     anatomy = find_tower(model) if anatomy is None else anatomy
-    given = {**named_inputs(anatomy, inputs), **options}
+    arguments = {**named_inputs(anatomy, inputs), **options}
     try:
-        return (anatomy.read or _own_readout)(anatomy, given)
+        return (anatomy.read or _own_readout)(anatomy, arguments)
     except ValueError as error:
         if "image size" not in str(error):
             raise
-        height, width = given["pixel_values"].shape[-2:]
+        height, width = arguments["pixel_values"].shape[-2:]
         raise ResiDualError(
             f"this model does not take images of {height} x {width} pixels ({error}): prepare them "
             "with its own image processor, or set crop_size in preprocessor_config.json to its "
@@ -154,14 +154,14 @@ def run_tower(
         ) from error
 
 
-def _own_readout(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
+def _own_readout(anatomy: TowerAnatomy, arguments: Mapping[str, Any]) -> Tensor:
     """Read from the tower's tokens, by `get_image_features`, or from the output of the model."""
     model: Any = anatomy.model
     if anatomy.reads_tokens:
-        tokens = cast(Any, anatomy.tower)(**given, return_dict=True).last_hidden_state
-        return read_tokens(anatomy, tokens, given)
+        tokens = cast(Any, anatomy.tower)(**arguments, return_dict=True).last_hidden_state
+        return read_tokens(anatomy, tokens, arguments)
     features: Any = getattr(model, f"get_{anatomy.side}_features", model)
-    output = features(**given, return_dict=True)
+    output = features(**arguments, return_dict=True)
     if features is not model:
         return output if isinstance(output, Tensor) else output.pooler_output
     name = "pooler_output" if anatomy.projection is None else f"{anatomy.side}_embeds"
@@ -169,6 +169,6 @@ def _own_readout(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
     return output.pooler_output if found is None else found
 
 
-def read_tokens(anatomy: TowerAnatomy, tokens: Tensor, given: Mapping[str, Any]) -> Tensor:
+def read_tokens(anatomy: TowerAnatomy, tokens: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """The readout (B, d) that the normed tokens (B, T, d) hold."""
-    return anatomy.readout.read(tokens, anatomy.readout.locate((), given))
+    return anatomy.readout.read(tokens, anatomy.readout.locate((), arguments))

@@ -96,8 +96,8 @@ def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str 
     if not config.save_basis:
         return None
     layer.state(name)  # refuses one whose weights were never loaded
-    said = layer.adapter_settings[name].said
-    digest = hashlib.sha256(f"({said}, {tuple(config.fitted.counts)!r})".encode())
+    digested = layer.adapter_settings[name].digested
+    digest = hashlib.sha256(f"({digested}, {tuple(config.fitted.counts)!r})".encode())
     for tensor in layer.stored(name).tensors:
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()

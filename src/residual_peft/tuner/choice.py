@@ -55,7 +55,7 @@ def fitted_to(config: ResiDualConfig, basis: SpectralBasis, units: Iterable[Unit
 
     `component_pattern` comes before `components`, its first match as in PEFT's `rank_pattern`.
     """
-    chosen = {unit: _asked(config, str(unit)) for unit in units}
+    chosen = {unit: _requested_components(config, str(unit)) for unit in units}
     own, what = basis.select(list(chosen)), "the tensors of the basis"
     check_parts(own.means, torch.cat(own.eigenvalues), own.total_variance, what)
     names = map(str, own.units)
@@ -67,10 +67,10 @@ def components_of(config: ResiDualConfig, name: str) -> Components:
     """How many directions of a unit a config asks for; 0 where `unit_pattern` leaves it out."""
     if config.unit_pattern is not None and not _named(name, config.unit_pattern):
         return 0
-    return _asked(config, name)
+    return _requested_components(config, name)
 
 
-def _asked(config: ResiDualConfig, name: str) -> Components:
+def _requested_components(config: ResiDualConfig, name: str) -> Components:
     patterns: Mapping[str, Components] = config.component_pattern or {}
     return patterns.get(pattern_key(list(patterns), name), config.components)
 

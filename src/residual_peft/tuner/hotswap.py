@@ -90,10 +90,10 @@ def _check_settings(
         raise ResiDualError(f"{what}: they belong to another basis. {basis}")
 
 
-def _check_tensors(own: dict[str, Tensor], theirs: dict[str, Tensor], directory: Path) -> None:
+def _check_tensors(current: dict[str, Tensor], saved: dict[str, Tensor], directory: Path) -> None:
     """Where no digest tells the basis, compare it number by number."""
-    for kind, held in own.items():
-        if not torch.equal(held.to(theirs[kind]), theirs[kind]):
+    for kind, held in current.items():
+        if not torch.equal(held.to(saved[kind]), saved[kind]):
             raise ResiDualError(
                 f"the gains in '{directory}' do not fit the adapter: they belong to another basis "
                 f"({kind} differs). Load it with load_adapter."

@@ -66,7 +66,7 @@ def restore_forward(model: nn.Module) -> None:
 
 
 @cache
-def _taking_images(own: Any) -> type[nn.Module]:
+def _taking_images(parent: Any) -> type[nn.Module]:
     """The subclass of a dual encoder's class whose forward takes images alone; one for each."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +74,7 @@ def _taking_images(own: Any) -> type[nn.Module]:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         text = given.get("input_ids") is not None or given.get("pixel_values") is None
         if text or not getattr(self, "peft_config", None):
-            return _run_own(self, own, args, kwargs)
+            return _run_own(self, parent, args, kwargs)
         options = {
             name: value
             for name, value in given.items()
@@ -85,41 +85,41 @@ def _taking_images(own: Any) -> type[nn.Module]:
 
     def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy as what `_empty` makes of the parent, which alone can be imported."""
-        usual: tuple[Any, ...] = own.__reduce_ex__(self, protocol)
-        return (_empty, (own,), *usual[2:]) if OWN in type(self).__dict__ else usual
+        usual: tuple[Any, ...] = parent.__reduce_ex__(self, protocol)
+        return (_empty, (parent,), *usual[2:]) if OWN in type(self).__dict__ else usual
 
     def delete_adapter(self: Any, *args: Any, **kwargs: Any) -> None:
         """Delete adapters as transformers does; with the last one the parent's forward is back."""
-        own.delete_adapter(self, *args, **kwargs)
+        parent.delete_adapter(self, *args, **kwargs)
         restore_forward(self)
 
-    signature = inspect.signature(own.forward)
+    signature = inspect.signature(parent.forward)
     names = list(signature.parameters)[1:]
     forward.__signature__ = signature  # type: ignore[attr-defined]  # the Trainer picks columns by it
     body = {
-        "__module__": own.__module__,
-        "__qualname__": own.__qualname__,
-        "__doc__": own.__doc__,
+        "__module__": parent.__module__,
+        "__qualname__": parent.__qualname__,
+        "__doc__": parent.__doc__,
         "__reduce_ex__": reduce,
         "forward": forward,
-        OWN: own,
+        OWN: parent,
     }
-    if hasattr(own, "delete_adapter"):
+    if hasattr(parent, "delete_adapter"):
         body["delete_adapter"] = delete_adapter
-    return type(own)(own.__name__, (own,), body)
+    return type(parent)(parent.__name__, (parent,), body)
 
 
-def _empty(own: Any) -> nn.Module:
+def _empty(parent: Any) -> nn.Module:
     """A model without attributes, which pickle and copy fill in."""
-    cls = _taking_images(own)
+    cls = _taking_images(parent)
     return cls.__new__(cls)
 
 
-def _run_own(model: Any, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run_own(model: Any, parent: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the forward that the model had before, on this very model: it may be a copy."""
     before = model.__dict__.get(BEFORE)
     if before is None:
-        return own.forward(model, *args, **kwargs)
+        return parent.forward(model, *args, **kwargs)
     if isinstance(before, MethodType):  # bound to the model that it was set on
         return before.__func__(model, *args, **kwargs)
     return before(*args, **kwargs)

@@ -82,22 +82,22 @@ def setting(config: ResiDualConfig, name: str) -> Any:
     return config.layers if name == "layers_to_transform" else getattr(config, name)
 
 
-def check_fits(there: ResiDualConfig, given: ResiDualConfig, adapter_name: str) -> None:
+def check_fits(there: ResiDualConfig, saved: ResiDualConfig, adapter_name: str) -> None:
     """Refuse a saved adapter in place of one that is there and means something else by it."""
-    what = f"the adapter in '{given._directory}'"
+    what = f"the adapter in '{saved._directory}'"
     mend = f"the adapter {adapter_name!r}, which is there already"
     for name in (*SETTINGS, "component_counts"):
-        if setting(there, name) != setting(given, name):
+        if setting(there, name) != setting(saved, name):
             raise ResiDualError(
                 f"{what} has another {name} than {mend}: load it under another name."
             )
-    if not there.fitted.same_weights(given.fitted):
+    if not there.fitted.same_weights(saved.fitted):
         raise ResiDualError(
             f"{what} belongs to other weights, another side or another readout than {mend}: load "
             "it onto the model that it was made with."
         )
-    alone = given.needs_basis and not given.save_basis
-    if alone and not there.fitted.same_basis(given.fitted):
+    alone = saved.needs_basis and not saved.save_basis
+    if alone and not there.fitted.same_basis(saved.fitted):
         raise ResiDualError(
             f"{what} holds its gains alone, and they belong to another basis than {mend}: load it "
             "under another name."

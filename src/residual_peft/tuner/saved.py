@@ -67,20 +67,20 @@ class SavedWeights:
             )
         return cls(f"the weights in {quoted(path)}", read_header(path), path)
 
-    def check(self, wanted: Mapping[str, Shape], path: str | None = None) -> None:
+    def check(self, expected: Mapping[str, Shape], path: str | None = None) -> None:
         """Refuse all but exactly these tensors, of these shapes, with values that make sense.
 
-        `wanted` is name in the base model -> shape; `path` is of the one layer in readout mode,
+        `expected` is name in the base model -> shape; `path` is of the one layer in readout mode,
         which other classes have elsewhere.
         """
         places = self._places(path)
-        if foreign := [name for name, place in places.items() if place not in wanted]:
+        if foreign := [name for name, place in places.items() if place not in expected]:
             raise ResiDualError(
                 f"{self.what} hold {short(foreign[0])}, which is no part of this adapter and would "
                 "change the model itself or another adapter: the file was changed, or is of "
                 "another kind. Save or download it again."
             )
-        if missing := [place for place in wanted if place not in places.values()]:
+        if missing := [place for place in expected if place not in places.values()]:
             raise ResiDualError(
                 f"{self.what} lack {', '.join(map(_last, missing))}: the file was changed, belongs "
                 "to another adapter, or was written before heads were stored in head space. Save "
@@ -88,10 +88,10 @@ class SavedWeights:
             )
         for name, place in places.items():
             facts, last = self.facts[name], _last(place)
-            if facts.shape != wanted[place]:
+            if facts.shape != expected[place]:
                 raise ResiDualError(
                     f"{self.what} have {last} of shape {facts.shape}, and the adapter in the model "
-                    f"has {wanted[place]}: its basis is another one. Load them with "
+                    f"has {expected[place]}: its basis is another one. Load them with "
                     "PeftModel.from_pretrained on the bare model (is_trainable=True to train on), "
                     "or fit the same basis first."
                 )

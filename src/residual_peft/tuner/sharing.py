@@ -116,11 +116,11 @@ def _only_donor(
     state_dict: Mapping[str, Any],
     start: str,
     name: str,
-    given: set[str],
+    donors: set[str],
     before: Mapping[str, Tensor],
 ) -> str | None:
     """The adapter whose tensor is meant where nobody noted it: all that could be hold the same."""
-    fitting = sorted(g for g in given if state_dict[start + g].shape == before[name].shape)
+    fitting = sorted(g for g in donors if state_dict[start + g].shape == before[name].shape)
     values = [state_dict[start + other] for other in fitting]
     if any(not torch.equal(values[0], value) for value in values[1:]):
         raise ResiDualError(

@@ -40,7 +40,7 @@ def _gains(rows: Rows) -> Outcome:
 
 
 def with_gains(
-    given: ZeroShotClassifier,
+    original: ZeroShotClassifier,
     data: Coordinates | CoordinateStore | Stores,
     objective: Objective,
     strength: float,
@@ -53,7 +53,7 @@ def with_gains(
     `left` is what was said of images left out, `share` β of the images' means in the class
     embeddings, `logit_scale` as sure as left-out images say, the classifier's where None.
     """
-    classifier = copy(given)  # the bias of several labels is the outcome's, not ours
+    classifier = copy(original)  # the bias of several labels is the outcome's, not ours
     if share:
         classifier = classifier.with_images(data.readout, data.labels, share=share)
     target = gains_of(classifier.model)

@@ -81,7 +81,7 @@ def shard_paths(folder: Path, manifest: dict[str, Any]) -> list[Path]:
 
 def adapter_digest(state: ReadoutState) -> str:
     """The sha256 of all that makes coordinates what they are: units and directions."""
-    digest = hashlib.sha256(f"({state.settings.said}, {state.counts!r})".encode())
+    digest = hashlib.sha256(f"({state.settings.digested}, {state.counts!r})".encode())
     for tensor in (state.directions, state.shift, state.constant):
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -77,7 +77,7 @@ class Shard:
         """Its images that could not be read so far."""
         return [image for image in self.loader.skipped if image[0] in self.rows]
 
-    def others(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def labelled(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Readouts and labels, and as metadata which images could not be read."""
         metadata = {SKIPPED: json.dumps(self.skipped)} if self.skipped else {}
         if len(self.labels):
@@ -106,7 +106,7 @@ class Writer:
             missing = [index for index in mine if not paths[index].is_file()]
             for shard in self._shards(missing, bar):
                 found = self._coordinates(state, shard, len(shard.rows))
-                self._write(paths[shard.index], shard.rows, found, state, *shard.others())
+                self._write(paths[shard.index], shard.rows, found, state, *shard.labelled())
 
     def with_basis(self, mine: Sequence[int], processes: Processes) -> None:
         """What the units wrote; then the bases; then coordinates."""
@@ -123,7 +123,7 @@ class Writer:
                     captures = Captures(FIELDS, len(shard.rows))
                     for capture in shard:
                         captures.add(capture)
-                    write_raw(raws[shard.index], captures, *shard.others())
+                    write_raw(raws[shard.index], captures, *shard.labelled())
             basis = self._basis_of([raws[index] for index in mine], processes)
             with processes.in_step():
                 if processes.rank == 0:
@@ -135,10 +135,10 @@ class Writer:
             state = readout_state(self.model, self.adapter_name)
             for index in mine:
                 if not paths[index].is_file():
-                    parts, others, metadata = read_raw(raws[index], anatomy, size)
-                    found = self._coordinates(state, parts, len(others["labels"]))
+                    parts, labelled, metadata = read_raw(raws[index], anatomy, size)
+                    found = self._coordinates(state, parts, len(labelled["labels"]))
                     rows = rows_of_shard(self.manifest, index)
-                    self._write(paths[index], rows, found, state, others, metadata)
+                    self._write(paths[index], rows, found, state, labelled, metadata)
                 raws[index].unlink(missing_ok=True)
 
     def _basis_of(self, raws: list[Path], processes: Processes) -> SpectralBasis:
@@ -221,23 +221,23 @@ class Writer:
         rows: range,
         kept: Rows,
         state: ReadoutState,
-        others: dict[str, Tensor],
+        labelled: dict[str, Tensor],
         metadata: dict[str, str],
     ) -> None:
         none = torch.zeros(0, len(state.shift), dtype=DTYPES[self.manifest["dtype"]])
         coordinates = kept.joined() if len(kept) else none
         skipped = {row for row, _, _ in skipped_images(path, metadata)}
         ids = torch.tensor([row for row in rows if row not in skipped], dtype=torch.int64)
-        write_tensors(path, {"coordinates": coordinates, **others, "ids": ids}, metadata)
+        write_tensors(path, {"coordinates": coordinates, **labelled, "ids": ids}, metadata)
 
 
 def write_raw(
-    path: Path, captures: Captures, others: dict[str, Tensor], metadata: dict[str, str]
+    path: Path, captures: Captures, labelled: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
     """What the units of a shard's images wrote, in the model's own dtype, and what else is kept."""
     packed, places = captures.joined()
     tensors = {_UNITS + dtype: tensor for dtype, tensor in packed.items()}
-    write_tensors(path, tensors | others, metadata | {_PLACES: json.dumps(places)})
+    write_tensors(path, tensors | labelled, metadata | {_PLACES: json.dumps(places)})
 
 
 def read_raw(

@@ -63,9 +63,9 @@ def _image(model: Any) -> TowerAnatomy:
     return encoder_tower(model, tower, norm, model.visual_projection, SecondNorm(norm=norm))
 
 
-def _retrieval(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
+def _retrieval(anatomy: TowerAnatomy, arguments: Mapping[str, Any]) -> Tensor:
     """The readout that is compared with texts: its class has no `get_image_features`."""
     model: Any = anatomy.model
-    tokens = model.vision_model(**given, return_dict=True).last_hidden_state
+    tokens = model.vision_model(**arguments, return_dict=True).last_hidden_state
     readout: Tensor = model.vision_proj(tokens[:, 0, :])
     return readout

@@ -84,11 +84,11 @@ def _other(name: str, has: str) -> ResiDualError:
     )
 
 
-def _read(anatomy: TowerAnatomy, given: Mapping[str, Any]) -> Tensor:
+def _read(anatomy: TowerAnatomy, arguments: Mapping[str, Any]) -> Tensor:
     """The readout of images: its forward takes `image`, and normalizes."""
     model: Any = anatomy.model
     tower: Any = anatomy.tower
-    images = given["pixel_values"]
+    images = arguments["pixel_values"]
     if tuple(images.shape[-2:]) != tuple(tower.image_size):
         wanted = " x ".join(map(str, tower.image_size))
         raise ValueError(f"wanted the image size {wanted}")  # `run_tower` says the rest

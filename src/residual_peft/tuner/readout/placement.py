@@ -68,18 +68,18 @@ def _find_basis(config: ResiDualConfig, anatomy: TowerAnatomy) -> SpectralBasis:
     return basis
 
 
-def _check_same_basis(wanted: Fitted, config: ResiDualConfig) -> None:
+def _check_same_basis(expected: Fitted, config: ResiDualConfig) -> None:
     """Refuse a basis of the same weights that is not the one that the gains were trained with."""
     source, found = config.basis or "the weights", config.fitted
-    one, other = wanted.counts, found.counts
+    one, other = expected.counts, found.counts
     if one != other:
         raise ResiDualError(
             f"the adapter's gains belong to a basis of {sum(one)} components, and the basis from "
             f"{source} has {sum(other)}: name the one that it was trained with as `basis` in "
             "adapter_config.json."
         )
-    if wanted.basis_digest != found.basis_digest:
-        digests = [(known.basis_digest or "none")[:12] for known in (wanted, found)]
+    if expected.basis_digest != found.basis_digest:
+        digests = [(known.basis_digest or "none")[:12] for known in (expected, found)]
         raise ResiDualError(
             f"the adapter's gains belong to another basis (digest {digests[0]}) "
             f"than the one from {source} ({digests[1]}), though both are of the "

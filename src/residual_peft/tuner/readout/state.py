@@ -39,7 +39,7 @@ class ReadoutSettings(Settings):
         return KINDS[self.kind].whole
 
     @property
-    def said(self) -> str:
+    def digested(self) -> str:
         """What digests on disk were taken of from the first release on, word for word."""
         return (
             f"Settings(units={self.units!r}, keep={self.keep!r}, "

@@ -101,20 +101,20 @@ def basis_of(
     layer: ResiDualStreamLinear,
     adapter_name: str,
     path: str,
-    asked: list[Components],
+    components: list[Components],
 ) -> tuple[StreamSettings, Sequence[Tensor]]:
     """The basis that the config names, or the one from the weights; cut to what was asked for."""
     kind = config.granularity
     if config._saved_basis is not None:
         shape = (layer.out_features, layer.in_features)
-        tensors, counts = config._saved_basis.of(path, shape, asked)
+        tensors, counts = config._saved_basis.of(path, shape, components)
         return StreamSettings(counts, kind), tensors
-    source = ("weights", *asked)
+    source = ("weights", *components)
     for name, settings in layer.adapter_settings.items():  # another adapter's may be the same
         if settings.source == source and name != adapter_name:
             return replace(settings, kind=kind), layer.tensors(name)
     weight = layer.unmerged_weight
-    found = weight_basis(layer.linear, len(asked), weight).truncate(asked)
+    found = weight_basis(layer.linear, len(components), weight).truncate(components)
     settings = StreamSettings(tuple(found.component_counts), kind, source)
     return settings, tensors_of(found, weight)
 

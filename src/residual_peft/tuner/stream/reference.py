@@ -31,7 +31,7 @@ class SavedBasis:
     fitted: Fitted  # what its config says of it
 
     def of(
-        self, path: str, linear_shape: tuple[int, int], asked: Sequence[Components]
+        self, path: str, linear_shape: tuple[int, int], components: Sequence[Components]
     ) -> tuple[list[Tensor], tuple[int, ...]]:
         """The tensors of one Linear and the directions of each head, cut to what was asked for."""
         if path not in self.tensors:
@@ -43,10 +43,10 @@ class SavedBasis:
         counts = self.fitted.component_counts[path]
         wanted = list(shapes_for(counts, *linear_shape))
         found = [tuple(tensor.shape) for tensor in self.tensors[path]]
-        if len(counts) != len(asked) or wanted != found:
+        if len(counts) != len(components) or wanted != found:
             raise ResiDualError(
                 f"the basis of the adapter '{self.name}' is of another layer than {path}: tensors "
-                f"of shapes {wanted} for {len(asked)} heads were wanted, got {found} for "
+                f"of shapes {wanted} for {len(components)} heads were wanted, got {found} for "
                 f"{len(counts)}."
             )
         check_tensors(
@@ -55,9 +55,9 @@ class SavedBasis:
         directions, input_mean, eigenvalues, total = self.tensors[path]
         rows = []
         every = torch.arange(len(directions)).split(list(counts))
-        for own, variance, components in zip(every, total, asked, strict=True):
+        for own, variance, count in zip(every, total, components, strict=True):
             head = UnitBasis(torch.zeros(0), own.unsqueeze(1), eigenvalues[own], variance)
-            rows.append(cut(head, components).components.flatten())
+            rows.append(cut(head, count).components.flatten())
         chosen = torch.cat(rows)
         return (
             [directions[chosen], input_mean, eigenvalues[chosen], total],
