@@ -136,16 +136,16 @@ class FilePredictor:
         done |= _unread(batches.skipped[missed:])
         yield from (done[row] for row in sorted(done))
 
-    def _of(self, seen: ReadBatch, logits: Tensor, files: Sequence[str]) -> list[Answer]:
+    def _of(self, batch: ReadBatch, logits: Tensor, files: Sequence[str]) -> list[Answer]:
         classifier, sets = self.classifier, self.sets
         found = predictions_of(
             logits.cpu(),
             classifier.class_names,
             classifier.multi_label,
             files,
-            None if sets is None else classifier.plausible(sets, seen, logits),
+            None if sets is None else classifier.plausible(sets, batch, logits),
             plausible_by=None if sets is None else sets.by,
-            alike=classifier.alike(seen),
+            alike=classifier.alike(batch),
             none_of_these=self.none_of_these,
             thresholds=classifier.thresholds,
         )

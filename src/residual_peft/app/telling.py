@@ -180,9 +180,9 @@ def shown(item: ImageExplanation | HeadImageExplanation) -> list[Shown]:
     return found
 
 
-def _both_sides(found: list[Any]) -> list[Any]:
+def _both_sides(components: list[Any]) -> list[Any]:
     """Of components with their effect last, the strongest for, then those against."""
-    pro, con = ([one for one in found if sign * one[-1] > 0] for sign in (1, -1))
+    pro, con = ([one for one in components if sign * one[-1] > 0] for sign in (1, -1))
     return pro[:SIDE] + con[:SIDE]
 
 

@@ -97,7 +97,7 @@ def update_adapter(
     check_same(classifier.labelling, images.labelling, "bring labels like those of its fit")
     _check_names(classifier, images, forget)
     rows, digests = images.whole()
-    kept, known = _wanted(classifier, digests, forget)
+    kept, known = _rows_to_change(classifier, digests, forget)
     if not kept:
         what = "the adapter was fitted on none" if forget else "the adapter was fitted on all"
         raise ResiDualError(
@@ -116,7 +116,7 @@ def update_adapter(
     return UpdateReport(changed, new, known, skipped, forget)
 
 
-def _wanted(
+def _rows_to_change(
     classifier: ZeroShotClassifier, digests: Iterable[str], forget: bool
 ) -> tuple[list[int], int]:
     """Rows to add or to take out, and how many others there are.

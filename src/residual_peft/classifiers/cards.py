@@ -124,13 +124,13 @@ def _described(model: nn.Module, name: str, config: ResiDualConfig) -> dict[str,
 def _kept(config: ResiDualConfig) -> str:
     """Which components there are a gain for, in words."""
 
-    def said(kept: float | None) -> str:
+    def in_words(kept: float | None) -> str:
         if isinstance(kept, float):
             return f"the fewest with {100 * kept:.6g}% of the variance"
         return "all" if kept is None else f"the first {kept}"
 
-    own = [f"{said(kept)} of {unit}" for unit, kept in (config.component_pattern or {}).items()]
-    return "; ".join([*own, said(config.components) + (" of the others" if own else "")])
+    own = [f"{in_words(kept)} of {unit}" for unit, kept in (config.component_pattern or {}).items()]
+    return "; ".join([*own, in_words(config.components) + (" of the others" if own else "")])
 
 
 def _effect_of(config: ResiDualConfig, granularity: str | None = None) -> str:

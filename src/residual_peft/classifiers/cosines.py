@@ -184,16 +184,16 @@ class CosineClassifier:
 
 def logit_bias_of(*models: nn.Module) -> float:
     """That of the first dual encoder among models that has one, else 0."""
-    bias = _own("logit_bias", models)
+    bias = _first_tensor("logit_bias", models)
     return 0.0 if bias is None else float(bias)
 
 
 def logit_scale_of(*models: nn.Module) -> float:
     """That of the first dual encoder among models, else the usual one."""
-    scale = _own("logit_scale", models)
+    scale = _first_tensor("logit_scale", models)
     return USUAL_LOGIT_SCALE if scale is None else float(scale.double().exp())
 
 
-def _own(name: str, models: Sequence[nn.Module]) -> Tensor | None:
+def _first_tensor(name: str, models: Sequence[nn.Module]) -> Tensor | None:
     found = (getattr(base_model(model), name, None) for model in models)
     return next((value.detach() for value in found if isinstance(value, Tensor)), None)

@@ -53,7 +53,7 @@ def made(head: str | None = None, several: bool = False, **config: object) -> Ze
     return classifier
 
 
-def close(said: looking.Said, wanted: torch.Tensor) -> None:
+def close(said: looking.Scores, wanted: torch.Tensor) -> None:
     np.testing.assert_allclose(list(said.logits.values()), wanted.detach(), atol=2e-5, rtol=1e-5)
     np.testing.assert_allclose(
         list(said.probabilities.values()), wanted.detach().double().softmax(0), atol=1e-5

@@ -12,7 +12,7 @@ from peft import get_peft_model
 
 from residual_peft import ResiDualConfig, ZeroShotClassifier, fit_bases, gains_of
 from residual_peft.app.explorer import appearance, explorer, html, page
-from residual_peft.app.explorer.looking import Knob, Look, Looking, Said
+from residual_peft.app.explorer.looking import Knob, Look, Looking, Scores
 from residual_peft.app.prediction import Answer
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.predictions import Prediction
@@ -45,9 +45,9 @@ def test_names_stay_text(monkeypatch) -> None:
     monkeypatch.setattr(Looking, "__init__", lambda self, given: setattr(self, "silence", NASTY))
     said = [page._about(SimpleNamespace(class_names=(NASTY, *NAMES), head=None))]
     said.append(html.invitation(Looking(None)))
-    say = Said({NASTY: 0.9, "b": 0.1}, {NASTY: 1.0, "b": -1.0})
+    say = Scores({NASTY: 0.9, "b": 0.1}, {NASTY: 1.0, "b": -1.0})
     monkeypatch.setattr(Look, "classes", property(lambda _: (NASTY, "b")))
-    said.append(html.margin(Look(say, say), Said({}, {NASTY: 2.0, "b": 0.0})))
+    said.append(html.margin(Look(say, say), Scores({}, {NASTY: 2.0, "b": 0.0})))
     said.append(html.bars("unit", [("layer0.head1 3", -0.5, f"+ {NASTY}")]))
     for text in said:
         assert "onerror" in text
@@ -66,7 +66,7 @@ def test_names_stay_text(monkeypatch) -> None:
 
 def test_sliders_are_as_many_as_there_are_knobs() -> None:
     knob = Knob(Unit("head", 1, 2), 3, 5.0, -0.25, "+ a curve")
-    first, *others = page._knobs(Look(Said({}, {}), Said({}, {}), knobs=(knob,)))
+    first, *others = page._knobs(Look(Scores({}, {}), Scores({}, {}), knobs=(knob,)))
     assert (first["label"], first["info"]) == ("layer1.head2 3  (effect -0.25)", "+ a curve")
     assert (first["minimum"], first["value"], first["maximum"]) == (-2.0, 5.0, 10.0)
     assert [other["visible"] for other in others] == [False] * (page.KNOBS - 1)
@@ -128,7 +128,7 @@ def test_from_a_dropped_image_to_a_table(browser, address, classifier, shapes, t
             assert name in text
             assert f"{100 * probability:.0f}%" in text
     rows = view.locator("#why tr").all_inner_texts()
-    for name, effect, words in looking.told(found.why):
+    for name, effect, words in looking.effects(found.why):
         assert any(
             name in row and say(effect) in row and words.split(",")[0] in row for row in rows
         )

@@ -101,7 +101,7 @@ def test_the_same_images_under_other_names_are_the_data_of_the_fit(
         for index, path in enumerate(sorted((root / "photos" / name).iterdir(), reverse=True)):
             shutil.copy(path, tmp_path / "moved" / name / f"picture-{index}.png")
     chosen = choose_images(classifier, str(tmp_path / "moved"))
-    assert chosen.own
+    assert chosen.data_of_fit
     assert sorted(digests(chosen.images)) == sorted(
         digests(choose_images(classifier, str(root / "photos")).images)
     )
@@ -111,7 +111,7 @@ def test_the_same_images_under_other_names_are_the_data_of_the_fit(
 
 def test_other_data_are_used_whole(root, classifier, caplog) -> None:
     chosen = choose_images(classifier, str(root / "new"))
-    assert (len(chosen), chosen.split, chosen.own, chosen.left_out) == (30, "all", False, 0)
+    assert (len(chosen), chosen.split, chosen.data_of_fit, chosen.left_out) == (30, "all", False, 0)
     assert len(set(digests(chosen.images))) == 30
     assert not caplog.messages
     assert evaluate_adapter(root / "a", str(root / "new"))["images"] == 30
@@ -124,7 +124,7 @@ def test_images_that_were_trained_on_are_left_out_of_other_data(
     for number, path in enumerate(sorted((root / "photos").rglob("*.png"))):
         shutil.copy(path, tmp_path / "mixed" / path.parent.name / f"old-{number}.png")
     chosen = choose_images(classifier, str(tmp_path / "mixed"))
-    assert (len(chosen), chosen.left_out, chosen.own) == (36, 54, False)
+    assert (len(chosen), chosen.left_out, chosen.data_of_fit) == (36, 54, False)
     assert not set(digests(chosen.images)) & set(classifier.fitted_on)
     assert "54 images of 90 left out: the adapter was trained or chosen on them." in caplog.messages
     found = evaluate_adapter(root / "a", str(tmp_path / "mixed"), split="test")
@@ -167,7 +167,7 @@ def test_an_adapter_that_does_not_say_is_measured_as_all_doors_would(
 ) -> None:
     chosen = choose_images(without_record(root, tmp_path), str(root / "photos"))
     assert "does not say how the images of its fit were shared out" in caplog.messages[-1]
-    assert (chosen.own, chosen.split, chosen.left_out) == (None, "test", 0)
+    assert (chosen.data_of_fit, chosen.split, chosen.left_out) == (None, "test", 0)
     assert digests(chosen.images) == list(load_data(str(root / "photos")).digests["test"])
 
 
@@ -333,7 +333,7 @@ def test_the_own_data_without_their_groups_are_refused(root, tmp_path) -> None:
     with pytest.raises(ResiDualError, match=r"by the groups in 'patient', and .* with that column"):
         choose_images(loaded, str(root / "photos"))
     chosen = choose_images(loaded, str(root / "grouped.csv"))
-    assert chosen.own is True
+    assert chosen.data_of_fit is True
     assert loaded.split.tested != ""
     loaded.split = replace(loaded.split, tested="0" * 32)
     with pytest.raises(ResiDualError, match="some that it was trained on"):
@@ -352,5 +352,5 @@ def test_test_images_that_an_update_may_have_added_are_said(root, tmp_path, capl
     shutil.rmtree(tmp_path / "a" / "run")
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     caplog.clear()
-    assert choose_images(loaded, str(root / "photos")).own is True
+    assert choose_images(loaded, str(root / "photos")).data_of_fit is True
     assert "learned from more images after its fit" in caplog.text

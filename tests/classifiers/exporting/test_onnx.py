@@ -163,7 +163,7 @@ def test_what_answers_otherwise_is_refused_and_not_written(off, tmp_path, monkey
     classifier.held_out = torch.linspace(0.1, 2, 40)
     wanted = {str(c): math.exp(-classifier.sets(c, "held-out").threshold) for c in (0.8, 0.9, 0.95)}
     monkeypatch.setattr(exporting, "_traced", lambda graph, _: graphs.append(graph) or Program())
-    monkeypatch.setattr(exporting, "_told", lambda _, facts: told.append(facts))
+    monkeypatch.setattr(exporting, "_with_metadata", lambda _, facts: told.append(facts))
     monkeypatch.setattr(exporting, "running", lambda _: Off(graphs[-1], *off))
     with pytest.raises(ResiDualError, match=r"wanted a graph that answers as torch.*differ by"):
         export_onnx(classifier, path)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 
 from ...errors import printable
-from .looking import Look, Looking, Said
+from .looking import Look, Looking, Scores
 
 UNITS = 8  # heads and MLPs of an image
 CSS = """
@@ -35,30 +35,30 @@ def invitation(looking: Looking) -> str:
     return f'<p class="quiet">{escape(printable(said))}</p>'
 
 
-def why(looking: Looking, found: Look) -> str:
+def why(looking: Looking, look: Look) -> str:
     """What moved the image, in HTML: the margin, components with words, heads and MLPs."""
-    if found.why is None or found.classes is None:
+    if look.why is None or look.classes is None:
         return invitation(looking)
-    this, other = (f"<b>{escape(printable(name))}</b>" for name in found.classes)
-    units = [(str(unit), effect, "") for unit, effect in found.by_unit()[:UNITS]]
+    this, other = (f"<b>{escape(printable(name))}</b>" for name in look.classes)
+    units = [(str(unit), effect, "") for unit, effect in look.by_unit()[:UNITS]]
     asked = f"Why {this} rather than {other}"
     if looking.classifier.head is None:
         asked = f"What moved it toward {this}, away from {other}"
     return (
         f"<p>{asked}: effects on the difference of their logits.</p>"
-        + bars("component, and in words what the image has of it", looking.told(found.why))
+        + bars("component, and in words what the image has of it", looking.effects(look.why))
         + "<br>"
         + bars("head or MLP, all its components", units)
     )
 
 
-def margin(found: Look, now: Said) -> str:
+def margin(look: Look, now: Scores) -> str:
     """By how much the one class is above the other: before, as fitted, and as the sliders are."""
-    if found.classes is None:
+    if look.classes is None:
         return ""
-    this, other = (f"<b>{escape(printable(name))}</b>" for name in found.classes)
-    before, fitted, turned = (s.margin(*found.classes) for s in (found.before, found.after, now))
-    said = "" if now is found.after else f", with the sliders <b>{turned:+.2f}</b>"
+    this, other = (f"<b>{escape(printable(name))}</b>" for name in look.classes)
+    before, fitted, turned = (s.margin(*look.classes) for s in (look.before, look.after, now))
+    said = "" if now is look.after else f", with the sliders <b>{turned:+.2f}</b>"
     return (
         f"<p>Logit of {this} less that of {other}: before {before:+.2f}, as fitted "
         f"<b>{fitted:+.2f}</b>{said}</p>"

@@ -35,7 +35,7 @@ WORDS = 3  # texts per component
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class Scores:
     """What is said of an image, by class."""
 
     probabilities: dict[str, float]
@@ -71,8 +71,8 @@ class Knob:
 class Look:
     """What there is to say of one image."""
 
-    before: Said  # by the backbone without the adapter
-    after: Said  # by the classifier
+    before: Scores  # by the backbone without the adapter
+    after: Scores  # by the classifier
     # what moved it, or made the class head say what it says; None where `silence` says why
     why: ImageExplanation | HeadImageExplanation | None = None
     rows: Coordinates | None = None  # the image's coordinates, likewise
@@ -120,10 +120,10 @@ class Looking:
             batch = next(pixel_batches([image], self.classifier.image_processor, 1))
             ((_, logits),) = self.classifier.classified([batch])
             (seen,) = reading(self.classifier.model, None, [batch])
-            plain = self._said(self.classifier.logits(seen.readout))
-            return Look(plain, self._said(logits), silence=self.silence)
+            plain = self._scores(self.classifier.logits(seen.readout))
+            return Look(plain, self._scores(logits), silence=self.silence)
         rows = coordinates_of_image(self.classifier, image).to("cpu")
-        before, after = self._said(self.classifier.logits(rows.readout)), self.turned(rows, ())
+        before, after = self._scores(self.classifier.logits(rows.readout)), self.turned(rows, ())
         why: ImageExplanation | HeadImageExplanation
         if self.classifier.head is not None:
             why = explain_head_row(self.classifier, rows, 0)
@@ -135,7 +135,7 @@ class Looking:
         knobs = sorted(self._shown(why), key=lambda knob: -abs(knob.effect))
         return Look(before, after, why, rows, tuple(knobs[:KNOBS]))
 
-    def turned(self, rows: Coordinates, values: Sequence[tuple[Knob, float]]) -> Said:
+    def turned(self, rows: Coordinates, values: Sequence[tuple[Knob, float]]) -> Scores:
         """What is said with some knobs at other values; others stand as fitted.
 
         A gain scales what its component writes to the embedding. Where a class head reads the
@@ -153,7 +153,7 @@ class Looking:
             else:
                 mean = head.head.mean.to(features)[where]
                 features[:, where] = mean + value * (features[:, where] - mean)
-        return self._said(self.classifier.answer(rows.adapted(gains), rows.readout, features))
+        return self._scores(self.classifier.answer(rows.adapted(gains), rows.readout, features))
 
     def words(self, unit: Unit, component: int | None) -> tuple[tuple[str, float], ...]:
         """The texts of a component with their coefficients; none without a dictionary."""
@@ -166,7 +166,7 @@ class Looking:
             self._words[key] = found[0].texts if found else ()
         return self._words[key]
 
-    def told(self, why: ImageExplanation | HeadImageExplanation) -> list[tuple[str, float, str]]:
+    def effects(self, why: ImageExplanation | HeadImageExplanation) -> list[tuple[str, float, str]]:
         """Component, effect on the margin and words: the strongest for it, then those against."""
         return [(k.name, k.effect, k.words) for k in self._shown(why)]
 
@@ -191,9 +191,9 @@ class Looking:
             return slice(start, start + count)
         return slice(start + knob.component, start + knob.component + 1)
 
-    def _said(self, logits: Tensor) -> Said:
+    def _scores(self, logits: Tensor) -> Scores:
         names, found = self.classifier.class_names, self.classifier.labelling.probabilities(logits)
-        return Said(
+        return Scores(
             dict(zip(names, found[0].tolist(), strict=True)),
             dict(zip(names, logits[0].tolist(), strict=True)),
         )

@@ -137,7 +137,7 @@ def _one_image(looking: Looking) -> None:
             again = gr.Button("As fitted", size="sm", elem_id="again")
 
     def look(file: str | None) -> list[Any]:
-        found = None if file is None else _said(lambda: looking.look(file))
+        found = None if file is None else _result_or_error(lambda: looking.look(file))
         if found is None:
             nothing = [None, {}, {}, "", html.invitation(looking), gr.update(visible=False)]
             return [*nothing, *_knobs(None)]
@@ -151,16 +151,16 @@ def _one_image(looking: Looking) -> None:
             *_knobs(found),
         ]
 
-    def turn(found: Look | None, *values: float) -> list[Any]:
-        if found is None or found.rows is None:
+    def turn(shown: Look | None, *values: float) -> list[Any]:
+        if shown is None or shown.rows is None:
             return [{}, ""]
-        turned = zip(found.knobs, values, strict=False)
+        turned = zip(shown.knobs, values, strict=False)
         moved = [(knob, value) for knob, value in turned if value != round(knob.fitted, 3)]
-        now = looking.turned(found.rows, moved) if moved else found.after
-        return [now.probabilities, html.margin(found, now)]
+        now = looking.turned(shown.rows, moved) if moved else shown.after
+        return [now.probabilities, html.margin(shown, now)]
 
-    def as_fitted(found: Look | None) -> list[Any]:
-        return [*turn(found), *_knobs(found)]
+    def as_fitted(shown: Look | None) -> list[Any]:
+        return [*turn(shown), *_knobs(shown)]
 
     everything = [state, before, after, margin, why, turning, *sliders]
     image.change(look, image, everything, **_ONE_AT_A_TIME)
@@ -204,13 +204,13 @@ def _folder(classifier: ZeroShotClassifier) -> None:
                 f"{len(paths):,} images are more than the {MOST_FILES} that are classified here "
                 "at once; residual-peft predict takes any number."
             )
-        rows = _said(lambda: [_row(answer) for answer in predictor.answers(paths)])
+        rows = _result_or_error(lambda: [_row(answer) for answer in predictor.answers(paths)])
         return gr.update(value=[row + [""] * (width - len(row)) for row in rows], visible=True)
 
     files.change(classify, files, table, **_ONE_AT_A_TIME)
 
 
-def _said(function: Callable[[], Any]) -> Any:
+def _result_or_error(function: Callable[[], Any]) -> Any:
     """What a function says, or its error as one line on the page."""
     try:
         return function()
@@ -229,9 +229,9 @@ def _row(answer: Answer) -> list[str]:
     return [name, names[0], likely[0], names[1], likely[1], *labels]
 
 
-def _knobs(found: Look | None) -> list[Any]:
+def _knobs(look: Look | None) -> list[Any]:
     """Updates of all sliders for an image."""
-    knobs: Sequence[Knob] = () if found is None else found.knobs
+    knobs: Sequence[Knob] = () if look is None else look.knobs
     updates = [
         gr.update(
             visible=True,

@@ -122,7 +122,7 @@ def calibrated(
     classifier: ZeroShotClassifier,
     chosen: Outcome,
     store: CoordinateStore,
-    seen: Stores,
+    fitted_on: Stores,
     images: ImageData,
 ) -> tuple[str, ...]:
     """Calibrate by the store of the validation images; what to say of it.
@@ -133,8 +133,8 @@ def calibrated(
     known = set(images.digests.get("train", ()))
     digests = images.digests.get("validation", (None,) * len(store.labels))
     new = torch.tensor([digest not in known for digest in digests])
-    copies = duplicate_groups(torch.cat([seen.readout, store.readout]))
-    new &= ~torch.isin(copies[len(seen) :], copies[: len(seen)])
+    copies = duplicate_groups(torch.cat([fitted_on.readout, store.readout]))
+    new &= ~torch.isin(copies[len(fitted_on) :], copies[: len(fitted_on)])
     if not new.any():
         return ("all validation images are training images, too: none of them is held out.",)
     scored = scored_by(chosen, classifier, store)

@@ -52,7 +52,7 @@ class Chosen:
     images: ProcessedImages  # as its model takes them, labels numbered as its classes
     split: str  # "train", "validation", "test" or "all"
     # whether they are of the data that the adapter was fitted on; None where that is not known
-    own: bool | None
+    data_of_fit: bool | None
     left_out: int  # images that it was trained or chosen on, and are not among these
     trained_on: int  # those that are, because they were asked for by name
     skipped: tuple[SkippedImage, ...]  # images that could not be read
@@ -82,7 +82,7 @@ class Chosen:
         found: dict[str, Any] = {
             "images": len(self),
             "split": self.split,
-            "data": data[self.own],
+            "data": data[self.data_of_fit],
             "left_out_as_trained_on": self.left_out,
             "skipped_as_unreadable": len(self.skipped),
         }
@@ -143,7 +143,7 @@ def choose_images(classifier: ZeroShotClassifier, data: Any, **options: Any) -> 
     return Chosen(
         images=Renumbered(rows, classifier, title, numbers),
         split=part,
-        own=own,
+        data_of_fit=own,
         left_out=0 if by_name else len(seen),
         trained_on=len(seen) if by_name else 0,
         skipped=images.skipped,
@@ -177,19 +177,19 @@ def _check_split(split: SplitRecord, record: SplitRecord, seed: int | None) -> N
 
 
 def _say_what_is_unknown(
-    classifier: ZeroShotClassifier, own: bool | None, record: SplitRecord
+    classifier: ZeroShotClassifier, data_of_fit: bool | None, record: SplitRecord
 ) -> None:
-    if own is None:
+    if data_of_fit is None:
         logger.warning(
             "the adapter does not say how the images of its fit were shared out: the split is cut "
             "with the usual seed and shares, and may hold images that it was trained on."
         )
-    elif own and record.updated and not classifier.fitted_on:
+    elif data_of_fit and record.updated and not classifier.fitted_on:
         logger.warning(
             "the adapter learned from more images after its fit, and which is not known here "
             "(run/fitted_on.txt is never pushed): some of these test images may be among them."
         )
-    elif not own and not classifier.fitted_on:
+    elif not data_of_fit and not classifier.fitted_on:
         logger.warning(
             "these are not the data of the adapter's fit, and which images it was fitted on is not "
             "known here (run/fitted_on.txt is never pushed): some of these may be among them."

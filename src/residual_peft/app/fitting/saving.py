@@ -137,10 +137,10 @@ def record_of(
     trust: TrustRecord | None = None
     suspicious: Sequence[Noted] = ()
     mistakes = mistakes_of(done.after, images.test)
-    if done.seen is not None:
+    if done.rows_and_outcome is not None:
         means = summary.start != "zero-shot"
         sets = sets_of(done.classifier, done.after, done.rows)
-        trust, suspicious = trust_of(*done.seen, images, sets, means=means)
+        trust, suspicious = trust_of(*done.rows_and_outcome, images, sets, means=means)
     run = record_run(
         done.classifier,
         images.test,

@@ -86,4 +86,4 @@ class Done:
     notes: tuple[str, ...] = ()  # what the user should know of the images
     # the images of the fit as methods take them, and the outcome that was chosen; None for the
     # Trainer's way, and where coordinates are larger than memory
-    seen: tuple[Rows, Outcome] | None = None
+    rows_and_outcome: tuple[Rows, Outcome] | None = None

@@ -81,7 +81,7 @@ def from_coordinates(read: Pass) -> Done:
             for own, one in outcomes.items()
         ),
         notes=notes,
-        seen=None if rows is None else (rows, chosen),
+        rows_and_outcome=None if rows is None else (rows, chosen),
     )
 
 

@@ -133,7 +133,7 @@ def export_onnx(
     facts = _metadata_of(classifier, preparation, (height, width))
     with atomic_file(path) as temporary, graph.ready():
         program = _traced(graph, pixels[:1].repeat(2, 1, 1, 1))  # one would be a constant
-        model = _told(program, facts)
+        model = _with_metadata(program, facts)
         program.save(str(temporary), external_data=False)
         del program, model
         found = _compared(graph, running(temporary), pixels, tolerance)
@@ -233,7 +233,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _told(program: Any, facts: Mapping[str, Any]) -> Any:
+def _with_metadata(program: Any, facts: Mapping[str, Any]) -> Any:
     """The program's model with our metadata in place of the exporter's.
 
     That names for each node the files of this machine that it comes from.
@@ -286,5 +286,5 @@ def _compared(
     return float(worst[0]), float(worst[1])
 
 
-def _apart(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    return float(np.abs(got.astype(float) - wanted.astype(float)).max())
+def _apart(got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    return float(np.abs(got.astype(float) - expected.astype(float)).max())

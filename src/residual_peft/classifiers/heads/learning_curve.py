@@ -22,7 +22,7 @@ class LearningCurve:
 
     images: Tensor  # how many each point was fitted on (S,); the last is all N
     accuracy: Tensor  # of images that were not fitted on (S,)
-    told: Tensor  # how many of them (S,), over all draws
+    scored: Tensor  # how many of them (S,), over all draws
     floor: float  # the error that no number of images takes away
     height: float  # the error at N above it
     exponent: float  # how fast it falls
@@ -95,15 +95,15 @@ def _some(labels: Tensor, class_count: int, fraction: float, draw: int) -> Tenso
     return torch.cat(rows)
 
 
-def _law(images: Tensor, right: Tensor, told: Tensor) -> tuple[float, float, float]:
+def _law(images: Tensor, right: Tensor, scored: Tensor) -> tuple[float, float, float]:
     """Floor, height and exponent of the greatest posterior."""
     import numpy as np
     from scipy.optimize import minimize
 
     share = (images / images[-1]).numpy()
     # draws of one data set overlap: what they tell is worth no more than the images there are
-    worth = torch.minimum(told, images[-1]).numpy()
-    wrong = (1 - right / told).numpy()
+    worth = torch.minimum(scored, images[-1]).numpy()
+    wrong = (1 - right / scored).numpy()
 
     def negative(theta: "np.ndarray") -> float:
         floor, height, exponent = np.exp(theta)

@@ -36,19 +36,19 @@ NameOrPath = str | os.PathLike[str]
 
 
 def by_name(
-    given: Iterable[NameOrPath] | Mapping[str, NameOrPath],
+    paths: Iterable[NameOrPath] | Mapping[str, NameOrPath],
 ) -> list[tuple[str, NameOrPath]]:
     """Tasks' names and where each lies; what has no name is called after the end of its path.
 
     Raises:
         ResiDualError: none given, or names that occur twice.
     """
-    if isinstance(given, str | os.PathLike):
-        given = [given]
-    if isinstance(given, Mapping):
-        wanted = list(given.items())
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    if isinstance(paths, Mapping):
+        wanted = list(paths.items())
     else:
-        wanted = [(Path(path).name, path) for path in given]
+        wanted = [(Path(path).name, path) for path in paths]
     if not wanted:
         raise ResiDualError("wanted at least one saved classifier, got none.")
     names = [name for name, _ in wanted]
