@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,6 @@ class Pass:
     task: Task  # what they are for, and how to read them
     kept: Keeping  # where it is kept
     total: int  # images there were, unreadable ones included
-    stores: dict[str, CoordinateStore] = field(default_factory=dict)  # split -> its coordinates
     device: torch.device | str = "cpu"  # where the model reads
 
     def begin(self, model: PeftModel) -> None:
@@ -210,7 +209,6 @@ class Pass:
         )
         model.to("cpu")  # where all is fitted
         self.drop(split, store.skipped)
-        self.stores[split] = store
         return store
 
     def groups(self, splits: Iterable[str]) -> Tensor | None:

@@ -1,7 +1,6 @@
 """Scores of an adapter on disk, with tables of what is taken for what; of a fit by its stores."""
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -87,20 +86,14 @@ def scored_by(
     )
 
 
+@torch.no_grad()
 def scored(
     classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor | None
 ) -> Evaluation:
     """What a classifier without a head says of a store; gains are None without the adapter."""
     classifier.check_labels(store.labels)
-    logits = torch.cat([part for part, _ in in_parts(classifier, store, gains)])
-    return Evaluation(classifier.class_names, logits, store.labels)
-
-
-@torch.no_grad()
-def in_parts(
-    classifier: ZeroShotClassifier, store: CoordinateStore, gains: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Its logits (n, C) and labels on the CPU, some images at a time."""
-    for some in in_chunks(store.parts, CHUNK):
-        readout = some.readout if gains is None else some.adapted(gains)
-        yield classifier.logits(readout).cpu(), some.labels
+    logits = [
+        classifier.logits(some.readout if gains is None else some.adapted(gains)).cpu()
+        for some in in_chunks(store.parts, CHUNK)
+    ]
+    return Evaluation(classifier.class_names, torch.cat(logits), store.labels)

@@ -27,7 +27,7 @@ from ...tuner import fit_bases, gains_of
 from ..trusting import contradicting
 from .beside import calibrated, left_beside
 from .reading import TITLES, Pass
-from .scores import in_parts, scored, scored_by
+from .scores import scored, scored_by
 from .task import Done, Task, clock
 
 SIZING = 4000  # images that a low rank is fitted to
@@ -198,7 +198,7 @@ def by_trainer(read: Pass) -> Done:
     seconds = _train(read, classifier)
     gains = gains_of(model).detach().cpu()
     after = scored(classifier, test, gains)
-    inside = classifier.labelling.metrics_in_parts(in_parts(classifier, train, gains))
+    inside = scored(classifier, train, gains).metrics
     times = (encoded - started, seconds)
     return Done(classifier, before, after, inside, train.labels, test, *times, METHOD, len(train))
 

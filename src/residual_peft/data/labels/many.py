@@ -139,11 +139,6 @@ class ManyLabels(HeadsOfManyLabels):
     score = staticmethod(mean_average_precision)
     metrics = staticmethod(multi_label_metrics)
 
-    def metrics_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """All of them: N C numbers are held."""
-        logits, labels = zip(*parts, strict=True)
-        return self.metrics(torch.cat(logits), torch.cat(labels))
-
     def interval(self, logits: Tensor, labels: Tensor) -> tuple[float, float] | None:
         """None is known."""
         return None

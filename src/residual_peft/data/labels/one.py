@@ -140,11 +140,6 @@ class OneLabel(HeadsOfOneLabel):
     score = staticmethod(accuracy)  # the first of the metrics
     metrics = staticmethod(classification_metrics)  # all of them, by name
 
-    def metrics_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """At least the first of logits and labels that come in parts, which are held if need be."""
-        right = [self.predicted(logits) == labels for logits, labels in parts]
-        return {"accuracy": float(torch.cat(right).double().mean())}
-
     def interval(self, logits: Tensor, labels: Tensor) -> tuple[float, float] | None:
         """The first metric's 95 % interval; None where none is known."""
         return accuracy_interval(int((self.predicted(logits) == labels).sum()), len(labels))
