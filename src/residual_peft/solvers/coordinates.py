@@ -100,8 +100,8 @@ class Coordinates(Readouts):
 def in_chunks(parts: Iterable[Coordinates], size: int) -> Iterator[Coordinates]:
     """Some images at a time of coordinates in parts, in memory."""
     for part in parts:
-        for rows in torch.arange(len(part)).split(size):
-            yield part.rows(rows)
+        for start in range(0, len(part), size):
+            yield part.rows(slice(start, start + size))
 
 
 @torch.inference_mode(False)

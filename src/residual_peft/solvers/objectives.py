@@ -23,7 +23,7 @@ from torch.nn import functional
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.labels import Labelling, labelling_of_loss
 from ..errors import ResiDualError
-from .coordinates import Coordinates
+from .coordinates import Coordinates, in_chunks
 from .store import CoordinateStore, Stores
 
 KEPT = 2**26  # numbers: 256 MB in float32
@@ -114,9 +114,8 @@ class Objective:
     ) -> Tensor:
         """The loss of some images, summed; `Labelling.normalizer` is what to divide it by."""
         weights = None if weights is None else weights.to(logits)
-        smoothing = self.label_smoothing
         return self.labelling.loss(
-            logits, labels, weights, bias, smoothing=smoothing, reduction="sum"
+            logits, labels, weights, bias, smoothing=self.label_smoothing, reduction="sum"
         )
 
     def ridge_weights(self, scales: Tensor) -> Tensor:
@@ -206,9 +205,7 @@ class GainProblem:
         v_k s² Var_c(φ_k · w_c) per component, plus the ridge's. Only a scale for the solver.
         """
         along = self.directions if self.in_classes else self.directions @ self.embeddings.T
-        length = 1.0
-        if self.objective.normalized:
-            length = self.rows.mean_length
+        length = self.rows.mean_length if self.objective.normalized else 1.0
         spread = along.double().var(1, correction=0) * (self.scale / length) ** 2
         data = self.kind.gather(spread * self.component_scales)
         data = data + self.objective.strength * self.ridge_weights
@@ -231,14 +228,9 @@ class GainProblem:
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """What gains multiply, the part that none changes, and labels of some images at a time."""
-        for number, some in enumerate(self._some()):
+        for number, some in enumerate(in_chunks(self.rows.parts, CHUNK)):
             factors = self.kind.factors(some.coordinates.to(self.dtype))
             yield factors, self._base(number, some), some.labels
-
-    def _some(self) -> Iterator[Coordinates]:
-        for rows in self.rows.parts:
-            for start in range(0, len(rows), CHUNK):
-                yield rows.rows(slice(start, start + CHUNK))
 
     def _base(self, number: int, rows: Coordinates) -> Tensor:
         """The part of a chunk's outputs that no gain changes; kept where that is little."""
@@ -253,8 +245,8 @@ class GainProblem:
 
     def _scales(self) -> Tensor:
         """The mean square of what multiplies each component's gain, (K,), float64."""
-        total = torch.zeros(len(self.directions), dtype=torch.float64)
-        total = total.to(self.directions.device)
-        for some in self._some():
+        device = self.directions.device
+        total = torch.zeros(len(self.directions), dtype=torch.float64, device=device)
+        for some in in_chunks(self.rows.parts, CHUNK):
             total += self.kind.factors(some.coordinates.double()).square().sum(0)
         return total / len(self.rows)

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from ..bases.blas import one_thread_in_scipy
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..errors import ResiDualError
-from ..tuner import gains_of
 from .common import Fit, bias_for, set_labels, target_and_start
 from .coordinates import Coordinates
 from .objectives import GainProblem, Objective
@@ -58,9 +57,8 @@ def solve_gains(
     """
     if objective is None:
         objective = Objective(normalized=False, loss=classifier.labelling.loss_name, strength=1e-3)
-    target = gains_of(classifier.model, adapter_name)
-    start = torch.full_like(target, train.state.gains.start) if start is None else start
-    target, start = target_and_start(classifier, (train, validation), start, adapter_name)
+    target, own = target_and_start(classifier, (train, validation), start, adapter_name)
+    start = torch.full_like(own, train.state.gains.start) if start is None else own
     if not tolerance > 0 or max_iterations < 1:
         raise ResiDualError(
             f"wanted a tolerance above 0 and max_iterations of 1 or more, got {tolerance} and "
@@ -117,8 +115,7 @@ def lbfgs(
         norm = float(np.sqrt(own @ own + slope**2))  # a softmax has a slope of 0
         last.update(loss=value, gradient_norm=norm)
         norms[theta.tobytes()] = (value, norm)
-        scaled = own / root
-        return value, np.append(scaled, [slope] * biases)
+        return value, np.append(own / root, [slope] * biases)
 
     norms: dict[bytes, tuple[float, float]] = {}
     theta = start.detach().double().cpu().numpy() * root

@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.labels import ONE_LABEL
 from ..errors import ResiDualError
-from ..tuner import gains_of
 from .common import bias_for, target_and_start
 from .coordinates import Coordinates
 from .objectives import GainProblem, Objective
@@ -98,8 +97,8 @@ def strength_path(
         objective = Objective(normalized=False, loss=classifier.labelling.loss_name)
     if not strengths:
         raise ResiDualError("wanted strengths of the ridge to try, got none.")
-    same = torch.full_like(gains_of(classifier.model, adapter_name), train.state.gains.start)
-    _, start = target_and_start(classifier, (train, validation), same, adapter_name)
+    _, own = target_and_start(classifier, (train, validation), None, adapter_name)
+    start = torch.full_like(own, train.state.gains.start)
     tried = tuple(sorted(strengths, reverse=True))
     pairs: list[tuple[Any, Any]] = (
         [(train, validation)] if validation is not None else _folds(train, objective, folds)

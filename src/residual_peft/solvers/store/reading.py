@@ -110,7 +110,6 @@ class CoordinateStore(InParts):
         return tuple(
             Coordinates(t["readout"], t["labels"], t["coordinates"], self.state)
             for t, _ in self._shards
-            if len(t["ids"])
         )
 
     @cached_property
@@ -122,11 +121,6 @@ class CoordinateStore(InParts):
             for path, (_, metadata) in zip(paths, self._shards, strict=True)
             for image in skipped_images(path, metadata)
         )
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """(N,), or with several labels per image zeros and ones (N, C)."""
-        return torch.cat([tensors["labels"] for tensors, _ in self._shards])
 
     @cached_property
     def ids(self) -> Tensor:

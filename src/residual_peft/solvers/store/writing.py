@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...bases.fingerprint import Fingerprint
 from ...bases.processes import Processes
 from ...data import ProcessedImages, SkippedImage
-from ...errors import ResiDualError
+from ...errors import ResiDualError, some
 from ...hub.files import path_of, write_json
 from ...tuner import active_adapter, readout_config, readout_state, restart_gains
 from .layout import (
@@ -113,19 +113,18 @@ def write_coordinates(
 def _tell_skipped(store: CoordinateStore, dataset: ProcessedImages) -> None:
     if not store.skipped:
         return
-    some = ", ".join(str(SkippedImage(*found)) for _, *found in store.skipped[:3])
-    some += ", ..." if len(store.skipped) > 3 else ""
+    files = some([SkippedImage(*found) for _, *found in store.skipped], 3)
     if not len(store):
         raise ResiDualError(
             f"wanted images, but none of the {len(dataset)} of {dataset.name} could be read: "
-            f"{some}."
+            f"{files}."
         )
     logger.warning(
         "skipped %d of the %d images of %s: %s",
         len(store.skipped),
         len(dataset),
         dataset.name,
-        some,
+        files,
     )
 
 
