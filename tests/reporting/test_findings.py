@@ -243,8 +243,8 @@ def test_each_label_is_told_as_the_slow_twin_has_it() -> None:
         before = average_precision(own, record.before[:, number].tolist())
         assert row.difference == pytest.approx(row.now - before)
         told = [has for has, value in zip(own, logits, strict=True) if value >= 0]
-        assert row.found == pytest.approx(sum(told) / sum(own))
-        assert row.right == pytest.approx(np.mean(told))
+        assert row.recall == pytest.approx(sum(told) / sum(own))
+        assert row.precision == pytest.approx(np.mean(told))
     assert found["now"] == pytest.approx(np.mean([row.now for row in found["labels"]]))
     assert found["without_labels"] == int((record.labels.sum(1) == 0).sum())
 

@@ -125,7 +125,7 @@ def layer_ablation(
     right = correct_with(pool, class_embeddings, kept, stand, block)
     sizes = (~kept).sum(1).tolist()
     whole = correct_whole(pool, class_embeddings, block)
-    return AblationCurve(ablation, kinds, cumulative, *_told(whole, right, names, sizes))
+    return AblationCurve(ablation, kinds, cumulative, *_summary(whole, right, names, sizes))
 
 
 @torch.no_grad()
@@ -155,10 +155,10 @@ def unit_ablation(
     kinds = tuple(dict.fromkeys(unit.kind for unit in pool.units))
     whole = correct_whole(pool, class_embeddings, block)
     names, sizes = list(map(str, pool.units)), [1] * len(pool.units)
-    return AblationCurve(ablation, kinds, False, *_told(whole, right, names, sizes))
+    return AblationCurve(ablation, kinds, False, *_summary(whole, right, names, sizes))
 
 
-def _told(
+def _summary(
     whole: Tensor, right: Tensor, names: list[str], sizes: list[int]
 ) -> tuple[int, float, tuple[AblationPoint, ...]]:
     """Who was right, with all (N,) and without each set (K, N) -> images, baseline and points."""

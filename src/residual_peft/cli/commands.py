@@ -63,17 +63,17 @@ def as_typed(message: str, options: Container[str]) -> str:
     "use --trainer, or load(dtype='float32')."
     """
 
-    def typed(found: re.Match[str]) -> str:
-        option = f"--{(found[1] or '').replace('_', '-')}"
+    def typed(match: re.Match[str]) -> str:
+        option = f"--{(match[1] or '').replace('_', '-')}"
         if option not in options:
-            return found[0]
-        value = found[2].strip("'")
+            return match[0]
+        value = match[2].strip("'")
         return option if value == "True" else f"{option} {value}"
 
     return _SETTING.sub(typed, message)
 
 
-def given(argument: Any, option: Any, what: str, how: str) -> Any:
+def argument_or_option(argument: Any, option: Any, what: str, how: str) -> Any:
     """What was named as an argument, or with the option of earlier versions.
 
     Raises:

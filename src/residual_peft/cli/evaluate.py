@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import begin, check_file, example, given
+from .commands import argument_or_option, begin, check_file, example
 from .options import MEASURING, Adapter, AdapterOption, Data, with_options
 
 
@@ -41,7 +41,7 @@ def evaluate(
     check_file(confusion)
     check_file(mistakes)
     how = "residual-peft eval ADAPTER --data DATA"
-    chosen = given(adapter, adapter_option, "an adapter", how)
+    chosen = argument_or_option(adapter, adapter_option, "an adapter", how)
     begin(f"Measuring {chosen} on {data}.")
     from ..app.fitting import evaluate_adapter
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import begin, check_file, example, given, print_table, tell
+from .commands import argument_or_option, begin, check_file, example, print_table, tell
 from .options import DATA_HELP, MEASURING, Adapter, AdapterOption, Words, with_options
 
 
@@ -39,7 +39,7 @@ def explain(
     """
     check_file(out)
     how = "residual-peft explain ADAPTER [IMAGES] [--data DATA]"
-    chosen = given(adapter, adapter_option, "an adapter", how)
+    chosen = argument_or_option(adapter, adapter_option, "an adapter", how)
     pictures = [*(images or []), *(image or [])]
     on = [*([] if data is None else [data]), *map(str, pictures[:3])]
     on += ["..."] if pictures[3:] else []

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import begin, check_file, example, given, tell
+from .commands import argument_or_option, begin, check_file, example, tell
 from .options import DATA_HELP, LOOKING, with_options
 
 
@@ -44,7 +44,7 @@ def look(
     options: dict[str, Any],
 ) -> None:
     """Say what data are like before anything is fitted: classes, sizes, bad files and copies."""
-    chosen = given(data, data_option, "data", "residual-peft look DATA")
+    chosen = argument_or_option(data, data_option, "data", "residual-peft look DATA")
     check_file(out)
     begin(f"Looking at {chosen}.")
     from ..app.looking import look as look_at

@@ -187,7 +187,7 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-def _options(ctx: typer.Context, found: dict[Any, Any], file: str) -> dict[str, Any]:
+def _options(ctx: typer.Context, settings: dict[Any, Any], file: str) -> dict[str, Any]:
     """The values by the names of the command's parameters."""
     known = {
         option.lstrip("-").replace("-", "_"): parameter
@@ -195,7 +195,7 @@ def _options(ctx: typer.Context, found: dict[Any, Any], file: str) -> dict[str, 
         for option in parameter.opts
         if parameter.name not in ("config", "help")
     }
-    named = {str(name).replace("-", "_"): value for name, value in found.items()}
+    named = {str(name).replace("-", "_"): value for name, value in settings.items()}
     check_names(named, known, f"an option that {file} may have")
     values: dict[str, Any] = {}
     for name, value in named.items():

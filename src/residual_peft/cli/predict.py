@@ -152,14 +152,14 @@ _CELLS: "dict[str, Callable[[Prediction], str]]" = {
 }
 
 
-def _as_table(top: int, several: bool, sets: bool, none: bool) -> "Callable[[Answer], None]":
+def _as_table(top: int, labels: bool, sets: bool, none: bool) -> "Callable[[Answer], None]":
     """Columns file, class and probability by rank, what else there is or was asked for, error.
 
     With several labels per image one of these: which of the classes it has, maybe none.
     """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     headers = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("label", "score")]
-    more = ["labels"] * several + ["plausible", "plausible_by"] * sets + ["none_of_these"] * none
+    more = ["labels"] * labels + ["plausible", "plausible_by"] * sets + ["none_of_these"] * none
     writer.writerow(["file", *headers, *more, "error"])
 
     def write(answer: "Answer") -> None:

@@ -44,8 +44,8 @@ for _command in _COMMANDS:
     app.command(_title, cls=_command.cls)(_command)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(f"residual-peft {version('residual-peft')}")

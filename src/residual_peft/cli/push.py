@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import printable
-from .commands import begin, example, given
+from .commands import argument_or_option, begin, example
 from .options import AdapterOption
 
 _HOW = "residual-peft push ADAPTER OWNER/NAME"
@@ -34,8 +34,8 @@ def push(
     ] = False,
 ) -> None:
     """Upload an adapter with its card to the Hub, in one commit; `hf auth login` comes first."""
-    directory = Path(given(adapter, adapter_option, "an adapter's directory", _HOW))
-    target = given(repo, repo_option, "the name of a repository", _HOW)
+    directory = Path(argument_or_option(adapter, adapter_option, "an adapter's directory", _HOW))
+    target = argument_or_option(repo, repo_option, "the name of a repository", _HOW)
     begin(f"Uploading {directory} to {target}.")
     from ..hub.directories import push_directory
     from ..tuner import check_directory

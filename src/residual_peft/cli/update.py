@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import begin, example, given, tell
+from .commands import argument_or_option, begin, example, tell
 from .options import READING, AdapterOption, Data, with_options
 
 _HOW = "residual-peft update ADAPTER --data FOLDER"
@@ -36,7 +36,7 @@ def update(
 
     Folders of new classes become new classes. Equal to a new fit of the head on all images.
     """
-    directory = given(adapter, adapter_option, "an adapter's directory", _HOW)
+    directory = argument_or_option(adapter, adapter_option, "an adapter's directory", _HOW)
     begin(f"Updating {directory} with {data}.")
     from ..app.updating import update_adapter
 

@@ -195,9 +195,9 @@ class LabelChange:
     # order of their scores
     was: float
     now: float  # the same with it
-    found: float  # the share of its images that are given the label
+    recall: float  # the share of its images that are given the label
     # the share of the images that are given the label which have it; NaN where none is
-    right: float
+    precision: float
 
     @property
     def difference(self) -> float:

@@ -142,7 +142,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    own = (percent, points, number, brief, score, signed, short, breakable, seconds)
+    own = (percent, points, number, brief, score, with_sign, short, breakable, seconds)
     pages.filters |= {each.__name__: each for each in own} | {
         "count": lambda value: f"{value:,}",
         "bytes": readable_bytes,
@@ -186,10 +186,10 @@ def number(value: float, digits: int = 2) -> str:
     return text.replace("-", _MINUS if float(text) else "")
 
 
-def signed(value: float, digits: int = 2) -> str:
+def with_sign(value: float, digits: int = 2) -> str:
     """A number with its sign, and none for nothing.
 
-    >>> signed(0.5), signed(-0.25, 1), signed(-0.001), signed(float("nan"))
+    >>> with_sign(0.5), with_sign(-0.25, 1), with_sign(-0.001), with_sign(float("nan"))
     ('+0.50', '−0.2', '0.00', '–')
     """
     if math.isnan(value):
@@ -204,7 +204,7 @@ def points(difference: float) -> str:
     >>> points(0.388), points(-0.01), points(0.0)
     ('+38.8', '−1.0', '0.0')
     """
-    return signed(100 * difference, 1)
+    return with_sign(100 * difference, 1)
 
 
 def short(text: str, limit: int = 60) -> str:

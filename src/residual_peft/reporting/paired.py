@@ -6,7 +6,7 @@ from math import sqrt
 from statistics import mean, stdev
 
 from ..experiments.bench.results import Result
-from .html import number, signed
+from .html import number, with_sign
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Difference:
     def text(self) -> str:
         """In percentage points, for people."""
         error = "" if self.error is None else f" ± {number(100 * self.error, 1)}"
-        found = f"{signed(100 * self.mean, 1)}{error}"
+        found = f"{with_sign(100 * self.mean, 1)}{error}"
         if self.p is None:
             return found
         return f"{found} (p {'< 0.001' if self.p < 0.001 else f'{self.p:.3f}'})"

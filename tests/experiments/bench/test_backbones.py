@@ -89,7 +89,7 @@ def test_lora_is_pefts_trained_in_a_plain_loop(registry, pair: Pair, monkeypatch
     with torch.no_grad():
         test = pixels(given.test.images)
         expected, embeddings = logits(test), readouts(test)
-    (seen,) = given.test.seen(fitted)
+    (seen,) = given.test.encoded(fitted)
     torch.testing.assert_close(fitted.adapted(seen), embeddings, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(fitted.logits(seen), expected, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(seen.readout, given.test.data.readout, atol=0.1)
@@ -109,9 +109,9 @@ def trains_a_copy(pair: Pair, name: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules, flags = list(model.named_modules()), [p.requires_grad for p in model.parameters()]
     given = few(pair)
-    pair.seen("test").pixels.forget()
+    pair.images_of("test").pixels.forget()
     fitted = BACKBONES[name](Training(given.rows, given.learned, 0))
-    assert not pair.seen("test").pixels._kept
+    assert not pair.images_of("test").pixels._kept
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
@@ -131,11 +131,11 @@ def trains_a_copy(pair: Pair, name: str) -> None:
     assert fitted.trained == counts[name]
     assert fitted.bytes >= 4 * fitted.trained
     assert "chosen by 4 held-out training images" in fitted.notes[0]
-    (seen,) = given.test.seen(fitted)
-    assert pair.seen("test").pixels._kept
+    (seen,) = given.test.encoded(fitted)
+    assert pair.images_of("test").pixels._kept
     assert torch.equal(fitted.encode(given.test.images), seen.readout)
     assert torch.equal(fitted.adapted(seen), seen.readout)
-    (learned,) = [fitted.seen(given.rows.data, given.learned.images)]
+    (learned,) = [fitted.encoded(given.rows.data, given.learned.images)]
     loss = torch.nn.functional.cross_entropy
     labels, classifier = given.rows.labels, given.rows.classifier
     assert loss(fitted.logits(learned), labels) < loss(given.rows.zero_shot, labels)
@@ -150,7 +150,7 @@ def test_new_classes_and_other_tasks_are_asked_of_the_changed_tower(
     before, result = (r for r in results if r.data == "grey")
     given = few(pair, 3, kind="base-to-novel")
     fitted = BACKBONES["lora"](Training(given.rows, given.learned, 0))
-    (seen,), (novel,) = given.test.seen(fitted), given.novel.seen(fitted)
+    (seen,), (novel,) = given.test.encoded(fitted), given.novel.encoded(fitted)
     right = fitted.logits(seen).argmax(1) == given.test.data.labels
     assert torch.equal(result.hits, right)
     told = given.of_novel.logits(novel.readout).argmax(1) == given.novel.data.labels
@@ -162,7 +162,7 @@ def test_new_classes_and_other_tasks_are_asked_of_the_changed_tower(
     texts, labels = other_pair.texts, other_pair.test.labels
     for readout, score in (
         (other_pair.test.readout, zero),
-        (fitted.encode(other_pair.seen("test")), after),
+        (fitted.encode(other_pair.images_of("test")), after),
     ):
         told = texts.logits(readout).argmax(1) == labels
         assert score == pytest.approx(told.double().mean().item())

@@ -161,7 +161,7 @@ class Pair:
             del self.stores[name]
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def seen(self, name: str, rows: Tensor | None = None) -> Images:
+    def images_of(self, name: str, rows: Tensor | None = None) -> Images:
         """Images as the model takes them, all without rows; names as in `processed`."""
         if name not in self.pictures:
             self.pictures[name] = Pixels(self.processed(name), self.tower.room)

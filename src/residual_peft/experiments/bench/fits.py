@@ -53,7 +53,7 @@ class Fitted:
     curve: "Mapping[float, Fitted]" = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what to know of the fit
 
-    def seen(self, data: Coordinates, images: Images) -> Coordinates:
+    def encoded(self, data: Coordinates, images: Images) -> Coordinates:
         """Other images as `logits` and `adapted` want them, from their pictures where need be."""
         return data if self.encode is None else replace(data, readout=self.encode(images))
 

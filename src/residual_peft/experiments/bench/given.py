@@ -36,11 +36,11 @@ class Given:
 
     rows: Rows
     learned: Learned
-    test: "Asked"
-    novel: "Asked | None" = None
+    test: "Queries"
+    novel: "Queries | None" = None
     of_novel: ZeroShotClassifier | None = None
     subgroups: tuple[str, ...] = ()
-    shifted: "dict[str, Asked]" = field(default_factory=dict)
+    shifted: "dict[str, Queries]" = field(default_factory=dict)
 
     @classmethod
     def of(cls, pair: Pair, protocol: Protocol, drawn: Draw) -> "Given":
@@ -52,14 +52,14 @@ class Given:
         places = torch.searchsorted(pair.needed, drawn.learned)
         both = within(pair.train.rows(places), drawn.classes)
         train = both.rows(torch.arange(len(drawn.rows)))
-        learned = Learned(both, pair.seen("train", drawn.learned))
+        learned = Learned(both, pair.images_of("train", drawn.learned))
         if not len(drawn.novel):
             shifted = {
-                name: Asked(pair.store(where), pair.seen(where))
+                name: Queries(pair.store(where), pair.images_of(where))
                 for name, where in pair.beside(protocol).items()
             }
             rows = Rows.of(pair.classifier(train), train, means=not pair.tower.has_text)
-            test = Asked(pair.test, pair.seen("test"))
+            test = Queries(pair.test, pair.images_of("test"))
             return cls(rows, learned, test, subgroups=pair.subgroups, shifted=shifted)
         if not pair.tower.has_text:
             raise ResiDualError(
@@ -70,8 +70,8 @@ class Given:
         return cls(
             Rows.of(classifier, train),
             learned,
-            Asked.within(pair, drawn.classes),
-            Asked.within(pair, drawn.novel),
+            Queries.within(pair, drawn.classes),
+            Queries.within(pair, drawn.novel),
             of_classes(pair.texts, drawn.novel),
         )
 
@@ -104,7 +104,7 @@ class Given:
         assert self.of_novel is not None
         adapted = [
             part.readout if fitted.adapted is None else fitted.adapted(part)
-            for part in self.novel.seen(fitted)
+            for part in self.novel.encoded(fitted)
         ]
         novel = accuracy(text_logits(self.of_novel, torch.cat(adapted)), self.novel.data.labels)
         both = found["accuracy"] + novel
@@ -113,17 +113,17 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Queries:
     """Images that are asked for: their coordinates, and the same images as pictures."""
 
     data: Coordinates | CoordinateStore
     images: Images
 
     @classmethod
-    def within(cls, pair: Pair, classes: Tensor) -> "Asked":
+    def within(cls, pair: Pair, classes: Tensor) -> "Queries":
         """Test images of some classes."""
         rows = torch.isin(pair.test.labels, classes).nonzero().flatten()
-        return cls(within(pair.test, classes), pair.seen("test", rows))
+        return cls(within(pair.test, classes), pair.images_of("test", rows))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -134,15 +134,15 @@ class Asked:
             places = torch.arange(start, min(start + CHUNK, len(self.data)))
             yield self.data.rows(places), self.images.some(places)
 
-    def seen(self, fitted: Fitted) -> Iterator[Coordinates]:
+    def encoded(self, fitted: Fitted) -> Iterator[Coordinates]:
         """Some at a time, as a fitted method wants them."""
         for part, images in self.chunks():
-            yield fitted.seen(part, images)
+            yield fitted.encoded(part, images)
 
 
-def answers(fitted: Fitted, asked: Asked) -> Tensor:
+def answers(fitted: Fitted, queries: Queries) -> Tensor:
     """Logits of all images (M, C)."""
-    return torch.cat([fitted.logits(part).detach().cpu() for part in asked.seen(fitted)])
+    return torch.cat([fitted.logits(part).detach().cpu() for part in queries.encoded(fitted)])
 
 
 def worst(right: Tensor, groups: Sequence[str]) -> tuple[str, float]:

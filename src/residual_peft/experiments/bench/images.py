@@ -35,27 +35,27 @@ def load_images(entry: DataEntry) -> ImageData:
     return found.without_repeated()[0]
 
 
-def load_shifted(entry: DataEntry, own: ImageData) -> Dataset:
+def load_shifted(entry: DataEntry, task: ImageData) -> Dataset:
     """Test images of another data set, all of it where it has no such split, with a task's classes.
 
-    Training and validation images of the task, `own`, are left out.
+    Training and validation images of the `task` are left out.
 
     Raises:
         ResiDualError: as `load_data`; a class that the task does not have; no image is left.
     """
-    found = _load(entry, _ONE_CLASS, known_classes=own.class_names)
-    check_names(found.class_names, own.class_names, f"a class of {own.source}")
+    found = _load(entry, _ONE_CLASS, known_classes=task.class_names)
+    check_names(found.class_names, task.class_names, f"a class of {task.source}")
     has_test = "test" in found.splits
     images, digests = (found.test, found.digests["test"]) if has_test else found.whole()
-    known = {digest for split in ("train", "validation") for digest in own.digests.get(split, ())}
+    known = {digest for split in ("train", "validation") for digest in task.digests.get(split, ())}
     images = images.select([row for row, digest in enumerate(digests) if digest not in known])
     if not len(images):
         raise ResiDualError(
-            f"all images of '{found.source}' are training images of '{own.source}': no score on "
+            f"all images of '{found.source}' are training images of '{task.source}': no score on "
             "them would mean anything; bring others."
         )
-    labels = [own.class_names.index(found.class_names[label]) for label in images["label"]]
-    feature = ClassLabel(names=list(own.class_names))
+    labels = [task.class_names.index(found.class_names[label]) for label in images["label"]]
+    feature = ClassLabel(names=list(task.class_names))
     return images.remove_columns("label").add_column("label", labels, feature=feature)
 
 

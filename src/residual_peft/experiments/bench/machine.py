@@ -35,7 +35,7 @@ _RESET = Path("/proc/self/clear_refs")
 
 def processor() -> str:
     """As its maker calls it, where the system tells; else its architecture."""
-    return _told(_PROCESSORS, "model name") or platform.processor() or platform.machine()
+    return _value_in(_PROCESSORS, "model name") or platform.processor() or platform.machine()
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -133,10 +133,10 @@ def watched_memory(every: float = 0.05) -> Iterator[Memory]:
 
 def _status(name: str) -> int:
     """A size that Linux tells of this process."""
-    return int((_told(_STATUS, name) or "0").split()[0]) * 1024
+    return int((_value_in(_STATUS, name) or "0").split()[0]) * 1024
 
 
-def _told(path: Path, name: str) -> str:
+def _value_in(path: Path, name: str) -> str:
     """What a file of Linux's says under a name; empty where there is none."""
     with suppress(OSError):
         for line in path.read_text(encoding="utf-8").splitlines():

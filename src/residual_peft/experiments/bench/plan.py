@@ -190,20 +190,20 @@ def _images(entry: DataEntry) -> _Images | None:
     return _Images(len(found.train), len(found.test), len(found.class_names), labels)
 
 
-def _read(part: Registry, own: _Images | None, shifted: int | None) -> int | None:
+def _read(part: Registry, images: _Images | None, shifted: int | None) -> int | None:
     """Images of a data set, and `shifted` ones, that are read in the protocols of one basis."""
     protocols = part.protocols.values()
-    if own is None:
+    if images is None:
         return None
     if part.basis == OWN:
-        train: int | None = own.train
-    elif own.labels is not None and own.classes is not None:
-        train = len(needed(protocols, own.labels, own.classes))
+        train: int | None = images.train
+    elif images.labels is not None and images.classes is not None:
+        train = len(needed(protocols, images.labels, images.classes))
     else:
-        train = most_needed(protocols, own.train, own.classes)
+        train = most_needed(protocols, images.train, images.classes)
     worse = {(name, level) for p in protocols for name in p.corruptions for level in p.severities}
     asked = any(map(_asks_beside, protocols))
-    return _sum([train, own.test * (1 + len(worse)), shifted if asked else 0])
+    return _sum([train, images.test * (1 + len(worse)), shifted if asked else 0])
 
 
 def _asks_beside(protocol: Protocol) -> bool:
@@ -231,19 +231,19 @@ def _passes(
     registry: Registry,
     protocol: Protocol,
     images: _Images | None,
-    asked: list[int | None],
+    tests: list[int | None],
     shifted: int | None,
 ) -> tuple[int | None, int | None]:
     """Images that one run through the backbone reads forward and back, and forward alone.
 
-    Such a run tells what is forgotten, on the test images of every data set: `asked`. It changes
+    Such a run tells what is forgotten, on the test images of every data set: `tests`. It changes
     what is seen of corrupted and of `shifted` images, too; and stream mode fits bases anew.
     """
     if images is None or (drawn := drawn_at_most(protocol, images.train, images.classes)) is None:
         return None, None
     train, validation = drawn
     held = validation or round(train * HELD_OUT_SHARE)
-    forward = [RATES * (EPOCHS + 1) * held, *asked]
+    forward = [RATES * (EPOCHS + 1) * held, *tests]
     forward.append(images.test * len(protocol.corruptions) * len(protocol.severities))
     forward.append(shifted if _asks_beside(protocol) else 0)
     forward.append(0 if (protocol.basis or registry.basis) == WEIGHTS else train)

@@ -18,7 +18,7 @@ from ...hub.places import check_place
 from .descent import Training
 from .encoding import Pair, Tower
 from .fits import Fitted, text_logits
-from .given import Asked, Given, answers
+from .given import Given, Queries, answers
 from .images import draw, load_images, load_shifted, split_digest
 from .machine import PACKAGES, machine, versions, watched_memory
 from .methods import METHODS
@@ -237,13 +237,13 @@ class _Bench:
                 other = self.pair(pair.tower, model, data)
                 if other is not pair:
                     labels, texts = other.store("test").labels, other.texts
-                    asked = Asked(other.store("test"), other.seen("test"))
+                    queries = Queries(other.store("test"), other.images_of("test"))
                     parts = [
                         (
                             text_logits(texts, part.readout),
-                            text_logits(texts, fitted.adapted(fitted.seen(part, images))),
+                            text_logits(texts, fitted.adapted(fitted.encoded(part, images))),
                         )
-                        for part, images in asked.chunks()
+                        for part, images in queries.chunks()
                     ]
                     before, after = map(torch.cat, zip(*parts, strict=True))
                     found[data] = accuracy(before, labels), accuracy(after, labels)

@@ -37,7 +37,7 @@ def markdown(
     results: Sequence[Result], title: str, published: Mapping[str, Published] | None = None
 ) -> str:
     """All tables."""
-    parts = [f"# {title}", NOTE, _made(results)]
+    parts = [f"# {title}", NOTE, _runs(results)]
     for table in tables(results, published):
         parts += [f"## {table.title}", markdown_table(table.headers, table.cells)]
         parts += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
@@ -83,25 +83,25 @@ def write_summaries(
 def page(
     results: Sequence[Result],
     title: str,
-    found: Sequence[Table],
+    tables: Sequence[Table],
     note: str,
     published: Mapping[str, Published] | None = None,
 ) -> str:
     """Tables as an HTML page that asks nothing of the network, with a radar for each model."""
     pictures = {}
-    for table in found:
+    for table in tables:
         if table.of is not None:
             own = [r for r in results if (r.protocol, r.model) == table.of]
             pictures[table.title] = radars(own, published or {}, *table.of)
     template = environment().get_template("bench.html.jinja")
     return template.render(
-        title=title, note=note, made=_made(results), tables=found, bar=bar, radars=pictures
+        title=title, note=note, runs=_runs(results), tables=tables, bar=bar, radars=pictures
     )
 
 
-def bar(found: Bar) -> Markup:
+def bar(row: Bar) -> Markup:
     """A bar from nothing to everything."""
-    share, kind = found.share, "before" if found.published else "after"
+    share, kind = row.share, "before" if row.published else "after"
     place = {"x": "0", "y": "4", "height": "14", "rx": "2"}
     track = tag("rect", class_="track", width="100%", **place)
     filled = tag("rect", class_=kind, width=f"{100 * share:.2f}%", **place)
@@ -109,7 +109,7 @@ def bar(found: Bar) -> Markup:
     return tag("svg", title, track, filled, class_="bar", role="img", width="100%", height="22")
 
 
-def _made(results: Sequence[Result]) -> str:
+def _runs(results: Sequence[Result]) -> str:
     machines = ", and ".join(sorted({result.machine for result in results}))
     packages = results[-1].versions if results else {}
     said = ", ".join(f"{name} {version}" for name, version in packages.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...experiments.bench.entries import Published
 from ...experiments.bench.results import LORA, PROBE, ZERO_SHOT, Result
-from ..html import number, signed
+from ..html import number, with_sign
 from ..paired import difference, score
 from ..tables import readable_bytes
 
@@ -182,7 +182,7 @@ def shifts(results: Sequence[Result]) -> Table:
         for kind in kinds:
             pairs = [(r.accuracy, r.shifted[kind]) for r in own if kind in r.shifted]
             clean, other = map(mean, zip(*pairs, strict=True)) if pairs else (0.0, None)
-            gap = None if other is None else signed(100 * (other - clean), 1)
+            gap = None if other is None else with_sign(100 * (other - clean), 1)
             cells.append(NONE if other is None else f"{_percent(other)} ({gap})")
         rows.append((f"{protocol}, {method}", _percent(mean(r.accuracy for r in own)), *cells))
     title = "Other test images: score, and difference from clean ones of the same runs"
@@ -222,7 +222,7 @@ def _forgotten(results: Sequence[Result]) -> Table:
     for protocol, method, own in _by_method(adapting):
         pairs = [pair for result in own for pair in result.forgotten.values()]
         before, after = (mean(values) for values in zip(*pairs, strict=True))
-        gap = signed(100 * (after - before), 1)
+        gap = with_sign(100 * (after - before), 1)
         rows.append((protocol, method, _percent(before), _percent(after), gap, f"{len(pairs)}"))
     headers = ("protocol", "method", "before", "after", "difference", "task pairs")
     return Table("Zero-shot accuracy on other tasks after adapting", headers, tuple(rows))
