@@ -54,6 +54,15 @@ def test_weights_decide_whose_losses_count() -> None:
     assert fewest_as_good(pair) == 0
     assert fewest_as_good(pair, torch.tensor([1.0] * 90 + [50.0] * 10)) == 1
 
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 60 + [1] * 60 + [2] * 15)
+    rows = torch.randn(2, 135, 4, generator=generator)
+    rows[0, :, 0] += 2.0 * (labels == 0) - 2.0 * (labels == 1)  # nothing of the small class
+    rows[1, :, 1] += 4.0 * (labels == 2)  # nothing of the others
+    features = {"many": rows[0], "few": rows[1]}
+    for weights, best in ((None, "many"), (torch.tensor([1.0, 1.0, 8.0]), "few")):
+        assert choose_ridge(features, labels, 3, class_weights=weights).name == best
+
 
 def test_the_best_recall_unless_it_is_a_tie_that_the_loss_decides() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
