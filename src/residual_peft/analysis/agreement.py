@@ -135,8 +135,7 @@ def _anchors(anchors: int | Tensor, images: int, seed: int) -> Tensor:
     if isinstance(anchors, int):
         if anchors < 1:
             raise ResiDualError(f"wanted at least one anchor image, got anchors={anchors}.")
-        order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
-        return order[:anchors]
+        return torch.randperm(images, generator=torch.Generator().manual_seed(seed))[:anchors]
     if anchors.ndim != 1 or not len(anchors) or ((anchors < 0) | (anchors >= images)).any():
         raise ResiDualError(
             f"wanted anchors as indices of the {images} images, got {anchors.tolist()}."

@@ -31,5 +31,4 @@ def export_adapter(
         raise ResiDualError(f"wanted the format onnx, got '{format}'.")
     classifier = ZeroShotClassifier.from_pretrained(adapter)
     chosen = () if images is None else images_of(os.fspath(images))[0][:AT_MOST]
-    pictures = [to_rgb(item) for item in chosen]
-    return export_onnx(classifier, out, images=pictures)
+    return export_onnx(classifier, out, images=[to_rgb(item) for item in chosen])

@@ -114,8 +114,7 @@ def _near_groups(
         skip=True,
     )
     embeddings, index = Rows(len(rows)), []
-    options: dict[str, Any] = {"progress": progress, "description": "looking"}
-    for seen in reading(backbone.model, None, loader, **options):
+    for seen in reading(backbone.model, None, loader, progress=progress, description="looking"):
         assert seen.index is not None  # batches give it
         embeddings.add(seen.readout.cpu())
         index += seen.index.tolist()

@@ -173,5 +173,4 @@ class Preparation:
 
 
 def _channels(value: Any) -> tuple[float, ...]:
-    found = np.broadcast_to(np.asarray(value, float), 3)
-    return tuple(found.tolist())
+    return tuple(np.broadcast_to(np.asarray(value, float), 3).tolist())

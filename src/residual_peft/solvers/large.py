@@ -141,8 +141,7 @@ def fit_all(
             second = draw_of(rows.classifier, data, at_most, means=means)
             if 2 * len(alone) > len(second.labels):
                 return _ridge_from_sums(outcome, features, kinds, (second, alone), data)
-    options: dict[str, Any] = {"means": means, "balanced": balanced, "groups": groups}
-    more = draw_of(rows.classifier, data, fitting, **options)
+    more = draw_of(rows.classifier, data, fitting, means=means, balanced=balanced, groups=groups)
     done = method.run(more)
     note = (
         f"{method.title} was fitted on {len(more.labels):,} of {len(data):,} images, a draw of "

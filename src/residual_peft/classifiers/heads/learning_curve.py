@@ -91,8 +91,7 @@ def _some(labels: Tensor, class_count: int, fraction: float, draw: int) -> Tenso
     generator = torch.Generator().manual_seed(draw)
     order = torch.randperm(len(labels), generator=generator)
     wanted = (ONE_LABEL.counts(labels, class_count) * fraction).round().clamp(min=1)
-    rows = [order[labels[order] == k][: int(wanted[k])] for k in range(class_count)]
-    return torch.cat(rows)
+    return torch.cat([order[labels[order] == k][: int(wanted[k])] for k in range(class_count)])
 
 
 def _law(images: Tensor, right: Tensor, scored: Tensor) -> tuple[float, float, float]:

@@ -124,8 +124,7 @@ def _group_numbers(groups: Tensor | Sequence[object], count: int) -> Tensor:
 
 def parts_of(numbers: Tensor) -> tuple[Tensor, ...]:
     """The rows of each number."""
-    order = numbers.argsort(stable=True)
-    return order.split(torch.bincount(numbers).tolist())
+    return numbers.argsort(stable=True).split(torch.bincount(numbers).tolist())
 
 
 def stratified_folds(

@@ -71,8 +71,7 @@ def in_texts(dataset: Dataset, split: str, name: str, named: Callable[[str], str
 
 def label_array(dataset: Dataset, classes: int) -> Labels:
     """The labels of a split that has class numbers: (N,), or of lists zeros and ones (N, C)."""
-    labelling = labelling_of_column(dataset.features["label"])
-    return labelling.array(labels_in(dataset), classes)
+    return labelling_of_column(dataset.features["label"]).array(labels_in(dataset), classes)
 
 
 def _lists_in_numbers(

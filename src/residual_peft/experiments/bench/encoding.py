@@ -66,8 +66,7 @@ class Tower:
                     found = SpectralBasis.fit(backbone.model, images, config.units, progress=True)
                 found.save_pretrained(place)
             config = ResiDualConfig(basis=str(place))
-        model = get_peft_model(backbone.model, config)
-        return cls(backbone, model, folder)
+        return cls(backbone, get_peft_model(backbone.model, config), folder)
 
     @cached_property
     def weights(self) -> str:

@@ -130,8 +130,7 @@ class Queries:
 
     def chunks(self) -> Iterator[tuple[Coordinates, Images]]:
         """Some images at a time, in memory, and as pictures, which nobody needs to read."""
-        for start in range(0, len(self.data), CHUNK):
-            places = torch.arange(start, min(start + CHUNK, len(self.data)))
+        for places in torch.arange(len(self.data)).split(CHUNK):
             yield self.data.rows(places), self.images.some(places)
 
     def encoded(self, fitted: Fitted) -> Iterator[Coordinates]:

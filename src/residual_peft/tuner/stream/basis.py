@@ -74,8 +74,7 @@ def data_basis(module: nn.Module, moments: Moments) -> LinearBasis:
     weight = float64(linear_weight(module)).to(moments.mean.device)
     shared = _share_of_bias(module, heads, weight)
     parts = weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, D, e)
-    found = map_spectra(parts, moments, shared)
-    return LinearBasis(tuple(found), moments.mean.flatten().cpu())
+    return LinearBasis(tuple(map_spectra(parts, moments, shared)), moments.mean.flatten().cpu())
 
 
 def _share_of_bias(module: nn.Module, heads: int, weight: Tensor) -> Tensor:
