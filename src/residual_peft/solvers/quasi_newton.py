@@ -118,8 +118,7 @@ def lbfgs(
         return value, np.append(own / root, [slope] * biases)
 
     norms: dict[bytes, tuple[float, float]] = {}
-    theta = start.detach().double().cpu().numpy() * root
-    theta = np.append(theta, [bias] * biases)
+    theta = np.append(start.detach().double().cpu().numpy() * root, [bias] * biases)
     with tqdm(desc="Fitting", unit="iteration", disable=not progress) as bar:
 
         def accept(theta: Any) -> None:
@@ -132,15 +131,11 @@ def lbfgs(
                 raise StopIteration
 
         # its own tests are off: the gradient in λ is what is promised
-        options = {"maxiter": max_iterations, "maxfun": 4 * max_iterations, "maxcor": _HISTORY}
+        options: dict[str, Any] = {"ftol": 0.0, "gtol": 0.0, "maxcor": _HISTORY}
+        options |= {"maxiter": max_iterations, "maxfun": 4 * max_iterations}
         with one_thread_in_scipy():
             result = minimize(
-                evaluate,
-                theta,
-                jac=True,
-                method="L-BFGS-B",
-                callback=accept,
-                options={**options, "ftol": 0.0, "gtol": 0.0},
+                evaluate, theta, jac=True, method="L-BFGS-B", callback=accept, options=options
             )
     gains, bias = unpack(result.x)
     value, gradient, slope = problem.value_and_gradient(gains, bias)

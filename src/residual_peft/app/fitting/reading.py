@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,17 +223,16 @@ class Pass:
         processor = self.task.backbone.image_processor
         return ProcessedImages(self.images[split], processor, TITLES[split])
 
-    def drop(self, split: str, missed: Iterable[tuple[int, str, str]]) -> None:
+    def drop(self, split: str, missed: Sequence[tuple[int, str, str]]) -> None:
         """Leave out images that turned out to be unreadable: row, file and reason of each.
 
         Raises:
             ResiDualError: `strict`, or more of them than may be.
         """
-        found = list(missed)
-        if not found:
+        if not missed:
             return
-        skipped = [SkippedImage(file, reason) for _, file, reason in found]
-        self.images = self.images.without(split, [row for row, _, _ in found], skipped)
+        skipped = [SkippedImage(file, reason) for _, file, reason in missed]
+        self.images = self.images.without(split, [row for row, _, _ in missed], skipped)
         self.task.recipe.check_skipped(self.images, self.total)
 
 

@@ -103,8 +103,7 @@ class Writer:
         state = readout_state(self.model, self.adapter_name)
         paths = shard_paths(self.folder, self.manifest)
         with self._bar(mine, paths) as bar:
-            missing = [index for index in mine if not paths[index].is_file()]
-            for shard in self._shards(missing, bar):
+            for shard in self._shards(mine, paths, bar):
                 found = self._coordinates(state, shard, len(shard.rows))
                 self._write(paths[shard.index], shard.rows, found, state, *shard.labelled())
 
@@ -118,8 +117,7 @@ class Writer:
         # one process looks for all
         if not processes.gathered(all(path.is_file() for path in basis_files))[0]:
             with processes.in_step(), self._bar(mine, raws) as bar:
-                missing = [index for index in mine if not raws[index].is_file()]
-                for shard in self._shards(missing, bar):
+                for shard in self._shards(mine, raws, bar):
                     captures = Captures(FIELDS, len(shard.rows))
                     for capture in shard:
                         captures.add(capture)
@@ -155,11 +153,12 @@ class Writer:
             accumulator = accumulator.across_processes()
         return SpectralBasis.from_accumulator(accumulator, config.most_components)
 
-    def _shards(self, missing: Sequence[int], bar: Bar) -> Iterator[Shard]:
-        """Read shards in one pass, so that images of the next are decoded while one is written.
+    def _shards(self, mine: Iterable[int], paths: list[Path], bar: Bar) -> Iterator[Shard]:
+        """Read shards without a file, in one pass: the next is decoded while one is written.
 
         A batch never crosses the border of a shard. The first of each shard is checked.
         """
+        missing = [index for index in mine if not paths[index].is_file()]
         if not missing:
             return
         anatomy = adapted_tower(self.model, self.adapter_name)
