@@ -265,9 +265,8 @@ class PredictingClassifier(HeadedClassifier):
                 f"wanted logits ({len(labels)}, {classes}) for {len(labels)} labels of {classes} "
                 f"classes, got {tuple(logits.shape)}."
             )
-        one_each = labels.ndim == 1 and not (
-            labels.is_floating_point() or labels.dtype == torch.bool
-        )
+        numbers = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        one_each = labels.shape == (len(labels),) and numbers
         if one_each and not bool(((labels >= 0) & (labels < classes)).all()):
             raise ResiDualError(f"wanted labels from 0 to {classes - 1}, got others.")
         scores = kept_scores(logits.detach().cpu(), labels.cpu().long()) if one_each else None
