@@ -171,9 +171,18 @@ def test_too_few_images_say_nothing():
     assert known_images(rows, labels, CLASSES + 1) is None  # a class without images
     assert known_images(rows, torch.arange(20), 20) is None  # no second image of any
     assert known_images(torch.ones(20, WIDTH), labels, CLASSES) is None
-    alike = known_images(rows, labels, CLASSES, coordinates=torch.ones(20, 5))
-    assert alike.coordinates is None
     known = known_images(rows, labels, CLASSES)
+    many, of = embeddings(40, apart=0.2)
+    c = coordinates_of(of)
+    for image_rows, own, useless in (
+        (rows, labels, torch.ones(20, 5)),
+        (many, of, torch.full_like(c, 3.3)),  # whose differences are rounding alone
+        (many, of, 1e18 * c),
+    ):
+        told = known_images(image_rows, own, CLASSES, coordinates=useless)
+        alone = known_images(image_rows, own, CLASSES)
+        assert told.coordinates is None
+        torch.testing.assert_close(told.left_out, alone.left_out)
     known.check_share(1 / 21)
     with pytest.raises(ResiDualError, match=r"20 images cannot tell 4.00% .* at least 4.76%"):
         known.check_share(0.04)
@@ -188,7 +197,7 @@ def test_too_few_images_say_nothing():
         (lambda t: t["centres"].fill_(float("nan")), "out of range in .*centres"),
         (lambda t: t.update(whitening=torch.ones(3, 3)), r"whitening \(12, 12\)"),
         (lambda t: t.update(left_out=t["left_out"].flip(0)), "ascending"),
-        (lambda t: t.update(left_out=t["left_out"][:0]), "ascending"),
+        (lambda t: t.update(left_out=t["left_out"][:1]), "two or more ascending"),
         (lambda t: t["coordinates.scale"].fill_(0), "scales above 0 and a share"),
         (lambda t: t.update({"coordinates.centres": torch.ones(4, 31)}), r"centres \(4, 30\)"),
     ],

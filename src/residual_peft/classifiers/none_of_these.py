@@ -157,8 +157,10 @@ def known_images(
     kept = None if beside is None or share == 1 else replace(beside, share=torch.tensor(share))
     known = KnownImages.of(model, found, kept)
     # images all but equal within their classes have no distance that float32 could hold
-    sound = all(bool((part.abs() < LARGEST).all()) for part in known.tensors().values())
-    return known if sound else None
+    if all(bool((part.abs() < LARGEST).all()) for part in known.tensors().values()):
+        return known
+    # nor have coordinates that are the same for all images, or huge
+    return None if kept is None else known_images(embedding, labels, class_count, groups=groups)
 
 
 def _fitted(
@@ -282,9 +284,12 @@ def known_images_from(
                 f"wanted {PREFIX}{name} {wanted[name]} in {where}, got {tuple(tensor.shape)}."
             )
     left_out = parts["left_out"]
-    ascends = left_out.ndim == 1 and len(left_out) > 0 and bool((left_out.diff() >= 0).all())
+    # one alone would have no spread
+    ascends = left_out.ndim == 1 and len(left_out) > 1 and bool((left_out.diff() >= 0).all())
     if not ascends or float(left_out[0]) < 0:
-        raise ResiDualError(f"wanted ascending distances in {where}, {PREFIX}left_out, got others.")
+        raise ResiDualError(
+            f"wanted two or more ascending distances in {where}, {PREFIX}left_out, got others."
+        )
     known = KnownImages(parts["whitening"], parts["centres"], left_out)
     if len(wanted) == 2:
         return known
