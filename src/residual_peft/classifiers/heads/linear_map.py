@@ -77,7 +77,7 @@ def fit_linear_map(
     problem = Problem(data, axes.rows, start, apart)
     spread = data.features - data.weights @ data.features / data.weights.sum()
     level = logit_scale**2 * float(spread.square().sum(1).mean()) or 1.0
-    point, (_, temperature, left_out), numbers = solve_at_best(
+    end = solve_at_best(
         problem,
         level,
         start=problem.zeros(),
@@ -91,12 +91,12 @@ def fit_linear_map(
         patience=_PATIENCE,
         coarse=tolerance * logit_scale,  # stopped sooner, fits tie and rounding chooses
     )
-    change = directions @ (axes.axes @ point).mT
+    change = directions @ (axes.axes @ end.point).mT
     weights = logit_scale * (text + text @ change).mT
     nothing, one = torch.zeros(text.shape[1]), torch.ones(text.shape[1])
     offset = torch.zeros(len(text)).double()
-    head = ClassHead(nothing.double(), one.double(), weights, offset, 0.0, temperature)
-    return LinearMapFit(head, left_out, *numbers, change)
+    head = ClassHead(nothing.double(), one.double(), weights, offset, 0.0, end.temperature)
+    return LinearMapFit(head, end.left_out, end.strength, end.path, end.gradient_norm, change)
 
 
 def _directions(text: Tensor, scale: float) -> tuple[Tensor, Tensor]:

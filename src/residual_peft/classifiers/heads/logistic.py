@@ -58,7 +58,7 @@ def fit_logistic(
     if start is not None:
         raw = start.temperature * torch.vstack([start.weights, start.offset]).double()
         first = torch.vstack([axes.axes.mT @ raw[:-1], raw[-1:]])
-    point, (text_weight, temperature, left_out), numbers = solve_at_best(
+    end = solve_at_best(
         problem,
         level,
         start=first,
@@ -69,5 +69,6 @@ def fit_logistic(
         groups=groups,
         folds=folds,
     )
-    head = ClassHead(mean, scale, axes.axes @ point[:-1], point[-1], text_weight, temperature)
-    return PathFit(head, left_out, *numbers)
+    weights, offset = axes.axes @ end.point[:-1], end.point[-1]
+    head = ClassHead(mean, scale, weights, offset, end.text_weight, end.temperature)
+    return PathFit(head, end.left_out, end.strength, end.path, end.gradient_norm)

@@ -93,6 +93,19 @@ class PathFit(FittedHead):
     gradient_norm: float  # the largest entry of the gradient at the end, by A in the images' axes
 
 
+@dataclass(frozen=True)
+class Solution:
+    """The end of a path: what `PathFit` and `finish` tell, and A."""
+
+    point: Tensor  # A (r, q)
+    text_weight: float
+    temperature: float
+    left_out: LeftOut
+    strength: float
+    path: Path
+    gradient_norm: float
+
+
 def solve_at_best(
     problem: Problem,
     level: float,
@@ -106,10 +119,8 @@ def solve_at_best(
     folds: int,
     with_text: bool = True,
     **options: Any,
-) -> tuple[Tensor, tuple[float, float, LeftOut], tuple[float, Path, float]]:
+) -> Solution:
     """A at the strength that was given, or the best of some by what is said of left-out folds.
-
-    Gives A (r, q), what `finish` gives, and strength, path and gradient_norm of a `PathFit`.
 
     Those to choose from are `RELATIVE_STRENGTHS`, and two between them, where there are none.
     Relative ones, and `default` where nothing can be left out, are times `level`. The last fit
@@ -132,8 +143,8 @@ def solve_at_best(
         best = strength
     point, norm = problem.solve(best, start, tolerance)
     left = problem.scores(point) if left is None else left
-    said = finish(left, problem.data, how, known, with_text=with_text)
-    return point, said, (best, tuple(path), norm)
+    finished = finish(left, problem.data, how, known, with_text=with_text)
+    return Solution(point, *finished, best, tuple(path), norm)
 
 
 def best_of(path: Sequence[tuple[float, float]]) -> float:
