@@ -154,6 +154,12 @@ def test_a_named_basis_may_be_cut(tmp_path: Path) -> None:
             assert layer.basis("default").component_counts == wanted.component_counts
             for one, head in zip(layer.basis("default").heads, wanted.heads, strict=True):
                 assert torch.allclose(one.components, head.components, atol=1e-6)
+    named = get_peft_model(
+        clip_model(), ResiDualConfig(mode="stream", basis=str(tmp_path), save_basis=False)
+    )
+    fit_bases(named, [pixels(30, seed=7)])  # it is no longer the one that was named
+    with pytest.raises(ResiDualError, match=r"save_basis=False, and its basis was fitted from"):
+        named.save_pretrained(tmp_path / "again")
 
 
 def test_another_basis_than_the_gains_own_is_refused(tmp_path: Path) -> None:
