@@ -17,6 +17,7 @@ from residual_peft.errors import ResiDualError
 from residual_peft.solvers.choice import _best, check_methods, choose, method_names
 from residual_peft.solvers.coordinates import Coordinates, collect_with_basis
 from residual_peft.solvers.methods import METHODS, Outcome, Rows
+from residual_peft.solvers.methods.method import tempered
 from residual_peft.solvers.objectives import Objective
 from residual_peft.solvers.quasi_newton import solve_gains
 from residual_peft.tuner import ResiDualConfig, gains_of
@@ -117,6 +118,10 @@ def test_where_every_class_counts_alike_the_recall_of_left_out_images_chooses(ma
     assert _best([accurate, fair], rows) is accurate
     alike = replace(rows, class_weights=balanced_weights(labels, 3))
     assert _best([accurate, fair], alike) is fair
+    weights = balanced_weights(labels, 3)[labels].double()
+    plain, weighted = (tempered(one, fair.left_out.logits)[0] for one in (rows, alike))
+    expected = calibrate(fair.left_out.logits, labels, weights).temperature
+    assert weighted == pytest.approx(expected, rel=1e-6) != pytest.approx(plain, rel=0.01)
 
 
 def test_many_images_are_compared_on_some_and_fitted_on_all(material):

@@ -175,6 +175,17 @@ def test_another_basis_than_the_gains_own_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(source)
     with pytest.raises(ResiDualError, match="there is none to be had from"):
         PeftModel.from_pretrained(clip_model(), alone)
+    adapted_stream("CLIPModel", fit=False, save_basis=False).save_pretrained(alone)
+    config = json.loads((alone / "adapter_config.json").read_text())
+    path, (count,) = next(iter(config["component_counts"].items()))
+    config["component_counts"][path] = [count - 1]
+    (alone / "adapter_config.json").write_text(json.dumps(config))
+    weights = load_file(alone / "adapter_model.safetensors")
+    gains = f"base_model.model.{path}.residual_peft_gains"
+    weights[gains] = weights[gains][1:].clone()
+    save_file(weights, alone / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ResiDualError, match=rf"basis of {count - 1} components .* give {count}:"):
+        PeftModel.from_pretrained(clip_model(), alone)
 
 
 @table(
