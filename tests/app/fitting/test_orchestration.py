@@ -176,6 +176,8 @@ def test_the_scores_before_and_after_are_those_of_the_models(
     adapted = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     assert report.zero_shot == evaluate(plain, data.test).metrics
     assert report.adapted == evaluate(adapted, data.test).metrics
+    # the bases are of training images alone
+    assert adapted.model.peft_config["default"].num_samples == len(data.train) != len(data.test)
     own = data.train
     if way == "coordinates":  # which makes no difference between the two
         own = concatenate_datasets([data.train, data.validation])
