@@ -116,7 +116,9 @@ def test_methods_see_training_and_validation_images_and_no_others(
 
 def test_a_class_head_knows_the_images_that_it_was_fitted_on(root: Path, tmp_path: Path) -> None:
     """Training and validation images, unadapted: what tells those that are none of the classes."""
-    fit(root, tmp_path / "a", method="ridge")
+    report = fit(root, tmp_path / "a", method="ridge", balanced=True)
+    (chosen,) = (row for row in report.methods if row.chosen)
+    assert chosen.test_recall == report.adapted["mean_per_class_recall"] != chosen.recall
     classifier = ZeroShotClassifier.from_pretrained(tmp_path / "a")
     known, images = classifier.head.known, load_data(str(root / "photos"))
     learned = concatenate_datasets([images.train, images.validation])
