@@ -1,0 +1,99 @@
+"""How long `make bench` takes from nothing, and whether its rows come out as they are committed.
+
+    python benchmarks/bench_hours.py bench_small bench_shift bench_clips bench_vit
+    python benchmarks/bench_hours.py bench_vit_backwards --methods lora,full
+
+Runs draw 0 of each registry anew, on the pictures that `make bench` has made, with nothing beside
+it on the machine if seconds are to mean anything. What is not run is reckoned: a method takes as
+long on one draw as on another; of methods that were not asked for, what goes back through the
+backbone takes as long as the longest that was, and the rest what its committed row says; all else,
+images to read and what is forgotten, is counted once for each draw, which is too much. Writes
+bench_hours.json beside itself, by registry.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bench_small import PLACE
+
+from residual_peft.experiments.bench.backbones import BACKBONES
+from residual_peft.experiments.bench.machine import machine
+from residual_peft.experiments.bench.registry import Registry, read_registry
+from residual_peft.experiments.bench.results import Result, read_results
+from residual_peft.experiments.bench.run import run_registry, runs_of
+
+HERE, OUT = Path(__file__).parent, Path(__file__).with_suffix(".json")
+
+
+def first_draw(registry: Registry, methods: list[str] | None) -> Registry:
+    """A registry of one draw."""
+    protocols = {name: replace(one, seeds=(0,)) for name, one in registry.protocols.items()}
+    return replace(registry.only(methods=methods), protocols=protocols)
+
+
+def committed(name: str, folder: Path) -> dict[tuple[object, ...], Result]:
+    """Rows beside the registry, by what they are of."""
+    (folder / "results.jsonl").write_bytes((HERE / f"{name}.jsonl").read_bytes())
+    return {result.key: result for result in read_results(folder)}
+
+
+def measured(name: str, methods: list[str] | None) -> dict[str, Any]:
+    """One registry."""
+    whole = read_registry(HERE / f"{name}.toml")
+    with TemporaryDirectory() as new, TemporaryDirectory() as old:
+        started = time.perf_counter()
+        results = run_registry(first_draw(whole, methods), new)
+        wall = time.perf_counter() - started
+        before = committed(name, Path(old))
+    fits = {(r.model, r.data, r.protocol, r.method): r.fitting_seconds for r in results}
+    rest = {(r.model, r.data, r.protocol, r.method): r.fitting_seconds for r in before.values()}
+    if methods:
+        rest |= {run: max(fits.values()) for run in rest if run[3] in BACKBONES}
+    seconds = rest | fits
+    all_fits = sum(seconds.get((*run[:3], run[4]), 0.0) for run in runs_of(whole))
+    draws = max(len(protocol.seeds) for protocol in whole.protocols.values())
+    known = [result for result in results if result.key in before]
+    other = [r for r in known if (r.right, r.split) != (before[r.key].right, before[r.key].split)]
+    return {
+        "runs": len(results),
+        "seconds": wall,
+        "seconds_of_fits": sum(fits.values()),
+        "runs_of_all": len(runs_of(whole)),
+        "hours_of_all": (all_fits + (wall - sum(fits.values())) * draws) / 3600,
+        "committed": len(known),
+        "told_as_committed": len(known) - len(other),
+        "others": [
+            {
+                "run": [r.model, r.data, r.protocol, r.method],
+                "same_images": r.split == before[r.key].split,
+                "accuracy": r.accuracy,
+                "committed": before[r.key].accuracy,
+            }
+            for r in other
+        ],
+        "machine": machine(),
+    }
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--methods", type=lambda text: text.split(","))
+    asked = parser.parse_args()
+    os.chdir(PLACE)
+    found = json.loads(OUT.read_text()) if OUT.exists() else {}
+    for name in asked.names:
+        found[name] = measured(name, asked.methods)
+        OUT.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
+    print("all:", round(sum(one["hours_of_all"] for one in found.values()), 2), "hours")
+
+
+if __name__ == "__main__":
+    main()
