@@ -39,6 +39,8 @@ def test_without_the_mean_all_would_be_alike() -> None:
     cosines = torch.nn.functional.normalize(embeddings, dim=-1)
     assert (cosines @ cosines.T).min() > 0.99
     assert len(set(near_copies(embeddings, 0.95))) == 50
+    twice = torch.cat([embeddings, embeddings])  # a cosine of 1 is that of copies alone
+    assert near_copies(twice, 1.0).tolist() == [*range(50), *range(50)]
 
 
 def test_images_that_are_all_the_same_are_one_group() -> None:

@@ -15,8 +15,8 @@ def near_copies(embeddings: Tensor, alike: float) -> npt.NDArray[np.int64]:
     """
     centred = embeddings.double() - embeddings.double().mean(0)
     unit = torch.nn.functional.normalize(centred, dim=-1).numpy()
-    # on the unit sphere, |a - b|² = 2 - 2 cos
-    radius = float(np.sqrt(max(0.0, 2 - 2 * alike)))
+    # on the unit sphere, |a - b|² = 2 - 2 cos; rounding makes less than 1e-12 of the 0 of copies
+    radius = float(np.sqrt(max(1e-12, 2 - 2 * alike)))
     # brute force works in blocks of bounded memory (scikit-learn's working_memory)
     labels = DBSCAN(radius, min_samples=1, algorithm="brute").fit_predict(unit)
     return labels.astype(np.int64)
