@@ -223,14 +223,8 @@ def note_images(
 ) -> None:
     """Note images that came after the fit, its test images maybe among them, or that are gone."""
     if forget:  # of an image that was added twice, one copy may stay
-        left = Counter(digests)
-        kept = []
-        for digest in classifier.fitted_on:
-            if left[digest]:
-                left[digest] -= 1
-            else:
-                kept.append(digest)
-        classifier.fitted_on = tuple(kept)
+        left = Counter(classifier.fitted_on) - Counter(digests)
+        classifier.fitted_on = tuple(left.elements())
         return
     classifier.fitted_on = (*classifier.fitted_on, *digests)
     if classifier.split is not None:

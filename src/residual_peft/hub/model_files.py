@@ -90,9 +90,7 @@ def check_model(directory: Path, kind: Any) -> None:
     tensors, numbers, largest = _weights(directory)
     # by other numbers a config or a model would be built for ever
     for name, value in _numbers(config):
-        most = max(largest, _LARGEST)
-        if _REPEATED.search(name):
-            most = tensors
+        most = tensors if _REPEATED.search(name) else max(largest, _LARGEST)
         if value > most:
             raise ResiDualError(
                 f"{quoted(directory / CONFIG)}, field {short(name)[1:-1]}: wanted at most "

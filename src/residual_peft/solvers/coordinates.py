@@ -5,7 +5,7 @@ y' = base + (c ⊙ (λ − neutral)) Φ is affine in the gains, and neither c no
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -54,8 +54,7 @@ class Readouts:
         return replace(self, **{name: t.to(device) for name, t in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ _RIDGES = [name for name, way in METHODS.items() if way.ridge is not None]
 
 def check_kept(keep: bool | str, sets: By, method: str, trainer: bool) -> None:
     """Raise a ResiDualError where what is fitted has no such sums, or no such sets of classes."""
-    ridge, got = method in (AUTO, *_RIDGES), method
-    if trainer:
-        ridge, got = False, "trainer=True"
+    ridge, got = (False, "trainer=True") if trainer else (method in (AUTO, *_RIDGES), method)
     if keep not in (False, True, PER_CLASS):
         raise ResiDualError(f"wanted keep_statistics True, False or '{PER_CLASS}', got {keep!r}.")
     if keep and not ridge:

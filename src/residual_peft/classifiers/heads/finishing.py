@@ -68,14 +68,8 @@ def finish(
 
 def part_of(images: Images, rows: Tensor) -> Images:
     """Some of the images, (N,) as True and False; their weights stay as they are."""
-    return replace(
-        images,
-        features=images.features[rows],
-        labels=images.labels[rows],
-        targets=images.targets[rows],
-        weights=images.weights[rows],
-        zero_shot=None if images.zero_shot is None else images.zero_shot[rows],
-    )
+    parts = {name: part[rows] for name, part in vars(images).items() if part is not None}
+    return replace(images, **parts)
 
 
 def folds_of(

@@ -122,11 +122,7 @@ class ClassHead:
         return cls(**parts)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name not in _NUMBERS
-        }
+        return {name: part for name, part in vars(self).items() if name not in _NUMBERS}
 
 
 _NUMBERS = ("text_weight", "temperature")
