@@ -158,7 +158,7 @@ def correct_whole(
 
 
 def accuracy_of(right: Tensor) -> tuple[float, float, float]:
-    """The share of images that are right, bool, with Wilson's 95 % interval."""
+    """The share of images that are right, (N,) bool, and the ends of Wilson's 95 % interval."""
     correct, images = int(right.sum()), right.numel()
     return correct / images, *accuracy_interval(correct, images)
 

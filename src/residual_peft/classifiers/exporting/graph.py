@@ -78,7 +78,7 @@ def in_float32(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
 
 
 def check_size(graph: ClassifierGraph) -> None:
-    """Before any work that takes long."""
+    """Refuse an image tower above 2 GiB in float32, before any work that takes long."""
     parts = [graph.anatomy.tower, graph.anatomy.projection]
     modules = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
     total = sum(tensor.numel() * 4 for tensor in modules.parameters())
