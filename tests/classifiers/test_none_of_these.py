@@ -14,6 +14,7 @@ from residual_peft.classifiers.none_of_these import (
 )
 from residual_peft.classifiers.trained_head import embedding_features
 from residual_peft.errors import ResiDualError
+from tests.pairs import table
 
 CLASSES, WIDTH = 4, 12
 
@@ -56,12 +57,12 @@ def slow(rows, labels, coordinates, others):
     return np.array(own), np.stack([fit.distances(others[0]).amin(1).numpy(), apart], 1)
 
 
-def mixed(pair, share):
-    return np.prod(pair ** [share, 1 - share], axis=1)
+def combined(pair, exponent):
+    return np.prod(pair ** [exponent, 1 - exponent], axis=1)
 
 
 def test_of_few_images_it_says_what_refits_do():
-    """The share by classes that are strangers in turn; the tail is Student's, of cube roots."""
+    """The exponent by classes that are strangers in turn; the tail is Student's, of cube roots."""
     rows, labels = embeddings(24, apart=0.2)
     others, _ = embeddings(50, seed=1, away=0.3, apart=0.2)
     c, d = coordinates_of(labels), coordinates_of(torch.arange(50) % CLASSES, seed=1)
@@ -70,19 +71,19 @@ def test_of_few_images_it_says_what_refits_do():
         out = labels == k
         kept = labels[~out].unique(return_inverse=True)[1]
         near, far = slow(rows[~out], kept, c[~out], (rows[out], c[out]))
-        for share in areas:
-            areas[share] += (mixed(far, share)[:, None] > mixed(near, share)).mean()
-    share = max(areas, key=areas.get)
-    assert share < 1
+        for exponent in areas:
+            areas[exponent] += (combined(far, exponent)[:, None] > combined(near, exponent)).mean()
+    exponent = max(areas, key=areas.get)
+    assert exponent < 1
     known = known_images(rows, labels, CLASSES, coordinates=c)
     loaded = known_images_from(known.tensors(), WIDTH, 30, CLASSES, "a file")
     near, far = slow(rows, labels, c, (others, d))
-    roots = np.cbrt(mixed(near, share))
-    t = (np.cbrt(mixed(far, share)) - roots.mean()) / roots.std(ddof=1) / (1 + 1 / 24) ** 0.5
+    roots = np.cbrt(combined(near, exponent))
+    t = (np.cbrt(combined(far, exponent)) - roots.mean()) / roots.std(ddof=1) / (1 + 1 / 24) ** 0.5
     for own in (known, loaded):
-        assert float(own.coordinates.share) == share
-        np.testing.assert_allclose(own.distances(others, d), mixed(far, share), rtol=1e-4)
-        np.testing.assert_allclose(own.left_out, np.sort(mixed(near, share)), rtol=1e-4)
+        assert own.exponent == exponent
+        np.testing.assert_allclose(own.distances(others, d), combined(far, exponent), rtol=1e-4)
+        np.testing.assert_allclose(own.left_out, np.sort(combined(near, exponent)), rtol=1e-4)
         np.testing.assert_allclose(own.p_values(others, d), stats.t.sf(t, 23), atol=2e-3)
 
 
@@ -147,10 +148,21 @@ def test_what_belongs_together_is_left_out_together():
 
     rows, labels = videos(24)
     groups = torch.arange(24).repeat_interleave(8)
-    new, _ = videos(100)
+    new, of = videos(100)
     singly, together = (known_images(rows, labels, 3, groups=g) for g in (None, groups))
     assert float((singly.p_values(new) <= 0.05).double().mean()) > 0.9
     assert float((together.p_values(new) <= 0.05).double().mean()) < 0.1
+    # beside copies of theirs all images are near, and no measure seems to tell strangers better
+    c = coordinates_of(labels[::8]).repeat_interleave(8, 0)
+    singly, together = (
+        known_images(rows, labels, 3, coordinates=c, groups=g) for g in (None, groups)
+    )
+    assert together.exponent < singly.exponent == 1
+    known, strange = coordinates_of(of, seed=1), coordinates_of(torch.full_like(of, 3), seed=1)
+    assert float((together.p_values(new, known) <= 0.05).double().mean()) < 0.1
+    assert float((together.p_values(new, strange) <= 0.05).double().mean()) > 0.9
+    one = groups.where(labels > 0, 0)  # the centre of whose class would be that image
+    assert known_images(rows, labels, 3, coordinates=c, groups=one).coordinates is None
 
 
 def test_images_all_but_equal_within_their_classes_say_nothing():
@@ -190,7 +202,7 @@ def test_too_few_images_say_nothing():
         known.check_share(1.5)
 
 
-@pytest.mark.parametrize(
+@table(
     ("change", "said"),
     [
         (lambda t: t.pop("whitening"), "other tensors"),
@@ -198,7 +210,12 @@ def test_too_few_images_say_nothing():
         (lambda t: t.update(whitening=torch.ones(3, 3)), r"whitening \(12, 12\)"),
         (lambda t: t.update(left_out=t["left_out"].flip(0)), "ascending"),
         (lambda t: t.update(left_out=t["left_out"][:1]), "two or more ascending"),
+        (lambda t: t.update(left_out=torch.zeros(0)), "two or more ascending"),
+        (lambda t: t["whitening"].fill_(3e38), "out of range in .*whitening"),
+        (lambda t: t.update(centres=torch.ones(4, 13)), r"centres \(4, 12\) in a file"),
         (lambda t: t["coordinates.scale"].fill_(0), "scales above 0 and a share"),
+        (lambda t: t["coordinates.share"].fill_(1.5), "scales above 0 and a share"),
+        (lambda t: t.pop("coordinates.share"), "other tensors"),
         (lambda t: t.update({"coordinates.centres": torch.ones(4, 31)}), r"centres \(4, 30\)"),
     ],
 )

@@ -132,7 +132,7 @@ def fit_discriminant(
         covariance = Covariance.alike(level / DEFAULT_TEMPERATURE, rows.shape[1])
     each = torch.ones(class_count).double().index_put_((data.labels,), data.weights)
     priors = counts * each / (counts * each).sum()
-    squared = _left_out_squared(rows, centres, data.labels, counts, covariance, share)
+    squared = left_out_squared(rows, centres, data.labels, counts, covariance, share)
     directions = covariance.solve(centres)
     offset = priors.log() - 0.5 * (directions * centres).sum(1)
     known, left = (counts > 1)[data.labels], rows @ directions.mT + offset
@@ -181,7 +181,7 @@ def _squared(rows: Tensor, centres: Tensor, covariance: Covariance) -> Tensor:
     return (own - 2 * rows @ directions.mT + level).clamp(min=0)
 
 
-def _left_out_squared(
+def left_out_squared(
     rows: Tensor,
     centres: Tensor,
     labels: Tensor,
@@ -189,7 +189,10 @@ def _left_out_squared(
     covariance: Covariance,
     shrinkage: float,
 ) -> Tensor:
-    """The same of training images, each by the means and covariance without it.
+    """(x − μ_k)ᵀ Σ⁻¹ (x − μ_k) of training images (N, C), by means and covariance without each.
+
+    Of rows (N, K), centres (C, K) of their classes, which have `counts` (C,) images, and Σ with its
+    shrinkage ρ; inf to the own class where the image was the only one there.
 
     With u = x − μ_y and c = n_y / (n_y − 1), the own mean moves so that x is c u away from it, and
     N S loses c u uᵀ; Σ⁻¹ follows by Sherman and Morrison.
