@@ -11,7 +11,9 @@ from peft import get_peft_model
 from residual_peft.bases.decomposition import decompose
 from residual_peft.classifiers.evaluation import Evaluation
 from residual_peft.classifiers.heads import ClassHead
+from residual_peft.classifiers.heads.strangers import InCoordinates
 from residual_peft.classifiers.many_tasks import TaskSet
+from residual_peft.classifiers.none_of_these import KnownImages
 from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
@@ -196,6 +198,17 @@ def test_heads_that_do_not_suit_are_refused():
         made.head = random_head(gains_of(model).numel(), classes=9)
     with pytest.raises(ResiDualError, match="wanted a TrainedHead, got ClassHead"):
         made.head = random_head(3).head
+    beside = InCoordinates(torch.ones(3), torch.zeros(CLASSES, 3))
+    parts = torch.eye(16), torch.zeros(CLASSES, 16), torch.arange(20.0)
+    for features, own, said in (
+        ("embedding", beside, "class head holds known images in coordinates, and reads the embed"),
+        ("coordinates", beside, r"scale \(\d+,\) in the class head, got \(3,\)"),
+        ("coordinates", None, r"whitening \(16, 16\) in the class head, got \(9, 9\)"),
+    ):
+        columns = 16 if features == "embedding" else gains_of(model).numel()
+        known = KnownImages(*parts, own) if own else KnownImages(torch.eye(9), *parts[1:])
+        with pytest.raises(ResiDualError, match=said):
+            made.head = replace(random_head(columns, features=features), known=known)
     with pytest.raises(ResiDualError):  # no adapter, no coordinates
         classifier(clip_model()).head = random_head(3)
     assert made.head is None

@@ -22,6 +22,7 @@ from ..tuner import (
 from .cosines import CosineClassifier
 from .heads.jackknife_plus import RidgeWithout
 from .kept import KeptStatistics
+from .none_of_these import known_images_from
 from .trained_head import TrainedHead, embedding_features
 
 
@@ -75,6 +76,10 @@ class HeadedClassifier(CosineClassifier):
                     f"the class head reads {len(head.head.mean)} {head.features}, the model gives "
                     f"{columns}: it is of another basis, other units or another model."
                 )
+            if head.known is not None:  # by hand it may be what no file may hold
+                own = columns if head.features == "coordinates" else None
+                width, count = self.class_embeddings.shape[1], head.class_count
+                known_images_from(head.known.tensors(), width, own, count, "the class head")
             head = head.to(self.device)
         self._head, self._statistics, self._without = head, statistics, None
 
