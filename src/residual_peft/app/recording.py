@@ -28,9 +28,9 @@ from ..data.checking import undecoded
 from ..data.images import to_rgb
 from ..data.labels import labelling_in
 from ..data.pictures import thumbnail
-from ..experiments.bench.machine import processor, versions
 from ..hub.facts import Facts
 from ..hub.files import PathLike
+from ..hub.machine import processor, versions
 from ..reporting.run_record import (
     ClassReasons,
     Example,

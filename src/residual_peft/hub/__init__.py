@@ -21,6 +21,7 @@ __all__ = [
     "files",
     "lazy",
     "local_directory",
+    "machine",
     "model_files",
     "places",
 ]

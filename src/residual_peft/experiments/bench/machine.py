@@ -1,14 +1,11 @@
-"""What a run was made with and on, and what memory it took."""
+"""How fast a machine reads images, and what memory a run took."""
 
 import os
-import platform
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from PIL import Image
 
 from ...classifiers.backbones import Backbone
 from ...data import batches
+from ...hub.machine import value_in
 from ...solvers.coordinates import collect_coordinates
 
 # Pillow: releases decode and enlarge alike, and shrink pictures differently (docs/log.md)
@@ -29,33 +27,7 @@ PACKAGES = (
 )
 SECONDS = 1.0  # of reading that are measured at least
 SIDE = 256  # pixels of the pictures that are read
-_PROCESSORS, _STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
-
-
-def processor() -> str:
-    """As its maker calls it, where the system tells; else its architecture."""
-    return _value_in(_PROCESSORS, "model name") or platform.processor() or platform.machine()
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Python and packages -> their versions."""
-    found = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-@cache
-def machine() -> str:
-    """System, processor, cores and accelerator, in words; no name of a host or user."""
-    found = [platform.system(), processor(), f"{os.cpu_count()} cores"]
-    if torch.cuda.is_available():
-        found.append(torch.cuda.get_device_name())
-    return ", ".join(filter(None, found))
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @contextmanager
@@ -133,13 +105,4 @@ def watched_memory(every: float = 0.05) -> Iterator[Memory]:
 
 def _status(name: str) -> int:
     """A size that Linux tells of this process."""
-    return int((_value_in(_STATUS, name) or "0").split()[0]) * 1024
-
-
-def _value_in(path: Path, name: str) -> str:
-    """What a file of Linux's says under a name; empty where there is none."""
-    with suppress(OSError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith(name):
-                return line.partition(":")[2].strip()
-    return ""
+    return int((value_in(_STATUS, name) or "0").split()[0]) * 1024

@@ -14,13 +14,14 @@ import torch
 from ...data import ImageData
 from ...data.metrics import accuracy
 from ...errors import ResiDualError, counted, first_line, printable
+from ...hub.machine import machine, versions
 from ...hub.places import check_place
 from .descent import Training
 from .encoding import Pair, Tower
 from .fits import Fitted, text_logits
 from .given import Given, Queries, answers
 from .images import draw, load_images, load_shifted, split_digest
-from .machine import PACKAGES, machine, versions, watched_memory
+from .machine import PACKAGES, watched_memory
 from .methods import METHODS
 from .registry import OWN, WEIGHTS, Registry
 from .results import FILES, Key, Result, append, drop_half_line, read_results
