@@ -40,12 +40,12 @@ def left_beside(
         index = some_rows(stores.labels, head.class_count, KNOWN)
         index = torch.arange(len(stores.labels)) if index is None else index
         readout = stores.readout[index]
-        few = head.features == "coordinates" and len(stores) < FEW
+        few = head.features == "coordinates" and len(index) < FEW
         known = known_images(
             embedding_features(readout),
             stores.labels[index],
             head.class_count,
-            coordinates=stores.load().coordinates if few else None,
+            coordinates=stores.rows(index).coordinates if few else None,
             groups=duplicate_groups(readout) if groups is None else groups[index],
         )
         classifier.set_head(replace(head, known=known))
