@@ -1,19 +1,103 @@
-"""Images that belong together, such as those of one patient or one camera, and stay in one part."""
+"""Images that belong together and stay in one part: copies, or those of one patient or camera."""
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from datasets import Dataset
 
 from ..errors import ResiDualError, counted, printable
-from .labels import labelling_in
+from .labels import ONE_LABEL, check_same, labelling_in
 from .labels.columns import text_of
-from .stratification import Labels, Rows
+from .stratification import Labels, Rows, check_shares, few_split
 
 logger = logging.getLogger(__name__)
+
+
+def split_by_content(
+    labels: Labels,
+    shares: Mapping[str, float],
+    seed: int,
+    digests: Sequence[str],
+    class_names: Sequence[str],
+    title: Callable[[int], str],
+    *,
+    few: int,
+    tested: bool,
+    groups: Sequence[str],
+) -> dict[str, Rows]:
+    """The labelling's split of the different images there are.
+
+    The same images are cut in the same way in whatever order and under whatever names they and
+    their classes come: `digests` name N of them by their content. Copies of one image stay
+    together, and so do those of one group. An image that has one class here and another there is
+    trained on and never scored: no answer to it would be right. With `few` so many images of each
+    class are train in place of a share, and the others "test"; of copies the first alone is in
+    either, and none of an image that has several classes. Where there are test images (`tested`),
+    "test" may then be empty.
+
+    Raises:
+        ResiDualError: as `stratified_split` and `iterative_split`; too few groups; with `few`
+            several labels per image.
+    """
+    check_shares(shares)
+    labelling, names = labelling_in(labels), np.asarray(digests, dtype=bytes)
+    _, first, image_of = np.unique(names, return_index=True, return_inverse=True)
+    part_of = np.zeros(len(first), dtype=np.int64)  # of the parts below, train for a start
+    other = (labels != labels[first][image_of]).reshape(len(labels), -1).any(1)
+    own, order, clear = labelling.by_image(labels, first, image_of, np.unique(image_of[other]))
+    what = "; left out" if few else labelling.differing_words
+    _say_repeated(image_of, first, other, what, title)
+    titles = [class_names[label] for label in order]
+    if few:
+        check_same(ONE_LABEL, labelling, "so many images per class are drawn of those")
+        parts = few_split(own, few, seed, titles, tested)
+        return {part: np.sort(first[clear[rows]]) for part, rows in parts.items()}
+    if len(groups):
+        linked = linked_groups(image_of, groups)
+        apart = ~np.isin(linked[clear], linked[np.setdiff1d(np.arange(len(first)), clear)])
+        parts = grouped_split(own[apart], linked[clear][apart], shares, seed)
+        clear = clear[apart]
+    else:
+        parts = labelling.split(own, shares, seed, titles)
+    for index, rows in enumerate(parts.values()):
+        part_of[clear[rows]] = index
+    return {part: np.flatnonzero(part_of[image_of] == i) for i, part in enumerate(parts)}
+
+
+def _say_repeated(
+    image_of: Rows,
+    first: Rows,
+    other: npt.NDArray[np.bool_],
+    what: str,
+    title: Callable[[int], str],
+) -> None:
+    """Say which images occur more than once: with different labels, where; with the same, how many.
+
+    `image_of` has the image of each row (N,), `first` the first row of each, `other` the rows with
+    other labels than that one, bool (N,).
+    """
+    rows = np.flatnonzero(other)
+    images, place = np.unique(image_of[rows], return_index=True)
+    if len(images):
+        # the first row of each image, and its first with other labels
+        pairs = sorted(zip(first[images].tolist(), rows[place].tolist(), strict=True))
+        named = "; ".join(f"{title(own)} and {title(row)}" for own, row in pairs[:5])
+        logger.warning(
+            "%s with different labels%s: %s%s",
+            "1 image occurs" if len(pairs) == 1 else f"{len(pairs):,} images occur",
+            what,
+            named,
+            "; ..." if len(pairs) > 5 else "",
+        )
+    if copies := len(image_of) - len(first) - int(other.sum()):
+        logger.info(
+            "%s of others with the same labels; copies stay in one split",
+            "1 image is an exact copy" if copies == 1 else f"{copies:,} images are exact copies",
+        )
 
 
 def linked_groups(first: Sequence[Any] | Rows, second: Sequence[Any] | Rows) -> Rows:

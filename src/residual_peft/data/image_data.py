@@ -10,11 +10,11 @@ from ..errors import ResiDualError, short, some
 from .checking import title_of
 from .defaults import SHARE
 from .folders import SPLIT_NAMES
+from .groups import split_by_content
 from .labels import Labelling, labelling_of
 from .labels.columns import label_array
 from .provenance import SplitRecord, digest_of_part, drawn
 from .skipped import SkippedImage
-from .stratification import split_by_content
 
 
 @dataclass(frozen=True, repr=False)
