@@ -59,8 +59,12 @@ def somp(x: Tensor, atoms: Tensor, steps: int, *, frame: Tensor | None = None) -
     size, total = rows.double().norm(dim=1).sum(), rows.double().square().sum()
     chosen: list[int] = []
     directions: list[Tensor] = []
-    while len(chosen) < steps and _goes_on(_absolute_sums(rows, inside), size, chosen):
-        direction = rest[chosen[-1]] / rest[chosen[-1]].norm()
+    while len(chosen) < steps:
+        best = _best(_absolute_sums(rows, inside), size)
+        if best is None:
+            break
+        chosen.append(best)
+        direction = rest[best] / rest[best].norm()
         along = rest @ direction
         rest = rest - along[:, None] * direction
         inside = inside - (axes @ direction)[:, None] * along
@@ -127,8 +131,12 @@ def text_span(
     rest = exact @ axes.T @ (vectors * (values > _ROUNDING**2 * total))  # (M, r), inside the span
     chosen: list[int] = []
     explained = [total.new_zeros(())]
-    while len(chosen) < steps and _goes_on((rest.square() @ values).sqrt(), size, chosen):
-        direction = rest[chosen[-1]] / rest[chosen[-1]].norm()
+    while len(chosen) < steps:
+        best = _best((rest.square() @ values).sqrt(), size)
+        if best is None:
+            break
+        chosen.append(best)
+        direction = rest[best] / rest[best].norm()
         rest = rest - (rest @ direction)[:, None] * direction
         explained.append(explained[-1] + direction.square() @ values)
     return Pursuit(
@@ -176,13 +184,10 @@ def _absolute_sums(rows: Tensor, inside: Tensor) -> Tensor:
     return sum(((part @ columns).abs().sum(0).double() for part in parts), inside.new_zeros(()))
 
 
-def _goes_on(scores: Tensor, size: Tensor, chosen: list[int]) -> bool:
-    """Whether an atom scores more than rounding of what is explained; the best is then chosen."""
+def _best(scores: Tensor, size: Tensor) -> int | None:
+    """The best atom; None where none scores more than rounding of what is to be explained."""
     best = int(_first_best(scores))
-    if scores[best] <= _ROUNDING * size:
-        return False
-    chosen.append(best)
-    return True
+    return None if scores[best] <= _ROUNDING * size else best
 
 
 def _first_best(scores: Tensor) -> Tensor:
