@@ -40,14 +40,28 @@ FIELDS = ("heads", "mlps", "embed", "stream", "pooled", "pooler", "constant")
 _UNITS, _PLACES = "units.", "places"
 
 
+class _Pass:
+    """The batches of one pass, each for the shard that its images are of."""
+
+    def __init__(self, batches: Iterator[ReadBatch]) -> None:
+        self._batches = batches
+        self._next: ReadBatch | None = None  # read, and of no shard that asked so far
+
+    def of(self, rows: range) -> ReadBatch | None:
+        """The next batch, if it is of these rows; None if not, or at the end."""
+        seen = next(self._batches, None) if self._next is None else self._next
+        inside = seen is not None and seen.index is not None and int(seen.index[0]) in rows
+        self._next = None if inside else seen
+        return seen if inside else None
+
+
 @dataclass
 class Shard:
     """A shard as it is read: its captures one after the other, then what else is kept of it."""
 
     index: int
     rows: range
-    passed: Iterator[ReadBatch]
-    waiting: list[ReadBatch]  # the one that was taken and is of a later shard, if any
+    passed: _Pass
     loader: Batches
     none: Tensor  # labels of no image
     width: int
@@ -58,12 +72,8 @@ class Shard:
     def __iter__(self) -> Iterator[Capture]:
         # asks for no more once all rows are accounted for
         while len(self.labels) + len(self.skipped) < len(self.rows):
-            seen = self.waiting.pop() if self.waiting else next(self.passed, None)
+            seen = self.passed.of(self.rows)
             if seen is None:
-                return
-            assert seen.index is not None
-            if int(seen.index[0]) not in self.rows:
-                self.waiting.append(seen)
                 return
             assert seen.capture is not None
             assert seen.labels is not None
@@ -176,15 +186,17 @@ class Writer:
         def check(index: Tensor | None) -> bool:
             assert index is not None
             shard = int(index[0]) // self.manifest["shard_size"]
-            return shard not in checked and not checked.add(shard)  # type: ignore[func-returns-value]
+            first = shard not in checked
+            checked.add(shard)
+            return first
 
         passed = reading(
             self.model, anatomy, loader, taps=True, check=check, labelled=True, progress=bar.update
         )
-        waiting: list[ReadBatch] = []
+        cut = _Pass(passed)
         for index, rows in shards.items():
             none = self.dataset.labels_of([])
-            shard = Shard(index, rows, passed, waiting, loader, none, anatomy.readout_width)
+            shard = Shard(index, rows, cut, loader, none, anatomy.readout_width)
             yield shard
             bar.update(len(shard.skipped))
         next(passed, None)  # counts the last batch
