@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,23 @@ class _Command(TyperCommand):
         formatter.write(f"Example:\n{self.example}")
 
 
-def example(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+@dataclass(frozen=True)
+class Explained:
+    """A command, and the class by which typer runs and explains it."""
+
+    run: Callable[..., None]
+    cls: type[TyperCommand]
+
+
+def example(text: str) -> Callable[[Callable[..., None]], Explained]:
     """A command whose help ends with an example: a line of shell and its output."""
     first, *others = text.strip("\n").splitlines()
     lines = [f"  $ {first}", *(f"  {line}".rstrip() for line in others)]
 
-    def shown(command: Callable[..., None]) -> Callable[..., None]:
-        command.__dict__["cls"] = type("Command", (_Command,), {"example": "\n".join(lines)})
-        return command
+    class Command(_Command):
+        example = "\n".join(lines)
 
-    return shown
+    return lambda run: Explained(run, Command)
 
 
 _SETTING = re.compile(

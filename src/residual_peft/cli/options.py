@@ -138,7 +138,7 @@ def with_options(group: Group) -> Callable[[Callable[..., None]], Callable[..., 
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
             for n, (kind, default) in group.items()
         ]
-        run.__dict__["__signature__"] = own.replace(parameters=parameters)
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
         return run
 

@@ -13,7 +13,7 @@ import typer
 from ..errors import printable
 from .analyse import analyse
 from .bench import bench
-from .commands import Interrupted, as_typed, one_line
+from .commands import Explained, Interrupted, as_typed, one_line
 from .compare import compare
 from .convert import convert
 from .demo import demo
@@ -35,13 +35,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS: tuple[Any, ...] = (
+_COMMANDS: tuple[Explained, ...] = (
     *(demo, look, fit, predict, compare, update, evaluate, report),
     *(explain, explore, export, analyse, merge, convert, bench, push),
 )
 for _command in _COMMANDS:
-    _title = "eval" if _command is evaluate else _command.__name__
-    app.command(_title, cls=_command.cls)(_command)
+    _title = "eval" if _command is evaluate else _command.run.__name__
+    app.command(_title, cls=_command.cls)(_command.run)
 
 
 def _version(requested: bool) -> None:
