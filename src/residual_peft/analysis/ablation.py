@@ -125,7 +125,8 @@ def layer_ablation(
     right = correct_with(pool, class_embeddings, kept, stand, block)
     sizes = (~kept).sum(1).tolist()
     whole = correct_whole(pool, class_embeddings, block)
-    return AblationCurve(ablation, kinds, cumulative, *_summary(whole, right, names, sizes))
+    points = _points(whole, right, names, sizes)
+    return AblationCurve(ablation, kinds, cumulative, len(whole), accuracy_of(whole)[0], points)
 
 
 @torch.no_grad()
@@ -155,15 +156,18 @@ def unit_ablation(
     kinds = tuple(dict.fromkeys(unit.kind for unit in pool.units))
     whole = correct_whole(pool, class_embeddings, block)
     names, sizes = list(map(str, pool.units)), [1] * len(pool.units)
-    return AblationCurve(ablation, kinds, False, *_summary(whole, right, names, sizes))
+    points = _points(whole, right, names, sizes)
+    return AblationCurve(ablation, kinds, False, len(whole), accuracy_of(whole)[0], points)
 
 
-def _summary(
+def _points(
     whole: Tensor, right: Tensor, names: list[str], sizes: list[int]
-) -> tuple[int, float, tuple[AblationPoint, ...]]:
-    """Who was right, with all (N,) and without each set (K, N) -> images, baseline and points."""
-    images, points = len(whole), []
+) -> tuple[AblationPoint, ...]:
+    """Who was right, with all (N,) and without each set of units (K, N) -> a point for each set."""
+    points = []
     for name, size, row in zip(names, sizes, right, strict=True):
-        drop = (int(whole.sum()) - int(row.sum())) / images, *difference_interval(whole, row)
-        points.append(AblationPoint(name, size, *accuracy_of(row), *drop))
-    return images, int(whole.sum()) / images, tuple(points)
+        accuracy, low, high = accuracy_of(row)
+        drop = (int(whole.sum()) - int(row.sum())) / len(whole)
+        drop_low, drop_high = difference_interval(whole, row)
+        points.append(AblationPoint(name, size, accuracy, low, high, drop, drop_low, drop_high))
+    return tuple(points)

@@ -19,8 +19,6 @@ from ..towers.units import Unit
 from .dimension import plain
 from .matching import Side, check_widths
 
-MEASURE = ("spectral cosine, unweighted", "spectral cosine")  # by whether it is weighted
-
 
 @dataclass(frozen=True)
 class LayerSimilarity:
@@ -132,7 +130,7 @@ def spectral_similarity(
                 values[columns[start:stop], row] = scores
         if other is None and left.counts[position]:
             values[row, row] = 1.0
-    return SimilarityMatrix(mine.units, theirs.units, values, MEASURE[weighted], other is None)
+    return SimilarityMatrix(mine.units, theirs.units, values, _measure(weighted), other is None)
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,11 @@ def same_unit_similarity(
             for start, stop in side.chunks(max(side.counts[i], 1), i + 1):
                 scores = side.against(i, side, start, stop)
                 values[index, i, start:stop] = values[index, start:stop, i] = scores
-    return SameUnitSimilarity(names, chosen[0].units, values, MEASURE[weighted])
+    return SameUnitSimilarity(names, chosen[0].units, values, _measure(weighted))
+
+
+def _measure(weighted: bool) -> str:
+    return "spectral cosine" if weighted else "spectral cosine, unweighted"
 
 
 def _chosen(

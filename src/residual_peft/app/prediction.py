@@ -156,7 +156,8 @@ class FilePredictor:
     def _sorted(self, file: str, prediction: Prediction) -> Answer:
         if self.sorting is None:
             return Answer(file, prediction)
-        apart, labels = bool(prediction.none_of_these), list[str | None]()
+        apart = bool(prediction.none_of_these)
+        labels: list[str | None] = []
         if not apart:
             likely = prediction.top(len(prediction.probabilities))
             labels += [name for name, probability in likely if probability >= self.sure]

@@ -38,7 +38,7 @@ class UpdateReport:
 
     def lines(self) -> list[str]:
         """For people."""
-        verb, total = ("taken out", "added")[not self.forgot], sum(self.changed.values())
+        verb, total = "taken out" if self.forgot else "added", sum(self.changed.values())
         each = ", ".join(f"{count} {name}" for name, count in self.changed.items()) or "none"
         found = [f"{counted(total, 'image')} {verb}: {each}"]
         if self.new:

@@ -29,16 +29,19 @@ def table_cells(
 
     Of rows, one per method and seed, accuracies become mean ± standard deviation over seeds.
     """
-    return [
-        (
-            (labels or {}).get(item.method, item.method),
-            f"{item.accuracy:.3f}" + f" ± {item.spread:.3f}" * bool(item.parameters),
-            f"{item.parameters:,}",
-            f"{item.seconds:.1f}" if item.parameters else "–",
-            readable_bytes(item.bytes),
+    cells: list[tuple[str, ...]] = []
+    for item in summarize(rows):
+        trained = item.parameters > 0  # zero-shot is the same with every seed, and fits nothing
+        cells.append(
+            (
+                (labels or {}).get(item.method, item.method),
+                f"{item.accuracy:.3f} ± {item.spread:.3f}" if trained else f"{item.accuracy:.3f}",
+                f"{item.parameters:,}",
+                f"{item.seconds:.1f}" if trained else "–",
+                readable_bytes(item.bytes),
+            )
         )
-        for item in summarize(rows)
-    ]
+    return cells
 
 
 def markdown_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

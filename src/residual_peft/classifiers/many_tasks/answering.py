@@ -113,7 +113,8 @@ def mixed(
 @contextmanager
 def _keeping(layer: ResiDualReadout) -> Iterator[list[Capture]]:
     """What the layer's taps see last of this thread's calls, once there is something."""
-    thread, kept = threading.get_ident(), list[Capture]()
+    thread = threading.get_ident()
+    kept: list[Capture] = []
 
     def keep(module: Any, args: Any, output: Any = None) -> None:
         y = output[0] if isinstance(output, tuple) else output
