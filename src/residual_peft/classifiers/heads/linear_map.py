@@ -64,6 +64,9 @@ def fit_linear_map(
             `paths.RELATIVE_STRENGTHS` times s² and the images' spread, and two between them.
             Weaker ones are not tried once they get no better.
         tolerance: largest entry of the gradient at the end, per image and unit of s.
+
+    Raises:
+        ResiDualError: features of another width than the texts', or a strength that is not above 0.
     """
     text = functional.normalize(text.detach().cpu().double(), dim=1)
     data = checked(features, labels, len(text), class_weights=class_weights)
@@ -77,10 +80,9 @@ def fit_linear_map(
     problem = Problem(data, axes.rows, start, apart)
     spread = data.features - data.weights @ data.features / data.weights.sum()
     level = logit_scale**2 * float(spread.square().sum(1).mean()) or 1.0
-    end = solve_at_best(
+    found = solve_at_best(
         problem,
         level,
-        start=problem.zeros(),
         tolerance=tolerance * logit_scale,
         default=DEFAULT_STRENGTH,
         strength=strength,
@@ -91,12 +93,12 @@ def fit_linear_map(
         patience=_PATIENCE,
         coarse=tolerance * logit_scale,  # stopped sooner, fits tie and rounding chooses
     )
-    change = directions @ (axes.axes @ end.point).mT
+    change = directions @ (axes.axes @ found.coefficients).mT
     weights = logit_scale * (text + text @ change).mT
     nothing, one = torch.zeros(text.shape[1]), torch.ones(text.shape[1])
     offset = torch.zeros(len(text)).double()
-    head = ClassHead(nothing.double(), one.double(), weights, offset, 0.0, end.temperature)
-    return LinearMapFit(head, end.left_out, end.strength, end.path, end.gradient_norm, change)
+    head = ClassHead(nothing.double(), one.double(), weights, offset, 0.0, found.temperature)
+    return LinearMapFit(**vars(found.with_head(head)), change=change)
 
 
 def _directions(text: Tensor, scale: float) -> tuple[Tensor, Tensor]:

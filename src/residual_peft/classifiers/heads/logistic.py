@@ -45,6 +45,9 @@ def fit_logistic(
             they get no better.
         power: p, where no `start` brings its scales.
         tolerance: largest entry of the gradient at the end, per image.
+
+    Raises:
+        ResiDualError: a strength that is not above 0.
     """
     data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
     mean, scale = (start.mean, start.scale) if start else scaling(data, power)
@@ -54,11 +57,11 @@ def fit_logistic(
     rows = torch.hstack([axes.rows, torch.ones_like(axes.rows[:, :1])])  # the offset is last
     problem = Problem(data, rows, torch.zeros_like(data.targets), free=1)
     level = float(prepared.square().sum(1).mean()) or 1.0
-    first = problem.zeros()
+    first = None
     if start is not None:
         raw = start.temperature * torch.vstack([start.weights, start.offset]).double()
         first = torch.vstack([axes.axes.mT @ raw[:-1], raw[-1:]])
-    end = solve_at_best(
+    found = solve_at_best(
         problem,
         level,
         start=first,
@@ -69,6 +72,6 @@ def fit_logistic(
         groups=groups,
         folds=folds,
     )
-    weights, offset = axes.axes @ end.point[:-1], end.point[-1]
-    head = ClassHead(mean, scale, weights, offset, end.text_weight, end.temperature)
-    return PathFit(head, end.left_out, end.strength, end.path, end.gradient_norm)
+    weights, offset = axes.axes @ found.coefficients[:-1], found.coefficients[-1]
+    head = ClassHead(mean, scale, weights, offset, found.text_weight, found.temperature)
+    return found.with_head(head)

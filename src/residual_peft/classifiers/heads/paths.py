@@ -5,14 +5,13 @@ The strength is chosen on left-out folds, along a path of fits from strong to we
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import ResiDualError
 from .finishing import finish, folds_of, log_losses, part_of
-from .head import FittedHead
+from .head import ClassHead, FittedHead
 from .images import Images
 from .left_out import LeftOut
 from .minimising import scaled_minimum
@@ -45,9 +44,9 @@ class Problem:
         width = self.data.targets.shape[1] if self.spread is None else len(self.spread)
         return self.rows.new_zeros(self.rows.shape[1], width)
 
-    def scores(self, point: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Logits (N, C) of a fit for the images, or for some of them."""
-        return self.begin[rows] + self._spread(self.rows[rows] @ point)
+    def scores(self, coefficients: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Logits (N, C) by an A for the images, or for some of them."""
+        return self.begin[rows] + self._spread(self.rows[rows] @ coefficients)
 
     def solve(
         self, strength: float, start: Tensor, tolerance: float, kept: Tensor | None = None
@@ -70,13 +69,14 @@ class Problem:
             steep = steep * self.spread.square().sum(1)
         root = (penalty + steep * (weights * rows.square()).sum(0)[:, None]).sqrt()
 
-        def function(point: Tensor) -> tuple[Tensor, Tensor]:
-            logits = begin + self._spread(products @ point.to(dtype)).double()
+        def function(coefficients: Tensor) -> tuple[Tensor, Tensor]:
+            logits = begin + self._spread(products @ coefficients.to(dtype)).double()
             value = data.weights @ log_losses(logits, data)
-            value = value + 0.5 * strength * point[: len(penalty) - self.free].square().sum()
+            held = coefficients[: len(penalty) - self.free]
+            value = value + 0.5 * strength * held.square().sum()
             slope = (weights * (labelling.probabilities(logits) - data.targets)).to(dtype)
             slope = slope if self.spread is None else slope @ self.spread.to(dtype).mT
-            return value, (products.mT @ slope).double() + penalty * point
+            return value, (products.mT @ slope).double() + penalty * coefficients
 
         return scaled_minimum(function, start, root, tolerance * len(rows))
 
@@ -94,37 +94,45 @@ class PathFit(FittedHead):
 
 
 @dataclass(frozen=True)
-class Solution:
-    """The end of a path: what `PathFit` and `finish` tell, and A."""
+class FittedPath:
+    """The A at the strength that was chosen, and all that goes with a head made of it."""
 
-    point: Tensor  # A (r, q)
-    text_weight: float
-    temperature: float
+    coefficients: Tensor  # A (r, q)
+    text_weight: float  # a
+    temperature: float  # τ
     left_out: LeftOut
     strength: float
     path: Path
     gradient_norm: float
+
+    def with_head(self, head: ClassHead) -> PathFit:
+        """What there is to tell of a head that was made of A."""
+        return PathFit(head, self.left_out, self.strength, self.path, self.gradient_norm)
 
 
 def solve_at_best(
     problem: Problem,
     level: float,
     *,
-    start: Tensor,
     tolerance: float,
     default: float,
     strength: float | None,
     strengths: Sequence[float] | None,
     groups: Tensor | None,
     folds: int,
+    start: Tensor | None = None,
     with_text: bool = True,
-    **options: Any,
-) -> Solution:
+    patience: int = 1,
+    coarse: float = COARSE,
+) -> FittedPath:
     """A at the strength that was given, or the best of some by what is said of left-out folds.
 
     Those to choose from are `RELATIVE_STRENGTHS`, and two between them, where there are none.
     Relative ones, and `default` where nothing can be left out, are times `level`. The last fit
-    begins at `start`; `options` are those of `_path`.
+    begins at `start`, or at 0; the other arguments are those of `_path`.
+
+    Raises:
+        ResiDualError: a strength that is not above 0.
     """
     tried = [strength] if strength is not None else list(strengths or ())
     tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
@@ -134,17 +142,25 @@ def solve_at_best(
     path: list[tuple[float, float]] = []
     left: Tensor | None = None
     if fold is not None:
-        options |= {"refine": strength is None and strengths is None, "with_text": with_text}
-        path, left = _path(problem, fold, known, sorted(tried, reverse=True), **options)
+        path, left = _path(
+            problem,
+            fold,
+            known,
+            sorted(tried, reverse=True),
+            refine=strength is None and strengths is None,
+            with_text=with_text,
+            patience=patience,
+            coarse=coarse,
+        )
         best = best_of(path)
     elif strength is None:
         best = max(strengths) if strengths else default * level
     else:
         best = strength
-    point, norm = problem.solve(best, start, tolerance)
-    left = problem.scores(point) if left is None else left
+    found, norm = problem.solve(best, problem.zeros() if start is None else start, tolerance)
+    left = problem.scores(found) if left is None else left
     finished = finish(left, problem.data, how, known, with_text=with_text)
-    return Solution(point, *finished, best, tuple(path), norm)
+    return FittedPath(found, *finished, best, tuple(path), norm)
 
 
 def best_of(path: Sequence[tuple[float, float]]) -> float:
@@ -168,9 +184,9 @@ def _path(
     strengths: Sequence[float],
     *,
     refine: bool,
-    with_text: bool = True,
-    patience: int = 1,
-    coarse: float = COARSE,
+    with_text: bool,
+    patience: int,
+    coarse: float,
 ) -> tuple[list[tuple[float, float]], Tensor]:
     """Left-out log-loss of the strengths tried, and the left-out logits (N, C) of the best.
 
