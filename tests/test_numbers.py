@@ -1,5 +1,8 @@
 """Numbers of README and docs/ are what the benchmarks wrote."""
 
+import json
+from statistics import mean
+
 from residual_peft.experiments import METHODS, Row
 from residual_peft.reporting import HEADERS, markdown_table, table_cells
 from tests.pages import ROOT, page, results
@@ -170,6 +173,54 @@ def test_the_tables_of_methods_are_what_the_benchmarks_wrote() -> None:
         shown = [f"{row['images']:,}", str(row["classes"]), *(f"{share:.3f}" for share in shares)]
         test = f"{row['test']:.3f}, " + "–".join(f"{end:.3f}" for end in row["interval"])
         assert f"| {' | '.join([name, *shown, row['chosen'], test])} |" in page("results")
+    bench = " ".join(page("bench").split())
+    assert [said for said in said_of_the_backbone() if said not in bench] == []
+
+
+TRAINED_BACKBONE = {
+    "full": "full fine-tuning of the image tower",
+    "stream": "through the backbone on the same texts: gains in stream mode",
+    "lora": "LoRA",
+    "vera": "VeRA",
+    "ia3": "IA3",
+    "lora-output": "LoRA on the output projections with as many numbers",
+}
+FROZEN_BACKBONE = {
+    "gains": "gains",
+    "gains-adamw": "gains on texts alone",
+    "residual": "the paper's ResiDual",
+    "residual-star": "the paper's ResiDual*",
+    "ridge": "ridge on the coordinates, of one pass and no step back",
+}
+
+
+def said_of_the_backbone() -> list[str]:
+    """What docs/bench.md says of training it and of reading it as it is, 16 images per class."""
+    lines = (ROOT / "benchmarks" / "bench_small.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["protocol"] == "16-shot"]
+
+    def of(data: str) -> dict[str, str]:
+        names = {row["method"] for row in rows if row["data"] == data}
+        return {
+            name: short(
+                mean(r["accuracy"] for r in rows if (r["data"], r["method"]) == (data, name)), 3
+            )
+            for name in names
+        }
+
+    written, noisy = of("handwriting"), of("digits-noisy")
+    trained = sorted(noisy[name] for name in TRAINED_BACKBONE if name != "stream")
+    frozen = [noisy[name] for name in noisy if name not in TRAINED_BACKBONE]
+    return [
+        f'nothing that reads the frozen model is above {max(frozen)} ("Lin"; gains '
+        f"{noisy['gains']}, ridge {noisy['ridge']}, a probe {noisy['logistic-embedding']})",
+        f"gains in stream mode {noisy['stream']}, LoRA on the output projections, LoRA, VeRA, IA3 "
+        f"and full fine-tuning between {trained[0]} and {trained[-1]}",
+        *(
+            f"| {label} | {written[name]} |"
+            for name, label in (TRAINED_BACKBONE | FROZEN_BACKBONE).items()
+        ),
+    ]
 
 
 def tables_of_predict() -> list[str]:
@@ -213,6 +264,13 @@ def test_what_is_said_of_predict_and_export_was_measured() -> None:
         lines.append("| " + " | ".join([*cells, *speeds]) + " |")
     assert "\n".join(lines) in text
     sizes = {name: item["megabytes"] for name, item in found["installed"].items()}
+    none = results("heads_trust")["none"]
+    in_embedding, with_coordinates = (
+        " / ".join(short(none[shots][kind]["false alarms"], 3) for shots in ("4", "16", "60"))
+        for kind in ("embedding", "heads and MLPs")
+    )
+    left_out = f"left-out ones {in_embedding} in the embedding and {with_coordinates} where"
+    assert left_out in page("method")
     text = " ".join(text.split())
     assert f"{sizes['to answer with onnxruntime']:,} MB in place of" in text
     assert f"in place of {sizes['to answer with torch']:,} MB" in text
