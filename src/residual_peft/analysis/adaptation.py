@@ -16,14 +16,7 @@ from ..solvers.coordinates import Coordinates
 from ..solvers.store import CoordinateStore
 from ..towers.units import Unit
 from ..tuner import adapter_basis
-from .movement import (
-    Moved,
-    centred_classes,
-    chunks,
-    exact_state,
-    gains_per_component,
-    place_of,
-)
+from .movement import Moved, centred_classes, chunks, exact_state, gains_per_component, place_of
 
 
 @dataclass(frozen=True)

@@ -98,11 +98,7 @@ def dictionary_if_any(
 
 
 def words_for(
-    model: nn.Module,
-    effects: Sequence[Described],
-    dictionary: TextDictionary,
-    *,
-    steps: int = 3,
+    model: nn.Module, effects: Sequence[Described], dictionary: TextDictionary, *, steps: int = 3
 ) -> tuple[Words, ...]:
     """Texts that an adapter's components are made of, `steps` each at most, by OMP.
 

@@ -18,12 +18,7 @@ from ..analysis import (
     explain_image,
     explained_head,
 )
-from ..analysis.describing import (
-    Described,
-    Words,
-    dictionary_if_any,
-    words_for,
-)
+from ..analysis.describing import Described, Words, dictionary_if_any, words_for
 from ..classifiers.backbones import backbone_of, has_text
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import batches

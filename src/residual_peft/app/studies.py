@@ -78,10 +78,7 @@ class ModelStudy:
             "class_names": list(self.class_names),
             "images": self.images,
             "dimension": {"share": self.dimension.share, "units": self.dimension.rows()},
-            "similarity": {
-                "measure": self.similarity.measure,
-                "pairs": self.similarity.rows(),
-            },
+            "similarity": {"measure": self.similarity.measure, "pairs": self.similarity.rows()},
             "selection": self.selection.as_dict(),
             "ablations": [curve.as_dict() for curve in self.ablations],
             "words": [plain_of(item) for item in self.words],

@@ -76,12 +76,7 @@ def sets_of(
 
 
 def trust_of(
-    rows: Rows,
-    outcome: Outcome,
-    images: ImageData,
-    sets: Mapping[str, Any],
-    *,
-    means: bool = False,
+    rows: Rows, outcome: Outcome, images: ImageData, sets: Mapping[str, Any], *, means: bool = False
 ) -> tuple[TrustRecord | None, tuple[Noted, ...]]:
     """How far to trust a fit, and its images whose label looks wrong, the surest first.
 

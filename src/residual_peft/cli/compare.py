@@ -15,11 +15,7 @@ ridge-heads *       0.076     0.978  1.000  0.912-1.000    8,172  75.8 kB      0
 ...""")
 @with_options(RECIPE)
 def compare(
-    data: Data,
-    model: Model = None,
-    as_json: AsJson = False,
-    *,
-    options: dict[str, Any],
+    data: Data, model: Model = None, as_json: AsJson = False, *, options: dict[str, Any]
 ) -> None:
     """Compare what may be fitted to labelled images, and save nothing."""
     begin(f"Comparing methods on {data} with {model or DEMO_MODEL_SHOWN}.")

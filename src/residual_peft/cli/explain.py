@@ -19,8 +19,7 @@ photo.png: zero rather than one, margin +4.54
 def explain(
     adapter: Adapter = None,
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="Images to explain one by one."),
+        list[Path] | None, typer.Argument(metavar="IMAGES", help="Images to explain one by one.")
     ] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     adapter_option: AdapterOption = None,

@@ -20,12 +20,7 @@ The contact sheet is sheet.html""")
 @with_options(LOOKING)
 def look(
     data: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="DATA",
-            help=DATA_HELP,
-            show_default=False,
-        ),
+        str | None, typer.Argument(metavar="DATA", help=DATA_HELP, show_default=False)
     ] = None,
     data_option: Annotated[str | None, typer.Option("--data", hidden=True)] = None,
     out: Annotated[

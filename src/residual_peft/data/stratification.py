@@ -21,10 +21,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def stratified_split(
-    labels: Labels,
-    shares: Mapping[str, float],
-    seed: int,
-    class_names: Sequence[str] | None = None,
+    labels: Labels, shares: Mapping[str, float], seed: int, class_names: Sequence[str] | None = None
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Cut rows into "train" and the given parts, each class in the same shares.
 
@@ -100,10 +97,7 @@ def few_split(
 
 
 def iterative_split(
-    labels: Labels,
-    shares: Mapping[str, float],
-    seed: int,
-    class_names: Sequence[str] | None = None,
+    labels: Labels, shares: Mapping[str, float], seed: int, class_names: Sequence[str] | None = None
 ) -> dict[str, Rows]:
     """Cut rows into "train" and the given parts, each label in the same shares as far as it goes.
 

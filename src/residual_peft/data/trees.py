@@ -94,11 +94,7 @@ def image_endings() -> set[str]:
 
 
 def _walk(
-    tree: Tree,
-    place: Parts,
-    known: set[str],
-    above: frozenset[tuple[int, int]],
-    any_name: bool,
+    tree: Tree, place: Parts, known: set[str], above: frozenset[tuple[int, int]], any_name: bool
 ) -> None:
     path = tree.base.joinpath(*place)
     try:

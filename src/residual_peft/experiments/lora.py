@@ -59,9 +59,7 @@ def fit_lora(
     """
     set_seed(seed)
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=2 * settings.rank,
-        target_modules=list(settings.target_modules),
+        r=settings.rank, lora_alpha=2 * settings.rank, target_modules=list(settings.target_modules)
     )
     model = get_peft_model(classifier.model, config)
     classifier.model = model

@@ -9,12 +9,7 @@ import numpy as np
 
 from ..classifiers.heads.trust import reliability
 from ..data.labels import MANY_LABELS
-from ..data.metrics import (
-    Array,
-    accuracy_interval,
-    classification_metrics,
-    difference_interval,
-)
+from ..data.metrics import Array, accuracy_interval, classification_metrics, difference_interval
 from .run_record import RunRecord
 
 LEVEL = 0.95

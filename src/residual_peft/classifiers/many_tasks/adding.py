@@ -35,9 +35,7 @@ from .answering import Task
 NameOrPath = str | os.PathLike[str]
 
 
-def by_name(
-    paths: Iterable[NameOrPath] | Mapping[str, NameOrPath],
-) -> list[tuple[str, NameOrPath]]:
+def by_name(paths: Iterable[NameOrPath] | Mapping[str, NameOrPath]) -> list[tuple[str, NameOrPath]]:
     """Tasks' names and where each lies; what has no name is called after the end of its path.
 
     Raises:

@@ -79,12 +79,7 @@ def check_same(expected: Labelling, got: Labelling, remedy: str) -> None:
 
 
 def numbers_of(
-    labelling: Labelling,
-    names: Sequence[str],
-    labels: Any,
-    count: int,
-    *,
-    single: bool = False,
+    labelling: Labelling, names: Sequence[str], labels: Any, count: int, *, single: bool = False
 ) -> Tensor:
     """Labels as classes are counted: (n,), or with several labels zeros and ones (n, C).
 
