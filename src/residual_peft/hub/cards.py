@@ -170,13 +170,19 @@ def as_code(value: object) -> str:
     return f"{fence}{pad}{line}{pad}{fence}"
 
 
-def _render(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("residual_peft.hub", "templates"),
+def environment_of(room: str, *, autoescape: bool = False) -> Environment:
+    """Where the templates of a room are filled in: a name without a value is an error."""
+    return Environment(
+        loader=PackageLoader(f"residual_peft.{room}", "templates"),
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = environment_of("hub")
     environment.filters |= {"text": as_text, "code": as_code, "quoted": json.dumps}
     return environment.get_template(template).render(**values, mark=MARK)

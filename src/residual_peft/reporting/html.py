@@ -7,13 +7,13 @@ import math
 import re
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from ..classifiers.figures import brief
 from ..data.metrics import confusion_matrix
 from ..data.pictures import PICTURE_SUFFIXES, picture_suffix
-from ..hub.cards import METRIC_NAMES
+from ..hub.cards import METRIC_NAMES, environment_of
 from ..hub.directories import DEMO_MODEL
 from ..hub.files import PathLike, atomic_file
 from ..solvers import strength_note
@@ -134,14 +134,7 @@ def _heatmaps(record: RunRecord) -> list[tuple[str, list[list[tuple[int, str]]]]
 
 def environment() -> Environment:
     """Where pages are made: their templates, and what these may call."""
-    pages = Environment(
-        loader=PackageLoader("residual_peft.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    pages = environment_of("reporting", autoescape=True)
     own = (percent, points, number, brief, score, with_sign, short, breakable, seconds)
     pages.filters |= {each.__name__: each for each in own} | {
         "count": lambda value: f"{value:,}",

@@ -95,9 +95,8 @@ def fit_linear_map(
     )
     change = directions @ (axes.axes @ found.coefficients).mT
     weights = logit_scale * (text + text @ change).mT
-    nothing, one = torch.zeros(text.shape[1]), torch.ones(text.shape[1])
-    offset = torch.zeros(len(text)).double()
-    head = ClassHead(nothing.double(), one.double(), weights, offset, 0.0, found.temperature)
+    nothing, one = torch.zeros_like(weights[:, 0]), torch.ones_like(weights[:, 0])
+    head = ClassHead(nothing, one, weights, torch.zeros_like(weights[0]), 0.0, found.temperature)
     return LinearMapFit(**vars(found.with_head(head)), change=change)
 
 
