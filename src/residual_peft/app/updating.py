@@ -42,9 +42,8 @@ class UpdateReport:
         each = ", ".join(f"{count} {name}" for name, count in self.changed.items()) or "none"
         found = [f"{counted(total, 'image')} {verb}: {each}"]
         if self.new:
-            found.append(
-                f"new {'class' if len(self.new) == 1 else 'classes'}: {', '.join(self.new)}"
-            )
+            classes = "class" if len(self.new) == 1 else "classes"
+            found.append(f"new {classes}: {', '.join(self.new)}")
         if self.known:
             why = "not among those it was fitted on" if self.forgot else "known already"
             found.append(f"{counted(self.known, 'image')} left out, {why}")

@@ -48,10 +48,9 @@ class Explained:
 def example(text: str) -> Callable[[Callable[..., None]], Explained]:
     """A command whose help ends with an example: a line of shell and its output."""
     first, *others = text.strip("\n").splitlines()
-    lines = [f"  $ {first}", *(f"  {line}".rstrip() for line in others)]
 
     class Command(_Command):
-        example = "\n".join(lines)
+        example = "\n".join([f"  $ {first}", *(f"  {line}".rstrip() for line in others)])
 
     return lambda run: Explained(run, Command)
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 
-_PROCESSORS = Path("/proc/cpuinfo")
-
 
 def processor() -> str:
     """As its maker calls it, where the system tells; else its architecture."""
-    return value_in(_PROCESSORS, "model name") or platform.processor() or platform.machine()
+    named = value_in(Path("/proc/cpuinfo"), "model name")
+    return named or platform.processor() or platform.machine()
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -72,8 +72,7 @@ class Problem:
         def function(coefficients: Tensor) -> tuple[Tensor, Tensor]:
             logits = begin + self._spread(products @ coefficients.to(dtype)).double()
             value = data.weights @ log_losses(logits, data)
-            held = coefficients[: len(penalty) - self.free]
-            value = value + 0.5 * strength * held.square().sum()
+            value = value + 0.5 * strength * coefficients[: len(penalty) - self.free].square().sum()
             slope = (weights * (labelling.probabilities(logits) - data.targets)).to(dtype)
             slope = slope if self.spread is None else slope @ self.spread.to(dtype).mT
             return value, (products.mT @ slope).double() + penalty * coefficients
