@@ -23,10 +23,10 @@ from typing import Any
 from bench_small import PLACE
 
 from residual_peft.experiments.bench.backbones import BACKBONES
-from residual_peft.experiments.bench.machine import machine
 from residual_peft.experiments.bench.registry import Registry, read_registry
 from residual_peft.experiments.bench.results import Result, read_results
 from residual_peft.experiments.bench.run import run_registry, runs_of
+from residual_peft.hub.machine import machine
 
 HERE, OUT = Path(__file__).parent, Path(__file__).with_suffix(".json")
 
