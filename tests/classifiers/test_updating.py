@@ -18,6 +18,7 @@ from residual_peft.classifiers.none_of_these import KnownImages
 from residual_peft.classifiers.outputs import pixel_batches
 from residual_peft.classifiers.trained_head import TrainedHead
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
+from residual_peft.data.passes import Batches, ImageFiles
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.files import read_tensors, write_tensors
 from residual_peft.tuner import ResiDualConfig, fit_bases, gains_of
@@ -205,6 +206,9 @@ def test_files_are_known_by_their_content(tmp_path):
     made.calibrate(paths[:1], [0])
     with pytest.raises(ResiDualError, match="2 images of 3 to calibrate with"):
         made.calibrate(paths, [0, 1, 2])
+    # files have rows and no labels: neither is taken for the other
+    read = Read.of(made, Batches(ImageFiles(list(map(str, paths)), made.image_processor), 2))
+    assert (read.index.tolist(), read.labels) == ([0, 1, 2], None)
 
 
 def test_statistics_of_another_head_model_or_basis_are_refused(tmp_path):

@@ -1,7 +1,7 @@
 """A class head with more images, fewer, or another class, from the sums that were kept of them."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,12 +38,16 @@ class Read:
     @classmethod
     def of(cls, classifier: HeadedClassifier, batches: Iterable[Any], **options: Any) -> "Read":
         """In memory: K + d numbers an image; options are those of `classified`."""
-        found = []
-        for seen, _ in classifier.classified(batches, **options):
-            features = classifier.asked_of(*classifier.taken_apart(seen.readout, seen.capture))[1]
-            parts = (features, embedding_features(seen.readout), seen.labels, seen.index)
-            found.append([part.detach().cpu() for part in parts if part is not None])
-        return cls(*map(torch.cat, zip(*found, strict=True)))
+        coordinates = head_of(classifier).features == "coordinates"
+        found = defaultdict(list)
+        for seen in classifier.seen(batches, **options):
+            readout = embedding_features(seen.readout)
+            features = classifier.coordinates(seen) if coordinates else readout
+            beside = {"labels": seen.labels, "index": seen.index}
+            for name, part in {"features": features, "readout": readout, **beside}.items():
+                if part is not None:
+                    found[name].append(part.detach().cpu())
+        return cls(**{name: torch.cat(parts) for name, parts in found.items()})
 
     def some(self, rows: Tensor) -> "Read":
         """Features and readouts of some of them."""

@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from ..bases.reading import ReadBatch, reading
 from ..errors import ResiDualError
-from ..towers.anatomy import TowerAnatomy
 from ..towers.captures import Capture
 from ..tuner import (
     adapted_tower,
@@ -139,15 +138,21 @@ class HeadedClassifier(CosineClassifier):
             batches: as for `reading`.
             options: of `reading`: `labelled`, `progress`, `description`.
         """
+        for seen in self.seen(batches, **options):
+            yield seen, self.answer_to(seen.readout, seen.capture)
+
+    def seen(self, batches: Iterable[Any], **options: Any) -> Iterator[ReadBatch]:
+        """What `classified` makes logits of: with a capture where the head reads coordinates."""
         head = self.head
         if head is not None and head.features == "coordinates":
-            tower: TowerAnatomy | None = adapted_tower(self.model)
             options |= {"taps": True, "check": "first"}
-        else:
-            tower = None
-            options |= {"adapters": head is None}
-        for seen in reading(self.model, tower, batches, **options):
-            yield seen, self.answer_to(seen.readout, seen.capture)
+            return reading(self.model, adapted_tower(self.model), batches, **options)
+        return reading(self.model, None, batches, adapters=head is None, **options)
+
+    def coordinates(self, seen: ReadBatch) -> Tensor:
+        """Those of a batch with a capture, in the active adapter's basis (B, K)."""
+        assert seen.capture is not None
+        return coordinates_of(readout_state(self.model), seen.capture)
 
     def answer_to(self, readout: Tensor, capture: Capture | None = None) -> Tensor:
         """Logits (B, C) from one run of the tower.

@@ -66,7 +66,7 @@ class PredictingClassifier(HeadedClassifier):
             return None
         embedding, coordinates = embedding_features(batch.readout), None
         if head.known.coordinates is not None:
-            coordinates = self.taken_apart(batch.readout, batch.capture)[2]
+            coordinates = self.coordinates(batch)
         return head.known.p_values(embedding, coordinates)
 
     def predict(

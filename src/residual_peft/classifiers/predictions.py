@@ -27,7 +27,7 @@ class Prediction:
         file: of the image, where it came as a path.
         several: whether an image may have several labels.
         plausible: classes that hold the right one as often as asked.
-        alike: share of the fit's images, left out, as far from their classes.
+        alike: share of images of the classes that lie as far from them, told by left-out ones.
         none_of_these: whether that is too small a share; None where not asked.
         plausible_by: what says so: "held-out", "jackknife+" or "jackknife".
 
@@ -131,20 +131,20 @@ def predictions_of(
     )
     return [
         Prediction(
-            names[index],
-            index,
-            float(scores[index]),
-            tuple(scores.tolist()),
-            tuple(names[number] for number in labelling.class_numbers(labels)),
-            names,
-            file,
-            multi_label,
-            None
+            label=names[index],
+            index=index,
+            score=float(scores[index]),
+            probabilities=tuple(scores.tolist()),
+            labels=tuple(names[number] for number in labelling.class_numbers(labels)),
+            class_names=names,
+            file=file,
+            several=multi_label,
+            plausible=None
             if inside is None
             else tuple(names[n] for n in inside.nonzero().flatten().tolist()),
-            like,
-            None if none_of_these is None or like is None else like <= none_of_these,
-            plausible_by,
+            alike=like,
+            none_of_these=None if none_of_these is None or like is None else like <= none_of_these,
+            plausible_by=plausible_by,
         )
         for index, scores, labels, file, inside, like in rows
     ]
