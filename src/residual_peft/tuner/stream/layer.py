@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,6 +97,11 @@ class ResiDualStreamLinear(AdapterLayer):
             self.unmerged = fn(weight), None if bias is None else fn(bias)
         super()._apply(fn, recurse)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        for name in self._loading.bases:  # whatever it was made from, it is the file's now
+            self.adapter_settings[name] = replace(self.adapter_settings[name], source=())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output (..., D) with the active adapters' change, or each sample's own.

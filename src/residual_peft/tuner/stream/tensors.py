@@ -23,7 +23,7 @@ STREAM_BASIS = tuple(
 class StreamSettings(Settings):
     """What one adapter does to one Linear: the part of its state that is no tensor."""
 
-    # what a basis from the weights was made from; () from data
+    # what a basis from the weights was made from; () from data or a file
     source: tuple[Any, ...] = field(default=(), compare=False)
 
 
