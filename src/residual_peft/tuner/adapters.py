@@ -6,7 +6,7 @@ several are active, or it is in the other mode.
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,8 @@ def fit_bases(
             finite, or units that do not add up to the model's own output.
     """
     adapter = _layers(peft_model, adapter_name)
-    told = {"progress": progress, "across_processes": across_processes}
     found: SpectralBasis | dict[str, LinearBasis] | None = mode_of(adapter.config).fit(
-        adapter, peft_model, batches, side=adapter.config.side, **told
+        adapter, batches, progress=progress, across_processes=across_processes
     )
     if found is None:
         restart_gains(peft_model, adapter_name=adapter_name)
@@ -74,20 +73,20 @@ def put_basis(
     peft_model: nn.Module, basis: SpectralBasis, adapter_name: str = "default"
 ) -> SpectralBasis:
     """Give an adapter in readout mode a basis, restart its gains, and return the part it uses."""
-    layer, config, _ = _adapter(peft_model, adapter_name)
-    return new_basis(layer, config, basis, adapter_name)
+    own = _adapter(peft_model, adapter_name)
+    return new_basis(own.layer, own.config, basis, adapter_name)
 
 
 def readout_state(peft_model: nn.Module, adapter_name: str | None = None) -> ReadoutState:
     """What leads from a capture to the adapted readout, for `coordinates_of` and `compose`."""
-    layer, _, name = _adapter(peft_model, adapter_name)
-    state: ReadoutState = layer.state(name)
+    own = _adapter(peft_model, adapter_name)
+    state: ReadoutState = own.layer.state(own.name)
     return state
 
 
 def adapted_tower(peft_model: nn.Module, adapter_name: str | None = None) -> TowerAnatomy:
     """The tower, and its readout, that an adapter in readout mode adapts."""
-    return _adapter(peft_model, adapter_name)[0].anatomy
+    return _adapter(peft_model, adapter_name).layer.anatomy
 
 
 def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str | None:
@@ -105,7 +104,7 @@ def basis_digest(peft_model: nn.Module, adapter_name: str | None = None) -> str 
 
 def readout_config(peft_model: nn.Module, adapter_name: str | None = None) -> ResiDualConfig:
     """The config of an adapter in readout mode."""
-    return _adapter(peft_model, adapter_name)[1]
+    return _adapter(peft_model, adapter_name).config
 
 
 def gains_of(peft_model: nn.Module, adapter_name: str | None = None) -> nn.Parameter:
@@ -115,8 +114,8 @@ def gains_of(peft_model: nn.Module, adapter_name: str | None = None) -> nn.Param
         ResiDualError: no such adapter, several are active, or it is in stream mode and has gains in
             each layer (`gains_by_module`).
     """
-    layer, _, name = _adapter(peft_model, adapter_name)
-    return layer.residual_peft_gains[name]
+    own = _adapter(peft_model, adapter_name)
+    return own.layer.residual_peft_gains[own.name]
 
 
 def gains_by_module(
@@ -127,8 +126,8 @@ def gains_by_module(
     Raises:
         ResiDualError: no such adapter, or several are active.
     """
-    layers, _, name = _layers(peft_model, adapter_name)
-    return {path: layer.residual_peft_gains[name] for path, layer in layers.items()}
+    own = _layers(peft_model, adapter_name)
+    return {path: layer.residual_peft_gains[own.name] for path, layer in own.layers.items()}
 
 
 def gains_by_unit(peft_model: nn.Module, adapter_name: str | None = None) -> dict[Unit, Tensor]:
@@ -143,12 +142,13 @@ def restart_gains(
     peft_model: nn.Module, seed: int | None = None, adapter_name: str | None = None
 ) -> None:
     """Set an adapter's gains to their initial value again, drawn with another seed if given."""
-    layers, config, name = _layers(peft_model, adapter_name)
+    own = _layers(peft_model, adapter_name)
     if seed is not None:
-        config.seed = seed
-    for path, layer in layers.items():
-        gains = mode_of(config).first_gains(config, layer.adapter_settings[name], path)
-        layer.residual_peft_gains[name].data.copy_(gains)
+        own.config.seed = seed
+    for path, layer in own.layers.items():
+        settings = layer.adapter_settings[own.name]
+        gains = mode_of(own.config).first_gains(own.config, settings, path)
+        layer.residual_peft_gains[own.name].data.copy_(gains)
 
 
 def adapter_basis(peft_model: nn.Module, adapter_name: str | None = None) -> SpectralBasis:
@@ -211,17 +211,25 @@ def _layers(model: nn.Module, name: str | None) -> Adapter:
         )
         raise ResiDualError(f"there is no adapter {name!r}; the model has {', '.join(known)}.")
     configs: Any = cast(Any, model).peft_config  # transformers' models have one, too
-    return Adapter(found, configs[name], name)
+    return Adapter(model, found, configs[name], name)
 
 
-def _adapter(model: nn.Module, name: str | None) -> tuple[ResiDualReadout, ResiDualConfig, str]:
-    """`_layers` of an adapter in readout mode, which has one."""
-    layers, config, name = _layers(model, name)
-    layer = next(iter(layers.values()))
+class _InReadout(NamedTuple):
+    """An adapter in readout mode, which is one layer."""
+
+    layer: ResiDualReadout
+    config: ResiDualConfig
+    name: str
+
+
+def _adapter(model: nn.Module, name: str | None) -> _InReadout:
+    """`_layers` of an adapter in readout mode."""
+    found = _layers(model, name)
+    layer = next(iter(found.layers.values()))
     if not isinstance(layer, ResiDualReadout):
         raise ResiDualError(
-            f"the adapter {name!r} is in stream mode, which has gains in each layer and no "
+            f"the adapter {found.name!r} is in stream mode, which has gains in each layer and no "
             "coordinates of the readout: train it with the Trainer, and read its gains with "
             "gains_by_module."
         )
-    return layer, config, name
+    return _InReadout(layer, found.config, found.name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from ..data.progress import Progress
 from .layer import AdapterLayer
 from .state import Settings
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 class Adapter(NamedTuple):
     """One adapter in a model."""
 
+    model: nn.Module  # the adapted one
     layers: Mapping[str, Any]  # those that it was put into, by path
     config: "ResiDualConfig"
     name: str
@@ -57,12 +59,9 @@ class Mode(ABC):
 
     @abstractmethod
     def fit(
-        self, adapter: Adapter, peft_model: nn.Module, batches: Iterable[Any], **told: Any
+        self, adapter: Adapter, batches: Iterable[Any], progress: Progress, across_processes: bool
     ) -> Any:
-        """Fit the bases of an adapter from batches, and restart its gains.
-
-        What is `told` is for whoever reads these: `progress`, `across_processes` and `side`.
-        """
+        """Fit the bases of an adapter from batches, and restart its gains."""
 
     def first_gains(self, config: "ResiDualConfig", settings: Settings, path: str = "") -> Tensor:
         """Those that a layer begins with, float32: neutral, or draws around that.

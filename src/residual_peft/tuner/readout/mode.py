@@ -7,6 +7,7 @@ from peft.tuners.tuners_utils import _ExcludedModule
 from torch import nn
 
 from ...bases.basis import SpectralBasis
+from ...data.progress import Progress
 from ...errors import ResiDualError
 from ...towers.registry import find_tower
 from ..choice import check_nothing_inside
@@ -89,15 +90,23 @@ class ReadoutMode(Mode):
         return layer
 
     def fit(
-        self, adapter: Adapter, peft_model: nn.Module, batches: Iterable[Any], **told: Any
+        self, adapter: Adapter, batches: Iterable[Any], progress: Progress, across_processes: bool
     ) -> SpectralBasis | None:
         """Fit one basis of all units, where any is needed."""
-        layers, config, name = adapter
+        config = adapter.config
         if not config.needs_basis:
             return None
-        wanted = config.units, config.most_components
-        basis = SpectralBasis.fit(peft_model, batches, *wanted, readout=config.readout, **told)
-        return new_basis(next(iter(layers.values())), config, basis, name)
+        basis = SpectralBasis.fit(
+            adapter.model,
+            batches,
+            config.units,
+            config.most_components,
+            progress,
+            across_processes=across_processes,
+            side=config.side,
+            readout=config.readout,
+        )
+        return new_basis(next(iter(adapter.layers.values())), config, basis, adapter.name)
 
 
 MODES[ReadoutMode.name] = ReadoutMode()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ...bases.fingerprint import digest_of_tensors
+from ...data.progress import Progress
 from ...errors import ResiDualError
 from ...towers.registry import base_model
 from ..config import ResiDualConfig
@@ -84,22 +85,22 @@ class StreamMode(Mode):
         return layer
 
     def fit(
-        self, adapter: Adapter, peft_model: nn.Module, batches: Iterable[Any], **told: Any
+        self, adapter: Adapter, batches: Iterable[Any], progress: Progress, across_processes: bool
     ) -> dict[str, LinearBasis]:
         """Fit the basis of every adapted Linear."""
-        layers, config, name = adapter
-        for path, layer in layers.items():
+        config, name, side = adapter.config, adapter.name, adapter.config.side
+        readers = {}
+        for path, layer in adapter.layers.items():
             if layer.merged:
                 raise ResiDualError(
                     f"the adapters {layer.merged_adapters} are merged into {path}, and bases are "
                     "those of the unadapted model: call unmerge_adapter() first."
                 )
-        readers = {
-            path: (layer.linear, len(layer.adapter_settings[name].counts))
-            for path, layer in layers.items()
-        }
-        moments, count = collect_moments(peft_model, readers, batches, **told)
-        model = base_model(peft_model)
+            readers[path] = layer.linear, len(layer.adapter_settings[name].counts)
+        moments, count = collect_moments(
+            adapter.model, readers, batches, progress, across_processes=across_processes, side=side
+        )
+        model = base_model(adapter.model)
         # all are read out before the first is put in: a refusal leaves the adapter as it was
         found = {
             path: data_basis(module, moments[path]).truncate(
@@ -107,14 +108,16 @@ class StreamMode(Mode):
             )
             for path, (module, heads) in readers.items()
         }
-        known = Fitted({}, config.fitted.fingerprint, None, "data", count)
-        config.fitted, config.basis = known, None  # the one it named is replaced
+        weights = config.fitted.fingerprint
+        config.fitted = Fitted({}, weights, basis_source="data", num_samples=count)
+        config.basis = None  # the one it named is replaced
         config._awaits_weights = False  # transformers has put some in and told nobody
+        tensors = {}
         for path, basis in found.items():
+            layer = adapter.layers[path]
             settings = StreamSettings(tuple(basis.component_counts), config.granularity)
-            stored = tensors_of(basis, layers[path].unmerged_weight)
-            put(config, layers[path], name, path, settings, stored)
-        tensors = {path: layer.tensors(name) for path, layer in layers.items()}
+            put(config, layer, name, path, settings, tensors_of(basis, layer.unmerged_weight))
+            tensors[path] = layer.tensors(name)
         config.fitted = replace(config.fitted, basis_digest=digest_of_tensors(tensors))
         return found
 
