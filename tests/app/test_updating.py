@@ -14,7 +14,7 @@ from residual_peft.classifiers.prompts import embed_classes
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.directories import RECORD_JSON, RUN_DIRECTORY
-from tests.app.fitting.photos import NAMES, photos
+from tests.app.fitting.photos import NAMES, content, photos
 from tests.commands import stop
 from tests.training_case import save_clip
 
@@ -128,3 +128,11 @@ def test_the_command(adapter: Path, tmp_path: Path, monkeypatch, capsys) -> None
     assert said[:2] == ["4 images added: 2 cat, 2 emu", "new class: emu"]
     assert stop(monkeypatch, "update", str(adapter), "--data", str(more), "--forget") == 2
     assert "got none of class 'emu'" in capsys.readouterr().err
+    for number, file in enumerate(sorted(more.rglob("*.png"))[:3]):
+        file.rename(more / "cat" / f"{number}.png").write_text("broken")
+    shutil.rmtree(more / "emu")
+    before = content(adapter)
+    assert stop(monkeypatch, "update", str(adapter), "--data", str(more)) == 2
+    assert "none of the 3 of " in (line := capsys.readouterr().err.splitlines()[-1])
+    assert "can be read, so nothing was done; the first is " in line
+    assert content(adapter) == before

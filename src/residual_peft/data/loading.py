@@ -132,6 +132,11 @@ def load_data(
     labels = {split: label_array(dataset, len(names)) for split, dataset in labelled.items()}
     if known_classes is None and not (unread_classes and len(np.concatenate([*labels.values()]))):
         check_classes(labels, names, name, first)
+    elif skipped and not any(map(len, labels.values())):
+        raise ResiDualError(
+            f"wanted images, but none of the {len(skipped):,} of {name} can be read, so nothing "
+            f"was done; the first is {skipped[0]}. Repair or replace them."
+        )
     _say_copies(digests, name)
     groups = group_names(labelled, digests, name) if options.group_column else {}
     labelled = {split: rows.select_columns(["image", "label"]) for split, rows in labelled.items()}
