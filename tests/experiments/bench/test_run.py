@@ -313,6 +313,9 @@ def test_processes_share_the_pairs(registry, tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ResiDualError, match=r"results-0\.jsonl' holds results already"):
         run_registry(part, tmp_path, say=lambda line: None)
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ResiDualError, match="RANK and WORLD_SIZE in the environment, or neither"):
+        run_registry(part, tmp_path, say=lambda line: None)
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch) -> None:

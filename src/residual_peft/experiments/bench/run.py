@@ -68,11 +68,15 @@ def run_registry(
     called with a line for what is done and for what is left out.
 
     Raises:
-        ResiDualError: there are results already, or the folder cannot be written.
+        ResiDualError: there are results already, the folder cannot be written, or one of RANK and
+            WORLD_SIZE is set alone.
     """
     folder = check_place(out)
     folder.mkdir(parents=True, exist_ok=True)
-    rank, world = (int(os.environ.get(name, at)) for name, at in (("RANK", 0), ("WORLD_SIZE", 1)))
+    given = [os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    if len(given) == 1:
+        raise ResiDualError("wanted RANK and WORLD_SIZE in the environment, or neither, got one.")
+    rank, world = map(int, given or (0, 1))
     own = [f"-{number}" if world > 1 else "" for number in range(world)]
     files = [folder / FILES.replace("*", name) for name in own]
     # what processes of this launch write meanwhile is none of an earlier one
