@@ -47,7 +47,7 @@ from residual_peft.classifiers.heads.conformal import (
 )
 from residual_peft.classifiers.heads.jackknife_plus import PlusSets, RidgeWithout
 from residual_peft.classifiers.heads.learning_curve import learning_curve
-from residual_peft.classifiers.heads.trust import reliability, suspicious_labels
+from residual_peft.classifiers.heads.trust import calibration_error, suspicious_labels
 from residual_peft.classifiers.none_of_these import known_images
 from residual_peft.hub.files import write_json
 
@@ -102,7 +102,7 @@ def calibration(digits: Rows) -> dict[str, Any]:
                 "zero-shot": test.zero_shot,
             }
             for name, values in logits.items():
-                errors[name].append(reliability(values, test.labels))
+                errors[name].append(calibration_error(values, test.labels))
         return {name: round(mean(values), 4) for name, values in errors.items()}
 
     return by_shots((4, 8, 16), one)

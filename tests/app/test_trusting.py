@@ -9,10 +9,10 @@ from datasets import DatasetDict
 from peft import get_peft_model
 
 from residual_peft import ResiDualConfig, ZeroShotClassifier, collect_with_basis, load_data
-from residual_peft.app.trusting import COVERAGE, contradicting, sets_of, trust_of
+from residual_peft.app.trusting import COVERAGE, Trusted, contradicting, sets_of, trust_of
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.evaluation import Evaluation
-from residual_peft.classifiers.heads.trust import reliability
+from residual_peft.classifiers.heads.trust import calibration_error
 from residual_peft.data import batches
 from residual_peft.demo.tasks import handwriting
 from residual_peft.solvers.methods import METHODS, Rows
@@ -50,8 +50,8 @@ def test_it_says_what_left_out_predictions_say(fitted) -> None:
     record, suspicious = trust_of(rows, outcome, data, sets_of(answering, scores, test))
     left = outcome.left_out
     assert (record.images, record.accuracy) == (int(left.known.sum()), left.accuracy)
-    assert record.calibration_after == reliability(left.logits, left.labels)
-    assert record.calibration_before == reliability(rows.zero_shot, rows.labels)
+    assert record.calibration_after == calibration_error(left.logits, left.labels)
+    assert record.calibration_before == calibration_error(rows.zero_shot, rows.labels)
     assert (record.sets_by, record.sets_from) == ("jackknife", int(left.known.sum()))
     sets = answering.sets(COVERAGE).sets(scores.logits)
     inside = [bool(sets[i, label]) for i, label in enumerate(test.labels.tolist())]
@@ -66,7 +66,7 @@ def test_it_says_what_left_out_predictions_say(fitted) -> None:
     # what more images would add is told by what the head reads
     heads, whole = METHODS["ridge-heads"].run(rows), METHODS["ridge"].run(rows)
     same = (heads, replace(whole, columns=heads.columns), whole)
-    points = [trust_of(rows, each, data, {})[0].more_points for each in same]
+    points = [trust_of(rows, each, data, {}).record.more_points for each in same]
     assert points[0] == points[1] != points[2]
     planted = {(split, row) for split, row in (("train", 5), ("train", 40), ("train", 100))}
     planted.add(("validation", 0))
@@ -92,7 +92,7 @@ def test_it_says_nothing_where_nothing_was_left_out(fitted) -> None:
     scores = Evaluation(data.class_names, outcome.logits(classifier, test), test.labels)
     sets = sets_of(copy(classifier), scores, test)
     assert sets == {}
-    found = trust_of(rows, outcome, data, sets)[0]
+    found = trust_of(rows, outcome, data, sets).record
     assert (found.coverage, found.more_points) == (None, None)
     none = replace(outcome.left_out, known=torch.zeros(160, dtype=torch.bool))
-    assert trust_of(rows, replace(outcome, left_out=none), data, sets) == (None, ())
+    assert trust_of(rows, replace(outcome, left_out=none), data, sets) == Trusted()

@@ -6,7 +6,6 @@ import torch
 from scipy import stats
 
 from residual_peft.classifiers.heads.discriminant import fit_discriminant
-from residual_peft.classifiers.heads.left_out import stratified_folds
 from residual_peft.classifiers.none_of_these import (
     PREFIX,
     KnownImages,
@@ -164,52 +163,6 @@ def test_what_belongs_together_is_left_out_together():
     assert float((together.p_values(new, strange) <= 0.05).double().mean()) > 0.9
     one = groups.where(labels > 0, 0)  # the centre of whose class would be that image
     assert known_images(rows, labels, 3, coordinates=c, groups=one).coordinates is None
-    for seed, unweighted in ((0, 1.0), (8, 1.0), (21, 0.5)):
-        data, groups = groups_of_six_and_one(seed)
-        exponent = slow_exponent(*data, groups)
-        assert exponent != unweighted
-        assert (
-            known_images(*data[:2], CLASSES, coordinates=data[2], groups=groups).exponent
-            == exponent
-        )
-
-
-def groups_of_six_and_one(seed):
-    """Each class has a group of six images and two single ones, told by either measure a little."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes, of = torch.tensor([6, 1, 1]).repeat(CLASSES), torch.arange(CLASSES).repeat_interleave(3)
-    means = 3 + 0.35 * torch.randn(CLASSES, WIDTH, generator=generator)
-    rows = means[of] + 0.3 * torch.randn(12, WIDTH, generator=generator)
-    rows = rows.repeat_interleave(sizes, 0)
-    rows += 0.05 * torch.randn(len(rows), WIDTH, generator=generator)
-    c = coordinates_of(of, seed).repeat_interleave(sizes, 0)
-    c += 4 * torch.randn(len(rows), 30, generator=generator)
-    data = embedding_features(rows), of.repeat_interleave(sizes), c
-    return data, torch.arange(12).repeat_interleave(sizes)
-
-
-def slow_exponent(rows, labels, c, groups):
-    """By classes that are strangers in turn; the mean over pairs of groups, within and without."""
-    areas = dict.fromkeys((1.0, 0.5, 0.25), 0.0)
-    for k in range(CLASSES):
-        out = labels == k
-        kept, own, inside, numbers = (part[~out] for part in (labels, rows, c, groups))
-        kept = kept.unique(return_inverse=True)[1]
-        far = slow(own, kept, inside, (rows[out], c[out]))[1]
-        near = np.empty_like(far, shape=(len(own), 2))
-        fold = stratified_folds(kept, groups=numbers)
-        for away in (fold == number for number in fold.unique()):
-            near[away] = slow(own[~away], kept[~away], inside[~away], (own[away], inside[away]))[1]
-        for exponent in areas:
-            farther = combined(far, exponent)[:, None] > combined(near, exponent)
-            areas[exponent] += np.mean(
-                [
-                    farther[groups[out] == a][:, numbers == b].mean()
-                    for a in groups[out].unique()
-                    for b in numbers.unique()
-                ]
-            )
-    return max(areas, key=areas.get)
 
 
 def test_images_all_but_equal_within_their_classes_say_nothing():

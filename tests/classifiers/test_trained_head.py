@@ -201,7 +201,7 @@ def test_heads_that_do_not_suit_are_refused():
     beside = InCoordinates(torch.ones(3), torch.zeros(CLASSES, 3))
     parts = torch.eye(16), torch.zeros(CLASSES, 16), torch.arange(20.0)
     for features, own, said in (
-        ("embedding", beside, "head reads no coordinates, got some in the class head: give"),
+        ("embedding", beside, "class head holds known images in coordinates, and reads the embed"),
         ("coordinates", beside, r"scale \(\d+,\) in the class head, got \(3,\)"),
         ("coordinates", None, r"whitening \(16, 16\) in the class head, got \(9, 9\)"),
     ):

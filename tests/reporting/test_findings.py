@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from residual_peft.analysis.describing import Words
-from residual_peft.classifiers.heads.trust import reliability
+from residual_peft.classifiers.heads.trust import calibration_error
 from residual_peft.data.metrics import (
     accuracy_interval,
     difference_interval,
@@ -120,7 +120,7 @@ def test_measures_say_which_way_is_better(found: Findings) -> None:
 
 def test_each_measure_is_of_its_own_side() -> None:
     made = record(images=30, skill=(0.5, 3.0))
-    sides = [reliability(x, made.labels) for x in (made.before, made.after)]
+    sides = [calibration_error(x, made.labels) for x in (made.before, made.after)]
     recalls = [mean_per_class_recall(x, made.labels) for x in (made.before, made.after)]
     rows = {name: pair for name, *pair, _ in Findings(made).measures}
     assert sides[0] != sides[1]
@@ -233,8 +233,8 @@ def average_precision(own: list[bool], scores: list[float]) -> float:
 def test_each_label_is_told_as_the_slow_twin_has_it() -> None:
     record = several()
     found = several_findings(record)
-    assert [row.name for row in found["labels"]] != list(LABELS[:3])  # the most improved first
-    for row in found["labels"]:
+    assert [row.name for row in found.labels] != list(LABELS[:3])  # the most improved first
+    for row in found.labels:
         number = LABELS.index(row.name)
         own = [bool(value) for value in record.labels[:, number]]
         logits = record.after[:, number].tolist()
@@ -245,8 +245,8 @@ def test_each_label_is_told_as_the_slow_twin_has_it() -> None:
         told = [has for has, value in zip(own, logits, strict=True) if value >= 0]
         assert row.recall == pytest.approx(sum(told) / sum(own))
         assert row.precision == pytest.approx(np.mean(told))
-    assert found["now"] == pytest.approx(np.mean([row.now for row in found["labels"]]))
-    assert found["without_labels"] == int((record.labels.sum(1) == 0).sum())
+    assert found.now == pytest.approx(np.mean([row.now for row in found.labels]))
+    assert found.without_labels == int((record.labels.sum(1) == 0).sum())
 
 
 def test_it_is_kept_and_becomes_a_page(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a fit says of training images that it did not see: how far to trust it and its labels."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -13,7 +13,7 @@ from ..classifiers.heads.images import duplicate_groups
 from ..classifiers.heads.learning_curve import FEWEST_IMAGES, learning_curve
 from ..classifiers.heads.left_out import LeftOut
 from ..classifiers.heads.ridge import RidgeFit, fit_ridge
-from ..classifiers.heads.trust import reliability, suspicious_labels
+from ..classifiers.heads.trust import calibration_error, suspicious_labels
 from ..classifiers.trained_head import Features
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData
@@ -30,6 +30,14 @@ COVERAGE = 0.9
 AT_MOST = 2000
 """Training images up to which a ridge by itself is asked: beyond, it takes as long as the fit."""
 _PARTS = ("train", "validation")  # whose images a fit has seen, in this order
+
+
+class Trusted(NamedTuple):
+    """What left-out predictions tell."""
+
+    record: TrustRecord | None = None  # the numbers; None where they tell nothing
+    # training and validation images whose label looks wrong, the surest first
+    suspicious: tuple[Noted, ...] = ()
 
 
 def contradicting(rows: Rows, images: ImageData, at_most: int = 5) -> str:
@@ -77,19 +85,18 @@ def sets_of(
 
 def trust_of(
     rows: Rows, outcome: Outcome, images: ImageData, sets: Mapping[str, Any], *, means: bool = False
-) -> tuple[TrustRecord | None, tuple[Noted, ...]]:
-    """How far to trust a fit, and its images whose label looks wrong, the surest first.
+) -> Trusted:
+    """How far to trust a fit; nothing where no image was left out, or images have several labels.
 
-    None, and no images, where nothing was left out or images have several labels. Rows are of the
-    training images first, then of validation images. With `means` classes are means of these
-    images, so that fits on fewer would need others. `sets` are `sets_of` the test images.
+    Rows are of the training images first, then of validation images. With `means` classes are means
+    of these images, so that fits on fewer would need others. `sets` are `sets_of` the test images.
     """
     left = outcome.left_out
     if left.how == "none" or scores_of(left) is None:
-        return None, ()
+        return Trusted()
     known = left.known
-    before = reliability(rows.zero_shot[known], rows.labels[known])
-    after = reliability(left.logits[known], left.labels[known])
+    before = calibration_error(rows.zero_shot[known], rows.labels[known])
+    after = calibration_error(left.logits[known], left.labels[known])
     ridge = _ridge(rows, rows.features("coordinates"))
     suspicious, count = _suspicious(left if ridge is None else ridge.left_out, images)
     more, points = None, None
@@ -105,7 +112,7 @@ def trust_of(
         more_images=more,
         more_points=points,
     )
-    return record, suspicious
+    return Trusted(record, suspicious)
 
 
 def _ridge(rows: Rows, values: Tensor) -> RidgeFit | None:

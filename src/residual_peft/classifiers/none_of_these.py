@@ -173,8 +173,8 @@ def known_images_from(
     if EXPONENT in parts:
         if columns is None:
             raise ResiDualError(
-                "wanted known images in the embedding alone, where the class head reads no "
-                f"coordinates, got some in {where}: give known_images none."
+                f"{where} holds known images in coordinates, and reads the embedding alone: give "
+                "known_images no coordinates."
             )
         own = {"coordinates.scale": (columns,), "coordinates.centres": (classes, columns)}
         wanted |= own | {EXPONENT: ()}

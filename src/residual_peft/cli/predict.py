@@ -99,8 +99,8 @@ def predict(
     )
     write: Callable[[Answer], None] = partial(_write, top, as_json)
     if as_csv:
-        several, sets_too = predictor.classifier.multi_label, coverage is not None
-        write = _as_table(top, several, sets_too, none_of_these is not None)
+        multi_label, sets_too = predictor.classifier.multi_label, coverage is not None
+        write = _as_table(top, multi_label, sets_too, none_of_these is not None)
     # where the answers go elsewhere, the bar is not between them
     elsewhere = sys.stderr.isatty() and not sys.stdout.isatty()
     names = _from_input(images) if "-" in images else images
@@ -152,14 +152,15 @@ _CELLS: "dict[str, Callable[[Prediction], str]]" = {
 }
 
 
-def _as_table(top: int, labels: bool, sets: bool, none: bool) -> "Callable[[Answer], None]":
+def _as_table(top: int, multi_label: bool, sets: bool, none: bool) -> "Callable[[Answer], None]":
     """Columns file, class and probability by rank, what else there is or was asked for, error.
 
     With several labels per image one of these: which of the classes it has, maybe none.
     """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     headers = [f"{what}_{rank}" for rank in range(1, top + 1) for what in ("label", "score")]
-    more = ["labels"] * labels + ["plausible", "plausible_by"] * sets + ["none_of_these"] * none
+    more = ["labels"] * multi_label + ["plausible", "plausible_by"] * sets
+    more += ["none_of_these"] * none
     writer.writerow(["file", *headers, *more, "error"])
 
     def write(answer: "Answer") -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,6 +50,14 @@ class ReasonView(Reason):
 
     # what images of the class have of the component, signs as they lie along it
     texts: tuple[tuple[str, float], ...]
+
+
+class ClassView(NamedTuple):
+    """A class, and what speaks for it and against it."""
+
+    name: str
+    pro: list[ReasonView]
+    con: list[ReasonView]
 
 
 @dataclass(frozen=True)
@@ -122,10 +130,11 @@ def head_components(record: RunRecord, count: int = 12) -> list[HeadComponent]:
     return found
 
 
-def class_views(record: RunRecord) -> list[tuple[str, list[ReasonView], list[ReasonView]]]:
-    """Every class that has test images, what speaks for it and what against it, in their order."""
+def class_views(record: RunRecord) -> list[ClassView]:
+    """Every class that has test images, in their order."""
     if record.head is None:
         return []
+    names = record.class_names
     words = {(item.unit, item.component): item.texts for item in record.words}
 
     def view(reason: Reason) -> ReasonView:
@@ -134,7 +143,7 @@ def class_views(record: RunRecord) -> list[tuple[str, list[ReasonView], list[Rea
         return ReasonView(**vars(reason), texts=turned)
 
     return [
-        (record.class_names[item.class_index], [*map(view, item.pro)], [*map(view, item.con)])
+        ClassView(names[item.class_index], [*map(view, item.pro)], [*map(view, item.con)])
         for item in record.head.reasons
     ]
 

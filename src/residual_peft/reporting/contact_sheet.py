@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets import Dataset, concatenate_datasets
 
@@ -25,6 +26,14 @@ Rows = dict[str, Dataset]
 """Split -> its images as they are stored."""
 Pictures = list[tuple[bytes, Place]]
 """Thumbnails, and the images that they are of."""
+
+
+class Strip(NamedTuple):
+    """Some pictures of a class."""
+
+    heading: str
+    pictures: Pictures
+    total: int  # images of the class
 
 
 def write_contact_sheet(
@@ -72,8 +81,8 @@ def _rows_of(data: ImageData) -> Rows:
     return {split: concatenate_datasets(parts) for split, parts in found.items()}
 
 
-def _classes(rows: Rows, survey: Survey) -> Iterator[tuple[str, Pictures, int]]:
-    """Some images of each class, spread over its rows, of how many; of fewer classes more."""
+def _classes(rows: Rows, survey: Survey) -> Iterator[Strip]:
+    """Some images of each class, spread over its rows; of fewer classes more."""
     each = max(1, min(PER_CLASS, PICTURES // len(survey.classes)))
     found: dict[str, list[Place]] = {name: [] for name in survey.classes}
     for place in survey.places:
@@ -82,7 +91,7 @@ def _classes(rows: Rows, survey: Survey) -> Iterator[tuple[str, Pictures, int]]:
     shown = sorted(found.items(), key=lambda item: -len(item[1]))
     for name, places in shown[:PICTURES]:
         step = max(1, len(places) // each)
-        yield name, _pictures(rows, places[::step][:each]), len(places)
+        yield Strip(name, _pictures(rows, places[::step][:each]), len(places))
 
 
 def _pictures(rows: Rows, places: Iterable[Place]) -> Pictures:

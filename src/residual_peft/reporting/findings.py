@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..classifiers.heads.trust import reliability
+from ..classifiers.heads.trust import calibration_error
 from ..data.labels import MANY_LABELS
 from ..data.metrics import Array, accuracy_interval, classification_metrics, difference_interval
 from .run_record import RunRecord
@@ -134,7 +134,7 @@ class Findings:
         if len(self.record.class_names) > 5:
             told = {"label among the five highest scores": "top5_accuracy"} | told
         rows = [(name, scores[0][key], scores[1][key], True) for name, key in told.items()]
-        before, after = (reliability(logits, labels) for logits in sides)
+        before, after = (calibration_error(logits, labels) for logits in sides)
         return [*rows, ("calibration error of the scores", before, after, False)]
 
     def confusions(self, count: int = 10) -> list[Confusion]:
@@ -200,24 +200,32 @@ class LabelChange:
         return self.now - self.was
 
 
-def several_findings(record: RunRecord) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SeveralFindings:
+    """What N test images with several labels each say of an adapter."""
+
+    was: float  # the first of the metrics without the adapter
+    now: float  # the same with it
+    labels: list[LabelChange]  # those that test images have, the most improved first
+    measures: list[tuple[str, float, float]]  # name of a metric, before and after
+    images: int
+    without_labels: int  # images that have none
+
+
+def several_findings(record: RunRecord) -> SeveralFindings:
     """What is told of a run whose images have several labels each: labels (N, C)."""
     labels = record.labels.numpy()
     before, after = (MANY_LABELS.metrics(x, labels) for x in (record.before, record.after))
     names = MANY_LABELS.metric_names
     rows = [_label(record, labels, number) for number in np.flatnonzero(labels.any(0)).tolist()]
-    return {
-        # the first of the metrics without the adapter, and with it
-        "was": before[names[0]],
-        "now": after[names[0]],
-        "difference": after[names[0]] - before[names[0]],
-        # those that test images have, the most improved first
-        "labels": sorted(rows, key=lambda row: -row.difference),
-        # name of a metric, before and after
-        "measures": [(name, before[name], after[name]) for name in names],
-        "images": len(labels),
-        "without_labels": int((~labels.any(1)).sum()),  # images that have none
-    }
+    return SeveralFindings(
+        was=before[names[0]],
+        now=after[names[0]],
+        labels=sorted(rows, key=lambda row: -row.difference),
+        measures=[(name, before[name], after[name]) for name in names],
+        images=len(labels),
+        without_labels=int((~labels.any(1)).sum()),
+    )
 
 
 def _label(record: RunRecord, labels: Array, number: int) -> LabelChange:
@@ -226,10 +234,10 @@ def _label(record: RunRecord, labels: Array, number: int) -> LabelChange:
     own, logits = labels[:, number] > 0, record.after.numpy()[:, number]
     given: Any = MANY_LABELS.predicted(record.after)[:, number].numpy()
     return LabelChange(
-        record.class_names[number],
-        int(own.sum()),
-        float(average_precision_score(own, record.before.numpy()[:, number])),
-        float(average_precision_score(own, logits)),
-        float(recall_score(own, given)),
-        float(precision_score(own, given, zero_division=np.nan)),
+        name=record.class_names[number],
+        images=int(own.sum()),
+        was=float(average_precision_score(own, record.before.numpy()[:, number])),
+        now=float(average_precision_score(own, logits)),
+        recall=float(recall_score(own, given)),
+        precision=float(precision_score(own, given, zero_division=np.nan)),
     )

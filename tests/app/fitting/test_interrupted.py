@@ -261,7 +261,7 @@ def test_gains_that_the_trainer_had_found_are_saved(
     monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 2)
     fit(root, tmp_path / "whole", trainer=True)
     real = saving.record_run
-    monkeypatch.setattr(saving, "record_run", lambda *given: [][0])
+    monkeypatch.setattr(saving, "record_run", lambda *given, **options: [][0])
     with pytest.raises(IndexError):
         fit(root, tmp_path / "a", trainer=True)
     monkeypatch.setattr(saving, "record_run", real)

@@ -3,7 +3,7 @@ import torch
 
 from residual_peft.classifiers.heads.left_out import LeftOut
 from residual_peft.classifiers.heads.ridge import fit_ridge
-from residual_peft.classifiers.heads.trust import reliability, suspicious_labels
+from residual_peft.classifiers.heads.trust import calibration_error, suspicious_labels
 from residual_peft.errors import ResiDualError
 from tests.pairs import table
 
@@ -25,7 +25,7 @@ def test_the_error_and_the_bins_equal_a_loop():
         if inside.any():
             right = (guess == found.labels)[inside].double().mean()
             error += float(inside.double().mean() * (right - sure[inside].mean()).abs())
-    bins = reliability(1.7 * found.logits, found.labels, 10)
+    bins = calibration_error(1.7 * found.logits, found.labels, 10)
     assert bins == pytest.approx(error, abs=1e-12)
     assert error > 0.01
 
@@ -33,13 +33,13 @@ def test_the_error_and_the_bins_equal_a_loop():
 def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower():
     """Guo's bins are ((m - 1) / M, m / M]: 0.5 is in the first of two, 0.6 in the second."""
     logits = torch.tensor([[0.5, 0.5], [0.6, 0.4]], dtype=torch.float64).log()
-    assert reliability(logits, torch.tensor([0, 1]), 2) == pytest.approx((0.5 + 0.6) / 2)
+    assert calibration_error(logits, torch.tensor([0, 1]), 2) == pytest.approx((0.5 + 0.6) / 2)
 
 
 def test_calibrated_logits_have_a_small_error_and_flattened_ones_do_not():
     found = left_out(4000)
-    assert reliability(found.logits, found.labels) < 0.02
-    assert reliability(0.2 * found.logits, found.labels) > 0.2
+    assert calibration_error(found.logits, found.labels) < 0.02
+    assert calibration_error(0.2 * found.logits, found.labels) > 0.2
 
 
 @table("share", [0.0, 0.05, 0.15])
@@ -94,4 +94,4 @@ def test_too_few_images_and_several_labels_are_one_line():
     with pytest.raises(ResiDualError, match="wanted left-out predictions of 20 images or more"):
         suspicious_labels(few)
     with pytest.raises(ResiDualError, match="wanted one label per image, got several"):
-        reliability(few.logits, torch.ones(19, 5))
+        calibration_error(few.logits, torch.ones(19, 5))

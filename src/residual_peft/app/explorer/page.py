@@ -117,7 +117,7 @@ def _one_image(looking: Looking) -> None:
                 elem_id="image",
             )
             # not by Gradio, which decodes it before we say what is wrong with it, whatever its size
-            image.preprocess = lambda sent: None if sent is None else sent.path
+            vars(image)["preprocess"] = lambda sent: None if sent is None else sent.path
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
                 before = gr.Label(

@@ -17,10 +17,10 @@ from ...hub.directories import CARD, MISTAKES, REPORT, RUN_DIRECTORY, RUN_YAML, 
 from ...hub.facts import Facts
 from ...hub.files import atomic_directory, path_of
 from ...reporting import write_report
-from ...reporting.run_record import RunRecord, TrustRecord
+from ...reporting.run_record import RunRecord
 from ..listing import MISTAKE_HEADERS, SUSPICIOUS_HEADERS, Noted, mistakes_of, write_noted
 from ..recording import record_run, run_facts
-from ..trusting import sets_of, trust_of
+from ..trusting import Trusted, sets_of, trust_of
 from .recipe import Recipe
 from .report import FitReport
 from .task import Done
@@ -126,31 +126,40 @@ def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recip
     )
 
 
-def record_of(
+def fitted_of(
     done: Done,
     summary: FitReport,
     images: ImageData,
     facts: Facts,
+    run: str,
     dictionary: TextDictionary | None,
-) -> tuple[RunRecord, list[Noted] | None, Sequence[Noted]]:
-    """`Fitted`'s record, mistakes and suspicious labels; what was read must still be there."""
-    trust: TrustRecord | None = None
-    suspicious: Sequence[Noted] = ()
-    mistakes = mistakes_of(done.after, images.test)
-    if done.rows_and_outcome is not None:
+) -> Fitted:
+    """All of a fit, with what is told of its images; what was read must still be there."""
+    trusted = Trusted()
+    if done.chosen is not None:
         means = summary.start != "zero-shot"
         sets = sets_of(done.classifier, done.after, done.rows)
-        trust, suspicious = trust_of(*done.rows_and_outcome, images, sets, means=means)
-    run = record_run(
+        trusted = trust_of(done.chosen.rows, done.chosen.outcome, images, sets, means=means)
+    mistakes = mistakes_of(done.after, images.test)
+    record = record_run(
         done.classifier,
         images.test,
         done.before,
         done.after,
         run_facts(done.classifier, None, facts, UNSAVED),
-        done.rows,
-        dictionary,
-        trust,
-        suspicious,
-        mistakes,
+        rows=done.rows,
+        dictionary=dictionary,
+        trust=trusted.record,
+        suspicious=trusted.suspicious,
+        mistakes=mistakes,
     )
-    return run, mistakes, suspicious
+    return Fitted(
+        classifier=done.classifier,
+        summary=summary,
+        images=images,
+        facts=facts,
+        run=run,
+        record=record,
+        mistakes=mistakes,
+        suspicious=trusted.suspicious,
+    )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft import PeftModel, get_peft_model
 from torch import Tensor
@@ -66,6 +66,13 @@ class Task:
         return fitted
 
 
+class Chosen(NamedTuple):
+    """The images of a fit as methods take them, and the outcome that was chosen."""
+
+    rows: Rows
+    outcome: Outcome
+
+
 @dataclass(frozen=True)
 class Done:
     """A classifier with its fitted adapter, and what was measured on the way."""
@@ -84,6 +91,5 @@ class Done:
     trained: int | None = None  # how many numbers were trained; None for all gains
     table: tuple[MethodRow, ...] = ()  # what was compared
     notes: tuple[str, ...] = ()  # what the user should know of the images
-    # the images of the fit as methods take them, and the outcome that was chosen; None for the
-    # Trainer's way, and where coordinates are larger than memory
-    rows_and_outcome: tuple[Rows, Outcome] | None = None
+    # None for the Trainer's way, and where coordinates are larger than memory
+    chosen: Chosen | None = None

@@ -25,7 +25,7 @@ from .checks import check_apart, check_sets_of
 from .reading import Keeping, Pass, digest_of_json, keeping
 from .recipe import Recipe
 from .report import FitReport, findings_of
-from .saving import Fitted, facts_of, record_of
+from .saving import Fitted, facts_of, fitted_of
 from .task import Done, Task
 from .ways import by_trainer, from_coordinates
 
@@ -156,8 +156,7 @@ def _recorded(recipe: Recipe, data: Any, model: str | Backbone, kept: Keeping) -
     known = (images.digests.get(part, ()) for part in learned)  # none of data put together by hand
     classifier.fitted_on = tuple(digest for digests in known for digest in digests)
     facts = facts_of(data, done, summary, images, recipe)
-    told = record_of(done, summary, images, facts, dictionary)
-    return Fitted(classifier, summary, images, facts, recipe.as_file(data, model), *told)
+    return fitted_of(done, summary, images, facts, recipe.as_file(data, model), dictionary)
 
 
 def _fitted(read: Pass) -> tuple[Done, FitReport]:

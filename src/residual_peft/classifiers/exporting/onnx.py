@@ -52,7 +52,7 @@ class ExportedOnnx:
         bytes: it takes.
         size: height and width of the pixels that it takes.
         classes: how many it answers for.
-        several_labels: whether an image may have several.
+        multi_label: whether an image may have several labels.
         images: how many were tried.
         probability_difference: the largest on the images that were tried.
         logit_difference: likewise, as a share of the largest logit.
@@ -64,7 +64,7 @@ class ExportedOnnx:
     bytes: int
     size: tuple[int, int]
     classes: int
-    several_labels: bool
+    multi_label: bool
     images: int
     probability_difference: float
     logit_difference: float
@@ -76,7 +76,7 @@ class ExportedOnnx:
         height, width = self.size
         said = [
             f"{self.path}: {self.bytes / 1e6:.1f} MB; pixels (N, 3, {height}, {width}) in, "
-            f"{labelling_of(self.several_labels).answer_words} {self.classes:,} classes out",
+            f"{labelling_of(self.multi_label).answer_words} {self.classes:,} classes out",
             f"onnxruntime and torch differ by {self.probability_difference:.1e} in a probability "
             f"at most, on {counted(self.images, 'image')}",
         ]
@@ -86,8 +86,9 @@ class ExportedOnnx:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        found = plain_of(self)
-        return {"file": str(found.pop("path")), **found}
+        called = {"path": "file", "multi_label": "several_labels"}
+        found = {called.get(name, name): value for name, value in plain_of(self).items()}
+        return found | {"file": str(self.path)}
 
 
 def export_onnx(
@@ -138,9 +139,18 @@ def export_onnx(
         del program, model
         found = _compared(graph, running(temporary), pixels, tolerance)
         size = temporary.stat().st_size
-    seconds = time.perf_counter() - start
-    asked = (height, width), len(classifier.class_names), classifier.multi_label, len(pixels)
-    return ExportedOnnx(Path(path), size, *asked, *found, dtype, seconds)
+    return ExportedOnnx(
+        path=Path(path),
+        bytes=size,
+        size=(height, width),
+        classes=len(classifier.class_names),
+        multi_label=classifier.multi_label,
+        images=len(pixels),
+        probability_difference=found[0],
+        logit_difference=found[1],
+        dtype=dtype,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _metadata_of(

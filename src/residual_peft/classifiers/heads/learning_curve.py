@@ -72,7 +72,9 @@ def learning_curve(
             inside = _some(labels, class_count, fraction, draw)
             if not 0 < len(inside) < len(labels):
                 continue
-            rows = torch.isin(torch.arange(len(labels)), inside, invert=True).nonzero().flatten()
+            outside = torch.ones(len(labels), dtype=torch.bool)
+            outside[inside] = False
+            rows = outside.nonzero().flatten()
             right = accuracy_of(inside, rows) * len(rows)
             sums = points.setdefault(len(inside), [0.0, 0.0])
             sums[0], sums[1] = sums[0] + right, sums[1] + len(rows)

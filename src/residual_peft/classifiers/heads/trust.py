@@ -17,7 +17,7 @@ _FIRST_RATE = 0.03
 _PRIOR = (2.0, 20.0)  # Beta: a wrong label or two in twenty images, until there is evidence
 
 
-def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """How far the softmax of logits (N, C) is from labels (N,): expected calibration error.
 
     The gaps of confidence and accuracy, the mean probability of the likeliest class and the share

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,25 +45,28 @@ class Task:
         )
 
 
-def run(model: nn.Module, pixels: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Capture | None]:
-    """Run the unadapted model, whatever adapters are active, for this thread alone.
+class Pass(NamedTuple):
+    """What one forward pass of the unadapted model left."""
 
-    What is left is y (B, d), and what its units wrote; None where no adapter was ever put in.
-    """
+    readout: Tensor  # y (B, d)
+    capture: Capture | None  # what its units wrote; None where no adapter was ever put in
+
+
+def run(model: nn.Module, pixels: Tensor | Mapping[str, Tensor]) -> Pass:
+    """Run the unadapted model, whatever adapters are active, for this thread alone."""
     anatomy = find_tower(model)
     inputs, side = checked_inputs(anatomy, pixels), anatomy.side
     layer = next((found for found in readouts(model) if found.anatomy.side == side), None)
     if layer is None:
-        return run_tower(model, inputs), None
+        return Pass(run_tower(model, inputs), None)
     with giving_names(model, [BASE] * batch_size(inputs)), _keeping(layer) as kept:
         readout = run_tower(model, inputs)
-    return readout, kept[0] if kept else None
+    return Pass(readout, kept[0] if kept else None)
 
 
-def answers_of(
-    model: nn.Module, tasks: list[Task], readout: Tensor, capture: Capture | None
-) -> list[Tensor]:
+def answers_of(model: nn.Module, tasks: list[Task], passed: Pass) -> list[Tensor]:
     """Logits (B, C_t) of each task."""
+    readout, capture = passed
     answers = [readout] * len(tasks)
     by_basis: dict[int, tuple[ReadoutState, list[int]]] = {}
     for index, task in enumerate(tasks):
@@ -86,10 +89,9 @@ def answers_of(
     return answers
 
 
-def mixed(
-    model: nn.Module, own: list[Task], readout: Tensor, capture: Capture | None
-) -> list[Tensor]:
+def mixed(model: nn.Module, own: list[Task], passed: Pass) -> list[Tensor]:
     """Logits (1, C_t) of each image, which has its own task."""
+    readout, capture = passed
     names = [BASE if task.adapter is None else task.adapter for task in own]
     used = dict.fromkeys(name for name in names if name != BASE)
     states = {name: readout_state(model, name) for name in used}

@@ -183,7 +183,7 @@ class TaskSet:
         tasks = self._chosen(adapters)
         with evaluating(self.model):
             passed = run(self.model, pixels)
-        answers = answers_of(self.model, list(tasks.values()), *passed)
+        answers = answers_of(self.model, list(tasks.values()), passed)
         return dict(zip(tasks, answers, strict=True))
 
     def predict_logits(
@@ -262,7 +262,7 @@ class TaskSet:
             own = [tasks[name] for name in names]
             with evaluating(self.model):
                 passed = run(self.model, pixels)
-            for task, logits in zip(own, mixed(self.model, own, *passed), strict=True):
+            for task, logits in zip(own, mixed(self.model, own, passed), strict=True):
                 predictions += task.predictions(logits.cpu())
         return predictions
 

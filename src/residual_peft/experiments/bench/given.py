@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...classifiers.heads.trust import reliability
+from ...classifiers.heads.trust import calibration_error
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data.metrics import accuracy, mean_per_class_recall
 from ...errors import ResiDualError
@@ -90,7 +90,7 @@ class Given:
         found: dict[str, Any] = {
             "accuracy": accuracy(logits, labels),
             "mean_per_class_recall": mean_per_class_recall(logits, labels),
-            "calibration_error": reliability(logits, labels),
+            "calibration_error": calibration_error(logits, labels),
             "right": packed(right),
             "shifted": {
                 name: accuracy(answers(fitted, part), part.data.labels)
