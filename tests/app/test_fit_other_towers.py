@@ -102,7 +102,7 @@ def test_analyse_and_explain_without_a_text_tower(
     found = json.loads((study / "study.json").read_text())
     assert found["words"] == []
     assert stop(monkeypatch, "fit", "--model", model, *data, "--out", str(out)) == 0
-    assert stop(monkeypatch, "explain", "--adapter", str(out), *data) == 0
+    assert stop(monkeypatch, "explain", str(out), *data) == 0
     with pytest.raises(ResiDualError, match="Dinov2Model has no text tower: classes are the means"):
         study_model(model, str(photos), templates=["a {}"])
 

@@ -36,7 +36,7 @@ def test_explain(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     words.write_text("a circle\na square\na heart\nan arrow\n")
     photo = next((folder / "heart").iterdir())
     capsys.readouterr()
-    given = ("--adapter", str(out), "--data", str(folder), "--image", str(photo))
+    given = (str(out), str(photo), "--data", str(folder))
     more = ("--words", str(words), "--out", str(tmp_path / "all.json"), "--components", "3")
     assert stop(monkeypatch, "explain", *given, *more) == 0
     printed = capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_fit_then_eval(folder, tmp_path, monkeypatch, capsys):
     assert stop(monkeypatch, "report", str(out / "run")) == 0
     assert (out / "run" / "report.html").read_text() == page
     with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, "eval", "--adapter", str(out), "--data", str(folder))
+        run(monkeypatch, "eval", str(out), "--data", str(folder))
     assert stopped.value.code == 0
     assert '"accuracy"' in capsys.readouterr().out
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -52,7 +51,7 @@ def test_the_version() -> None:
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_imported(
     command: str, tmp_path: Path
 ) -> None:
-    given = {"demo": [], "explain": ["--data", "photos", "--adapter", "a"]}
+    given = {"demo": [], "explain": ["a", "--data", "photos"]}
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / "such" / "out"
     done = bare(command, "--out", out, *given.get(command, ["--data", "photos"]))
@@ -69,7 +68,7 @@ def raising(error: BaseException):
     return instead
 
 
-ARGUMENTS = ("eval", "--adapter", "a", "--data", "b")
+ARGUMENTS = ("eval", "a", "--data", "b")
 
 
 @table(
@@ -105,30 +104,27 @@ def test_the_model_is_the_bundled_one_unless_named() -> None:
     assert "the bundled small CLIP" in shown
 
 
-@table("command", ["eval", "explain", "push"])
-def test_an_adapter_is_named_once(command: str) -> None:
-    """As an argument; the option of earlier versions does as well."""
-    more = () if command == "push" else ("--data", "photos")
-    done = bare(command, *more)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("residual-peft: wanted an adapter")
-    assert f"got none: residual-peft {command} ADAPTER " in line
-    assert done.stdout.splitlines()[-1] == "heavy:"
-    done = bare(command, "one", "--adapter", "two", *more)
-    assert done.returncode == 2
-    assert "once, got 'one' and 'two'" in done.stderr
+ONLY_ARGUMENTS = {
+    "eval": ("--adapter", "ADAPTER"),
+    "explain": ("--image", "ADAPTER"),
+    "push": ("--repo", "ADAPTER"),
+    "update": ("--adapter", "ADAPTER"),
+    "look": ("--data", "DATA"),
+}
 
 
-def test_arguments_are_what_the_options_were(monkeypatch) -> None:
-    """Either way the same call is made."""
-    calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(
-        fitting, "evaluate_adapter", lambda *args, **_: calls.append(args) or {"classes": {}}
-    )
-    for given in (["a"], ["--adapter", "a"]):
-        assert stop(monkeypatch, "eval", *given, "--data", "b") == 0
-    assert calls == [("a", "b")] * 2
+@table("command", ONLY_ARGUMENTS)
+def test_what_a_command_works_on_is_an_argument(command: str) -> None:
+    """Without it, or as an option, it is told before anything is imported."""
+    option, argument = ONLY_ARGUMENTS[command]
+    for given, line in (
+        ((), f"Missing argument '{argument}'."),
+        ((option, "a"), f"No such option: {option}"),
+    ):
+        done = bare(command, *given)
+        assert done.returncode == 2
+        assert line in done.stderr
+        assert done.stdout.splitlines() == ["heavy:"]
 
 
 def test_shells_complete_commands_and_options() -> None:

@@ -76,10 +76,6 @@ FIRST_LINE = {
         ["predict", "camera/IMG_0.png", "my-adapter"],
         "got the file 'camera/IMG_0.png'",
     ),
-    "eval without an adapter": (
-        ["eval", "--data", "photos"],
-        "wanted an adapter, got none: residual-peft eval ADAPTER --data DATA.",
-    ),
     "groups of a folder": (
         ["fit", "--data", "photos", "--out", "a", "--group-column", "person"],
         "has no column 'person', only image, label; name another, or list the images in a table",

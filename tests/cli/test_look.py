@@ -38,7 +38,7 @@ def test_lines_and_a_sheet(folder: Path, tmp_path: Path, monkeypatch, capsys) ->
 
 def test_json_is_all_that_is_printed(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     out = tmp_path / "sheet.html"
-    given = ("look", "--data", str(folder), "--json", "--out", str(out))
+    given = ("look", str(folder), "--json", "--out", str(out))
     assert stop(monkeypatch, *given) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 30
@@ -142,7 +142,6 @@ def test_every_kind_of_data_is_the_same_images(
 @table(
     ("given", "message"),
     [
-        ([], "wanted data, got none: residual-peft look DATA"),
         (["photos", "--out", "."], "wanted a file to write to, got the directory '.'"),
         (["nowhere/at-all"], "could not load the data 'nowhere/at-all'"),
     ],

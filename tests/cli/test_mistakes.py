@@ -166,7 +166,7 @@ def test_eval_names_what_is_wrong_with_an_adapter(
 ) -> None:
     adapter = Path(shutil.copytree(fitted / "adapter", tmp_path / "adapter"))
     mistake(adapter)
-    assert run("eval", "--adapter", str(adapter), "--data", str(fitted / "photos")) == 2
+    assert run("eval", str(adapter), "--data", str(fitted / "photos")) == 2
     assert message in the_one_line(capsys)
 
 
@@ -176,16 +176,16 @@ def test_eval_refuses_a_base_model_that_has_changed(fitted: Path, tmp_path: Path
     record = adapter / "residual_classifier.json"
     record.write_text(record.read_text().replace(str(fitted / "model"), str(model)))
     clip_model(vocab_size=VOCABULARY, seed=1).save_pretrained(model)
-    assert run("eval", "--adapter", str(adapter), "--data", str(fitted / "photos")) == 2
+    assert run("eval", str(adapter), "--data", str(fitted / "photos")) == 2
     assert "belongs to the weights of" in the_one_line(capsys)
     cut_weights(fitted, model)
-    assert run("eval", "--adapter", str(adapter), "--data", str(fitted / "photos")) == 2
+    assert run("eval", str(adapter), "--data", str(fitted / "photos")) == 2
     assert f"could not load the base model '{model}'" in the_one_line(capsys)
 
 
 def test_eval_refuses_other_classes(fitted: Path, tmp_path: Path, capsys) -> None:
     photos(tmp_path / "photos", ("cat", "cow"))
-    arguments = ("--adapter", str(fitted / "adapter"), "--data", str(tmp_path / "photos"))
+    arguments = (str(fitted / "adapter"), "--data", str(tmp_path / "photos"))
     assert run("eval", *arguments) == 2
     assert "the adapter's classes (cat, dog), got images of cow," in the_one_line(capsys)
 

@@ -50,7 +50,7 @@ def test_the_command_line(
     assert left == ["fitted_on.txt", "run.json", "run.safetensors", "run.yaml"]
     assert "of another adapter" not in (tmp_path / "a" / "report.html").read_text()
     capsys.readouterr()
-    own = ("--adapter", str(tmp_path / "a"), "--data", str(tmp_path / "data"))
+    own = (str(tmp_path / "a"), "--data", str(tmp_path / "data"))
     assert stop(monkeypatch, "eval", *own) == 0
     measured = json.loads(capsys.readouterr().out)
     assert {"mean_average_precision", "micro_f1", "macro_f1", "exact_match"} < set(measured)
@@ -63,7 +63,7 @@ def test_analyses_are_for_one_label(
     with pytest.raises(ResiDualError, match="several labels per image: analyses from names"):
         study_model(model_path, splits)
     splits.save_to_disk(str(tmp_path / "data"))
-    given = ("--adapter", str(tmp_path / "a"), "--data", str(tmp_path / "data"))
+    given = (str(tmp_path / "a"), "--data", str(tmp_path / "data"))
     assert stop(monkeypatch, "explain", *given) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "got several labels per image: analyses from names are for one." in error

@@ -281,7 +281,7 @@ def test_what_shows_a_users_images_stays_at_home(hub, tmp_path, monkeypatch, cap
     for name in ("run/run.json", "run/examples/1.jpg", "report.html"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    arguments = ["push", "--adapter", str(folder), "--repo"]
+    arguments = ["push", str(folder)]
     assert run(monkeypatch, *arguments, "me/a") == 0
     names = set(hub.repositories["me/a"].files())
     assert "adapter_model.safetensors" in names
@@ -420,7 +420,7 @@ def test_the_command_pushes_an_adapter_with_its_card(hub, tmp_path, monkeypatch,
     card = (folder / "README.md").read_text()
     assert 'from_pretrained("my adapter")' in card
     (folder / "README.md").write_text(card + "\nMy own words.\n")
-    arguments = ["push", "--adapter", str(folder), "--repo", "me/digits"]
+    arguments = ["push", str(folder), "me/digits"]
     assert run(monkeypatch, *arguments, "--private", "--revision", "main") == 0
     assert f"{hub.url}/me/digits/commit/" in capsys.readouterr().out
     assert hub.repositories["me/digits"].private

@@ -80,19 +80,6 @@ def as_typed(message: str, options: Container[str]) -> str:
     return _SETTING.sub(typed, message)
 
 
-def argument_or_option(argument: Any, option: Any, what: str, how: str) -> Any:
-    """What was named as an argument, or with the option of earlier versions.
-
-    Raises:
-        ResiDualError: neither was given, or both were; says what is wanted, and how it is given.
-    """
-    if argument is None and option is None:
-        raise ResiDualError(f"wanted {what}, got none: {how}.")
-    if argument is not None and option is not None:
-        raise ResiDualError(f"wanted {what} once, got '{argument}' and '{option}': {how}.")
-    return option if argument is None else argument
-
-
 def begin(text: str) -> None:
     """A first line at once, then the imports that take seconds."""
     print(printable(text), file=sys.stderr, flush=True)

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import argument_or_option, begin, check_file, example
-from .options import MEASURING, Adapter, AdapterOption, Data, with_options
+from .commands import begin, check_file, example
+from .options import MEASURING, AdapterName, Data, with_options
 
 
 @example("""residual-peft eval my-adapter --data photos --mistakes mistakes.csv
@@ -25,9 +25,8 @@ from .options import MEASURING, Adapter, AdapterOption, Data, with_options
 }""")
 @with_options(MEASURING)
 def evaluate(
+    adapter: AdapterName,
     data: Data,
-    adapter: Adapter = None,
-    adapter_option: AdapterOption = None,
     confusion: Annotated[
         Path | None, typer.Option(help="A CSV file for what is taken for what, by class.")
     ] = None,
@@ -40,12 +39,10 @@ def evaluate(
     """Measure an adapter on labelled images; prints JSON."""
     check_file(confusion)
     check_file(mistakes)
-    how = "residual-peft eval ADAPTER --data DATA"
-    chosen = argument_or_option(adapter, adapter_option, "an adapter", how)
-    begin(f"Measuring {chosen} on {data}.")
+    begin(f"Measuring {adapter} on {data}.")
     from ..app.fitting import evaluate_adapter
 
-    scores = evaluate_adapter(chosen, data, confusion=confusion, mistakes=mistakes, **options)
+    scores = evaluate_adapter(adapter, data, confusion=confusion, mistakes=mistakes, **options)
     print(_shown(scores))
 
 

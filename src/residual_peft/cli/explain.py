@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import argument_or_option, begin, check_file, example, print_table, tell
-from .options import DATA_HELP, MEASURING, Adapter, AdapterOption, Words, with_options
+from .commands import begin, check_file, example, print_table, tell
+from .options import DATA_HELP, MEASURING, AdapterName, Words, with_options
 
 
 @example("""residual-peft explain my-adapter photo.png
@@ -17,15 +17,11 @@ photo.png: zero rather than one, margin +4.54
   1,568 others: +1.37; whatever the image: -0.80; together +4.54""")
 @with_options(MEASURING)
 def explain(
-    adapter: Adapter = None,
+    adapter: AdapterName,
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="IMAGES", help="Images to explain one by one.")
     ] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    adapter_option: AdapterOption = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(help="The same as IMAGES; repeatable.", hidden=True)
-    ] = None,
     words: Words = None,
     components: Annotated[int, typer.Option(help="How many to list.", min=1)] = 12,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write all of it to.")] = None,
@@ -37,17 +33,15 @@ def explain(
     On labelled images with --data, for single IMAGES, or without either as the fit recorded it.
     """
     check_file(out)
-    how = "residual-peft explain ADAPTER [IMAGES] [--data DATA]"
-    chosen = argument_or_option(adapter, adapter_option, "an adapter", how)
-    pictures = [*(images or []), *(image or [])]
+    pictures = images or []
     on = [*([] if data is None else [data]), *map(str, pictures[:3])]
     on += ["..."] if pictures[3:] else []
-    begin(f"Explaining {chosen}{' on ' if on else ''}{', '.join(on)}.")
+    begin(f"Explaining {adapter}{' on ' if on else ''}{', '.join(on)}.")
     from ..app.explaining import study_adapter
     from ..hub.files import write_json
 
     study = study_adapter(
-        chosen, data, images=pictures, words=words, count=components, progress=True, **options
+        adapter, data, images=pictures, words=words, count=components, progress=True, **options
     )
     if cells := study.cells():
         print_table(study.headers, cells)

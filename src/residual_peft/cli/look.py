@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import argument_or_option, begin, check_file, example, tell
+from .commands import begin, check_file, example, tell
 from .options import DATA_HELP, LOOKING, with_options
 
 
@@ -19,10 +19,7 @@ copies: none
 The contact sheet is sheet.html""")
 @with_options(LOOKING)
 def look(
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help=DATA_HELP, show_default=False)
-    ] = None,
-    data_option: Annotated[str | None, typer.Option("--data", hidden=True)] = None,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     out: Annotated[
         Path | None,
         typer.Option(help="An HTML file to write: a contact sheet that needs no other."),
@@ -39,12 +36,11 @@ def look(
     options: dict[str, Any],
 ) -> None:
     """Say what data are like before anything is fitted: classes, sizes, bad files and copies."""
-    chosen = argument_or_option(data, data_option, "data", "residual-peft look DATA")
     check_file(out)
-    begin(f"Looking at {chosen}.")
+    begin(f"Looking at {data}.")
     from ..app.looking import look as look_at
 
-    found = look_at(chosen, model=model, alike=alike, progress=True, **options)
+    found = look_at(data, model=model, alike=alike, progress=True, **options)
     tell(found.lines(), found.as_dict() if as_json else None)
     if out is not None:
         found.write_sheet(out)

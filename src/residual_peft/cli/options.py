@@ -13,17 +13,9 @@ from ..errors import ResiDualError, check_names
 
 DEMO_MODEL_SHOWN = "the bundled small CLIP"
 
-Adapter = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="ADAPTER", help="The adapter's directory or Hub id.", show_default=False
-    ),
-]
 AdapterName = Annotated[
     str, typer.Argument(metavar="ADAPTER", help="The adapter's directory or Hub id.")
 ]
-AdapterOption = Annotated[str | None, typer.Option("--adapter", hidden=True)]
-"""As it was named before it became an argument."""
 DATA_HELP = (
     "A folder of class folders, a table of files and labels (CSV, TSV, JSON lines, parquet), a zip "
     "or tar of these, or a dataset id on the Hub."

@@ -6,27 +6,16 @@ from typing import Annotated
 import typer
 
 from ..errors import printable
-from .commands import argument_or_option, begin, example
-from .options import AdapterOption
-
-_HOW = "residual-peft push ADAPTER OWNER/NAME"
+from .commands import begin, example
 
 
 @example("""residual-peft push my-adapter me/my-adapter --private
 The adapter is at https://huggingface.co/me/my-adapter/commit/0123456789abcdef""")
 def push(
     adapter: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="ADAPTER", help="The directory of a saved adapter.", show_default=False
-        ),
-    ] = None,
-    repo: Annotated[
-        str | None,
-        typer.Argument(metavar="REPO", help="Where to on the Hub: OWNER/NAME.", show_default=False),
-    ] = None,
-    adapter_option: AdapterOption = None,
-    repo_option: Annotated[str | None, typer.Option("--repo", hidden=True)] = None,
+        Path, typer.Argument(metavar="ADAPTER", help="The directory of a saved adapter.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to on the Hub: OWNER/NAME.")],
     private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="A branch, made when missing.")] = None,
     with_report: Annotated[
@@ -34,14 +23,12 @@ def push(
     ] = False,
 ) -> None:
     """Upload an adapter with its card to the Hub, in one commit; `hf auth login` comes first."""
-    directory = Path(argument_or_option(adapter, adapter_option, "an adapter's directory", _HOW))
-    target = argument_or_option(repo, repo_option, "the name of a repository", _HOW)
-    begin(f"Uploading {directory} to {target}.")
+    begin(f"Uploading {adapter} to {repo}.")
     from ..hub.directories import push_directory
     from ..tuner import check_directory
 
-    check_directory(directory)
+    check_directory(adapter)
     done = push_directory(
-        directory, target, private=private or None, revision=revision, with_report=with_report
+        adapter, repo, private=private or None, revision=revision, with_report=with_report
     )
     print(printable(f"The adapter is at {done.commit_url}"))

@@ -5,10 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import argument_or_option, begin, example, tell
-from .options import READING, AdapterOption, Data, with_options
-
-_HOW = "residual-peft update ADAPTER --data FOLDER"
+from .commands import begin, example, tell
+from .options import READING, Data, with_options
 
 
 @example("""residual-peft update my-adapter --data more-photos
@@ -18,16 +16,13 @@ new class: three
 The adapter in my-adapter is up to date; measure it with residual-peft eval.""")
 @with_options(READING)
 def update(
-    data: Data,
     adapter: Annotated[
-        str | None,
+        Path,
         typer.Argument(
-            metavar="ADAPTER",
-            help="The directory of an adapter fitted with --keep-statistics.",
-            show_default=False,
+            metavar="ADAPTER", help="The directory of an adapter fitted with --keep-statistics."
         ),
-    ] = None,
-    adapter_option: AdapterOption = None,
+    ],
+    data: Data,
     forget: Annotated[bool, typer.Option("--forget", help="Take the images out instead.")] = False,
     *,
     options: dict[str, Any],
@@ -36,10 +31,9 @@ def update(
 
     Folders of new classes become new classes. Equal to a new fit of the head on all images.
     """
-    directory = argument_or_option(adapter, adapter_option, "an adapter's directory", _HOW)
-    begin(f"Updating {directory} with {data}.")
+    begin(f"Updating {adapter} with {data}.")
     from ..app.updating import update_adapter
 
-    done = update_adapter(Path(directory), data, forget=forget, **options)
-    last = f"The adapter in {directory} is up to date; measure it with residual-peft eval."
+    done = update_adapter(adapter, data, forget=forget, **options)
+    last = f"The adapter in {adapter} is up to date; measure it with residual-peft eval."
     tell([*done.lines(), last])

@@ -283,7 +283,7 @@ def test_several_labels_are_found_by_name(tmp_path: Path, root: Path) -> None:
 
 
 def test_the_command_lines_numbers(root, report, tmp_path, monkeypatch, capsys) -> None:
-    given = ("--adapter", str(root / "a"), "--data")
+    given = (str(root / "a"), "--data")
     assert stop(monkeypatch, "eval", *given, str(root / "photos")) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy"] == report.adapted["accuracy"]

@@ -71,7 +71,7 @@ def test_unreadable_files_are_skipped_listed_and_told(root, tmp_path, monkeypatc
     assert len(listed(out)) == 3
     assert RunRecord.load(out).facts.skipped == 3
     assert sum(RunRecord.load(out).facts.splits.values()) == 57
-    assert stop(monkeypatch, "eval", "--adapter", str(out), "--data", str(root / "photos")) == 0
+    assert stop(monkeypatch, "eval", str(out), "--data", str(root / "photos")) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["data"], found["skipped_as_unreadable"]) == ("the data of its fit", 3)
     assert stop(monkeypatch, "fit", *given, "--out", str(tmp_path / "b"), "--strict") == 2
