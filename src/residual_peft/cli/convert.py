@@ -7,13 +7,13 @@ import typer
 
 from ..hub.places import check_place
 from .commands import begin, example
-from .options import AdapterName
+from .options import Adapter
 
 
 @example("""residual-peft convert my-gains --model residual_peft/demo-clip --out other-adapter
 The adapter for residual_peft/demo-clip is in other-adapter, without its classes.""")
 def convert(
-    adapter: AdapterName,
+    adapter: Adapter,
     model: Annotated[
         str,
         typer.Option(

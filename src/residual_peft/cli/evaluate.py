@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .commands import begin, check_file, example
-from .options import MEASURING, AdapterName, Data, with_options
+from .options import MEASURING, Adapter, Data, with_options
 
 
 @example("""residual-peft eval my-adapter --data photos --mistakes mistakes.csv
@@ -25,7 +25,7 @@ from .options import MEASURING, AdapterName, Data, with_options
 }""")
 @with_options(MEASURING)
 def evaluate(
-    adapter: AdapterName,
+    adapter: Adapter,
     data: Data,
     confusion: Annotated[
         Path | None, typer.Option(help="A CSV file for what is taken for what, by class.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .commands import begin, check_file, example, print_table, tell
-from .options import DATA_HELP, MEASURING, AdapterName, Words, with_options
+from .options import DATA_HELP, MEASURING, Adapter, Words, with_options
 
 
 @example("""residual-peft explain my-adapter photo.png
@@ -17,7 +17,7 @@ photo.png: zero rather than one, margin +4.54
   1,568 others: +1.37; whatever the image: -0.80; together +4.54""")
 @with_options(MEASURING)
 def explain(
-    adapter: AdapterName,
+    adapter: Adapter,
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="IMAGES", help="Images to explain one by one.")
     ] = None,

@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from .commands import begin, example
-from .options import AdapterName
+from .options import Adapter
 
 
 @example("""residual-peft explore my-adapter
 The explorer is at http://127.0.0.1:7860 (Ctrl-C ends it)""")
 def explore(
-    adapter: AdapterName,
+    adapter: Adapter,
     port: Annotated[int, typer.Option(help="Where it listens.", min=1, max=65535)] = 7860,
     host: Annotated[
         str, typer.Option(help="This machine alone; 0.0.0.0 lets others in the network in.")

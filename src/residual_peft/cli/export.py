@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from .commands import begin, check_file, example, tell
-from .options import AdapterName
+from .options import Adapter
 
 
 @example("""residual-peft export my-adapter --out my-adapter.onnx
 my-adapter.onnx: 6.8 MB; pixels (N, 3, 40, 40) in, probabilities of 3 classes out
 onnxruntime and torch differ by 2.1e-07 in a probability at most, on 8 images""")
 def export(
-    adapter: AdapterName,
+    adapter: Adapter,
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write; ADAPTER.onnx here if left out.", show_default=False),

@@ -7,13 +7,13 @@ import typer
 
 from ..hub.places import check_place
 from .commands import begin, example
-from .options import AdapterName
+from .options import Adapter
 
 
 @example("""residual-peft merge my-stream-adapter --out my-clip
 The model is in my-clip, with the adapter in its weights.""")
 def merge(
-    adapter: AdapterName,
+    adapter: Adapter,
     out: Annotated[Path, typer.Option(help="The folder to write the model to.")],
 ) -> None:
     """Write the base model with an adapter's gains in its weights: a plain model of transformers.

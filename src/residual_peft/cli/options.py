@@ -13,7 +13,7 @@ from ..errors import ResiDualError, check_names
 
 DEMO_MODEL_SHOWN = "the bundled small CLIP"
 
-AdapterName = Annotated[
+Adapter = Annotated[
     str, typer.Argument(metavar="ADAPTER", help="The adapter's directory or Hub id.")
 ]
 DATA_HELP = (

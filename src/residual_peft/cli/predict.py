@@ -14,7 +14,7 @@ import typer
 from ..errors import ResiDualError, counted, printable
 from ..hub.places import check_place
 from .commands import begin, example
-from .options import DEVICE, PASSES, AdapterName, with_options
+from .options import DEVICE, PASSES, Adapter, with_options
 
 if TYPE_CHECKING:
     from ..app.prediction import Answer, FilePredictor
@@ -30,7 +30,7 @@ photos/one/110.png: one 0.995, zero 0.005, two 0.000
 notes.txt: not read (no such file)""")
 @with_options(PASSES | DEVICE)
 def predict(
-    adapter: AdapterName,
+    adapter: Adapter,
     images: Annotated[
         list[str],
         typer.Argument(
