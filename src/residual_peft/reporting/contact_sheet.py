@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from datasets import Dataset, concatenate_datasets
 
@@ -26,14 +25,8 @@ Rows = dict[str, Dataset]
 """Split -> its images as they are stored."""
 Pictures = list[tuple[bytes, Place]]
 """Thumbnails, and the images that they are of."""
-
-
-class Strip(NamedTuple):
-    """Some pictures of a class."""
-
-    heading: str
-    pictures: Pictures
-    total: int  # images of the class
+Strip = tuple[str, Pictures, int]
+"""A class, some pictures of it, and how many images it has."""
 
 
 def write_contact_sheet(
@@ -91,7 +84,7 @@ def _classes(rows: Rows, survey: Survey) -> Iterator[Strip]:
     shown = sorted(found.items(), key=lambda item: -len(item[1]))
     for name, places in shown[:PICTURES]:
         step = max(1, len(places) // each)
-        yield Strip(name, _pictures(rows, places[::step][:each]), len(places))
+        yield name, _pictures(rows, places[::step][:each]), len(places)
 
 
 def _pictures(rows: Rows, places: Iterable[Place]) -> Pictures:

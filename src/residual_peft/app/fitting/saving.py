@@ -136,10 +136,10 @@ def fitted_of(
 ) -> Fitted:
     """All of a fit, with what is told of its images; what was read must still be there."""
     trusted = Trusted()
-    if done.chosen is not None:
+    if done.learned is not None and done.outcome is not None:
         means = summary.start != "zero-shot"
         sets = sets_of(done.classifier, done.after, done.rows)
-        trusted = trust_of(done.chosen.rows, done.chosen.outcome, images, sets, means=means)
+        trusted = trust_of(done.learned, done.outcome, images, sets, means=means)
     mistakes = mistakes_of(done.after, images.test)
     record = record_run(
         done.classifier,

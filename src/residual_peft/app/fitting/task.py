@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from peft import PeftModel, get_peft_model
 from torch import Tensor
@@ -66,13 +66,6 @@ class Task:
         return fitted
 
 
-class Chosen(NamedTuple):
-    """The images of a fit as methods take them, and the outcome that was chosen."""
-
-    rows: Rows
-    outcome: Outcome
-
-
 @dataclass(frozen=True)
 class Done:
     """A classifier with its fitted adapter, and what was measured on the way."""
@@ -91,5 +84,7 @@ class Done:
     trained: int | None = None  # how many numbers were trained; None for all gains
     table: tuple[MethodRow, ...] = ()  # what was compared
     notes: tuple[str, ...] = ()  # what the user should know of the images
-    # None for the Trainer's way, and where coordinates are larger than memory
-    chosen: Chosen | None = None
+    # the images of the fit as methods take them; None for the Trainer's way, and where coordinates
+    # are larger than memory
+    learned: Rows | None = None
+    outcome: Outcome | None = None  # that was chosen; None for the Trainer's way

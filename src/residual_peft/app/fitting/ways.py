@@ -28,7 +28,7 @@ from ..trusting import contradicting
 from .beside import calibrated, left_beside
 from .reading import TITLES, Pass
 from .scores import scored, scored_by
-from .task import Chosen, Done, Task, clock
+from .task import Done, Task, clock
 
 SIZING = 4000  # images that a low rank is fitted to
 RECALL = "mean_per_class_recall"
@@ -81,7 +81,8 @@ def from_coordinates(read: Pass) -> Done:
             for own, one in outcomes.items()
         ),
         notes=notes,
-        chosen=None if rows is None else Chosen(rows, chosen),
+        learned=rows,
+        outcome=chosen,
     )
 
 
