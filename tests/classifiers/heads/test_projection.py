@@ -22,10 +22,10 @@ def case(count=24, columns=7, width=4, classes=3, seed=0):
     return features, labels, unit(normal(classes, width)), normal(width, columns)
 
 
-def slow_objective(matrix, features, labels, text, start, offset, scale, strength):
+def slow_objective(matrix, features, labels, text, start, scale, strength):
     total = 0.0
     for row, label in zip(features, labels, strict=True):
-        readout = matrix @ row + offset
+        readout = matrix @ row
         logits = torch.stack([scale * (t @ readout) / readout.norm() for t in text])
         total = total - logits.log_softmax(0)[label]
     return total / len(features) + strength * (matrix - start).square().sum()
@@ -34,15 +34,13 @@ def slow_objective(matrix, features, labels, text, start, offset, scale, strengt
 @pytest.mark.parametrize("columns", [7, 40])
 def test_it_is_the_minimum_that_scipy_finds(columns):
     features, labels, text, start = case(columns=columns)
-    offset = torch.linspace(-1, 1, 4).double()
     fit = fit_projection(
-        features, labels, text, start=start, offset=offset, logit_scale=8.0, strength=0.05,
-        tolerance=1e-9,
-    )  # fmt: skip
+        features, labels, text, start=start, logit_scale=8.0, strength=0.05, tolerance=1e-9
+    )
 
     def function(flat):
         matrix = torch.from_numpy(flat).reshape(start.shape).requires_grad_(True)
-        value = slow_objective(matrix, features, labels, text, start, offset, 8.0, 0.05)
+        value = slow_objective(matrix, features, labels, text, start, 8.0, 0.05)
         value.backward()
         return value.item(), matrix.grad.numpy().ravel()
 

@@ -24,10 +24,9 @@ _COARSE = 1e-3  # gradient of the fits that are only compared
 
 @dataclass(frozen=True)
 class Projection:
-    """s cos(W x + b, t_k)."""
+    """s cos(W x, t_k)."""
 
     matrix: Tensor  # W (d, D)
-    offset: Tensor  # b (d,), not trained
     text: Tensor  # class embeddings t, of unit length (C, d)
     logit_scale: float  # s
 
@@ -38,7 +37,7 @@ class Projection:
 
     def logits(self, features: Tensor, zero_shot: Tensor | None = None) -> Tensor:
         """Features x before the projection (M, D) -> (M, C)."""
-        readout = features.cpu().double() @ self.matrix.mT + self.offset
+        readout = features.cpu().double() @ self.matrix.mT
         return self.logit_scale * functional.normalize(readout, dim=1) @ self.text.mT
 
 
@@ -48,7 +47,6 @@ def fit_projection(
     text: Tensor,
     *,
     start: Tensor | None = None,
-    offset: Tensor | None = None,
     logit_scale: float = 100.0,
     strength: float | None = None,
     strengths: Sequence[float] | None = None,
@@ -65,7 +63,6 @@ def fit_projection(
         features: x (N, D): before the projection, or the embedding itself.
         text: class embeddings (C, d).
         start: P (d, D); None for the identity, the linear map on the embedding.
-        offset: b (d,), what the embedding holds beside W x; 0 when None.
         logit_scale: s.
         strength: λ; None for 1 / (images per class), the paper's without a validation set.
         strengths: λ to choose from by the log-loss of left-out folds, in place of `strength`.
@@ -82,8 +79,7 @@ def fit_projection(
             f"got {tuple(start.shape)}."
         )
     start = start.detach().cpu().double()
-    offset = torch.zeros(width) if offset is None else offset
-    problem = _Problem(data, Projection(start, offset.cpu().double(), text, logit_scale))
+    problem = _Problem(data, Projection(start, text, logit_scale))
     fold, known, how = folds_of(data, groups, folds)
     default = 1 / (len(data.labels) / len(text))
     tried = [strength or default] if not strengths else sorted(strengths, reverse=True)
@@ -103,7 +99,7 @@ def fit_projection(
         best = tried[number]
     change = problem.change(torch.ones(len(data.labels)).bool(), best, None, tolerance)
     matrix = start + change @ problem.axes.axes.mT
-    scorer = Projection(matrix, problem.start.offset, text, logit_scale)
+    scorer = Projection(matrix, text, logit_scale)
     left = scorer.logits(data.features) if left is None else left
     return rival(scorer, left, data, how, known, with_text=False, chosen={"strength": best})
 
@@ -114,7 +110,7 @@ class _Problem:
     def __init__(self, data: Images, start: Projection) -> None:
         self.data, self.start = data, start
         self.axes = PrincipalAxes.of(data.features)
-        self.readout = data.features @ start.matrix.mT + start.offset
+        self.readout = data.features @ start.matrix.mT
 
     def scores(self, rows: Tensor, change: Tensor) -> Tensor:
         readout = self.readout[rows] + self.axes.rows[rows] @ change.mT
