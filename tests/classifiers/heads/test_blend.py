@@ -58,14 +58,15 @@ def test_good_text_weighs_more_than_bad_text():
     np.testing.assert_allclose(good.embeddings, expected, atol=1e-12)
 
 
-def test_without_text_it_is_the_means_and_with_one_image_each_a_fixed_share():
+def test_the_share_is_fixed_with_one_image_each_and_may_be_given():
     text, features, labels = case(4)
-    np.testing.assert_allclose(blend(None, features, labels, 4).embeddings, unit(features))
     found = blend(text, features, labels, 4)
     assert found.share == 0.5
     assert not len(found.losses)
     given = blend(text, features, labels, 4, share=0.0)
     np.testing.assert_allclose(given.embeddings, text)
+    alone = blend(text, features, labels, 4, share=1.0)
+    np.testing.assert_allclose(alone.embeddings, unit(features))
 
 
 def test_what_does_not_fit_is_one_line():

@@ -28,7 +28,7 @@ class Blend:
 
 
 def blend(
-    text: Tensor | None,
+    text: Tensor,
     features: Tensor,
     labels: Tensor,
     class_count: int,
@@ -40,12 +40,11 @@ def blend(
 
     An image is told by means without it, with one image of every class left out together where
     classes are small, so that no class is the poorer by it. Cosines get the temperature that suits
-    them, whatever β is. The text is (C, d), or None for the means alone (towers without a text
-    tower); the share is β, in place of a choice.
+    them, whatever β is. The text is (C, d); the share is β, in place of a choice.
     """
     data = checked(features, labels, class_count)
     check_same(ONE_LABEL, data.labelling, "there are no class means of others")
-    if text is not None and text.shape != (class_count, data.features.shape[1]):
+    if text.shape != (class_count, data.features.shape[1]):
         raise ResiDualError(
             f"wanted text embeddings ({class_count}, {data.features.shape[1]}) beside those of the "
             f"images, got {tuple(text.shape)}."
@@ -55,8 +54,6 @@ def blend(
     rows = functional.normalize(data.features, dim=1)
     sums = data.targets.mT @ rows
     means = functional.normalize(sums, dim=1)
-    if text is None:
-        return Blend(means, 1.0, torch.zeros(0))
     text = functional.normalize(text.detach().cpu().double(), dim=1)
     losses = torch.zeros(0, dtype=torch.float64)
     if share is None:

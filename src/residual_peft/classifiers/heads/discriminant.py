@@ -15,7 +15,7 @@ from .left_out import How
 from .nearest import DEFAULT_TEMPERATURE
 from .preparing import scaling
 
-Shrinkage = Literal["oas", "ledoit-wolf"] | float
+Shrinkage = Literal["oas"] | float
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def fit_discriminant(
     as they are: exact for fixed ρ tr S / K, as the ridge's are for a fixed α. The text's weight a
     is fitted on them, with τ; class weights multiply the classes' priors.
 
-    The shrinkage ρ: "oas" (Chen, Wiesel, Eldar and Hero, 2010) needs S alone, "ledoit-wolf" (2004)
-    fourth moments, too. A number is taken as it is.
+    The shrinkage ρ: "oas" (Chen, Wiesel, Eldar and Hero, 2010) needs S alone; a number is taken as
+    it is.
     """
     data = checked(features, labels, class_count, zero_shot=zero_shot, class_weights=class_weights)
     why = "use the ridge or logistic regression, which have one for each class"
@@ -150,27 +150,18 @@ def fit_discriminant(
 
 def shrinkage_of(residuals: Tensor, shrinkage: Shrinkage) -> float:
     """ρ for residuals (N, K) about the class means, from the smaller of their Gram matrices."""
-    if not isinstance(shrinkage, str):
+    if shrinkage != "oas":
         if not 0 <= shrinkage <= 1:
             raise ResiDualError(f"wanted a shrinkage from 0 to 1, got {shrinkage}.")
         return float(shrinkage)
-    if shrinkage not in ("oas", "ledoit-wolf"):
-        raise ResiDualError(
-            f"wanted 'oas', 'ledoit-wolf' or a number as shrinkage, got {shrinkage!r}."
-        )
     count, columns = residuals.shape
     small = residuals.mT if columns < count else residuals
     gram = small @ small.mT / count
     trace, squares = float(gram.trace()), float(gram.square().sum())
-    if shrinkage == "oas":
-        # Chen et al., eq. 23, as scikit-learn has it: without the terms of order 1 / K
-        mean, spread = trace / columns, squares / columns**2
-        below = (count + 1) * (spread - mean**2 / columns)
-        return 1.0 if below <= 0 else min((spread + mean**2) / below, 1.0)
-    fourth = float(residuals.square().sum(1).square().sum()) / count
-    apart = squares - trace**2 / columns  # ‖S − (tr S / K) I‖²
-    error = (fourth - squares) / count
-    return 1.0 if apart <= 0 else min(max(error, 0.0), apart) / apart
+    # Chen et al., eq. 23, as scikit-learn has it: without the terms of order 1 / K
+    mean, spread = trace / columns, squares / columns**2
+    below = (count + 1) * (spread - mean**2 / columns)
+    return 1.0 if below <= 0 else min((spread + mean**2) / below, 1.0)
 
 
 def _squared(rows: Tensor, centres: Tensor, covariance: Covariance) -> Tensor:
