@@ -71,7 +71,7 @@ def test_a_number_for_a_small_cell_is_short():
 
 
 def test_the_picture_is_a_picture(tmp_path):
-    gains_figure(units(), tmp_path / "gains.png", title="a title")
+    gains_figure(units(), tmp_path / "gains.png")
     with Image.open(tmp_path / "gains.png") as picture:
         assert picture.width > 600
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 50

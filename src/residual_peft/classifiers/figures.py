@@ -79,12 +79,11 @@ def gains_figure(
     path: PathLike,
     *,
     variance: Mapping[Unit, Sequence[float]] | None = None,
-    title: str = "",
 ) -> None:
     """Write a PNG: mean gain of every unit by layer and head, and how all gains spread.
 
     Drawn without pyplot, so that nothing global changes and any thread may call it. The variance
-    along each unit's components weights its mean; `title` goes over the picture.
+    along each unit's components weights its mean.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import TwoSlopeNorm
@@ -113,7 +112,5 @@ def gains_figure(
     right.hist(everything, bins=40, color="#4878a8")
     right.axvline(1, color="black", linewidth=1, linestyle="--")
     right.set(xlabel="gain", ylabel="components", title=f"All {everything.size:,} gains")
-    if title:
-        figure.suptitle(title)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

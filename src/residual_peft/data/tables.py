@@ -96,7 +96,9 @@ def _json(path: Path, text: str) -> Columns:
         if path.suffix.lower() == ".json":
             found = json.loads(text)
             if _is_coop(found):
-                return _of_splits(found)
+                told = [(path, name, split) for split in found for path, _, name in found[split]]
+                columns = map(list, zip(*told, strict=True))
+                return dict(zip(("image", "label", "split"), columns, strict=False))
             rows = found if isinstance(found, list) else [found]
         else:
             rows = [json.loads(line) for line in lines]
@@ -130,11 +132,6 @@ def _is_coop(parsed: Any) -> bool:
             for row in rows
         )
     )
-
-
-def _of_splits(splits: dict[str, list[Any]]) -> Columns:
-    rows = [(path, name, split) for split, part in splits.items() for path, _, name in part]
-    return dict(zip(("image", "label", "split"), map(list, zip(*rows, strict=True)), strict=False))
 
 
 def _parquet(path: Path) -> Columns | Dataset:
