@@ -58,7 +58,7 @@ def test_readouts_labels_and_rows_are_those_of_plain_calls():
             batch["labels"] = batch["labels"].to(kind)
         seen = list(reading(model, None, batches, adapters=adapters))
         assert {part.labels.dtype for part in seen} == {torch.int64}
-        assert [len(part) for part in seen] == [3, 3, 1]
+        assert [len(part.readout) for part in seen] == [3, 3, 1]
         assert torch.cat([part.labels for part in seen]).tolist() == [0, 1, 2, 0, 1, 2, 0]
         assert torch.cat([part.index for part in seen]).tolist() == list(range(7))
         plain = model if adapters else clip_model(vocab_size=VOCABULARY)
@@ -145,10 +145,10 @@ def test_pooled_towers_run_in_parts_that_bound_what_is_held(name, monkeypatch):
     tower = find_tower(model, **dict(case.options))
     images = [{**case.batch(20), "labels": torch.arange(20) % 3}]
     whole = list(reading(model, tower, images, taps=True))
-    assert [len(part) for part in whole] == [4, 16]
+    assert [len(part.readout) for part in whole] == [4, 16]
     monkeypatch.setattr(loop, "HELD", {"cpu": 1})
     parts = list(reading(model, tower, images, taps=True))
-    assert [len(part) for part in parts] == [4] + [1] * 16
+    assert [len(part.readout) for part in parts] == [4] + [1] * 16
     assert torch.equal(torch.cat([part.labels for part in parts]), images[0]["labels"])
     for field in ("stream", "pooled"):
         torch.testing.assert_close(
@@ -156,10 +156,10 @@ def test_pooled_towers_run_in_parts_that_bound_what_is_held(name, monkeypatch):
             torch.cat([getattr(part.capture, field) for part in whole]),
         )
     # one that nothing looks into is not cut up, one that an adapter looks into is
-    assert [len(part) for part in reading(model, tower, images)] == [20]
+    assert [len(part.readout) for part in reading(model, tower, images)] == [20]
     if not case.options:
         adapted = get_peft_model(model, ResiDualConfig())
-        sizes = [len(part) for part in reading(adapted, None, images, adapters=True)]
+        sizes = [len(part.readout) for part in reading(adapted, None, images, adapters=True)]
         assert sizes == [4] + [1] * 16
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..classifiers.heads.head import ClassHead, by_unit, class_portrait, strongest
+from ..classifiers.heads.head import ClassHead, by_unit, strongest
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.labels import ONE_LABEL
 from ..errors import ResiDualError
@@ -223,14 +223,13 @@ class _Sums:
         scale = total if total > 1e-12 * max(self.squares, 1e-300) else float("inf")
         along = self.products - self.features[:, None] * mean
         means = self.own / self.labels  # NaN for a class without images
-        plain = replace(head, mean=0 * head.mean, scale=torch.ones_like(head.scale))
         return HeadExplanation(
             class_names=classifier.class_names[: head.class_count],
             units=rows.state.settings.units,
             counts=tuple(rows.state.counts),
             share=tau * (along * head.weights).sum(1) / scale,
             toward_label=tau * (self.own * head.weights).sum(1) / count,
-            portrait=class_portrait(plain, means.mT),  # of x, which is centred and scaled
+            portrait=tau * means * head.weights,
             sides=means.nan_to_num().sign().to(torch.int8),
             text_share=(self.text_products - float(self.text @ mean)) / scale,
             text_toward_label=self.own_text / count,

@@ -46,9 +46,6 @@ class ReadBatch:
     labels: Tensor | None  # (B,), or with several per image (B, C), on the CPU
     index: Tensor | None  # the images' rows (B,), where the batches know them
 
-    def __len__(self) -> int:
-        return len(self.readout)
-
 
 def reading(
     model: nn.Module,

@@ -7,7 +7,7 @@ believed where it gives what the processor gives.
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -149,10 +149,6 @@ class Preparation:
         pixels = np.asarray(image, np.float32) * np.float32(self.scale)
         normal = (pixels - np.array(self.mean)) / np.array(self.std)
         return normal.astype(np.float32).transpose(2, 0, 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
 
     def _check(self, processor: Any) -> None:
         """Compare the recipe with what it was read from."""

@@ -162,7 +162,11 @@ class GainProblem:
             self.directions = self.directions @ self.embeddings.T
         self.kept: dict[int, Tensor] = {}
         self.kind = rows.state.gains
-        self.component_scales = self._scales()
+        # the mean square of what multiplies each component's gain (K,)
+        squares = torch.zeros(len(self.directions), dtype=torch.float64, device=rows.labels.device)
+        for some in in_chunks(rows.parts, CHUNK):
+            squares += self.kind.factors(some.coordinates.double()).square().sum(0)
+        self.component_scales = squares / len(rows)
         self.ridge_weights = objective.ridge_weights(self.kind.gather(self.component_scales))
 
     def with_strength(self, strength: float) -> "GainProblem":
@@ -242,11 +246,3 @@ class GainProblem:
         if len(self.rows) * self.classes <= KEPT:
             self.kept[number] = base
         return base
-
-    def _scales(self) -> Tensor:
-        """The mean square of what multiplies each component's gain, (K,), float64."""
-        device = self.directions.device
-        total = torch.zeros(len(self.directions), dtype=torch.float64, device=device)
-        for some in in_chunks(self.rows.parts, CHUNK):
-            total += self.kind.factors(some.coordinates.double()).square().sum(0)
-        return total / len(self.rows)

@@ -128,9 +128,10 @@ def test_a_turned_component_is_what_the_head_would_read(config: dict) -> None:
 )
 def test_where_components_cannot_be_told_the_classes_are(options: dict, said: str) -> None:
     classifier, picture = made(**options), photographs(1)[0]
-    found = Looking(classifier).look(picture)
+    looking = Looking(classifier)
+    found = looking.look(picture)
     assert (found.why, found.rows, found.knobs, found.by_unit()) == (None, None, (), [])
-    assert re.match(said, found.silence)
+    assert re.match(said, looking.silence)
     wanted = classifier.predict(picture).probabilities
     np.testing.assert_allclose(list(found.after.probabilities.values()), wanted, atol=1e-5)
     assert found.before.logits != found.after.logits or options == {"mode": "stream"}

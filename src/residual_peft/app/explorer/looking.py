@@ -73,11 +73,10 @@ class Look:
 
     before: Scores  # by the backbone without the adapter
     after: Scores  # by the classifier
-    # what moved it, or made the class head say what it says; None where `silence` says why
+    # what moved it, or made the class head say what it says; None where `Looking.silence` says why
     why: ImageExplanation | HeadImageExplanation | None = None
     rows: Coordinates | None = None  # the image's coordinates, likewise
     knobs: tuple[Knob, ...] = ()  # the strongest components for and against
-    silence: str = ""  # why single components are not told
 
     @property
     def classes(self) -> tuple[str, str] | None:
@@ -121,7 +120,7 @@ class Looking:
             ((_, logits),) = self.classifier.classified([batch])
             (seen,) = reading(self.classifier.model, None, [batch])
             plain = self._scores(self.classifier.logits(seen.readout))
-            return Look(plain, self._scores(logits), silence=self.silence)
+            return Look(plain, self._scores(logits))
         rows = coordinates_of_image(self.classifier, image).to("cpu")
         before, after = self._scores(self.classifier.logits(rows.readout)), self.turned(rows, ())
         why: ImageExplanation | HeadImageExplanation

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def _metadata_of(
     return {
         "made_by": f"residual-peft {version('residual-peft')}",
         "class_names": list(classifier.class_names),
-        "preprocessing": preparation.as_dict(),
+        "preprocessing": asdict(preparation),
         "size": list(size),
         "several_labels": classifier.multi_label,
         "threshold": threshold,

@@ -167,39 +167,13 @@ def spread(head: ClassHead, columns: Tensor, count: int) -> ClassHead:
     return replace(head, weights=weights, mean=mean, scale=scale)
 
 
-def contributions(head: ClassHead, features: Tensor, class_index: int) -> Tensor:
-    """What each column adds to a class's logit (M, K): `τ c̃_j V_jk`.
-
-    With the constant `τ m_k` and the text's part `a z_k` they sum to the logit.
-    """
-    if not 0 <= class_index < head.class_count:
-        raise ResiDualError(
-            f"wanted a class from 0 to {head.class_count - 1}, got {class_index}: this head knows "
-            "no other."
-        )
-    head.scores(features[:0])  # says what is wrong with their width
-    centred = (features.to(head.mean) - head.mean) / head.scale
-    return head.temperature * centred * head.weights[:, class_index]
-
-
 def contrast(head: ClassHead, features: Tensor, this: int, other: int) -> Tensor:
-    """What each column says for one class rather than another (M, K): the difference of both."""
-    return contributions(head, features, this) - contributions(head, features, other)
+    """What each column says for one class rather than another (M, K): `τ c̃_j (V_jk − V_jl)`.
 
-
-def class_portrait(head: ClassHead, class_means: Tensor) -> Tensor:
-    """What each column says of class k where images of class k are, on average (K, C).
-
-    Column k is `τ c̃_j V_jk` at the class's mean features (C, K): as the logit is linear, the mean
-    over its images. With the constant it sums to their mean score.
+    With `τ (m_k − m_l)` and the texts' part they sum to the difference of the classes' logits.
     """
-    if class_means.shape != head.weights.mT.shape:
-        raise ResiDualError(
-            f"wanted the mean features of each class {tuple(head.weights.mT.shape)}, got "
-            f"{tuple(class_means.shape)}."
-        )
-    centred = (class_means.to(head.mean) - head.mean) / head.scale
-    return head.temperature * centred.mT * head.weights
+    along = head.temperature * ((features.to(head.mean) - head.mean) / head.scale)
+    return along * head.weights[:, this] - along * head.weights[:, other]
 
 
 def by_unit(values: Tensor, counts: Sequence[int]) -> Tensor:

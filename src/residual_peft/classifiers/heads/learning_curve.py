@@ -22,7 +22,6 @@ class LearningCurve:
 
     images: Tensor  # how many each point was fitted on (S,); the last is all N
     accuracy: Tensor  # of images that were not fitted on (S,)
-    scored: Tensor  # how many of them (S,), over all draws
     floor: float  # the error that no number of images takes away
     height: float  # the error at N above it
     exponent: float  # how fast it falls
@@ -83,7 +82,7 @@ def learning_curve(
     images = torch.tensor(sizes, dtype=torch.float64)
     counts = torch.tensor([points[size] for size in sizes], dtype=torch.float64)
     law = _law(images, counts[:, 0], counts[:, 1])
-    return LearningCurve(images, counts[:, 0] / counts[:, 1], counts[:, 1], *law)
+    return LearningCurve(images, counts[:, 0] / counts[:, 1], *law)
 
 
 def _some(labels: Tensor, class_count: int, fraction: float, draw: int) -> Tensor:
