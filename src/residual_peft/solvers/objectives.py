@@ -163,7 +163,7 @@ class GainProblem:
         self.kept: dict[int, Tensor] = {}
         self.kind = rows.state.gains
         # the mean square of what multiplies each component's gain (K,)
-        squares = torch.zeros(len(self.directions), dtype=torch.float64, device=rows.labels.device)
+        squares = torch.zeros_like(self.directions[:, 0], dtype=torch.float64)
         for some in in_chunks(rows.parts, CHUNK):
             squares += self.kind.factors(some.coordinates.double()).square().sum(0)
         self.component_scales = squares / len(rows)

@@ -111,8 +111,8 @@ def test_the_same_images_under_other_names_are_the_data_of_the_fit(
 
 def test_other_data_are_used_whole(root, classifier, caplog) -> None:
     chosen = choose_images(classifier, str(root / "new"))
-    assert (chosen.split, chosen.data_of_fit, chosen.left_out) == ("all", False, 0)
-    assert len(chosen.images) == len(set(digests(chosen.images))) == 30
+    assert (len(chosen), chosen.split, chosen.data_of_fit, chosen.left_out) == (30, "all", False, 0)
+    assert len(set(digests(chosen.images))) == 30
     assert not caplog.messages
     assert evaluate_adapter(root / "a", str(root / "new"))["images"] == 30
 
@@ -124,7 +124,7 @@ def test_images_that_were_trained_on_are_left_out_of_other_data(
     for number, path in enumerate(sorted((root / "photos").rglob("*.png"))):
         shutil.copy(path, tmp_path / "mixed" / path.parent.name / f"old-{number}.png")
     chosen = choose_images(classifier, str(tmp_path / "mixed"))
-    assert (len(chosen.images), chosen.left_out, chosen.data_of_fit) == (36, 54, False)
+    assert (len(chosen), chosen.left_out, chosen.data_of_fit) == (36, 54, False)
     assert not set(digests(chosen.images)) & set(classifier.fitted_on)
     assert "54 images of 90 left out: the adapter was trained or chosen on them." in caplog.messages
     found = evaluate_adapter(root / "a", str(tmp_path / "mixed"), split="test")
@@ -143,9 +143,9 @@ def test_nothing_is_scored_where_all_was_trained_on(root, classifier, tmp_path) 
 def test_splits_of_the_own_data_by_name(root, classifier) -> None:
     for split, count, trained in (("train", 48, 48), ("validation", 6, 6), ("test", 6, 0)):
         chosen = choose_images(classifier, str(root / "photos"), split=split)
-        assert (len(chosen.images), chosen.trained_on, chosen.left_out) == (count, trained, 0)
+        assert (len(chosen), chosen.trained_on, chosen.left_out) == (count, trained, 0)
     whole = choose_images(classifier, str(root / "photos"), split="all")
-    assert (len(whole.images), whole.left_out, whole.split) == (6, 54, "all")
+    assert (len(whole), whole.left_out, whole.split) == (6, 54, "all")
     with pytest.raises(ResiDualError, match="train, validation, test or all, got 'exam'"):
         choose_images(classifier, str(root / "photos"), split="exam")
 
@@ -181,7 +181,7 @@ def test_an_adapter_from_the_hub_knows_its_split_and_not_its_images(
     )
     assert not caplog.messages
     whole = choose_images(pushed, str(root / "photos"), split="all")
-    assert (len(whole.images), whole.left_out) == (6, 54)
+    assert (len(whole), whole.left_out) == (6, 54)
     caplog.clear()
     choose_images(pushed, str(root / "new"))
     assert "which images it was fitted on is not known here" in caplog.messages[-1]
@@ -200,7 +200,7 @@ def test_fewer_classes_are_scored_by_name(names, root, classifier, tmp_path) -> 
 
 def test_two_photos_are_enough_to_be_scored(root, classifier, tmp_path, caplog) -> None:
     folder = photos(tmp_path / "two", ("dog",), count=2, seed=6)
-    assert len(choose_images(classifier, str(folder)).images) == 2
+    assert len(choose_images(classifier, str(folder))) == 2
     assert not caplog.messages  # nothing is cut, so no class is too small for it
     with pytest.raises(ResiDualError, match="2 different images are too few to give one each"):
         choose_images(classifier, str(folder), split="test")

@@ -115,4 +115,4 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ResiDualError, match="as wide as the class embeddings, 8, got 9"):
         fit_linear_map(features, labels, text[:, :8])
     with pytest.raises(ResiDualError, match="wanted strengths of the penalty above 0, got -1"):
-        fit_linear_map(features, labels, text, strengths=(1.0, -1.0))
+        fit_linear_map(features, labels, text, strength=-1.0)

@@ -144,4 +144,4 @@ def test_groups_stay_together():
 def test_strengths_are_above_0():
     features, labels = some_images()
     with pytest.raises(ResiDualError, match=r"wanted strengths of the penalty above 0, got -1\.0"):
-        fit_logistic(features, labels, 4, strengths=[1.0, -1.0])
+        fit_logistic(features, labels, 4, strength=-1.0)

@@ -58,6 +58,9 @@ class Chosen:
     skipped: tuple[SkippedImage, ...]  # images that could not be read
     total: int  # images that the data have, unreadable ones included
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def without(self, missed: Sequence[tuple[int, str, str]], max_bad: float) -> "Chosen":
         """The same less images that only decoding found unreadable: row, file and reason of each.
 
@@ -77,7 +80,7 @@ class Chosen:
         """JSON-able: which images these are."""
         data = {True: "the data of its fit", False: "other data", None: "not known"}
         found: dict[str, Any] = {
-            "images": len(self.images),
+            "images": len(self),
             "split": self.split,
             "data": data[self.data_of_fit],
             "left_out_as_trained_on": self.left_out,

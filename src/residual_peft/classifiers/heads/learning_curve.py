@@ -28,8 +28,6 @@ class LearningCurve:
 
     def at(self, images: float) -> float:
         """Accuracy to expect with so many training images, classes as they are."""
-        if images < 1:
-            raise ResiDualError(f"wanted one or more images to tell an accuracy of, got {images}.")
         share = images / float(self.images[-1])
         return 1 - min(1.0, self.floor + self.height * share**-self.exponent)
 

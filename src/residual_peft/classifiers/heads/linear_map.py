@@ -5,7 +5,6 @@ is all that there is to keep: V = s Wᵀ T. Of W = I + Δ only what tells texts 
 B Uᵀ with T − mean = U S Rᵀ, and ‖Δ‖ = ‖B‖, which has a column less than there are classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +43,6 @@ def fit_linear_map(
     *,
     logit_scale: float = 100.0,
     strength: float | None = None,
-    strengths: Sequence[float] | None = None,
     class_weights: Tensor | None = None,
     groups: Tensor | None = None,
     folds: int = FOLDS,
@@ -59,8 +57,7 @@ def fit_linear_map(
         features: x (N, d), of length 1.
         text: class embeddings (C, d).
         logit_scale: s.
-        strength: α, in place of a choice.
-        strengths: α to choose from by the log-loss of left-out folds; by default
+        strength: α, in place of a choice by the log-loss of left-out folds: of
             `paths.RELATIVE_STRENGTHS` times s² and the images' spread, and two between them.
             Weaker ones are not tried once they get no better.
         tolerance: largest entry of the gradient at the end, per image and unit of s.
@@ -86,7 +83,6 @@ def fit_linear_map(
         tolerance=tolerance * logit_scale,
         default=DEFAULT_STRENGTH,
         strength=strength,
-        strengths=strengths,
         groups=groups,
         folds=folds,
         with_text=False,

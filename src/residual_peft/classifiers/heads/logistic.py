@@ -1,7 +1,5 @@
 """Multinomial logistic regression with a ridge, on features that may be far more than images."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -22,7 +20,6 @@ def fit_logistic(
     zero_shot: Tensor | None = None,
     start: ClassHead | None = None,
     strength: float | None = None,
-    strengths: Sequence[float] | None = None,
     power: float = 0.5,
     class_weights: Tensor | None = None,
     groups: Tensor | None = None,
@@ -39,10 +36,9 @@ def fit_logistic(
     Args:
         start: a ridge's head on the same features: its centre and scales are taken, and the last
             fit starts at its weights. Where the optimum is does not depend on it.
-        strength: α, in place of a choice; scikit-learn's 1 / C.
-        strengths: α to choose from; by default `paths.RELATIVE_STRENGTHS` times the mean squared
-            length of the prepared features, and two between them. Weaker ones are not tried once
-            they get no better.
+        strength: α, scikit-learn's 1 / C, in place of a choice: of `paths.RELATIVE_STRENGTHS` times
+            the mean squared length of the prepared features, and two between them. Weaker ones are
+            not tried once they get no better.
         power: p, where no `start` brings its scales.
         tolerance: largest entry of the gradient at the end, per image.
 
@@ -68,7 +64,6 @@ def fit_logistic(
         tolerance=tolerance,
         default=DEFAULT_STRENGTH,
         strength=strength,
-        strengths=strengths,
         groups=groups,
         folds=folds,
     )

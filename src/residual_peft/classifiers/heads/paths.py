@@ -116,7 +116,6 @@ def solve_at_best(
     tolerance: float,
     default: float,
     strength: float | None,
-    strengths: Sequence[float] | None,
     groups: Tensor | None,
     folds: int,
     start: Tensor | None = None,
@@ -126,15 +125,15 @@ def solve_at_best(
 ) -> FittedPath:
     """A at the strength that was given, or the best of some by what is said of left-out folds.
 
-    Those to choose from are `RELATIVE_STRENGTHS`, and two between them, where there are none.
-    Relative ones, and `default` where nothing can be left out, are times `level`. The last fit
-    begins at `start`, or at 0; the other arguments are those of `_path`.
+    Those to choose from are `RELATIVE_STRENGTHS`, and two between them; they, and `default` where
+    nothing can be left out, are times `level`. The last fit begins at `start`, or at 0; the other
+    arguments are those of `_path`.
 
     Raises:
         ResiDualError: a strength that is not above 0.
     """
-    tried = [strength] if strength is not None else list(strengths or ())
-    tried = tried or [level * relative for relative in RELATIVE_STRENGTHS]
+    relative = [level * times for times in RELATIVE_STRENGTHS]
+    tried = relative if strength is None else [strength]
     if not min(tried) > 0:
         raise ResiDualError(f"wanted strengths of the penalty above 0, got {min(tried)}.")
     fold, known, how = folds_of(problem.data, groups, folds)
@@ -145,17 +144,14 @@ def solve_at_best(
             problem,
             fold,
             known,
-            sorted(tried, reverse=True),
-            refine=strength is None and strengths is None,
+            tried,
             with_text=with_text,
             patience=patience,
             coarse=coarse,
         )
         best = best_of(path)
-    elif strength is None:
-        best = max(strengths) if strengths else default * level
     else:
-        best = strength
+        best = default * level if strength is None else strength
     found, norm = problem.solve(best, problem.zeros() if start is None else start, tolerance)
     left = problem.scores(found) if left is None else left
     finished = finish(left, problem.data, how, known, with_text=with_text)
@@ -182,17 +178,16 @@ def _path(
     known: Tensor,
     strengths: Sequence[float],
     *,
-    refine: bool,
     with_text: bool,
     patience: int,
     coarse: float,
 ) -> tuple[list[tuple[float, float]], Tensor]:
     """Left-out log-loss of the strengths tried, and the left-out logits (N, C) of the best.
 
-    From strong to weak until `patience` of them in a row are no better; then, to `refine`, between
-    the best one and its neighbours. Where images are many, one fold of them is enough to choose by.
-    The zero-shot logits are added, with their weight, to be compared, unless not `with_text`;
-    `coarse` is the tolerance of the fits that are only compared.
+    From strong to weak until `patience` of them in a row are no better; then, where there is a
+    choice, between the best one and its neighbours. Where images are many, one fold of them is
+    enough to choose by. The zero-shot logits are added, with their weight, to be compared, unless
+    not `with_text`; `coarse` is the tolerance of the fits that are only compared.
     """
     count = int(fold.max()) + 1
     numbers = range(1 if len(fold) >= ENOUGH else count)
@@ -219,7 +214,7 @@ def _path(
         tried(strength)
         if _settled(path, patience):
             break
-    if refine and len(path) > 1:
+    if len(path) > 1:
         best = best_of(path)
         for strength in (best * 10**0.5, best / 10**0.5):
             tried(strength)
