@@ -1,10 +1,13 @@
 """None of these: what is saved says what a discriminant analysis does, and what it may not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from residual_peft.classifiers.heads import strangers
 from residual_peft.classifiers.heads.discriminant import fit_discriminant
 from residual_peft.classifiers.none_of_these import (
     PREFIX,
@@ -163,6 +166,41 @@ def test_what_belongs_together_is_left_out_together():
     assert float((together.p_values(new, strange) <= 0.05).double().mean()) > 0.9
     one = groups.where(labels > 0, 0)  # the centre of whose class would be that image
     assert known_images(rows, labels, 3, coordinates=c, groups=one).coordinates is None
+    for seed in (3, 15, 21):  # with 15 frames of some videos and one of others
+        told = long_and_short_videos(seed)
+        assert strangers.best_exponent(told) == best_by_videos(told)
+
+
+def long_and_short_videos(seed):
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.arange(18).repeat_interleave(torch.tensor([15] * 3 + [1] * 15))
+    rows, c = (
+        (apart * torch.randn(3, width, generator=generator)).repeat(6, 1)
+        + torch.randn(18, width, generator=generator)
+        for apart, width in ((0.5, 12), (0.9, 20))
+    )
+    frames = rows[groups] + 0.05 * torch.randn(len(groups), 12, generator=generator)
+    return strangers.Images(embedding_features(frames), c[groups], groups % 3, groups)
+
+
+def best_by_videos(images):
+    """The same by the mean over pairs of videos of the mean over their frames."""
+    areas = dict.fromkeys(strangers.EXPONENTS, 0.0)
+    for k in range(3):
+        kept, out = images.rows(images.labels != k), images.rows(images.labels == k)
+        anew = replace(kept, labels=kept.labels.unique(return_inverse=True)[1])
+        model, beside, near = strangers.measures_of(anew)
+        far = [model.distances(out.embedding).amin(1), beside.distances(out.coordinates)]
+        far = torch.stack(far, 1)
+        for exponent in areas:
+            farther = combined(far.numpy(), exponent)[:, None] > combined(near.numpy(), exponent)
+            cells = [
+                farther[(out.groups == i).numpy()][:, (kept.groups == j).numpy()].mean()
+                for i in out.groups.unique()
+                for j in kept.groups.unique()
+            ]
+            areas[exponent] += np.mean(cells)
+    return max(areas, key=areas.get)
 
 
 def test_images_all_but_equal_within_their_classes_say_nothing():
