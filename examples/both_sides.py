@@ -30,11 +30,16 @@ def loss(outputs, labels, num_items_in_batch=None):
     return functional.cross_entropy(outputs.logits_per_image, labels)
 
 
+def read(dataset, image_processor) -> list[dict]:
+    """Images as the model takes them, for three runs and more; too many for memory are read anew."""
+    images = ProcessedImages(dataset, image_processor)
+    return [images[index] for index in range(len(images))]
+
+
 @torch.no_grad()
-def accuracy(model, dataset, collator) -> float:
+def accuracy(model, rows, collator) -> float:
     """The share of images whose own prompt is the nearest."""
     model.eval()
-    rows = [dataset[index] for index in range(len(dataset))]
     batch = collator(rows)
     labels = batch.pop("labels")
     return float((model(**batch).logits_per_image.argmax(1) == labels).float().mean())
@@ -55,14 +60,15 @@ def main() -> None:
     prompts = clip.tokenizer(
         [TEMPLATE.format(name) for name in names], padding=True, return_tensors="pt"
     )
-    train = ProcessedImages(digits["train"].select(range(options.images)), clip.image_processor)
-    test = ProcessedImages(digits["test"].select(range(300)), clip.image_processor)
+    images = digits["train"].select(range(options.images))
+    train = read(images, clip.image_processor)
+    test = read(digits["test"].select(range(300)), clip.image_processor)
 
     def collator(rows):
         return {**collate(rows), **prompts}
 
     model = get_peft_model(clip.model, ResiDualConfig(side="image"), adapter_name="image")
-    fit_bases(model, batches(train.dataset, clip.image_processor), adapter_name="image")
+    fit_bases(model, batches(images, clip.image_processor), adapter_name="image")
     model.add_adapter("text", ResiDualConfig(side="text"))  # ten prompts are no data for a basis
 
     with model.disable_adapter():

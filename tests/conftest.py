@@ -1,5 +1,7 @@
 """What tests of several rooms share: an adapter that nothing was fitted for, and pictures."""
 
+import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +9,19 @@ from typing import Any
 
 import pytest
 
+# for the processes that tests start
+os.environ["PYTHONPATH"] = str(Path(__file__).parent / "startup")
+
 # a program that tests start, which takes arguments
 collect_ignore = ["decoding_script.py", "only_required.py"]
+
+
+gc.set_threshold(50_000)  # as the program does
+
+
+def pytest_collection_finish() -> None:
+    """What imports made stays: no collection goes through it again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

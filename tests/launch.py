@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
     **os.environ,
-    "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT, ROOT / "tests" / "startup"))),
     "ACCELERATE_USE_CPU": "true",
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",

@@ -14,8 +14,9 @@ FOLDER = Path(__file__).parents[1] / "examples"
 
 # one process per script, forked from one that has done the imports, which take longer than a script
 RUN = """
-import os, runpy, sys
+import gc, os, runpy, sys
 import residual_peft.app.demonstration
+gc.freeze()
 out, *scripts = sys.argv[1:]
 for script in scripts:
     name = os.path.join(out, os.path.basename(script))

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import os
 import pkgutil
 import re
 import subprocess
@@ -14,9 +13,9 @@ import pytest
 import residual_peft
 from residual_peft.errors import EXTRAS
 from tests.house import FILES, ROOMS, room_of
+from tests.launch import ENVIRONMENT, ROOT
 from tests.tuner.twin import adapted
 
-ROOT = Path(__file__).parents[1]
 HEAVY = (
     *("torch", "transformers", "peft", "datasets", "matplotlib", "sklearn"),
     *("gradio", "onnxruntime"),
@@ -25,10 +24,9 @@ LOADED = "print([name for name in {} if name in sys.modules])"
 
 
 def run(code: str, *arguments: str) -> str:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        env={**ENVIRONMENT, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,

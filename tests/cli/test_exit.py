@@ -47,6 +47,19 @@ def test_the_version() -> None:
     assert done.stdout.splitlines() == [f"residual-peft {version('residual-peft')}", "heavy:"]
 
 
+def test_no_garbage_is_looked_for_among_what_imports_made() -> None:
+    """Seconds of every command went into it, most of them at its end."""
+    told = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > 10_000))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", told + BARE, "--version"],
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "True True"
+
+
 @pytest.mark.parametrize("command", ["fit", "analyse", "demo", "explain"])
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_imported(
     command: str, tmp_path: Path

@@ -17,6 +17,7 @@ from residual_peft.data.pictures import thumbnail
 from residual_peft.reporting import write_report
 from residual_peft.reporting.run_record import Example, NamedImage, RunRecord
 from tests.browser import browser  # noqa: F401  a fixture
+from tests.pairs import table
 from tests.records import TRIED, TRUST, gain_record, head_record, record
 
 ATTACK = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
@@ -130,34 +131,22 @@ class Visit:
         self.context.close()
 
 
-def test_it_is_small_opens_quietly_and_alone_and_keeps_its_width(
-    browser,  # noqa: F811
-    page_file,
-    tmp_path,
-) -> None:
+def test_it_is_small_opens_quietly_and_alone_and_keeps_its_width(browser, page_file) -> None:  # noqa: F811
     assert page_file.stat().st_size < 2_000_000
-    for scheme in ("light", "dark"):
-        _opens(browser, page_file, scheme)
-    for count in (14, 50):  # tables of confusions, which on paper do not scroll
-        names = tuple(f"one of the classes, {number}" for number in range(count))
-        write_report(record(names, 2 * count), tmp_path / "many.html")
-        with Visit(
-            browser, tmp_path / "many.html", viewport={"width": 680, "height": 900}
-        ) as visit:
-            visit.page.emulate_media(media="print")  # A4 less its margins
-            assert visit.page.locator("table.heat.dense").count() == 2
-            assert visit.page.evaluate("document.documentElement.scrollWidth") == 680
-
-
-def _opens(browser, page_file, scheme) -> None:  # noqa: F811
-    viewport = {"width": 360, "height": 800}
-    with Visit(browser, page_file, color_scheme=scheme, viewport=viewport) as visit:
-        for width in (360, 768, 1280):
-            visit.page.set_viewport_size({"width": width, "height": 800})
-            assert visit.page.evaluate("document.documentElement.scrollWidth") == width
-        back = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
-        dark = sum(map(int, re.findall(r"\d+", back)[:3])) < 384
-        assert dark == (scheme == "dark")
+    with Visit(browser, page_file) as visit:
+        for scheme in ("light", "dark"):
+            visit.page.emulate_media(media="screen", color_scheme=scheme)
+            for width in (360, 768, 1280):
+                visit.page.set_viewport_size({"width": width, "height": 800})
+                assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+            back = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            dark = sum(map(int, re.findall(r"\d+", back)[:3])) < 384
+            assert dark == (scheme == "dark")
+            # paper is light, whatever the screen
+            visit.page.emulate_media(media="print", color_scheme=scheme)
+            colors = "(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))"
+            assert visit.page.evaluate(colors) == ["rgb(255, 255, 255)", "rgb(24, 27, 31)"]
+        assert visit.page.pdf(format="A4").startswith(b"%PDF")
         outside = [url for url in visit.asked if not url.startswith("data:image/")]
         assert outside == [page_file.as_uri()]
         assert visit.said == []
@@ -165,12 +154,17 @@ def _opens(browser, page_file, scheme) -> None:  # noqa: F811
         assert visit.page.locator("script").count() == 1  # the copy button's
         broken = "[...document.images].filter(image => !image.naturalWidth).length"
         assert visit.page.evaluate(broken) == 0
-        # paper is light, whatever the screen
-        visit.page.emulate_media(media="print", color_scheme=scheme)
-        colors = "(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))"
-        assert visit.page.evaluate(colors) == ["rgb(255, 255, 255)", "rgb(24, 27, 31)"]
-        if scheme == "dark":
-            assert visit.page.pdf(format="A4").startswith(b"%PDF")
+
+
+@table("count", [14, 50])
+def test_confusions_of_many_classes_keep_within_a_sheet_of_paper(browser, tmp_path, count) -> None:  # noqa: F811
+    names = tuple(f"one of the classes, {number}" for number in range(count))
+    write_report(record(names, 2 * count), tmp_path / "many.html")
+    viewport = {"width": 680, "height": 900}
+    with Visit(browser, tmp_path / "many.html", viewport=viewport) as visit:
+        visit.page.emulate_media(media="print")  # A4 less its margins, where tables do not scroll
+        assert visit.page.locator("table.heat.dense").count() == 2
+        assert visit.page.evaluate("document.documentElement.scrollWidth") == 680
 
 
 def test_code_is_copied_where_a_browser_allows_it_and_where_not(browser, tmp_path) -> None:  # noqa: F811

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +8,11 @@ from peft import mapping
 from residual_peft import tuner
 from residual_peft.errors import ResiDualError
 from residual_peft.tuner import ResiDualConfig, ResiDualModel, ResiDualType
+from tests.launch import ENVIRONMENT
 from tests.models import clip_model
 from tests.pairs import table
 from tests.tuner.twin import adapted
 
-ROOT = Path(__file__).parents[2]
 TABLES = {
     "PEFT_TYPE_TO_CONFIG_MAPPING": ResiDualConfig,
     "PEFT_TYPE_TO_TUNER_MAPPING": ResiDualModel,
@@ -22,10 +21,9 @@ TABLES = {
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        env={**ENVIRONMENT, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,

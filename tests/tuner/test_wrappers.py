@@ -192,9 +192,14 @@ def test_regional_compilation_compiles_the_blocks(
             compiled_calls.clear()
             torch.testing.assert_close(run(compiled), expected)
             assert len(compiled_calls) >= 3  # both blocks and what reads them
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_block_is_compiled_for_its_number(mode: str) -> None:
+    """From the ninth on it would not be compiled."""
     graphs: list[int] = []
-    for layers in (3, 10):  # no block for its number: from the ninth on it would not be compiled
-        deep = moved(make(clip_model(Size(layers=layers)), ResiDualConfig(mode=mode)))
+    for layers in (3, 10):
+        deep = moved(get_peft_model(clip_model(Size(layers=layers)), ResiDualConfig(mode=mode)))
         torch._dynamo.reset()
         seen: list[nn.Module] = []
 
@@ -205,6 +210,7 @@ def test_regional_compilation_compiles_the_blocks(
         with torch.no_grad():
             images(compile_regions(deep, backend=counting))
         graphs.append(len(seen))
+    torch._dynamo.reset()
     assert graphs[0] == graphs[1] >= 3
 
 

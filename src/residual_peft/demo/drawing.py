@@ -3,7 +3,7 @@
 Everything is batched tensor arithmetic, so that drawing a million images costs minutes.
 """
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -89,18 +89,36 @@ def _distance(image: Image.Image) -> np.ndarray:
     side = max(mask.shape)
     room = np.zeros((2 * side, 2 * side), bool)
     top, left = side - mask.shape[0] // 2, side - mask.shape[1] // 2
-    room[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
-    signed = (distance_transform_edt(room) - distance_transform_edt(~room)) / side
+    place = slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1])
+    room[place] = mask
+    # what is nearest to a point inside is the object's own edge
+    inside = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    signed = -distance_transform_edt(~room)
+    signed[place] += inside
+    signed /= side
     small = Image.fromarray(signed.astype(np.float32), mode="F")
-    return np.asarray(small.resize((_CELL, _CELL), Image.Resampling.BOX))
+    return np.array(small.resize((_CELL, _CELL), Image.Resampling.BOX))
 
 
-@lru_cache(maxsize=1)
-def _atlas() -> tuple[Tensor, Tensor]:
-    """Distance fields of the shapes (10, 64, 64) and of the glyphs (34, fonts, 64, 64)."""
-    shapes = np.stack([_distance(_shape(name)) for name in _SHAPES])
-    glyphs = np.stack([[_distance(_glyph(c, font)) for font in FONTS] for c in _GLYPHS])
-    return torch.from_numpy(shapes), torch.from_numpy(glyphs)
+@cache
+def _field(number: int) -> Tensor:
+    """Distance field (64, 64) of a shape or, after the shapes, of a character in a font."""
+    if number < len(_SHAPES):
+        image = _shape(_SHAPES[number])
+    else:
+        character, font = divmod(number - len(_SHAPES), len(FONTS))
+        image = _glyph(_GLYPHS[character], FONTS[font])
+    return torch.from_numpy(_distance(image))
+
+
+def _fields(shape: Tensor, character: Tensor, font: Tensor) -> Tensor:
+    """Distance fields (B, 64, 64); only those that are asked for are made, as each takes its time.
+
+    `character` and `font` count where `shape` is negative.
+    """
+    number = torch.where(shape < 0, len(_SHAPES) + character * len(FONTS) + font, shape)
+    numbers, places = number.unique(return_inverse=True)
+    return torch.stack([_field(one) for one in numbers.tolist()])[places]
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -127,12 +145,12 @@ def _centers(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def _silhouettes(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Coverage (B, H, W) of the objects in [0, 1], and their sizes in pixels (B,)."""
-    batch, (shapes, glyphs) = len(scene), _atlas()
+    batch = len(scene)
     font = torch.randint(len(FONTS), (batch,), generator=generator)
     shape, digit, letter = (scene.values[name] for name in ("shape", "digit", "letter"))
     character = torch.where(digit >= 0, digit, 10 + letter).clamp(min=0)
     glyph = shape < 0
-    fields = torch.where(glyph[:, None, None], glyphs[character, font], shapes[shape])[:, None]
+    fields = _fields(shape, character, font)[:, None]
     side, centers = _centers(scene, generator)
     angle = _uniform((batch,), -0.16, 0.16, generator)
     shear = _uniform((batch,), -0.25, 0.25, generator) * glyph

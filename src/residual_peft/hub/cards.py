@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -170,6 +171,7 @@ def as_code(value: object) -> str:
     return f"{fence}{pad}{line}{pad}{fence}"
 
 
+@cache
 def environment_of(room: str, *, autoescape: bool = False) -> Environment:
     """Where the templates of a room are filled in: a name without a value is an error."""
     return Environment(

@@ -313,9 +313,12 @@ def test_processes_share_the_pairs(registry, tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ResiDualError, match=r"results-0\.jsonl' holds results already"):
         run_registry(part, tmp_path, say=lambda line: None)
-    monkeypatch.delenv("WORLD_SIZE")
-    with pytest.raises(ResiDualError, match="RANK and WORLD_SIZE in the environment, or neither"):
-        run_registry(part, tmp_path, say=lambda line: None)
+    for rank, world in (("0", ""), ("", "2"), ("1", "1"), ("2", "2"), ("-1", "2"), ("one", "2")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world)
+        message = rf"RANK below WORLD_SIZE in the environment, .* got '{rank}' and '{world}'\."
+        with pytest.raises(ResiDualError, match=message):
+            run_registry(part, tmp_path, resume=True, say=lambda line: None)
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch) -> None:

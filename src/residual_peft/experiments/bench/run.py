@@ -57,6 +57,19 @@ def _key(registry: Registry, run: Run) -> Key:
     return model, data, protocol, method, seed, registry.digest(model, data, protocol)
 
 
+def _process() -> tuple[int, int]:
+    """The number of this process, and how many there are: as torchrun's environment says."""
+    rank, world = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if not rank and not world:
+        return 0, 1
+    if not rank.isdecimal() or not world.isdecimal() or int(rank) >= int(world):
+        raise ResiDualError(
+            "wanted RANK below WORLD_SIZE in the environment, or neither of them, "
+            f"got '{rank}' and '{world}'."
+        )
+    return int(rank), int(world)
+
+
 def run_registry(
     registry: Registry, out: str | os.PathLike[str], *, resume: bool = False, say: Say = print
 ) -> list[Result]:
@@ -68,15 +81,12 @@ def run_registry(
     called with a line for what is done and for what is left out.
 
     Raises:
-        ResiDualError: there are results already, the folder cannot be written, or one of RANK and
-            WORLD_SIZE is set alone.
+        ResiDualError: there are results already, the folder cannot be written, or RANK and
+            WORLD_SIZE do not name one of several processes.
     """
     folder = check_place(out)
     folder.mkdir(parents=True, exist_ok=True)
-    given = [os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ]
-    if len(given) == 1:
-        raise ResiDualError("wanted RANK and WORLD_SIZE in the environment, or neither, got one.")
-    rank, world = map(int, given or (0, 1))
+    rank, world = _process()
     own = [f"-{number}" if world > 1 else "" for number in range(world)]
     files = [folder / FILES.replace("*", name) for name in own]
     # what processes of this launch write meanwhile is none of an earlier one
