@@ -31,7 +31,7 @@ def loss(outputs, labels, num_items_in_batch=None):
 
 
 def read(dataset, image_processor) -> list[dict]:
-    """Images as the model takes them, for three runs and more; too many for memory are read anew."""
+    """Images as the model takes them; too many for memory are better read anew in each run."""
     images = ProcessedImages(dataset, image_processor)
     return [images[index] for index in range(len(images))]
 
