@@ -141,7 +141,7 @@ class EndToken(Readout):
 
 @dataclass(frozen=True)
 class Mean(Readout):
-    """The mean of the tokens from `first` to before `end_before`, after the final LayerNorm of each.
+    """The mean of tokens, `first` to before `end_before`, after the final LayerNorm of each.
 
     Padding does not count: a readout is that of one sample, however much others pad it.
     """

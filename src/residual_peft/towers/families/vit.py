@@ -57,8 +57,8 @@ def _image(model: Any) -> TowerAnatomy:
     masks = hasattr(model.config, "mask_ratio")
     if masks and model.config.mask_ratio:
         raise ResiDualError(
-            f"{type(model).__name__}: its config has mask_ratio={model.config.mask_ratio}, by which "
-            "it sees other patches of an image each time; load it with mask_ratio=0."
+            f"{type(model).__name__}: its config has mask_ratio={model.config.mask_ratio}, so that "
+            "it sees other patches each time; load it with mask_ratio=0.0."
         )
     return TowerAnatomy(
         architecture=type(model).__name__,
