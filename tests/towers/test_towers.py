@@ -166,7 +166,8 @@ def test_the_readout_in_an_output_is_the_token_and_not_what_is_pooled() -> None:
 def test_mae_sees_all_patches_in_their_order_or_is_refused() -> None:
     model = CASES["ViTMAEModel"].build()
     seen: list[Tensor] = []
-    model.layers[0].register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    block = find_tower(model).layers[0].module
+    block.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     for readout in ("own", "own", "patches"):
         run_tower(model, pixels(), anatomy=find_tower(model, readout=readout))
     patches = (
