@@ -26,7 +26,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 
 def processor(name: str) -> Any:
     """The PIL image processor of a tiny model."""
-    if name == "Siglip2Model":
+    if name.startswith("Siglip2"):
         from transformers.models.siglip2.image_processing_pil_siglip2 import (
             Siglip2ImageProcessorPil,
         )

@@ -44,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ViTForImageClassification", [], "class means"),
         ("Dinov2Model", ["--readout", "patches"], "class means"),
         ("PixioModel", [], "class means"),
-        ("SiglipForImageClassification", [], "class means"),
+        ("Siglip2ForImageClassification", [], "class means"),
         ("SiglipModel", [], "zero-shot"),
         ("Siglip2Model", [], "zero-shot"),
         ("BlipForImageTextRetrieval", ["--trainer"], "zero-shot"),
