@@ -27,7 +27,9 @@ sys.path.insert(0, str(ROOT))
 from tests.house import ROOMS  # noqa: E402
 
 PACKAGE = ROOT / "src" / "residual_peft"
-FAMILIES = re.compile(r"blip|siglip|metaclip|altclip|chineseclip|clipseg|dinov|deit|ijepa", re.I)
+FAMILIES = re.compile(
+    r"blip|siglip|metaclip|altclip|chineseclip|clipseg|dinov|deit|ijepa|pixio|vitm", re.I
+)
 MODES = ("modes.py", "readout", "stream")
 FLAGS_OF_LABELS = {
     *("multi_label", "has_lists", "several_labels", "many_labels"),

@@ -32,6 +32,7 @@ from residual_peft.tuner import adapted_tower
 from tests.models import EVERY, pixels
 from tests.open_clip_models import open_clip_model
 from tests.pooled import CASES, TEXT, Pooled, double, own_readout, texts
+from tests.slow import tower_of
 from tests.towers.test_pooled_towers import expected as expected_pooled
 from tests.tuner.stream_twin import slow
 from tests.tuner.twin import expected
@@ -94,7 +95,7 @@ def _run(name: str, model: Any, batch: dict[str, Tensor]) -> Tensor:
     features = getattr(model, "get_image_features", None)
     if features is not None:
         return features(**batch).pooler_output
-    tower = getattr(model, "vit", getattr(model, "deit", model))
+    tower = tower_of(model)
     output = tower(**batch)
     if "image_embeds" in output:
         return output.image_embeds

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.models import TOWERS, Size, clip_like, clip_model
-from tests.pooled import dual
+from tests.pooled import POOLED, dual
 from tests.tokenizers import clip_tokenizer
 
 CONTEXT = 24
@@ -26,7 +26,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 
 def processor(name: str) -> Any:
     """The PIL image processor of a tiny model."""
-    if name == "Siglip2Model":
+    if name.startswith("Siglip2"):
         from transformers.models.siglip2.image_processing_pil_siglip2 import (
             Siglip2ImageProcessorPil,
         )
@@ -39,7 +39,7 @@ def processor(name: str) -> Any:
 
 def saved(name: str, folder: Path, size: Size | None = None) -> Path:
     """A tiny random model as somebody would find it on the Hub."""
-    build: Any = TOWERS[name] if name in TOWERS else BUILDERS[name]
+    build: Any = TOWERS.get(name) or BUILDERS.get(name) or POOLED[name].build
     build(size).save_pretrained(folder)
     processor(name).save_pretrained(folder)
     if name in BUILDERS:

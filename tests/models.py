@@ -152,7 +152,7 @@ def clip_like(prefix: str, kind: str = "Model", **vision: Any) -> Callable[..., 
 
 def vit_like(kind: str, **options: Any) -> Callable[..., Any]:
     """A builder of a tower whose readout is a token of its last hidden state."""
-    config_of = kind.removesuffix("ForImageClassification").removesuffix("Model") + "Config"
+    config_of = kind.split("ForImageClassification")[0].removesuffix("Model") + "Config"
 
     def build(size: Size | None = None, seed: int = 0) -> Any:
         size = size or Size()
@@ -184,11 +184,18 @@ TOWERS: dict[str, Callable[..., Any]] = {
     "ViTModel": vit_like("ViTModel"),
     "ViTModel, no qkv bias": vit_like("ViTModel", qkv_bias=False),
     "ViTForImageClassification": vit_like("ViTForImageClassification"),
+    "ViTMSNModel": vit_like("ViTMSNModel"),
+    "ViTMSNForImageClassification": vit_like("ViTMSNForImageClassification"),
     "DeiTModel": vit_like("DeiTModel"),
     "DeiTForImageClassification": vit_like("DeiTForImageClassification"),
+    "DeiTForImageClassificationWithTeacher": vit_like("DeiTForImageClassificationWithTeacher"),
     "Dinov2Model": vit_like("Dinov2Model"),
     "Dinov2Model, SwiGLU": vit_like("Dinov2Model", use_swiglu_ffn=True),
+    "Dinov2ForImageClassification": vit_like("Dinov2ForImageClassification"),
     "Dinov2WithRegistersModel": vit_like("Dinov2WithRegistersModel"),
+    "Dinov2WithRegistersForImageClassification": vit_like(
+        "Dinov2WithRegistersForImageClassification"
+    ),
     "DINOv3ViTModel": vit_like("DINOv3ViTModel", num_register_tokens=3),
     "DINOv3ViTModel, gated": vit_like("DINOv3ViTModel", use_gated_mlp=True, key_bias=True),
 }

@@ -68,7 +68,11 @@ def image_side(name: str, flexible: bool = False, **options: Any) -> Callable[..
         vision = sizes(size or Size())
         if flexible:
             vision = {k: v for k, v in vision.items() if k != "image_size"} | {"num_patches": 16}
-        config = getattr(transformers, name.replace("Model", "Config"))(**vision, **options)
+        prefix = name.removesuffix("ForImageClassification").removesuffix("Model")
+        config = getattr(transformers, f"{prefix}Config")(
+            **({"vision_config": vision} if prefix != name.removesuffix("Model") else vision),
+            **options,
+        )
         return randomize(getattr(transformers, name)(config), seed)
 
     return build
@@ -115,7 +119,7 @@ class Pooled:
     """A model, what it takes, where its tower is, and the readout's kind for the twin."""
 
     build: Callable[..., Any]
-    kind: str  # "attention", "twice", "mean", "patches", "first", "end", "last"
+    kind: str  # "attention", "twice", "mean", "patches", "classes", "first", "end", "last"
     batch: Callable[..., dict[str, Tensor]] = images
     tower: str = "vision_model"
     projection: str | None = None
@@ -149,6 +153,16 @@ DINO = Pooled(
 )
 SIGLIP = Pooled(dual("SiglipModel"), "attention")
 SIGLIP2 = Pooled(dual("Siglip2Model", flexible=True), "attention", patches)
+MAE = Pooled(
+    vit_like("ViTMAEModel", mask_ratio=0.0), "classes", tower="", norm="layernorm", prefix=1
+)
+PIXIO = Pooled(
+    vit_like("PixioModel", n_cls_tokens=3, mlp_ratio=2),
+    "classes",
+    tower="",
+    norm="layernorm",
+    prefix=3,
+)
 RETRIEVAL = Pooled(
     dual("BlipForImageTextRetrieval", image_text_hidden_size=16),
     "first",
@@ -172,7 +186,18 @@ POOLED: dict[str, Pooled] = {
     "BlipModel": Pooled(
         dual("BlipModel", projection_dim=16), "twice", projection="visual_projection"
     ),
+    "SiglipForImageClassification": Pooled(image_side("SiglipForImageClassification"), "mean"),
+    "Siglip2ForImageClassification": Pooled(
+        image_side("Siglip2ForImageClassification", flexible=True), "mean", patches
+    ),
     "IJepaModel": Pooled(vit_like("IJepaModel"), "mean", tower="", norm="layernorm"),
+    "IJepaForImageClassification": Pooled(
+        vit_like("IJepaForImageClassification"), "mean", tower="ijepa", norm="layernorm"
+    ),
+    "ViTMAEModel": MAE,
+    "ViTMAEModel, patches": mean_of(MAE, "patches"),
+    "PixioModel": PIXIO,
+    "PixioModel, patches": mean_of(PIXIO, "patches"),
     "ViTModel, mean": mean_of(VIT, "mean"),
     "ViTModel, patches": mean_of(VIT, "patches"),
     "Dinov2WithRegistersModel, patches": mean_of(DINO, "patches"),
@@ -222,6 +247,8 @@ def own_readout(case: Pooled, model: Any, batch: dict[str, Tensor], **options: A
     tower = model.get_submodule(case.tower)
     output = tower(**batch, **options)
     tokens = output.last_hidden_state
+    if case.kind == "classes":
+        return tokens[:, : case.prefix].mean(1)
     if case.kind in ("mean", "patches"):
         mask = batch.get("pixel_attention_mask", torch.ones(tokens.shape[:2])).bool()
         mask = mask & (torch.arange(tokens.shape[1]) >= _first(case))
@@ -259,7 +286,8 @@ def _record(tower: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Any],
 
 def _written(tower: Any, taken: Any, given: Any) -> dict[Unit, Tensor]:
     """What each unit writes to every token, (B, T, D)."""
-    written = {Unit("embed"): given["embeddings"]}
+    embedded = given["embeddings"]
+    written = {Unit("embed"): embedded[0] if isinstance(embedded, tuple) else embedded}
     ends = ("self_attn.out_proj", "self_attn.projection", "attention.o_proj")
     ends += ("attention.output.dense",)
     paths = [name for name in given if name.endswith(ends) and not name.startswith("head")]
@@ -315,6 +343,7 @@ def _places(case: Pooled, batch: dict[str, Tensor], row: int, length: int) -> li
         "last": [length - 1],
         "mean": _real(batch, row, length),
         "patches": list(range(case.prefix, length)),
+        "classes": list(range(case.prefix)),
     }.get(case.kind, list(range(length)))
 
 

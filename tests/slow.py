@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from residual_peft.towers.units import Unit
 
+INSIDE = ("vision_model", "vit", "deit", "dinov2", "dinov2_with_registers")
+
 
 def tower_of(model: nn.Module) -> Any:
-    names = [name for name in ("vision_model", "vit", "deit") if hasattr(model, name)]
+    names = [name for name in INSIDE if hasattr(model, name)]
     return getattr(model, names[0]) if names else model
 
 

@@ -43,6 +43,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("ViTForImageClassification", [], "class means"),
         ("Dinov2Model", ["--readout", "patches"], "class means"),
+        ("PixioModel", [], "class means"),
+        ("Siglip2ForImageClassification", [], "class means"),
         ("SiglipModel", [], "zero-shot"),
         ("Siglip2Model", [], "zero-shot"),
         ("BlipForImageTextRetrieval", ["--trainer"], "zero-shot"),
@@ -77,7 +79,7 @@ def test_fit_evaluates_and_predicts_from_the_directory_alone(
     told = ("image-classification", True) if start == "class means" else (TASK, False)
     assert (card.data.pipeline_tag, "the means of their training images" in card.text) == told
     family = {"Siglip": "SigLIP", "Dinov2": "DINOv2", "ViTFor": "ViT", "BlipFor": "BLIP"}
-    spoken = next(said for start, said in family.items() if name.startswith(start))
+    spoken = next((said for start, said in family.items() if name.startswith(start)), "Pixio")
     assert f"by an adapted {spoken}" in card.text
     assert spoken.lower() in "".join(card.data.tags)
     picture = next((photos / "red").iterdir())

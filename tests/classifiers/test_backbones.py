@@ -4,16 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import BertConfig, BertModel
 
 from residual_peft.classifiers.backbones import load_backbone, load_image_tower
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.directories import DEMO_MODEL, known_name
 from residual_peft.hub.files import read_tensors, write_tensors
 from residual_peft.towers.running import run_tower
-from tests.models import clip_model, pixels
+from tests.models import TOWERS, clip_model, pixels
+from tests.pairs import table
+from tests.pooled import POOLED
 from tests.tokenizers import VOCABULARY, clip_tokenizer
 from tests.training_case import save_clip
+
+CLASSIFIERS = [name for name in (*TOWERS, *POOLED) if "ForImageClassification" in name]
 
 
 @pytest.fixture
@@ -75,12 +79,15 @@ def test_weights_cut_short_are_refused(folder: Path, load) -> None:
         load(folder)
 
 
-def test_another_known_tower_is_loaded_as_what_it_is(folder: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
-    ViTModel(ViTConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)).save_pretrained(folder)
+@table("name", ["ViTModel", "ViTMSNModel", "ViTMAEModel", "PixioModel", *CLASSIFIERS])
+def test_another_known_tower_is_loaded_as_what_it_is(folder: Path, name: str) -> None:
+    build = TOWERS[name] if name in TOWERS else POOLED[name].build
+    batch = POOLED[name].batch() if name in POOLED else pixels()
+    build().save_pretrained(folder)
     found = load_backbone(folder)
-    assert type(found.model) is ViTModel
+    assert type(found.model).__name__ == name
     assert found.tokenizer is None
+    assert torch.equal(run_tower(found.model, batch), run_tower(build(), batch))
 
 
 @pytest.mark.parametrize("load", [load_backbone, load_image_tower])

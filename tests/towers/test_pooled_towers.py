@@ -41,6 +41,7 @@ SOME = (
     "BlipForImageTextRetrieval",
     "BlipModel",
     "IJepaModel",
+    "PixioModel",
     "ViTModel, patches",
     "CLIPModel, text",
     "CLIPTextModel",
@@ -113,7 +114,7 @@ def test_bfloat16_passes_the_check(name: str) -> None:
     assert relative(found.contributions.sum(1) + found.bias, found.readout) < 0.05
 
 
-@table("name", ["SiglipModel", "BlipModel", "IJepaModel", "ViTModel, mean"])
+@table("name", ["SiglipModel", "BlipModel", "IJepaModel", "ViTMAEModel", "ViTModel, mean"])
 def test_another_image_size_by_interpolated_positions(name: str) -> None:
     case = CASES[name]
     generator = torch.Generator().manual_seed(1)
@@ -335,9 +336,10 @@ def test_under_a_mean_every_token_of_it_moves_alike(name: str) -> None:
 
 
 STREAM = [name for name in SOME if dict(CASES[name].options).get("readout") is None]
+MORE = ("SiglipForImageClassification", "Siglip2ForImageClassification", "ViTMAEModel")
 
 
-@pytest.mark.parametrize("name", STREAM)
+@table("name", [*STREAM, *MORE, "IJepaForImageClassification"])
 def test_stream_mode_changes_every_token_and_merges(name: str) -> None:
     case, batch = CASES[name], CASES[name].batch()
     options = dict(case.options)

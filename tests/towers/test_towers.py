@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 LARGER = Size(image=24)
 NAMES = ("cat", "dog", "bird")
 OTHERS = [name for name in FAMILIES if name in TOWERS]
+MEANS = [name for name in CASES if "ForImageClassification" in name]
 TOKENS = [name for name in OTHERS if find_tower(TOWERS[name]()).reads_tokens]
 
 
@@ -97,11 +98,18 @@ def test_only_the_readout_token_is_adapted(builder: str) -> None:
     assert relative(seen[1][:, 0], seen[0][:, 0]) > 1e-3
 
 
-def test_a_head_for_image_classification_reads_the_adapted_token() -> None:
-    model = adapted(builder="ViTForImageClassification")
-    logits = model(pixel_values=pixels()).logits
+@table("builder", ["ViTForImageClassification", "ViTMSNForImageClassification", *MEANS])
+def test_a_head_for_image_classification_reads_what_is_adapted(builder: str) -> None:
+    batch = {"pixel_values": pixels()}
+    if builder in MEANS:
+        batch = CASES[builder].batch()
+        model = get_peft_model(CASES[builder].build(), ResiDualConfig())
+        fit_bases(model, [CASES[builder].batch(60, seed=5)])
+        randomize_gains(model)
+    else:
+        model = adapted(builder=builder)
     head = model.get_base_model().classifier
-    torch.testing.assert_close(logits, head(run_tower(model, pixels())))
+    torch.testing.assert_close(model(**batch).logits, head(run_tower(model, batch)))
 
 
 @pytest.mark.parametrize("builder", ["DeiTModel", "DINOv3ViTModel"])
@@ -153,6 +161,24 @@ def test_the_readout_in_an_output_is_the_token_and_not_what_is_pooled() -> None:
     head = TOWERS["ViTForImageClassification"]()
     with pytest.raises(ResiDualError, match="wanted a model output with last_hidden_state, got Im"):
         readout_of(head(pixel_values=pixels()), head)
+
+
+def test_mae_sees_all_patches_in_their_order_or_is_refused() -> None:
+    model = CASES["ViTMAEModel"].build()
+    seen: list[Tensor] = []
+    block = find_tower(model).layers[0].module
+    block.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    for readout in ("own", "own", "patches"):
+        run_tower(model, pixels(), anatomy=find_tower(model, readout=readout))
+    patches = (
+        model.embeddings.patch_embeddings(pixels()) + model.embeddings.position_embeddings[:, 1:]
+    )
+    assert all(torch.equal(stream[:, 1:], patches) for stream in seen)
+    model.config.mask_ratio = 0.75
+    with pytest.raises(
+        ResiDualError, match=r"mask_ratio=0\.75, so .* load it with mask_ratio=0\.0"
+    ):
+        find_tower(model)
 
 
 def labelled() -> tuple[Tensor, Tensor]:

@@ -143,9 +143,12 @@ CASES |= {
         "ChineseCLIPModel",
         "CLIPSegModel",
         "ViTForImageClassification",
+        "ViTMSNForImageClassification",
+        "DeiTForImageClassificationWithTeacher",
         "DeiTModel",
         "Dinov2Model",
         "Dinov2Model, SwiGLU",
+        "Dinov2WithRegistersForImageClassification",
         "Dinov2WithRegistersModel",
         "DINOv3ViTModel",
     )

@@ -35,7 +35,7 @@ TEXT[:, -1] = 63
 # they look at values on the way, and the device of the test has none
 READ_VALUES = (
     *("Siglip2Model", "Siglip2VisionModel", "Siglip2Model, mean"),
-    "BlipForImageTextRetrieval",
+    *("Siglip2ForImageClassification", "BlipForImageTextRetrieval"),
 )
 MODES = ("readout", "stream")
 

@@ -141,13 +141,14 @@ class EndToken(Readout):
 
 @dataclass(frozen=True)
 class Mean(Readout):
-    """The mean of the tokens from `first` on, after the final LayerNorm of each.
+    """The mean of tokens, `first` to before `end_before`, after the final LayerNorm of each.
 
     Padding does not count: a readout is that of one sample, however much others pad it.
     """
 
     name: str | None = "mean"
     first: int = 0
+    end_before: int | None = None  # None: to the last
     mask: str | None = None  # the tower's second input, nonzero where a token is no padding
     weighted = all_tokens = True
 
@@ -166,7 +167,7 @@ class Mean(Readout):
         """Take the mean (B, d)."""
         tokens = tokens if dtype is None else tokens.to(dtype)
         if where is None:
-            return tokens[:, self.first :].mean(1)
+            return tokens[:, self.first : self.end_before].mean(1)
         inside = self._inside(tokens, where)
         zeroed = tokens.masked_fill(~inside[:, :, None], 0)
         # a sum of float16 may be beyond what float16 holds, where the mean is not
@@ -185,5 +186,8 @@ class Mean(Readout):
 
     def _inside(self, tokens: Tensor, where: Any) -> Tensor:
         """Which of the tokens (B, T, ...) the mean is taken of: (1 or B, T)."""
-        chosen = (torch.arange(tokens.shape[1], device=tokens.device) >= self.first)[None]
+        here = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        chosen = here >= self.first
+        if self.end_before is not None:
+            chosen = chosen & (here < self.end_before)
         return chosen if where is None else chosen & (where.to(tokens.device) != 0)

@@ -117,7 +117,7 @@ def _mean_readout(anatomy: TowerAnatomy, readout: str) -> TowerAnatomy:
         projection_path=path_of(anatomy.model, anatomy.final_norm),
         reads_tokens=True,
         outside=anatomy.outside if end is None else (*anatomy.outside, end),
-        read=None,
+        read=anatomy.read if anatomy.reads_tokens else None,
         readout=Mean(
             name=readout,
             first=anatomy.prefix_tokens if readout == "patches" else 0,

@@ -58,15 +58,28 @@ class AttentionPooling(Readout):
         return mixing, value, mixing @ shift + float64(attention.out_proj.bias)
 
 
-@register_architecture("SiglipModel", "SiglipVisionModel", "Siglip2Model", "Siglip2VisionModel")
+@register_architecture(
+    "SiglipModel",
+    "SiglipVisionModel",
+    "SiglipForImageClassification",
+    "Siglip2Model",
+    "Siglip2VisionModel",
+    "Siglip2ForImageClassification",
+)
 def _image(model: Any) -> TowerAnatomy:
-    """Attention pooling over the normed tokens; without it, their mean."""
+    """Attention pooling over the normed tokens; their mean without it, or where that is classified.
+
+    A model for image classification has the pooling, and goes past it.
+    """
     tower = nested(model, "vision_model")
     flexible = type(model).__name__.startswith("Siglip2")
     mask = "pixel_attention_mask" if flexible else None
     readout: Readout = Mean(mask=mask)
-    if getattr(tower, "use_head", True):
-        head = unwrapped(tower.head)
+    outside: tuple[Any, ...] = ()
+    head = unwrapped(tower.head) if getattr(tower, "use_head", True) else None
+    if head is not None and hasattr(model, "classifier"):
+        outside = (head,)
+    elif head is not None:
         pooler = Pooler(unwrapped(head.mlp), part_at(head, "mlp.fc2"))
         readout = AttentionPooling(end=head, pooler=pooler, count=head.attention.num_heads)
     return encoder_tower(
@@ -76,6 +89,7 @@ def _image(model: Any) -> TowerAnatomy:
         None,
         readout,
         reads_tokens=readout.end is None,
+        outside=outside,
         inputs=("pixel_values", *(("pixel_attention_mask", "spatial_shapes") if flexible else ())),
         prefix_tokens=0,
         mask=mask,

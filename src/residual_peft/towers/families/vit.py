@@ -1,14 +1,17 @@
-"""ViT, DeiT, DINO: the class token after the final norm, layer scale where there is one.
+"""ViT, MSN, MAE, DeiT, DINO: the class token after the final norm, layer scale where there is one.
 
-I-JEPA has no such token, and is read out by the mean of all.
+Pixio has several, whose mean is read; I-JEPA has none, and is read out by the mean of all.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ...errors import ResiDualError
 from ..anatomy import LayerAnatomy, TowerAnatomy, unwrapped
-from ..readouts import FIRST_TOKEN, Mean
+from ..readouts import FIRST_TOKEN, Mean, Readout
 from ..registry import register_architecture
 from .parts import first_path, part_at
 
@@ -23,25 +26,40 @@ HEADS = (
     "attention.num_heads",
     "attention.attention.num_attention_heads",
 )
+INSIDE = ("vit", "deit", "dinov2", "dinov2_with_registers", "ijepa")
 
 
 @register_architecture(
     "ViTModel",
     "ViTForImageClassification",
+    "ViTMSNModel",
+    "ViTMSNForImageClassification",
+    "ViTMAEModel",
+    "PixioModel",
     "DeiTModel",
     "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
     "Dinov2Model",
+    "Dinov2ForImageClassification",
     "Dinov2WithRegistersModel",
+    "Dinov2WithRegistersForImageClassification",
     "DINOv3ViTModel",
     "IJepaModel",
+    "IJepaForImageClassification",
 )
 def _image(model: Any) -> TowerAnatomy:
     """Of a model for image classification, too, the token and not the logits."""
-    inside = next((name for name in ("vit", "deit") if hasattr(model, name)), "")
+    inside = next((name for name in INSIDE if hasattr(model, name)), "")
     tower: Any = model.get_submodule(inside)
     norm = first_path(tower, FINAL_NORM)
     blocks: Any = part_at(tower, first_path(tower, LAYERS))
     pooler, prefix = getattr(tower, "pooler", None), _prefix_tokens(model, tower)
+    masks = hasattr(model.config, "mask_ratio")
+    if masks and model.config.mask_ratio:
+        raise ResiDualError(
+            f"{type(model).__name__}: its config has mask_ratio={model.config.mask_ratio}, so that "
+            "it sees other patches each time; load it with mask_ratio=0.0."
+        )
     return TowerAnatomy(
         architecture=type(model).__name__,
         model=model,
@@ -54,18 +72,45 @@ def _image(model: Any) -> TowerAnatomy:
         num_heads=part_at(blocks[0], first_path(blocks[0], HEADS)),
         reads_tokens=True,
         outside=() if pooler is None else (pooler,),
-        readout=FIRST_TOKEN if prefix else Mean(),
+        readout=_readout(tower),
         prefix_tokens=prefix,
+        read=_in_order if masks else None,
     )
 
 
+def _class_tokens(tower: Any) -> int:
+    token = getattr(tower.embeddings, "cls_token", None)
+    return 0 if token is None else int(token.shape[1])
+
+
+def _readout(tower: Any) -> Readout:
+    count = _class_tokens(tower)
+    if count > 1:
+        return Mean(name=None, end_before=count)
+    return FIRST_TOKEN if count else Mean()
+
+
 def _prefix_tokens(model: Any, tower: Any) -> int:
-    """The class token, DeiT's for distillation, and registers: all that stand for no patch."""
-    if getattr(tower.embeddings, "cls_token", None) is None:
+    """Class tokens, DeiT's for distillation, and registers: all that stand for no patch."""
+    if not (count := _class_tokens(tower)):
         return 0
     distilled = getattr(tower.embeddings, "distillation_token", None) is not None
     registers = getattr(model.config, "num_register_tokens", 0) or 0
-    return 1 + distilled + registers
+    return count + distilled + registers
+
+
+def _in_order(anatomy: TowerAnatomy, arguments: Mapping[str, Any]) -> Tensor:
+    """MAE's readout: where nothing is masked, too, it shuffles the patches by noise of its own.
+
+    Noise that rises leaves them as they are, so that a readout is the same to the digit each time.
+    """
+    tower: Any = anatomy.tower
+    images = arguments["pixel_values"]
+    height, width = tower.embeddings.patch_embeddings.patch_size
+    count = (images.shape[-2] // height) * (images.shape[-1] // width)
+    noise = torch.arange(count, device=images.device).expand(images.shape[0], -1)
+    output = tower(**arguments, noise=noise, return_dict=True)
+    return anatomy.readout.read(output.last_hidden_state, None)
 
 
 def _layer(block: nn.Module) -> LayerAnatomy:
