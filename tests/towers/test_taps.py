@@ -161,6 +161,31 @@ def test_two_threads_in_one_model_get_what_they_would_get_alone() -> None:
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_taps_of_another_thread_read_nothing_and_may_go_in_the_middle_of_a_pass() -> None:
+    model = clip_model()
+    tower, expected = find_tower(model), decompose(model, pixels())
+    taps: list[Any] = []
+    # before the taps in the order of the hooks: torch still calls those, of some without kwargs
+    tower.tower.register_forward_pre_hook(lambda *_: void(taps[0].remove()))
+    tower.final_norm.register_forward_hook(lambda *_: void([tap.remove() for tap in taps]))
+    taps += install_taps(tower, layers=True, key="main", own=threading.get_ident())
+    found: list[Any] = []
+
+    def other() -> None:
+        with tapped(model) as tap:
+            run_tower(model, pixels())
+            found.append(tap.take())
+        found.append({**_frames.open, **_frames.finished})
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    capture, left = found
+    assert not left
+    assert capture.layers == [None] * len(capture.layers)  # it did not ask for them
+    assert torch.equal(decompose(model, pixels()).contributions, expected.contributions)
+
+
 def void(_: object) -> None:
     """Swallow a value: a hook that returns something replaces what it saw."""
 

@@ -5,6 +5,7 @@ module as it was called, and its output behind all other hooks. What other hooks
 noted (`Capture.foreign`), so that the sum of what was read can be checked.
 """
 
+import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -86,10 +87,18 @@ _foreign._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @dataclass(frozen=True)
 class _Open(_Hook):
+    """Starts a frame; of temporary taps in their `own` thread only.
+
+    As another thread removes its taps, torch may call one without the arguments it is to have.
+    """
+
     readout: Readout = FIRST_TOKEN
     watch: _Watch = field(default_factory=_Watch, compare=False)
+    own: int | None = None
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if kwargs is None or self.own not in (None, threading.get_ident()):
+            return
         _frames.open[self.key] = Capture(
             heads=[None] * self.layer,
             mlps=[None] * self.layer,
@@ -107,7 +116,7 @@ class _Close(_Hook):
 class _TapAttention(_Hook):
     """On an attention that never calls its output projection: compute what that would get."""
 
-    def __call__(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def __call__(self, module: Any, args: Any, kwargs: Any, output: Any = None) -> None:
         if (capture := _frames.open.get(self.key)) is not None:
             value = heads_at(module, capture.where, *args, **kwargs)
             capture.waiting = (self, value, capture.waiting)
@@ -151,7 +160,7 @@ class _Finish(_Hook):
     eps: float = 0.0
     sliced: bool = False
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if (capture := _frames.open.get(self.key)) is None or not self.readout.ends(args):
             return
         if (capture.pooled if self.readout.weighted else capture.stream) is not None:
@@ -195,17 +204,18 @@ class _Finish(_Hook):
 
 
 def install_taps(
-    anatomy: TowerAnatomy, *, layers: bool = False, key: str | None = None
+    anatomy: TowerAnatomy, *, layers: bool = False, key: str | None = None, own: int | None = None
 ) -> list[RemovableHandle]:
     """Install permanent taps; `capture_of(output of the last module)` then holds the capture.
 
     That is the final norm, or what pools its tokens. They survive `copy.deepcopy` and pickling, may
     overlap with others, and are taken away again by calling `remove()` on each handle. With a
     `key`, `take_capture(key)` gives the capture as well, where the tensor does not get through.
+    With an `own` thread, by its `threading.get_ident`, others' passes are not read.
     """
     keep, key = key is not None, key or uuid.uuid4().hex
     readout, tokens = anatomy.readout, anatomy.readout.all_tokens
-    opened = _Open(key, layer=len(anatomy.layers), readout=readout)
+    opened = _Open(key, layer=len(anatomy.layers), readout=readout, own=own)
     finish = _Finish(
         key,
         slot="keep" if keep else "",
@@ -276,10 +286,10 @@ class Tap:
 
 @contextmanager
 def tapped(model: nn.Module | TowerAnatomy, *, layers: bool = False) -> Iterator[Tap]:
-    """Tap a tower, its blocks' outputs with `layers`, while the block runs, even if it raises."""
+    """Tap a tower for this thread, its blocks with `layers`, until the block ends, if it raises."""
     anatomy = model if isinstance(model, TowerAnatomy) else find_tower(model)
     tap = Tap()
-    handles = install_taps(anatomy, layers=layers, key=tap.key)
+    handles = install_taps(anatomy, layers=layers, key=tap.key, own=threading.get_ident())
     try:
         yield tap
     finally:
