@@ -97,7 +97,7 @@ class _Open(_Hook):
     own: int | None = None
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if kwargs is None or self.own not in (None, threading.get_ident()):
+        if kwargs is None or (self.own and self.own != threading.get_ident()):
             return
         _frames.open[self.key] = Capture(
             heads=[None] * self.layer,
