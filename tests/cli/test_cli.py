@@ -17,10 +17,12 @@ def folder(tmp_path_factory) -> Path:
 
 def test_a_fit_without_a_report_can_have_one_later(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "adapter"
-    arguments = ("fit", "--data", str(folder), "--out", str(out), "--template", "a {} object")
+    monkeypatch.chdir(folder)
+    arguments = ("fit", "--data", ".", "--out", str(out), "--template", "a {} object")
     assert stop(monkeypatch, *arguments, "--no-report") == 0
     assert "The report" not in capsys.readouterr().out
     assert not (out / "report.html").exists()
+    assert ModelCard.load(out / "README.md").data.eval_results[0].dataset_name == folder.name
     assert stop(monkeypatch, "report", str(out)) == 0
     assert "Content-Security-Policy" in (out / "report.html").read_text()
 

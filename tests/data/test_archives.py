@@ -87,6 +87,16 @@ def test_folders_around_it_tables_and_what_is_left_out(tmp_path: Path, photos, c
     assert not [name for name in names if name.endswith((".sh", "Store")) or "MACOSX" in name]
 
 
+def test_names_in_utf8_of_a_zip_that_does_not_say_so(tmp_path: Path) -> None:
+    """As Linux's `zip` and macOS write them; and one in code page 437, which is no UTF-8."""
+    files = {"V__gel/1.png": b"1", "Caf_/1.png": b"2"}
+    path = zipped(tmp_path / "a.zip", files)
+    content = path.read_bytes().replace(b"V__gel", "V\xf6gel".encode())
+    path.write_bytes(content.replace(b"Caf_", b"Caf\x82"))
+    found = files_below(unpacked(path))
+    assert found == {"V\xf6gel/1.png": b"1", "Caf\xe9/1.png": b"2"}
+
+
 def test_it_is_unpacked_once_and_again_when_it_changes(tmp_path: Path, photos, monkeypatch) -> None:
     path = zipped(tmp_path / "a.zip", photos)
     first = unpacked(path)

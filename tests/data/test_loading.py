@@ -313,6 +313,8 @@ def test_other_sources_are_refused():
     for source in (stream, 7):
         with pytest.raises(ResiDualError, match="wanted a folder, a table, a zip or tar, a Hub id"):
             load_data(source)
+    with pytest.raises(ResiDualError, match=r"wanted the name of a folder, .*, got an empty one"):
+        load_data("")
 
 
 def test_an_unreachable_hub_id_says_what_could_not_be_reached():

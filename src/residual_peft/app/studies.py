@@ -33,7 +33,7 @@ from ..data import ImageData, SkippedImage, batches, load_data
 from ..data.checking import check_skipped
 from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted
-from ..hub.files import PathLike, atomic_directory, plain_of, write_json
+from ..hub.files import PathLike, atomic_directory, name_of, plain_of, write_json
 from ..reporting.figures import (
     draw_ablation,
     draw_dimension,
@@ -184,8 +184,8 @@ def study(
         steps = min(5, len(dictionary))
         described = explain_units(heads, dictionary, steps=steps, progress=progress)
     return ModelStudy(
-        model=Path(backbone.name).name if Path(backbone.name).is_dir() else backbone.name,
-        dataset=Path(data.source).name,
+        model=name_of(backbone.name) if Path(backbone.name).is_dir() else backbone.name,
+        dataset=name_of(data.source),
         class_names=data.class_names,
         images={"train": len(train), "validation": len(validation), "test": len(test)},
         skipped=skipped,

@@ -139,7 +139,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
                 if stat.S_ISLNK(info.external_attr >> 16):
                     raise _no_links(info.filename, path)
                 if not info.is_dir():
-                    yield info.filename, info.file_size, partial(archive.open, info)
+                    yield _name_in_zip(info), info.file_size, partial(archive.open, info)
         return
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
@@ -150,6 +150,19 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
         # at its end a block of zeros was read, which tarfile itself does not miss
         if archive.fileobj is None or archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("no end of the archive")
+
+
+def _name_in_zip(info: zipfile.ZipInfo) -> str:
+    """UTF-8 is what Linux and macOS write; some of their programs do not set the flag for it.
+
+    Python then reads code page 437, in which hardly a name is UTF-8 by chance.
+    """
+    if info.flag_bits & 0x800:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
 
 
 def _no_links(name: str, path: Path) -> ResiDualError:

@@ -57,6 +57,8 @@ def find(source: Any, options: Options) -> Source:
             "DatasetDict, a DataFrame or a list of (image, label) pairs, got "
             f"{type(source).__name__}; an iterable dataset must be read into a Dataset first."
         )
+    if not os.fspath(source):  # which as a path would be the current folder
+        raise ResiDualError("wanted the name of a folder, a table or a Hub id, got an empty one.")
     path = path_of(source)  # as it is where there is no such user
     if is_file(path):
         return _from_file(path, options)

@@ -11,7 +11,7 @@ from ..data.images import to_rgb
 from ..data.pictures import thumbnail
 from ..data.survey import Copies, Place, Survey, came_in_of
 from ..errors import ResiDualError
-from ..hub.files import PathLike, path_of
+from ..hub.files import PathLike, name_of, path_of
 from .html import environment, write_page
 
 PICTURES = 1200
@@ -46,7 +46,7 @@ def write_contact_sheet(
     template = environment().get_template("contact_sheet.html.jinja")
     text = template.render(
         # of a folder its name, and not where it lies on this machine
-        heading=source.resolve().name if source.exists() else survey.source,
+        heading=name_of(source) if source.exists() else survey.source,
         lines=lines,
         classes=list(_classes(rows, survey)),
         groups=[

@@ -15,7 +15,7 @@ from ...data import ImageData, write_skipped
 from ...errors import printable_lines
 from ...hub.directories import CARD, MISTAKES, REPORT, RUN_DIRECTORY, RUN_YAML, SKIPPED, SUSPICIOUS
 from ...hub.facts import Facts
-from ...hub.files import atomic_directory, path_of
+from ...hub.files import atomic_directory, name_of, path_of
 from ...reporting import write_report
 from ...reporting.run_record import RunRecord
 from ..listing import MISTAKE_HEADERS, SUSPICIOUS_HEADERS, Noted, mistakes_of, write_noted
@@ -111,7 +111,7 @@ def facts_of(data: Any, done: Done, summary: FitReport, images: ImageData, recip
     if len(images.class_names) <= 5:  # then every class is among the top five
         metrics.pop("top5_accuracy", None)
     return Facts(
-        dataset=Path(images.source).name if on_disk else images.source,
+        dataset=name_of(images.source) if on_disk else images.source,
         dataset_id=None if on_disk else data,
         metrics=metrics,
         metrics_before=summary.zero_shot,

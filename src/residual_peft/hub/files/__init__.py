@@ -2,7 +2,16 @@
 
 from ..aside import sweep
 from ..places import PathLike, disk_fault, disk_faults
-from .looking import file_size, inside, is_file, is_folder, path_of, quoted, read_bytes
+from .looking import (
+    file_size,
+    inside,
+    is_file,
+    is_folder,
+    name_of,
+    path_of,
+    quoted,
+    read_bytes,
+)
 from .parsing import parse_json, read_json, read_object
 from .records import Count, Within, plain_of, read_record, record_of
 from .tensors import TensorFacts, read_header, read_tensors, tensor_of, write_tensors
@@ -21,6 +30,7 @@ __all__ = [
     "inside",
     "is_file",
     "is_folder",
+    "name_of",
     "parse_json",
     "path_of",
     "plain_of",

@@ -21,6 +21,16 @@ def path_of(path: PathLike) -> Path:
     return Path(os.path.expanduser(Path(path)))  # Path's own refuses the home of nobody
 
 
+def name_of(path: PathLike) -> str:
+    """The last part of a path, and the folder's own name for '.' and '..'.
+
+    >>> name_of("my/photos"), name_of("my/photos/.."), name_of("/")
+    ('photos', 'my', '/')
+    """
+    whole = Path(os.path.abspath(path_of(path)))  # not resolved: a link is called as it is named
+    return whole.name or str(whole)
+
+
 def file_size(path: PathLike, what: str = "file") -> int:
     """The bytes of a regular file, or of the one that a link leads to; nothing is opened.
 
