@@ -47,17 +47,24 @@ def test_the_version() -> None:
     assert done.stdout.splitlines() == [f"residual-peft {version('residual-peft')}", "heavy:"]
 
 
-def test_no_garbage_is_looked_for_among_what_imports_made() -> None:
-    """Seconds of every command went into it, most of them at its end."""
+def test_no_garbage_is_looked_for_and_no_thread_spins() -> None:
+    """Seconds of every command went into what imports made, and minutes of a busy machine's fits.
+
+    What a user has set for the threads stays.
+    """
     told = """
-import atexit, gc
-atexit.register(lambda: print(gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > 10_000))
+import atexit, gc, os
+def tell():
+    print(gc.get_freeze_count() > 10_000, gc.get_threshold()[0], os.environ["GOMP_SPINCOUNT"])
+atexit.register(tell)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", told + BARE, "--version"],
-        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "True True"
+    for own, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        done = subprocess.run(
+            [sys.executable, "-c", told + BARE, "--version"],
+            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")} | own,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.splitlines()[-1] == f"True 50000 {expected}"
 
 
 @pytest.mark.parametrize("command", ["fit", "analyse", "demo", "explain"])

@@ -111,7 +111,7 @@ class Smoother:
         blocks = None
         if leaving.how in ("block", "group"):
             parts = _by_size(leaving.parts, self.vectors.shape[1])
-            blocks = [(rows, self.vectors[rows], unit[rows].unsqueeze(2)) for rows in parts]
+            blocks = [_Parts.of(rows, self.vectors[rows], unit[rows]) for rows in parts]
         for alpha in alphas.tolist():
             gains = self.gains(alpha)
             residual = centred - self.vectors @ (gains.unsqueeze(1) * inner)
@@ -123,19 +123,50 @@ class Smoother:
             yield alpha, (centred - residual) / self.roots.unsqueeze(1) + offset
 
 
-def _without_parts(
-    residual: Tensor, gains: Tensor, blocks: list[tuple[Tensor, Tensor, Tensor]]
-) -> Tensor:
-    """(I − H_BB)⁻¹ times the residuals (N, C) of each part; parts of one size at a time."""
+@dataclass(frozen=True)
+class _Parts:
+    """Parts B of one size, that are left out in turn."""
+
+    rows: Tensor  # (parts, size)
+    vectors: Tensor  # P of them (parts, size, r)
+    own: Tensor  # √(w / Σ w) (parts, size, 1)
+    squares: Tensor | None  # Zᵀ Z with Z = [P, own] (parts, r + 1, r + 1), where that is smaller
+
+    @classmethod
+    def of(cls, rows: Tensor, vectors: Tensor, own: Tensor) -> "_Parts":
+        own = own.unsqueeze(2)
+        squares = None
+        if rows.shape[1] > vectors.shape[2] + 1:
+            squares = torch.stack([z.mT @ z for z in torch.cat([vectors, own], dim=2)])
+        return cls(rows, vectors, own, squares)
+
+    def without(self, residual: Tensor, gains: Tensor) -> Tensor:
+        """(I − H_BB)⁻¹ times the residuals (parts, size, C) of each.
+
+        H_BB is Z D Zᵀ with D = diag(g, 1). Of a part with more rows than Z has columns that is
+        R + Z (D⁻¹ − Zᵀ Z)⁻¹ Zᵀ R, Woodbury's identity. (Then P is the primal one, without g = 0.)
+        """
+        if self.squares is not None:
+            left = torch.cat([1 / gains, gains.new_ones(1)]).diag() - self.squares
+            moved = torch.cat([self.vectors.mT @ residual, self.own.mT @ residual], dim=1)
+            inner = _solved(left, moved)
+            return residual + self.vectors @ inner[:, :-1] + self.own * inner[:, -1:]
+        left = torch.eye(self.rows.shape[1], dtype=gains.dtype) - self.own @ self.own.mT
+        return _solved(left - (self.vectors * gains) @ self.vectors.mT, residual)
+
+
+def _solved(left: Tensor, right: Tensor) -> Tensor:
+    """Solutions (parts, n, C) of systems (parts, n, n)."""
+    if left.shape[1] <= _TOGETHER:
+        return torch.linalg.solve(left, right)
+    return torch.stack([torch.linalg.solve(*one) for one in zip(left, right, strict=True)])
+
+
+def _without_parts(residual: Tensor, gains: Tensor, blocks: list[_Parts]) -> Tensor:
+    """The residuals (N, C) of each part by the fit without it."""
     found = torch.empty_like(residual)
-    for rows, vectors, own in blocks:
-        left = torch.eye(rows.shape[1], dtype=gains.dtype) - own @ own.mT
-        left = left - (vectors * gains) @ vectors.mT
-        if rows.shape[1] <= _TOGETHER:
-            found[rows] = torch.linalg.solve(left, residual[rows])
-            continue
-        for part, own_left in zip(rows, left, strict=True):
-            found[part] = torch.linalg.solve(own_left, residual[part])
+    for parts in blocks:
+        found[parts.rows] = parts.without(residual[parts.rows], gains)
     return found
 
 
