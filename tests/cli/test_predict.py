@@ -131,6 +131,7 @@ def test_the_first_answers_come_while_names_are_still_written(adapter, shapes) -
         said = process.stderr.read().decode()
         assert "Traceback" not in said
         assert "heavy: set()" in said
+    assert process.returncode == 141
 
 
 def test_none_that_can_be_read_is_status_2(adapter, tmp_path, monkeypatch, capsys) -> None:

@@ -186,7 +186,8 @@ class PredictingClassifier(HeadedClassifier):
         if head.left_out_scores is None:
             raise ResiDualError(
                 "this class head knows of no images that were left out, which sets of classes are "
-                "made of: fit it on one label per image, with two or more images of each class."
+                "made of: fit it on one label per image, with two or more images of each class (an "
+                "update leaves none), or calibrate it with held-out images."
             )
         return PredictionSets(head.left_out_scores, coverage, by)
 
@@ -288,7 +289,7 @@ class PredictingClassifier(HeadedClassifier):
             raise ResiDualError(
                 "'none of these' is told by how far a class head's training images lie from their "
                 "classes, and this classifier knows of none: fit a head on one label per image "
-                "(method='ridge'), with 20 images or more."
+                "(method='ridge'), with 20 images or more; an update leaves none."
             )
         if head.class_count != len(self.class_names):
             raise ResiDualError(

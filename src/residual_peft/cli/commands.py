@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -10,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from ..data.progress import Bar
 from ..errors import ResiDualError, missing_extra, printable, printable_lines
 from ..hub.places import check_place, number_of, reason_of
+
+NOBODY_READS = 141
+"""The status that a shell gives to what a closed pipe ended."""
 
 
 class Interrupted(Exception):
@@ -25,16 +30,26 @@ class _Command(TyperCommand):
     example = ""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run it; Ctrl-C ends it with one line."""
+        """Run it; Ctrl-C ends it with one line, and whoever reads no more, as `head`, with none."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted(str(error) or "interrupted.") from error
+        except BrokenPipeError as error:
+            _to_nobody()
+            raise typer.Exit(NOBODY_READS) from error
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The usual help, and an example below it, its lines as they are."""
         super().format_help(ctx, formatter)
         formatter.write(f"Example:\n{self.example}")
+
+
+def _to_nobody() -> None:
+    """What is left to be written goes nowhere: Python tries once more as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 @dataclass(frozen=True)

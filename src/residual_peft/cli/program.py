@@ -1,7 +1,7 @@
 """The program: its commands, and how it ends.
 
-Exit status: 0; 2 for what a user can mend, with one line; 130 after Ctrl-C; 1 for a bug, with its
-traceback.
+Exit status: 0; 2 for what a user can mend, with one line; 130 after Ctrl-C; 141 where nobody
+reads the output any more; 1 for a bug, with its traceback.
 """
 
 import atexit

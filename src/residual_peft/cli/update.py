@@ -35,5 +35,12 @@ def update(
     from ..app.updating import update_adapter
 
     done = update_adapter(adapter, data, forget=forget, **options)
-    last = f"The adapter in {adapter} is up to date; measure it with residual-peft eval."
-    tell([*done.lines(), last])
+    tell(
+        [
+            *done.lines(),
+            "What the fit said of itself went: its report and record, sets of classes (--coverage) "
+            "and --none-of-these.",
+            f"The adapter in {adapter} is up to date; measure it with residual-peft eval, on other "
+            "images.",
+        ]
+    )

@@ -1,6 +1,7 @@
 """`residual_peft.fit` in Python, from whatever holds images; and the file that repeats a fit."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from datasets import DatasetDict
+from peft import LoraConfig, get_peft_model
 
 import residual_peft
 from residual_peft import ResiDualConfig, ResiDualError, ZeroShotClassifier, load_data
@@ -115,6 +117,12 @@ def test_what_was_cut_or_loaded_before_is_not_claimed_to_be_otherwise(root: Path
     assert not {"few", "validation", "test", "group_column"} & set(yaml.safe_load(text))
     assert "# the data were cut with {'shares': {'validation': 0.1, 'test': 0.3}, 'seed': 5" in text
     assert fitted.images.split == data.split
+    lora = get_peft_model(model.model, LoraConfig(target_modules=["q_proj"]))
+    for changed in (model, replace(model, model=lora)):  # which `save` would leave out
+        with pytest.raises(
+            ResiDualError, match="without another method's adapter, got a layer of lora"
+        ):
+            residual_peft.fit(data, model=changed, **options)
 
 
 def test_few_images_and_groups_are_what_is_measured_later(

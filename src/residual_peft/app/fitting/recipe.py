@@ -9,6 +9,8 @@ from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import yaml
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
 
 from ...classifiers.backbones import Backbone, device_of, dtype_of, load_backbone
 from ...classifiers.heads.conformal import By
@@ -178,8 +180,15 @@ class Recipe:
         return {"batch_size": self.batch_size, "num_workers": self.num_workers}
 
     def check_model(self, model: str | Backbone) -> None:
-        """Raise a ResiDualError where a model that is loaded computes in another dtype."""
-        if self.dtype is None or not isinstance(model, Backbone):
+        """Refuse a model that is loaded and computes in another dtype, or holds what is not saved.
+
+        Raises:
+            ResiDualError: the dtype is another, or an adapter of another PEFT method is in it.
+        """
+        if not isinstance(model, Backbone):
+            return
+        _check_bare(model.model)
+        if self.dtype is None:
             return
         own = str(next(model.model.parameters()).dtype).removeprefix("torch.")
         if own != self.dtype:
@@ -223,6 +232,18 @@ class Recipe:
             lines.append(f"# the data were cut with {printable(how)}")
         text = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
         return "\n".join([*lines, text])
+
+
+def _check_bare(model: nn.Module) -> None:
+    """Refuse a model with another method's adapter: the fit would not save it, and needs it."""
+    for name, module in model.named_modules():
+        other = isinstance(module, BaseTuner | BaseTunerLayer)
+        if other and not type(module).__module__.startswith("residual_peft."):
+            raise ResiDualError(
+                "wanted a model without another method's adapter, got a layer of "
+                f"{type(module).__module__.split('.')[-2]} at '{name}', which the fit would not "
+                "save: merge it (merge_and_unload()), save that model, and fit to it."
+            )
 
 
 def _checked(name: str, value: Any) -> Any:
