@@ -8,6 +8,7 @@ from residual_peft.classifiers.files import ROWS
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
 from residual_peft.errors import ResiDualError
 from residual_peft.solvers import large
+from residual_peft.solvers.choice import choose
 from residual_peft.tuner import gains_of
 from tests.app.fitting.photos import photos
 from tests.training_case import save_clip
@@ -42,6 +43,28 @@ def test_both_ways_agree(method, tmp_path, monkeypatch) -> None:
     assert any("from their sums" in finding for finding in other.findings)
     if method == "auto":
         assert found.statistics.sums.statistics.rows == len(found.fitted_on)
+
+
+def test_the_table_says_by_what_methods_were_compared(tmp_path, monkeypatch) -> None:
+    """The one that was chosen is fitted once more, on all images, and says then something else."""
+    save_clip(tmp_path / "model")
+    data, made = photos(tmp_path / "photos", count=48), []
+
+    def few(*arguments, **options):
+        made.append(choose(*arguments, at_most=24, **options))
+        return made[-1]
+
+    monkeypatch.setattr(ways, "choose", few)
+    report = fit_adapter(str(tmp_path / "model"), str(data), tmp_path / "a", templates=["a {}."])
+    (choice,) = made
+    assert [row.name for row in report.methods] == [one.method for one in choice.outcomes]
+    for row, one in zip(report.methods, choice.outcomes, strict=True):
+        assert (row.log_loss, row.left_out) == (one.left_out.log_loss, one.left_out.accuracy)
+        assert row.chosen == (one.method == choice.chosen.method)
+    again = choice.chosen.left_out.log_loss
+    assert again not in [one.left_out.log_loss for one in choice.outcomes]
+    (said,) = [finding for finding in report.findings if "methods were compared on" in finding]
+    assert f"on {choice.images} of " in said
 
 
 def test_a_head_that_takes_too_much_is_saved_in_less(tmp_path, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """The two ways of a fit: from coordinates of one pass over the images, and by the HF Trainer."""
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import Trainer
 
 from ...classifiers.evaluation import Evaluation, evaluate
 from ...classifiers.heads.choosing import some_rows
+from ...classifiers.heads.left_out import LeftOut
 from ...classifiers.trained_head import HEAD_BYTES, TrainedHead, embedding_features
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import ImageData, batches
@@ -35,6 +37,38 @@ RECALL = "mean_per_class_recall"
 METHOD = "the Hugging Face Trainer, forward and backward for every batch"
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """Methods that were fitted, and the one of them that counts."""
+
+    outcomes: Mapping[str, Outcome]  # by method; what counts is fitted on all images
+    left_out: Mapping[str, LeftOut]  # by which they were compared
+    chosen: str
+    images: int  # that they were compared on
+    rows: Rows | None  # all of them, where their coordinates are in memory
+
+    @classmethod
+    def of(
+        cls,
+        compared: Iterable[Outcome],
+        again: Mapping[str, Outcome],
+        chosen: str,
+        images: int,
+        rows: Rows,
+    ) -> "_Tried":
+        first = {one.method: one for one in compared}
+        left_out = {name: one.left_out for name, one in first.items()}
+        return cls({**first, **again}, left_out, chosen, images, rows)
+
+    def notes(self, whole: int) -> tuple[str, ...]:
+        if self.images == whole or len(self.outcomes) < 3:
+            return ()
+        return (
+            f"methods were compared on {self.images:,} of {whole:,} images, a draw of every class; "
+            "the one that was chosen was then fitted on all.",
+        )
+
+
 def from_coordinates(read: Pass) -> Done:
     """Each image is read once, test images too; then what suits the images best is fitted."""
     task, model = read.task, read.task.adapted()
@@ -49,7 +83,8 @@ def from_coordinates(read: Pass) -> Done:
     seen = Stores(tuple(stores.values()))
     classifier = task.with_classes(model, read.images, seen.readout, seen.labels)
     groups = read.groups(stores)
-    outcomes, name, rows = _on_all(task, classifier, seen, groups)
+    tried = _on_all(task, classifier, seen, groups)
+    outcomes, name, rows = dict(tried.outcomes), tried.chosen, tried.rows
     fitted = clock()
     test = read.read(model, "test")
     measured = {own: scored_by(one, classifier, test) for own, one in outcomes.items()}
@@ -62,7 +97,7 @@ def from_coordinates(read: Pass) -> Done:
         beside += calibrated(classifier, chosen, held_out, seen, read.images)
     # of several labels none counts more
     alike = bool(classifier.labelling.where_one(task.recipe.balanced))
-    notes = (*chosen.notes, *_copies(rows, read.images), *beside)
+    notes = (*tried.notes(len(seen)), *chosen.notes, *_copies(rows, read.images), *beside)
     return Done(
         classifier=classifier,
         before=measured["zero-shot"],
@@ -77,7 +112,7 @@ def from_coordinates(read: Pass) -> Done:
         images_read=images_read,
         trained=chosen.parameter_count,
         table=tuple(
-            _row(one, task.title(own), measured[own], own == name, alike)
+            _row(one, tried.left_out[own], task.title(own), measured[own], own == name, alike)
             for own, one in outcomes.items()
         ),
         notes=notes,
@@ -99,18 +134,18 @@ def _copies(rows: Rows | None, images: ImageData) -> tuple[str, ...]:
 
 def _on_all(
     task: Task, classifier: ZeroShotClassifier, stores: Stores, groups: Tensor | None
-) -> tuple[dict[str, Outcome], str, Rows | None]:
-    """What was tried, which counts, and the images, if all of their coordinates are in memory."""
+) -> _Tried:
     options: dict[str, Any] = {"means": task.classifier is None, "balanced": task.recipe.balanced}
     options["groups"] = groups
     if stores.coordinate_bytes <= large.IN_MEMORY:
         keep = bool(task.recipe.keep_statistics)
         rows = large.draw_of(classifier, stores, len(stores), by_labels=keep, **options)
-        return *_fitted(rows, task.recipe.method), rows
+        return _fitted(rows, task.recipe.method)
     drawn = large.draw_of(classifier, stores, AT_MOST, **options)
-    outcomes, name = _fitted(drawn, task.recipe.method)
-    whole = large.fit_all(outcomes[name], drawn, stores, means=options["means"], groups=groups)
-    return outcomes | {name: whole}, name, None
+    tried = _fitted(drawn, task.recipe.method)
+    outcome = tried.outcomes[tried.chosen]
+    whole = large.fit_all(outcome, drawn, stores, means=options["means"], groups=groups)
+    return replace(tried, outcomes={**tried.outcomes, tried.chosen: whole}, rows=None)
 
 
 def _sized(
@@ -150,20 +185,25 @@ def _forgotten(head: TrainedHead, small: TrainedHead) -> str:
     return ""
 
 
-def _fitted(rows: Rows, method: str) -> tuple[dict[str, Outcome], str]:
-    """What was tried, zero-shot always, by name, and the name of what counts."""
+def _fitted(rows: Rows, method: str) -> _Tried:
+    """Zero-shot is always tried."""
     if method != AUTO:
-        names = dict.fromkeys(("zero-shot", method))
-        return dict(zip(names, run_methods(list(names), rows, progress=True), strict=True)), method
+        found = run_methods(list(dict.fromkeys(("zero-shot", method))), rows, progress=True)
+        return _Tried.of(found, {}, method, len(rows.labels), rows)
     choice = choose(rows, progress=True)
     chosen = choice.chosen.method
-    return {one.method: one for one in choice.outcomes} | {chosen: choice.chosen}, chosen
+    return _Tried.of(choice.outcomes, {chosen: choice.chosen}, chosen, choice.images, rows)
 
 
 def _row(
-    outcome: Outcome, title: str, measured: Evaluation, chosen: bool, balanced: bool
+    outcome: Outcome,
+    left: LeftOut,
+    title: str,
+    measured: Evaluation,
+    chosen: bool,
+    balanced: bool,
 ) -> MethodRow:
-    left, interval = outcome.left_out, measured.interval
+    interval = measured.interval
     told = bool(left.known.any())
     low, high = interval or (None, None)
     return MethodRow(
