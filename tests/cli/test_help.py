@@ -1,12 +1,15 @@
 """Each command's help shows one example: it is run, and says what the help says it says."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from residual_peft.cli.program import app
 from residual_peft.demo.tasks import handwriting
@@ -54,6 +57,15 @@ def test_an_example_is_short_and_no_line_too_long(name: str) -> None:
     assert typed.startswith(f"$ residual-peft {name} ") or typed == f"$ residual-peft {name}"
     assert 1 <= len(shown) <= 12
     assert all(len(line) <= 88 for line in shown)
+
+
+@table("name", NAMES)
+def test_a_narrow_terminal_shows_the_whole_of_every_option(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}, terminal_width=80)
+    command = typer.main.get_command(app).commands[name]
+    options = {option for one in command.params for option in one.opts if option.startswith("-")}
+    assert options <= set(re.split(r"[\s,]+", shown.output))
+    assert max(map(len, shown.output.partition("Example:")[0].splitlines())) <= 80
 
 
 @pytest.mark.slow

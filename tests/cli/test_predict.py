@@ -134,6 +134,17 @@ def test_the_first_answers_come_while_names_are_still_written(adapter, shapes) -
     assert process.returncode == 141
 
 
+@table("option", ["--csv", "--json"])
+def test_a_table_to_write_to_is_no_image(option, adapter, monkeypatch, capsys) -> None:
+    assert stop(monkeypatch, "predict", adapter, "a.png", option, "Found.CSV") == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert (
+        "wanted images, got 'Found.CSV', which is not there: --csv and --json print, and > Foun"
+        in (captured.err)
+    )
+
+
 def test_none_that_can_be_read_is_status_2(adapter, tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "empty").mkdir()
     given = (str(tmp_path / "empty"), str(tmp_path / "no.png"))

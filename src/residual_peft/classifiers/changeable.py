@@ -1,5 +1,6 @@
 """A class head with more images, fewer, or another class, from the sums that were kept of them."""
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +17,14 @@ from ..data.images import ImageLike
 from ..data.inputs import Images, images_of
 from ..data.labels import ONE_LABEL, check_same, numbers_of
 from ..data.provenance import file_digests
-from ..errors import ResiDualError
+from ..errors import ResiDualError, printable
 from .headed import HeadedClassifier
 from .kept import KeptStatistics, checked_statistics, head_of
 from .outputs import pixel_batches
 from .predicting import PredictingClassifier
 from .trained_head import embedding_features
+
+logger = logging.getLogger(__name__)
 
 _ONE = "the old images would need labels of a new class: fit anew"
 
@@ -174,6 +177,12 @@ class ChangeableClassifier(PredictingClassifier):
             _put(self, kept, classes=classes)
         if items is not None:
             note_images(self, file_digests(items), forget=True)
+        elif self.fitted_on and head is not None and place < head.class_count:
+            logger.info(
+                "the images of '%s' still count as known: `update` leaves them out, and no score "
+                "is of them. With images= they do not.",
+                printable(name),
+            )
 
 
 def change_by(

@@ -42,7 +42,7 @@ class _Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The usual help, and an example below it, its lines as they are."""
         super().format_help(ctx, formatter)
-        formatter.write(f"Example:\n{self.example}")
+        formatter.write(f"\nExample:\n{self.example}")
 
 
 def _to_nobody() -> None:

@@ -85,6 +85,7 @@ def predict(
         raise ResiDualError("wanted one of --json and --csv, got both.")
     if sort_into is not None:
         check_place(sort_into)
+    _check_names(images, as_json or as_csv)
     begin(f"Classifying with {adapter}.")
     from ..app.prediction import FilePredictor
 
@@ -114,6 +115,17 @@ def predict(
         which = none.get(total, f"none of {counted(total, 'file')} could")
         raise ResiDualError(f"wanted images to classify, but {which} be read; each line says why.")
     print(_summary(total, unread, predictor), file=sys.stderr)
+
+
+def _check_names(images: list[str], printed: bool) -> None:
+    """Refuse a table to write to among the images: what is printed goes there by the shell."""
+    endings = (".csv", ".json", ".jsonl")
+    meant = (name for name in images if name.lower().endswith(endings) and not os.path.exists(name))
+    if printed and (name := next(meant, None)) is not None:
+        raise ResiDualError(
+            f"wanted images, got '{printable(name)}', which is not there: --csv and --json print, "
+            f"and > {printable(name)} behind the command writes that to a file."
+        )
 
 
 def _from_input(images: list[str]) -> Iterator[str]:

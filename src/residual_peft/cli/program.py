@@ -36,15 +36,29 @@ app = typer.Typer(
     help="Make a CLIP-like model good at your own images: look at them, fit, predict.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its table cuts the names of options in a narrow terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS: tuple[Explained, ...] = (
-    *(demo, look, fit, predict, compare, update, evaluate, report),
-    *(explain, explore, export, analyse, merge, convert, bench, push),
-)
-for _command in _COMMANDS:
-    _title = "eval" if _command is evaluate else _command.run.__name__
-    app.command(_title, cls=_command.cls)(_command.run)
+_COMMANDS: dict[str, tuple[Explained, str]] = {
+    "demo": (demo, "Adapt the bundled CLIP to real handwriting, offline."),
+    "look": (look, "Say what images are like before anything is fitted."),
+    "fit": (fit, "Fit an adapter to labelled images."),
+    "predict": (predict, "Classify images."),
+    "compare": (compare, "Compare what may be fitted, and save nothing."),
+    "update": (update, "Add images to a class head, or take them out."),
+    "eval": (evaluate, "Measure an adapter on labelled images."),
+    "report": (report, "Write what a fit did as one page to show."),
+    "explain": (explain, "Say where a class head looks, or what gains did."),
+    "explore": (explore, "Look at images and an adapter in the browser."),
+    "export": (export, "Write an adapter with its backbone as one ONNX file."),
+    "analyse": (analyse, "Say which heads of a model carry some data."),
+    "merge": (merge, "Write the base model with an adapter's gains in its weights."),
+    "convert": (convert, "Write an adapter for another library's copy of its model."),
+    "bench": (bench, "Run models x data sets x methods, and summarise."),
+    "push": (push, "Upload an adapter with its card to the Hub."),
+}
+for _title, (_command, _short) in _COMMANDS.items():
+    app.command(_title, cls=_command.cls, short_help=_short)(_command.run)
 
 
 def _version(requested: bool) -> None:

@@ -13,6 +13,7 @@ from .options import READING, Data, with_options
 19 images added: 6 one, 7 three, 6 zero
 new class: three
 2 images left out, known already
+What the fit said of itself went: report and record, --coverage, --none-of-these.
 The adapter in my-adapter is up to date; measure it with residual-peft eval.""")
 @with_options(READING)
 def update(
@@ -38,9 +39,7 @@ def update(
     tell(
         [
             *done.lines(),
-            "What the fit said of itself went: its report and record, sets of classes (--coverage) "
-            "and --none-of-these.",
-            f"The adapter in {adapter} is up to date; measure it with residual-peft eval, on other "
-            "images.",
+            "What the fit said of itself went: report and record, --coverage, --none-of-these.",
+            f"The adapter in {adapter} is up to date; measure it with residual-peft eval.",
         ]
     )
