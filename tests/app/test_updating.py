@@ -114,11 +114,13 @@ def test_a_fit_without_them_leaves_none_of_an_earlier_one(adapter: Path, root: P
     assert not (adapter / STATISTICS).exists()
 
 
-def test_per_class_a_class_goes_without_its_images(root: Path, tmp_path: Path) -> None:
+def test_per_class_a_class_goes_without_its_images(root: Path, tmp_path: Path, caplog) -> None:
     fit(root, tmp_path / "a", method="ridge-embedding", keep_statistics="per class")
     made = ZeroShotClassifier.from_pretrained(tmp_path / "a")
-    made.remove_class("dog")
+    with caplog.at_level("INFO"):
+        made.remove_class("dog")
     assert made.class_names == ("cat", "owl")
+    assert "the images of 'dog' still count as known" in caplog.text
 
 
 def test_the_command(adapter: Path, tmp_path: Path, monkeypatch, capsys) -> None:
