@@ -28,7 +28,7 @@ from tests.house import ROOMS  # noqa: E402
 
 PACKAGE = ROOT / "src" / "residual_peft"
 FAMILIES = re.compile(
-    r"blip|siglip|metaclip|altclip|chineseclip|clipseg|dinov|deit|ijepa|pixio|vitm", re.I
+    r"blip|siglip|metaclip|altclip|chineseclip|clipseg|dinov|deit|ijepa|pixio|vitmsn|vitmae", re.I
 )
 MODES = ("modes.py", "readout", "stream")
 FLAGS_OF_LABELS = {

@@ -97,7 +97,7 @@ def cube(count: int, dimension: int, generator: torch.Generator) -> Tensor:
 MANIFOLDS = [(sphere, 2), (sphere, 5), (roll, 2), (flat, 1), (flat, 4), (cube, 3), (cube, 6)]
 
 
-@pytest.mark.parametrize(("manifold", "dimension"), MANIFOLDS)
+@table(("manifold", "dimension"), MANIFOLDS)
 def test_known_manifolds_laid_in_many_dimensions(
     manifold: Callable[..., Tensor], dimension: int
 ) -> None:

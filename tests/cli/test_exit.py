@@ -33,7 +33,7 @@ def bare(*arguments: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["fit", "-h"], ["eval", "--help"]])
+@table("arguments", [["--help"], ["-h"], ["fit", "-h"], ["eval", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = bare(*arguments)
     assert done.returncode == 0

@@ -17,6 +17,7 @@ from residual_peft.app.fitting import Recipe, evaluate_adapter
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.solvers.methods import Rows
 from tests.app.fitting.photos import photos
+from tests.pairs import table
 from tests.training_case import save_clip
 
 
@@ -59,7 +60,7 @@ def test_whatever_holds_the_images_gives_the_same(root: Path, tmp_path: Path) ->
     assert other.as_dict() == first.classifier.predict(image).as_dict()
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"metod": "ridge"}, "'metod' is not an option of fit; did you mean 'method'?"),
