@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from datasets import (
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from residual_peft import ZeroShotClassifier
 from residual_peft.data import SkippedImage, load_data, stratified_split
 from residual_peft.errors import ResiDualError
 from tests.pairs import table
@@ -315,6 +317,17 @@ def test_other_sources_are_refused():
             load_data(source)
     with pytest.raises(ResiDualError, match=r"wanted the name of a folder, .*, got an empty one"):
         load_data("")
+
+
+def test_a_folder_of_nearly_that_name_is_told(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for given, meant in ((str(tmp_path / "photo"), tmp_path / "photos"), ("fotos", Path("photos"))):
+        monkeypatch.chdir(tmp_path)
+        message = re.escape(f"it is no folder here (did you mean '{meant}'?), and the Hugging")
+        with pytest.raises(ResiDualError, match=message):
+            load_data(given)
+        with pytest.raises(ResiDualError, match=re.escape(f"(did you mean '{meant}'?), and ")):
+            ZeroShotClassifier.from_pretrained(given)
 
 
 def test_an_unreachable_hub_id_says_what_could_not_be_reached():

@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from ..errors import ResiDualError, first_line
-from ..hub.files import file_size, is_file, is_folder, path_of, read_json
+from ..hub.files import file_size, is_file, is_folder, near_miss, path_of, read_json
 from .archives import is_archive, unpacked
 from .class_list import CLASSES, ClassList, class_list_in
 from .columns import Options
@@ -143,9 +143,9 @@ def _from_hub(name: str, options: Options) -> dict[str, Dataset]:
     except Exception as error:  # many kinds, from the client, the builder and the network
         first = first_line(error)
         raise ResiDualError(
-            f"could not load the data '{name}': it is no folder here, and the Hugging Face Hub did "
-            f"not give it ({first}). Check the spelling and the connection, or give a folder with "
-            "one folder of images per class."
+            f"could not load the data '{name}': it is no folder here{near_miss(name)}, and the "
+            f"Hugging Face Hub did not give it ({first}). Check the spelling and the connection, "
+            "or give a folder with one folder of images per class."
             if not Path(name).is_dir()
             else f"could not load the data in '{name}' ({first})."
         ) from error

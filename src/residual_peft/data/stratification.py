@@ -173,6 +173,6 @@ def check_parts(parts: Mapping[str, Sequence[Any] | Rows], count: int) -> None:
     """Raise a ResiDualError unless every part has an image."""
     if not all(map(len, parts.values())):
         raise ResiDualError(
-            f"{count} different images are too few to give one each to {', '.join(parts)}; add "
-            "images or bring your own splits."
+            f"{count} different images are too few to give one each to {', '.join(parts)}, where "
+            "every class keeps one to learn from; add images or bring your own splits."
         )

@@ -10,7 +10,16 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 
 from ..errors import ResiDualError
-from .files import inside, is_file, is_folder, path_of, quoted, read_object, whole_directory
+from .files import (
+    inside,
+    is_file,
+    is_folder,
+    near_miss,
+    path_of,
+    quoted,
+    read_object,
+    whole_directory,
+)
 from .refusals import why_not_given, why_not_taken
 
 DEMO_MODEL = "residual_peft/demo-clip"
@@ -80,7 +89,7 @@ def local_directory(
         )
     except Exception as error:  # the client raises many kinds, all of which a user must mend
         raise ResiDualError(
-            f"could not find the {what} '{name}': it is no directory here, and "
+            f"could not find the {what} '{name}': it is no directory here{near_miss(name)}, and "
             f"{why_not_given(error, revision)}"
         ) from error
     if marker is not None and not (Path(folder) / marker).is_file():

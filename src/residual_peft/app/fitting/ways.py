@@ -124,10 +124,10 @@ def from_coordinates(read: Pass) -> Done:
 def _copies(rows: Rows | None, images: ImageData) -> tuple[str, ...]:
     if rows is None or not rows.copies:
         return ()
-    named = contradicting(rows, images)
+    named, are = contradicting(rows, images), "is a copy" if rows.copies == 1 else "are copies"
     return (
-        f"{rows.copies:,} of {counted(len(rows.labels), 'image')} to learn from are copies of "
-        "others: where images were left out to choose by, copies went together."
+        f"{rows.copies:,} of {counted(len(rows.labels), 'image')} to learn from {are} of others: "
+        "where images were left out to choose by, copies went together."
         + (f" With different labels: {named}." if named else ""),
     )
 

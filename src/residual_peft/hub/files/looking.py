@@ -1,5 +1,6 @@
 """A file is looked at before it is opened, and its size is believed before its content."""
 
+import difflib
 import os
 import stat
 from pathlib import Path
@@ -29,6 +30,17 @@ def name_of(path: PathLike) -> str:
     """
     whole = Path(os.path.abspath(path_of(path)))  # not resolved: a link is called as it is named
     return whole.name or str(whole)
+
+
+def near_miss(name: PathLike) -> str:
+    """For a message: what else lies there and is called nearly so, in brackets; empty if none."""
+    path = path_of(name)
+    try:
+        there = os.listdir(path.parent)
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, there, n=1)
+    return f" (did you mean {quoted(path.parent / near[0])}?)" if near else ""
 
 
 def file_size(path: PathLike, what: str = "file") -> int:

@@ -18,7 +18,11 @@ from ..strengths import STRENGTHS
 from .method import Method, Outcome, tempered
 from .rows import Rows
 
-SHARED = (
+_ALONE = (
+    "classes are the means of their images in place of texts, which told left-out images apart "
+    "better."
+)
+_BLENDED = (
     "classes are their texts with {} of the means of their images, which told left-out images "
     "apart better than texts alone."
 )
@@ -37,6 +41,13 @@ def _gains(rows: Rows) -> Outcome:
     strength, temperature, left = _path(rows, objective, share)
     scale = min(temperature * rows.classifier.logit_scale, LARGEST_LOGIT_SCALE)
     return with_gains(rows.classifier, rows.data, objective, strength, left, share, scale)
+
+
+def _shared(share: float) -> tuple[str, ...]:
+    """What is said of the share of images' means in the classes."""
+    if not share:
+        return ()
+    return (_ALONE if share == 1 else _BLENDED.format(f"{100 * share:.0f} %"),)
 
 
 def with_gains(
@@ -72,7 +83,7 @@ def with_gains(
         logit_scale=logit_scale,
         embeddings=classifier.class_embeddings if share else None,
         strength=strength,
-        notes=(SHARED.format(f"{100 * share:.0f} %"),) if share else (),
+        notes=_shared(share),
         share=share,
     )
 
