@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FIRST_LINE = {
     "a misspelt folder": (
         ["fit", "--data", "fotos", "--out", "a"],
-        "could not load the data 'fotos': it is no folder here, and the Hugging Face Hub did not",
+        "could not load the data 'fotos': it is no folder here (did you mean 'photos'?), and the ",
     ),
     "photos beside each other, without folders of classes": (
         ["fit", "--data", "camera", "--out", "a"],

@@ -89,6 +89,7 @@ def watched_memory(every: float = 0.05) -> Iterator[Memory]:
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         _RESET.write_text("5")
+    before = _status("VmHWM:")
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:
@@ -97,8 +98,10 @@ def watched_memory(every: float = 0.05) -> Iterator[Memory]:
         over.set()
         watcher.join()
         looks.append(_status("VmRSS:"))
-        # the kernel's own peak may lag behind a look by some pages
-        found.peak, found.mean = max(_status("VmHWM:"), *looks), sum(looks) // len(looks)
+        # the kernel's own peak may lag behind a look by some pages, or be of what ran before
+        peak = _status("VmHWM:")
+        found.peak = max(*looks, peak if peak > before else 0)
+        found.mean = sum(looks) // len(looks)
         if torch.cuda.is_available():
             found.accelerator = torch.cuda.max_memory_allocated()
 
