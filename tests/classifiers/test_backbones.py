@@ -111,3 +111,13 @@ def test_a_directory_without_an_image_processor_is_refused(folder: Path) -> None
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ResiDualError, match="wanted an image processor in"):
         load_backbone(folder)
+
+
+def test_the_same_weights_in_modules_of_their_own(folder: Path) -> None:
+    first = load_backbone(folder)
+    second = first.again()
+    second.model.half().get_submodule("vision_model").encoder = torch.nn.Identity()
+    assert len(list(first.model.modules())) > len(list(second.model.modules()))
+    assert {own.dtype for own in first.model.parameters()} == {torch.float16}
+    held = {id(buffer) for buffer in first.model.buffers()}
+    assert {id(buffer) for buffer in second.model.buffers()} <= held

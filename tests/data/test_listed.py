@@ -2,6 +2,7 @@
 
 import json
 import logging
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import datasets
 import numpy as np
 import pandas
 import pytest
+import torch
 from PIL import Image
 
 from residual_peft.data import load_data
@@ -130,6 +132,46 @@ def test_a_column_of_splits_is_obeyed(digits) -> None:
         more[2] = (*rows[2], other)
         with pytest.raises(ResiDualError, match=f"row 2 of .* has {said} in the column 'split', w"):
             load_data(table(folder / "t.csv", more, ("file_name", "label", "split")))
+
+
+def test_images_in_memory_are_what_their_files_are(digits) -> None:
+    folder, rows = digits
+    arrays = [(np.asarray(Image.open(folder / path).convert("RGB")), word) for path, word in rows]
+    tensors = [(torch.from_numpy(array.copy()).permute(2, 0, 1), word) for array, word in arrays]
+    kinds = {
+        "arrays": arrays,
+        "floats": [(array / 255, word) for array, word in arrays],
+        "tensors": tensors,
+        "floats in tensors": [(tensor.float() / 255, word) for tensor, word in tensors],
+        "bytes": [((folder / path).read_bytes(), word) for path, word in rows],
+        "one of each": [tensors[0], (folder / rows[1][0], rows[1][1]), *arrays[2:]],
+    }
+    files = [np.asarray(image) for image, _ in arrays]
+    for kind, pairs in kinds.items():
+        data = whole(pairs)
+        found = [np.asarray(image.convert("RGB")) for image in data.train["image"]]
+        assert all(map(np.array_equal, found, files)), kind
+        assert [data.class_names[n] for n in data.train["label"]] == [word for _, word in rows]
+    spoilt = [*tensors[:3], (tensors[3][0].float() - 2, tensors[3][1])]
+    with pytest.raises(
+        ResiDualError, match=r"wanted row 3 of the data with whole numbers .* pixel"
+    ):
+        whole(spoilt)
+
+
+def test_one_name_in_two_forms_is_one_class(tmp_path: Path, draw_digits) -> None:
+    """macOS parts an o umlaut into two characters, which nobody sees."""
+    forms = [unicodedata.normalize(form, "V\xf6gel") for form in ("NFC", "NFD")]
+    assert len(set(forms)) == 2
+    draw_digits(tmp_path, by_class=True)
+    for number, name in zip(("zero", "one", "two"), (*forms, "Fische"), strict=True):
+        (tmp_path / number).rename(tmp_path / name)
+    data = load_data(tmp_path)
+    assert data.class_names == ("Fische", forms[0])
+    rows = [(path, path.parent.name) for path in tmp_path.rglob("*.png")]
+    (tmp_path / "classes.csv").write_text(f"name,words\n{forms[1]},bird\n")
+    assert whole(rows).class_names == data.class_names
+    assert load_data(tmp_path).class_names == ("Fische", "bird")
 
 
 def test_several_labels_in_lists_or_between_marks(digits) -> None:

@@ -164,6 +164,22 @@ def test_the_convex_objective_has_one_optimum_wherever_it_starts():
         assert problem.value_and_gradient(other)[0] > best
 
 
+def test_a_fit_needs_no_gradients_of_others():
+    """A notebook may have turned them off, for all that follows."""
+    classifier = fitted()
+    rows = passed(classifier)
+    settings = {"objective": Objective(normalized=False, strength=0.01)}
+    short = {**settings, "epochs": 2, "learning_rate": 0.1}
+    solved, trained = (
+        solve_gains(classifier, rows, **settings),
+        fit_gains(classifier, rows, **short),
+    )
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert torch.equal(solve_gains(classifier, rows, **settings).gains, solved.gains)
+            assert torch.equal(fit_gains(classifier, rows, **short).gains, trained.gains)
+
+
 def test_the_convex_optimum_is_newtons():
     """Full Newton steps with the exact Hessian, float64, on the slow twin."""
     classifier = fitted(ResiDualConfig(units="head", components=2))

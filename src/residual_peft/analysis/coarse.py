@@ -134,6 +134,7 @@ class _Problem:
             written = torch.stack([one.full().float() for one in rows], dim=1)  # (b, U, d)
             self.parts.append((part.scores, written @ written.mT, part.labels))
 
+    @torch.inference_mode(False)  # turns gradients on, too
     def __call__(self, gains: Any, strength: float, normalized: bool) -> tuple[float, Any]:
         free = torch.from_numpy(gains).requires_grad_()
         total = 0.0

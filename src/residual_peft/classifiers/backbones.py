@@ -5,7 +5,8 @@ And the base model of a saved classifier: its name, and how it is loaded again.
 
 import os
 import re
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ class Backbone:
     tokenizer: Any  # None where there is no text tower
     image_processor: Any
     name: str
+
+    def again(self) -> "Backbone":
+        """The same weights in modules of their own: what is put in place of some is not in these.
+
+        Moved to another device or dtype, both are.
+        """
+        parts = list(self.model.modules())
+        shared = [own for part in parts for own in (part._parameters, part._buffers)]
+        model = deepcopy(self.model, {id(own): own for own in shared})
+        return replace(self, model=model)
 
 
 def load_backbone(

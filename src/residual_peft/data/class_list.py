@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset
 
 from ..errors import ResiDualError, printable, some
 from ..hub.files import quoted
+from .class_names import composed, spoken
 from .labels import label_item
 from .labels.columns import in_texts
 from .tables import Columns, read_table
@@ -114,4 +115,4 @@ def _column(columns: Columns, names: Iterable[str]) -> list[Any] | None:
 
 
 def _folded(text: str) -> str:
-    return " ".join(str(text).replace("_", " ").split()).casefold()
+    return spoken(composed(str(text))).casefold()

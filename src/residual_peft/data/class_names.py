@@ -1,6 +1,7 @@
 """What classes may be called, and the texts that their names are put in."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from ..errors import ResiDualError
@@ -49,6 +50,15 @@ def check_templates(templates: Iterable[str]) -> tuple[str, ...]:
                 f"the prompt template {template!r} has no '{{}}' where the class name goes."
             )
     return templates
+
+
+def composed(name: str) -> str:
+    """A name in the form that most systems write: macOS and its archives part an ö into o and dots.
+
+    >>> len("o\u0308"), len(composed("o\u0308"))
+    (2, 1)
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def spoken(name: str) -> str:

@@ -21,6 +21,7 @@ import datasets
 from datasets import ClassLabel, Dataset, Features
 
 from ..errors import ResiDualError, counted, printable, some
+from .class_names import composed
 from .tables import has_labels, paths_in, read_metadata, unnamed
 from .trees import Parts, Tree
 
@@ -131,7 +132,7 @@ class _Reading:
             if len(below) < 2:
                 loose[str(self.tree.root.joinpath(*path[:-1]))] += 1
                 continue
-            images = rows.setdefault(str(split), {}).setdefault(below[0], [])
+            images = rows.setdefault(str(split), {}).setdefault(composed(below[0]), [])
             images.append(str(self.tree.base.joinpath(*path)))
         if not rows:
             raise ResiDualError(

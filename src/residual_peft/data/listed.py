@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset, Features
 from PIL import Image
+from torch import Tensor
 
 from ..errors import ResiDualError, counted, first_line, printable, short
 from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, Options
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
+from .images import to_rgb
 from .labels import labelling_of
 from .labels.columns import each_of, folded, labels_of, text_of
 from .tables import Columns
@@ -176,14 +179,17 @@ def _images_of(values: list[Any], base: Path, name: str) -> list[Any]:
             )
     texts = [os.fspath(value) for value in values if isinstance(value, str | os.PathLike)]
     if len(texts) < len(values):
-        return [_stored(value) for value in values]
+        return [_stored(value, f"row {row} of {name}") for row, value in enumerate(values)]
     return _resolved(texts, base, name)
 
 
-def _stored(value: Any) -> Any:
+def _stored(value: Any, name: str) -> Any:
     if isinstance(value, bytes | bytearray):
         return {"bytes": bytes(value), "path": None}
-    return os.path.abspath(value) if isinstance(value, str | os.PathLike) else value
+    if isinstance(value, str | os.PathLike):
+        return os.path.abspath(value)
+    # datasets knows PIL's images and some arrays, and gives none of these another meaning than we
+    return to_rgb(value, name) if isinstance(value, np.ndarray | Tensor) else value
 
 
 def _resolved(texts: list[str], base: Path, name: str) -> list[str]:

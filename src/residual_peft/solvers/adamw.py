@@ -22,6 +22,7 @@ from .training import BATCH_SIZE, EPOCHS, LEARNING_RATE, PATIENCE
 LINEAR_LEARNING_RATE = 1e-3  # the paper's, for its linear baseline
 
 
+@torch.inference_mode(False)  # turns gradients on, too
 def fit_gains(
     classifier: ZeroShotClassifier,
     train: Coordinates | CoordinateStore,
@@ -92,6 +93,7 @@ def fit_gains(
     return fit
 
 
+@torch.inference_mode(False)  # turns gradients on, too
 def fit_linear(
     classifier: ZeroShotClassifier,
     train: Readouts,

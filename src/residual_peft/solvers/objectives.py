@@ -175,6 +175,7 @@ class GainProblem:
         other.objective = replace(self.objective, strength=strength)
         return other
 
+    @torch.inference_mode(False)  # turns gradients on, too
     def value_and_gradient(self, gains: Tensor, bias: float = 0.0) -> tuple[float, Tensor, float]:
         """The objective at λ (K,) or (U,), its gradient of that shape in float64, and d/d bias."""
         gains = gains.double()

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, Image, concatenate_datasets
 
 from residual_peft.app import explaining, studies
 from residual_peft.app.fitting import beside, evaluate_adapter, fit_adapter, ways
+from residual_peft.app.fitting import fit as whole_fit
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.class_means import class_means_of
 from residual_peft.classifiers.evaluation import Evaluation, evaluate
@@ -18,6 +19,7 @@ from residual_peft.data import batches, load_data
 from residual_peft.reporting.run_record import RunRecord
 from residual_peft.solvers.coordinates import collect_coordinates, collect_readouts
 from residual_peft.solvers.methods import METHODS
+from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.app.fitting.photos import photos
 from tests.dual_encoders import saved
@@ -322,6 +324,28 @@ def test_gains_of_a_fit_are_the_saved_ones(root: Path, tmp_path: Path) -> None:
     record = RunRecord.load(tmp_path / "a")
     assert torch.equal(record.gains.gains, gains_of(loaded.model).detach())
     assert not loaded.model.training
+
+
+@pytest.mark.parametrize("trainer", [False, True], ids=["gains", "stream mode"])
+def test_fits_of_one_backbone_do_not_know_of_each_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch, trainer: bool
+) -> None:
+    monkeypatch.setattr("residual_peft.solvers.training.EPOCHS", 1)
+    clip, data = load_backbone(root / "model"), load_data(root / "photos")
+    pixels = clip.image_processor(data.test[:]["image"], return_tensors="pt")["pixel_values"]
+    options = {"method": "gains", "templates": ["a {}."], "words": [], "model": clip}
+    if trainer:
+        options |= {"trainer": True, "config": {"mode": "stream"}, "method": "auto"}
+    first = whole_fit(data, **options).classifier
+    with torch.no_grad():
+        answers = first.logits(run_tower(first.model, pixels))
+        other = whole_fit(load_data(root / "photos", seed=4), **options).classifier
+        assert torch.equal(first.logits(run_tower(first.model, pixels)), answers)
+        assert not torch.equal(other.logits(run_tower(other.model, pixels)), answers)
+        bare = load_backbone(root / "model").model
+        assert torch.equal(run_tower(clip.model, pixels), run_tower(bare, pixels))
+    held = {id(own) for own in clip.model.parameters()}
+    assert held <= {id(own) for own in first.model.parameters()}
 
 
 def test_the_trainer_gets_the_seed(root: Path, tmp_path: Path, monkeypatch) -> None:

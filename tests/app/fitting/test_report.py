@@ -61,6 +61,16 @@ def test_not_better_than_before() -> None:
     text = said(70, 72, train=0.7)
     assert "on 100 test images the gain over zero-shot could be chance (95 % interval" in text
     assert "chance" not in said(50, 80, train=0.8)
+    row = MethodRow("zero-shot", "", 0.7, None, None, 0.6, None, 0, 0.1)
+    for left_out, words in (
+        (0.8, "0.650 against 0.700 of 100 images; on images to learn "),
+        (0.6, ""),
+    ):
+        tried = (row, replace(row, name="ridge", left_out=left_out, chosen=True))
+        args = evaluation(70), evaluation(65), {"accuracy": 0.7}, 0.6, "zero-shot", tried
+        text = " ".join(findings_of(*args))
+        assert words in text
+        assert text.count("left out by turns, it is: 0.800 against 0.600)") == bool(words)
 
 
 def test_not_better_than_one_class() -> None:

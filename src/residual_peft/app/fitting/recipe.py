@@ -198,8 +198,10 @@ class Recipe:
             )
 
     def backbone(self, model: str | Backbone) -> Backbone:
-        """The model, loaded where it is a name."""
-        return model if isinstance(model, Backbone) else load_backbone(model, dtype=self.dtype)
+        """The model, loaded where it is a name; one that is given stays without an adapter."""
+        if isinstance(model, Backbone):
+            return model.again()
+        return load_backbone(model, dtype=self.dtype)
 
     def as_file(self, data: Any, model: str | Backbone) -> str:
         """YAML that `residual-peft fit --config` repeats the fit from.

@@ -131,6 +131,18 @@ def _three(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
+def _elsewhere(count: int, tried: Sequence[MethodRow]) -> str:
+    """Where left-out images, which are more than the test images, say otherwise."""
+    first = next((row.left_out for row in tried if row.name == "zero-shot"), None)
+    chosen = next((row.left_out for row in tried if row.chosen), None)
+    if first is None or chosen is None or chosen <= first:
+        return ""
+    return (
+        f" of {counted(count, 'image')}; on images to learn from, left out by turns, it is: "
+        f"{chosen:.3f} against {first:.3f}"
+    )
+
+
 def findings_of(
     before: Evaluation,
     after: Evaluation,
@@ -151,7 +163,7 @@ def findings_of(
     if new <= old:
         found.append(
             f"the adapted model is not better than {start} on the test images ({said} {new:.3f} "
-            f"against {old:.3f})."
+            f"against {old:.3f}{_elsewhere(count, tried)})."
         )
     elif (gain := labelling.difference(after.logits, before.logits, after.labels)) and gain[0] <= 0:
         found.append(

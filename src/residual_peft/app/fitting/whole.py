@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from ...analysis.describing import dictionary_if_any
 from ...classifiers.backbones import Backbone
 from ...classifiers.prompts import DEFAULT_TEMPLATES
@@ -32,6 +34,7 @@ from .ways import by_trainer, from_coordinates
 logger = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)  # turns gradients on, too
 def fit(
     data: Any,
     *,
@@ -60,8 +63,9 @@ def fit(
         data: what `load_data` takes: a folder of class folders, a table, an archive, a Hub id, a
             DataFrame, (image, label) pairs, a `Dataset` or `DatasetDict`.
         model: the directory or Hub id of a CLIP or another model with a known image tower, or what
-            `load_backbone` gives; the bundled CLIP if left out. Without a text tower (or with
-            `readout` in `config`) classes are the means of their training images.
+            `load_backbone` gives, which stays as it is, for other fits; the bundled CLIP if left
+            out. Without a text tower (or with `readout` in `config`) classes are the means of their
+            training images.
         out: a directory to save it in; None to save nothing.
         options: whatever a `Recipe` has, such as `method="ridge"`, `seed=1` or `templates=[...]`.
 
@@ -104,6 +108,7 @@ def fit_adapter(
     return fit(data, model=model, out=out, **options).summary
 
 
+@torch.inference_mode(False)  # turns gradients on, too
 def compare_methods(model: str | Backbone, data: Any, **options: Any) -> FitReport:
     """Fit with every method and save nothing; `FitReport.methods` has what each gave.
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from datasets import ClassLabel, Dataset
 
 from ...errors import ResiDualError, short
+from ..class_names import composed
 from ..stratification import Labels
 from . import label_item, labelling_of_column
 
@@ -200,9 +201,12 @@ def _is_number(value: Any) -> bool:
 
 
 def text_of(value: Any) -> Any:
-    """A label, or a name of a group, as text; whole numbers without a point, lists item by item."""
+    """A label, or a name of a group, as text; whole numbers without a point, lists item by item.
+
+    What looks alike is: spaces around it go, and letters are `composed`.
+    """
     if value is None or isinstance(value, _LISTS):
         return value if value is None else [text_of(each) for each in value]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    return composed(str(value).strip())
