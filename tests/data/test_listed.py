@@ -15,6 +15,7 @@ from PIL import Image
 
 from residual_peft.data import load_data
 from residual_peft.errors import ResiDualError
+from tests import pairs
 
 
 def whole(source, **options):
@@ -71,7 +72,7 @@ def test_cutting_is_that_of_class_folders(tmp_path: Path, draw_digits) -> None:
     assert by_table.class_names == by_folder.class_names
 
 
-@pytest.mark.parametrize(
+@pairs.table(
     ("header", "options"),
     [
         (("file_name", "label"), {}),
@@ -147,8 +148,8 @@ def test_images_in_memory_are_what_their_files_are(digits) -> None:
         "one of each": [tensors[0], (folder / rows[1][0], rows[1][1]), *arrays[2:]],
     }
     files = [np.asarray(image) for image, _ in arrays]
-    for kind, pairs in kinds.items():
-        data = whole(pairs)
+    for kind, given in kinds.items():
+        data = whole(given)
         found = [np.asarray(image.convert("RGB")) for image in data.train["image"]]
         assert all(map(np.array_equal, found, files)), kind
         assert [data.class_names[n] for n in data.train["label"]] == [word for _, word in rows]
@@ -267,7 +268,7 @@ def test_files_that_are_missing_are_skipped_or_end_it(digits) -> None:
         whole(table(folder / "u.csv", [("gone.png", "one")]))
 
 
-@pytest.mark.parametrize(
+@pairs.table(
     ("rows", "message"),
     [
         ([("", "one")], "row 24 of "),
@@ -304,7 +305,7 @@ def test_class_folders_come_before_a_table_beside_them(tmp_path: Path, draw_digi
     assert whole(tmp_path).class_names == ("one", "two", "zero")
 
 
-@pytest.mark.parametrize(
+@pairs.table(
     ("name", "message"),
     [
         ("labels.xlsx", "got the spreadsheet '"),

@@ -85,7 +85,7 @@ def main() -> None:
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
     # threads of torch that wait for each other, and spin meanwhile, take a core from the one that
-    # they wait for: beside two busy programs on two cores a fit took 414 s, with this 11
+    # they wait for, and a fit beside busy programs takes many times as long: benchmarks/busy.json
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # which GNU's OpenMP reads as torch is loaded
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")

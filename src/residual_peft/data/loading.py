@@ -62,9 +62,10 @@ def load_data(
             test folders above them); a CSV, TSV, JSON-lines or parquet file of paths below its
             folder and labels; a zip or tar of any of these; a directory that
             `Dataset.save_to_disk` wrote, a Hub id, a `Dataset` or a `DatasetDict`, a DataFrame, or
-            a list of (image, label) pairs, an image being what `to_rgb` takes. A `classes.csv` beside the images (name, words,
-            spellings) says what classes are called. An `ImageData` is given back as it is, and
-            options that would have it read or cut otherwise are refused.
+            a list of (image, label) pairs, an image being what `to_rgb` takes. A `classes.csv`
+            beside the images (name, words, spellings) says what classes are called. An `ImageData`
+            is given back as it is, and options that would have it read or cut otherwise are
+            refused.
         config: the configuration of a Hub dataset that has several.
         image_column: found by type and name when None.
         label_column: found by type and name when None.

@@ -150,7 +150,8 @@ def draw_selection(study: SelectionStudy, axis: Axis) -> None:
     axis.set_xticks(kept, [str(count) for count in kept])
     axis.set_xticks([], minor=True)
     axis.set(xlabel="heads kept", ylabel="accuracy on test images", ylim=(0, 1.02))
-    axis.legend(fontsize=7, ncols=2, loc="upper left", framealpha=0.9, edgecolor="none")
+    # below: lines may go anywhere above
+    axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
 
 
 def draw_ablation(curve: AblationCurve, axis: Axis) -> None:
@@ -234,4 +235,5 @@ def save_figure(
     if image is not None:
         figure.colorbar(image, ax=axis, shrink=0.85)
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        # a square picture leaves a margin, which goes
+        figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")

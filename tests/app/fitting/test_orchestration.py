@@ -23,6 +23,7 @@ from residual_peft.towers.running import run_tower
 from residual_peft.tuner import ResiDualConfig, gains_of
 from tests.app.fitting.photos import photos
 from tests.dual_encoders import saved
+from tests.pairs import table
 from tests.training_case import save_clip
 
 
@@ -326,7 +327,7 @@ def test_gains_of_a_fit_are_the_saved_ones(root: Path, tmp_path: Path) -> None:
     assert not loaded.model.training
 
 
-@pytest.mark.parametrize("trainer", [False, True], ids=["gains", "stream mode"])
+@table("trainer", [False, True], ids=["gains", "stream mode"])
 def test_fits_of_one_backbone_do_not_know_of_each_other(
     root: Path, monkeypatch: pytest.MonkeyPatch, trainer: bool
 ) -> None:

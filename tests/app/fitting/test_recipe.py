@@ -118,12 +118,14 @@ def test_what_was_cut_or_loaded_before_is_not_claimed_to_be_otherwise(root: Path
     assert not {"few", "validation", "test", "group_column"} & set(yaml.safe_load(text))
     assert "# the data were cut with {'shares': {'validation': 0.1, 'test': 0.3}, 'seed': 5" in text
     assert fitted.images.split == data.split
-    lora = get_peft_model(model.model, LoraConfig(target_modules=["q_proj"]))
-    for changed in (model, replace(model, model=lora)):  # which `save` would leave out
-        with pytest.raises(
-            ResiDualError, match="without another method's adapter, got a layer of lora"
-        ):
-            residual_peft.fit(data, model=changed, **options)
+    lora = LoraConfig(target_modules=["q_proj"])
+    kinds = ((ResiDualConfig(), "one of ours"), (lora, "without another method's .* layer of lora"))
+    for config, message in kinds:  # which `save` would leave out
+        adapted = get_peft_model(model.model, config)
+        for changed in (model, replace(model, model=adapted)):
+            with pytest.raises(ResiDualError, match=message):
+                residual_peft.fit(data, model=changed, **options)
+        adapted.unload()
 
 
 def test_few_images_and_groups_are_what_is_measured_later(

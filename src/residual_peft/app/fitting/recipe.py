@@ -183,7 +183,7 @@ class Recipe:
         """Refuse a model that is loaded and computes in another dtype, or holds what is not saved.
 
         Raises:
-            ResiDualError: the dtype is another, or an adapter of another PEFT method is in it.
+            ResiDualError: the dtype is another, or an adapter is in it.
         """
         if not isinstance(model, Backbone):
             return
@@ -237,15 +237,20 @@ class Recipe:
 
 
 def _check_bare(model: nn.Module) -> None:
-    """Refuse a model with another method's adapter: the fit would not save it, and needs it."""
+    """Refuse a model with an adapter, which the fit would not save."""
     for name, module in model.named_modules():
-        other = isinstance(module, BaseTuner | BaseTunerLayer)
-        if other and not type(module).__module__.startswith("residual_peft."):
+        if not isinstance(module, BaseTuner | BaseTunerLayer):
+            continue
+        if type(module).__module__.startswith("residual_peft."):
             raise ResiDualError(
-                "wanted a model without another method's adapter, got a layer of "
-                f"{type(module).__module__.split('.')[-2]} at '{name}', which the fit would not "
-                "save: merge it (merge_and_unload()), save that model, and fit to it."
+                "wanted a model without an adapter, as a fit makes its own, got one of ours at "
+                f"'{name}': load the model afresh, or take it out (unload())."
             )
+        raise ResiDualError(
+            "wanted a model without another method's adapter, got a layer of "
+            f"{type(module).__module__.split('.')[-2]} at '{name}', which the fit would not "
+            "save: merge it (merge_and_unload()), save that model, and fit to it."
+        )
 
 
 def _checked(name: str, value: Any) -> Any:
