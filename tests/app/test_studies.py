@@ -91,7 +91,8 @@ def test_a_study_on_disk(study, tmp_path: Path) -> None:
     assert len(found["words"]) == 48
     assert str(tmp_path) not in (tmp_path / "out" / "study.json").read_text()
     for name in names[1:]:
-        assert Image.open(tmp_path / "out" / name).size == (960, 630)
+        width, height = Image.open(tmp_path / "out" / name).size
+        assert (width < 800) if name == "similarity.png" else (width, height) == (960, 630)
 
 
 def test_at_most_so_many_images(digits: Path) -> None:

@@ -91,6 +91,8 @@ def test_selection_curves() -> None:
     np.testing.assert_allclose(y, [point.accuracy for point in curve.points])
     assert set(found["all heads (H)"][1]) == {study.line("H").accuracy}
     assert len(drawn.collections) == 1  # the band of the random draws
+    legend = drawn.get_legend().get_window_extent()
+    assert legend.y1 < drawn.get_window_extent().y0  # it covers no line
 
 
 def test_ablation_by_layer() -> None:
@@ -139,8 +141,10 @@ def test_radar_of_methods() -> None:
 
 def test_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
     values = torch.rand(4, 4).numpy()
-    save_figure(tmp_path / "a.png", lambda drawn: drawn.imshow(values), size=(3, 2))
+    save_figure(tmp_path / "a.png", lambda drawn: drawn.plot([1, 2]) and None, size=(3, 2))
     assert Image.open(tmp_path / "a.png").size == (450, 300)
+    save_figure(tmp_path / "a.png", lambda drawn: drawn.imshow(values), size=(3, 2))
+    assert Image.open(tmp_path / "a.png").width < 400  # without the margin beside it
 
     def fails(drawn):
         raise RuntimeError("no")

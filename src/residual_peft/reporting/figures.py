@@ -225,7 +225,7 @@ def save_figure(
     """Write a PNG, whole or not at all, without pyplot, so that any thread may call it.
 
     `draw` is called with the axis; an image that it returns gets a colour bar. `size` is in inches,
-    at 150 dots per inch.
+    at 150 dots per inch; a heat map has less, as it is square.
     """
     from matplotlib.figure import Figure
 
@@ -235,5 +235,6 @@ def save_figure(
     if image is not None:
         figure.colorbar(image, ax=axis, shrink=0.85)
     with atomic_file(path) as temporary:
-        # a square picture leaves a margin, which goes
-        figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
+        # a heat map is square, and leaves a margin, which goes
+        tight = None if image is None else "tight"
+        figure.savefig(temporary, dpi=150, format="png", bbox_inches=tight)
