@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from residual_peft.app import updating
 from residual_peft.app.fitting import evaluate_adapter, fit_adapter
 from residual_peft.app.updating import update_adapter
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.files import STATISTICS
 from residual_peft.classifiers.prompts import embed_classes
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
+from residual_peft.data import load_data
 from residual_peft.errors import ResiDualError
 from residual_peft.hub.directories import RECORD_JSON, RUN_DIRECTORY
 from tests.app.fitting.photos import NAMES, content, photos
@@ -121,6 +123,40 @@ def test_per_class_a_class_goes_without_its_images(root: Path, tmp_path: Path, c
         made.remove_class("dog")
     assert made.class_names == ("cat", "owl")
     assert "the images of 'dog' still count as known" in caplog.text
+    done = updating.remove_class(tmp_path / "a", "dog")
+    assert done.lines() == ["class removed: dog"]
+    torch.testing.assert_close(weights(tmp_path / "a"), made.head.head.weights)
+
+
+def test_a_class_goes_with_its_images(adapter: Path, root: Path, tmp_path: Path) -> None:
+    made = ZeroShotClassifier.from_pretrained(adapter)
+    data = load_data(root / "photos", validation=0, test=0)  # test images among them
+    dog = [row for row, label in enumerate(data.train["label"]) if data.class_names[label] == "dog"]
+    assert made.statistics is not None  # read while it is there
+    fitted = [row for row in dog if data.digests["train"][row] in made.fitted_on]
+    before = content(adapter)
+    wrong = photos(tmp_path / "other", ("dog",), count=2, seed=9)
+    for name, given, message in (
+        ("dog", None, "wanted the .* images of class .*, got 0: .*--keep-statistics-per-class"),
+        ("emu", root / "photos", "class of the adapter to remove, cat, dog, owl, got 'emu'"),
+        ("dog", wrong, "fitted on none of the 2 images of 'dog' in .*: nothing was removed"),
+        ("dog", data.train.select(fitted[1:]), "wanted the .* images of class .* to take out"),
+        ("dog", root / "photos" / "cat", "found no images"),
+    ):
+        with pytest.raises(ResiDualError, match=message):
+            updating.remove_class(adapter, name, given)
+        assert content(adapter) == before, message
+    done = updating.remove_class(adapter, "dog", root / "photos")
+    after = ZeroShotClassifier.from_pretrained(adapter)
+    assert (done.changed, done.removed, done.known) == (
+        {"dog": len(fitted)},
+        "dog",
+        len(dog) - len(fitted),
+    )
+    assert after.class_names == ("cat", "owl")
+    assert len(after.fitted_on) == len(made.fitted_on) - len(fitted)
+    made.remove_class("dog", data.train.select(fitted))
+    torch.testing.assert_close(after.head.head.weights, made.head.head.weights)
 
 
 def test_the_command(adapter: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -134,6 +170,13 @@ def test_the_command(adapter: Path, tmp_path: Path, monkeypatch, capsys) -> None
         file.rename(more / "cat" / f"{number}.png").write_text("broken")
     shutil.rmtree(more / "emu")
     before = content(adapter)
+    for given, message in (
+        ([], "give --data or --remove-class"),
+        (["--forget", "--remove-class", "cat"], "--forget or --remove-class, got both"),
+        (["--remove-class", "cat"], "wanted the "),
+    ):
+        assert stop(monkeypatch, "update", str(adapter), *given) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
     assert stop(monkeypatch, "update", str(adapter), "--data", str(more)) == 2
     assert "none of the 3 of " in (line := capsys.readouterr().err.splitlines()[-1])
     assert "can be read, so nothing was done; the first is " in line

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..classifiers.backbones import load_backbone, origin_of
-from ..classifiers.changeable import Read, add_class_by, change_by, note_images
+from ..classifiers.changeable import Read, add_class_by, change_by, note_images, remove_class_by
 from ..classifiers.kept import checked_statistics, head_of
 from ..classifiers.prompts import embed_classes
 from ..classifiers.zero_shot import ZeroShotClassifier
@@ -18,7 +18,7 @@ from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
 from ..data.checking import check_skipped
 from ..data.class_names import readable
 from ..data.labels import ONE_LABEL, check_same
-from ..errors import ResiDualError, counted
+from ..errors import ResiDualError, counted, some
 from ..hub.files import path_of, whole_directory
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,15 @@ class UpdateReport:
     known: int
     skipped: tuple[SkippedImage, ...]  # images that could not be read
     forgot: bool  # whether images were taken out
+    removed: str | None = None  # a class that is gone
 
     def lines(self) -> list[str]:
         """For people."""
         verb, total = "taken out" if self.forgot else "added", sum(self.changed.values())
         each = ", ".join(f"{count} {name}" for name, count in self.changed.items()) or "none"
-        found = [f"{counted(total, 'image')} {verb}: {each}"]
+        found = [f"{counted(total, 'image')} {verb}: {each}"] if total or not self.removed else []
+        if self.removed:
+            found.append(f"class removed: {self.removed}")
         if self.new:
             classes = "class" if len(self.new) == 1 else "classes"
             found.append(f"new {classes}: {', '.join(self.new)}")
@@ -57,12 +60,11 @@ def update_adapter(
     data: Any,
     *,
     forget: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    max_bad: float = 0.05,
-    strict: bool = False,
     batch_size: int = 64,
     num_workers: int | None = None,
+    max_bad: float = 0.05,
+    strict: bool = False,
+    **columns: str | None,
 ) -> UpdateReport:
     """Add labelled images to a saved adapter's class head, or take them out, in its directory.
 
@@ -73,7 +75,8 @@ def update_adapter(
     of another adapter.
 
     It needs statistics (`fit_adapter(..., keep_statistics=True)`). All splits of the data count,
-    and one class will do; options are those of `fit_adapter`.
+    and one class will do; options are those of `fit_adapter`, with `image_column` and
+    `label_column`.
 
     Raises:
         ResiDualError: no adapter, head or statistics; bad data; a class to forget images of that it
@@ -82,17 +85,7 @@ def update_adapter(
     target = whole_directory(path_of(adapter))
     classifier = ZeroShotClassifier.from_pretrained(target)
     checked_statistics(classifier)  # before images are read
-    images = load_data(
-        data,
-        image_column=image_column,
-        label_column=label_column,
-        known_classes=classifier.class_names,
-        validation=0,
-        test=0,
-        max_bad=max_bad,
-        strict=strict,
-        progress=True,
-    )
+    images = _images(classifier, data, max_bad=max_bad, strict=strict, **columns)
     check_same(classifier.labelling, images.labelling, "bring labels like those of its fit")
     _check_names(classifier, images, forget)
     rows, digests = images.whole()
@@ -113,6 +106,58 @@ def update_adapter(
     note_images(classifier, own, forget=forget)
     classifier.save_pretrained(target)
     return UpdateReport(changed, new, known, skipped, forget)
+
+
+def remove_class(
+    adapter: str | os.PathLike[str],
+    name: str,
+    data: Any = None,
+    *,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    **options: Any,
+) -> UpdateReport:
+    """Take a class out of a saved adapter, and its images out of the class head, in its directory.
+
+    `data` hold all images of the class that the adapter was fitted on, and maybe others; they are
+    not needed where statistics were kept of each class (`keep_statistics="per class"`), nor for a
+    class by its text alone. Options are those of `update_adapter`.
+
+    Raises:
+        ResiDualError: as `ZeroShotClassifier.remove_class`; data without the class.
+    """
+    target = whole_directory(path_of(adapter))
+    classifier = ZeroShotClassifier.from_pretrained(target)
+    if name not in classifier.class_names:
+        listed = some(classifier.class_names)
+        raise ResiDualError(f"wanted a class of the adapter to remove, {listed}, got '{name}'.")
+    if data is None:
+        remove_class_by(classifier, name)
+        classifier.save_pretrained(target)
+        return UpdateReport({}, (), 0, (), forgot=True, removed=name)
+    images = _images(classifier, data, **options)
+    check_same(ONE_LABEL, images.labelling, "bring one label per image")
+    rows, digests = images.whole()
+    own = [row for row, label in enumerate(rows["label"]) if images.class_names[label] == name]
+    kept, known = _rows_to_change(classifier, [digests[row] for row in own], forget=True)
+    if not kept:
+        raise ResiDualError(
+            f"the adapter was fitted on none of the {counted(len(own), 'image')} of '{name}' in "
+            f"'{images.source}': nothing was removed."
+        )
+    kept = [own[row] for row in kept]
+    dataset = ProcessedImages(rows.select(kept), classifier.image_processor, "the images")
+    read = Read.of(classifier, Batches(dataset, batch_size, num_workers), progress=True)
+    remove_class_by(classifier, name, read)
+    note_images(classifier, [digests[row] for row in kept], forget=True)
+    classifier.save_pretrained(target)
+    return UpdateReport({name: len(kept)}, (), known, images.skipped, forgot=True, removed=name)
+
+
+def _images(classifier: ZeroShotClassifier, data: Any, **options: Any) -> ImageData:
+    """All images of some data, whatever their split."""
+    options |= {"validation": 0, "test": 0, "progress": True}
+    return load_data(data, known_classes=classifier.class_names, **options)
 
 
 def _rows_to_change(

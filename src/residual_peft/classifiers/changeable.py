@@ -151,38 +151,13 @@ class ChangeableClassifier(PredictingClassifier):
         Raises:
             ResiDualError: as `update`; no such class, fewer than two left, or other images.
         """
-        items = None if images is None else images_of(images)[0]
-        names, rows = self.class_names, self.class_embeddings
-        if name not in names or len(names) < 3:
-            raise ResiDualError(
-                f"wanted one of {len(names)} classes to remove, and two to be left, got '{name}'."
-            )
-        place, head = names.index(name), self.head
-        others = torch.arange(len(names), device=rows.device) != place
-        classes = (tuple(each for each in names if each != name), rows[others])
-        if head is None or place >= head.class_count:
-            self.class_names, self.class_embeddings = classes
-        else:
-            kept = checked_statistics(self)
-            check_same(ONE_LABEL, self.labelling, _ONE)
-            if head.class_count < 3:
-                raise ResiDualError(
-                    "wanted a class head of two classes to be left, got one: fit anew."
-                )
-            features = None
-            if items is not None:
-                features = _read(self, items, batch_size).features[:, kept.columns]
-            with _naming(self.class_names):
-                kept.sums.remove_class(place, features)
-            _put(self, kept, classes=classes)
-        if items is not None:
-            note_images(self, file_digests(items), forget=True)
-        elif self.fitted_on and head is not None and place < head.class_count:
-            logger.info(
-                "the images of '%s' still count as known: `update` leaves them out, and no score "
-                "is of them. With images= they do not.",
-                printable(name),
-            )
+        _check_removable(self, name)
+        if images is None:
+            return remove_class_by(self, name)
+        items = images_of(images)[0]
+        in_head = self.head is not None and self.class_names.index(name) < self.head.class_count
+        remove_class_by(self, name, _read(self, items, batch_size) if in_head else None)
+        note_images(self, file_digests(items), forget=True)
 
 
 def change_by(
@@ -229,6 +204,42 @@ def add_class_by(
     rows = torch.cat([rows[:number], functional.normalize(row, dim=1), rows[number:]])
     _put(classifier, kept, classes=(checked, rows))
     return number
+
+
+def remove_class_by(classifier: HeadedClassifier, name: str, read: Read | None = None) -> None:
+    """As `remove_class`, by images read."""
+    _check_removable(classifier, name)
+    names, rows, head = classifier.class_names, classifier.class_embeddings, classifier.head
+    place = names.index(name)
+    others = torch.arange(len(names), device=rows.device) != place
+    classes = (tuple(each for each in names if each != name), rows[others])
+    if head is None or place >= head.class_count:
+        classifier.class_names, classifier.class_embeddings = classes
+        return
+    kept = checked_statistics(classifier)
+    with _naming(names):
+        kept.sums.remove_class(place, None if read is None else read.features[:, kept.columns])
+    _put(classifier, kept, classes=classes)
+    if read is None and classifier.fitted_on:
+        logger.info(
+            "the images of '%s' still count as known: `update` leaves them out, and no score is of "
+            "them. With its images given they do not.",
+            printable(name),
+        )
+
+
+def _check_removable(classifier: HeadedClassifier, name: str) -> None:
+    names, head = classifier.class_names, classifier.head
+    if name not in names or len(names) < 3:
+        raise ResiDualError(
+            f"wanted one of {len(names)} classes to remove, and two to be left, got '{name}'."
+        )
+    if head is None or names.index(name) >= head.class_count:
+        return
+    checked_statistics(classifier)
+    check_same(ONE_LABEL, classifier.labelling, _ONE)
+    if head.class_count < 3:
+        raise ResiDualError("wanted a class head of two classes to be left, got one: fit anew.")
 
 
 def note_images(

@@ -145,7 +145,7 @@ class HeadStatistics:
             if features is None or given != count:
                 raise ResiDualError(
                     f"wanted the {count:g} images of class {class_index} to take out with it, got "
-                    f"{given}: keep statistics with per_class=True to do without."
+                    f"{given}: without them that takes fit --keep-statistics-per-class."
                 )
             self.forget(features, torch.full((given,), class_index))
         kept = torch.arange(self.class_count) != class_index
