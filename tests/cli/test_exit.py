@@ -1,6 +1,7 @@
 """How the command line starts and ends: at once, and with a status that says whose turn it is."""
 
 import errno
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -139,11 +140,11 @@ def test_what_a_command_works_on_is_an_argument(command: str) -> None:
     option, argument = ONLY_ARGUMENTS[command]
     for given, line in (
         ((), f"Missing argument '{argument}'."),
-        ((option, "a"), f"No such option: {option}"),
+        ((option, "a"), f"No such option:? '?{option}"),  # as the release of click writes it
     ):
         done = bare(command, *given)
         assert done.returncode == 2
-        assert line in done.stderr
+        assert re.search(line, done.stderr)
         assert done.stdout.splitlines() == ["heavy:"]
 
 

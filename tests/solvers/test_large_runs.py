@@ -193,13 +193,10 @@ def test_the_script_runs_in_two_processes_as_the_page_launches_it(tmp_path: Path
 
 def test_bases_from_a_stream_run_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stream of the bundled world's images in place of LAION, and one process."""
-    clip = load_backbone()
+    clip, named = load_backbone(), "residual_peft.classifiers.backbones.load_backbone"
     stream = world_images(300).rename_column("image", "jpg").to_iterable_dataset(num_shards=2)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: stream)
-    monkeypatch.setattr("transformers.CLIPModel.from_pretrained", lambda *_, **__: clip.model)
-    monkeypatch.setattr(
-        "transformers.AutoImageProcessor.from_pretrained", lambda *_, **__: clip.image_processor
-    )
+    monkeypatch.setattr(named, lambda *_, **__: clip)
     monkeypatch.setattr("residual_peft.SpectralBasis.save_pretrained", lambda *_, **__: None)
     shown = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
     names: dict[str, Any] = {}
