@@ -79,7 +79,7 @@ def test_what_is_forgotten_leaves_no_trace_in_the_head(adapter: Path, tmp_path: 
     torch.testing.assert_close(weights(adapter), before, rtol=1e-4, atol=1e-5)
 
 
-def test_a_folder_of_a_new_class_is_one(adapter: Path, tmp_path: Path) -> None:
+def test_a_folder_of_a_new_class_is_one(adapter: Path, root: Path, tmp_path: Path) -> None:
     more = photos(tmp_path / "more", ("emu",), count=5, seed=9)
     done = update_adapter(adapter, str(more))
     assert done.new == ("emu",)
@@ -92,6 +92,12 @@ def test_a_folder_of_a_new_class_is_one(adapter: Path, tmp_path: Path) -> None:
     assert "new class: emu" in done.lines()
     with pytest.raises(ResiDualError, match="fitted on all of the 5 images"):
         update_adapter(adapter, str(more))
+    again = ZeroShotClassifier.from_pretrained(root / "adapter")
+    with pytest.raises(ResiDualError, match="none of them empty"):
+        again.add_class("", sorted(more.rglob("*.png")))
+    assert again.add_class("emu", sorted(more.rglob("*.png"))) == 3
+    torch.testing.assert_close(again.class_embeddings, made.class_embeddings)
+    torch.testing.assert_close(again.head.head.weights, made.head.head.weights)
 
 
 def test_what_cannot_be_meant_is_refused(adapter: Path, root: Path, tmp_path: Path) -> None:

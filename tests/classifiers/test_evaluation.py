@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel
 
 from residual_peft.bases.basis import SpectralBasis
 from residual_peft.bases.decomposition import decompose
@@ -158,6 +159,33 @@ def test_what_is_likely_and_what_has_no_images():
     assert one.per_class["c"] == told
     assert several.per_class == {"a": one.per_class["a"]}  # one image, and told
     assert one.confusion.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
+
+
+def test_classes_are_found_by_their_names():
+    """Class numbers of other data need not be the classifier's."""
+    classifier, data = fitted(), task()
+    right = evaluate(classifier, data.test)
+    first, second, third = NAMES
+
+    def called(names, keep=3):
+        rows = data.test.filter(lambda row: row["label"] < keep)
+        labels = [names.index(NAMES[label]) for label in rows[:]["label"]]
+        kind = ClassLabel(names=names)
+        return rows.remove_columns("label").add_column("label", labels, feature=kind)
+
+    for names in ([third, first, second], [first, "a fourth", third, second]):
+        found = evaluate(classifier, called(names), batch_size=5)
+        assert torch.equal(found.labels, right.labels)
+        assert found.metrics == right.metrics
+    two = evaluate(classifier, called([second, first], keep=2))
+    assert torch.equal(two.labels, right.labels[right.labels < 2])
+    # other words for the classes stand for them by their numbers; others for some, in their places
+    for names in (["x", "y", "z"], [first, "y", third]):
+        other = data.test.cast_column("label", ClassLabel(names=names))
+        assert torch.equal(evaluate(classifier, other).labels, right.labels)
+    other = data.test.cast_column("label", ClassLabel(names=[second, "y", first]))
+    with pytest.raises(ResiDualError, match="got some of y in the dataset, which it does not"):
+        evaluate(classifier, other)
 
 
 def test_bad_data_are_refused():

@@ -153,7 +153,7 @@ def test_a_class_that_was_told_by_its_text_joins_the_head():
 def test_beside_texts_a_class_needs_its_text():
     made, *_ = fitted()
     made.templates = ("a photo of {}",)
-    with pytest.raises(ResiDualError, match="wanted an embedding of 'new' beside"):
+    with pytest.raises(ResiDualError, match=r"the texts of new embedded like .* not to be had"):
         made.add_class("new", photographs(2))
     with pytest.raises(ResiDualError, match="embedding of 16 finite numbers"):
         made.add_class("new", photographs(2), torch.zeros(16))

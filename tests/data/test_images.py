@@ -42,6 +42,7 @@ def test_rgb_images_arrays_tensors_and_paths_give_the_same_pixels(tmp_path):
         array.transpose(2, 0, 1),
         tensor,
         tensor / 255,
+        tensor.permute(1, 2, 0),
         (array / 255).astype(np.float64),
         (tensor / 255).double(),
         tmp_path / "a.png",
@@ -53,7 +54,7 @@ def test_rgb_images_arrays_tensors_and_paths_give_the_same_pixels(tmp_path):
         np.testing.assert_array_equal(rgb(image), array)
 
 
-@pytest.mark.parametrize("through_file", [False, True])
+@table("through_file", [False, True])
 def test_grey_of_8_and_16_bits_keeps_its_brightness(through_file):
     grey = noise(channels=0)
     deep = grey.astype(np.uint16) * 257
@@ -126,6 +127,8 @@ def test_exif_orientation_is_applied():
         ({"bytes": b"no image", "path": None}, "could not read row 3 .not an image that PIL knows"),
         ({"bytes": None, "path": None}, "as bytes or a path"),
         (np.full((4, 4), np.nan), "row 3 has NaN or infinite pixels"),
+        (np.full((4, 4), 300), "or as uint16 of 0 to 65535, got int64 up to 300: how bright"),
+        (torch.zeros(7, 8, 9), r"got an array of shape .7, 8, 9."),
         (torch.full((3, 4, 4), float("inf")), "row 3 has NaN or infinite pixels"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "NaN or infinite pixels"),
         (np.full((4, 4), -1.5), "float64 from -1.5 to -1.5; pixel values that a processor"),
@@ -207,7 +210,7 @@ def test_orientation_counts_for_what_is_decoded_smaller(tmp_path):
     assert np.abs(np.asarray(near, np.float32) - small).mean() < 1
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@table("mode", ["RGB", "RGBA"])
 def test_large_files_of_other_kinds_are_reduced_in_bands(mode, monkeypatch):
     content = camera(1001, 703, "PNG", mode)
     whole = to_rgb({"bytes": content})

@@ -1,5 +1,6 @@
 """Tables of paths and labels as data: the columns, the folder they are below, splits, mistakes."""
 
+import io
 import json
 import logging
 import unicodedata
@@ -145,6 +146,7 @@ def test_images_in_memory_are_what_their_files_are(digits) -> None:
         "tensors": tensors,
         "floats in tensors": [(tensor.float() / 255, word) for tensor, word in tensors],
         "bytes": [((folder / path).read_bytes(), word) for path, word in rows],
+        "files": [(io.BytesIO((folder / path).read_bytes()), word) for path, word in rows],
         "one of each": [tensors[0], (folder / rows[1][0], rows[1][1]), *arrays[2:]],
     }
     files = [np.asarray(image) for image, _ in arrays]
@@ -274,6 +276,7 @@ def test_files_that_are_missing_are_skipped_or_end_it(digits) -> None:
         ([("", "one")], "row 24 of "),
         ([("https://x.org/a.png", "one")], "is an address on the web ('https://x.org/a.png')"),
         ([("d000.png", "")], "row 24 of "),
+        ([("d000.png", " ")], "row 24 of "),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(digits, rows, message: str) -> None:

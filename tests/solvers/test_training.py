@@ -13,7 +13,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback
 from residual_peft.classifiers.backbones import load_backbone
 from residual_peft.classifiers.evaluation import evaluate
 from residual_peft.classifiers.zero_shot import ZeroShotClassifier
-from residual_peft.data import ProcessedImages, batches, collate, load_data
+from residual_peft.data import ImageData, ProcessedImages, batches, collate, load_data
 from residual_peft.data.metrics import classification_metrics
 from residual_peft.demo.tasks import handwriting
 from residual_peft.errors import ResiDualError
@@ -398,6 +398,9 @@ def test_bad_combinations_are_refused(tmp_path):
     two = load_data(two.cast_column("label", two.features["label"].__class__(names=["a", "b"])))
     with pytest.raises(ResiDualError, match="the data have 2 classes, the classifier 3"):
         trainer_kwargs(classifier, two, arguments)
+    turned = ImageData(task().splits, classifier.class_names[::-1], "turned")
+    with pytest.raises(ResiDualError, match="labels are numbers, so make it"):
+        trainer_kwargs(classifier, turned, arguments)
     classifier.image_processor = None
     with pytest.raises(ResiDualError, match="with an image processor"):
         trainer_kwargs(classifier, task(), arguments)

@@ -16,6 +16,7 @@ from residual_peft.towers.registry import find_tower
 from residual_peft.towers.running import run_tower
 from residual_peft.tuner import adapted_tower, adapter_basis, gains_of
 from tests.models import clip_model, pixels
+from tests.pairs import table
 from tests.tuner.twin import SlowBasis, relative, slow_adapted
 
 EOS = 63
@@ -166,6 +167,18 @@ def test_names_per_sample_go_to_their_own_side() -> None:
         torch.testing.assert_close(found.text_embeds[row], text.text_embeds[row])
     with pytest.raises(ValueError, match="same as the number of inputs, but got 4 and 5"):
         model(input_ids=token_ids(), pixel_values=pixels(), adapter_names=names[:4])
+
+
+@table("mode", ["readout", "stream"])
+def test_names_of_one_side_are_as_many_as_its_samples(mode: str) -> None:
+    model, names = both_sides(mode), ["image", "__base__", "__base__", "image", "image"]
+    given = {"input_ids": token_ids(2), "pixel_values": pixels()}
+    found = model(**given, adapter_names=names)
+    both, plain = model(**given), clip_model()(**given)
+    for row, name in enumerate(names):
+        image = both if name == "image" else plain
+        torch.testing.assert_close(found.image_embeds[row], image.image_embeds[row])
+    torch.testing.assert_close(found.text_embeds, plain.text_embeds)
 
 
 def test_what_takes_images_keeps_to_the_image_tower() -> None:

@@ -15,6 +15,7 @@ from residual_peft.tuner import (
     ResiDualConfig,
     ResiDualReadout,
     fit_bases,
+    gains_by_module,
     gains_by_unit,
     gains_of,
     readout_state,
@@ -215,3 +216,51 @@ def test_the_image_tower_is_not_to_be_trained_beside_its_bases(name: str) -> Non
     with pytest.raises(ResiDualError, match=r"would train '.*', which is part of the image tower"):
         get_peft_model(base, ResiDualConfig(modules_to_save=[name]))
     assert not any(isinstance(module, ResiDualReadout) for module in base.modules())
+
+
+@table("name", ["visual_projection", "post_layernorm"])
+def test_what_stream_mode_adapts_stays_beside_whole_modules(name: str) -> None:
+    config = ResiDualConfig(
+        mode="stream", components=4, unit_pattern=["layer1.mlp"], modules_to_save=[name]
+    )
+    bare = ResiDualConfig(mode="stream", components=4, unit_pattern=["layer1.mlp"])
+    model, other = (get_peft_model(clip_model(), one) for one in (config, bare))
+    for one in (model, other):
+        fit_bases(one, [pixels(40)])
+    assert {name: len(own) for name, own in gains_by_module(model).items()} == {
+        name: len(own) for name, own in gains_by_module(other).items()
+    }
+    assert torch.equal(run_tower(model, pixels()), run_tower(other, pixels()))
+    model.add_adapter("second", config)
+    fit_bases(model, [pixels(40)], adapter_name="second")
+    assert sum(map(len, gains_by_module(model, "second").values())) == 4
+
+
+@table("mode", ["readout", "stream"])
+def test_a_model_with_whole_modules_is_unloaded(mode: str) -> None:
+    """One without a weight of its own, too."""
+    tokens = torch.randint(0, 60, (3, 7))
+    given = {"pixel_values": pixels(), "input_ids": tokens}
+    plain = clip_model()(**given).logits_per_image
+    for merge in (False, True)[: 1 + (mode == "stream")]:
+        config = ResiDualConfig(mode=mode, modules_to_save=["text_model"])
+        model = get_peft_model(clip_model(), config).eval()
+        wanted = model(**given).logits_per_image
+        bare = model.merge_and_unload() if merge else model.unload()
+        assert not any(isinstance(module, BaseTunerLayer) for module in bare.modules())
+        torch.testing.assert_close(bare(**given).logits_per_image, wanted)
+        torch.testing.assert_close(bare(**given).logits_per_image, plain)
+
+
+def test_a_tower_that_another_adapter_trains_a_copy_of_is_refused() -> None:
+    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["visual_projection"])
+    model = get_peft_model(clip_model(), lora)
+    with pytest.raises(ResiDualError, match=r"trains a copy of it .modules_to_save.: readout mode"):
+        get_peft_model(model.base_model.model, ResiDualConfig())
+
+
+def test_a_state_of_another_basis_is_told_before_torchs_lines() -> None:
+    first, second = (get_peft_model(clip_model(), ResiDualConfig()) for _ in range(2))
+    fit_bases(first, [pixels(5)])
+    with pytest.raises(RuntimeError, match=r"its basis is another\. PeftModel.from_pretrained "):
+        second.load_state_dict(first.state_dict())

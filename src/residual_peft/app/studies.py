@@ -48,7 +48,7 @@ OPTIMUM_IMAGES = 1000
 STUDY = "study.json"
 PARTS = ("train", "validation", "test")
 FOR_ONE = (
-    "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels."
+    "analyses from names are for one. In Python, most of residual_peft.analysis needs no labels"
 )
 
 

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from ..classifiers.backbones import load_backbone, origin_of
+from ..classifiers.backbones import embeddings_of_new
 from ..classifiers.changeable import Read, add_class_by, change_by, note_images, remove_class_by
 from ..classifiers.kept import checked_statistics, head_of
-from ..classifiers.prompts import embed_classes
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
 from ..data.checking import check_skipped
-from ..data.class_names import readable
 from ..data.labels import ONE_LABEL, check_same
 from ..errors import ResiDualError, counted, some
 from ..hub.files import path_of, whole_directory
@@ -214,26 +212,6 @@ def _change(
     if old.any():
         own = [labelling.renumbered(row, numbers, len(trained)) for row in labels[old]]
         change_by(classifier, read.some(old), torch.stack(own), forget=forget)
-    for name, embedding in zip(new, _embeddings(classifier, new), strict=True):
+    for name, embedding in zip(new, embeddings_of_new(classifier, new), strict=True):
         add_class_by(classifier, name, read.some(labels == names.index(name)), embedding)
     return changed, new
-
-
-def _embeddings(classifier: ZeroShotClassifier, new: tuple[str, ...]) -> list[torch.Tensor | None]:
-    """Of new classes: by the texts that the others were made of; None for means of images."""
-    unknown = [name for name in new if name not in classifier.class_names]
-    if not unknown or not classifier.templates:
-        return [None] * len(new)
-    name, _ = origin_of(classifier.model)
-    backbone = load_backbone(name) if name else None
-    if backbone is None or backbone.tokenizer is None:
-        raise ResiDualError(
-            f"wanted the texts of {unknown[0]} embedded like the other classes', but the base "
-            "model is not to be had by name: ZeroShotClassifier.add_class takes an embedding."
-        )
-    # all of them, since what a name is in a prompt hangs on the others
-    names = [*unknown, *(n for n in classifier.class_names if n not in unknown)]
-    said = readable(names)[: len(unknown) + 1]  # one would be no list of classes
-    rows = embed_classes(backbone.model, backbone.tokenizer, said, classifier.templates)
-    found = dict(zip(names, rows, strict=False))
-    return [found[name] if name in unknown else None for name in new]

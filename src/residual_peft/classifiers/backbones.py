@@ -5,6 +5,7 @@ And the base model of a saved classifier: its name, and how it is loaded again.
 
 import os
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
+from ..data.class_names import readable
 from ..data.processors import load_image_processor
 from ..errors import ResiDualError
 from ..hub.directories import DEMO_MODEL, known_name, model_directory
@@ -22,6 +24,7 @@ from ..hub.files import read_object, read_record
 from ..hub.model_files import load_model, load_tokenizer
 from ..towers.registry import ARCHITECTURES, base_model
 from .files import ClassifierRecord
+from .prompts import embed_classes
 
 DTYPES = ("float32", "bfloat16", "float16")
 _SAVED_DTYPES = (*DTYPES, "float64")
@@ -219,3 +222,27 @@ def _rename(model: nn.Module, name: str) -> None:
     # bundled one keeps its path, by which PEFT and transformers find it again.
     if name != DEMO_MODEL:
         model.name_or_path = model.config._name_or_path = name  # type: ignore[union-attr, assignment]
+
+
+def embeddings_of_new(classifier: Any, new: Sequence[str]) -> list[Tensor | None]:
+    """Of new classes: by the texts that the others were made of; None for means of images.
+
+    Raises:
+        ResiDualError: the model with its texts is not to be had by name.
+    """
+    unknown = [name for name in new if name not in classifier.class_names]
+    if not unknown or not classifier.templates:
+        return [None] * len(new)
+    name, _ = origin_of(classifier.model)
+    backbone = load_backbone(name) if name else None
+    if backbone is None or backbone.tokenizer is None:
+        raise ResiDualError(
+            f"wanted the texts of {unknown[0]} embedded like the other classes', but the base "
+            "model is not to be had by name: ZeroShotClassifier.add_class takes an embedding."
+        )
+    # all of them, since what a name is in a prompt hangs on the others
+    names = [*unknown, *(n for n in classifier.class_names if n not in unknown)]
+    said = readable(names)[: len(unknown) + 1]  # one would be no list of classes
+    rows = embed_classes(backbone.model, backbone.tokenizer, said, classifier.templates)
+    found = dict(zip(names, rows, strict=False))
+    return [found[name] if name in unknown else None for name in new]

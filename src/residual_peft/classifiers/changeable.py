@@ -18,6 +18,7 @@ from ..data.inputs import Images, images_of
 from ..data.labels import ONE_LABEL, check_same, numbers_of
 from ..data.provenance import file_digests
 from ..errors import ResiDualError, printable
+from .backbones import embeddings_of_new
 from .headed import HeadedClassifier
 from .kept import KeptStatistics, checked_statistics, head_of
 from .outputs import pixel_batches
@@ -122,15 +123,20 @@ class ChangeableClassifier(PredictingClassifier):
         Args:
             name: of the class; one that the classifier has by its text alone joins the head.
             images: of the class.
-            embedding: of the class (d,), such as a row of `embed_classes`. None where classes are
-                means of images (it is that of these), or where the classifier has it.
+            embedding: of the class (d,), such as a row of `embed_classes`; when None of its text as
+                for the others, by the base model loaded anew, or, where classes are means of
+                images, of these.
             batch_size: images per forward pass.
 
         Raises:
-            ResiDualError: as `update`; a name that the head has, no embedding where one is needed,
-                several labels per image.
+            ResiDualError: as `update`; a name that the head has or no class can have, a base model
+                that is not to be had by its name, several labels per image.
         """
         checked_statistics(self)
+        if name not in self.class_names:
+            check_class_names([*self.class_names, name])
+        if embedding is None:
+            (embedding,) = embeddings_of_new(self, [name])
         items, _ = images_of(images)
         number = add_class_by(self, name, _read(self, items, batch_size), embedding)
         note_images(self, file_digests(items))

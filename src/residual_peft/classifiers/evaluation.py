@@ -1,5 +1,6 @@
 """Predictions and metrics of one adapter over a data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from ..bases.rows import Rows
 from ..data import Batches, ProcessedImages, batches
-from ..data.labels import Labelling, labelling_in
+from ..data.labels import Labelling, check_same, labelling_in
+from ..data.labels.columns import labels_in
 from ..data.metrics import Array, accuracy_interval, confusion_matrix
 from ..data.progress import Progress
-from ..errors import ResiDualError
+from ..errors import ResiDualError, some
 from .zero_shot import ZeroShotClassifier
 
 
@@ -103,7 +105,8 @@ def evaluate(
     Args:
         classifier: what to evaluate; its model is put into eval mode meanwhile.
         dataset: a split of `load_data`, its `ProcessedImages`, or its `batches`, whose own options
-            then hold.
+            then hold. Where its class numbers have names, classes are found by these; where none of
+            them is the classifier's, whose names may be other words for them, by their numbers.
         batch_size: images per forward pass.
         num_workers: processes that decode images, as for `batches`.
         skip: leave out images that cannot be read; `Evaluation.skipped` lists them.
@@ -112,7 +115,7 @@ def evaluate(
 
     Raises:
         ResiDualError: no split, no images, no image processor, an image that cannot be read (names
-            it), or labels outside the classes.
+            it), labels outside the classes, or names of which the classifier has some alone.
     """
     if isinstance(dataset, Dataset | ProcessedImages | Batches) and len(dataset) == 0:
         raise ResiDualError(f"wanted images to evaluate on, {name} has none.")
@@ -126,17 +129,25 @@ def evaluate(
         skip=skip,
         name=name,
     )
+    numbers = _numbers_by_name(classifier, loader.dataset, name)
     count = loader.image_count
     logits, labels, rows = Rows(count), Rows(count), Rows(count)
+    labelling = classifier.labelling
     passed = classifier.classified(
         loader, labelled=True, progress=progress, description="Classifying"
     )
     for seen, scores in passed:
         assert seen.labels is not None
         assert seen.index is not None
-        classifier.check_labels(seen.labels)
+        own = seen.labels
+        if numbers is not None:
+            rows_of = [
+                labelling.renumbered(row, numbers, len(classifier.class_names)) for row in own
+            ]
+            own = torch.stack(rows_of)
+        classifier.check_labels(own)
         logits.add(scores)
-        labels.add(seen.labels)
+        labels.add(own)
         rows.add(seen.index)
     return Evaluation(
         classifier.class_names,
@@ -146,3 +157,28 @@ def evaluate(
         tuple(loader.skipped),
         classifier.thresholds,
     )
+
+
+def in_order(names: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether class numbers of data may be a classifier's.
+
+    A classifier may have other words for some classes, or all, but not one name in another place.
+    """
+    both = set(names) & set(known)
+    alike = len(names) == len(known) and all(names.index(n) == known.index(n) for n in both)
+    return alike or not both
+
+
+def _numbers_by_name(classifier: ZeroShotClassifier, images: Any, name: str) -> list[int] | None:
+    """Of each class of the images, its number among the classifier's; None where they stay."""
+    names, known = getattr(images, "class_names", None), classifier.class_names
+    if names is None or in_order(names, known):
+        return None
+    check_same(classifier.labelling, images.labelling, "bring labels like those of its fit")
+    present = set(images.labelling.each(labels_in(images.dataset)))
+    if strange := [own for n, own in enumerate(names) if own not in known and n in present]:
+        raise ResiDualError(
+            f"wanted images of the classifier's classes ({some(known)}), got some of "
+            f"{some(strange)} in {name}, which it does not know: leave those out."
+        )
+    return [known.index(own) if own in known else -1 for own in names]

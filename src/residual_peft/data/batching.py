@@ -13,7 +13,7 @@ from ..errors import ResiDualError
 from .columns import check_format
 from .decoding import Skipped, Unread
 from .images import UnreadableImage, to_rgb
-from .labels import labelling_of_column
+from .labels import label_item, labelling_of_column
 from .passes import Batches, prepared
 from .processors import least_side
 from .skipped import SkippedImage
@@ -48,6 +48,9 @@ class ProcessedImages(torch.utils.data.Dataset):
         feature = dataset.features.get("label")
         self.labelling = labelling_of_column(feature)
         self.classes = self.labelling.width(feature, name)
+        # what class numbers stand for; None where they are bare
+        names = None if feature is None else getattr(label_item(feature), "names", None)
+        self.class_names = None if names is None else tuple(names)
         self.skip = skip
         self.least = least_side(image_processor)
 

@@ -23,6 +23,7 @@ from ..hub.files import path_of
 from .stored import NO_FILE, PROGRAM, Unusable, content_of, reason_of
 
 ImageLike = Image.Image | npt.NDArray[Any] | Tensor | str | os.PathLike[str] | Mapping[str, Any]
+_CHANNELS = (1, 3, 4)
 _WHITE = (255, 255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 2**25
@@ -80,9 +81,8 @@ def to_rgb(image: ImageLike, name: str = "the image", *, least: int | None = Non
     elif isinstance(image, Tensor):
         array = image.detach().cpu()
         array = array.float() if array.dtype == torch.bfloat16 else array
-        image = _from_array(
-            array.permute(1, 2, 0).numpy() if array.ndim == 3 else array.numpy(), name
-        )
+        first = array.ndim == 3 and array.shape[0] in _CHANNELS
+        image = _from_array((array.permute(1, 2, 0) if first else array).numpy(), name)
     elif isinstance(image, np.ndarray):
         image = _from_array(image, name)
     if not isinstance(image, Image.Image):
@@ -111,6 +111,11 @@ def image_list(images: ImageLike | Iterable[ImageLike]) -> tuple[list[ImageLike]
         return (list(images), False) if images.ndim == 4 else ([images], True)
     if isinstance(images, Image.Image | str | os.PathLike | Mapping):
         return [images], True
+    if not (hasattr(images, "__iter__") or hasattr(images, "__getitem__")):
+        raise ResiDualError(
+            "wanted an image (PIL, a path, an array, a tensor) or several, got "
+            f"{type(images).__name__}."
+        )
     return list(images), False
 
 
@@ -205,9 +210,9 @@ def _unreadable(name: str, error: Exception) -> UnreadableImage:
 
 
 def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+    if array.ndim == 3 and array.shape[2] not in _CHANNELS and array.shape[0] in _CHANNELS:
         array = array.transpose(1, 2, 0)  # channels first
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
         raise ResiDualError(
             f"wanted {name} as (height, width) or (height, width, 1, 3 or 4 channels), got an "
             f"array of shape {tuple(array.shape)}."
@@ -215,6 +220,12 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image.Image:
     if array.size == 0:
         raise ResiDualError(f"wanted {name} with at least one pixel, got {tuple(array.shape)}.")
     array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype != np.uint16 and np.issubdtype(array.dtype, np.integer) and array.max() > 255:
+        raise ResiDualError(
+            f"wanted {name} with whole numbers of 0 to 255, or as uint16 of 0 to 65535, got "
+            f"{array.dtype} up to {array.max()}: how bright that is cannot be told of one image; "
+            "give floats from 0 to 1."
+        )
     return Image.fromarray(np.ascontiguousarray(_to_bytes(array, name)))
 
 

@@ -42,7 +42,7 @@ def images_of(images: Images) -> tuple[Sequence[ImageLike], bool]:
         column = image_column_of(images.features, "the dataset")
         return undecoded(images, column)[column], False  # each is read when it is asked for
     if isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read"):
-        return [_stored(images)], True
+        return [stored(images)], True
     items, single = image_list(images)  # type: ignore[arg-type]
     found: list[ImageLike] = []
     for item in items:
@@ -54,7 +54,7 @@ def images_of(images: Images) -> tuple[Sequence[ImageLike], bool]:
                     raise ResiDualError(f"wanted images, got {path}.")
                 found.append(path)
         else:
-            found.append(_stored(item))
+            found.append(stored(item))
     return found, single
 
 
@@ -106,7 +106,7 @@ def _in_folder(path: str, but: str | os.PathLike[str] | None) -> Iterator[str | 
         logger.warning("%s: left out %s", printable(path), left_out)
 
 
-def _stored(image: Any) -> Any:
+def stored(image: Any) -> Any:
     """Bytes and file objects as `datasets` stores what has no path; others as they are."""
     if isinstance(image, bytes | bytearray | memoryview):
         return {"bytes": bytes(image), "path": None}

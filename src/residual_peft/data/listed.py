@@ -22,6 +22,7 @@ from ..errors import ResiDualError, counted, first_line, printable, short
 from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, Options
 from .folders import CANONICAL_SPLIT, SPLIT_NAMES
 from .images import to_rgb
+from .inputs import stored
 from .labels import labelling_of
 from .labels.columns import each_of, folded, labels_of, text_of
 from .tables import Columns
@@ -184,8 +185,8 @@ def _images_of(values: list[Any], base: Path, name: str) -> list[Any]:
 
 
 def _stored(value: Any, name: str) -> Any:
-    if isinstance(value, bytes | bytearray):
-        return {"bytes": bytes(value), "path": None}
+    if isinstance(value, bytes | bytearray) or hasattr(value, "read"):
+        return stored(value)
     if isinstance(value, str | os.PathLike):
         return os.path.abspath(value)
     # datasets knows PIL's images and some arrays, and gives none of these another meaning than we

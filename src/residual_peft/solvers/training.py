@@ -21,11 +21,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..classifiers.evaluation import in_order
 from ..classifiers.outputs import readout_of
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import ImageData, ProcessedImages, collate
 from ..data.labels import check_same, labelling_in
-from ..errors import ResiDualError
+from ..errors import ResiDualError, some
 from ..towers.registry import find_tower
 from ..towers.running import read_tokens
 from .trainer_settings import by_loss, evaluates, settled
@@ -146,6 +147,11 @@ def _check(classifier: ZeroShotClassifier, data: ImageData) -> None:
         raise ResiDualError(
             f"the data have {len(data.class_names)} classes, the classifier "
             f"{len(classifier.class_names)}; make it from data.class_names."
+        )
+    if not in_order(data.class_names, classifier.class_names):
+        raise ResiDualError(
+            f"the data's classes are {some(data.class_names)}, the classifier's "
+            f"{some(classifier.class_names)}: labels are numbers, so make it from data.class_names."
         )
     check_same(classifier.labelling, data.labelling, "make it with multi_label=data.multi_label")
 

@@ -220,10 +220,16 @@ def path_of(model: nn.Module, part: nn.Module) -> str:
 
 
 def unwrapped(module: Any) -> Any:
-    """Take PEFT's layers off a module: the innermost `base_layer`."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+    """Take PEFT's layers off: the innermost `base_layer`, or what `modules_to_save` copied."""
+    while isinstance(inner := _inside(module), nn.Module):
         module = inner
     return module
+
+
+def _inside(module: Any) -> Any:
+    # by what it has: PEFT is not imported at the top (`registration`)
+    saved = isinstance(getattr(module, "modules_to_save", None), nn.ModuleDict)
+    return getattr(module, "original_module" if saved else "base_layer", None)
 
 
 def checked(anatomy: TowerAnatomy) -> TowerAnatomy:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ..bases.basis import SpectralBasis
@@ -80,6 +81,12 @@ def check_nothing_inside(config: ResiDualConfig, anatomy: TowerAnatomy, model: n
     inside = {*anatomy.tower.modules(), anatomy.projection}
     for path, module in model.named_modules():
         named = any(path.endswith(name) for name in config.modules_to_save or ())
+        if isinstance(module, ModulesToSaveWrapper) and module.original_module in inside:
+            raise ResiDualError(
+                f"{path!r} is part of the image tower, and an adapter that is there trains a copy "
+                "of it (modules_to_save): readout mode's bases belong to the tower's weights. Take "
+                "that adapter out, or use mode='stream'."
+            )
         if named and module in inside:
             raise ResiDualError(
                 f"modules_to_save={config.modules_to_save} would train {path!r}, which is part of "

@@ -223,6 +223,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         self._loading = begin_loading(self, state_dict, prefix)
+        for name, own in self.residual_peft_gains.items():
+            given = state_dict.get(f"{prefix}{GAINS}.{name}")
+            if given is not None and given.shape != own.shape:  # torch's lines follow
+                args[-1].append(
+                    f"the state has {tuple(given.shape)} gains for the adapter '{name}', the model "
+                    f"{tuple(own.shape)}: its basis is another. PeftModel.from_pretrained makes a "
+                    "model that fits; or give this one that basis (basis=) or the same fit first."
+                )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from ..errors import ResiDualError
@@ -183,7 +184,8 @@ class ResiDualModel(BaseTuner):
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
         """Put a module in place of another; PEFT's own wants a weight, which a pooler has not."""
-        if getattr(child, "base_layer", None) is new_module:
+        saved = isinstance(child, ModulesToSaveWrapper)  # which may have none either
+        if saved or getattr(child, "base_layer", None) is new_module:
             setattr(parent, child_name, new_module)
         elif isinstance(new_module, AdapterLayer) and not hasattr(child, "weight"):
             setattr(parent, child_name, new_module.train(child.training))

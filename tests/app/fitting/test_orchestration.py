@@ -1,5 +1,6 @@
 """Who reads which images, in which mode, from which seed, and what is timed: mutations die here."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,34 @@ def test_fits_of_one_backbone_do_not_know_of_each_other(
         assert torch.equal(run_tower(clip.model, pixels), run_tower(bare, pixels))
     held = {id(own) for own in clip.model.parameters()}
     assert held <= {id(own) for own in first.model.parameters()}
+
+
+@table("setting", [torch.no_grad, torch.inference_mode, "float64", "meta"])
+def test_what_a_notebook_has_set_changes_no_fit(root: Path, setting) -> None:
+    options = {"templates": ["a {}."], "words": [], "model": load_backbone(root / "model")}
+    data, compared = load_data(root / "photos"), fit_of("ridge-heads", options)
+    usual = compared(data)
+    try:
+        if setting == "float64":
+            torch.set_default_dtype(torch.float64)
+        elif setting == "meta":
+            torch.set_default_device("meta")
+        with setting() if callable(setting) else nullcontext():
+            assert compared(data) == usual
+            assert setting != "float64" or torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+def fit_of(method: str, options):
+    """What a fit gives: its numbers, as lists."""
+
+    def fitted(data):
+        found = whole_fit(data, method=method, **options)
+        return found.summary.adapted, found.classifier.head.head.weights.tolist()
+
+    return fitted
 
 
 def test_the_trainer_gets_the_seed(root: Path, tmp_path: Path, monkeypatch) -> None:

@@ -35,7 +35,7 @@ def assert_same(one: HeadStatistics, other: HeadStatistics) -> None:
         torch.testing.assert_close(left[name], right[name], **CLOSE)
 
 
-@pytest.mark.parametrize("several", [False, True])
+@table("several", [False, True])
 def test_sums_are_those_of_loops(drawn: Any, several: bool) -> None:
     data = drawn((8, 5, 4), 6)
     labels = (data.zero_shot > 0).long() if several else data.labels
@@ -92,7 +92,7 @@ def test_a_new_class_and_its_images(drawn: Any) -> None:
     assert_same(statistics, summed(data, per_class=True))
 
 
-@pytest.mark.parametrize("per_class", [True, False])
+@table("per_class", [True, False])
 def test_a_class_taken_out(drawn: Any, per_class: bool) -> None:
     data = drawn((8, 5, 4), 6)
     statistics = summed(data, per_class=per_class)
@@ -117,7 +117,7 @@ def test_merging_is_adding(drawn: Any) -> None:
     assert one.rows == 17  # and has none of the two
 
 
-@pytest.mark.parametrize("per_class", [True, False])
+@table("per_class", [True, False])
 def test_what_is_saved_comes_back(drawn: Any, per_class: bool) -> None:
     statistics = summed(drawn((8, 5, 4), 6), per_class=per_class, source="a basis")
     again = HeadStatistics.from_state(statistics.state(), "a basis")

@@ -223,6 +223,7 @@ class Renumbered(ProcessedImages):
     ) -> None:
         super().__init__(dataset, classifier.image_processor, name)
         self.numbers, self.of_adapter = numbers, len(classifier.class_names)
+        self.class_names = classifier.class_names
 
     def _read(self, index: int) -> dict[str, Any]:
         item = super()._read(index)

@@ -18,7 +18,7 @@ from ..listing import MISTAKE_HEADERS, mistakes_of, write_noted
 from .measuring import Measuring, choose_images
 
 CHUNK = 4096  # images at a time
-_FOR_ONE = "tables of what is taken for what are for one; leave them out."
+_FOR_ONE = "tables of what is taken for what are for one; leave them out"
 
 
 def evaluate_adapter(

@@ -7,8 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from ...analysis.describing import dictionary_if_any
 from ...classifiers.backbones import Backbone
 from ...classifiers.prompts import DEFAULT_TEMPLATES
@@ -28,13 +26,14 @@ from .reading import Keeping, Pass, digest_of_json, keeping
 from .recipe import Recipe
 from .report import FitReport, findings_of
 from .saving import Fitted, facts_of, fitted_of
+from .settings import usual_settings
 from .task import Done, Task
 from .ways import by_trainer, from_coordinates
 
 logger = logging.getLogger(__name__)
 
 
-@torch.inference_mode(False)  # turns gradients on, too
+@usual_settings()
 def fit(
     data: Any,
     *,
@@ -108,7 +107,7 @@ def fit_adapter(
     return fit(data, model=model, out=out, **options).summary
 
 
-@torch.inference_mode(False)  # turns gradients on, too
+@usual_settings()
 def compare_methods(model: str | Backbone, data: Any, **options: Any) -> FitReport:
     """Fit with every method and save nothing; `FitReport.methods` has what each gave.
 

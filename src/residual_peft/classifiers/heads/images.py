@@ -164,7 +164,7 @@ def duplicate_groups(features: Tensor) -> Tensor:
         return torch.arange(len(rows))
     margins = ROUNDING * rows.norm(dim=1) + 1e-12
     generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(rows.shape[1], PROJECTIONS, generator=generator)
+    probes = torch.randn(rows.shape[1], PROJECTIONS, generator=generator, dtype=rows.dtype)
     keys = rows @ (probes / probes.norm(dim=0))
     first, radius = _stand_ins(rows, keys, margins)
     one, other = _near_pairs(rows, keys, margins, first, radius)

@@ -154,8 +154,11 @@ def labels_of(values: list[Any], column: str, numbers: bool) -> list[Any]:
     """
     # numpy's and torch's as Python's: pandas reads lists of a parquet file as arrays
     values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
-    # nor is NaN a class
-    values = [None if isinstance(v, float) and v != v else v for v in values]
+    # nor is NaN a class, or nothing
+    values = [
+        None if (isinstance(v, float) and v != v) or (isinstance(v, str) and not v.strip()) else v
+        for v in values
+    ]
     texts = [value for value in values if isinstance(value, str)]
     if folded(column) in _SEVERAL and any(mark in text for text in texts for mark in _BETWEEN):
         mark = max(_BETWEEN, key=lambda mark: sum(mark in text for text in texts))

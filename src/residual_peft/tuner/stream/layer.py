@@ -136,6 +136,9 @@ class ResiDualStreamLinear(AdapterLayer):
         return state.gains.change(coordinates, gains) @ state.directions
 
     def _mixed(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        if not any(map(self.has, names)) and any(name != BASE for name in names):
+            found: Tensor = self.base_layer(x, *args, **kwargs)  # names are for the other side
+            return found
         check_one_each(names, len(x))
         if self.merged:
             raise ResiDualError(
