@@ -25,6 +25,7 @@ from residual_peft.towers.running import run_tower
 from residual_peft.tuner import gains_of
 from tests.launch import run
 from tests.models import TOWERS, clip_model, pixels
+from tests.pairs import table
 from tests.pooled import CASES
 from tests.tokenizers import VOCABULARY
 from tests.training_case import adapted_classifier
@@ -77,6 +78,15 @@ def test_units_are_those_of_decompose():
             units = contributions(find_tower(model), part.capture, tower.units())
             torch.testing.assert_close(units.float(), found.contributions)
             torch.testing.assert_close(part.readout, found.readout)
+
+
+@table("taps", [False, True])
+def test_an_embedding_that_is_no_number_is_refused_in_whichever_batch(taps):
+    """Pixels are finite, and what the model makes of them is not."""
+    wild = pixels(2)
+    wild[1] *= 1e30
+    with pytest.raises(ResiDualError, match="NaN or infinite: load it in float32 or bfloat16"):
+        list(reading(clip_model(), None, [pixels(2), wild], taps=taps, check="first"))
 
 
 def test_between_two_batches_the_model_is_as_it_was():

@@ -259,6 +259,12 @@ def test_a_tower_that_another_adapter_trains_a_copy_of_is_refused() -> None:
         get_peft_model(model.base_model.model, ResiDualConfig())
 
 
+def test_readout_mode_goes_into_the_model_itself() -> None:
+    model = get_peft_model(clip_model(), ResiDualConfig())
+    with pytest.raises(ResiDualError, match="wanted the model itself, got a PeftModel around it"):
+        get_peft_model(model, ResiDualConfig())
+
+
 def test_a_state_of_another_basis_is_told_before_torchs_lines() -> None:
     first, second = (get_peft_model(clip_model(), ResiDualConfig()) for _ in range(2))
     fit_bases(first, [pixels(5)])

@@ -129,13 +129,13 @@ class _Forward:
                 hook = self.anatomy.embedding.register_forward_hook(self._count)
                 stack.callback(hook.remove)
             if not self.taps:
-                return self._read(inputs), None
+                return _finite(self._read(inputs)), None
             tap = stack.enter_context(tapped(self.anatomy, layers=checked))
             readout, capture = self._read(inputs), tap.take()
         if checked or capture.foreign:  # hooks may do something else each time
             check_exact(self.anatomy, capture, readout)
             capture.layers = [None] * len(capture.layers)
-        return readout, capture
+        return _finite(readout), capture
 
     def _read(self, inputs: dict[str, Any]) -> Tensor:
         # a copy: a readout may be a view of all tokens, which would stay as long as it does
@@ -156,6 +156,16 @@ class _Forward:
         # per layer heads, MLP and, where it is checked, the block; embed and stream
         each = (3 * len(tower.layers) + 2) * self.tokens * tower.width * weight.element_size()
         return max(1, HELD.get(weight.device.type, HELD_ELSEWHERE) // each)
+
+
+def _finite(readout: Tensor) -> Tensor:
+    if not bool(readout.isfinite().all()):
+        raise ResiDualError(
+            "the model's embedding of an image is NaN or infinite: load it in float32 or bfloat16, "
+            "and look at its weights and at the numbers of its image processor (rescale_factor, "
+            "image_mean, image_std)."
+        )
+    return readout
 
 
 @contextmanager
