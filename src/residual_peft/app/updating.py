@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from ..classifiers.backbones import embeddings_of_new
-from ..classifiers.changeable import Read, add_class_by, change_by, note_images, remove_class_by
+from ..classifiers.changeable import (
+    Read,
+    add_class_by,
+    change_by,
+    check_removable,
+    note_images,
+    remove_class_by,
+)
 from ..classifiers.kept import checked_statistics, head_of
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data import Batches, ImageData, ProcessedImages, SkippedImage, load_data
@@ -58,11 +65,12 @@ def update_adapter(
     data: Any,
     *,
     forget: bool = False,
-    batch_size: int = 64,
-    num_workers: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     max_bad: float = 0.05,
     strict: bool = False,
-    **columns: str | None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
 ) -> UpdateReport:
     """Add labelled images to a saved adapter's class head, or take them out, in its directory.
 
@@ -73,8 +81,7 @@ def update_adapter(
     of another adapter.
 
     It needs statistics (`fit_adapter(..., keep_statistics=True)`). All splits of the data count,
-    and one class will do; options are those of `fit_adapter`, with `image_column` and
-    `label_column`.
+    and one class will do; options are those of `fit_adapter`.
 
     Raises:
         ResiDualError: no adapter, head or statistics; bad data; a class to forget images of that it
@@ -83,7 +90,7 @@ def update_adapter(
     target = whole_directory(path_of(adapter))
     classifier = ZeroShotClassifier.from_pretrained(target)
     checked_statistics(classifier)  # before images are read
-    images = _images(classifier, data, max_bad=max_bad, strict=strict, **columns)
+    images = _images(classifier, data, image_column, label_column, max_bad, strict)
     check_same(classifier.labelling, images.labelling, "bring labels like those of its fit")
     _check_names(classifier, images, forget)
     rows, digests = images.whole()
@@ -111,9 +118,12 @@ def remove_class(
     name: str,
     data: Any = None,
     *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    max_bad: float = 0.05,
+    strict: bool = False,
     batch_size: int = 64,
     num_workers: int | None = None,
-    **options: Any,
 ) -> UpdateReport:
     """Take a class out of a saved adapter, and its images out of the class head, in its directory.
 
@@ -129,11 +139,12 @@ def remove_class(
     if name not in classifier.class_names:
         listed = some(classifier.class_names)
         raise ResiDualError(f"wanted a class of the adapter to remove, {listed}, got '{name}'.")
+    check_removable(classifier, name)  # before images are read
     if data is None:
         remove_class_by(classifier, name)
         classifier.save_pretrained(target)
         return UpdateReport({}, (), 0, (), forgot=True, removed=name)
-    images = _images(classifier, data, **options)
+    images = _images(classifier, data, image_column, label_column, max_bad, strict)
     check_same(ONE_LABEL, images.labelling, "bring one label per image")
     rows, digests = images.whole()
     own = [row for row, label in enumerate(rows["label"]) if images.class_names[label] == name]
@@ -152,10 +163,26 @@ def remove_class(
     return UpdateReport({name: len(kept)}, (), known, images.skipped, forgot=True, removed=name)
 
 
-def _images(classifier: ZeroShotClassifier, data: Any, **options: Any) -> ImageData:
+def _images(
+    classifier: ZeroShotClassifier,
+    data: Any,
+    image_column: str | None,
+    label_column: str | None,
+    max_bad: float,
+    strict: bool,
+) -> ImageData:
     """All images of some data, whatever their split."""
-    options |= {"validation": 0, "test": 0, "progress": True}
-    return load_data(data, known_classes=classifier.class_names, **options)
+    return load_data(
+        data,
+        image_column=image_column,
+        label_column=label_column,
+        known_classes=classifier.class_names,
+        validation=0,
+        test=0,
+        max_bad=max_bad,
+        strict=strict,
+        progress=True,
+    )
 
 
 def _rows_to_change(

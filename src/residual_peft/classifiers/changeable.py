@@ -157,7 +157,7 @@ class ChangeableClassifier(PredictingClassifier):
         Raises:
             ResiDualError: as `update`; no such class, fewer than two left, or other images.
         """
-        _check_removable(self, name)
+        check_removable(self, name)
         if images is None:
             return remove_class_by(self, name)
         items = images_of(images)[0]
@@ -214,7 +214,7 @@ def add_class_by(
 
 def remove_class_by(classifier: HeadedClassifier, name: str, read: Read | None = None) -> None:
     """As `remove_class`, by images read."""
-    _check_removable(classifier, name)
+    check_removable(classifier, name)
     names, rows, head = classifier.class_names, classifier.class_embeddings, classifier.head
     place = names.index(name)
     others = torch.arange(len(names), device=rows.device) != place
@@ -234,7 +234,8 @@ def remove_class_by(classifier: HeadedClassifier, name: str, read: Read | None =
         )
 
 
-def _check_removable(classifier: HeadedClassifier, name: str) -> None:
+def check_removable(classifier: HeadedClassifier, name: str) -> None:
+    """Raise a ResiDualError for a class that `remove_class` cannot take out, even with all its images."""
     names, head = classifier.class_names, classifier.head
     if name not in names or len(names) < 3:
         raise ResiDualError(

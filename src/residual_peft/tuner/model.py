@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -81,8 +80,7 @@ class ResiDualModel(BaseTuner):
     ) -> ResiDualConfig:
         """Write down where this model computes its readout, or which Linears it adapts.
 
-        A second mode is refused: readout mode's bases are those of unchanged weights. So is readout
-        mode around a PeftModel, in which PEFT would not find the readout's module.
+        A second mode is refused: readout mode's bases are those of unchanged weights.
         """
         for layer in adapter_layers(self.model):  # the model may be wrapped twice
             if layer.mode != peft_config.mode and layer.adapter_settings:
@@ -92,11 +90,6 @@ class ResiDualModel(BaseTuner):
                     f"has, got mode={peft_config.mode!r}: one model cannot have both. Load the "
                     "base model once more for it, or delete the other adapters first."
                 )
-        if peft_config.mode == "readout" and isinstance(self.model, PeftModel):
-            raise ResiDualError(
-                "wanted the model itself, got a PeftModel around it: give get_peft_model its "
-                "get_base_model(), or put another adapter beside the first with add_adapter."
-            )
         mode_of(peft_config).prepare(peft_config, self.model, self._fingerprints(peft_config))
         return peft_config
 

@@ -145,7 +145,8 @@ class HeadStatistics:
             if features is None or given != count:
                 raise ResiDualError(
                     f"wanted the {count:g} images of class {class_index} to take out with it, got "
-                    f"{given}: without them that takes fit --keep-statistics-per-class."
+                    f"{given}: without them it takes statistics with per_class=True (fit "
+                    "--keep-statistics-per-class)."
                 )
             self.forget(features, torch.full((given,), class_index))
         kept = torch.arange(self.class_count) != class_index

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import _ExcludedModule
 from torch import nn
 
@@ -38,6 +39,11 @@ class ReadoutMode(Mode):
 
     def prepare(self, config: ResiDualConfig, model: nn.Module, trusted: Trusted) -> None:
         """Find the tower, and write down where it computes its readout."""
+        if isinstance(model, PeftModel):  # in which PEFT would not find it
+            raise ResiDualError(
+                "wanted the model itself, got a PeftModel around it: give get_peft_model its "
+                "get_base_model(), or put another adapter beside the first with add_adapter."
+            )
         given = config.target_modules
         try:
             anatomy = find_tower(model, config.side, config.readout or "own")
