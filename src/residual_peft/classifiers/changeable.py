@@ -235,7 +235,7 @@ def remove_class_by(classifier: HeadedClassifier, name: str, read: Read | None =
 
 
 def check_removable(classifier: HeadedClassifier, name: str) -> None:
-    """Raise a ResiDualError for a class that `remove_class` cannot take out, even with all its images."""
+    """Raise a ResiDualError for a class that `remove_class` cannot take out at all."""
     names, head = classifier.class_names, classifier.head
     if name not in names or len(names) < 3:
         raise ResiDualError(
